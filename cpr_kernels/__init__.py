@@ -1,0 +1,47 @@
+"""Cascade positive mining for multi-view contrastive learning: fused kernels as torch ops."""
+
+from __future__ import annotations
+
+import torch  # first: its OpenMP runtime must be the one that the native core binds to
+
+from . import ops as _ops  # registers torch.ops.cpr.*
+from .explain import explain
+from .losses import MILNCELoss, mil_nce
+from .metrics import class_mining_recall, positive_mining_recall, retrieval_recall_at_k
+from .mining import (
+    CascadeTrace,
+    Schedule,
+    Stage,
+    cascade_topk,
+    cascade_trace,
+    coclr_schedule,
+    cpr_schedule,
+    oracle_schedule,
+    parse_schedule,
+)
+from .momentum import ema_update_
+from .queue import MultiViewQueue
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "CascadeTrace",
+    "MILNCELoss",
+    "MultiViewQueue",
+    "Schedule",
+    "Stage",
+    "cascade_topk",
+    "cascade_trace",
+    "class_mining_recall",
+    "coclr_schedule",
+    "cpr_schedule",
+    "ema_update_",
+    "explain",
+    "mil_nce",
+    "oracle_schedule",
+    "parse_schedule",
+    "positive_mining_recall",
+    "retrieval_recall_at_k",
+]
+
+del torch, _ops

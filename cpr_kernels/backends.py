@@ -1,0 +1,56 @@
+"""Which backend runs a call, and why the others do not. One predicate serves both questions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple, Protocol
+
+
+class _Module(Protocol):
+    """What a backend file provides."""
+
+    NAME: str
+
+    def why_not(self, call: Any) -> str | None: ...
+    def run(self, call: Any) -> Any: ...
+
+
+class Choice(NamedTuple):
+    """One row of :func:`explain`: a backend, and the sentence that rules it out (None: it can run)."""
+
+    backend: str
+    reason: str | None
+
+
+def choose(table: Sequence[Any], call: Any, name: str = "auto") -> Any:
+    """The backend that runs `call`: the first able one, or the one asked for by name.
+
+    Raises:
+        ValueError: a name that is not in the table, or a named backend that cannot run this call.
+    """
+    if name == "auto":
+        return next(backend for backend in table if backend.why_not(call) is None)
+    for backend in table:
+        if backend.NAME == name:
+            reason = backend.why_not(call)
+            if reason is not None:
+                raise ValueError(f"backend={name!r} cannot run this call: {reason}")
+            return backend
+    known = ", ".join(repr(backend.NAME) for backend in table)
+    raise ValueError(f"backend must be 'auto' or one of {known}, got {name!r}")
+
+
+def reasons(table: Sequence[Any], call: Any) -> list[Choice]:
+    """Every backend in order of preference, each with the reason it cannot run `call`, or None."""
+    return [Choice(backend.NAME, backend.why_not(call)) for backend in table]
+
+
+def as_text(op: str, choices: Sequence[Choice]) -> str:
+    """The table of reasons, one line a backend; the one that `auto` takes is marked."""
+    width = max(len(choice.backend) for choice in choices)
+    taken = next(choice.backend for choice in choices if choice.reason is None)
+    lines = [op]
+    for name, reason in choices:
+        mark = "->" if name == taken else "  "
+        lines.append(f" {mark} {name:<{width}}  {reason or 'can run'}")
+    return "\n".join(lines)

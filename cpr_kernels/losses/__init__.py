@@ -1,0 +1,146 @@
+"""What do I minimise? Tensors in, a loss out; no state, never mines."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from ..calls import LossCall
+from . import reference
+
+__all__ = ["MILNCELoss", "mil_nce"]
+
+BACKENDS = (reference,)  # in order of preference; NAME, why_not(call), sweep(...), keys_gradient(...)
+
+_REDUCTIONS = ("mean", "sum", "none")
+
+
+def _check_reduction(reduction: str) -> None:
+    if reduction not in _REDUCTIONS:
+        raise ValueError(f"mil_nce: reduction must be one of {', '.join(_REDUCTIONS)}, got {reduction!r}")
+
+
+def _reduced(loss: Tensor, reduction: str) -> Tensor:
+    if reduction == "none":
+        return loss
+    return loss.mean() if reduction == "mean" else loss.sum()
+
+
+def as_call(
+    query: Tensor,
+    positive: Tensor,
+    keys: Tensor,
+    positives: Tensor | None = None,
+    temperature: float = 0.07,
+    query_ids: Tensor | None = None,
+    key_ids: Tensor | None = None,
+    use_own: Tensor | None = None,
+    siblings: int = 1,
+) -> LossCall:
+    """The op's arguments; no `positives` is InfoNCE, an empty list for every query."""
+    if positives is None:
+        positives = query.new_empty((query.shape[0] if query.dim() else 0, 0), dtype=torch.int64)
+    return LossCall(query, positive, keys, positives, temperature, query_ids, key_ids, use_own, siblings)
+
+
+def mil_nce(
+    query: Tensor,
+    positive: Tensor,
+    keys: Tensor,
+    positives: Tensor | None = None,
+    temperature: float = 0.07,
+    *,
+    query_ids: Tensor | None = None,
+    key_ids: Tensor | None = None,
+    use_own: Tensor | None = None,
+    siblings: int = 1,
+    reduction: str = "mean",
+    backend: str = "auto",
+) -> Tensor:
+    """MIL-NCE over a queue: ``logsumexp(all logits) - logsumexp(positive logits)`` (Wu et al. 2022, eq. 2).
+
+    The logits of query b are ``[query @ positive, query @ keys.T] / temperature``. Its positives are its own
+    ``positive[b]``, the entries that ``positives[b]`` lists and, with ids, the entries of its own source.
+    The published `multi_nce_loss` is ``-log((softmax(logits) * mask).sum())``; this is the same number,
+    finite for every temperature > 0. Nothing of size B x N is made. With no positives: InfoNCE.
+
+    Args:
+        query: [B, D], float32, bfloat16, float16 (or float64, slow).
+        positive: [B, D], the query's own key.
+        keys: [N, D], the queue.
+        positives: [B, P] int64 indices into keys, -1 is padding, a repeat counts once; None for InfoNCE.
+        temperature: divisor of the logits, > 0.
+        query_ids: [B] int64 source of each query.
+        key_ids: [N] int64 source of each entry; entries with a negative id take no part.
+        use_own: [B] bool; False takes the own pair out of the numerator (not the denominator) where another
+            positive exists.
+        siblings: what entries with the query's id are: 1 positives, 2 left out of both sums, 0 negatives.
+        reduction: "mean", "sum" or "none" (loss [B]).
+        backend: ``"auto"``, or a name of :func:`explain`'s table; one that cannot run is an error.
+
+    Returns:
+        The loss in float32 (float64 for float64 inputs), differentiable once with respect to query, positive
+        and keys; deterministic.
+
+    Raises:
+        ValueError: an argument that does not fit, named with what was expected and what came.
+    """
+    _check_reduction(reduction)
+    call = as_call(query, positive, keys, positives, temperature, query_ids, key_ids, use_own, siblings)
+    if backend == "auto":
+        return _reduced(torch.ops.cpr.mil_nce(*call), reduction)
+    want = torch.is_grad_enabled() and query.requires_grad
+    swept = torch.ops.cpr._mil_nce_sweep(*call, want_gradient=want, backend=backend)
+    return _reduced(swept[0], reduction)
+
+
+class MILNCELoss(nn.Module):
+    """:func:`mil_nce` as a module that holds its settings.
+
+    Args:
+        temperature: divisor of the logits, > 0.
+        siblings: what entries with the query's id are: 1 positives, 2 left out, 0 negatives.
+        reduction: "mean", "sum" or "none".
+
+    Example:
+        >>> criterion = MILNCELoss(temperature=0.07)
+        >>> loss = criterion(q, k, queue.views["rgb"], positives, query_ids=ids, key_ids=queue.ids)
+    """
+
+    def __init__(self, temperature: float = 0.07, *, siblings: int = 1, reduction: str = "mean") -> None:
+        super().__init__()
+        _check_reduction(reduction)
+        if not temperature > 0:
+            raise ValueError(f"MILNCELoss: temperature must be > 0, got {temperature}")
+        self.temperature = temperature
+        self.siblings = siblings
+        self.reduction = reduction
+
+    def forward(
+        self,
+        query: Tensor,
+        positive: Tensor,
+        keys: Tensor,
+        positives: Tensor | None = None,
+        *,
+        query_ids: Tensor | None = None,
+        key_ids: Tensor | None = None,
+        use_own: Tensor | None = None,
+    ) -> Tensor:
+        """The loss; arguments as :func:`mil_nce`."""
+        return mil_nce(
+            query,
+            positive,
+            keys,
+            positives,
+            self.temperature,
+            query_ids=query_ids,
+            key_ids=key_ids,
+            use_own=use_own,
+            siblings=self.siblings,
+            reduction=self.reduction,
+        )
+
+    def extra_repr(self) -> str:
+        """Settings, for printing the module."""
+        return f"temperature={self.temperature}, siblings={self.siblings}, reduction={self.reduction!r}"

@@ -1,0 +1,132 @@
+"""Who are my positives? Indices in, indices out; no gradients, no state."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..calls import CascadeCall
+from . import reference
+from .schedule import Schedule, Stage, coclr_schedule, cpr_schedule, oracle_schedule, parse_schedule
+
+__all__ = [
+    "CascadeTrace",
+    "Schedule",
+    "Stage",
+    "StageTrace",
+    "cascade_topk",
+    "cascade_trace",
+    "coclr_schedule",
+    "cpr_schedule",
+    "oracle_schedule",
+    "parse_schedule",
+]
+
+BACKENDS = (reference,)  # in order of preference; each has NAME, why_not(call), run(call)
+
+
+class StageTrace(NamedTuple):
+    """The survivors of one stage, best first."""
+
+    stage: Stage
+    indices: Tensor  # [B, keep] int64, padded with -1
+    scores: Tensor  # [B, keep] float32, this stage's scores, padded with -inf
+
+
+class CascadeTrace(tuple[StageTrace, ...]):
+    """One :class:`StageTrace` per stage, in order."""
+
+    def counts(self) -> Tensor:
+        """Survivors of each query after each stage: [B, S] int64."""
+        return torch.stack([(stage.indices >= 0).sum(dim=1) for stage in self], dim=1)
+
+
+def as_call(
+    queries: Mapping[str, Tensor],
+    keys: Mapping[str, Tensor],
+    schedule: Schedule,
+    query_ids: Tensor | None = None,
+    key_ids: Tensor | None = None,
+    exclude: Tensor | None = None,
+) -> CascadeCall:
+    """The op's arguments from named views: only the views that judge take part, in order of first use.
+
+    Raises:
+        ValueError: queries and keys of different views, or a schedule that names a view they do not hold.
+    """
+    if not isinstance(schedule, Schedule):
+        schedule = Schedule(schedule)
+    if set(queries) != set(keys):
+        raise ValueError(f"cascade_topk: queries hold views {sorted(queries)}, but keys hold {sorted(keys)}")
+    schedule.table(tuple(queries))  # names every unknown view before anything else
+    views = schedule.views
+    weights, keep = schedule.table(views)
+    return CascadeCall(
+        [queries[v] for v in views], [keys[v] for v in views], weights, keep, query_ids, key_ids, exclude
+    )
+
+
+def cascade_topk(
+    queries: Mapping[str, Tensor],
+    keys: Mapping[str, Tensor],
+    schedule: Schedule,
+    *,
+    query_ids: Tensor | None = None,
+    key_ids: Tensor | None = None,
+    exclude: Tensor | None = None,
+    backend: str = "auto",
+) -> tuple[Tensor, Tensor]:
+    """Mine positives: stage after stage, keep the queue entries most similar in one view, then in another.
+
+    For one stage and nothing excluded: ``(queries[v] @ keys[v].T).topk(k)``. In general, starting from the
+    eligible entries, stage ``s`` keeps the ``keep`` highest by (score descending, index ascending), where the
+    score is ``sum(weight * queries[view] @ keys[view].T)`` over the stage's views; the last stage's survivors
+    come out in that order (Wu et al. 2022, section 3.2).
+
+    Args:
+        queries: ``{view: [B, D_v]}``, float32, bfloat16 or float16, one dtype a call.
+        keys: ``{view: [N, D_v]}``, the queue.
+        schedule: a :class:`Schedule`, as made by :func:`cpr_schedule`, :func:`coclr_schedule`,
+            :func:`oracle_schedule` or by hand.
+        query_ids: [B] int64 source of each query; entries of the same source are never selected.
+        key_ids: [N] int64 source of each entry; a negative id is an empty slot, never selected.
+        exclude: [B, N] bool; True is never selected. Prefer ids: this is the only B x N array involved.
+        backend: ``"auto"``, or a name of :func:`explain`'s table; one that cannot run is an error.
+
+    Returns:
+        ``indices [B, k]`` int64 padded with -1, and ``scores [B, k]`` float32 of the last stage, padded with
+        -inf. The result depends on the scores alone, not on batch split, threads, device or run. An entry
+        with a NaN score at any stage is never selected. No graph is recorded.
+
+    Raises:
+        ValueError: an argument that does not fit, named with what was expected and what came.
+    """
+    call = as_call(queries, keys, schedule, query_ids, key_ids, exclude)
+    if backend == "auto":
+        return torch.ops.cpr.cascade_topk(*call)
+    return torch.ops.cpr._cascade_topk_on(*call, backend=backend)
+
+
+def cascade_trace(
+    queries: Mapping[str, Tensor],
+    keys: Mapping[str, Tensor],
+    schedule: Schedule,
+    *,
+    query_ids: Tensor | None = None,
+    key_ids: Tensor | None = None,
+    exclude: Tensor | None = None,
+) -> CascadeTrace:
+    """Who survives each stage, for figures: the cascade run on each prefix of the schedule. Slow, exact.
+
+    Arguments as :func:`cascade_topk`. The last stage's indices are `cascade_topk`'s.
+    """
+    stages = Schedule(schedule)
+    traced = []
+    for s in range(len(stages)):
+        prefix = Schedule(stages[: s + 1])
+        call = as_call(queries, keys, prefix, query_ids, key_ids, exclude)
+        traced.append(StageTrace(stages[s], *torch.ops.cpr.cascade_topk(*call)))
+    return CascadeTrace(traced)

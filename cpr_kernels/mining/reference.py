@@ -1,0 +1,85 @@
+"""The meaning of `cpr::cascade_topk` in plain torch. Obvious before fast; every backend is tested against it."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..calls import CascadeCall
+
+NAME = "reference"
+
+
+def why_not(call: CascadeCall) -> str | None:
+    """The reference never refuses."""
+    return None
+
+
+def view_scores(query: Tensor, key: Tensor) -> Tensor:
+    """Inner products [B, N] in float32, whatever matmul precision is set: exact products, rounded once."""
+    return (query.double() @ key.double().T).float()
+
+
+def stage_scores(call: CascadeCall) -> list[Tensor]:
+    """The score of every entry at every stage: S tensors [B, N] float32, views added in order."""
+    num_views = len(call.queries)
+    of_view: dict[int, Tensor] = {}
+    scores = []
+    for s in range(len(call.stage_keep)):
+        total = None
+        for v in range(num_views):
+            weight = call.stage_weights[s * num_views + v]
+            if weight == 0:
+                continue
+            if v not in of_view:
+                of_view[v] = view_scores(call.queries[v], call.keys[v])
+            term = of_view[v] * weight
+            total = term if total is None else total + term
+        assert total is not None  # checks.py refuses a stage without a judge
+        scores.append(total)
+    return scores
+
+
+def excluded(call: CascadeCall) -> Tensor:
+    """True [B, N] where an entry may never be selected: empty slot, the query's own id, or `exclude`."""
+    num_queries, num_keys = call.queries[0].shape[0], call.keys[0].shape[0]
+    out = torch.zeros(num_queries, num_keys, dtype=torch.bool, device=call.queries[0].device)
+    if call.key_ids is not None:
+        out |= call.key_ids[None, :] < 0
+        if call.query_ids is not None:
+            out |= call.key_ids[None, :] == call.query_ids[:, None]
+    if call.exclude is not None:
+        out |= call.exclude
+    return out
+
+
+def ranking(scores: Tensor, alive: Tensor) -> Tensor:
+    """Entries [B, N] by (alive first, score descending, index ascending)."""
+    by_score = scores.masked_fill(~alive, 0).argsort(dim=1, descending=True, stable=True)
+    dead_last = (~alive).gather(1, by_score).to(torch.uint8).argsort(dim=1, stable=True)
+    return by_score.gather(1, dead_last)
+
+
+def run(call: CascadeCall) -> tuple[Tensor, Tensor]:
+    """`(indices [B, k] int64 padded with -1, scores [B, k] float32 padded with -inf)`."""
+    num_queries, num_keys = call.queries[0].shape[0], call.keys[0].shape[0]
+    k = call.stage_keep[-1]
+    device = call.queries[0].device
+    indices = torch.full((num_queries, k), -1, dtype=torch.int64, device=device)
+    values = torch.full((num_queries, k), -torch.inf, dtype=torch.float32, device=device)
+
+    scores = stage_scores(call)  # S x [B, N]
+    alive = ~excluded(call)
+    for score in scores:
+        alive &= ~score.isnan()
+
+    order = torch.empty(num_queries, 0, dtype=torch.int64, device=device)
+    for score, keep in zip(scores, call.stage_keep):
+        order = ranking(score, alive)[:, :keep]
+        alive &= torch.zeros_like(alive).scatter_(1, order, True)
+
+    width = order.shape[1]  # k, or N where the queue is smaller
+    chosen = alive.gather(1, order)
+    indices[:, :width] = torch.where(chosen, order, -1)
+    values[:, :width] = torch.where(chosen, scores[-1].gather(1, order), -torch.inf)
+    return indices, values

@@ -1,0 +1,219 @@
+"""What a cascade does, stage by stage: which view judges, and how many entries stay."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from math import floor
+from typing import Any
+
+Weights = tuple[tuple[str, float], ...]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One narrowing: the view (or weighted views) that judges, and how many entries it keeps.
+
+    Args:
+        view: a view's name, or ``{name: weight}`` to judge by the weighted sum of several views' scores.
+        keep: entries that survive this stage, >= 1.
+
+    Raises:
+        ValueError: no view, an unusable weight, or ``keep`` < 1.
+    """
+
+    view: str | Weights
+    keep: int
+
+    def __init__(self, view: str | Mapping[str, float] | Weights, keep: int) -> None:
+        named = view if isinstance(view, str) else tuple((str(n), float(w)) for n, w in _pairs(view))
+        if not named:
+            raise ValueError("Stage: view names nothing; give a view's name or {name: weight}")
+        for name, weight in () if isinstance(named, str) else named:
+            if weight != weight or abs(weight) == float("inf"):
+                raise ValueError(f"Stage: the weight of view {name!r} must be finite, got {weight}")
+        if isinstance(keep, bool) or int(keep) != keep or keep < 1:
+            raise ValueError(f"Stage: keep must be an integer >= 1, got {keep!r} (view {view!r})")
+        if not isinstance(named, str) and len(named) == 1 and named[0][1] == 1.0:
+            named = named[0][0]
+        object.__setattr__(self, "view", named)
+        object.__setattr__(self, "keep", int(keep))
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """``{view: weight}`` of the judging views, in the order given."""
+        return {self.view: 1.0} if isinstance(self.view, str) else dict(self.view)
+
+    def __str__(self) -> str:
+        names = [name if weight == 1.0 else f"{weight:g}*{name}" for name, weight in self.weights.items()]
+        return f"{'+'.join(names)}:{self.keep}"
+
+
+def _pairs(view: Mapping[str, float] | Weights) -> Iterable[tuple[str, float]]:
+    return view.items() if isinstance(view, Mapping) else view
+
+
+class Schedule(tuple[Stage, ...]):
+    """A cascade: stages in order, each keeping no more than the one before.
+
+    A tuple of :class:`Stage`; prints as ``flow:1024,rgb:512,flow:5``, compares equal by value and
+    reads itself back with :func:`parse_schedule`.
+
+    Raises:
+        ValueError: no stage, or a stage that keeps more than the one before.
+    """
+
+    def __new__(cls, stages: Iterable[Stage | tuple[Any, int]]) -> Schedule:
+        """Stages, or ``(view, keep)`` pairs."""
+        made = tuple(s if isinstance(s, Stage) else Stage(*s) for s in stages)
+        if not made:
+            raise ValueError("Schedule: needs at least one stage, got none")
+        for i, (before, after) in enumerate(zip(made, made[1:]), start=2):
+            if after.keep > before.keep:
+                raise ValueError(
+                    f"Schedule: stage {i} ({after}) keeps more than stage {i - 1} ({before}); "
+                    "counts must not grow"
+                )
+        return super().__new__(cls, made)
+
+    @property
+    def views(self) -> tuple[str, ...]:
+        """Every view that judges somewhere, in order of first use."""
+        return tuple(dict.fromkeys(name for stage in self for name in stage.weights))
+
+    @property
+    def topk(self) -> int:
+        """Entries kept by the last stage (``k``)."""
+        return self[-1].keep
+
+    def table(self, views: Sequence[str]) -> tuple[list[float], list[int]]:
+        """Row-major ``stage_weights`` [S * V] and ``stage_keep`` [S] of the op, for views in this order.
+
+        Raises:
+            ValueError: a stage names a view that is not among ``views``.
+        """
+        weights: list[float] = []
+        for i, stage in enumerate(self, start=1):
+            unknown = [name for name in stage.weights if name not in views]
+            if unknown:
+                raise ValueError(
+                    f"schedule: stage {i} ({stage}) judges by view {unknown[0]!r}, "
+                    f"but queries and keys hold {', '.join(map(repr, views)) or 'no view'}"
+                )
+            weights += [stage.weights.get(name, 0.0) for name in views]
+        return weights, [stage.keep for stage in self]
+
+    def to_list(self) -> list[dict[str, Any]]:
+        """JSON-ready form: ``[{"view": {name: weight}, "keep": n}, ...]``."""
+        return [{"view": stage.weights, "keep": stage.keep} for stage in self]
+
+    @classmethod
+    def from_list(cls, stages: Iterable[Mapping[str, Any]]) -> Schedule:
+        """The inverse of :meth:`to_list`."""
+        return cls(Stage(stage["view"], stage["keep"]) for stage in stages)
+
+    def __str__(self) -> str:
+        return ",".join(map(str, self))
+
+    def __repr__(self) -> str:
+        return f"Schedule('{self}')"
+
+
+def _exact(ratio: float | Fraction) -> Fraction:
+    """The ratio as written: 0.7 is 7/10, not its binary neighbour."""
+    return ratio if isinstance(ratio, Fraction) else Fraction(str(ratio))
+
+
+def cpr_schedule(
+    views: Sequence[str] = ("flow", "rgb"),
+    num_keys: int = 2048,
+    stages: int = 7,
+    ratio: float | Fraction = 0.5,
+    topk: int = 5,
+) -> Schedule:
+    """The cascade of Wu et al. 2022 (CPR, section 3.2): views alternate, each keeps a share of the queue.
+
+    Stage ``s`` (from 1) is judged by ``views[(s - 1) % len(views)]`` and keeps ``floor(num_keys * ratio**s)``
+    entries, in exact arithmetic; the last keeps ``topk``. Odd ``stages`` >= 3 with two views pick what the
+    published code picks when nothing is excluded.
+
+    Raises:
+        ValueError: an argument out of its range, or a count below the next one.
+    """
+    _require(len(views) > 0 and not isinstance(views, str), f"views must be a sequence of names, got {views!r}")
+    _require(num_keys >= 1, f"num_keys must be >= 1, got {num_keys}")
+    _require(stages >= 1, f"stages must be >= 1, got {stages}")
+    _require(topk >= 1, f"topk must be >= 1, got {topk}")
+    share = _exact(ratio)
+    _require(0 < share <= 1, f"ratio must lie in (0, 1], got {ratio}")
+    keep = [floor(num_keys * share**s) for s in range(1, stages)] + [topk]
+    for s, (count, following) in enumerate(zip(keep, keep[1:]), start=1):
+        _require(
+            count >= following,
+            f"num_keys={num_keys}, ratio={ratio}, stages={stages} keep {count} entries at stage {s}, fewer "
+            f"than the {following} of stage {s + 1} (topk={topk}); use fewer stages, a larger ratio or more keys",
+        )
+    return Schedule(Stage(views[s % len(views)], count) for s, count in enumerate(keep))
+
+
+def _require(holds: bool, sentence: str) -> None:
+    if not holds:
+        raise ValueError(f"cpr_schedule: {sentence}")
+
+
+def coclr_schedule(view: str, topk: int = 5) -> Schedule:
+    """One stage, one view: the mining of CoCLR (Han et al. 2020, section 3.2)."""
+    return Schedule([Stage(view, topk)])
+
+
+def oracle_schedule(views: Sequence[str], topk: int = 5) -> Schedule:
+    """One stage judged by all views together, as if their embeddings were concatenated."""
+    return Schedule([Stage(dict.fromkeys(views, 1.0), topk)])
+
+
+def parse_schedule(text: str, num_keys: int | None = None) -> Schedule:
+    """Read a schedule written as text: ``view:keep`` stages separated by commas.
+
+    ``view`` is a name, a sum ``flow+rgb`` or a weighted sum ``2*flow+rgb``. ``keep`` is a count (``flow:5``), or
+    a share of what the stage before kept (``flow:0.5``; of ``num_keys`` for the first), rounded down once
+    from exact arithmetic.
+
+    Raises:
+        ValueError: text that is no schedule, or a share where ``num_keys`` is not given.
+    """
+    stages: list[Stage] = []
+    left: Fraction | None = None if num_keys is None else Fraction(num_keys)
+    for part in text.split(","):
+        view, colon, amount = part.strip().rpartition(":")
+        try:
+            number = Fraction(amount.strip())
+            weights = dict(_term(term) for term in view.split("+"))
+        except (ValueError, ZeroDivisionError):
+            number, weights = Fraction(0), {}
+        if not colon or not weights or number <= 0:
+            raise ValueError(
+                f"schedule: cannot read {part.strip()!r} in {text!r}; "
+                "write stages as view:keep, for example flow:0.5,rgb:0.5,flow:5 or flow+rgb:5"
+            )
+        if number < 1 or "." in amount:
+            if left is None:
+                raise ValueError(f"schedule: {part.strip()!r} is a share, so num_keys must be given")
+            _require_share(number, part)
+            left = left * number
+        else:
+            left = number
+        stages.append(Stage(weights, max(1, floor(left))))
+    return Schedule(stages)
+
+
+def _require_share(number: Fraction, part: str) -> None:
+    if number > 1:
+        raise ValueError(f"schedule: {part.strip()!r} keeps a share above 1; write a count without a point")
+
+
+def _term(term: str) -> tuple[str, float]:
+    weight, star, name = term.strip().rpartition("*")
+    if not name.strip():
+        raise ValueError(term)
+    return name.strip(), float(weight) if star else 1.0

@@ -1,0 +1,167 @@
+"""The torch ops `torch.ops.cpr.*`: schemas, checks, fake tensors and autograd. Registered once, on import.
+
+`torch.library.Library` with `define` and `impl`, not `custom_op`: a call costs 3 us instead of 19.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from . import losses, mining
+from .backends import choose
+from .calls import CascadeCall, LossCall
+from .checks import check_cascade, check_enqueue, check_loss, check_positives_in_range
+from .enqueue import run as run_enqueue
+
+LIBRARY = torch.library.Library("cpr", "DEF")  # the ops live as long as this object
+
+_CASCADE = (
+    "Tensor[] queries, Tensor[] keys, float[] stage_weights, int[] stage_keep, "
+    "Tensor? query_ids=None, Tensor? key_ids=None, Tensor? exclude=None"
+)
+_LOSS = "Tensor query, Tensor positive, Tensor keys, Tensor positives, float temperature"
+_LOSS_MASKS = "Tensor? query_ids=None, Tensor? key_ids=None, Tensor? use_own=None, int siblings=1"
+_LOSS_STATE = "Tensor lse_all, Tensor lse_positive, Tensor own_positive"
+
+LIBRARY.define(f"cascade_topk({_CASCADE}) -> (Tensor indices, Tensor scores)")
+LIBRARY.define(f"_cascade_topk_on({_CASCADE}, *, str backend) -> (Tensor indices, Tensor scores)")
+LIBRARY.define(f"mil_nce({_LOSS}, {_LOSS_MASKS}) -> Tensor loss")
+LIBRARY.define(
+    f"_mil_nce_sweep({_LOSS}, {_LOSS_MASKS}, *, bool want_gradient, str backend) "
+    f"-> (Tensor loss, {_LOSS_STATE}, Tensor grad_query)"
+)
+LIBRARY.define(
+    f"_mil_nce_keys_gradient({_LOSS}, {_LOSS_MASKS}, *, Tensor grad_loss, {_LOSS_STATE}, str backend) -> Tensor"
+)
+LIBRARY.define(
+    "enqueue_(Tensor(a!)[] buffers, Tensor(b!) pointer, Tensor(c!) count, Tensor[] rows) -> ()"
+)
+
+
+def _cascade_topk(*args: Any, backend: str = "auto") -> tuple[Tensor, Tensor]:
+    call = CascadeCall(*args, *[None] * (len(CascadeCall._fields) - len(args)))
+    check_cascade(call)
+    with torch.no_grad():
+        return choose(mining.BACKENDS, call, backend).run(call)
+
+
+def _fake_cascade_topk(*args: Any, backend: str = "auto") -> tuple[Tensor, Tensor]:
+    call = CascadeCall(*args, *[None] * (len(CascadeCall._fields) - len(args)))
+    check_cascade(call)
+    query, k = call.queries[0], call.stage_keep[-1]
+    return (
+        query.new_empty((query.shape[0], k), dtype=torch.int64),
+        query.new_empty((query.shape[0], k), dtype=torch.float32),
+    )
+
+
+def _loss_call(args: Sequence[Any]) -> LossCall:
+    defaults = (None, None, None, 1)
+    call = LossCall(*args, *defaults[len(args) - 5 :])
+    check_loss(call)
+    return call
+
+
+def _mil_nce(*args: Any) -> Tensor:
+    want = torch.is_grad_enabled() and args[0].requires_grad
+    return torch.ops.cpr._mil_nce_sweep.default(*args, want_gradient=want, backend="auto")[0]
+
+
+def _sweep(*args: Any, want_gradient: bool, backend: str) -> tuple[Tensor, ...]:
+    call = _loss_call(args)
+    if call.positives.device.type == "cpu":
+        check_positives_in_range(call.positives, call.keys.shape[0])
+    return tuple(choose(losses.BACKENDS, call, backend).sweep(call, want_gradient))
+
+
+def _fake_sweep(*args: Any, want_gradient: bool, backend: str) -> tuple[Tensor, ...]:
+    call = _loss_call(args)
+    rows, dim = call.query.shape
+    dtype = torch.float64 if call.query.dtype == torch.float64 else torch.float32
+    loss, lse_all, lse_positive = (call.query.new_empty((rows,), dtype=dtype) for _ in range(3))
+    own_positive = call.query.new_empty((rows,), dtype=torch.bool)
+    grad_query = call.query.new_empty((rows if want_gradient else 0, dim), dtype=dtype)
+    return loss, lse_all, lse_positive, own_positive, grad_query
+
+
+def _keys_gradient(
+    *args: Any, grad_loss: Tensor, lse_all: Tensor, lse_positive: Tensor, own_positive: Tensor, backend: str
+) -> Tensor:
+    call = _loss_call(args)
+    return choose(losses.BACKENDS, call, backend).keys_gradient(call, grad_loss, lse_all, lse_positive)
+
+
+def _fake_keys_gradient(*args: Any, **_: Any) -> Tensor:
+    return torch.empty_like(args[2], memory_format=torch.contiguous_format)
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], keyword_only_inputs: dict[str, Any], output: Any) -> None:
+    tensors = [x for x in inputs if isinstance(x, Tensor)]
+    _, lse_all, lse_positive, own_positive, grad_query = output
+    ctx.save_for_backward(*tensors, lse_all, lse_positive, own_positive, grad_query)
+    ctx.pattern = [None if isinstance(x, Tensor) else (x,) for x in inputs]
+    ctx.backend = keyword_only_inputs["backend"]
+    ctx.mark_non_differentiable(lse_all, lse_positive, own_positive, grad_query)
+    ctx.set_materialize_grads(False)
+
+
+@once_differentiable
+def _backward(ctx: Any, grad_loss: Tensor | None, *_: Any) -> tuple[Any, ...]:
+    none = (None,) * len(ctx.pattern)
+    if grad_loss is None:
+        return none
+    *tensors, lse_all, lse_positive, own_positive, grad_query = ctx.saved_tensors
+    given = iter(tensors)
+    inputs = [next(given) if slot is None else slot[0] for slot in ctx.pattern]
+    query, positive, keys, _, temperature = inputs[:5]
+    wants_query, wants_positive, wants_keys = ctx.needs_input_grad[:3]
+    of_query = of_positive = of_keys = None
+    if wants_query:
+        of_query = (grad_loss[:, None] * grad_query).to(query.dtype)
+    if wants_positive:
+        wide = query.to(lse_all.dtype)
+        logit = (wide * positive.to(lse_all.dtype)).sum(dim=1) / temperature  # [B]
+        weight = (logit - lse_all).exp() - (logit - lse_positive).exp() * own_positive
+        of_positive = ((grad_loss * weight / temperature)[:, None] * wide).to(positive.dtype)
+    if wants_keys:
+        of_keys = torch.ops.cpr._mil_nce_keys_gradient.default(
+            *inputs,
+            grad_loss=grad_loss,
+            lse_all=lse_all,
+            lse_positive=lse_positive,
+            own_positive=own_positive,
+            backend=ctx.backend,
+        )
+    return (of_query, of_positive, of_keys, *none[3:])
+
+
+def _enqueue_(buffers: Sequence[Tensor], pointer: Tensor, count: Tensor, rows: Sequence[Tensor]) -> None:
+    check_enqueue(buffers, pointer, count, rows)
+    run_enqueue(buffers, pointer, count, rows)
+
+
+def _fake_enqueue_(buffers: Sequence[Tensor], pointer: Tensor, count: Tensor, rows: Sequence[Tensor]) -> None:
+    check_enqueue(buffers, pointer, count, rows)
+
+
+for _device in ("CPU", "CUDA"):
+    LIBRARY.impl("cascade_topk", _cascade_topk, _device)
+    LIBRARY.impl("_cascade_topk_on", _cascade_topk, _device)
+    LIBRARY.impl("_mil_nce_sweep", _sweep, _device)
+    LIBRARY.impl("_mil_nce_keys_gradient", _keys_gradient, _device)
+    LIBRARY.impl("enqueue_", _enqueue_, _device)
+for _op in ("cascade_topk", "_cascade_topk_on", "enqueue_"):
+    # mining and the queue record no graph, whatever their inputs require
+    LIBRARY.impl(_op, torch.library.fallthrough_kernel, "Autograd")
+LIBRARY.impl("mil_nce", _mil_nce, "CompositeImplicitAutograd")
+torch.library.register_fake("cpr::cascade_topk", _fake_cascade_topk, lib=LIBRARY)
+torch.library.register_fake("cpr::_cascade_topk_on", _fake_cascade_topk, lib=LIBRARY)
+torch.library.register_fake("cpr::_mil_nce_sweep", _fake_sweep, lib=LIBRARY)
+torch.library.register_fake("cpr::_mil_nce_keys_gradient", _fake_keys_gradient, lib=LIBRARY)
+torch.library.register_fake("cpr::enqueue_", _fake_enqueue_, lib=LIBRARY)
+torch.library.register_autograd("cpr::_mil_nce_sweep", _backward, setup_context=_setup_context, lib=LIBRARY)
