@@ -1,0 +1,196 @@
+"""Videos in, data set out: decoding and TV-L1 in several processes, one writer, resumable at any moment."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import signal
+import threading
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import asdict, dataclass
+from multiprocessing.connection import wait as wait_for
+from pathlib import Path
+
+from . import TrainError
+from .progress import progress_bar, table
+from .sources import Source, list_sources
+from .store import VERSION, FrameStore, Manifest, Video, packed, record_key
+from .videos import FrameSettings, UnreadableVideo, read_views
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What one run of `prepare` did: `stored` now, `kept` from an earlier run, and the manifest of all."""
+
+    manifest: Manifest
+    stored: int
+    kept: int
+
+
+def prepare(videos: Path, out: Path, settings: FrameSettings | None = None, processes: int = 0) -> Prepared:
+    """Stores the RGB and flow frames of every readable video of a folder or CSV in one LMDB at `out`.
+
+    What is stored already, with the same settings and from an unchanged file, is kept: kill it at any moment and run it
+    again. Broken, short and missing files are skipped and listed with their reason, in `manifest.json`, in
+    `skipped.txt` and at the end. `processes=0` takes one a core.
+
+    Raises:
+        TrainError: no video at all, none readable, other settings than those `out` was made with, a full disk.
+    """
+    settings = settings or FrameSettings()
+    sources, skipped = list_sources(Path(videos))
+    store = FrameStore(Path(out), writable=True)
+    try:
+        _same_settings(store, settings)
+        entries = {source.id: entry for source in sources if (entry := _stored_entry(store, source))}
+        kept = len(entries)
+        todo = [source for source in sources if source.id not in entries]
+        with progress_bar() as bar:
+            task = bar.add_task("prepare", total=len(sources), completed=kept)
+            for source, outcome in _read_all(todo, settings, processes or os.cpu_count() or 1):
+                if isinstance(outcome, str):
+                    skipped.append((source.id, outcome))
+                else:
+                    rgb, flow = outcome
+                    entry = _entry(source, len(rgb))
+                    store.put({
+                        record_key("rgb", source.id): packed(rgb),
+                        record_key("flow", source.id): packed(flow),
+                        record_key("entry", source.id): json.dumps(entry).encode(),
+                    })  # fmt: skip
+                    entries[source.id] = entry
+                bar.update(task, advance=1)
+    finally:
+        store.close()
+    if not entries:
+        example = "; ".join(f"{name}: {reason}" for name, reason in skipped[:2])
+        raise TrainError(f"videos: none of the {len(skipped)} files in {videos} could be used ({example})")
+    manifest = _manifest(sources, entries, settings, skipped)
+    manifest.save(Path(out))
+    return Prepared(manifest, stored=len(entries) - kept, kept=kept)
+
+
+def print_summary(prepared: Prepared, out: Path) -> None:
+    """The final tables: videos by class and split, and what was skipped, with the reason."""
+    manifest = prepared.manifest
+    counts = [[0, 0] for _ in manifest.classes]
+    for video in manifest.videos:
+        counts[video.label][video.split == "test"] += 1
+    rows = [[name, str(train), str(test)] for name, (train, test) in zip(manifest.classes, counts)]
+    rows.append(["all", str(sum(c[0] for c in counts)), str(sum(c[1] for c in counts))])
+    table(f"{out}: {prepared.stored} stored, {prepared.kept} kept from before", ["class", "train", "test"], rows)
+    if manifest.skipped:
+        shown = [list(row) for row in manifest.skipped[:20]]
+        if len(manifest.skipped) > len(shown):
+            shown.append([f"... {len(manifest.skipped) - len(shown)} more", f"see {out / 'skipped.txt'}"])
+        table(f"{len(manifest.skipped)} skipped", ["file", "reason"], shown)
+
+
+def _same_settings(store: FrameStore, settings: FrameSettings) -> None:
+    wanted = {"version": VERSION, **asdict(settings)}
+    before = store.get_json("settings")
+    if before is None:
+        store.put({"settings": json.dumps(wanted).encode()})
+    elif before != wanted:
+        changed = ", ".join(f"{k} {before.get(k)} -> {v}" for k, v in wanted.items() if before.get(k) != v)
+        raise TrainError(f"out: {store.folder} was made with other settings ({changed}); give a new --out or delete it")
+
+
+def _stored_entry(store: FrameStore, source: Source) -> dict[str, int] | None:
+    entry = store.get_json(record_key("entry", source.id))
+    unchanged = entry is not None and source.path.is_file() and entry == _entry(source, entry["frames"])
+    return entry if unchanged else None
+
+
+def _entry(source: Source, frames: int) -> dict[str, int]:
+    status = source.path.stat()
+    return {"frames": frames, "bytes": status.st_size, "changed_ns": status.st_mtime_ns}
+
+
+def _manifest(
+    sources: list[Source], entries: dict[str, dict[str, int]], settings: FrameSettings, skipped: list[tuple[str, str]]
+) -> Manifest:
+    usable = [source for source in sources if source.id in entries]
+    classes = sorted({source.label for source in usable})
+    groups = {group: i for i, group in enumerate(sorted({source.group for source in usable}))}
+    videos = [
+        Video(source.id, classes.index(source.label), groups[source.group], source.split, entries[source.id]["frames"])
+        for source in usable
+    ]
+    return Manifest(settings, classes, videos, sorted(skipped))
+
+
+Views = tuple[list[bytes], list[bytes]]
+
+
+def _read_all(
+    todo: list[Source], settings: FrameSettings, processes: int
+) -> Iterator[tuple[Source, Views | str]]:
+    """Every source with its two views, or the reason why not, in the order of completion."""
+    waiting = deque(todo)
+    while waiting:
+        flying: dict[Future[Views | str], Source] = {}
+        try:
+            yield from _read_in_pool(waiting, settings, processes, flying)
+        except BrokenProcessPool:
+            # One file killed its decoder, and with it the pool; which of those in flight is found by reading each alone.
+            for source in flying.values():
+                yield source, _read_alone(source, settings)
+
+
+def _read_in_pool(
+    waiting: deque[Source], settings: FrameSettings, processes: int, flying: dict[Future[Views | str], Source]
+) -> Iterator[tuple[Source, Views | str]]:
+    with _pool(min(processes, len(waiting))) as pool:
+        try:
+            while waiting or flying:
+                while waiting and len(flying) < 2 * processes:
+                    source = waiting.popleft()
+                    flying[pool.submit(_read_one, source.path, settings)] = source
+                for future in wait(flying, return_when=FIRST_COMPLETED).done:
+                    outcome = future.result()
+                    yield flying.pop(future), outcome
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _read_alone(source: Source, settings: FrameSettings) -> Views | str:
+    with _pool(1) as pool:
+        try:
+            return pool.submit(_read_one, source.path, settings).result()
+        except BrokenProcessPool:
+            return "the decoder crashed on this file"
+
+
+def _pool(processes: int) -> ProcessPoolExecutor:
+    # Spawned, not forked: torch is loaded here, and a fork of its threads can hang.
+    return ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), _start_worker)
+
+
+def _read_one(path: Path, settings: FrameSettings) -> Views | str:
+    try:
+        return read_views(path, settings)
+    except UnreadableVideo as reason:
+        return str(reason)
+
+
+def _start_worker() -> None:
+    """One core a worker; Ctrl-C is the parent's business; a worker whose parent was killed leaves too."""
+    import av.logging
+    import cv2
+
+    cv2.setNumThreads(1)
+    av.logging.set_level(None)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+
+    def leave_with_parent() -> None:
+        if parent is not None:
+            wait_for([parent.sentinel])
+            os._exit(1)
+
+    threading.Thread(target=leave_with_parent, daemon=True).start()

@@ -1,0 +1,177 @@
+"""Where do the frames lie? One LMDB a data set, one record a video and view, and a manifest beside it.
+
+Record `<view>/<key>`: the count and the end offsets of the frames as little-endian uint32, then the JPEGs one after the
+other, so a clip is read without touching the rest of the video. Record `entry/<key>`: JSON about the video, written in
+the same transaction: a video is stored whole or not at all. `manifest.json` is written last, when all are in.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import struct
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import lmdb
+import numpy as np
+import numpy.typing as npt
+
+from . import TrainError
+from .videos import FrameSettings, decode_flow, decode_rgb
+
+VERSION = 1
+VIEWS = ("rgb", "flow")
+FIRST_MAP_SIZE = 1 << 28
+
+
+@dataclass(frozen=True)
+class Video:
+    """One stored video: its label and group are indices into the manifest's names."""
+
+    id: str
+    label: int
+    group: int
+    split: str
+    frames: int
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a data set holds. `videos` are in the order of their ids; a video's index there names it everywhere."""
+
+    settings: FrameSettings
+    classes: list[str]
+    videos: list[Video]
+    skipped: list[tuple[str, str]]
+
+    def save(self, folder: Path) -> None:
+        """Writes `manifest.json` and `skipped.txt`, atomically."""
+        body = {
+            "version": VERSION,
+            "settings": asdict(self.settings),
+            "classes": self.classes,
+            "videos": [asdict(video) for video in self.videos],
+            "skipped": self.skipped,
+        }
+        write_atomically(folder / "skipped.txt", "".join(f"{name}\t{reason}\n" for name, reason in self.skipped).encode())
+        write_atomically(folder / "manifest.json", json.dumps(body, indent=1).encode())
+
+    @classmethod
+    def load(cls, folder: Path) -> Manifest:
+        """Reads the manifest of a prepared data set."""
+        path = folder / "manifest.json"
+        if not path.is_file():
+            unfinished = (folder / "data.mdb").is_file()
+            raise TrainError(
+                f"data: {folder} is not finished; run the same `cpr prepare` again to finish it" if unfinished
+                else f"data: {folder} holds no prepared data set; make one with `cpr prepare --videos FOLDER --out {folder}`"
+            )  # fmt: skip
+        body = json.loads(path.read_text())
+        if body.get("version") != VERSION:
+            raise TrainError(f"data: {path} has version {body.get('version')}, this program reads {VERSION}; prepare it again")
+        return cls(
+            FrameSettings(**body["settings"]),
+            list(body["classes"]),
+            [Video(**video) for video in body["videos"]],
+            [(name, reason) for name, reason in body["skipped"]],
+        )
+
+
+class FrameStore:
+    """The LMDB of a data set. Opened on first use in each process, so a copy may cross into a worker."""
+
+    def __init__(self, folder: Path, writable: bool = False) -> None:
+        self.folder, self.writable = Path(folder), writable
+        self._env: lmdb.Environment | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"folder": self.folder, "writable": False, "_env": None}
+
+    @property
+    def env(self) -> lmdb.Environment:
+        """The open LMDB environment of this process."""
+        if self._env is None:
+            if self.writable:
+                self.folder.mkdir(parents=True, exist_ok=True)
+            elif not (self.folder / "data.mdb").is_file():
+                raise TrainError(f"data: {self.folder} holds no data.mdb; make it with `cpr prepare`")
+            self._env = lmdb.open(
+                str(self.folder), readonly=not self.writable, lock=self.writable, readahead=False,
+                meminit=False, map_size=FIRST_MAP_SIZE if self.writable else 0,
+            )  # fmt: skip
+        return self._env
+
+    def put(self, records: dict[str, bytes]) -> None:
+        """Stores all records or none; the file grows as needed."""
+        while True:
+            try:
+                with self.env.begin(write=True) as transaction:
+                    for key, value in records.items():
+                        transaction.put(key.encode(), value)
+                return
+            except lmdb.MapFullError:
+                self.env.set_mapsize(self.env.info()["map_size"] * 2)
+            except lmdb.Error as error:
+                raise TrainError(f"out: writing to {self.folder} failed ({error}); free some space and run again") from error
+
+    def get_json(self, key: str) -> dict[str, Any] | None:
+        """The JSON record under `key`, or None."""
+        with self.env.begin() as transaction:
+            value = transaction.get(key.encode())
+        return None if value is None else json.loads(value)
+
+    def frames(self, video_id: str, view: str, start: int, count: int) -> npt.NDArray[np.uint8]:
+        """Frames start .. start+count-1 of a view, [count, H, W, 3] for rgb and [count, H, W, 2] for flow, uint8."""
+        decode = decode_rgb if view == "rgb" else decode_flow
+        with self.env.begin(buffers=True) as transaction:
+            record = transaction.get(record_key(view, video_id).encode())
+            if record is None:
+                raise TrainError(f"data: {video_id} is not stored in {self.folder}; run `cpr prepare` again")
+            (total,) = struct.unpack_from("<I", record)
+            if not 0 <= start <= start + count <= total:
+                raise IndexError(f"{video_id} has {total} {view} frames, asked for {start} to {start + count - 1}")
+            ends = (4 * (total + 1), *(4 * (total + 1) + end for end in struct.unpack_from(f"<{total}I", record, 4)))
+            return np.stack([decode(record[ends[i] : ends[i + 1]]) for i in range(start, start + count)])
+
+    def close(self) -> None:
+        """Closes this process's handle."""
+        if self._env is not None:
+            self._env.close()
+            self._env = None
+
+
+def record_key(kind: str, video_id: str) -> str:
+    """LMDB keys are short, ids are paths: a hash stands for the id."""
+    return f"{kind}/{hashlib.sha1(video_id.encode()).hexdigest()}"
+
+
+def packed(frames: list[bytes]) -> bytes:
+    """One record of many JPEGs: count, end offsets, JPEGs."""
+    ends = np.cumsum([len(frame) for frame in frames]).tolist()
+    return b"".join([struct.pack(f"<{1 + len(ends)}I", len(frames), *ends), *frames])
+
+
+def write_atomically(path: Path, body: bytes) -> None:
+    """Replaces a file whole: a reader, or a kill at any moment, sees the old one or the new one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with part.open("wb") as file:
+            file.write(body)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+    _sync_folder(path.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
