@@ -141,6 +141,7 @@ class Encoder(nn.Sequential):
             nn.ReLU(),
             nn.Conv3d(size, embedding, 1),
         )
+        self.width = width
 
     @property
     def feature_size(self) -> int:

@@ -1,0 +1,162 @@
+"""What can be set: plain dataclasses, which the command line shows as options, and named presets."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from . import TrainError
+from .augment import Augment
+from .s3d import SMALLEST_CLIP
+
+Method = Literal["infonce", "coclr", "cpr"]
+Siblings = Literal["positive", "ignore", "negative"]
+SIBLINGS: dict[str, int] = {"negative": 0, "positive": 1, "ignore": 2}  # what `mil_nce` calls them
+
+
+@dataclass(frozen=True)
+class Clips:
+    """The clips of a batch."""
+
+    frames: int = 32
+    """Consecutive frames of a clip (T)."""
+    crop: int = 112
+    """Pixels of a clip's side."""
+    batch: int = 32
+    """Videos in a batch (B); each gives two clips."""
+    workers: int = -1
+    """Loader processes; -1 decides by the number of cores (none on two)."""
+    cache_mb: int = 1024
+    """Decoded videos kept in memory, in MiB (per loader process)."""
+
+
+@dataclass(frozen=True)
+class Mining:
+    """How positives are mined in the cycles."""
+
+    method: Method = "cpr"
+    """cpr: the cascade. coclr: the top-k of the other view alone. infonce: none, for comparison."""
+    stages: int = 7
+    """Stages of the cascade (S); odd, so that the frozen view judges first and last."""
+    ratio: float = 0.5
+    """Share of the queue that each stage but the last keeps (r)."""
+    topk: int = 5
+    """Positives mined for a clip (k)."""
+    query: Literal["key", "online"] = "key"
+    """What stands for a clip of the trained view while mining. key: its momentum embedding, as the paper writes.
+    online: the trained encoder's embedding of the first clip, as the published code does."""
+    own_drop: float = 0.9
+    """Chance that a clip's own second clip is left out of its positives where others were mined."""
+    siblings: Siblings = "positive"
+    """Queue entries from the same source video, in the cycles' loss; they are never mined."""
+    infonce_siblings: Siblings = "negative"
+    """The same in the InfoNCE pretraining's loss."""
+
+
+@dataclass(frozen=True)
+class Optim:
+    """Optimiser and loss."""
+
+    lr: float = 1e-3
+    """Learning rate of Adam."""
+    weight_decay: float = 1e-5
+    momentum: float = 0.999
+    """Momentum of the key encoder (m)."""
+    temperature: float = 0.07
+    """Temperature of the loss (T)."""
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Pretrain two video encoders: InfoNCE on both views, then cycles that train one view with positives mined in both."""
+
+    data: Path
+    """Data set made by `cpr prepare`."""
+    out: Path = Path("runs/pretrain")
+    """Folder of the run: checkpoints, logs, encoders, report."""
+    infonce_epochs: int = 300
+    """Epochs of InfoNCE pretraining, both views together; 0 starts from --init-rgb and --init-flow."""
+    cycles: int = 2
+    """Cycles; each trains RGB with flow frozen, then flow with RGB frozen."""
+    cycle_epochs: int = 100
+    """Epochs for each view in each cycle."""
+    queue: int = 2048
+    """Entries of the memory queue (N); keep it well below the number of training videos."""
+    width: float = 1.0
+    """Multiplies S3D's channels; 1 is the published network."""
+    embedding: int = 128
+    """Length of an embedding (D)."""
+    init_rgb: Path | None = None
+    """Encoder to start from: one saved by a run (encoders/*.pt), or a published CoCLR or CPR .pth.tar."""
+    init_flow: Path | None = None
+    """The same for flow."""
+    clips: Clips = field(default_factory=Clips)
+    mining: Mining = field(default_factory=Mining)
+    optim: Optim = field(default_factory=Optim)
+    augment: Augment = field(default_factory=Augment)
+    seed: int = 0
+    device: str = "auto"
+    """auto takes CUDA where there is one."""
+
+    def check(self) -> None:
+        """Raises `TrainError` for the first setting that cannot work, and says what would."""
+        frames, pixels = SMALLEST_CLIP
+        at_least: list[tuple[str, float, float]] = [
+            ("clips.frames", self.clips.frames, frames), ("clips.crop", self.clips.crop, pixels),
+            ("clips.batch", self.clips.batch, 2), ("queue", self.queue, 1), ("infonce-epochs", self.infonce_epochs, 0),
+            ("cycles", self.cycles, 0), ("cycle-epochs", self.cycle_epochs, 0), ("mining.topk", self.mining.topk, 1),
+            ("mining.stages", self.mining.stages, 1), ("embedding", self.embedding, 1),
+        ]  # fmt: skip
+        for name, value, least in at_least:
+            if value < least:
+                raise TrainError(f"{name}: must be at least {least}, got {value}")
+        for name, value in (("mining.own-drop", self.mining.own_drop), ("optim.momentum", self.optim.momentum)):
+            if not 0 <= value <= 1:
+                raise TrainError(f"{name}: must lie in [0, 1], got {value}")
+        if self.mining.topk > self.queue:
+            raise TrainError(f"mining.topk: {self.mining.topk} positives cannot come from a queue of {self.queue}")
+
+
+def paper() -> dict[str, Any]:
+    """The papers' UCF101 setting: 32 frames of 112 px, S3D, queue 2,048, 300 epochs and two cycles of 100. Needs GPUs."""
+    return {}
+
+
+def small() -> dict[str, Any]:
+    """For two CPU cores: a quarter of the channels, 8 frames of 64 px, queue 256, 5 stages, an hour for 1,000 videos."""
+    return {
+        "infonce_epochs": 30,
+        "cycles": 1,
+        "cycle_epochs": 15,
+        "queue": 256,
+        "width": 0.25,
+        "clips": Clips(frames=8, crop=64),
+        "mining": Mining(stages=5),
+        "optim": Optim(momentum=0.99),
+    }
+
+
+PRESETS = {"paper": paper, "small": small}
+
+
+def to_json(config: TrainConfig) -> str:
+    """The config as JSON text, paths as text."""
+    return json.dumps(asdict(config), indent=1, default=str)
+
+
+def from_json(text: str) -> TrainConfig:
+    """The inverse of `to_json`."""
+    body = json.loads(text)
+    for name, kind in (("clips", Clips), ("mining", Mining), ("optim", Optim), ("augment", Augment)):
+        body[name] = kind(**body[name])
+    for name in ("data", "out", "init_rgb", "init_flow"):
+        body[name] = None if body[name] is None else Path(body[name])
+    return TrainConfig(**body)
+
+
+def with_preset(name: str, **changes: Any) -> TrainConfig:
+    """A preset's config with changes; `data` must be among them."""
+    settings = {**PRESETS[name](), **changes}
+    return replace(TrainConfig(data=settings.pop("data")), **settings)

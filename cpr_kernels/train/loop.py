@@ -1,0 +1,281 @@
+"""The training loop: one step after the other, each a function of config and step number, resumable at any of them."""
+
+from __future__ import annotations
+
+import math
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from . import TrainError
+from .augment import augmented
+from .checkpoint import encoder_file, load, load_encoder, save, save_encoder
+from .clips import Batch, ClipDataset, ClipSampler, clip_loader, default_workers
+from .config import TrainConfig, from_json, to_json
+from .logs import RunLog
+from .model import TwoViewModel, new_encoders
+from .plan import Moment, Phase, locate, make_plan, total_steps
+from .progress import progress_bar
+from .quality import MiningMeter, rival_schedules
+from .s3d import Encoder
+from .store import VIEWS, write_atomically
+
+
+class Interrupted(TrainError):
+    """Training was stopped by a signal; its checkpoint is written."""
+
+
+@dataclass
+class Trainer:
+    """Everything a step touches."""
+
+    config: TrainConfig
+    device: torch.device
+    dataset: ClipDataset
+    sampler: ClipSampler
+    plan: list[Phase]
+    model: TwoViewModel
+    optimizer: torch.optim.Adam
+    meter: MiningMeter
+    sources: Tensor  # [videos] int64, the source group of each
+
+
+def pretrain(config: TrainConfig, resume: bool = False) -> Path:
+    """Runs, or continues, a whole pretraining; returns the run's folder.
+
+    The folder gets `config.json`, `checkpoint.pt` (after every epoch), `encoders/` (after every phase), `log.jsonl`
+    and `mined.jsonl`. Ctrl-C writes a checkpoint first. Resumed on a CPU, the weights are those of a run that was
+    never stopped, bit for bit.
+
+    Raises:
+        TrainError: a setting that cannot work, a folder that holds another run, nothing to resume.
+        Interrupted: stopped by SIGINT or SIGTERM, resumable.
+    """
+    run = Path(config.out)
+    state = _claim(run, config, resume)
+    trainer = build(config)
+    start = 0
+    if state is not None:
+        start = restore(trainer, state)
+    steps_per_epoch = trainer.sampler.steps_per_pass
+    end = total_steps(trainer.plan, steps_per_epoch)
+    log = RunLog(run, resume_at=start)
+    with progress_bar() as bar, _stop_flag() as stop, log:
+        task = bar.add_task("pretrain", total=end, completed=start)
+        if trainer.dataset.left_out:
+            bar.console.print(f"{trainer.dataset.left_out} videos are shorter than {config.clips.frames} frames: left out")
+        for step, batch in enumerate(_batches(trainer, start, end), start=start):
+            moment = locate(trainer.plan, steps_per_epoch, step)
+            figures = run_step(trainer, moment, step, batch, log)
+            bar.update(task, advance=1, status=f"{trainer.plan[moment.phase].name}{_brief(figures)}")
+            if moment.ends_phase:
+                _save_encoders(trainer, moment, run)
+            if moment.ends_epoch or moment.ends_phase or stop or step == end - 1:
+                log.flush()
+                save(run / "checkpoint.pt", snapshot(trainer, step + 1))
+            if stop:
+                raise Interrupted(f"stopped after step {step + 1} of {end}; continue with: cpr pretrain --resume {run}")
+    return run
+
+
+def build(config: TrainConfig) -> Trainer:
+    """Data, plan, model and optimiser of a config; reads the data set, writes nothing."""
+    config.check()
+    device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if config.device == "auto" else config.device)
+    clips = config.clips
+    dataset = ClipDataset(
+        config.data, clips.frames, clips.crop, min_area=config.augment.min_area, cache_mb=clips.cache_mb
+    )
+    sampler = ClipSampler(len(dataset), clips.batch, config.seed)
+    model = TwoViewModel(config, _initial_encoders(config)).to(device)
+    plan = make_plan(config)
+    names = ["mined", *rival_schedules(config.mining.topk)]
+    return Trainer(
+        config=config,
+        device=device,
+        dataset=dataset,
+        sampler=sampler,
+        plan=plan,
+        model=model,
+        optimizer=_optimizer(config, model, plan[0]),
+        meter=MiningMeter(dataset.manifest, names, device),
+        sources=torch.tensor([video.group for video in dataset.manifest.videos], device=device),
+    )
+
+
+def run_step(trainer: Trainer, moment: Moment, step: int, batch: Batch, log: RunLog) -> dict[str, Any]:
+    """One step: fills the queue, or trains on a batch; returns its figures."""
+    config, phase, model = trainer.config, trainer.plan[moment.phase], trainer.model
+    began = time.perf_counter()
+    if moment.starts_phase:
+        model.start_phase(phase)
+        trainer.optimizer = _optimizer(config, model, phase)
+        trainer.meter.reset()
+    generator = torch.Generator().manual_seed(int(np.random.SeedSequence((config.seed, 2, step)).generate_state(1)[0]))
+    clips = augmented(batch, config.augment, generator, trainer.device)
+    videos = batch["video"].to(trainer.device)
+    sources = trainer.sources[videos]
+    if moment.epoch < 0:
+        model.fill_step(clips, sources, videos, phase)
+        return {}
+    own = (torch.rand(len(videos), generator=generator) >= config.mining.own_drop).to(trainer.device)
+    full = moment.step_in_phase * config.clips.batch >= config.queue
+    measured = rival_schedules(config.mining.topk) if full else {}
+    entries = model.queue.labels.clone()  # which video each entry holds, before this batch replaces some
+    trainer.optimizer.zero_grad(set_to_none=True)
+    result = model.train_step(clips, sources, videos, phase, measured, own if phase.schedule else None)
+    figures = {f"loss_{view}": float(loss) for view, loss in result.losses.items()}
+    if not all(math.isfinite(loss) for loss in figures.values()):
+        raise TrainError(f"step {step}: the loss is not finite ({figures}); lower --optim.lr or raise --optim.temperature")
+    trainer.optimizer.step()
+    for name, indices in result.mined.items():
+        figures[f"pmr_{name}"] = trainer.meter.update(name, indices, videos, entries)
+    figures["seconds"] = time.perf_counter() - began
+    facts = {"step": step, "phase": phase.name, "epoch": moment.epoch}
+    log.step(facts, figures)
+    if moment.ends_epoch:
+        log.epoch(facts, trainer.meter.summary())
+        log.mined(facts, videos, {name: mined_videos(indices, entries) for name, indices in result.mined.items()})
+        trainer.meter.reset()
+    return figures
+
+
+def mined_videos(indices: Tensor, entries: Tensor) -> Tensor:
+    """The videos [B, k] of mined entries [B, k]; padding stays -1."""
+    return torch.where(indices >= 0, entries[indices.clamp(min=0)], -1)
+
+
+def snapshot(trainer: Trainer, step: int) -> dict[str, Any]:
+    """Everything that the next step depends on, as tensors and plain values."""
+    trainer.sampler.position = step
+    return {
+        "step": step,
+        "config": to_json(trainer.config),
+        "model": trainer.model.state_dict(),
+        "optimizer": trainer.optimizer.state_dict(),
+        "meter": trainer.meter.state_dict(),
+        "sampler": trainer.sampler.state_dict(),
+        "rng": torch.get_rng_state(),
+        "cuda_rng": torch.cuda.get_rng_state_all() if trainer.device.type == "cuda" else [],
+        "torch": torch.__version__,
+    }
+
+
+def restore(trainer: Trainer, state: dict[str, Any]) -> int:
+    """Puts a snapshot back; returns the step to go on with."""
+    step = int(state["step"])
+    trainer.sampler.load_state_dict(state["sampler"])
+    trainer.model.load_state_dict(state["model"])
+    phase = trainer.plan[locate(trainer.plan, trainer.sampler.steps_per_pass, step - 1).phase]
+    trainer.model.set_modes(phase)
+    trainer.optimizer = _optimizer(trainer.config, trainer.model, phase)
+    trainer.optimizer.load_state_dict(state["optimizer"])
+    trainer.meter.load_state_dict(state["meter"])
+    torch.set_rng_state(state["rng"])
+    if state["cuda_rng"] and trainer.device.type == "cuda":
+        torch.cuda.set_rng_state_all(state["cuda_rng"])
+    return step
+
+
+def config_of(run: Path) -> TrainConfig:
+    """The config that a run was started with."""
+    path = run / "config.json"
+    if not path.is_file():
+        raise TrainError(f"run: {run} holds no run (no config.json)")
+    return from_json(path.read_text())
+
+
+def _claim(run: Path, config: TrainConfig, resume: bool) -> dict[str, Any] | None:
+    """Makes the run's folder, or reads its checkpoint; refuses to mix two runs."""
+    known = (run / "config.json").is_file()
+    if not resume:
+        if known:
+            raise TrainError(f"out: {run} holds a run already; continue it with --resume {run}, or give another --out")
+        config.check()
+        write_atomically(run / "config.json", to_json(config).encode())
+        return None
+    if not known:
+        raise TrainError(f"resume: {run} holds no run (no config.json)")
+    if to_json(config_of(run)) != to_json(config):
+        raise TrainError(f"resume: the settings differ from {run / 'config.json'}; resume with the run's own settings")
+    return load(run / "checkpoint.pt") if (run / "checkpoint.pt").is_file() else None
+
+
+def _initial_encoders(config: TrainConfig) -> dict[str, Encoder]:
+    encoders = new_encoders(config)
+    for view, path in (("rgb", config.init_rgb), ("flow", config.init_flow)):
+        if path is not None:
+            encoders[view] = load_encoder(path)
+            got = (encoders[view].width, encoders[view][4].out_channels)
+            if got != (config.width, config.embedding):
+                raise TrainError(
+                    f"init-{view}: {path} has width {got[0]} and embedding {got[1]}, "
+                    f"the run {config.width} and {config.embedding}; set --width and --embedding to match"
+                )
+    return encoders
+
+
+def _optimizer(config: TrainConfig, model: TwoViewModel, phase: Phase) -> torch.optim.Adam:
+    parameters = [p for view in phase.train for p in model.online[view].parameters()]
+    return torch.optim.Adam(parameters, lr=config.optim.lr, weight_decay=config.optim.weight_decay)
+
+
+def _batches(trainer: Trainer, start: int, end: int) -> Iterator[Batch]:
+    workers = trainer.config.clips.workers
+    trainer.sampler.position = start
+    loader = clip_loader(trainer.dataset, trainer.sampler, default_workers() if workers < 0 else workers)
+    if start < end:
+        yield from (batch for batch, _ in zip(loader, range(start, end)))
+
+
+def _save_encoders(trainer: Trainer, moment: Moment, run: Path) -> None:
+    phase = trainer.plan[moment.phase]
+    for view in VIEWS:
+        path = encoder_file(run, moment.phase, phase.name, view)
+        save_encoder(path, trainer.model.online[view], view, phase=phase.name)  # type: ignore[arg-type]
+
+
+def _brief(figures: dict[str, Any]) -> str:
+    parts = [f" {key.removeprefix('loss_')} loss {value:.2f}" for key, value in figures.items() if key.startswith("loss")]
+    if "pmr_mined" in figures:
+        parts.append(f" PMR {figures['pmr_mined']:.2f}")
+    return "".join(parts)
+
+
+class _Stop:
+    """True once a signal asked for an end."""
+
+    asked = False
+
+    def __bool__(self) -> bool:
+        return self.asked
+
+
+@contextmanager
+def _stop_flag() -> Iterator[_Stop]:
+    """SIGINT and SIGTERM ask for an end after the current step; a second one ends at once."""
+    stop = _Stop()
+
+    def ask(number: int, frame: FrameType | None) -> None:
+        if stop.asked:
+            raise KeyboardInterrupt
+        stop.asked = True
+
+    try:
+        before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    except ValueError:  # not in the main thread: the caller's signals stay as they are
+        before = {}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
