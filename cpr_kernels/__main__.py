@@ -1,0 +1,110 @@
+"""The console script `cpr`: positives from your own embeddings, and the reference trainer."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Callable, Sequence
+
+Command = Callable[[list[str]], int]
+
+COMMANDS = {
+    "mine": "positives from your own embeddings (.npz, .npy, .safetensors)",
+    "prepare": "a folder of videos becomes stored RGB frames and TV-L1 flow",
+    "pretrain": "learn features: InfoNCE per view, then CPR co-training",
+    "evaluate": "test-to-train retrieval R@k of a run",
+    "report": "one HTML page of a run: PMR, CMR, R@k, a gallery of mined positives",
+    "demo": "all of it on generated clips, or on your own videos, in minutes",
+}
+
+USAGE = """\
+usage: cpr COMMAND ...
+
+Cascade positive mining for multi-view contrastive learning.
+
+{commands}
+
+{ways}
+`cpr COMMAND --help` explains one; `cpr --version`; `cpr --traceback COMMAND ...` shows where an error arose.
+"""
+WAYS = """\
+The shortest way in:   cpr mine features.npz --out mined.npz
+The whole way:         cpr prepare, then pretrain, evaluate, report; or cpr demo --out runs/demo
+"""
+
+
+def usage() -> str:
+    """What `cpr --help` prints."""
+    width = max(map(len, COMMANDS))
+    commands = "\n".join(f"  {name:<{width}}  {does}" for name, does in COMMANDS.items())
+    return USAGE.format(commands=commands, ways=WAYS)
+
+
+class MissingExtra(ImportError):
+    """A command whose extra is not installed."""
+
+
+def _load(name: str) -> tuple[Command, tuple[type[Exception], ...]]:
+    """The function behind a command, and the exceptions that mean an error of the user."""
+    if name == "mine":
+        from .cli.mine import main as mine
+
+        return mine, (ValueError, OSError, ImportError)
+    try:
+        train = importlib.import_module("cpr_kernels.train")
+        commands: dict[str, Command] = importlib.import_module("cpr_kernels.train.cli").COMMANDS
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] == "cpr_kernels":
+            raise
+        raise MissingExtra(f"needs {error.name}: pip install 'cpr_kernels[train]'") from error
+    return commands[name], (train.TrainError, ValueError, OSError, ImportError)
+
+
+def _run(name: str, argv: list[str]) -> int:
+    """Runs a command; an error of the user becomes one line and status 2."""
+    expected: tuple[type[Exception], ...] = (MissingExtra,)
+    try:
+        command, expected = _load(name)
+        return command(argv)
+    except BrokenPipeError:  # the reader of our output (head, less) has left
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except expected as error:
+        sentence = " ".join(str(error).split()) or type(error).__name__
+        print(f"cpr {name}: {sentence}", file=sys.stderr)
+        return 2
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The console script: 0 done, 1 failed, 2 an error of the user, 130 interrupted.
+
+    Args:
+        argv: arguments after the program's name; default: the process's.
+    """
+    words = list(sys.argv[1:] if argv is None else argv)
+    traceback = words[:1] == ["--traceback"]
+    words = words[traceback:]
+    if not words or words[0] in ("-h", "--help", "help"):
+        print(usage(), end="")
+        return 0 if words else 2
+    if words[0] in ("-V", "--version"):
+        from . import __version__
+
+        print(f"cpr_kernels {__version__}")
+        return 0
+    name, rest = words[0], words[1:]
+    if name not in COMMANDS:
+        print(f"cpr: no command {name!r}; expected one of {', '.join(COMMANDS)}", file=sys.stderr)
+        return 2
+    try:
+        return _load(name)[0](rest) if traceback else _run(name, rest)
+    except KeyboardInterrupt:
+        print(f"cpr {name}: interrupted", file=sys.stderr)
+        return 130
+    except SystemExit as stop:  # a parser has printed its help or its error
+        return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
