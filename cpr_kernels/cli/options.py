@@ -10,7 +10,7 @@ from typing import NoReturn
 
 import torch
 
-from ..mining import Schedule, coclr_schedule, cpr_schedule, oracle_schedule, parse_schedule
+from ..mining import BACKENDS, Schedule, coclr_schedule, cpr_schedule, oracle_schedule, parse_schedule
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -35,14 +35,16 @@ def parser() -> argparse.ArgumentParser:
     """The options of `cpr mine`."""
     p = _Parser(
         prog="cpr mine",
-        description="Mine positives: for each query, the entries that survive a cascade of views "
-        "(most similar in one view, then in another, ...).",
+        usage="cpr mine FILE [options]",
+        description="Mine positives: for each query, the entries that survive a cascade of views (most similar\n"
+        "in one view, of these the most similar in another, ...). Prints what was found and how good it is.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
     _input_options(p)
     _schedule_options(p)
+    names = ", ".join(backend.NAME for backend in BACKENDS)
     run = p.add_argument_group("run and result")
     run.add_argument(
         "--out", type=Path, metavar="FILE", help=".npz, .npy (a pair of files), .csv or .safetensors"
@@ -52,7 +54,7 @@ def parser() -> argparse.ArgumentParser:
     run.add_argument(
         "--dtype", choices=DTYPES, default="float32", help="of the embeddings while mining (%(default)s)"
     )
-    run.add_argument("--backend", default="auto", help="auto, or a backend by name")
+    run.add_argument("--backend", default="auto", help=f"auto, {names} (auto)")
     run.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: torch's choice)")
     run.add_argument("--chunk", type=int, default=1024, metavar="N", help="queries per call (%(default)s)")
     run.add_argument(
@@ -86,9 +88,9 @@ def _input_options(p: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--ids",
         metavar="A[,B]",
-        help="array or .npy that names each row's source: rows of one source never mine each other, and a row "
-        "with a negative or empty id is never mined; several arrays are joined (default: an array called ids, "
-        "id, source, video, ...; none: no ids)",
+        help="array or .npy that names each row's source: rows of one source never mine each other, and "
+        "a row with a negative or empty id is never mined; several arrays are joined (default: an array "
+        "called ids, id, source, video, ...; none: no ids)",
     )
     group.add_argument(
         "--labels",
@@ -117,13 +119,14 @@ def _schedule_options(p: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--schedule",
         metavar="TEXT",
-        help="stages view:keep, keep a count or a share: flow:0.5,rgb:0.5,flow+rgb:5",
+        help="stages view:keep; keep is a count, "
+        "or a share of what the stage before kept: flow:0.5,rgb:200,flow+rgb:5",
     )
     group.add_argument(
         "--preset",
         choices=("cpr", "coclr", "oracle"),
-        help="cpr: views alternate (default); coclr: one stage by the first view (default for a single view); "
-        "oracle: one stage by all views together",
+        help="cpr: views alternate (default); coclr: one stage by the first view (default for a single "
+        "view); oracle: one stage by all views together",
     )
     group.add_argument(
         "--order", metavar="A,B", help="views in order of judging (default: flow first, then as found)"
