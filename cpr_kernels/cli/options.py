@@ -36,8 +36,8 @@ def parser() -> argparse.ArgumentParser:
     p = _Parser(
         prog="cpr mine",
         usage="cpr mine FILE [options]",
-        description="Mine positives: for each query, the entries that survive a cascade of views (most similar\n"
-        "in one view, of these the most similar in another, ...). Prints what was found and how good it is.",
+        description="Mine positives: for each query, the entries that survive a cascade of views (most\n"
+        "similar in one view, of these the most similar in another, ...). Prints what was found and how good it is.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,

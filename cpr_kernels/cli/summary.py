@@ -111,8 +111,8 @@ def as_text(summary: Mapping[str, Any]) -> str:
     )
     if summary["short_queries"]:
         lines.append(
-            f"          {summary['short_queries']:,} queries have fewer than {summary['topk']} eligible entries"
-            ": padded with index -1, score -inf"
+            f"          {summary['short_queries']:,} queries have fewer than {summary['topk']} eligible"
+            " entries: padded with index -1, score -inf"
         )
     if "pmr" in summary:
         chance = summary["stages"][0]["same_label"]
