@@ -1,9 +1,10 @@
 """The thin reference trainer (extra `[train]`): videos in, learnt features and a report out.
 
-Reads top to bottom: `sources` (which videos?), `videos` (frames and TV-L1 flow), `store` (one LMDB a data set),
-`prepare` (several processes, resumable), `clips` and `augment` (batches), `s3d` (the encoder), `plan` and `loop`
-(InfoNCE, then cascade co-training), `quality` (PMR and CMR), `evaluate` (retrieval), `report`, `demo`, `cli`.
-It may import everything in the package; nothing outside imports it, except the console script, lazily.
+Reads top to bottom: `sources` (which videos?), `videos` (frames and TV-L1 flow), `store` (one LMDB a data
+set), `prepare` (several processes, resumable), `clips` and `augment` (batches), `s3d` (the encoder), `plan`
+and `loop` (InfoNCE, then cascade co-training), `quality` (PMR and CMR), `evaluate` (retrieval), `report`,
+`demo`, `cli`. It may import everything in the package; nothing outside imports it, except the console script,
+lazily.
 """
 
 from __future__ import annotations
@@ -11,3 +12,7 @@ from __future__ import annotations
 
 class TrainError(RuntimeError):
     """An error the user can mend: one line that says what was expected, what came and what to do."""
+
+
+class Interrupted(TrainError):
+    """Training was stopped by a signal; its checkpoint is written."""

@@ -1,4 +1,4 @@
-"""What happens to a batch on its device? One draw a clip, the same for all its frames; colours change in RGB only."""
+"""What happens to a batch on its device? One draw a clip, for all its frames; colours change in RGB only."""
 
 from __future__ import annotations
 
@@ -10,7 +10,10 @@ from torch.nn import functional
 
 from .clips import Batch
 
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's, for both views: the published encoders' input
+MEAN, STD = (
+    (0.485, 0.456, 0.406),
+    (0.229, 0.224, 0.225),
+)  # ImageNet's, for both views: the published encoders' input
 GREY = (0.299, 0.587, 0.114)
 TO_YIQ = ((0.299, 0.587, 0.114), (0.596, -0.274, -0.322), (0.211, -0.523, 0.312))
 
@@ -19,7 +22,8 @@ TO_YIQ = ((0.299, 0.587, 0.114), (0.596, -0.274, -0.322), (0.211, -0.523, 0.312)
 class Augment:
     """Chances and strengths. The crop is drawn with the clip (`min_area`), the rest on the batch.
 
-    jitter: chance of a change of brightness, contrast, saturation (each +- `strength`) and hue (+- `hue` turns).
+    jitter: chance of a change of brightness, contrast, saturation (each +- `strength`) and hue (+- `hue`
+    turns).
     """
 
     min_area: float = 0.2
@@ -31,7 +35,9 @@ class Augment:
     blur: float = 0.5
 
 
-def augmented(batch: Batch, how: Augment, generator: torch.Generator, device: torch.device) -> dict[str, Tensor]:
+def augmented(
+    batch: Batch, how: Augment, generator: torch.Generator, device: torch.device
+) -> dict[str, Tensor]:
     """Both views as the encoder reads them, float32 [2, B, 3, T, H, W], drawn from `generator` (on the CPU).
 
     Per clip: horizontal flip of both views, with flow's u negated; colour jitter, grey and blur of RGB.
@@ -51,7 +57,9 @@ def plain(frames: Tensor, device: torch.device) -> Tensor:
 
 
 def flipped(frames: Tensor, flip: Tensor, view: str) -> Tensor:
-    """Mirrors the clips [..., T, H, W, C] (0..1) where `flip` [...] is True; mirrored flow has its u negated."""
+    """Mirrors the clips [..., T, H, W, C] (0..1) where `flip` [...] is True; mirrored flow has its u
+    negated.
+    """
     mirrored = frames.flip(-2)
     if view == "flow":
         mirrored = torch.stack((1 - mirrored[..., 0], mirrored[..., 1]), dim=-1)
@@ -105,7 +113,9 @@ def _blurred(rgb: Tensor, chosen: Tensor, sigma: Tensor, radius: int) -> Tensor:
         places = torch.arange(length, device=rgb.device)
         total = torch.zeros_like(some)
         for step, weight in zip(steps.tolist(), weights.T):
-            total += weight.view(-1, 1, 1, 1, 1) * some.index_select(axis, (places + step).clamp(0, length - 1))
+            total += weight.view(-1, 1, 1, 1, 1) * some.index_select(
+                axis, (places + step).clamp(0, length - 1)
+            )
         some = total
     result = rgb.clone()
     result[chosen] = some

@@ -40,12 +40,22 @@ def load(path: Path) -> State:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         kind = _refused_global(str(error))
-        what = f"holds a Python object ({kind}), which could run code when read" if kind else "is not a torch checkpoint"
-        hint = f"; if you trust it: torch.serialization.add_safe_globals([{kind}]), then load again" if kind else ""
+        what = (
+            f"holds a Python object ({kind}), which could run code when read"
+            if kind
+            else "is not a torch checkpoint"
+        )
+        hint = (
+            f"; if you trust it: torch.serialization.add_safe_globals([{kind}]), then load again"
+            if kind
+            else ""
+        )
         raise TrainError(f"checkpoint: {path} {what}{hint}") from None
     except (RuntimeError, EOFError, OSError, zipfile.BadZipFile, ValueError, KeyError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise TrainError(f"checkpoint: {path} cannot be read: cut short, or not a torch checkpoint ({reason})") from None
+        raise TrainError(
+            f"checkpoint: {path} cannot be read: cut short, or not a torch checkpoint ({reason})"
+        ) from None
     if not isinstance(state, dict):
         raise TrainError(f"checkpoint: {path} holds a {type(state).__name__}, expected a dictionary")
     return state
@@ -54,7 +64,10 @@ def load(path: Path) -> State:
 def save_encoder(path: Path, encoder: Encoder, view: str, **facts: str | int | float) -> None:
     """One encoder by itself, with its view and plain facts about it (run, phase, step)."""
     tensors = {name: value.detach().cpu() for name, value in encoder.state_dict().items()}
-    save(path, {"kind": ENCODER_KIND, "view": view, "width": encoder.width, "facts": facts, "state_dict": tensors})
+    save(
+        path,
+        {"kind": ENCODER_KIND, "view": view, "width": encoder.width, "facts": facts, "state_dict": tensors},
+    )
 
 
 def load_encoder(path: Path) -> Encoder:
@@ -69,8 +82,9 @@ def load_encoder(path: Path) -> Encoder:
 class LoadReport:
     """What became of every tensor of a published checkpoint.
 
-    loaded: names in the encoder. ignored: names in the file that belong to other parts. missing: always empty, since
-    a missing name is an error; kept so that the three lists tell the whole story. facts: epoch, best_acc, iteration.
+    loaded: names in the encoder. ignored: names in the file that belong to other parts. missing: always
+    empty, since a missing name is an error; kept so that the three lists tell the whole story. facts: epoch,
+    best_acc, iteration.
     """
 
     part: str
@@ -87,30 +101,43 @@ class LoadReport:
         )
 
 
-def load_published(path: Path, part: str = "encoder_q", *, state: State | None = None) -> tuple[Encoder, LoadReport]:
+def load_published(
+    path: Path, part: str = "encoder_q", *, state: State | None = None
+) -> tuple[Encoder, LoadReport]:
     """An encoder of a released CoCLR or CPR `.pth.tar`, loaded strictly, and a report of every name.
 
-    `part` is `encoder_q` (the trained encoder), `encoder_k` (its momentum copy) or `sampler` (the frozen other view).
-    A leading `module.` of all names, left by data-parallel training, is taken off. `state` spares reading it twice.
+    `part` is `encoder_q` (the trained encoder), `encoder_k` (its momentum copy) or `sampler` (the frozen
+    other view). A leading `module.` of all names, left by data-parallel training, is taken off. `state`
+    spares reading it twice.
 
     Raises:
-        TrainError: no such part, names missing or left over in it, another shape, or two names of one layer that
+        TrainError: no such part, names missing or left over in it, another shape, or two names of one layer
+        that
             differ; each with the names.
     """
     state = load(Path(path)) if state is None else state
     tensors = state.get("state_dict")
     if not isinstance(tensors, dict):
-        raise TrainError(f"checkpoint: {path} has no state_dict; a published checkpoint has, beside {sorted(state)[:6]}")
+        raise TrainError(
+            f"checkpoint: {path} has no state_dict; a published checkpoint has, beside {sorted(state)[:6]}"
+        )
     if part not in PARTS:
         raise TrainError(f"part: must be one of {', '.join(PARTS)}, got {part!r}")
     named = {name.removeprefix("module."): value for name, value in tensors.items()}
-    mine = {name.removeprefix(part + "."): value for name, value in named.items() if name.startswith(part + ".")}
+    mine = {
+        name.removeprefix(part + "."): value for name, value in named.items() if name.startswith(part + ".")
+    }
     if not mine:
-        raise TrainError(f"checkpoint: {path} holds no {part}; it holds {', '.join(sorted({n.split('.')[0] for n in named}))}")
+        held = ", ".join(sorted({name.split(".")[0] for name in named}))
+        raise TrainError(f"checkpoint: {path} holds no {part}; it holds {held}")
     encoder = _encoder_from(mine, path)
     loaded = [f"{part}.{name}" for name in mine]
     ignored = [name for name in named if name not in set(loaded)]
-    facts = {name: state[name] for name in ("epoch", "iteration", "best_acc") if isinstance(state.get(name), int | float)}
+    facts = {
+        name: state[name]
+        for name in ("epoch", "iteration", "best_acc")
+        if isinstance(state.get(name), int | float)
+    }
     return encoder, LoadReport(part, loaded, ignored, facts=facts)
 
 
@@ -161,5 +188,3 @@ def encoder_files(run: Path) -> list[tuple[str, dict[str, Path]]]:
 def encoder_file(run: Path, number: int, phase: str, view: str) -> Path:
     """Where a run keeps the encoder of a view after a phase."""
     return run / "encoders" / f"{number:02}-{phase}.{view}.pt"
-
-

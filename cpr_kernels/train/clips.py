@@ -1,11 +1,13 @@
-"""Which clips make a batch? Two clips a video, both views at the same times, every draw a function of seed and step."""
+"""Which clips make a batch? Two clips a video, both views at the same times, every draw a function of seed
+and step.
+"""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -20,25 +22,30 @@ Frames = npt.NDArray[np.uint8]
 Ticket = tuple[int, int]  # position of the video in the split, seed of its random draws
 
 
-class Batch(TypedDict):
-    """Clips as stored, uint8: `rgb` [B, 2, T, H, W, 3], `flow` [B, 2, T, H, W, 2]; `video` [B] indices."""
-
-    rgb: Tensor
-    flow: Tensor
-    video: Tensor
+# Clips as stored, uint8: `rgb` [B, 2, T, H, W, 3] and `flow` [B, 2, T, H, W, 2]; `video` [B], manifest indices.
+Batch = dict[str, Tensor]
 
 
 class ClipDataset(Dataset[dict[str, Any]]):
-    """Pairs of clips of `frames` consecutive frames, cropped to `crop` x `crop`; one item a video of the split.
+    """Pairs of clips of `frames` consecutive frames, cropped to `crop` x `crop`; one item a video of the
+    split.
 
-    An item is asked for by a `Ticket`: its start times and crops follow from the ticket's seed alone, so neither the
-    number of workers nor a restart changes them. Both clips of an item have their own time and crop; the two views of
-    a clip share them. Flow is cropped like the picture and its values are left as they are, as in the published code.
-    Videos shorter than `frames` are left out; `left_out` counts them. `cache_mb` MiB of decoded videos are kept.
+    An item is asked for by a `Ticket`: its start times and crops follow from the ticket's seed alone, so
+    neither the number of workers nor a restart changes them. Both clips of an item have their own time and
+    crop; the two views of a clip share them. Flow is cropped like the picture and its values are left as they
+    are, as in the published code. Videos shorter than `frames` are left out; `left_out` counts them.
+    `cache_mb` MiB of decoded videos are kept.
     """
 
     def __init__(
-        self, data: Path, frames: int, crop: int, *, split: str = "train", min_area: float = 0.2, cache_mb: int = 1024
+        self,
+        data: Path,
+        frames: int,
+        crop: int,
+        *,
+        split: str = "train",
+        min_area: float = 0.2,
+        cache_mb: int = 1024,
     ) -> None:
         self.manifest = Manifest.load(Path(data))
         self.store = FrameStore(Path(data))
@@ -82,11 +89,14 @@ class ClipDataset(Dataset[dict[str, Any]]):
         return self.store.frames(video.id, view, start, self.frames)
 
     def evenly_spaced(self, position: int, clips: int) -> tuple[Frames, Frames]:
-        """`clips` evenly spaced clips of a video, centre square, for testing: rgb and flow [clips, T, crop, crop, C]."""
+        """`clips` evenly spaced clips of a video, centre square, for testing: rgb and flow [clips, T, crop,
+        crop, C].
+        """
         video = self.manifest.videos[self.videos[position]]
         starts = np.linspace(0, video.frames - self.frames, clips).round().astype(int)
         rgb, flow = (
-            np.stack([resized_crop(self.read(video, view, int(start)), self.crop) for start in starts]) for view in VIEWS
+            np.stack([resized_crop(self.read(video, view, int(start)), self.crop) for start in starts])
+            for view in VIEWS
         )
         return rgb, flow
 
@@ -96,8 +106,8 @@ def resized_crop(
 ) -> Frames:
     """One box of all frames [T, H, W, C], resized to [T, size, size, C].
 
-    `draws` [4] in 0..1 choose the area (`min_area` to 1 of the picture), the aspect (3/4 to 4/3) and the place;
-    without them it is the largest centre square.
+    `draws` [4] in 0..1 choose the area (`min_area` to 1 of the picture), the aspect (3/4 to 4/3) and the
+    place; without them it is the largest centre square.
     """
     import cv2
 
@@ -122,13 +132,15 @@ def resized_crop(
 class ClipSampler(Sampler[list[Ticket]]):
     """Batches of tickets without end, from batch number `position` on, each a function of (seed, number).
 
-    Every pass over the split is a new permutation; what does not fill a batch at its end is left out of that pass.
-    The consumer moves `position`, so that a checkpoint holds what was used, not what was prefetched.
+    Every pass over the split is a new permutation; what does not fill a batch at its end is left out of that
+    pass. The consumer moves `position`, so that a checkpoint holds what was used, not what was prefetched.
     """
 
     def __init__(self, videos: int, batch: int, seed: int) -> None:
         if not 1 <= batch <= videos:
-            raise TrainError(f"batch: {batch} clips cannot be drawn from {videos} training videos; use --batch {videos} or less")
+            raise TrainError(
+                f"clips.batch: {batch} cannot be drawn from {videos} training videos; use {videos} or less"
+            )
         self.videos, self.batch, self.seed = videos, batch, seed
         self.position = 0
 
@@ -160,7 +172,9 @@ class ClipSampler(Sampler[list[Ticket]]):
         mine = self.state_dict()
         changed = [f"{k} {state[k]} -> {mine[k]}" for k in ("videos", "batch", "seed") if state[k] != mine[k]]
         if changed:
-            raise TrainError(f"resume: the data order would change ({', '.join(changed)}); resume with the run's own settings")
+            raise TrainError(
+                f"resume: the data order would change ({', '.join(changed)}); use the run's own settings"
+            )
         self.position = state["position"]
 
 
@@ -170,7 +184,7 @@ def default_workers() -> int:
     return 0 if cores <= 2 else min(8, cores - 2)
 
 
-def clip_loader(dataset: ClipDataset, sampler: ClipSampler, workers: int) -> DataLoader[Batch]:
+def clip_loader(dataset: ClipDataset, sampler: ClipSampler, workers: int) -> DataLoader[Any]:
     """Batches in the sampler's order; `workers` processes, each opening the LMDB itself."""
     return DataLoader(
         dataset,
@@ -178,4 +192,4 @@ def clip_loader(dataset: ClipDataset, sampler: ClipSampler, workers: int) -> Dat
         num_workers=workers,
         multiprocessing_context="spawn" if workers else None,
         persistent_workers=workers > 0,
-    )  # type: ignore[return-value]
+    )

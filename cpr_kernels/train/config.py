@@ -45,8 +45,9 @@ class Mining:
     topk: int = 5
     """Positives mined for a clip (k)."""
     query: Literal["key", "online"] = "key"
-    """What stands for a clip of the trained view while mining. key: its momentum embedding, as the paper writes.
-    online: the trained encoder's embedding of the first clip, as the published code does."""
+    """What stands for a clip of the trained view while mining. key: its momentum embedding, as the paper
+    writes. online: the trained encoder's embedding of the first clip, as the published code does.
+    """
     own_drop: float = 0.9
     """Chance that a clip's own second clip is left out of its positives where others were mined."""
     siblings: Siblings = "positive"
@@ -70,7 +71,9 @@ class Optim:
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """Pretrain two video encoders: InfoNCE on both views, then cycles that train one view with positives mined in both."""
+    """Pretrain two video encoders: InfoNCE on both views, then cycles that train one view with positives
+    mined in both.
+    """
 
     data: Path
     """Data set made by `cpr prepare`."""
@@ -105,27 +108,37 @@ class TrainConfig:
         frames, pixels = SMALLEST_CLIP
         at_least: list[tuple[str, float, float]] = [
             ("clips.frames", self.clips.frames, frames), ("clips.crop", self.clips.crop, pixels),
-            ("clips.batch", self.clips.batch, 2), ("queue", self.queue, 1), ("infonce-epochs", self.infonce_epochs, 0),
-            ("cycles", self.cycles, 0), ("cycle-epochs", self.cycle_epochs, 0), ("mining.topk", self.mining.topk, 1),
-            ("mining.stages", self.mining.stages, 1), ("embedding", self.embedding, 1),
+            ("clips.batch", self.clips.batch, 2), ("queue", self.queue, 1), ("embedding", self.embedding, 1),
+            ("infonce-epochs", self.infonce_epochs, 0), ("cycles", self.cycles, 0),
+            ("cycle-epochs", self.cycle_epochs, 0), ("mining.topk", self.mining.topk, 1),
+            ("mining.stages", self.mining.stages, 1),
         ]  # fmt: skip
         for name, value, least in at_least:
             if value < least:
                 raise TrainError(f"{name}: must be at least {least}, got {value}")
-        for name, value in (("mining.own-drop", self.mining.own_drop), ("optim.momentum", self.optim.momentum)):
+        for name, value in (
+            ("mining.own-drop", self.mining.own_drop),
+            ("optim.momentum", self.optim.momentum),
+        ):
             if not 0 <= value <= 1:
                 raise TrainError(f"{name}: must lie in [0, 1], got {value}")
         if self.mining.topk > self.queue:
-            raise TrainError(f"mining.topk: {self.mining.topk} positives cannot come from a queue of {self.queue}")
+            raise TrainError(
+                f"mining.topk: {self.mining.topk} positives cannot come from a queue of {self.queue}"
+            )
 
 
 def paper() -> dict[str, Any]:
-    """The papers' UCF101 setting: 32 frames of 112 px, S3D, queue 2,048, 300 epochs and two cycles of 100. Needs GPUs."""
+    """The papers' UCF101 setting: 32 frames of 112 px, S3D, queue 2,048, 300 epochs and two cycles of 100.
+    Needs GPUs.
+    """
     return {}
 
 
 def small() -> dict[str, Any]:
-    """For two CPU cores: a quarter of the channels, 8 frames of 64 px, queue 256, 5 stages, an hour for 1,000 videos."""
+    """For two CPU cores: a quarter of the channels, 8 frames of 64 px, queue 256, 5 stages, an hour for
+    1,000 videos.
+    """
     return {
         "infonce_epochs": 30,
         "cycles": 1,

@@ -1,4 +1,6 @@
-"""What is written down while training? JSON lines for every step and epoch, what was mined, and TensorBoard."""
+"""What is written down while training? JSON lines for every step and epoch, what was mined, and
+TensorBoard.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,8 @@ from .store import write_atomically
 
 
 class RunLog:
-    """`log.jsonl` (lines of kind `step` and `epoch`), `mined.jsonl` (the last batch of each epoch) and `tensorboard/`.
+    """`log.jsonl` (lines of kind `step` and `epoch`), `mined.jsonl` (the last batch of each epoch) and
+    `tensorboard/`.
 
     Opened at step `resume_at`, it first drops what a killed run had written at or after that step.
     """
@@ -30,7 +33,7 @@ class RunLog:
         if importlib.util.find_spec("tensorboard") is not None:
             from torch.utils.tensorboard import SummaryWriter
 
-            self._board = SummaryWriter(str(run / "tensorboard"), purge_step=resume_at)  # type: ignore[no-untyped-call]
+            self._board = SummaryWriter(str(run / "tensorboard"), purge_step=resume_at)
 
     def __enter__(self) -> RunLog:
         return self

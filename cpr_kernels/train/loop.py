@@ -1,4 +1,6 @@
-"""The training loop: one step after the other, each a function of config and step number, resumable at any of them."""
+"""The training loop: one step after the other, each a function of config and step number, resumable at any
+of them.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from . import TrainError
+from . import Interrupted, TrainError
 from .augment import augmented
 from .checkpoint import encoder_file, load, load_encoder, save, save_encoder
 from .clips import Batch, ClipDataset, ClipSampler, clip_loader, default_workers
@@ -28,10 +30,6 @@ from .progress import progress_bar
 from .quality import MiningMeter, rival_schedules
 from .s3d import Encoder
 from .store import VIEWS, write_atomically
-
-
-class Interrupted(TrainError):
-    """Training was stopped by a signal; its checkpoint is written."""
 
 
 @dataclass
@@ -52,9 +50,9 @@ class Trainer:
 def pretrain(config: TrainConfig, resume: bool = False) -> Path:
     """Runs, or continues, a whole pretraining; returns the run's folder.
 
-    The folder gets `config.json`, `checkpoint.pt` (after every epoch), `encoders/` (after every phase), `log.jsonl`
-    and `mined.jsonl`. Ctrl-C writes a checkpoint first. Resumed on a CPU, the weights are those of a run that was
-    never stopped, bit for bit.
+    The folder gets `config.json`, `checkpoint.pt` (after every epoch), `encoders/` (after every phase),
+    `log.jsonl` and `mined.jsonl`. Ctrl-C writes a checkpoint first. Resumed on a CPU, the weights are those
+    of a run that was never stopped, bit for bit.
 
     Raises:
         TrainError: a setting that cannot work, a folder that holds another run, nothing to resume.
@@ -72,7 +70,9 @@ def pretrain(config: TrainConfig, resume: bool = False) -> Path:
     with progress_bar() as bar, _stop_flag() as stop, log:
         task = bar.add_task("pretrain", total=end, completed=start)
         if trainer.dataset.left_out:
-            bar.console.print(f"{trainer.dataset.left_out} videos are shorter than {config.clips.frames} frames: left out")
+            bar.console.print(
+                f"{trainer.dataset.left_out} videos are shorter than {config.clips.frames} frames: left out"
+            )
         for step, batch in enumerate(_batches(trainer, start, end), start=start):
             moment = locate(trainer.plan, steps_per_epoch, step)
             figures = run_step(trainer, moment, step, batch, log)
@@ -83,14 +83,18 @@ def pretrain(config: TrainConfig, resume: bool = False) -> Path:
                 log.flush()
                 save(run / "checkpoint.pt", snapshot(trainer, step + 1))
             if stop:
-                raise Interrupted(f"stopped after step {step + 1} of {end}; continue with: cpr pretrain --resume {run}")
+                raise Interrupted(
+                    f"stopped after step {step + 1} of {end}; continue with: cpr pretrain --resume {run}"
+                )
     return run
 
 
 def build(config: TrainConfig) -> Trainer:
     """Data, plan, model and optimiser of a config; reads the data set, writes nothing."""
     config.check()
-    device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if config.device == "auto" else config.device)
+    device = torch.device(
+        ("cuda" if torch.cuda.is_available() else "cpu") if config.device == "auto" else config.device
+    )
     clips = config.clips
     dataset = ClipDataset(
         config.data, clips.frames, clips.crop, min_area=config.augment.min_area, cache_mb=clips.cache_mb
@@ -120,7 +124,9 @@ def run_step(trainer: Trainer, moment: Moment, step: int, batch: Batch, log: Run
         model.start_phase(phase)
         trainer.optimizer = _optimizer(config, model, phase)
         trainer.meter.reset()
-    generator = torch.Generator().manual_seed(int(np.random.SeedSequence((config.seed, 2, step)).generate_state(1)[0]))
+    generator = torch.Generator().manual_seed(
+        int(np.random.SeedSequence((config.seed, 2, step)).generate_state(1)[0])
+    )
     clips = augmented(batch, config.augment, generator, trainer.device)
     videos = batch["video"].to(trainer.device)
     sources = trainer.sources[videos]
@@ -135,7 +141,9 @@ def run_step(trainer: Trainer, moment: Moment, step: int, batch: Batch, log: Run
     result = model.train_step(clips, sources, videos, phase, measured, own if phase.schedule else None)
     figures = {f"loss_{view}": float(loss) for view, loss in result.losses.items()}
     if not all(math.isfinite(loss) for loss in figures.values()):
-        raise TrainError(f"step {step}: the loss is not finite ({figures}); lower --optim.lr or raise --optim.temperature")
+        raise TrainError(
+            f"step {step}: the loss is not finite ({figures}); lower --optim.lr or raise --optim.temperature"
+        )
     trainer.optimizer.step()
     for name, indices in result.mined.items():
         figures[f"pmr_{name}"] = trainer.meter.update(name, indices, videos, entries)
@@ -144,7 +152,9 @@ def run_step(trainer: Trainer, moment: Moment, step: int, batch: Batch, log: Run
     log.step(facts, figures)
     if moment.ends_epoch:
         log.epoch(facts, trainer.meter.summary())
-        log.mined(facts, videos, {name: mined_videos(indices, entries) for name, indices in result.mined.items()})
+        log.mined(
+            facts, videos, {name: mined_videos(indices, entries) for name, indices in result.mined.items()}
+        )
         trainer.meter.reset()
     return figures
 
@@ -199,14 +209,18 @@ def _claim(run: Path, config: TrainConfig, resume: bool) -> dict[str, Any] | Non
     known = (run / "config.json").is_file()
     if not resume:
         if known:
-            raise TrainError(f"out: {run} holds a run already; continue it with --resume {run}, or give another --out")
+            raise TrainError(
+                f"out: {run} holds a run already; continue it with --resume {run}, or give another --out"
+            )
         config.check()
         write_atomically(run / "config.json", to_json(config).encode())
         return None
     if not known:
         raise TrainError(f"resume: {run} holds no run (no config.json)")
     if to_json(config_of(run)) != to_json(config):
-        raise TrainError(f"resume: the settings differ from {run / 'config.json'}; resume with the run's own settings")
+        raise TrainError(
+            f"resume: the settings differ from {run / 'config.json'}; resume with the run's own settings"
+        )
     return load(run / "checkpoint.pt") if (run / "checkpoint.pt").is_file() else None
 
 
@@ -245,7 +259,11 @@ def _save_encoders(trainer: Trainer, moment: Moment, run: Path) -> None:
 
 
 def _brief(figures: dict[str, Any]) -> str:
-    parts = [f" {key.removeprefix('loss_')} loss {value:.2f}" for key, value in figures.items() if key.startswith("loss")]
+    parts = [
+        f" {key.removeprefix('loss_')} loss {value:.2f}"
+        for key, value in figures.items()
+        if key.startswith("loss")
+    ]
     if "pmr_mined" in figures:
         parts.append(f" PMR {figures['pmr_mined']:.2f}")
     return "".join(parts)

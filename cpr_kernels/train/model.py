@@ -27,7 +27,7 @@ class StepResult:
 
 
 class TwoViewModel(nn.Module):
-    """Online and momentum encoders of both views, and the queue of past keys; all of it is in `state_dict`."""
+    """Online and momentum encoders of both views, and the queue of past keys; all in `state_dict`."""
 
     def __init__(self, config: TrainConfig, encoders: dict[str, Encoder]) -> None:
         super().__init__()
@@ -39,7 +39,9 @@ class TwoViewModel(nn.Module):
         self.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
 
     def start_phase(self, phase: Phase) -> None:
-        """Momentum encoders restart from the online ones; the queue is emptied: its keys came from other encoders."""
+        """Momentum encoders restart from the online ones; the queue is emptied: its keys came from other
+        encoders.
+        """
         for view in VIEWS:
             self.momentum[view].load_state_dict(self.online[view].state_dict())
         self.queue.ids.fill_(-1)
@@ -49,7 +51,9 @@ class TwoViewModel(nn.Module):
         self.set_modes(phase)
 
     def set_modes(self, phase: Phase) -> None:
-        """Trained views in training mode; a frozen view only encodes, with its running batch-norm statistics."""
+        """Trained views in training mode; a frozen view only encodes, with its running batch-norm
+        statistics.
+        """
         for view in VIEWS:
             trained = view in phase.train
             self.online[view].train(trained).requires_grad_(trained)
@@ -57,7 +61,9 @@ class TwoViewModel(nn.Module):
 
     @torch.no_grad()
     def keys(self, clips: Clips, phase: Phase) -> dict[str, Tensor]:
-        """{view: [B, D]} of the second clips: momentum encoders for trained views, the frozen encoder for the other."""
+        """{view: [B, D]} of the second clips: momentum encoders for trained views, the frozen encoder for
+        the other.
+        """
         keys = {}
         for view in VIEWS:
             encoder = self.momentum[view] if view in phase.train else self.online[view]
@@ -74,8 +80,8 @@ class TwoViewModel(nn.Module):
     ) -> StepResult:  # fmt: skip
         """Losses of a batch with their gradients, and what was mined; then its keys enter the queue.
 
-        sources, videos: [B] int64; entries with a clip's source are its siblings. `measured` are further schedules to
-        mine with, for the figures. `use_own` [B] bool: see `mil_nce`.
+        sources, videos: [B] int64; entries with a clip's source are its siblings. `measured` are further
+        schedules to mine with, for the figures. `use_own` [B] bool: see `mil_nce`.
         """
         config = self.config
         for view in phase.train:
@@ -91,12 +97,13 @@ class TwoViewModel(nn.Module):
         siblings = config.mining.siblings if phase.schedule else config.mining.infonce_siblings
         losses = {
             view: mil_nce(
-                query, keys[view], self.queue.views[view], mined.get("mined", nothing), config.optim.temperature,
-                query_ids=sources, key_ids=self.queue.ids, use_own=use_own, siblings=SIBLINGS[siblings],
+                query, keys[view], self.queue.views[view], mined.get("mined", nothing),
+                config.optim.temperature, query_ids=sources, key_ids=self.queue.ids, use_own=use_own,
+                siblings=SIBLINGS[siblings],
             )
             for view, query in queries.items()
         }  # fmt: skip
-        torch.stack(list(losses.values())).sum().backward()  # type: ignore[no-untyped-call]
+        torch.stack(list(losses.values())).sum().backward()
         self.queue.enqueue(keys, sources, labels=videos)
         return StepResult({view: loss.detach() for view, loss in losses.items()}, mined)
 

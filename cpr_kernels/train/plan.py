@@ -1,4 +1,6 @@
-"""What happens at step n? The run as a list of phases, each a number of epochs, as a pure function of the config."""
+"""What happens at step n? The run as a list of phases, each a number of epochs, as a pure function of the
+config.
+"""
 
 from __future__ import annotations
 
@@ -17,8 +19,8 @@ Views = tuple[str, ...]
 class Phase:
     """Some epochs in which the same views are trained in the same way.
 
-    The first `fill_steps` steps only fill the queue: mining in a queue that is nearly empty finds nothing good.
-    `schedule` None means InfoNCE, no mining. Views not in `train` are frozen.
+    The first `fill_steps` steps only fill the queue: mining in a queue that is nearly empty finds nothing
+    good. `schedule` None means InfoNCE, no mining. Views not in `train` are frozen.
     """
 
     name: str
@@ -45,7 +47,8 @@ class Moment:
 
 
 def make_plan(config: TrainConfig) -> list[Phase]:
-    """InfoNCE of both views; then, cycle by cycle, RGB with flow frozen and flow with RGB frozen (Algorithm 1).
+    """InfoNCE of both views; then, cycle by cycle, RGB with flow frozen and flow with RGB frozen (Algorithm
+    1).
 
     The frozen view judges the first and the last stage.
 

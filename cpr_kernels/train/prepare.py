@@ -34,12 +34,13 @@ class Prepared:
 def prepare(videos: Path, out: Path, settings: FrameSettings | None = None, processes: int = 0) -> Prepared:
     """Stores the RGB and flow frames of every readable video of a folder or CSV in one LMDB at `out`.
 
-    What is stored already, with the same settings and from an unchanged file, is kept: kill it at any moment and run it
-    again. Broken, short and missing files are skipped and listed with their reason, in `manifest.json`, in
-    `skipped.txt` and at the end. `processes=0` takes one a core.
+    What is stored already, with the same settings and from an unchanged file, is kept: kill it at any moment
+    and run it again. Broken, short and missing files are skipped and listed with their reason, in
+    `manifest.json`, in `skipped.txt` and at the end. `processes=0` takes one a core.
 
     Raises:
-        TrainError: no video at all, none readable, other settings than those `out` was made with, a full disk.
+        TrainError: no video at all, none readable, other settings than those `out` was made with, a full
+        disk.
     """
     settings = settings or FrameSettings()
     sources, skipped = list_sources(Path(videos))
@@ -82,7 +83,9 @@ def print_summary(prepared: Prepared, out: Path) -> None:
         counts[video.label][video.split == "test"] += 1
     rows = [[name, str(train), str(test)] for name, (train, test) in zip(manifest.classes, counts)]
     rows.append(["all", str(sum(c[0] for c in counts)), str(sum(c[1] for c in counts))])
-    table(f"{out}: {prepared.stored} stored, {prepared.kept} kept from before", ["class", "train", "test"], rows)
+    table(
+        f"{out}: {prepared.stored} stored, {prepared.kept} kept from before", ["class", "train", "test"], rows
+    )
     if manifest.skipped:
         shown = [list(row) for row in manifest.skipped[:20]]
         if len(manifest.skipped) > len(shown):
@@ -97,7 +100,9 @@ def _same_settings(store: FrameStore, settings: FrameSettings) -> None:
         store.put({"settings": json.dumps(wanted).encode()})
     elif before != wanted:
         changed = ", ".join(f"{k} {before.get(k)} -> {v}" for k, v in wanted.items() if before.get(k) != v)
-        raise TrainError(f"out: {store.folder} was made with other settings ({changed}); give a new --out or delete it")
+        raise TrainError(
+            f"out: {store.folder} was made with other settings ({changed}); give a new --out or delete it"
+        )
 
 
 def _stored_entry(store: FrameStore, source: Source) -> dict[str, int] | None:
@@ -112,13 +117,22 @@ def _entry(source: Source, frames: int) -> dict[str, int]:
 
 
 def _manifest(
-    sources: list[Source], entries: dict[str, dict[str, int]], settings: FrameSettings, skipped: list[tuple[str, str]]
+    sources: list[Source],
+    entries: dict[str, dict[str, int]],
+    settings: FrameSettings,
+    skipped: list[tuple[str, str]],
 ) -> Manifest:
     usable = [source for source in sources if source.id in entries]
     classes = sorted({source.label for source in usable})
     groups = {group: i for i, group in enumerate(sorted({source.group for source in usable}))}
     videos = [
-        Video(source.id, classes.index(source.label), groups[source.group], source.split, entries[source.id]["frames"])
+        Video(
+            source.id,
+            classes.index(source.label),
+            groups[source.group],
+            source.split,
+            entries[source.id]["frames"],
+        )
         for source in usable
     ]
     return Manifest(settings, classes, videos, sorted(skipped))
@@ -137,7 +151,8 @@ def _read_all(
         try:
             yield from _read_in_pool(waiting, settings, processes, flying)
         except BrokenProcessPool:
-            # One file killed its decoder, and with it the pool; which of those in flight is found by reading each alone.
+            # One file killed its decoder, and with it the pool; which of those in flight is found by reading
+            # each alone.
             for source in flying.values():
                 yield source, _read_alone(source, settings)
 

@@ -21,7 +21,8 @@ def rival_schedules(topk: int) -> dict[str, Schedule]:
 class MiningMeter:
     """PMR and CMR of named schedules over an epoch; labels serve here and nowhere else.
 
-    The queue's label column holds each entry's video (its index in the manifest); class and source follow from it.
+    The queue's label column holds each entry's video (its index in the manifest); class and source follow
+    from it.
     """
 
     def __init__(self, manifest: Manifest, names: list[str], device: torch.device) -> None:
@@ -35,7 +36,9 @@ class MiningMeter:
             metric.persistent(True)
 
     def update(self, name: str, indices: Tensor, videos: Tensor, entries: Tensor) -> float:
-        """Adds a step: mined [B, k], the queries' videos [B], the entries' videos [N]; returns the step's PMR."""
+        """Adds a step: mined [B, k], the queries' videos [B], the entries' videos [N]; returns the step's
+        PMR.
+        """
         key_labels = torch.where(entries >= 0, self.class_of[entries.clamp(min=0)], -1)
         query_labels = self.class_of[videos]
         before = (self.pmr[name].hits.clone(), self.pmr[name].mined.clone())
@@ -80,7 +83,9 @@ class MiningMeter:
 def mine(
     anchors: Mapping[str, Tensor], queue: MultiViewQueue, schedules: Mapping[str, Schedule], ids: Tensor
 ) -> dict[str, Tensor]:
-    """{name: indices [B, k]} of every schedule on the same queue; entries of the query's source are never mined."""
+    """{name: indices [B, k]} of every schedule on the same queue; entries of the query's source are never
+    mined.
+    """
     return {
         name: cascade_topk(anchors, queue.views, schedule, query_ids=ids, key_ids=queue.ids)[0]
         for name, schedule in schedules.items()

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-# Output channels of each inception unit: [1x1] [1x1 -> 3x3x3] [1x1 -> 3x3x3] [pool -> 1x1] (Xie et al. 2018, Figure 6).
+# Output channels of each inception unit: [1x1] [1x1 -> 3x3x3] [1x1 -> 3x3x3] [pool -> 1x1] (Xie et al. 2018,
+# Figure 6).
 INCEPTIONS: dict[str, tuple[int, int, int, int, int, int]] = {
     "Mixed_3b": (64, 96, 128, 16, 32, 32),
     "Mixed_3c": (128, 128, 192, 32, 96, 64),
@@ -38,7 +39,8 @@ class PointConv3d(nn.Module):
         nn.init.normal_(self.conv.weight, std=0.01)
 
     def forward(self, clip: Tensor) -> Tensor:
-        return self.relu(self.bn(self.conv(clip)))  # type: ignore[no-any-return]
+        """[B, C, T, H, W] to [B, C', T, H, W]."""
+        return self.relu(self.bn(self.conv(clip)))
 
 
 class SpaceTimeConv3d(nn.Module):
@@ -54,15 +56,18 @@ class SpaceTimeConv3d(nn.Module):
             channels_in, channels_out, (1, kernel, kernel), (1, stride, stride), (0, pad, pad), bias=False
         )
         self.bn1 = nn.BatchNorm3d(channels_out)
-        self.conv2 = nn.Conv3d(channels_out, channels_out, (kernel, 1, 1), (stride, 1, 1), (pad, 0, 0), bias=False)
+        self.conv2 = nn.Conv3d(
+            channels_out, channels_out, (kernel, 1, 1), (stride, 1, 1), (pad, 0, 0), bias=False
+        )
         self.bn2 = nn.BatchNorm3d(channels_out)
         self.relu = nn.ReLU(inplace=True)
         nn.init.normal_(self.conv1.weight, std=0.01)
         nn.init.normal_(self.conv2.weight, std=0.01)
 
     def forward(self, clip: Tensor) -> Tensor:
+        """[B, C, T, H, W] to [B, C', T/stride, H/stride, W/stride]."""
         over_space = self.relu(self.bn1(self.conv1(clip)))
-        return self.relu(self.bn2(self.conv2(over_space)))  # type: ignore[no-any-return]
+        return self.relu(self.bn2(self.conv2(over_space)))
 
 
 class SepInception(nn.Module):
@@ -78,6 +83,7 @@ class SepInception(nn.Module):
         self.channels_out = only + wide1 + wide2 + pooled
 
     def forward(self, clip: Tensor) -> Tensor:
+        """[B, C, T, H, W] to [B, C', T, H, W]."""
         branches = (self.branch0, self.branch1, self.branch2, self.branch3)
         return torch.cat([branch(clip) for branch in branches], dim=1)
 
@@ -85,10 +91,10 @@ class SepInception(nn.Module):
 class S3D(nn.Module):
     """Separable 3D inception network: a clip [B, 3, T, H, W] becomes a feature map [B, F, T/8, H/32, W/32].
 
-    Every layer is registered twice, under its own name (`Conv_1a`) and inside its block (`block1.0`), because the
-    released CoCLR and CPR checkpoints hold both names; the two share one parameter.
-    `width` scales all channel counts (rounded to multiples of 8); 1 is the published network, F = 1024.
-    Source: Xie et al. 2018, "Rethinking Spatiotemporal Feature Learning"; the CoCLR variant has no gating.
+    Every layer is registered twice, under its own name (`Conv_1a`) and inside its block (`block1.0`), because
+    the released CoCLR and CPR checkpoints hold both names; the two share one parameter. `width` scales all
+    channel counts (rounded to multiples of 8); 1 is the published network, F = 1024. Source: Xie et al. 2018,
+    "Rethinking Spatiotemporal Feature Learning"; the CoCLR variant has no gating.
     """
 
     def __init__(self, width: float = 1.0, channels_in: int = 3) -> None:
@@ -113,6 +119,7 @@ class S3D(nn.Module):
         self.feature_size = channels
 
     def forward(self, clip: Tensor) -> Tensor:
+        """A clip [B, 3, T, H, W] to its feature map [B, F, T/8, H/32, W/32]."""
         features = clip
         for block in BLOCKS:
             features = getattr(self, block)(features)
@@ -127,8 +134,9 @@ def scaled_channels(count: int, width: float) -> int:
 class Encoder(nn.Sequential):
     """S3D, average pooling and the FC-ReLU-FC head as 1x1x1 convolutions: [B, 3, T, H, W] -> [B, D].
 
-    A plain `Sequential`, so its names are those of a published `encoder_q`: `0.*` the backbone, `2` and `4` the head.
-    `forward` returns L2-normalised embeddings; `features` the pooled backbone output [B, F], before the head.
+    A plain `Sequential`, so its names are those of a published `encoder_q`: `0.*` the backbone, `2` and `4`
+    the head. `forward` returns L2-normalised embeddings; `features` the pooled backbone output [B, F], before
+    the head.
     """
 
     def __init__(self, width: float = 1.0, embedding: int = 128) -> None:
@@ -141,12 +149,7 @@ class Encoder(nn.Sequential):
             nn.ReLU(),
             nn.Conv3d(size, embedding, 1),
         )
-        self.width = width
-
-    @property
-    def feature_size(self) -> int:
-        """F, the length of a pooled backbone feature."""
-        return int(self[2].in_channels)
+        self.width, self.feature_size = width, size
 
     def forward(self, clip: Tensor) -> Tensor:
         """L2-normalised embeddings [B, D] of clips [B, 3, T, H, W]."""
@@ -154,4 +157,4 @@ class Encoder(nn.Sequential):
 
     def features(self, clip: Tensor) -> Tensor:
         """Pooled backbone output [B, F] of clips [B, 3, T, H, W], not normalised: what retrieval compares."""
-        return self[1](self[0](clip)).flatten(1)  # type: ignore[no-any-return]
+        return self[1](self[0](clip)).flatten(1)

@@ -1,4 +1,6 @@
-"""Which videos are in this data set, and what do their names say? Folders and CSV lists, labels, sources, splits."""
+"""Which videos are in this data set, and what do their names say? Folders and CSV lists, labels, sources,
+splits.
+"""
 
 from __future__ import annotations
 
@@ -32,9 +34,9 @@ def list_sources(videos: Path) -> tuple[list[Source], list[tuple[str, str]]]:
     """The videos of a folder or of a CSV list, sorted by id, and what was passed over as (name, reason).
 
     A folder holds one folder a class (`folder/<class>/<file>`), optionally below `train` and `test`.
-    A CSV has a header with `path` and `label`, and optionally `split` (train or test) and `group`; its paths are
-    relative to the CSV. Names like `v_Archery_g01_c02` give the group, and the official split 1 of UCF101.
-    Otherwise a quarter of each class's groups, chosen by a hash of their names, is the test split.
+    A CSV has a header with `path` and `label`, and optionally `split` (train or test) and `group`; its paths
+    are relative to the CSV. Names like `v_Archery_g01_c02` give the group, and the official split 1 of
+    UCF101. Otherwise a quarter of each class's groups, chosen by a hash of their names, is the test split.
     """
     if not videos.exists():
         raise TrainError(f"videos: {videos} does not exist; give a folder with one folder a class, or a CSV")
@@ -64,7 +66,9 @@ def with_splits(sources: list[Source]) -> list[Source]:
         ranked = sorted(groups, key=lambda group: hashlib.sha1(group.encode()).hexdigest())
         wanted = max(1, round(len(ranked) * TEST_SHARE)) if len(ranked) > 1 else 0
         test_groups.update(ranked[:wanted])
-    return [source if source.split else replace(source, split=_split(source, test_groups)) for source in sources]
+    return [
+        source if source.split else replace(source, split=_split(source, test_groups)) for source in sources
+    ]
 
 
 def _split(source: Source, test_groups: set[str]) -> str:
@@ -97,12 +101,16 @@ def _from_csv(table: Path) -> tuple[list[Source], list[tuple[str, str]]]:
         columns = set(reader.fieldnames or ())
         label_column = "label" if "label" in columns else "class"
         if not {"path", label_column} <= columns:
-            raise TrainError(f"videos: {table} needs a header with path,label[,split,group], got {sorted(columns)}")
+            raise TrainError(
+                f"videos: {table} needs a header with path,label[,split,group], got {sorted(columns)}"
+            )
         for row in reader:
             name, label = (row["path"] or "").strip(), (row[label_column] or "").strip()
             split, group = (row.get("split") or "").strip(), (row.get("group") or "").strip()
             if split not in ("", *SPLITS):
-                raise TrainError(f"videos: {table} line {reader.line_num}: split must be train, test or empty, got {split!r}")
+                raise TrainError(
+                    f"videos: {table} line {reader.line_num}: split must be train or test, got {split!r}"
+                )
             if not name or not label:
                 passed_over.append((f"{table.name} line {reader.line_num}", "path or label is empty"))
             elif name in listed:

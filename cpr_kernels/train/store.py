@@ -1,15 +1,15 @@
 """Where do the frames lie? One LMDB a data set, one record a video and view, and a manifest beside it.
 
-Record `<view>/<key>`: the count and the end offsets of the frames as little-endian uint32, then the JPEGs one after the
-other, so a clip is read without touching the rest of the video. Record `entry/<key>`: JSON about the video, written in
-the same transaction: a video is stored whole or not at all. `manifest.json` is written last, when all are in.
+Record `<view>/<key>`: the count and the end offsets of the frames as little-endian uint32, then the JPEGs one
+after the other, so a clip is read without touching the rest of the video. Record `entry/<key>`: JSON about
+the video, written in the same transaction: a video is stored whole or not at all. `manifest.json` is written
+last, when all are in.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
 import struct
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,6 +19,7 @@ import lmdb
 import numpy as np
 import numpy.typing as npt
 
+from ..files import replacing
 from . import TrainError
 from .videos import FrameSettings, decode_flow, decode_rgb
 
@@ -40,7 +41,9 @@ class Video:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a data set holds. `videos` are in the order of their ids; a video's index there names it everywhere."""
+    """What a data set holds. `videos` are in the order of their ids; a video's index there names it
+    everywhere.
+    """
 
     settings: FrameSettings
     classes: list[str]
@@ -56,7 +59,9 @@ class Manifest:
             "videos": [asdict(video) for video in self.videos],
             "skipped": self.skipped,
         }
-        write_atomically(folder / "skipped.txt", "".join(f"{name}\t{reason}\n" for name, reason in self.skipped).encode())
+        write_atomically(
+            folder / "skipped.txt", "".join(f"{name}\t{reason}\n" for name, reason in self.skipped).encode()
+        )
         write_atomically(folder / "manifest.json", json.dumps(body, indent=1).encode())
 
     @classmethod
@@ -64,14 +69,16 @@ class Manifest:
         """Reads the manifest of a prepared data set."""
         path = folder / "manifest.json"
         if not path.is_file():
-            unfinished = (folder / "data.mdb").is_file()
-            raise TrainError(
-                f"data: {folder} is not finished; run the same `cpr prepare` again to finish it" if unfinished
-                else f"data: {folder} holds no prepared data set; make one with `cpr prepare --videos FOLDER --out {folder}`"
-            )  # fmt: skip
+            if (folder / "data.mdb").is_file():
+                raise TrainError(
+                    f"data: {folder} is not finished; run the same `cpr prepare` again to finish it"
+                )
+            raise TrainError(f"data: {folder} holds no prepared data set; make one with `cpr prepare`")
         body = json.loads(path.read_text())
         if body.get("version") != VERSION:
-            raise TrainError(f"data: {path} has version {body.get('version')}, this program reads {VERSION}; prepare it again")
+            raise TrainError(
+                f"data: {path} has version {body.get('version')}, expected {VERSION}; prepare it again"
+            )
         return cls(
             FrameSettings(**body["settings"]),
             list(body["classes"]),
@@ -115,7 +122,9 @@ class FrameStore:
             except lmdb.MapFullError:
                 self.env.set_mapsize(self.env.info()["map_size"] * 2)
             except lmdb.Error as error:
-                raise TrainError(f"out: writing to {self.folder} failed ({error}); free some space and run again") from error
+                raise TrainError(
+                    f"out: writing to {self.folder} failed ({error}); free some space and run again"
+                ) from error
 
     def get_json(self, key: str) -> dict[str, Any] | None:
         """The JSON record under `key`, or None."""
@@ -124,7 +133,9 @@ class FrameStore:
         return None if value is None else json.loads(value)
 
     def frames(self, video_id: str, view: str, start: int, count: int) -> npt.NDArray[np.uint8]:
-        """Frames start .. start+count-1 of a view, [count, H, W, 3] for rgb and [count, H, W, 2] for flow, uint8."""
+        """Frames start .. start+count-1 of a view, [count, H, W, 3] for rgb and [count, H, W, 2] for flow,
+        uint8.
+        """
         decode = decode_rgb if view == "rgb" else decode_flow
         with self.env.begin(buffers=True) as transaction:
             record = transaction.get(record_key(view, video_id).encode())
@@ -132,8 +143,13 @@ class FrameStore:
                 raise TrainError(f"data: {video_id} is not stored in {self.folder}; run `cpr prepare` again")
             (total,) = struct.unpack_from("<I", record)
             if not 0 <= start <= start + count <= total:
-                raise IndexError(f"{video_id} has {total} {view} frames, asked for {start} to {start + count - 1}")
-            ends = (4 * (total + 1), *(4 * (total + 1) + end for end in struct.unpack_from(f"<{total}I", record, 4)))
+                raise IndexError(
+                    f"{video_id} has {total} {view} frames, asked for {start} to {start + count - 1}"
+                )
+            ends = (
+                4 * (total + 1),
+                *(4 * (total + 1) + end for end in struct.unpack_from(f"<{total}I", record, 4)),
+            )
             return np.stack([decode(record[ends[i] : ends[i + 1]]) for i in range(start, start + count)])
 
     def close(self) -> None:
@@ -157,21 +173,5 @@ def packed(frames: list[bytes]) -> bytes:
 def write_atomically(path: Path, body: bytes) -> None:
     """Replaces a file whole: a reader, or a kill at any moment, sees the old one or the new one."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with part.open("wb") as file:
-            file.write(body)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
-    _sync_folder(path.parent)
-
-
-def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    with replacing([path]) as [part]:
+        part.write_bytes(body)

@@ -1,12 +1,14 @@
 """A small labelled video set whose classes need both views: class = (motion, appearance).
 
-Every motion comes with every appearance, so flow alone cannot tell three classes apart and a still picture cannot
-tell another three. Background, camera drift, object size, speed, colours, brightness and noise vary from source to
-source; several clips are cut from each source video, as in UCF101 (same name pattern, so siblings are known).
+Every motion comes with every appearance, so flow alone cannot tell three classes apart and a still picture
+cannot tell another three. Background, camera drift, object size, speed, shade, brightness and noise vary from
+source to source; several clips are cut from each source video, as in UCF101 (same name pattern, so siblings
+are known).
 """
 
 from __future__ import annotations
 
+import colorsys
 import hashlib
 import os
 from collections.abc import Callable
@@ -20,7 +22,7 @@ import numpy.typing as npt
 from .progress import progress_bar
 
 Image = npt.NDArray[np.float32]
-FPS = 25
+FPS = 15
 
 # Where the object is at phase p (radians), in units of its path's half width: (x, y).
 MOTIONS: dict[str, Callable[[float], tuple[float, float]]] = {
@@ -38,7 +40,7 @@ class SyntheticSettings:
     sources: int = 12
     test_sources: int = 3
     clips: int = 3
-    frames: int = 34
+    frames: int = 26
     size: int = 80
     seed: int = 0
 
@@ -49,7 +51,8 @@ def class_names() -> list[str]:
 
 
 def generate(folder: Path, settings: SyntheticSettings | None = None) -> int:
-    """Writes `folder/<train|test>/<class>/v_<class>_g<source>_c<clip>.mp4` (H.264); returns how many there are.
+    """Writes `folder/<train|test>/<class>/v_<class>_g<source>_c<clip>.mp4` (H.264); returns how many there
+    are.
 
     A file that is there is kept, and each is written under another name first: an interrupted run can go on.
     """
@@ -60,7 +63,8 @@ def generate(folder: Path, settings: SyntheticSettings | None = None) -> int:
         for name, source in jobs:
             split = "test" if source <= settings.test_sources else "train"
             paths = [
-                folder / split / name / f"v_{name}_g{source:02}_c{clip:02}.mp4" for clip in range(1, settings.clips + 1)
+                folder / split / name / f"v_{name}_g{source:02}_c{clip:02}.mp4"
+                for clip in range(1, settings.clips + 1)
             ]
             if not all(path.is_file() for path in paths):
                 frames = draw_source(name, source, settings)
@@ -71,17 +75,19 @@ def generate(folder: Path, settings: SyntheticSettings | None = None) -> int:
 
 
 def draw_source(name: str, source: int, settings: SyntheticSettings) -> npt.NDArray[np.uint8]:
-    """All frames of one source video [clips * frames, size, size, 3], a function of the seed, class and number."""
+    """All frames of one source video [clips * frames, size, size, 3], a function of the seed, class and
+    number.
+    """
     motion = next(motion for motion in MOTIONS if name.startswith(motion))
     key = hashlib.sha1(f"{settings.seed}/{name}/{source}".encode()).digest()
     rng = np.random.default_rng(list(key[:8]))
     size = settings.size
     rows, columns = np.mgrid[0:size, 0:size].astype(np.float32)
     background = _cloud(rng, 2 * size)
-    backdrop, ink, paper = _colours(rng)
-    radius = size * rng.uniform(0.15, 0.22)
+    backdrop, ink, paper = _colours(rng, name[len(motion) :])
+    radius = size * rng.uniform(0.19, 0.26)
     reach = (size / 2 - radius) * rng.uniform(0.75, 0.95)
-    speed = 2 * np.pi * rng.uniform(0.9, 1.5) / FPS * rng.choice([-1.0, 1.0])
+    speed = 2 * np.pi * rng.uniform(0.55, 0.85) / FPS * rng.choice([-1.0, 1.0])
     phase, twist = rng.uniform(0, 2 * np.pi), rng.uniform(0, 2 * np.pi)
     drift = rng.uniform(-0.25, 0.25, 2)
     light, noise = rng.uniform(0.8, 1.15), rng.uniform(0.005, 0.03)
@@ -92,7 +98,7 @@ def draw_source(name: str, source: int, settings: SyntheticSettings) -> npt.NDAr
         dx, dy = columns - (centre[0] + reach * x), rows - (centre[1] - reach * y)
         inside = np.clip(radius - np.hypot(dx, dy) + 0.5, 0, 1)[..., None]
         left, top = (size / 2 + drift * t).astype(int) % size
-        scene = backdrop * (0.55 + 0.45 * background[top : top + size, left : left + size, None])
+        scene = backdrop * (0.75 + 0.25 * background[top : top + size, left : left + size, None])
         pattern = _pattern(name[len(motion) :], dx / radius, dy / radius, twist)[..., None]
         image = (1 - inside) * scene + inside * (pattern * ink + (1 - pattern) * paper)
         image = image * light + rng.normal(0, noise, image.shape)
@@ -104,11 +110,11 @@ def _pattern(appearance: str, x: Image, y: Image, twist: float) -> Image:
     """0 to 1 over the object's disc (x and y in radii); `twist` turns it."""
     u, v = np.cos(twist) * x + np.sin(twist) * y, np.cos(twist) * y - np.sin(twist) * x
     if appearance == "Stripes":
-        wave = np.sin(3 * np.pi * u)
+        wave = np.sin(2.5 * np.pi * u)
     elif appearance == "Checks":
-        wave = np.sin(2.5 * np.pi * u) * np.sin(2.5 * np.pi * v) * 2
+        wave = 2 * np.sin(2 * np.pi * u) * np.sin(2 * np.pi * v)
     else:
-        wave = np.sin(3 * np.pi * np.hypot(u, v))
+        wave = np.cos(2.5 * np.pi * np.hypot(u, v))
     return np.clip(0.5 + 1.5 * wave, 0, 1).astype(np.float32)
 
 
@@ -116,17 +122,28 @@ def _cloud(rng: np.random.Generator, size: int) -> Image:
     """Smooth noise in 0..1, periodic, of the size of the largest window's double."""
     import cv2
 
-    coarse = [cv2.resize(rng.random((n, n), np.float32), (size, size), interpolation=cv2.INTER_CUBIC) for n in (4, 9, 20)]
+    coarse = [
+        cv2.resize(rng.random((n, n), np.float32), (size, size), interpolation=cv2.INTER_CUBIC)
+        for n in (4, 9, 20)
+    ]
     cloud = 0.5 * coarse[0] + 0.3 * coarse[1] + 0.2 * coarse[2]
     return ((cloud - cloud.min()) / np.ptp(cloud)).astype(np.float32)
 
 
-def _colours(rng: np.random.Generator) -> tuple[Image, Image, Image]:
-    """Backdrop, and a dark and a light colour of the object, each [3] in 0..1; none tells the class."""
-    backdrop = rng.uniform(0.25, 0.8, 3)
-    ink = rng.uniform(0.0, 0.35, 3)
-    paper = rng.uniform(0.65, 1.0, 3)
-    return backdrop.astype(np.float32), ink.astype(np.float32), paper.astype(np.float32)
+def _colours(rng: np.random.Generator, appearance: str) -> tuple[Image, Image, Image]:
+    """A greyish backdrop, and a strong and a pale colour of the object, each [3] in 0..1.
+
+    Each appearance has its family of hues, a third of the colour wheel apart and wide enough to nearly meet.
+    """
+    backdrop = rng.uniform(0.35, 0.75) + rng.uniform(-0.1, 0.1, 3)
+    hue = APPEARANCES.index(appearance) / 3 + rng.uniform(-0.1, 0.1)
+    ink = _from_hue(hue, rng.uniform(0.6, 1.0), rng.uniform(0.5, 0.9))
+    paper = _from_hue(hue + rng.uniform(-0.1, 0.1), rng.uniform(0.0, 0.25), rng.uniform(0.8, 1.0))
+    return backdrop.astype(np.float32), ink, paper
+
+
+def _from_hue(hue: float, saturation: float, value: float) -> Image:
+    return np.array(colorsys.hsv_to_rgb(hue % 1, saturation, value), np.float32)
 
 
 def write_mp4(path: Path, frames: npt.NDArray[np.uint8], fps: int = FPS) -> None:
@@ -136,10 +153,12 @@ def write_mp4(path: Path, frames: npt.NDArray[np.uint8], fps: int = FPS) -> None
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.stem}.{os.getpid()}.mp4")
     with av.open(str(part), "w") as container:
-        stream = container.add_stream("libx264", rate=Fraction(fps), options={"crf": "20", "preset": "veryfast"})
+        stream = container.add_stream(
+            "libx264", rate=Fraction(fps), options={"crf": "20", "preset": "veryfast"}
+        )
         stream.width, stream.height, stream.pix_fmt = frames.shape[2], frames.shape[1], "yuv420p"
         stream.thread_count = 1
         for frame in frames:
             container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, "rgb24")))
         container.mux(stream.encode())
-    os.replace(part, path)
+    part.replace(path)

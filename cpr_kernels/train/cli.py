@@ -1,0 +1,232 @@
+"""The trainer's commands: each a function from arguments to an exit status, built from the dataclasses."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from . import Interrupted, TrainError
+
+STOPPED = 130  # the exit status of a program ended by Ctrl-C
+
+
+@dataclass(frozen=True)
+class Prepare:
+    """Turn videos into a data set: small RGB frames and TV-L1 flow, in one LMDB.
+
+    Videos lie in one folder a class (FOLDER/<class>/<video>, optionally below train and test), or are listed
+    in a CSV with the columns path,label[,split,group]. Names like v_Archery_g01_c02 (UCF101) tell which
+    videos are cut from the same source, and give the official split 1. Broken, short and missing files are
+    skipped and listed. Stop it at any moment; the same command goes on.
+    """
+
+    videos: Path
+    """Folder of videos, or CSV."""
+    out: Path
+    """Folder of the data set."""
+    processes: int = 0
+    """Decoding processes; 0 takes one a core."""
+    size: int = 128
+    """Shorter edge of the stored frames, in pixels."""
+    frames: int = 300
+    """Most frames kept of a video, from its start."""
+    min_frames: int = 17
+    """Videos with fewer frames are skipped."""
+    fps_stride: int = 1
+    """Keep every n-th frame."""
+    flow: Literal["full", "fast", "draft"] = "full"
+    """TV-L1 effort: full (as published), fast (a third of the time) or draft (an eighth)."""
+    flow_bound: float = 20.0
+    """Flow is clipped to +- this many pixels a frame; less for small frames."""
+    jpeg_quality: int = 95
+    """1 to 100."""
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """Measure the features of a run: retrieval of training videos by test videos, R@1, 5, 10 and 20.
+
+    Prints a table by phase and view, and writes eval.json in the run's folder. No randomness.
+    """
+
+    run: Path
+    """Folder of a run made by `cpr pretrain`."""
+    clips: int = 10
+    """Evenly spaced clips of each video, whose features are averaged."""
+    data: Path | None = None
+    """Another prepared data set; the run's own by default."""
+
+
+@dataclass(frozen=True)
+class Report:
+    """Write a self-contained report.html about one run, or several side by side.
+
+    Runs are evaluated first where they are not.
+    """
+
+    runs: list[Path]
+    """Folders of runs."""
+    out: Path = field(default=Path("report.html"))
+    """The page to write."""
+    title: str = "Cascade positive retrieval"
+
+
+def prepare(argv: list[str]) -> int:
+    """`cpr prepare`."""
+    options = _parse(Prepare, argv, "prepare")
+
+    def work() -> None:
+        from .prepare import prepare as run_prepare
+        from .prepare import print_summary
+        from .videos import FrameSettings
+
+        fields = {f.name: getattr(options, f.name) for f in dataclasses.fields(FrameSettings)}
+        print_summary(
+            run_prepare(options.videos, options.out, FrameSettings(**fields), options.processes), options.out
+        )
+
+    return _guarded(work)
+
+
+def pretrain(argv: list[str]) -> int:
+    """`cpr pretrain [--preset NAME] --data DATA ...` or `cpr pretrain --resume RUN`."""
+
+    def work() -> None:
+        from .config import PRESETS, TrainConfig
+        from .loop import config_of
+        from .loop import pretrain as run_pretrain
+        from .progress import console
+
+        resumed, rest = _taken(argv, "--resume")
+        preset, rest = _taken(rest, "--preset")
+        if resumed is not None:
+            if rest or preset:
+                raise TrainError(
+                    f"resume: a run goes on with its own settings; drop {' '.join(rest) or '--preset'}"
+                )
+            run = run_pretrain(config_of(Path(resumed)), resume=True)
+        else:
+            if preset is not None and preset not in PRESETS:
+                raise TrainError(f"preset: must be one of {', '.join(PRESETS)}, got {preset!r}")
+            listed = "\n".join(f"  {name}: {(make.__doc__ or '').strip()}" for name, make in PRESETS.items())
+            more = (
+                "Stop it at any moment; `cpr pretrain --resume RUN` goes on exactly.\n\n--preset NAME:\n"
+                + listed
+            )
+            config = _parse(TrainConfig, rest, "pretrain", PRESETS[preset or "paper"](), more)
+            run = run_pretrain(config)
+        console().print(f"done: {run}; next: cpr evaluate --run {run}")
+
+    return _guarded(work)
+
+
+def evaluate(argv: list[str]) -> int:
+    """`cpr evaluate --run RUN`."""
+    options = _parse(Evaluate, argv, "evaluate")
+
+    def work() -> None:
+        from .evaluate import evaluate_run
+        from .progress import table
+
+        results = evaluate_run(options.run, options.clips, options.data)
+        ks = list(next(iter(results[0]["recall"].values())))
+        rows = [
+            [result["phase"], view, *(f"{100 * share:.1f}" for share in shares.values())]
+            for result in results for view, shares in result["recall"].items()
+        ]  # fmt: skip
+        table("R@k, %", ["after", "view", *(f"R@{k}" for k in ks)], rows)
+
+    return _guarded(work)
+
+
+def report(argv: list[str]) -> int:
+    """`cpr report --runs RUN [RUN ...] --out PAGE`."""
+    options = _parse(Report, argv, "report")
+
+    def work() -> None:
+        from .evaluate import evaluate_run
+        from .report import write_report
+
+        for run in options.runs:
+            if not (run / "eval.json").is_file():
+                evaluate_run(run)
+        print(write_report(options.runs, options.out, options.title))
+
+    return _guarded(work)
+
+
+def demo(argv: list[str]) -> int:
+    """`cpr demo [--videos FOLDER] [--out runs/demo]`."""
+
+    def work() -> None:
+        from .demo import Demo
+        from .demo import demo as run_demo
+
+        print(run_demo(_parse(Demo, argv, "demo")))
+
+    return _guarded(work)
+
+
+COMMANDS: dict[str, Callable[[list[str]], int]] = {
+    "prepare": prepare,
+    "pretrain": pretrain,
+    "evaluate": evaluate,
+    "report": report,
+    "demo": demo,
+}
+
+
+def _parse(
+    kind: Any, argv: list[str], name: str, defaults: dict[str, Any] | None = None, more: str = ""
+) -> Any:
+    """An instance of a dataclass from arguments; `--help` and wrong arguments leave by SystemExit, as in
+    argparse.
+    """
+    try:
+        import tyro
+    except ImportError:
+        raise SystemExit(
+            f"cpr {name}: needs the trainer's packages: pip install 'cpr_kernels[train]'"
+        ) from None
+    description = f"{inspect.cleandoc(kind.__doc__)}\n\n{more}".strip()
+    required = {
+        f.name: tyro.MISSING
+        for f in dataclasses.fields(kind)
+        if f.default is f.default_factory is dataclasses.MISSING
+    }
+    default = kind(**{**required, **defaults}) if defaults else None
+    extra = {} if default is None else {"default": default}
+    return tyro.cli(kind, args=argv, prog=f"cpr {name}", description=description, **extra)
+
+
+def _taken(argv: list[str], option: str) -> tuple[str | None, list[str]]:
+    """The value of an option, and the arguments without it."""
+    for i, argument in enumerate(argv):
+        if argument == option and i + 1 < len(argv):
+            return argv[i + 1], [*argv[:i], *argv[i + 2 :]]
+        if argument.startswith(option + "="):
+            return argument.split("=", 1)[1], [*argv[:i], *argv[i + 1 :]]
+    return None, argv
+
+
+def _guarded(work: Callable[[], None]) -> int:
+    """Runs a command. Errors that the user can mend go up as `TrainError`; a stop by a signal is status
+    130.
+    """
+    try:
+        work()
+    except ModuleNotFoundError as error:
+        if (error.name or "").startswith("cpr_kernels"):
+            raise
+        raise TrainError(f"{error.name} is not installed; pip install 'cpr_kernels[train]'") from error
+    except TrainError as error:
+        if not isinstance(error, Interrupted):
+            raise
+        print(error, file=sys.stderr)
+        return STOPPED
+    return 0

@@ -1,0 +1,108 @@
+"""The whole way in one command: videos, frames and flow, InfoNCE, cascade co-training, retrieval, report."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from . import TrainError
+from .augment import Augment
+from .config import Clips, Mining, Optim, TrainConfig
+from .evaluate import evaluate_run
+from .loop import config_of, pretrain
+from .prepare import prepare, print_summary
+from .progress import console
+from .report import write_report
+from .store import Manifest, write_atomically
+from .synthetic import SyntheticSettings, generate
+from .videos import FrameSettings
+
+Result = TypeVar("Result")
+FRAMES = FrameSettings(size=64, frames=60, min_frames=9, flow="draft", flow_bound=8.0)
+
+
+@dataclass(frozen=True)
+class Demo:
+    """Mine positives from real video files, learn from them, and write a report to look at.
+
+    Without --videos it draws a small labelled clip set whose classes need both views. Run again, it goes on
+    where it was stopped.
+    """
+
+    videos: Path | None = None
+    """Your own videos: a folder with one folder a class, or a CSV (path,label[,split,group])."""
+    out: Path = Path("runs/demo")
+    """Where everything goes; the report is out/report.html."""
+    infonce_epochs: int = 34
+    cycle_epochs: int = 8
+    seed: int = 0
+
+
+def demo(settings: Demo) -> Path:
+    """Runs or continues the demo; returns the report's path."""
+    out = settings.out
+    timings = _Timings(out / "timings.json")
+    videos = settings.videos
+    if videos is None:
+        videos = out / "videos"
+        timings.measure(
+            "draw the clips", lambda: generate(out / "videos", SyntheticSettings(seed=settings.seed))
+        )
+    prepared = timings.measure("decode and TV-L1 flow", lambda: prepare(videos, out / "data", FRAMES))
+    print_summary(prepared, out / "data")
+    run = out / "run"
+    resume = (run / "config.json").is_file()
+    config = config_of(run) if resume else demo_config(settings, prepared.manifest)
+    timings.measure("pretrain and co-train", lambda: pretrain(config, resume=resume))
+    timings.measure("retrieval", lambda: evaluate_run(run, clips=4))
+    write_atomically(run / "timings.json", json.dumps(timings.seconds).encode())
+    report = write_report([run], out / "report.html", title="Cascade positive retrieval: demo")
+    console().print(f"report: {report}")
+    return report
+
+
+def demo_config(settings: Demo, manifest: Manifest) -> TrainConfig:
+    """A setting that two cores finish in a few minutes; batch and queue shrink with a small data set."""
+    frames = 8
+    usable = sum(video.split == "train" and video.frames >= frames for video in manifest.videos)
+    if usable < 16:
+        raise TrainError(
+            f"videos: {usable} training videos with at least {frames + 1} frames are too few; give 16 or more"
+        )
+    batch = min(32, usable // 4)
+    queue = min(192, (usable * 3 // 4) // batch * batch)
+    stages = 5 if queue >= 96 else 3
+    return TrainConfig(
+        data=settings.out / "data",
+        out=settings.out / "run",
+        infonce_epochs=settings.infonce_epochs,
+        cycles=1,
+        cycle_epochs=settings.cycle_epochs,
+        queue=queue,
+        width=0.25,
+        clips=Clips(frames=frames, crop=64, batch=batch),
+        mining=Mining(stages=stages, topk=min(5, queue // 2 ** (stages - 1))),
+        optim=Optim(momentum=0.99),
+        augment=Augment(min_area=0.5),
+        seed=settings.seed,
+    )
+
+
+class _Timings:
+    """Seconds by part, kept in a file, so that a resumed demo adds to what was spent before."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.seconds: dict[str, float] = json.loads(path.read_text()) if path.is_file() else {}
+
+    def measure(self, name: str, work: Callable[[], Result]) -> Result:
+        began = time.monotonic()
+        try:
+            return work()
+        finally:
+            self.seconds[name] = self.seconds.get(name, 0.0) + time.monotonic() - began
+            write_atomically(self.path, json.dumps(self.seconds).encode())

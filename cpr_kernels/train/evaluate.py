@@ -1,0 +1,123 @@
+"""How good are the features? Test-to-train retrieval: no training, no randomness, the same numbers every
+time.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from .. import retrieval_recall_at_k
+from . import TrainError
+from .augment import plain
+from .checkpoint import encoder_files, load_encoder
+from .clips import ClipDataset
+from .loop import config_of
+from .model import channels_last
+from .progress import progress_bar
+from .s3d import Encoder
+from .store import VIEWS, write_atomically
+
+Recall = dict[str, dict[int, float]]  # {rgb, flow, both: {k: share}}
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """How retrieval is measured.
+
+    clips: evenly spaced clips of each video, whose features are averaged; frames, crop: their size (centre
+    square). center: subtract the training features' mean from all. ks: R@k is the share of test videos with a
+    training video of their class among their k nearest, by cosine.
+    """
+
+    frames: int = 32
+    crop: int = 112
+    clips: int = 10
+    center: Literal["none", "train"] = "train"
+    ks: tuple[int, ...] = (1, 5, 10, 20)
+
+
+def retrieval(data: Path, encoders: Mapping[str, Encoder], protocol: Protocol, device: str = "cpu") -> Recall:
+    """R@k by view, and of the two streams together when both are given (the sum of their cosines)."""
+    features: dict[str, dict[str, Tensor]] = {}
+    labels: dict[str, Tensor] = {}
+    for split in ("train", "test"):
+        dataset = ClipDataset(data, protocol.frames, protocol.crop, split=split, cache_mb=0)
+        features[split] = encode(dataset, encoders, protocol, torch.device(device))
+        labels[split] = torch.tensor([dataset.manifest.videos[i].label for i in dataset.videos])
+    for view in encoders:
+        mean = features["train"][view].mean(dim=0) if protocol.center == "train" else 0.0
+        for split in features:
+            features[split][view] = functional.normalize(features[split][view] - mean, dim=1)
+    recall = {
+        view: retrieval_recall_at_k(
+            features["test"][view], features["train"][view], labels["test"], labels["train"], protocol.ks
+        )
+        for view in encoders
+    }
+    if len(encoders) > 1:
+        test, train = (
+            torch.cat([features[split][view] for view in encoders], dim=1) for split in ("test", "train")
+        )
+        recall["both"] = retrieval_recall_at_k(test, train, labels["test"], labels["train"], protocol.ks)
+    return recall
+
+
+@torch.no_grad()
+def encode(
+    dataset: ClipDataset,
+    encoders: Mapping[str, Encoder],
+    protocol: Protocol,
+    device: torch.device,
+    batch: int = 8,
+) -> dict[str, Tensor]:
+    """{view: [M, F]}: pooled backbone features of every video of a split, averaged over its clips, on the
+    CPU.
+    """
+    modes = {view: encoder.training for view, encoder in encoders.items()}
+    parts: dict[str, list[Tensor]] = {view: [] for view in encoders}
+    try:
+        for encoder in encoders.values():
+            encoder.eval().to(device)
+        with progress_bar() as bar:
+            for start in bar.track(range(0, len(dataset), batch), description="encode"):
+                positions = range(start, min(start + batch, len(dataset)))
+                both = [dataset.evenly_spaced(position, protocol.clips) for position in positions]
+                for view, encoder in encoders.items():
+                    frames = np.concatenate([pair[VIEWS.index(view)] for pair in both])
+                    clips = channels_last(plain(torch.from_numpy(frames), device))
+                    pooled = encoder.features(clips).view(len(both), protocol.clips, -1)
+                    parts[view].append(pooled.mean(dim=1).cpu())
+    finally:
+        for view, encoder in encoders.items():
+            encoder.train(modes[view])
+    return {view: torch.cat(rows) for view, rows in parts.items()}
+
+
+def evaluate_run(run: Path, clips: int = 10, data: Path | None = None) -> list[dict[str, Any]]:
+    """R@k after every phase of a run, and of what it started from; writes `eval.json` in its folder."""
+    config = config_of(run)
+    phases = encoder_files(run)
+    if not phases:
+        raise TrainError(f"run: {run} has no encoder yet; they are saved at the end of each phase")
+    given = {"rgb": config.init_rgb, "flow": config.init_flow}
+    start = {view: path for view, path in given.items() if path is not None}
+    if len(start) == len(VIEWS):
+        phases.insert(0, ("start", start))
+    protocol = Protocol(config.clips.frames, config.clips.crop, clips)
+    results = []
+    for phase, files in phases:
+        encoders = {view: load_encoder(files[view]) for view in VIEWS}
+        recall = retrieval(data or config.data, encoders, protocol)
+        results.append({"phase": phase, "recall": recall})
+    body = {"data": str(data or config.data), "protocol": asdict(protocol), "phases": results}
+    write_atomically(run / "eval.json", json.dumps(body, indent=1).encode())
+    return results

@@ -1,0 +1,260 @@
+"""One page that shows what came out: `report.html`, self-contained, for one run or several side by side."""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections.abc import Sequence
+from dataclasses import asdict
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from . import TrainError, figures
+from .config import TrainConfig
+from .evaluate import Protocol
+from .logs import read_lines
+from .loop import config_of
+from .plan import make_plan
+from .store import FrameStore, Manifest, write_atomically
+
+TEMPLATE = "report.html.jinja"
+WAYS = {"mined": "cascade", "flow": "flow alone", "rgb": "RGB alone", "both": "sum of both"}
+QUERIES = 6
+
+
+def write_report(runs: Sequence[Path], out: Path, title: str = "Cascade positive retrieval") -> Path:
+    """Writes one HTML page, pictures and plots inside, about one run or several; returns its path.
+
+    A run must have been evaluated (`eval.json`).
+    """
+    import jinja2
+
+    if not runs:
+        raise TrainError("runs: give at least one folder of a run")
+    several = len(runs) > 1
+    sections = [_section(Path(run)) for run in runs]
+    recall = [row for section in sections for row in _recall_rows(section, several)]
+    mining = [row for section in sections for row in _mining_rows(section, several)]
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
+    template = environment.from_string(Path(__file__).with_name(TEMPLATE).read_text())
+    page = template.render(
+        title=title, lead=_lead(sections), protocol=sections[0]["protocol"], recall=recall, mining=mining,
+        runs=sections, versions=_versions(),
+    )  # fmt: skip
+    write_atomically(out, page.encode())
+    return out
+
+
+def _section(run: Path) -> dict[str, Any]:
+    config = config_of(run)
+    manifest = Manifest.load(config.data)
+    epochs = [line for line in read_lines(run / "log.jsonl") if line["kind"] == "epoch"]
+    if not (run / "eval.json").is_file():
+        raise TrainError(f"run: {run} has no eval.json; run `cpr evaluate --run {run}` first")
+    evaluation = json.loads((run / "eval.json").read_text())
+    names = {**WAYS, "mined": method_name(config)}
+    return {
+        "run": run,
+        "title": run.name if run.name != "run" else run.parent.name,
+        "names": names,
+        "config": config,
+        "epochs": epochs,
+        "evaluation": evaluation["phases"],
+        "protocol": Protocol(**evaluation["protocol"]),
+        "pmr_plot": _pmr_plot(epochs, names),
+        "cmr_plots": [
+            {"phase": line["phase"], "image": _cmr_plot(line["mining"], names)}
+            for line in last_epochs(epochs) if "mined" in line["mining"]
+        ],
+        "galleries": _galleries(run, config, manifest, names),
+        "settings": _settings(run, config, manifest),
+    }  # fmt: skip
+
+
+def method_name(config: TrainConfig) -> str:
+    """What the mined positives of a run came from, in words."""
+    mining = config.mining
+    return f"cascade, {mining.stages} stages" if mining.method == "cpr" else mining.method
+
+
+def last_epochs(epochs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The last epoch line of each phase that has figures."""
+    last: dict[str, dict[str, Any]] = {}
+    for line in epochs:
+        if line["mining"]:
+            last[line["phase"]] = line
+    return list(last.values())
+
+
+def _pmr_plot(epochs: list[dict[str, Any]], names: dict[str, str]) -> str:
+    lines: dict[str, list[tuple[float, float]]] = {}
+    phases: list[tuple[float, str]] = []
+    for number, line in enumerate(epochs, start=1):
+        if not phases or phases[-1][1] != line["phase"]:
+            phases.append((number, line["phase"]))
+        for way, figures_of_way in line["mining"].items():
+            lines.setdefault(way, []).append((number, figures_of_way["pmr"]))
+    ordered = {way: lines[way] for way in WAYS if way in lines}
+    return figures.curves(ordered, names, phases) if ordered else ""
+
+
+def _cmr_plot(mining: dict[str, Any], names: dict[str, str]) -> str:
+    shown: list[str] = [way for way in ("mined", "flow", "rgb") if way in mining]
+    classes = sorted(mining["mined"]["cmr"], key=lambda label: -mining["mined"]["cmr"][label])
+    series = {way: [mining[way]["cmr"][label] for label in classes] for way in shown}
+    return figures.bars(classes, series, names, "CMR, % of the class's training videos")
+
+
+def _galleries(
+    run: Path, config: TrainConfig, manifest: Manifest, names: dict[str, str]
+) -> list[dict[str, Any]]:
+    """For each phase, the first clips of its last batch, one a class, and what each way of mining picked
+    for them.
+    """
+    last: dict[str, dict[str, Any]] = {}
+    for line in read_lines(run / "mined.jsonl"):
+        if line["picks"]:
+            last[line["phase"]] = line
+    mined = {phase: line for phase, line in last.items() if "mined" in line["picks"]}
+    album = _Album(FrameStore(config.data), manifest)
+    return [
+        {"phase": phase, "queries": _queries(line, album, names)} for phase, line in (mined or last).items()
+    ]
+
+
+def _queries(line: dict[str, Any], album: _Album, names: dict[str, str]) -> list[dict[str, Any]]:
+    queries: list[dict[str, Any]] = []
+    seen = set()
+    for row, video in enumerate(line["videos"]):
+        label = album.label(video)
+        if label in seen or len(queries) == QUERIES:
+            continue
+        seen.add(label)
+        ways = []
+        for way in (way for way in WAYS if way in line["picks"] and way != "both"):
+            picks = [
+                {**album.clip(pick), "right": album.label(pick) == label}
+                for pick in line["picks"][way][row]
+                if pick >= 0
+            ]
+            ways.append(
+                {"name": names[way], "picks": picks, "right": sum(bool(pick["right"]) for pick in picks)}
+            )
+        queries.append({"clip": album.clip(video), "ways": ways})
+    return queries
+
+
+class _Album:
+    """Thumbnails by video, each made once."""
+
+    def __init__(self, store: FrameStore, manifest: Manifest) -> None:
+        self.store, self.manifest = store, manifest
+        self.made: dict[int, dict[str, str]] = {}
+
+    def label(self, video: int) -> str:
+        return self.manifest.classes[self.manifest.videos[video].label]
+
+    def clip(self, video: int) -> dict[str, str]:
+        if video not in self.made:
+            stored = self.manifest.videos[video]
+            frame = self.store.frames(stored.id, "rgb", stored.frames // 2, 1)[0]
+            start = max(0, stored.frames // 2 - 8)
+            flow = self.store.frames(stored.id, "flow", start, min(16, stored.frames - start))
+            self.made[video] = {
+                "label": self.label(video),
+                "frame": figures.thumbnail(frame),
+                "flow": figures.thumbnail(figures.flow_picture(flow)),
+            }
+        return self.made[video]
+
+
+def _recall_rows(section: dict[str, Any], several: bool) -> list[dict[str, Any]]:
+    rows = []
+    for phase in section["evaluation"]:
+        name = f"{section['title']}, {phase['phase']}" if several else phase["phase"]
+        for view, shares in phase["recall"].items():
+            rows.append(
+                {"name": name, "view": view, "shares": list(shares.values()), "strong": view == "both"}
+            )
+    return rows
+
+
+def _mining_rows(section: dict[str, Any], several: bool) -> list[dict[str, Any]]:
+    rows = []
+    for line in last_epochs(section["epochs"]):
+        phase = f"{section['title']}, {line['phase']}" if several else line["phase"]
+        for way in (way for way in WAYS if way in line["mining"]):
+            figures_of_way = line["mining"][way]
+            rows.append({
+                "phase": phase, "name": section["names"][way], "pmr": figures_of_way["pmr"],
+                "cmr": figures_of_way["cmr_median"], "strong": way == "mined",
+            })  # fmt: skip
+    return rows
+
+
+def _lead(sections: list[dict[str, Any]]) -> list[str]:
+    """One sentence a run: what mining and retrieval came to."""
+    sentences = []
+    for section in sections:
+        mined = [line["mining"] for line in last_epochs(section["epochs"]) if "mined" in line["mining"]]
+        first, final = (section["evaluation"][i]["recall"] for i in (0, -1))
+        words = [f"{section['title']}:"]
+        if mined:
+            shares = ", ".join(
+                f"{section['names'][way]} {100 * mined[-1][way]['pmr']:.0f} %"
+                for way in WAYS
+                if way in mined[-1]
+            )
+            words.append(f"right among the mined positives: {shares}.")
+        before_after = ", ".join(
+            f"{view} {100 * first[view]['1']:.1f} to {100 * final[view]['1']:.1f} %" for view in final
+        )
+        ends = " to ".join(section["evaluation"][i]["phase"] for i in (0, -1))
+        words.append(f"R@1 from {ends}: {before_after}.")
+        sentences.append(" ".join(words))
+    return sentences
+
+
+def _settings(run: Path, config: TrainConfig, manifest: Manifest) -> list[tuple[str, str]]:
+    steps = [line for line in read_lines(run / "log.jsonl") if line["kind"] == "step"]
+    counts = {split: sum(video.split == split for video in manifest.videos) for split in ("train", "test")}
+    timings = json.loads((run / "timings.json").read_text()) if (run / "timings.json").is_file() else {}
+    rows = [
+        ("videos", f"{counts['train']} train, {counts['test']} test, {len(manifest.skipped)} files skipped"),
+        ("frames", ", ".join(f"{name} {value}" for name, value in asdict(manifest.settings).items())),
+    ]  # fmt: skip
+    for phase in make_plan(config):
+        mining = f", mining {phase.schedule}" if phase.schedule else ""
+        rows.append((phase.name, f"{phase.epochs} epochs of {' and '.join(phase.train)}{mining}"))
+    for name, value in asdict(config).items():
+        if name not in ("data", "out"):
+            rows.append(
+                (
+                    name,
+                    ", ".join(f"{k} {v}" for k, v in value.items())
+                    if isinstance(value, dict)
+                    else str(value),
+                )
+            )
+    seconds = sum(line["seconds"] for line in steps)
+    rows.append(
+        ("training steps", f"{len(steps)} in {seconds:.0f} s, {seconds / max(len(steps), 1):.2f} s each")
+    )
+    rows += [(name, f"{value:.0f} s") for name, value in timings.items()]
+    return rows
+
+
+def _versions() -> list[tuple[str, str]]:
+    names = ("cpr_kernels", "torch", "av", "opencv-contrib-python-headless", "numpy", "lmdb")
+    versions = []
+    for name in names:
+        try:
+            versions.append((name, metadata.version(name)))
+        except metadata.PackageNotFoundError:
+            versions.append((name, "not installed as a package"))
+    return [
+        *versions,
+        ("python", platform.python_version()),
+        ("machine", f"{platform.machine()}, {platform.system()}"),
+    ]
