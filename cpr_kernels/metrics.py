@@ -9,7 +9,9 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from .streaming_metrics import ClassMiningRecall, PositiveMiningRecall, RetrievalRecallAtK
+    from .streaming_metrics import ClassMiningRecall as ClassMiningRecall
+    from .streaming_metrics import PositiveMiningRecall as PositiveMiningRecall
+    from .streaming_metrics import RetrievalRecallAtK as RetrievalRecallAtK
 
 STREAMING = ("PositiveMiningRecall", "ClassMiningRecall", "RetrievalRecallAtK")
 
@@ -27,8 +29,13 @@ def true_positives(indices: Tensor, query_labels: Tensor, key_labels: Tensor) ->
     """True [B, k] where a mined entry has its query's label; padding (-1) and unknown labels (-1) are False.
 
     Raises:
-        ValueError: shapes that do not fit.
+        ValueError: shapes, dtypes or devices that do not fit.
     """
+    if indices.dtype.is_floating_point or indices.dtype.is_complex or indices.dtype == torch.bool:
+        raise ValueError(f"metrics: indices must hold integers, got {indices.dtype}")
+    for name, labels in (("query_labels", query_labels), ("key_labels", key_labels)):
+        if labels.device != indices.device:
+            raise ValueError(f"metrics: {name} is on {labels.device}, but indices is on {indices.device}")
     if indices.dim() != 2 or query_labels.dim() != 1 or query_labels.shape[0] != indices.shape[0]:
         raise ValueError(
             f"metrics: indices must be [B, k] and query_labels [B], got {list(indices.shape)} and "
@@ -36,9 +43,12 @@ def true_positives(indices: Tensor, query_labels: Tensor, key_labels: Tensor) ->
         )
     if key_labels.dim() != 1:
         raise ValueError(f"metrics: key_labels must be [N], got {list(key_labels.shape)}")
-    if key_labels.shape[0] == 0:
+    count = key_labels.shape[0]
+    if indices.device.type == "cpu" and indices.numel() and int(indices.max()) >= count:
+        raise ValueError(f"metrics: indices holds {int(indices.max())}, but key_labels has {count} entries")
+    if count == 0:
         return torch.zeros_like(indices, dtype=torch.bool)
-    mined = key_labels[indices.clamp(min=0)]
+    mined = key_labels[indices.clamp(min=0).long()]
     return (mined == query_labels[:, None]) & (indices >= 0) & (query_labels[:, None] >= 0)
 
 
@@ -73,9 +83,14 @@ def class_mining_recall(
 
     Returns:
         ``{class: recall}`` over the classes present in `key_labels`; their median is the paper's figure.
+
+    Raises:
+        ValueError: shapes, dtypes or devices that do not fit.
     """
-    samples = torch.arange(len(key_labels), device=key_labels.device) if key_samples is None else key_samples
     hit = true_positives(indices, query_labels, key_labels)
+    samples = torch.arange(len(key_labels), device=key_labels.device) if key_samples is None else key_samples
+    if samples.shape != key_labels.shape:
+        raise ValueError(f"metrics: key_samples must be {list(key_labels.shape)}, got {list(samples.shape)}")
     found = samples[indices[hit]].unique()
     recall = {}
     for label in key_labels[key_labels >= 0].unique().tolist():
@@ -113,7 +128,7 @@ def retrieval_recall_at_k(
         ks: cut-offs, each >= 1.
 
     Returns:
-        ``{k: share in [0, 1]}``.
+        ``{k: share in [0, 1]}``; NaN without queries. A query of unknown label (-1) counts as a miss.
     """
     from .mining import cascade_topk, coclr_schedule
 

@@ -10,16 +10,17 @@ from torch import nn
 def ema_update_(online: nn.Module, target: nn.Module, momentum: float) -> None:
     """Move `target` toward `online`: ``target = momentum * target + (1 - momentum) * online``.
 
-    Parameters are averaged in one fused pass; buffers (batch-norm statistics) stay the target's own, as in MoCo
-    (He et al. 2020, eq. 2). Both modules must have the same structure.
+    Parameters are averaged in one fused pass (He et al. 2020, MoCo, eq. 2); buffers such as batch-norm
+    statistics are not touched: as in MoCo, the target gathers its own by running in train mode. Keep the target
+    in float32: in bfloat16 a step of ``1 - momentum = 0.001`` is smaller than the rounding and would be lost.
 
     Args:
-        online: the trained module.
-        target: its momentum copy; changed in place.
+        online: the trained module, without a `DistributedDataParallel` or `torch.compile` wrapper.
+        target: its momentum copy, of the same structure, dtypes and device; changed in place.
         momentum: weight of the old value, in [0, 1]; 1 leaves the target as it is, 0 copies.
 
     Raises:
-        ValueError: momentum out of range, or modules whose parameters differ in name or shape.
+        ValueError: momentum out of range, or parameters that differ in name, shape, dtype or device.
     """
     if not 0.0 <= momentum <= 1.0:
         raise ValueError(f"ema_update_: momentum must lie in [0, 1], got {momentum}")
@@ -27,11 +28,17 @@ def ema_update_(online: nn.Module, target: nn.Module, momentum: float) -> None:
     goal = dict(target.named_parameters())
     if source.keys() != goal.keys():
         odd = sorted(source.keys() ^ goal.keys())[0]
-        raise ValueError(f"ema_update_: online and target must have the same parameters; {odd!r} is only in one")
+        wrapped = odd.startswith(("module.", "_orig_mod."))
+        raise ValueError(
+            f"ema_update_: online and target must have the same parameters; {odd!r} is only in one"
+            + ("; unwrap it (.module, ._orig_mod)" if wrapped else "")
+        )
     for name, parameter in source.items():
-        if parameter.shape != goal[name].shape:
-            raise ValueError(
-                f"ema_update_: {name!r} has shape {list(parameter.shape)} online but {list(goal[name].shape)} in target"
-            )
+        mine, other = ((list(p.shape), p.dtype, p.device) for p in (parameter, goal[name]))
+        for what, online_has, target_has in zip(("shape", "dtype", "device"), mine, other):
+            if online_has != target_has:
+                raise ValueError(
+                    f"ema_update_: {name!r} has {what} {online_has} online but {target_has} in target"
+                )
     if goal:
         torch._foreach_lerp_(list(goal.values()), [source[name] for name in goal], 1.0 - momentum)

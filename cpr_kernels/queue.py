@@ -23,9 +23,9 @@ def _gathered(rows: Tensor) -> Tensor:
 class MultiViewQueue(nn.Module):
     """A first-in first-out queue of N entries, each with one embedding per view, an id and a label.
 
-    Everything is a buffer, so `state_dict` is complete and a resumed run continues bit for bit. Unfilled slots
-    have id -1, which `cascade_topk` and `mil_nce` leave out: mining works from the first step. Ranks stay
-    identical by construction (rows are gathered in rank order), so DDP need not broadcast the buffers:
+    Everything is a buffer, so `state_dict` is complete and a resumed run continues bit for bit. Unfilled
+    slots have id -1, which `cascade_topk` and `mil_nce` leave out: mining works from the first step. Ranks
+    stay identical by construction (rows are gathered in rank order), so DDP need not broadcast the buffers:
     keep the queue outside the wrapped module, or pass ``broadcast_buffers=False``.
 
     Args:
@@ -88,7 +88,8 @@ class MultiViewQueue(nn.Module):
         """Write a batch over the oldest entries; any batch size, wrapping at the end.
 
         With a process group up, every rank must call this with the same number of rows; all ranks write all
-        rows in rank order. Of a batch larger than the queue the last N rows stay. The device is never waited for.
+        rows in rank order. Of a batch larger than the queue the last N rows stay. The device is never waited
+        for.
 
         Args:
             features: ``{view: [B, D]}``, every view of the queue; converted to the queue's dtype.
@@ -102,8 +103,9 @@ class MultiViewQueue(nn.Module):
             raise ValueError(
                 f"enqueue: features must hold the views {list(self._names)}, got {list(features)}"
             )
-        rows = ids.shape[0] if ids.dim() == 1 else -1
-        check_ids("enqueue", "ids", ids, max(rows, 0), "row", self.ids.device)
+        first = features[self._names[0]]
+        rows = first.shape[0] if first.dim() else 0
+        check_ids("enqueue", "ids", ids, rows, "row", self.ids.device)
         if labels is None:
             labels = torch.full_like(ids, -1)
         check_ids("enqueue", "labels", labels, rows, "row", self.ids.device)
@@ -111,9 +113,16 @@ class MultiViewQueue(nn.Module):
         values = [*(features[name] for name in self._names), ids, labels]
         for name, buffer, value in zip(self._names, buffers, values):
             if value.dim() != 2 or value.shape[0] != rows or value.shape[1] != buffer.shape[1]:
+                shape = f"[{rows}, {buffer.shape[1]}]"
                 raise ValueError(
-                    f"enqueue: features[{name!r}] must have shape [{rows}, {buffer.shape[1]}], got {list(value.shape)}"
+                    f"enqueue: features[{name!r}] must have shape {shape}, got {list(value.shape)}"
                 )
+            if value.device != buffer.device:
+                raise ValueError(
+                    f"enqueue: features[{name!r}] is on {value.device}, the queue on {buffer.device}"
+                )
+            if value.is_complex():
+                raise ValueError(f"enqueue: features[{name!r}] must hold real numbers, got {value.dtype}")
         torch.ops.cpr.enqueue_(
             buffers,
             self.pointer,

@@ -1,4 +1,4 @@
-"""The mining metrics as `torchmetrics.Metric`: update per step, compute per epoch, synchronised over ranks."""
+"""The mining metrics as `torchmetrics.Metric`: update per step, compute per epoch, summed over ranks."""
 
 from __future__ import annotations
 
@@ -58,12 +58,16 @@ class ClassMiningRecall(Metric):
         self.register_buffer("sample_labels", sample_labels.clone(), persistent=False)
         self.add_state("found", torch.zeros(len(sample_labels), dtype=torch.int64), dist_reduce_fx="max")
 
-    def update(
-        self, indices: Tensor, query_labels: Tensor, key_labels: Tensor, key_samples: Tensor
-    ) -> None:
+    def update(self, indices: Tensor, query_labels: Tensor, key_labels: Tensor, key_samples: Tensor) -> None:
         """Add a step: mined [B, k], labels [B] and [N], and the sample [N] that each entry holds."""
         hit = true_positives(indices, query_labels, key_labels)
-        self.found[key_samples[indices[hit]]] = 1
+        samples = key_samples[indices[hit]]
+        if samples.numel() and not 0 <= int(samples.min()) <= int(samples.max()) < len(self.found):
+            raise ValueError(
+                f"ClassMiningRecall: key_samples must name samples below {len(self.found)}, "
+                f"got {int(samples.min())} to {int(samples.max())}"
+            )
+        self.found[samples] = 1
 
     def per_class(self) -> dict[int, float]:
         """``{class: recall}`` over the classes of `sample_labels`."""
@@ -73,7 +77,7 @@ class ClassMiningRecall(Metric):
 
     def compute(self) -> Tensor:
         """The median over classes, 0-dim float32."""
-        return torch.tensor(median_recall(self.per_class()))
+        return torch.tensor(median_recall(self.per_class()), device=self.found.device)
 
 
 class RetrievalRecallAtK(Metric):

@@ -37,7 +37,7 @@ def parser() -> argparse.ArgumentParser:
         prog="cpr mine",
         usage="cpr mine FILE [options]",
         description="Mine positives: for each query, the entries that survive a cascade of views (most\n"
-        "similar in one view, of these the most similar in another, ...). Prints what was found and how good it is.",
+        "similar in one view, of these the most similar in another, ...), and say how good they are.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from itertools import pairwise
 from math import floor
 from typing import Any
 
@@ -17,10 +18,11 @@ class Stage:
 
     Args:
         view: a view's name, or ``{name: weight}`` to judge by the weighted sum of several views' scores.
+            A name holds no comma, plus or star and no space at its ends, so that a schedule reads back.
         keep: entries that survive this stage, >= 1.
 
     Raises:
-        ValueError: no view, an unusable weight, or ``keep`` < 1.
+        ValueError: no view, an unusable name or weight, or ``keep`` < 1.
     """
 
     view: str | Weights
@@ -30,15 +32,11 @@ class Stage:
         named = view if isinstance(view, str) else tuple((str(n), float(w)) for n, w in _pairs(view))
         if not named:
             raise ValueError("Stage: view names nothing; give a view's name or {name: weight}")
-        for name, weight in () if isinstance(named, str) else named:
-            if weight != weight or abs(weight) == float("inf"):
-                raise ValueError(f"Stage: the weight of view {name!r} must be finite, got {weight}")
-        if isinstance(keep, bool) or int(keep) != keep or keep < 1:
-            raise ValueError(f"Stage: keep must be an integer >= 1, got {keep!r} (view {view!r})")
+        _check_weights(((named, 1.0),) if isinstance(named, str) else named)
         if not isinstance(named, str) and len(named) == 1 and named[0][1] == 1.0:
             named = named[0][0]
         object.__setattr__(self, "view", named)
-        object.__setattr__(self, "keep", int(keep))
+        object.__setattr__(self, "keep", _count(keep, f"Stage: keep must be an integer >= 1 (view {view!r})"))
 
     @property
     def weights(self) -> dict[str, float]:
@@ -46,8 +44,44 @@ class Stage:
         return {self.view: 1.0} if isinstance(self.view, str) else dict(self.view)
 
     def __str__(self) -> str:
-        names = [name if weight == 1.0 else f"{weight:g}*{name}" for name, weight in self.weights.items()]
+        names = [
+            name if weight == 1.0 else f"{_number(weight)}*{name}" for name, weight in self.weights.items()
+        ]
         return f"{'+'.join(names)}:{self.keep}"
+
+
+def _number(weight: float) -> str:
+    """The shortest text that reads back as `weight`, without a plus."""
+    return str(int(weight)) if weight.is_integer() and abs(weight) < 1e6 else repr(weight).replace("e+", "e")
+
+
+def _count(value: Any, expected: str) -> int:
+    """`value` as an int; a whole number of any type will do."""
+    try:
+        count = int(value)
+        whole = not isinstance(value, (bool, str)) and count == value and count >= 1
+    except (TypeError, ValueError, OverflowError):
+        whole = False
+    if not whole:
+        raise ValueError(f"{expected}, got {value!r}")
+    return count
+
+
+def _check_weights(named: Weights) -> None:
+    names = [name for name, _ in named]
+    for name, weight in named:
+        if not name or name.strip() != name or set(name) & set(",+*"):
+            raise ValueError(
+                f"Stage: a view's name must hold no comma, plus, star or outer space, got {name!r}"
+            )
+        if names.count(name) > 1:
+            raise ValueError(f"Stage: view {name!r} is named twice; give its weights as one sum")
+        if weight != weight or abs(weight) == float("inf"):
+            raise ValueError(f"Stage: the weight of view {name!r} must be finite, got {weight}")
+    if not any(weight for _, weight in named):
+        raise ValueError(
+            f"Stage: the weights of {', '.join(map(repr, names))} are all 0; some view must judge"
+        )
 
 
 def _pairs(view: Mapping[str, float] | Weights) -> Iterable[tuple[str, float]]:
@@ -66,10 +100,12 @@ class Schedule(tuple[Stage, ...]):
 
     def __new__(cls, stages: Iterable[Stage | tuple[Any, int]]) -> Schedule:
         """Stages, or ``(view, keep)`` pairs."""
+        if isinstance(stages, str):
+            raise ValueError(f"Schedule: read text with parse_schedule({stages!r}, num_keys)")
         made = tuple(s if isinstance(s, Stage) else Stage(*s) for s in stages)
         if not made:
             raise ValueError("Schedule: needs at least one stage, got none")
-        for i, (before, after) in enumerate(zip(made, made[1:]), start=2):
+        for i, (before, after) in enumerate(pairwise(made), start=2):
             if after.keep > before.keep:
                 raise ValueError(
                     f"Schedule: stage {i} ({after}) keeps more than stage {i - 1} ({before}); "
@@ -122,7 +158,10 @@ class Schedule(tuple[Stage, ...]):
 
 def _exact(ratio: float | Fraction) -> Fraction:
     """The ratio as written: 0.7 is 7/10, not its binary neighbour."""
-    return ratio if isinstance(ratio, Fraction) else Fraction(str(ratio))
+    try:
+        return ratio if isinstance(ratio, Fraction) else Fraction(str(ratio))
+    except ValueError:
+        raise ValueError(f"cpr_schedule: ratio must be a number in (0, 1], got {ratio!r}") from None
 
 
 def cpr_schedule(
@@ -141,18 +180,21 @@ def cpr_schedule(
     Raises:
         ValueError: an argument out of its range, or a count below the next one.
     """
-    _require(len(views) > 0 and not isinstance(views, str), f"views must be a sequence of names, got {views!r}")
-    _require(num_keys >= 1, f"num_keys must be >= 1, got {num_keys}")
-    _require(stages >= 1, f"stages must be >= 1, got {stages}")
-    _require(topk >= 1, f"topk must be >= 1, got {topk}")
+    _require(
+        len(views) > 0 and not isinstance(views, str), f"views must be a sequence of names, got {views!r}"
+    )
+    num_keys = _count(num_keys, "cpr_schedule: num_keys must be an integer >= 1")
+    stages = _count(stages, "cpr_schedule: stages must be an integer >= 1")
+    topk = _count(topk, "cpr_schedule: topk must be an integer >= 1")
     share = _exact(ratio)
     _require(0 < share <= 1, f"ratio must lie in (0, 1], got {ratio}")
     keep = [floor(num_keys * share**s) for s in range(1, stages)] + [topk]
-    for s, (count, following) in enumerate(zip(keep, keep[1:]), start=1):
+    for s, (count, following) in enumerate(pairwise(keep), start=1):
         _require(
             count >= following,
             f"num_keys={num_keys}, ratio={ratio}, stages={stages} keep {count} entries at stage {s}, fewer "
-            f"than the {following} of stage {s + 1} (topk={topk}); use fewer stages, a larger ratio or more keys",
+            f"than the {following} of stage {s + 1} (topk={topk}); "
+            "use fewer stages, a larger ratio or more keys",
         )
     return Schedule(Stage(views[s % len(views)], count) for s, count in enumerate(keep))
 
@@ -169,47 +211,62 @@ def coclr_schedule(view: str, topk: int = 5) -> Schedule:
 
 def oracle_schedule(views: Sequence[str], topk: int = 5) -> Schedule:
     """One stage judged by all views together, as if their embeddings were concatenated."""
+    if isinstance(views, str):
+        raise ValueError(f"oracle_schedule: views must be a sequence of names, got {views!r}")
     return Schedule([Stage(dict.fromkeys(views, 1.0), topk)])
 
 
 def parse_schedule(text: str, num_keys: int | None = None) -> Schedule:
     """Read a schedule written as text: ``view:keep`` stages separated by commas.
 
-    ``view`` is a name, a sum ``flow+rgb`` or a weighted sum ``2*flow+rgb``. ``keep`` is a count (``flow:5``), or
-    a share of what the stage before kept (``flow:0.5``; of ``num_keys`` for the first), rounded down once
-    from exact arithmetic.
+    ``view`` is a name, a sum ``flow+rgb`` or a weighted sum ``2*flow+rgb``. ``keep`` is a count (``flow:5``),
+    or a share of what the stage before kept (``flow:0.5``; of ``num_keys`` for the first). Shares in a row
+    multiply exactly and are rounded down once, as in :func:`cpr_schedule`.
 
     Raises:
-        ValueError: text that is no schedule, or a share where ``num_keys`` is not given.
+        ValueError: text that is no schedule, a share without ``num_keys``, or a share that keeps nothing.
     """
     stages: list[Stage] = []
-    left: Fraction | None = None if num_keys is None else Fraction(num_keys)
-    for part in text.split(","):
-        view, colon, amount = part.strip().rpartition(":")
-        try:
-            number = Fraction(amount.strip())
-            weights = dict(_term(term) for term in view.split("+"))
-        except (ValueError, ZeroDivisionError):
-            number, weights = Fraction(0), {}
-        if not colon or not weights or number <= 0:
-            raise ValueError(
-                f"schedule: cannot read {part.strip()!r} in {text!r}; "
-                "write stages as view:keep, for example flow:0.5,rgb:0.5,flow:5 or flow+rgb:5"
-            )
-        if number < 1 or "." in amount:
+    left = None if num_keys is None else Fraction(num_keys)
+    for part in map(str.strip, text.split(",")):
+        weights, amount = _parts(part, text)
+        if "." in amount or "/" in amount or "e-" in amount.lower():
             if left is None:
-                raise ValueError(f"schedule: {part.strip()!r} is a share, so num_keys must be given")
-            _require_share(number, part)
-            left = left * number
+                raise ValueError(f"schedule: {part!r} is a share, so num_keys must be given")
+            share = Fraction(amount)
+            _sensible(share <= 1, f"{part!r} keeps a share above 1; write a count without a point")
+            left *= share
+            keep = floor(left)
+            _sensible(
+                keep >= 1,
+                f"{part!r} keeps less than one of {num_keys} entries; write a count, or larger shares",
+            )
         else:
-            left = number
-        stages.append(Stage(weights, max(1, floor(left))))
+            keep = int(Fraction(amount))
+            left = Fraction(keep if num_keys is None else min(keep, num_keys))
+        stages.append(Stage(weights, keep))
     return Schedule(stages)
 
 
-def _require_share(number: Fraction, part: str) -> None:
-    if number > 1:
-        raise ValueError(f"schedule: {part.strip()!r} keeps a share above 1; write a count without a point")
+def _sensible(holds: bool, sentence: str) -> None:
+    if not holds:
+        raise ValueError(f"schedule: {sentence}")
+
+
+def _parts(part: str, text: str) -> tuple[Weights, str]:
+    """The views and the amount of one stage."""
+    view, colon, amount = part.rpartition(":")
+    try:
+        positive = bool(colon) and Fraction(amount) > 0
+        weights = tuple(_term(term) for term in view.split("+"))
+    except (ValueError, ZeroDivisionError):
+        positive, weights = False, ()
+    if not positive:
+        raise ValueError(
+            f"schedule: cannot read {part!r} in {text!r}; "
+            "write stages as view:keep, for example flow:0.5,rgb:0.5,flow:5 or flow+rgb:5"
+        )
+    return weights, amount.strip()
 
 
 def _term(term: str) -> tuple[str, float]:
