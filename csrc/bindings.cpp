@@ -1,0 +1,120 @@
+// The only door to the core: addresses, sizes and strides in, results written in place. The GIL is released.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <new>
+#include <vector>
+
+#include "cascade_topk.h"
+#include "cpu_info.h"
+#include "enqueue.h"
+#include "mil_nce.h"
+
+namespace py = pybind11;
+using Address = std::uintptr_t;
+
+namespace {
+
+template <class T>
+T* at(Address address) {
+  return reinterpret_cast<T*>(address);
+}
+
+// views: (queries, query stride, keys, key stride, D) each.
+std::int64_t cascade_topk(const std::vector<std::tuple<Address, int64_t, Address, int64_t, int64_t>>& views, int dtype,
+                          int64_t num_queries, int64_t num_keys, const std::vector<float>& weights,
+                          const std::vector<int64_t>& keep, Address query_ids, Address key_ids, Address exclude,
+                          int64_t exclude_stride, Address indices, Address scores, int threads) {
+  const py::gil_scoped_release unlocked;
+  std::vector<cpr::View> list;
+  for (const auto& [queries, query_stride, keys, key_stride, dim] : views)
+    list.push_back({at<const void>(queries), at<const void>(keys), query_stride, key_stride, dim});
+  cpr::CascadeArgs args{};
+  args.views = list.data();
+  args.num_views = static_cast<int>(list.size());
+  args.dtype = static_cast<cpr::DType>(dtype);
+  args.num_queries = num_queries;
+  args.num_keys = num_keys;
+  args.weights = weights.data();
+  args.keep = keep.data();
+  args.num_stages = static_cast<int>(keep.size());
+  args.query_ids = at<const int64_t>(query_ids);
+  args.key_ids = at<const int64_t>(key_ids);
+  args.exclude = at<const uint8_t>(exclude);
+  args.exclude_stride = exclude_stride;
+  args.indices = at<int64_t>(indices);
+  args.scores = at<float>(scores);
+  args.threads = threads;
+  const int64_t missed = cpr::cascade_topk_cpu(args);
+  if (missed < 0) throw std::bad_alloc();
+  return missed;
+}
+
+cpr::LossArgs loss_args(const std::tuple<Address, int64_t, Address, int64_t, Address, int64_t>& features, int dtype,
+                        const std::tuple<int64_t, int64_t, int64_t, int64_t>& sizes, Address positives,
+                        float temperature, const std::tuple<Address, Address, Address>& masks, int siblings, int threads) {
+  cpr::LossArgs args{};
+  const auto& [query, query_stride, positive, positive_stride, keys, key_stride] = features;
+  args.query = at<const void>(query);
+  args.positive = at<const void>(positive);
+  args.keys = at<const void>(keys);
+  args.query_stride = query_stride;
+  args.positive_stride = positive_stride;
+  args.key_stride = key_stride;
+  std::tie(args.num_queries, args.num_keys, args.dim, args.num_positives) = sizes;
+  args.dtype = static_cast<cpr::DType>(dtype);
+  args.positives = at<const int64_t>(positives);
+  args.temperature = temperature;
+  args.query_ids = at<const int64_t>(std::get<0>(masks));
+  args.key_ids = at<const int64_t>(std::get<1>(masks));
+  args.use_own = at<const uint8_t>(std::get<2>(masks));
+  args.siblings = siblings;
+  args.threads = threads;
+  return args;
+}
+
+void enqueue(const std::vector<std::tuple<Address, int64_t, Address, int64_t, int64_t>>& columns, int64_t size,
+             int64_t batch, Address pointer, Address count) {
+  const py::gil_scoped_release unlocked;
+  std::vector<cpr::Column> list;
+  for (const auto& [buffer, buffer_stride, rows, rows_stride, row_bytes] : columns)
+    list.push_back({at<char>(buffer), at<const char>(rows), row_bytes, buffer_stride, rows_stride});
+  cpr::enqueue_cpu(list.data(), static_cast<int>(list.size()), size, batch, at<int64_t>(pointer), at<int64_t>(count));
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_core, m) {
+  m.doc() = "Native kernels of cpr_kernels: raw addresses in, results in place. Use cpr_kernels, not this.";
+  m.def("cascade_topk", &cascade_topk, "Returns how many queries were selected the long way.");
+  m.def(
+      "mil_nce_sweep",
+      [](const std::tuple<Address, int64_t, Address, int64_t, Address, int64_t>& features, int dtype,
+         const std::tuple<int64_t, int64_t, int64_t, int64_t>& sizes, Address positives, float temperature,
+         const std::tuple<Address, Address, Address>& masks, int siblings, int threads,
+         const std::tuple<Address, Address, Address, Address, Address>& out) {
+        const py::gil_scoped_release unlocked;
+        const auto& [loss, lse_all, lse_positive, own_positive, grad_query] = out;
+        if (!cpr::mil_nce_sweep_cpu(
+                loss_args(features, dtype, sizes, positives, temperature, masks, siblings, threads),
+                {at<float>(loss), at<float>(lse_all), at<float>(lse_positive), at<uint8_t>(own_positive),
+                 at<float>(grad_query)}))
+          throw std::bad_alloc();
+      });
+  m.def(
+      "mil_nce_keys_gradient",
+      [](const std::tuple<Address, int64_t, Address, int64_t, Address, int64_t>& features, int dtype,
+         const std::tuple<int64_t, int64_t, int64_t, int64_t>& sizes, Address positives, float temperature,
+         const std::tuple<Address, Address, Address>& masks, int siblings, int threads, Address grad_loss,
+         Address lse_all, Address lse_positive, Address grad_keys) {
+        const py::gil_scoped_release unlocked;
+        if (!cpr::mil_nce_keys_gradient_cpu(
+                loss_args(features, dtype, sizes, positives, temperature, masks, siblings, threads),
+                at<const float>(grad_loss), at<const float>(lse_all), at<const float>(lse_positive), at<float>(grad_keys)))
+          throw std::bad_alloc();
+      });
+  m.def("enqueue", &enqueue);
+  m.def("cpu_isas", &cpr::cpu_isas, "Instruction sets this machine can run, best first.");
+  m.def("cpu_isa", &cpr::cpu_isa, "The instruction set in use.");
+  m.def("use_cpu_isa", &cpr::use_cpu_isa, "Switch the instruction set, for tests; False when it cannot run here.");
+}

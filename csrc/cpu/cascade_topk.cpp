@@ -1,0 +1,317 @@
+// cpr::cascade_topk on CPU, compiled once per instruction set. No B x N buffer: keys stream by in panels, their scores
+// stay in cache, and only entries that may still be selected are kept.
+#include "../cascade_topk.h"
+
+#include <cstdlib>
+
+#include "cascade_plan.h"
+#include "filter.h"
+#include "resolve.h"
+
+namespace cpr {
+namespace CPR_ISA_NAMESPACE {
+namespace {
+
+constexpr int64_t PANEL = 256;            // keys scored and filtered at a time
+constexpr int64_t ROUND_BYTES = 4 << 20;  // collected entries held at a time, per thread
+
+int64_t round_up(int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit; }
+
+// Bump allocation from one block; sized by running the same calls on null first.
+struct Arena {
+  char* base;
+  int64_t used;
+  template <class T>
+  T* take(int64_t n) {
+    T* place = reinterpret_cast<T*>(base + used);
+    used = round_up(used + n * static_cast<int64_t>(sizeof(T)), 64);
+    return place;
+  }
+};
+
+// How a call is cut up: blocks of `width` queries, supers of blocks that share a visit of the keys, rounds of supers.
+struct Shape {
+  int width;
+  int64_t blocks, blocks_per_super, supers, supers_per_round;
+  int parts;  // of the keys, for threads that share a super
+  int threads;
+};
+
+struct ThreadMemory {
+  float* wide;     // one tile of keys in float32
+  float* scores;   // [slots, queries of a super, PANEL]
+  float** rows;    // [R]
+  int32_t* index;  // [PANEL]
+  Eligibility eligible;
+  char* workspace;
+
+  static ThreadMemory take(Arena& arena, const CascadeArgs& args, const CascadePlan& plan, const Shape& shape,
+                           int64_t max_dim) {
+    const int64_t slots = args.num_views + plan.mixes, queries = shape.blocks_per_super * shape.width;
+    ThreadMemory m;
+    m.wide = arena.take<float>(TILE * max_dim);
+    m.scores = arena.take<float>(slots * queries * PANEL);
+    m.rows = arena.take<float*>(plan.rows);
+    m.index = arena.take<int32_t>(PANEL + 16);
+    m.eligible = {&args, arena.take<int32_t>(PANEL + 16), arena.take<uint8_t>(PANEL + 16)};
+    m.workspace = arena.take<char>(Workspace::bytes(plan, shape.parts));
+    return m;
+  }
+};
+
+struct SharedMemory {
+  float* packed;      // per super of the round: [V][blocks][dim, width]
+  char* collected;    // [queries of a round, parts]
+  char* samples;      // [queries of a round] lists
+  Bracket* brackets;  // [queries of a round, L]
+
+  static SharedMemory take(Arena& arena, const CascadePlan& plan, const Shape& shape, int64_t total_dim) {
+    const int64_t blocks = shape.supers_per_round * shape.blocks_per_super, queries = blocks * shape.width;
+    SharedMemory m;
+    m.packed = arena.take<float>(queries * total_dim);
+    m.collected = arena.take<char>(queries * shape.parts * Collected::bytes(plan));
+    m.samples = arena.take<char>(plan.levels ? queries * List::bytes(plan.rows, plan.sample_size) : 0);
+    m.brackets = arena.take<Bracket>(queries * (plan.levels ? plan.levels : 1));
+    return m;
+  }
+};
+
+template <int NR>
+struct Cascade {
+  const CascadeArgs& args;
+  const CascadePlan& plan;
+  const Shape& shape;
+  const SharedMemory& shared;
+  int64_t total_dim;
+
+  int64_t queries_of_super() const { return shape.blocks_per_super * shape.width; }
+  const float* packed_of(int64_t slot_in_round, int view) const {
+    const float* place = shared.packed + slot_in_round * queries_of_super() * total_dim;
+    for (int v = 0; v < view; ++v) place += queries_of_super() * args.views[v].dim;
+    return place;
+  }
+  Collected collected_of(int64_t query_in_round, int part) const {
+    return Collected::at(shared.collected + (query_in_round * shape.parts + part) * Collected::bytes(plan), plan);
+  }
+  List sample_of(int64_t query_in_round) const {
+    return list_at(shared.samples + query_in_round * List::bytes(plan.rows, plan.sample_size), plan.rows, plan.sample_size);
+  }
+
+  void pack(int64_t super, int64_t slot_in_round) const {
+    for (int v = 0; v < args.num_views; ++v) {
+      float* place = const_cast<float*>(packed_of(slot_in_round, v));
+      for (int64_t b = 0; b < shape.blocks_per_super; ++b) {
+        const int64_t first = (super * shape.blocks_per_super + b) * shape.width;
+        const int64_t left = args.num_queries - first;
+        pack_queries(args.views[v], args.dtype, first, left < 0 ? 0 : left, shape.width,
+                     place + b * args.views[v].dim * shape.width);
+      }
+    }
+  }
+
+  // Scores of a panel for blocks [first_block, first_block + blocks) of a super, mixes included.
+  void score(const Panel& panel, int64_t slot_in_round, int64_t first_block, int64_t blocks, const ThreadMemory& m) const {
+    const int64_t queries = blocks * shape.width, slot_size = queries * PANEL;
+    for (int v = 0; v < args.num_views; ++v) {
+      if (!plan.view_used[v]) continue;
+      const float* packed = packed_of(slot_in_round, v) + first_block * args.views[v].dim * shape.width;
+      score_panel<NR>(args.views[v], args.dtype, panel, packed, static_cast<int>(blocks), m.wide,
+                      m.scores + v * slot_size, PANEL);
+    }
+    for (int x = 0; x < plan.mixes; ++x) mix(x, slot_size, m);
+  }
+
+  void mix(int x, int64_t slot_size, const ThreadMemory& m) const {
+    float* out = m.scores + (args.num_views + x) * slot_size;
+    bool first = true;
+    for (int v = 0; v < args.num_views; ++v) {
+      const float weight = plan.mix_weights[x * args.num_views + v];
+      if (weight == 0) continue;
+      const float* view = m.scores + v * slot_size;
+      for (int64_t i = 0; i < slot_size; i += W) {
+        const F term = mul(load(view + i), set1(weight));
+        store(out + i, first ? term : add(load(out + i), term));
+      }
+      first = false;
+    }
+  }
+
+  void point_rows(const ThreadMemory& m, int64_t query, int64_t queries) const {
+    for (int r = 0; r < plan.rows; ++r) m.rows[r] = m.scores + (plan.slot_of_row[r] * queries + query) * PANEL;
+  }
+
+  // Keys of the part, panel by panel, for all queries of a super.
+  template <int R>
+  void sweep(int64_t super, int64_t slot_in_round, int part, const ThreadMemory& m) const {
+    const int64_t queries = queries_of_super(), first_query = super * queries;
+    for (int64_t i = 0; i < queries; ++i) collected_of(slot_in_round * queries + i, part).clear(plan);
+    for (int64_t first = part * PANEL; first < args.num_keys; first += shape.parts * PANEL) {
+      const int64_t left = args.num_keys - first;
+      const Panel panel{nullptr, first, left < PANEL ? left : PANEL};
+      score(panel, slot_in_round, 0, shape.blocks_per_super, m);
+      m.eligible.load_panel(panel);
+      for (int64_t i = 0; i < queries && first_query + i < args.num_queries; ++i) {
+        const int64_t in_round = slot_in_round * queries + i;
+        point_rows(m, i, queries);
+        filter_panel<R>(plan, panel, first_query + i, shared.brackets + in_round * plan.levels, m.rows, m.index,
+                        m.eligible, collected_of(in_round, part));
+      }
+    }
+  }
+
+  // Brackets for one block of queries, from the sampled keys.
+  void bracket(int64_t super, int64_t slot_in_round, int64_t block, const ThreadMemory& m, Workspace& w) const {
+    const int64_t in_super = block * shape.width, in_round = slot_in_round * queries_of_super() + in_super;
+    const int64_t first_query = super * queries_of_super() + in_super;
+    int64_t filled[64] = {};
+    for (int64_t first = 0; first < plan.sample_size; first += PANEL) {
+      const int64_t left = plan.sample_size - first;
+      const Panel panel{plan.sample + first, 0, left < PANEL ? left : PANEL};
+      score(panel, slot_in_round, block, 1, m);
+      m.eligible.load_panel(panel);
+      for (int64_t i = 0; i < shape.width && first_query + i < args.num_queries; ++i) {
+        point_rows(m, i, shape.width);
+        const int64_t n = take_eligible<0>(m.rows, plan.rows, m.index, panel, first_query + i, m.eligible);
+        List sample = sample_of(in_round + i);
+        for (int r = 0; r < plan.rows; ++r)
+          std::memcpy(sample.row(r) + filled[i], m.rows[r], sizeof(float) * static_cast<size_t>(n));
+        std::memcpy(sample.index + filled[i], m.index, sizeof(int32_t) * static_cast<size_t>(n));
+        filled[i] += n;
+      }
+    }
+    for (int64_t i = 0; i < shape.width && first_query + i < args.num_queries; ++i) {
+      List sample = sample_of(in_round + i);
+      sample.n = filled[i];
+      bracket_levels(plan, sample, w.scratch, shared.brackets + (in_round + i) * plan.levels);
+    }
+  }
+};
+
+int64_t select_directly(const CascadeArgs& args, const CascadePlan& plan, int64_t q);
+
+// One query's result; 1 when its brackets missed and it was selected directly.
+template <int NR>
+int64_t resolve(const Cascade<NR>& cascade, int64_t q, int64_t in_round, Workspace& w, Collected* parts) {
+  const CascadePlan& plan = cascade.plan;
+  for (int p = 0; p < cascade.shape.parts; ++p) parts[p] = cascade.collected_of(in_round, p);
+  if (!settle_levels(plan, parts, cascade.shape.parts, cascade.shared.brackets + in_round * plan.levels, w))
+    return select_directly(cascade.args, plan, q);
+  finish(cascade.args, plan, plan.levels, w, q);
+  return 0;
+}
+
+template <int NR>
+int64_t run(const CascadeArgs& args, const CascadePlan& plan, const Shape& shape) {
+  int64_t max_dim = 1, total_dim = 0;
+  for (int v = 0; v < args.num_views; ++v) {
+    max_dim = args.views[v].dim > max_dim ? args.views[v].dim : max_dim;
+    total_dim += args.views[v].dim;
+  }
+  Arena arena{nullptr, 0};
+  SharedMemory::take(arena, plan, shape, total_dim);
+  const int64_t shared_bytes = arena.used;
+  ThreadMemory::take(arena, args, plan, shape, max_dim);
+  const int64_t thread_bytes = arena.used - shared_bytes + 64 * shape.parts;
+  char* memory = static_cast<char*>(std::aligned_alloc(64, static_cast<size_t>(shared_bytes + round_up(thread_bytes, 64) * shape.threads)));
+  if (!memory) return -1;
+  arena = {memory, 0};
+  const SharedMemory shared = SharedMemory::take(arena, plan, shape, total_dim);
+  const Cascade<NR> cascade{args, plan, shape, shared, total_dim};
+  int64_t missed = 0;
+
+#pragma omp parallel num_threads(shape.threads) if (shape.threads > 1) reduction(+ : missed)
+  {
+    const FloatEnvironment exact;
+    Collected* parts;
+    ThreadMemory m;
+#pragma omp critical(cpr_arena)
+    {
+      m = ThreadMemory::take(arena, args, plan, shape, max_dim);
+      parts = arena.take<Collected>(shape.parts);
+    }
+    Workspace w = Workspace::at(m.workspace, plan, shape.parts);
+    const int64_t queries = cascade.queries_of_super();
+    for (int64_t first = 0; first < shape.supers; first += shape.supers_per_round) {
+      const int64_t supers = shape.supers - first < shape.supers_per_round ? shape.supers - first : shape.supers_per_round;
+#pragma omp for schedule(dynamic)
+      for (int64_t s = 0; s < supers; ++s) cascade.pack(first + s, s);
+      if (plan.levels > 0) {
+#pragma omp for schedule(dynamic)
+        for (int64_t b = 0; b < supers * shape.blocks_per_super; ++b)
+          cascade.bracket(first + b / shape.blocks_per_super, b / shape.blocks_per_super, b % shape.blocks_per_super, m, w);
+      }
+#pragma omp for schedule(dynamic)
+      for (int64_t t = 0; t < supers * shape.parts; ++t) {
+        const int64_t s = t / shape.parts;
+        const int part = static_cast<int>(t % shape.parts);
+        switch (plan.rows) {
+          case 1: cascade.template sweep<1>(first + s, s, part, m); break;
+          case 2: cascade.template sweep<2>(first + s, s, part, m); break;
+          case 3: cascade.template sweep<3>(first + s, s, part, m); break;
+          default: cascade.template sweep<0>(first + s, s, part, m);
+        }
+      }
+#pragma omp for schedule(dynamic)
+      for (int64_t i = 0; i < supers * queries; ++i) {
+        const int64_t q = first * queries + i;
+        if (q < args.num_queries) missed += resolve(cascade, q, i, w, parts);
+      }
+    }
+  }
+  std::free(memory);
+  return missed;
+}
+
+int64_t cascade(const CascadeArgs& args, const CascadePlan& plan) {
+  Shape shape;
+  const bool narrow = args.num_queries <= W;
+  shape.width = narrow ? W : 2 * W;
+  shape.blocks = (args.num_queries + shape.width - 1) / shape.width;
+  const int64_t per_super = 64 / shape.width;
+  shape.blocks_per_super = shape.blocks < per_super ? shape.blocks : per_super;
+  shape.supers = (shape.blocks + shape.blocks_per_super - 1) / shape.blocks_per_super;
+  const int64_t panels = (args.num_keys + PANEL - 1) / PANEL;
+  shape.threads = args.threads > 1 ? args.threads : 1;
+  const int64_t parts = shape.supers >= shape.threads ? 1 : (shape.threads + shape.supers - 1) / shape.supers;
+  shape.parts = static_cast<int>(parts < panels ? parts : panels);
+  const int64_t per_query = shape.parts * Collected::bytes(plan) + List::bytes(plan.rows, plan.sample_size);
+  const int64_t fit = ROUND_BYTES * shape.threads / (per_query * shape.blocks_per_super * shape.width);
+  shape.supers_per_round = fit < shape.threads ? shape.threads : fit;
+  if (shape.supers_per_round > shape.supers) shape.supers_per_round = shape.supers;
+  if (static_cast<int64_t>(shape.threads) > shape.supers * shape.parts * 4) shape.threads = static_cast<int>(shape.supers * shape.parts * 4);
+  return narrow ? run<1>(args, plan, shape) : run<2>(args, plan, shape);
+}
+
+// The long way for one query: no brackets, every eligible entry collected.
+int64_t select_directly(const CascadeArgs& args, const CascadePlan& plan, int64_t q) {
+  const int64_t k = args.keep[args.num_stages - 1];
+  View* views = static_cast<View*>(std::malloc(sizeof(View) * static_cast<size_t>(args.num_views)));
+  if (!views) return -1;
+  for (int v = 0; v < args.num_views; ++v) {
+    views[v] = args.views[v];
+    views[v].queries = row_at(views[v].queries, args.dtype, views[v].query_stride, q);
+  }
+  CascadeArgs one = args;
+  one.views = views;
+  one.num_queries = 1;
+  one.query_ids = args.query_ids ? args.query_ids + q : nullptr;
+  one.exclude = args.exclude ? args.exclude + q * args.exclude_stride : nullptr;
+  one.indices = args.indices + q * k;
+  one.scores = args.scores + q * k;
+  one.threads = 1;
+  CascadePlan direct = plan;
+  direct.levels = 0;
+  direct.sample_size = 0;
+  direct.final_capacity = args.num_keys;
+  const int64_t status = cascade(one, direct);
+  std::free(views);
+  return status < 0 ? -(int64_t{1} << 40) : 1;
+}
+
+}  // namespace
+
+extern const CpuKernels kernels;
+const CpuKernels kernels = {W, cascade};
+
+}  // namespace CPR_ISA_NAMESPACE
+}  // namespace cpr

@@ -1,0 +1,138 @@
+// Inner products of a block of queries with a panel of keys, exact in order: one fused multiply-add chain per product,
+// in blocks of DEPTH along D, whatever the batch split, the tile or the number of threads.
+#pragma once
+#include "../cascade_topk.h"
+#include "simd.h"
+
+namespace cpr {
+namespace CPR_ISA_NAMESPACE {
+
+constexpr int TILE = 16;    // keys a tile
+constexpr int DEPTH = 256;  // features summed in one chain
+
+// Element `column` of a row in the call's dtype.
+inline float element(const void* row, DType dtype, int64_t column) {
+  if (dtype == DType::float32) return static_cast<const float*>(row)[column];
+  const uint16_t bits = static_cast<const uint16_t*>(row)[column];
+  return dtype == DType::bfloat16 ? from_bfloat16(bits) : from_float16(bits);
+}
+
+inline const char* row_at(const void* base, DType dtype, int64_t stride, int64_t row) {
+  return static_cast<const char*>(base) + row * stride * (dtype == DType::float32 ? 4 : 2);
+}
+
+// One row widened to float32: dst [dim].
+inline void widen_row(const void* row, DType dtype, int64_t dim, float* dst) {
+  int64_t d = 0;
+  if (dtype == DType::float32) {
+    std::memcpy(dst, row, static_cast<size_t>(dim) * sizeof(float));
+    return;
+  }
+  const uint16_t* half = static_cast<const uint16_t*>(row);
+  if (dtype == DType::bfloat16) {
+    for (; d + W <= dim; d += W) store(dst + d, widen_bfloat16(half + d));
+  } else {
+    for (; d + W <= dim; d += W) store(dst + d, widen_float16(half + d));
+  }
+  for (; d < dim; ++d) dst[d] = element(row, dtype, d);
+}
+
+// Queries [first, first + n) of a view as columns: packed [dim, width], lanes beyond n zero.
+inline void pack_queries(const View& view, DType dtype, int64_t first, int64_t n, int width, float* packed) {
+  for (int lane = 0; lane < width; ++lane) {
+    if (lane >= n) {
+      for (int64_t d = 0; d < view.dim; ++d) packed[d * width + lane] = 0.0f;
+      continue;
+    }
+    const char* row = row_at(view.queries, dtype, view.query_stride, first + lane);
+    for (int64_t d = 0; d < view.dim; ++d) packed[d * width + lane] = element(row, dtype, d);
+  }
+}
+
+// out[i, j] = sum over k of a[i * a_row + k * a_step] * b[k * b_row + j], for MR rows and NR vectors of columns; each
+// sum is one chain in order of k. Sets `out`, or adds to it.
+template <int MR, int NR>
+inline void multiply(const float* a, int64_t a_row, int64_t a_step, const float* b, int64_t b_row, int64_t depth,
+                     bool add_to, float* out, int64_t out_row) {
+  F sums[MR][NR];
+#pragma GCC unroll 16
+  for (int i = 0; i < MR; ++i)
+#pragma GCC unroll 4
+    for (int j = 0; j < NR; ++j) sums[i][j] = zero();
+  for (int64_t k = 0; k < depth; ++k) {
+    F column[NR];
+#pragma GCC unroll 4
+    for (int j = 0; j < NR; ++j) column[j] = load(b + k * b_row + j * W);
+#pragma GCC unroll 16
+    for (int i = 0; i < MR; ++i) {
+      const F value = set1(a[i * a_row + k * a_step]);
+#pragma GCC unroll 4
+      for (int j = 0; j < NR; ++j) sums[i][j] = fma(value, column[j], sums[i][j]);
+    }
+  }
+#pragma GCC unroll 16
+  for (int i = 0; i < MR; ++i)
+#pragma GCC unroll 4
+    for (int j = 0; j < NR; ++j) {
+      float* place = out + i * out_row + j * W;
+      store(place, add_to ? add(load(place), sums[i][j]) : sums[i][j]);
+    }
+}
+
+template <int NR>
+constexpr int rows_at_once() {
+  return NR == 1 ? (W == 16 ? 16 : 8) : (W == 16 ? 8 : 4);
+}
+
+// A tile of 16 keys against one block of packed queries [dim, NR * W]: out [16, NR * W].
+template <int NR>
+inline void multiply_tile(const float* keys, int64_t key_stride, const float* packed, int64_t dim, float* out) {
+  constexpr int MR = rows_at_once<NR>(), width = NR * W;
+  if (dim == 0) std::memset(out, 0, sizeof(float) * TILE * width);
+  for (int64_t d = 0; d < dim; d += DEPTH) {
+    const int64_t depth = dim - d < DEPTH ? dim - d : DEPTH;
+    for (int i = 0; i < TILE; i += MR)
+      multiply<MR, NR>(keys + i * key_stride + d, key_stride, 1, packed + d * width, width, depth, d > 0, out + i * width, width);
+  }
+}
+
+// Which keys a panel holds: consecutive ones, or a sample named by `which`.
+struct Panel {
+  const int32_t* which;  // [count] or null: keys first, first + 1, ...
+  int64_t first;
+  int64_t count;
+  int64_t key(int64_t i) const { return which ? which[i] : first + i; }
+};
+
+// Scores of one view: out[q * out_stride + p] for all blocks of packed queries and all keys of the panel. Keys are
+// visited once. `out` rows must have room for the panel's count rounded up to TILE.
+template <int NR>
+inline void score_panel(const View& view, DType dtype, const Panel& panel, const float* packed, int blocks,
+                        float* wide, float* out, int64_t out_stride) {
+  constexpr int width = NR * W;
+  alignas(64) float tile[TILE * width];
+  for (int64_t p = 0; p < panel.count; p += TILE) {
+    const int64_t rows = panel.count - p < TILE ? panel.count - p : TILE;
+    const float* keys;
+    int64_t stride;
+    if (dtype == DType::float32 && rows == TILE && !panel.which) {
+      keys = reinterpret_cast<const float*>(row_at(view.keys, dtype, view.key_stride, panel.first + p));
+      stride = view.key_stride;
+    } else {  // a gathered, converted or short tile: 16 rows made contiguous
+      for (int64_t i = 0; i < rows; ++i)
+        widen_row(row_at(view.keys, dtype, view.key_stride, panel.key(p + i)), dtype, view.dim, wide + i * view.dim);
+      std::memset(wide + rows * view.dim, 0, sizeof(float) * static_cast<size_t>((TILE - rows) * view.dim));
+      keys = wide;
+      stride = view.dim;
+    }
+    for (int block = 0; block < blocks; ++block) {
+      multiply_tile<NR>(keys, stride, packed + block * view.dim * width, view.dim, tile);
+      float* rows_out = out + block * width * out_stride + p;
+      for (int k = 0; k < TILE; k += W)
+        for (int q = 0; q < width; q += W) transpose(tile + k * width + q, width, rows_out + q * out_stride + k, out_stride);
+    }
+  }
+}
+
+}  // namespace CPR_ISA_NAMESPACE
+}  // namespace cpr

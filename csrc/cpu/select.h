@@ -1,0 +1,154 @@
+// Exact selection on lists of one query's entries: the m-th best by ranking.h's order, and what survives it.
+// No sort: a sampled bracket, one counting pass, and again on what lies inside it.
+#pragma once
+#include "../ranking.h"
+#include "simd.h"
+
+namespace cpr {
+namespace CPR_ISA_NAMESPACE {
+
+constexpr int64_t SMALL = 64;  // ranked by comparing all with all
+
+// Entries of one query: `rows` score rows and the entries' indices. Room for `capacity` and W more.
+struct List {
+  float* scores;
+  int32_t* index;
+  int64_t capacity;
+  int64_t n;
+  float* row(int r) const { return scores + r * (capacity + W); }
+  static int64_t bytes(int rows, int64_t capacity) { return (rows + 1) * (capacity + W) * 4; }
+};
+
+inline List list_at(char* memory, int rows, int64_t capacity) {
+  float* scores = reinterpret_cast<float*>(memory);
+  return {scores, reinterpret_cast<int32_t*>(scores + rows * (capacity + W)), capacity, 0};
+}
+
+inline Cut cut_nothing() { return {__builtin_nanf(""), -1}; }                    // no entry is within
+inline Cut cut_everything() { return {-__builtin_inff(), INT32_MAX}; }           // every entry is within
+
+inline Mask within(F score, I index, Cut cut) {
+  return gt(score, set1(cut.score)) | (eq(score, set1(cut.score)) & le(index, set1(cut.index)));
+}
+
+// ranks[i]: how many of the n <= SMALL + W entries rank before entry i.
+inline void rank_all(const float* scores, const int32_t* index, int64_t n, int32_t* ranks) {
+  for (int64_t i = 0; i < n; ++i) {
+    const F score = set1(scores[i]);
+    const I place = set1(index[i]);
+    int rank = 0;
+    for (int64_t j = 0; j < n; j += W) {
+      const F other = load(scores + j);
+      const Mask before = gt(other, score) | (eq(other, score) & lt(load(index + j), place));
+      rank += count(static_cast<Mask>(before & first_lanes(n - j)));
+    }
+    ranks[i] = rank;
+  }
+}
+
+// Two spare (score, index) lists for the narrowing passes.
+struct Scratch {
+  float* scores[2];
+  int32_t* index[2];
+  static int64_t bytes(int64_t capacity) { return 4 * (capacity + W) * 4; }
+};
+
+inline Scratch scratch_at(char* memory, int64_t capacity) {
+  float* base = reinterpret_cast<float*>(memory);
+  const int64_t step = capacity + W;
+  return {{base, base + step}, {reinterpret_cast<int32_t*>(base + 2 * step), reinterpret_cast<int32_t*>(base + 3 * step)}};
+}
+
+// Entries within `low` but not within `high`, in order; *above counts those within `high`.
+inline int64_t between(const float* scores, const int32_t* index, int64_t n, Cut high, Cut low, float* out_scores,
+                       int32_t* out_index, int64_t* above) {
+  int64_t kept = 0, within_high = 0;
+  for (int64_t i = 0; i < n; i += W) {
+    const F score = load(scores + i);
+    const I place = load(index + i);
+    const Mask lanes = first_lanes(n - i);
+    const Mask top = within(score, place, high) & lanes;
+    const Mask middle = static_cast<Mask>(within(score, place, low) & lanes & ~top);
+    within_high += count(top);
+    store(out_scores + kept, compress(middle, score));
+    store(out_index + kept, compress(middle, place));
+    kept += count(middle);
+  }
+  *above = within_high;
+  return kept;
+}
+
+// The m-th best (1 <= m <= n) of the entries, as a cut that exactly m of them are within.
+inline Cut mth_best(const float* scores, const int32_t* index, int64_t n, int64_t m, const Scratch& scratch) {
+  constexpr int SAMPLE = static_cast<int>(SMALL);
+  int32_t ranks[SMALL + 16];
+  int side = 0;
+  while (n > SMALL) {
+    float sample_score[SAMPLE + 16], sorted_score[SAMPLE];
+    int32_t sample_index[SAMPLE + 16], sorted_index[SAMPLE];
+    for (int i = 0; i < SAMPLE; ++i) {
+      const int64_t at = i * n / SAMPLE;
+      sample_score[i] = scores[at];
+      sample_index[i] = index[at];
+    }
+    rank_all(sample_score, sample_index, SAMPLE, ranks);
+    for (int i = 0; i < SAMPLE; ++i) {
+      sorted_score[ranks[i]] = sample_score[i];
+      sorted_index[ranks[i]] = sample_index[i];
+    }
+    const double place = static_cast<double>(m) * SAMPLE / static_cast<double>(n);  // about this many sampled are within
+    const double spread = 1.0 + 1.8 * __builtin_sqrt(place * (1.0 - place / SAMPLE) + 0.25);
+    const int high_at = static_cast<int>(place - spread) - 1, low_at = static_cast<int>(place + spread);
+    const Cut high = high_at < 0 ? cut_nothing() : Cut{sorted_score[high_at], sorted_index[high_at]};
+    const Cut low = low_at >= SAMPLE ? cut_everything() : Cut{sorted_score[low_at], sorted_index[low_at]};
+    float* to_scores = scratch.scores[side];
+    int32_t* to_index = scratch.index[side];
+    int64_t above = 0, unused = 0;
+    int64_t kept = between(scores, index, n, high, low, to_scores, to_index, &above);
+    if (m <= above) {  // the bracket missed: it lies above
+      kept = between(scores, index, n, cut_nothing(), high, to_scores, to_index, &unused);
+    } else if (m > above + kept) {  // or below
+      const int64_t skipped = above + kept;
+      kept = between(scores, index, n, low, cut_everything(), to_scores, to_index, &unused);
+      m -= skipped;
+    } else {
+      m -= above;
+    }
+    scores = to_scores;
+    index = to_index;
+    n = kept;
+    side ^= 1;
+  }
+  float tail_score[SMALL + 16];
+  int32_t tail_index[SMALL + 16];
+  std::memcpy(tail_score, scores, sizeof(float) * static_cast<size_t>(n));
+  std::memcpy(tail_index, index, sizeof(int32_t) * static_cast<size_t>(n));
+  rank_all(tail_score, tail_index, n, ranks);
+  for (int64_t i = 0; i < n; ++i)
+    if (ranks[i] == m - 1) return {tail_score[i], tail_index[i]};
+  return cut_everything();
+}
+
+// Append the lanes of `mask` at position n of a list whose rows are held in `values`.
+template <int R>
+inline void append(const List& list, int64_t n, Mask mask, const F* values, I place) {
+#pragma GCC unroll 4
+  for (int r = 0; r < R; ++r) store(list.row(r) + n, compress(mask, values[r]));
+  store(list.index + n, compress(mask, place));
+}
+
+// Keep the entries of `list` within `cut` of row `judge`; order stays. In place: what is written has been read.
+inline void keep_within(List& list, int rows, int judge, Cut cut) {
+  int64_t kept = 0;
+  for (int64_t i = 0; i < list.n; i += W) {
+    const I place = load(list.index + i);
+    const Mask mask = within(load(list.row(judge) + i), place, cut) & first_lanes(list.n - i);
+    for (int r = 0; r < rows; ++r) store(list.row(r) + kept, compress(mask, load(list.row(r) + i)));
+    store(list.index + kept, compress(mask, place));
+    kept += count(mask);
+  }
+  list.n = kept;
+}
+
+}  // namespace CPR_ISA_NAMESPACE
+}  // namespace cpr

@@ -1,0 +1,90 @@
+// Plain C++ with the compiler's 4-lane vectors: every other machine.
+#pragma once
+#include <cmath>
+
+namespace cpr {
+namespace CPR_ISA_NAMESPACE {
+
+constexpr int W = 4;
+typedef float F __attribute__((vector_size(16)));
+typedef int32_t I __attribute__((vector_size(16)));
+using Mask = uint32_t;  // bit i: lane i
+constexpr Mask ALL = 0xF;
+
+inline F load(const float* p) { F x; std::memcpy(&x, p, sizeof x); return x; }
+inline void store(float* p, F x) { std::memcpy(p, &x, sizeof x); }
+inline F set1(float x) { return F{x, x, x, x}; }
+inline F zero() { return F{0, 0, 0, 0}; }
+inline F add(F a, F b) { return a + b; }
+inline F sub(F a, F b) { return a - b; }
+inline F mul(F a, F b) { return a * b; }
+inline F fma(F a, F b, F c) { return a * b + c; }
+inline F max(F a, F b) { return a > b ? a : b; }
+inline float sum(F x) { return (x[0] + x[2]) + (x[1] + x[3]); }
+inline float max_of(F x) {
+  const float a = x[0] > x[1] ? x[0] : x[1], b = x[2] > x[3] ? x[2] : x[3];
+  return a > b ? a : b;
+}
+
+inline Mask bits(I x) { return (x[0] & 1) | (x[1] & 2) | (x[2] & 4) | (x[3] & 8); }
+inline Mask ge(F a, F b) { return bits(a >= b); }
+inline Mask gt(F a, F b) { return bits(a > b); }
+inline Mask eq(F a, F b) { return bits(a == b); }
+inline Mask unordered(F a, F b) { return ALL & ~(bits(a == a) & bits(b == b)); }
+
+inline I load(const int32_t* p) { I x; std::memcpy(&x, p, sizeof x); return x; }
+inline void store(int32_t* p, I x) { std::memcpy(p, &x, sizeof x); }
+inline I set1(int32_t x) { return I{x, x, x, x}; }
+inline I iota(int32_t first) { return I{first, first + 1, first + 2, first + 3}; }
+inline Mask eq(I a, I b) { return bits(a == b); }
+inline Mask le(I a, I b) { return bits(a <= b); }
+inline Mask lt(I a, I b) { return bits(a < b); }
+
+// Selected lanes moved to the front; what follows them is unspecified.
+template <class V>
+inline V compress_lanes(Mask m, V x) {
+  V out = x;
+  int n = 0;
+  for (int i = 0; i < W; ++i) {
+    out[n] = x[i];
+    n += (m >> i) & 1;
+    if (n == W) break;
+  }
+  return out;
+}
+inline F compress(Mask m, F x) { return compress_lanes(m, x); }
+inline I compress(Mask m, I x) { return compress_lanes(m, x); }
+inline int count(Mask m) { return __builtin_popcount(m); }
+inline Mask first_lanes(int64_t n) { return n >= W ? ALL : (1u << n) - 1u; }
+inline F select(Mask m, F yes, F no) {
+  F out = no;
+  for (int i = 0; i < W; ++i)
+    if ((m >> i) & 1) out[i] = yes[i];
+  return out;
+}
+inline Mask from_bytes_nonzero(const uint8_t* p) {
+  return (p[0] != 0) | (p[1] != 0) << 1 | (p[2] != 0) << 2 | (p[3] != 0) << 3;
+}
+
+// 4 rows of 4 become 4 columns: dst[c * dst_stride + r] = src[r * src_stride + c].
+inline void transpose(const float* src, int64_t src_stride, float* dst, int64_t dst_stride) {
+  for (int c = 0; c < W; ++c)
+    for (int r = 0; r < W; ++r) dst[c * dst_stride + r] = src[r * src_stride + c];
+}
+
+inline float from_bfloat16(uint16_t bits);
+inline float from_float16(uint16_t bits);
+inline F widen_bfloat16(const uint16_t* p) {
+  return F{from_bfloat16(p[0]), from_bfloat16(p[1]), from_bfloat16(p[2]), from_bfloat16(p[3])};
+}
+inline F widen_float16(const uint16_t* p) {
+  return F{from_float16(p[0]), from_float16(p[1]), from_float16(p[2]), from_float16(p[3])};
+}
+
+inline F round_even(F x) { return F{rintf(x[0]), rintf(x[1]), rintf(x[2]), rintf(x[3])}; }
+inline F scale_by_power(F x, F n) {
+  return F{ldexpf(x[0], (int)n[0]), ldexpf(x[1], (int)n[1]), ldexpf(x[2], (int)n[2]), ldexpf(x[3], (int)n[3])};
+}
+
+}  // namespace CPR_ISA_NAMESPACE
+}  // namespace cpr

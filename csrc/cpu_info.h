@@ -1,0 +1,12 @@
+// Which instruction set the CPU kernels run on.
+#pragma once
+#include <string>
+#include <vector>
+
+namespace cpr {
+
+std::vector<std::string> cpu_isas();         // what this machine can run, best first
+std::string cpu_isa();                       // what is in use
+bool use_cpu_isa(const std::string& name);   // for tests; false when this machine cannot run it
+
+}  // namespace cpr

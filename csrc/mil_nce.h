@@ -1,0 +1,40 @@
+// Host signatures of cpr::mil_nce: one sweep over the keys for the loss and its gradient. Raw pointers; no torch.
+#pragma once
+#include <cstdint>
+
+#include "cascade_topk.h"
+
+namespace cpr {
+
+struct LossArgs {
+  const void* query;     // [B, D]
+  const void* positive;  // [B, D]
+  const void* keys;      // [N, D]
+  int64_t query_stride, positive_stride, key_stride;
+  int64_t num_queries, num_keys, dim;
+  DType dtype;
+  const int64_t* positives;  // [B, P], -1 is padding
+  int64_t num_positives;     // P
+  float temperature;
+  const int64_t* query_ids;  // [B] or null
+  const int64_t* key_ids;    // [N] or null
+  const uint8_t* use_own;    // [B] or null
+  int siblings;              // 1 positives, 2 left out, 0 negatives
+  int threads;
+};
+
+struct LossOut {
+  float* loss;            // [B]
+  float* lse_all;         // [B]
+  float* lse_positive;    // [B]
+  uint8_t* own_positive;  // [B]
+  float* grad_query;      // [B, D] or null
+};
+
+bool mil_nce_sweep_cpu(const LossArgs& args, const LossOut& out);
+
+// d (grad_loss . loss) / d keys: grad_keys [N, D] float32.
+bool mil_nce_keys_gradient_cpu(const LossArgs& args, const float* grad_loss, const float* lse_all,
+                               const float* lse_positive, float* grad_keys);
+
+}  // namespace cpr
