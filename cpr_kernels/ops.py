@@ -26,14 +26,14 @@ _CASCADE = (
 )
 _LOSS = "Tensor query, Tensor positive, Tensor keys, Tensor positives, float temperature"
 _LOSS_MASKS = "Tensor? query_ids=None, Tensor? key_ids=None, Tensor? use_own=None, int siblings=1"
-_LOSS_STATE = "Tensor lse_all, Tensor lse_positive, Tensor own_positive"
+_LOSS_STATE = "Tensor lse_all, Tensor lse_positive"
 
 LIBRARY.define(f"cascade_topk({_CASCADE}) -> (Tensor indices, Tensor scores)")
 LIBRARY.define(f"_cascade_topk_on({_CASCADE}, *, str backend) -> (Tensor indices, Tensor scores)")
 LIBRARY.define(f"mil_nce({_LOSS}, {_LOSS_MASKS}) -> Tensor loss")
 LIBRARY.define(
     f"_mil_nce_sweep({_LOSS}, {_LOSS_MASKS}, *, bool want_gradient, str backend) "
-    f"-> (Tensor loss, {_LOSS_STATE}, Tensor grad_query)"
+    f"-> (Tensor loss, {_LOSS_STATE}, Tensor own_weight, Tensor grad_query)"
 )
 LIBRARY.define(
     f"_mil_nce_keys_gradient({_LOSS}, {_LOSS_MASKS}, *, Tensor grad_loss, {_LOSS_STATE}, str backend) -> Tensor"
@@ -83,14 +83,12 @@ def _fake_sweep(*args: Any, want_gradient: bool, backend: str) -> tuple[Tensor, 
     call = _loss_call(args)
     rows, dim = call.query.shape
     dtype = torch.float64 if call.query.dtype == torch.float64 else torch.float32
-    loss, lse_all, lse_positive = (call.query.new_empty((rows,), dtype=dtype) for _ in range(3))
-    own_positive = call.query.new_empty((rows,), dtype=torch.bool)
-    grad_query = call.query.new_empty((rows if want_gradient else 0, dim), dtype=dtype)
-    return loss, lse_all, lse_positive, own_positive, grad_query
+    per_query = [call.query.new_empty((rows,), dtype=dtype) for _ in range(4)]
+    return (*per_query, call.query.new_empty((rows if want_gradient else 0, dim), dtype=dtype))
 
 
 def _keys_gradient(
-    *args: Any, grad_loss: Tensor, lse_all: Tensor, lse_positive: Tensor, own_positive: Tensor, backend: str
+    *args: Any, grad_loss: Tensor, lse_all: Tensor, lse_positive: Tensor, backend: str
 ) -> Tensor:
     call = _loss_call(args)
     return choose(losses.BACKENDS, call, backend).keys_gradient(call, grad_loss, lse_all, lse_positive)
@@ -102,11 +100,10 @@ def _fake_keys_gradient(*args: Any, **_: Any) -> Tensor:
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], keyword_only_inputs: dict[str, Any], output: Any) -> None:
     tensors = [x for x in inputs if isinstance(x, Tensor)]
-    _, lse_all, lse_positive, own_positive, grad_query = output
-    ctx.save_for_backward(*tensors, lse_all, lse_positive, own_positive, grad_query)
+    ctx.save_for_backward(*tensors, *output[1:])
     ctx.pattern = [None if isinstance(x, Tensor) else (x,) for x in inputs]
     ctx.backend = keyword_only_inputs["backend"]
-    ctx.mark_non_differentiable(lse_all, lse_positive, own_positive, grad_query)
+    ctx.mark_non_differentiable(*output[1:])
     ctx.set_materialize_grads(False)
 
 
@@ -115,7 +112,7 @@ def _backward(ctx: Any, grad_loss: Tensor | None, *_: Any) -> tuple[Any, ...]:
     none = (None,) * len(ctx.pattern)
     if grad_loss is None:
         return none
-    *tensors, lse_all, lse_positive, own_positive, grad_query = ctx.saved_tensors
+    *tensors, lse_all, lse_positive, own_weight, grad_query = ctx.saved_tensors
     given = iter(tensors)
     inputs = [next(given) if slot is None else slot[0] for slot in ctx.pattern]
     query, positive, keys, _, temperature = inputs[:5]
@@ -124,17 +121,14 @@ def _backward(ctx: Any, grad_loss: Tensor | None, *_: Any) -> tuple[Any, ...]:
     if wants_query:
         of_query = (grad_loss[:, None] * grad_query).to(query.dtype)
     if wants_positive:
-        wide = query.to(lse_all.dtype)
-        logit = (wide * positive.to(lse_all.dtype)).sum(dim=1) / temperature  # [B]
-        weight = (logit - lse_all).exp() - (logit - lse_positive).exp() * own_positive
-        of_positive = ((grad_loss * weight / temperature)[:, None] * wide).to(positive.dtype)
+        of_own = grad_loss * own_weight / temperature  # [B]
+        of_positive = (of_own[:, None] * query).to(positive.dtype)
     if wants_keys:
         of_keys = torch.ops.cpr._mil_nce_keys_gradient.default(
             *inputs,
             grad_loss=grad_loss,
             lse_all=lse_all,
             lse_positive=lse_positive,
-            own_positive=own_positive,
             backend=ctx.backend,
         )
     return (of_query, of_positive, of_keys, *none[3:])

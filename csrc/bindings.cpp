@@ -94,10 +94,10 @@ PYBIND11_MODULE(_core, m) {
          const std::tuple<Address, Address, Address>& masks, int siblings, int threads,
          const std::tuple<Address, Address, Address, Address, Address>& out) {
         const py::gil_scoped_release unlocked;
-        const auto& [loss, lse_all, lse_positive, own_positive, grad_query] = out;
+        const auto& [loss, lse_all, lse_positive, own_weight, grad_query] = out;
         if (!cpr::mil_nce_sweep_cpu(
                 loss_args(features, dtype, sizes, positives, temperature, masks, siblings, threads),
-                {at<float>(loss), at<float>(lse_all), at<float>(lse_positive), at<uint8_t>(own_positive),
+                {at<float>(loss), at<float>(lse_all), at<float>(lse_positive), at<float>(own_weight),
                  at<float>(grad_query)}))
           throw std::bad_alloc();
       });

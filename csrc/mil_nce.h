@@ -27,7 +27,7 @@ struct LossOut {
   float* loss;            // [B]
   float* lse_all;         // [B]
   float* lse_positive;    // [B]
-  uint8_t* own_positive;  // [B]
+  float* own_weight;      // [B], d loss / d (own logit)
   float* grad_query;      // [B, D] or null
 };
 

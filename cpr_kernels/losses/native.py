@@ -49,10 +49,9 @@ class _Arguments:
 def sweep(call: LossCall, want_gradient: bool) -> Sweep:
     """The loss and what its gradients need, in one pass over the keys; see `reference.sweep`."""
     rows, dim = call.query.shape
-    loss, lse_all, lse_positive = (torch.empty(rows) for _ in range(3))
-    own_positive = torch.empty(rows, dtype=torch.bool)
+    loss, lse_all, lse_positive, own_weight = (torch.empty(rows) for _ in range(4))
     grad_query = torch.empty(rows if want_gradient else 0, dim)
-    out = Sweep(loss, lse_all, lse_positive, own_positive, grad_query)
+    out = Sweep(loss, lse_all, lse_positive, own_weight, grad_query)
     arguments = _Arguments(call)
     places = tuple(address(t) for t in out[:4]) + (grad_query.data_ptr() if want_gradient else 0,)
     _core.mil_nce_sweep(*arguments.packed(), places)

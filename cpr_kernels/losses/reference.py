@@ -49,7 +49,7 @@ class Sweep(NamedTuple):
     loss: Tensor  # [B]
     lse_all: Tensor  # [B], logsumexp of all logits
     lse_positive: Tensor  # [B], logsumexp of the positive logits
-    own_positive: Tensor  # [B] bool, the own pair is in the numerator
+    own_weight: Tensor  # [B], d loss[b] / d (own logit)
     grad_query: Tensor  # [B, D], d loss[b] / d query[b]; [0, D] when not asked for
 
 
@@ -61,16 +61,22 @@ def logits_of(call: LossCall) -> Tensor:
     return torch.cat([own, query @ keys.T], dim=1) / call.temperature
 
 
-def run(call: LossCall) -> Tensor:
-    """`loss [B]`, the definition; differentiable by autograd."""
+def logsumexps(call: LossCall) -> tuple[Tensor, Tensor]:
+    """Logsumexp [B] over all logits that take part, and over the positive ones."""
     logits = logits_of(call)
     taking_part, is_positive = columns(call)
     lse_all = logits.masked_fill(~taking_part, -torch.inf).logsumexp(dim=1)
     lse_positive = logits.masked_fill(~is_positive, -torch.inf).logsumexp(dim=1)
+    return lse_all, lse_positive
+
+
+def run(call: LossCall) -> Tensor:
+    """`loss [B]`, the definition; differentiable by autograd."""
+    lse_all, lse_positive = logsumexps(call)
     return lse_all - lse_positive
 
 
-def _weights(call: LossCall, lse_all: Tensor, lse_positive: Tensor) -> Tensor:
+def weights_of(call: LossCall, lse_all: Tensor, lse_positive: Tensor) -> Tensor:
     """d loss[b] / d logit[b, j] for all columns: [B, 1 + N]."""
     logits = logits_of(call)
     taking_part, is_positive = columns(call)
@@ -82,21 +88,17 @@ def _weights(call: LossCall, lse_all: Tensor, lse_positive: Tensor) -> Tensor:
 @torch.no_grad()
 def sweep(call: LossCall, want_gradient: bool) -> Sweep:
     """The loss and what its gradients need, from explicit formulas."""
-    logits = logits_of(call)
-    taking_part, is_positive = columns(call)
-    lse_all = logits.masked_fill(~taking_part, -torch.inf).logsumexp(dim=1)
-    lse_positive = logits.masked_fill(~is_positive, -torch.inf).logsumexp(dim=1)
-    grad_query = logits.new_empty(0, call.query.shape[1])
+    lse_all, lse_positive = logsumexps(call)
+    weights = weights_of(call, lse_all, lse_positive)
+    grad_query = weights.new_empty(0, call.query.shape[1])
     if want_gradient:
-        weights = _weights(call, lse_all, lse_positive)
-        grad_query = weights[:, :1] * call.positive.to(logits.dtype) + weights[:, 1:] @ call.keys.to(logits.dtype)
-        grad_query /= call.temperature
-    own_positive = is_positive[:, 0].clone()
-    return Sweep(lse_all - lse_positive, lse_all, lse_positive, own_positive, grad_query)
+        positive, keys = call.positive.to(weights.dtype), call.keys.to(weights.dtype)
+        grad_query = (weights[:, :1] * positive + weights[:, 1:] @ keys) / call.temperature
+    return Sweep(lse_all - lse_positive, lse_all, lse_positive, weights[:, 0].clone(), grad_query)
 
 
 @torch.no_grad()
 def keys_gradient(call: LossCall, grad_loss: Tensor, lse_all: Tensor, lse_positive: Tensor) -> Tensor:
     """d (grad_loss . loss) / d keys: [N, D] in the keys' dtype."""
-    weights = _weights(call, lse_all, lse_positive)[:, 1:] * (grad_loss / call.temperature)[:, None]  # [B, N]
+    weights = weights_of(call, lse_all, lse_positive)[:, 1:] * (grad_loss / call.temperature)[:, None]  # [B, N]
     return (weights.T @ call.query.to(weights.dtype)).to(call.keys.dtype)

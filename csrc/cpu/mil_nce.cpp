@@ -318,9 +318,9 @@ void combine(const Sweep& sweep, int64_t q, float* row, const LossOut& out) {
   out.loss[q] = (top - positive_top) * sweep.scale + (log_mass - log_positive);
   out.lse_all[q] = top * sweep.scale + log_mass;
   out.lse_positive[q] = positive_top * sweep.scale + log_positive;
-  out.own_positive[q] = own_positive;
-  if (!sweep.gradient) return;
   const float own_weight = own_mass / mass - own_positive_mass / positive_mass;
+  out.own_weight[q] = own_weight;
+  if (!sweep.gradient) return;
   for (int64_t d = 0; d < dim; ++d) row[d] = own_weight * own_row[d];
   for (int64_t c = 0; c < sweep.chunks; ++c) {
     const Partial part = sweep.partial(block, c);

@@ -8,7 +8,7 @@ namespace cpr {
 namespace CPR_ISA_NAMESPACE {
 
 constexpr int TILE = 16;    // keys a tile
-constexpr int DEPTH = 256;  // features summed in one chain
+constexpr int DEPTH = 128;  // features summed in one chain
 
 // Element `column` of a row in the call's dtype.
 inline float element(const void* row, DType dtype, int64_t column) {
