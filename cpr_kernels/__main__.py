@@ -58,7 +58,7 @@ def _load(name: str) -> tuple[Command, tuple[type[Exception], ...]]:
         if (error.name or "").partition(".")[0] == "cpr_kernels":
             raise
         raise MissingExtra(f"needs {error.name}: pip install 'cpr_kernels[train]'") from error
-    return commands[name], (train.TrainError, ValueError, OSError, ImportError)
+    return commands[name], (train.TrainError, ValueError, OSError)
 
 
 def _run(name: str, argv: list[str]) -> int:
@@ -103,7 +103,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"cpr {name}: interrupted", file=sys.stderr)
         return 130
     except SystemExit as stop:  # a parser has printed its help or its error
-        return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+        if isinstance(stop.code, str):
+            print(stop.code, file=sys.stderr)
+        return stop.code if isinstance(stop.code, int) else 2 * (stop.code is not None)
 
 
 if __name__ == "__main__":

@@ -11,8 +11,8 @@ def ema_update_(online: nn.Module, target: nn.Module, momentum: float) -> None:
     """Move `target` toward `online`: ``target = momentum * target + (1 - momentum) * online``.
 
     Parameters are averaged in one fused pass (He et al. 2020, MoCo, eq. 2); buffers such as batch-norm
-    statistics are not touched: as in MoCo, the target gathers its own by running in train mode. Keep the target
-    in float32: in bfloat16 a step of ``1 - momentum = 0.001`` is smaller than the rounding and would be lost.
+    statistics are not touched: as in MoCo, the target gathers its own by running in train mode. Keep
+    it in float32: in bfloat16 a step of ``1 - momentum = 0.001`` is smaller than the rounding and gets lost.
 
     Args:
         online: the trained module, without a `DistributedDataParallel` or `torch.compile` wrapper.
@@ -27,11 +27,11 @@ def ema_update_(online: nn.Module, target: nn.Module, momentum: float) -> None:
     source = dict(online.named_parameters())
     goal = dict(target.named_parameters())
     if source.keys() != goal.keys():
-        odd = sorted(source.keys() ^ goal.keys())[0]
-        wrapped = odd.startswith(("module.", "_orig_mod."))
+        odd = sorted(source.keys() ^ goal.keys())
+        wrapped = any(name.startswith(("module.", "_orig_mod.")) for name in odd)
         raise ValueError(
-            f"ema_update_: online and target must have the same parameters; {odd!r} is only in one"
-            + ("; unwrap it (.module, ._orig_mod)" if wrapped else "")
+            f"ema_update_: online and target must have the same parameters; {odd[0]!r} is only in one"
+            + ("; unwrap the other (.module, ._orig_mod)" if wrapped else "")
         )
     for name, parameter in source.items():
         mine, other = ((list(p.shape), p.dtype, p.device) for p in (parameter, goal[name]))

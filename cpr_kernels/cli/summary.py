@@ -115,13 +115,12 @@ def as_text(summary: Mapping[str, Any]) -> str:
             " entries: padded with index -1, score -inf"
         )
     if "pmr" in summary:
-        chance = summary["stages"][0]["same_label"]
-        lines.append(
-            f"PMR       {summary['pmr']:.3f}  of the mined entries have their query's label "
-            f"(a random eligible entry: {chance:.3f})"
-        )
+        lines.append(f"PMR       {summary['pmr']:.3f}  of the mined entries have their query's label")
+        if summary["stages"]:
+            lines[-1] += f" (a random eligible entry: {summary['stages'][0]['same_label']:.3f})"
         lines += _class_lines(summary)
-    lines += ["", *_stage_lines(summary), ""]
+    if summary["stages"]:
+        lines += ["", *_stage_lines(summary), ""]
     lines.append(
         "written   " + (", ".join(summary["out"]) or "nothing; give --out mined.npz to keep the result")
     )
