@@ -1,7 +1,7 @@
-"""The published cascade, restated as it was run (feature gathers, one query at a time), against `cpr_schedule`.
+"""The published cascade, restated as it ran (feature gathers, query by query), against `cpr_schedule`.
 
-It has two anchors: the main one judges stages 1, 3, 5, ... and always the last; the auxiliary one judges the others.
-So an even number of stages ends on the main anchor twice, and picks what one stage fewer picks.
+It has two anchors: the main one judges stages 1, 3, 5, ... and always the last; the auxiliary one judges the
+others. So an even number of stages ends on the main anchor twice, and picks what one stage fewer picks.
 """
 
 from __future__ import annotations
