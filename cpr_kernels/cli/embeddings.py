@@ -56,10 +56,15 @@ def prepare(array: Any, *, mean: Tensor | None, normalize: bool, dtype: torch.dt
     return Prepared(rows, not_finite, zero)
 
 
+def _native(part: np.ndarray) -> np.ndarray:
+    """A copy in memory, in this machine's byte order."""
+    return np.array(part, dtype=part.dtype.newbyteorder("="), order="C")
+
+
 def _blocks(array: Any) -> Iterator[Tensor]:
     """Copies of consecutive rows, float32 (float64 where the array is)."""
     step = max(1, BLOCK // array.shape[1])
     for start in range(0, array.shape[0], step):
         part = array[start : start + step]
-        block = part if isinstance(part, Tensor) else torch.from_numpy(np.array(part))
+        block = part if isinstance(part, Tensor) else torch.from_numpy(_native(part))
         yield block.to(torch.float64 if block.dtype == torch.float64 else torch.float32, copy=True)

@@ -97,8 +97,8 @@ def _threads(count: int | None) -> Iterator[None]:
 
 def _run(args: argparse.Namespace, out: list[Any]) -> dict[str, Any]:
     entries, queries = open_sides(args)
-    schedule = schedule_of(args, list(entries.views), entries.rows)
     ids, labels = (find_names(kind, entries, queries, args) for kind in ("ids", "labels"))
+    schedule = schedule_of(args, list(entries.views), entries.rows)
     problem = _prepare(args, entries, queries, schedule, ids)
 
     started = time.perf_counter()

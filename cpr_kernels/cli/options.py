@@ -131,7 +131,7 @@ def _schedule_options(p: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--order", metavar="A,B", help="views in order of judging (default: flow first, then as found)"
     )
-    group.add_argument("--stages", type=int, metavar="S", help="of --preset cpr (7)")
+    group.add_argument("--stages", type=int, metavar="S", help="of --preset cpr (7; fewer for few entries)")
     group.add_argument("--ratio", metavar="R", help="share that each stage of --preset cpr keeps (0.5)")
     group.add_argument("--topk", type=int, metavar="K", help="entries kept at the end (5)")
 
@@ -165,8 +165,11 @@ def schedule_of(args: argparse.Namespace, views: Sequence[str], num_keys: int) -
         return coclr_schedule(order[0], topk)
     if preset == "oracle":
         return oracle_schedule(order, topk)
-    stages = 7 if args.stages is None else args.stages
-    return cpr_schedule(order, num_keys, stages, _ratio(args.ratio), topk)
+    ratio = _ratio(args.ratio)
+    stages = args.stages
+    if stages is None:
+        stages = next((s for s in (7, 5, 3) if num_keys * ratio ** (s - 1) >= topk), 1)
+    return cpr_schedule(order, num_keys, stages, ratio, topk)
 
 
 def _ratio(text: str | None) -> Fraction:

@@ -114,7 +114,7 @@ def as_text(summary: Mapping[str, Any]) -> str:
             f"          {summary['short_queries']:,} queries have fewer than {summary['topk']} eligible"
             " entries: padded with index -1, score -inf"
         )
-    if "pmr" in summary:
+    if summary.get("labelled_queries"):
         lines.append(f"PMR       {summary['pmr']:.3f}  of the mined entries have their query's label")
         if summary["stages"]:
             lines[-1] += f" (a random eligible entry: {summary['stages'][0]['same_label']:.3f})"
