@@ -31,7 +31,7 @@ def choose(table: Sequence[Any], call: Any, name: str = "auto") -> Any:
     if name == "auto":
         return next(backend for backend in table if backend.why_not(call) is None)
     for backend in table:
-        if backend.NAME == name:
+        if name == backend.NAME:
             reason = backend.why_not(call)
             if reason is not None:
                 raise ValueError(f"backend={name!r} cannot run this call: {reason}")

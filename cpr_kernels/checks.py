@@ -57,7 +57,9 @@ def _check_features(op: str, call: CascadeCall) -> None:
     if not queries:
         raise ValueError(f"{op}: queries holds no view; give one tensor [B, D] per view")
     if len(queries) != len(keys):
-        raise ValueError(f"{op}: queries holds {len(queries)} views but keys holds {len(keys)}; give the same views")
+        raise ValueError(
+            f"{op}: queries holds {len(queries)} views but keys holds {len(keys)}; give the same views"
+        )
     first = queries[0]
     if first.dtype not in SCORE_DTYPES:
         raise ValueError(f"{op}: queries[0] must be one of {_dtype_names(SCORE_DTYPES)}, got {first.dtype}")
@@ -71,7 +73,9 @@ def _check_features(op: str, call: CascadeCall) -> None:
                 f"{op}: queries[{v}] holds {query.shape[0]} queries, but queries[0] holds {first.shape[0]}"
             )
         if key.shape[0] != keys[0].shape[0]:
-            raise ValueError(f"{op}: keys[{v}] holds {key.shape[0]} entries, but keys[0] holds {keys[0].shape[0]}")
+            raise ValueError(
+                f"{op}: keys[{v}] holds {key.shape[0]} entries, but keys[0] holds {keys[0].shape[0]}"
+            )
         if query.shape[1] != key.shape[1]:
             raise ValueError(
                 f"{op}: queries[{v}] has D={query.shape[1]}, but keys[{v}] has D={key.shape[1]}; "
@@ -80,7 +84,9 @@ def _check_features(op: str, call: CascadeCall) -> None:
         check_like(op, f"queries[{v}]", query, ("queries[0]", first))
         check_like(op, f"keys[{v}]", key, ("queries[0]", first))
     if keys[0].shape[0] > MAX_ENTRIES:
-        raise ValueError(f"{op}: keys holds {keys[0].shape[0]} entries; at most {MAX_ENTRIES} fit one call, split it")
+        raise ValueError(
+            f"{op}: keys holds {keys[0].shape[0]} entries; at most {MAX_ENTRIES} fit one call, split it"
+        )
 
 
 def check_cascade(call: CascadeCall, op: str = "cascade_topk") -> None:
@@ -141,15 +147,28 @@ def check_loss(call: LossCall, op: str = "mil_nce") -> None:
         ValueError: naming the argument, what was expected and what came.
     """
     query, keys = call.query, call.keys
+    for name, value in (
+        ("query", query),
+        ("positive", call.positive),
+        ("keys", keys),
+        ("positives", call.positives),
+    ):
+        require(isinstance(value, Tensor), op, f"{name} must be a tensor, got {type(value).__name__}")
     if query.dim() != 2:
         raise ValueError(f"{op}: query must have shape [B, D], got {_shape(query)}")
     if query.dtype not in LOSS_DTYPES:
         raise ValueError(f"{op}: query must be one of {_dtype_names(LOSS_DTYPES)}, got {query.dtype}")
     if call.positive.shape != query.shape:
-        raise ValueError(f"{op}: positive must have query's shape {_shape(query)}, got {_shape(call.positive)}")
+        raise ValueError(
+            f"{op}: positive must have query's shape {_shape(query)}, got {_shape(call.positive)}"
+        )
     if keys.dim() != 2 or keys.shape[1] != query.shape[1]:
         raise ValueError(f"{op}: keys must have shape [N, {query.shape[1]}], got {_shape(keys)}")
-    require(keys.shape[0] <= MAX_ENTRIES, op, f"keys holds {keys.shape[0]} entries; at most {MAX_ENTRIES} fit one call")
+    require(
+        keys.shape[0] <= MAX_ENTRIES,
+        op,
+        f"keys holds {keys.shape[0]} entries; at most {MAX_ENTRIES} fit one call",
+    )
     check_like(op, "positive", call.positive, ("query", query))
     check_like(op, "keys", keys, ("query", query))
     positives = call.positives
@@ -158,7 +177,9 @@ def check_loss(call: LossCall, op: str = "mil_nce") -> None:
             f"{op}: positives must be int64 of shape [{query.shape[0]}, P] (-1 is padding), "
             f"got {positives.dtype} {_shape(positives)}"
         )
-    require(positives.device == query.device, op, f"positives is on {positives.device}, expected {query.device}")
+    require(
+        positives.device == query.device, op, f"positives is on {positives.device}, expected {query.device}"
+    )
     if not (call.temperature > 0 and math.isfinite(call.temperature)):
         raise ValueError(f"{op}: temperature must be a finite number > 0, got {call.temperature}")
     if call.siblings not in (0, 1, 2):
@@ -205,6 +226,7 @@ def check_enqueue(
     require(len(buffers) > 0, op, "buffers is empty; give one tensor [N, ...] per column of the queue")
     require(len(buffers) == len(rows), op, f"buffers holds {len(buffers)} tensors but rows holds {len(rows)}")
     for name, value in (("pointer", pointer), ("count", count)):
+        require(isinstance(value, Tensor), op, f"{name} must be a tensor, got {type(value).__name__}")
         if value.dim() != 0 or value.dtype != torch.int64:
             raise ValueError(f"{op}: {name} must be a 0-dim int64 tensor, got {value.dtype} {_shape(value)}")
     for i, (buffer, row) in enumerate(zip(buffers, rows)):
@@ -218,5 +240,11 @@ def check_enqueue(
                 f"{', '.join(map(str, buffer.shape[1:]))}], got {_shape(row)}"
             )
         check_like(op, f"rows[{i}]", row, (f"buffers[{i}]", buffer))
-        require(buffer.device == pointer.device, op, f"buffers[{i}] is on {buffer.device}, pointer on {pointer.device}")
-    require(count.device == pointer.device, op, f"count is on {count.device}, but pointer is on {pointer.device}")
+        require(
+            buffer.device == pointer.device,
+            op,
+            f"buffers[{i}] is on {buffer.device}, pointer on {pointer.device}",
+        )
+    require(
+        count.device == pointer.device, op, f"count is on {count.device}, but pointer is on {pointer.device}"
+    )

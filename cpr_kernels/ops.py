@@ -38,9 +38,7 @@ LIBRARY.define(
 LIBRARY.define(
     f"_mil_nce_keys_gradient({_LOSS}, {_LOSS_MASKS}, *, Tensor grad_loss, {_LOSS_STATE}, str backend) -> Tensor"
 )
-LIBRARY.define(
-    "enqueue_(Tensor(a!)[] buffers, Tensor(b!) pointer, Tensor(c!) count, Tensor[] rows) -> ()"
-)
+LIBRARY.define("enqueue_(Tensor(a!)[] buffers, Tensor(b!) pointer, Tensor(c!) count, Tensor[] rows) -> ()")
 
 
 def _cascade_topk(*args: Any, backend: str = "auto") -> tuple[Tensor, Tensor]:
@@ -68,6 +66,7 @@ def _loss_call(args: Sequence[Any]) -> LossCall:
 
 
 def _mil_nce(*args: Any) -> Tensor:
+    _loss_call(args)
     want = torch.is_grad_enabled() and args[0].requires_grad
     return torch.ops.cpr._mil_nce_sweep.default(*args, want_gradient=want, backend="auto")[0]
 
@@ -98,7 +97,9 @@ def _fake_keys_gradient(*args: Any, **_: Any) -> Tensor:
     return torch.empty_like(args[2], memory_format=torch.contiguous_format)
 
 
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], keyword_only_inputs: dict[str, Any], output: Any) -> None:
+def _setup_context(
+    ctx: Any, inputs: tuple[Any, ...], keyword_only_inputs: dict[str, Any], output: Any
+) -> None:
     tensors = [x for x in inputs if isinstance(x, Tensor)]
     ctx.save_for_backward(*tensors, *output[1:])
     ctx.pattern = [None if isinstance(x, Tensor) else (x,) for x in inputs]
@@ -115,7 +116,7 @@ def _backward(ctx: Any, grad_loss: Tensor | None, *_: Any) -> tuple[Any, ...]:
     *tensors, lse_all, lse_positive, own_weight, grad_query = ctx.saved_tensors
     given = iter(tensors)
     inputs = [next(given) if slot is None else slot[0] for slot in ctx.pattern]
-    query, positive, keys, _, temperature = inputs[:5]
+    query, positive, _, _, temperature = inputs[:5]
     wants_query, wants_positive, wants_keys = ctx.needs_input_grad[:3]
     of_query = of_positive = of_keys = None
     if wants_query:
@@ -143,12 +144,14 @@ def _fake_enqueue_(buffers: Sequence[Tensor], pointer: Tensor, count: Tensor, ro
     check_enqueue(buffers, pointer, count, rows)
 
 
-for _device in ("CPU", "CUDA"):
-    LIBRARY.impl("cascade_topk", _cascade_topk, _device)
-    LIBRARY.impl("_cascade_topk_on", _cascade_topk, _device)
-    LIBRARY.impl("_mil_nce_sweep", _sweep, _device)
-    LIBRARY.impl("_mil_nce_keys_gradient", _keys_gradient, _device)
-    LIBRARY.impl("enqueue_", _enqueue_, _device)
+for _op, _run in (
+    ("cascade_topk", _cascade_topk),
+    ("_cascade_topk_on", _cascade_topk),
+    ("_mil_nce_sweep", _sweep),
+    ("_mil_nce_keys_gradient", _keys_gradient),
+    ("enqueue_", _enqueue_),
+):
+    LIBRARY.impl(_op, _run, "CompositeExplicitAutograd")  # every device; the backend is chosen per call
 for _op in ("cascade_topk", "_cascade_topk_on", "enqueue_"):
     # mining and the queue record no graph, whatever their inputs require
     LIBRARY.impl(_op, torch.library.fallthrough_kernel, "Autograd")

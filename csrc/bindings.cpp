@@ -114,6 +114,7 @@ PYBIND11_MODULE(_core, m) {
           throw std::bad_alloc();
       });
   m.def("enqueue", &enqueue);
+  m.def("sampled_keys", &cpr::sampled_keys, "Keys whose scores bracket the thresholds of a queue this long, for tests.");
   m.def("cpu_isas", &cpr::cpu_isas, "Instruction sets this machine can run, best first.");
   m.def("cpu_isa", &cpr::cpu_isa, "The instruction set in use.");
   m.def("use_cpu_isa", &cpr::use_cpu_isa, "Switch the instruction set, for tests; False when it cannot run here.");

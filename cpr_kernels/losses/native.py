@@ -28,7 +28,9 @@ class _Arguments:
     def __init__(self, call: LossCall) -> None:
         self.features = [row_contiguous(t) for t in (call.query, call.positive, call.keys)]
         self.positives = call.positives.contiguous()
-        self.masks = [None if t is None else t.contiguous() for t in (call.query_ids, call.key_ids, call.use_own)]
+        self.masks = [
+            None if t is None else t.contiguous() for t in (call.query_ids, call.key_ids, call.use_own)
+        ]
         self.call = call
 
     def packed(self) -> tuple[object, ...]:
@@ -53,7 +55,7 @@ def sweep(call: LossCall, want_gradient: bool) -> Sweep:
     grad_query = torch.empty(rows if want_gradient else 0, dim)
     out = Sweep(loss, lse_all, lse_positive, own_weight, grad_query)
     arguments = _Arguments(call)
-    places = tuple(address(t) for t in out[:4]) + (grad_query.data_ptr() if want_gradient else 0,)
+    places = (*(address(t) for t in out[:4]), grad_query.data_ptr() if want_gradient else 0)
     _core.mil_nce_sweep(*arguments.packed(), places)
     return out
 

@@ -62,7 +62,7 @@ def ranking(scores: Tensor, alive: Tensor) -> Tensor:
 
 def run(call: CascadeCall) -> tuple[Tensor, Tensor]:
     """`(indices [B, k] int64 padded with -1, scores [B, k] float32 padded with -inf)`."""
-    num_queries, num_keys = call.queries[0].shape[0], call.keys[0].shape[0]
+    num_queries = call.queries[0].shape[0]
     k = call.stage_keep[-1]
     device = call.queries[0].device
     indices = torch.full((num_queries, k), -1, dtype=torch.int64, device=device)

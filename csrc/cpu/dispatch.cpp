@@ -105,14 +105,18 @@ int plan_rows(const CascadeArgs& args, PlanStorage& store) {
 }
 
 // A sample spread evenly over the queue, with jitter so that no period of the queue can hide from it.
-void draw_sample(int64_t num_keys, int64_t size, std::vector<int32_t>& sample) {
+std::vector<int32_t> draw_sample(int64_t num_keys) {
+  if (num_keys < STREAM_FROM) return {};
+  const double wanted = std::pow(static_cast<double>(num_keys), 2.0 / 3.0);
+  const int64_t size = std::min<int64_t>(num_keys / 4, (static_cast<int64_t>(wanted) + 15) / 16 * 16);
+  std::vector<int32_t> sample(size);
   uint64_t state = 0x2545F4914F6CDD1Dull;
-  sample.resize(size + 16);
   for (int64_t i = 0; i < size; ++i) {
     state = state * 6364136223846793005ull + 1442695040888963407ull;
     const int64_t begin = i * num_keys / size, end = (i + 1) * num_keys / size;
     sample[i] = static_cast<int32_t>(begin + static_cast<int64_t>((state >> 33) % static_cast<uint64_t>(end - begin)));
   }
+  return sample;
 }
 
 // Ranks of the sample between which each leading stage's threshold almost surely lies, and the room that needs.
@@ -122,8 +126,9 @@ void plan_levels(const CascadeArgs& args, PlanStorage& store, CascadePlan& plan)
   plan.sample_size = 0;
   plan.final_capacity = N;
   if (N < STREAM_FROM) return;
-  const double wanted = 1.0 * std::pow(static_cast<double>(N), 2.0 / 3.0);
-  const int64_t size = std::min<int64_t>(N / 4, (static_cast<int64_t>(wanted) + 15) / 16 * 16);
+  store.sample = draw_sample(N);
+  const int64_t size = static_cast<int64_t>(store.sample.size());
+  store.sample.resize(size + 16);  // readable a vector beyond its end
   const double keys_per_sample = static_cast<double>(N) / static_cast<double>(size);
   double entering = static_cast<double>(size);  // sampled entries expected to enter the stage
   int64_t room = 0;
@@ -147,13 +152,14 @@ void plan_levels(const CascadeArgs& args, PlanStorage& store, CascadePlan& plan)
     plan.final_capacity = N;
     return;
   }
-  draw_sample(N, size, store.sample);
   plan.sample_size = size;
 }
 
 }  // namespace
 
 void sort_ranking_keys(uint64_t* keys, int64_t n) { std::sort(keys, keys + n); }
+
+std::vector<int32_t> sampled_keys(int64_t num_keys) { return draw_sample(num_keys); }
 
 std::vector<std::string> cpu_isas() {
   std::vector<std::string> names;
@@ -205,6 +211,10 @@ bool mil_nce_sweep_cpu(const LossArgs& args, const LossOut& out) {
 
 bool mil_nce_keys_gradient_cpu(const LossArgs& args, const float* grad_loss, const float* lse_all,
                                const float* lse_positive, float* grad_keys) {
+  if (args.num_queries == 0) {
+    std::fill(grad_keys, grad_keys + args.num_keys * args.dim, 0.0f);
+    return true;
+  }
   return chosen().losses->keys_gradient(args, grad_loss, lse_all, lse_positive, grad_keys);
 }
 

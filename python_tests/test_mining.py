@@ -1,0 +1,210 @@
+"""The cascade: a dumb loop guards the reference, the reference guards every backend."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import pytest
+import torch
+from cases import CASCADE_CASES, LARGE_CASES, SMALL_CASES, CascadeCase, integers, name_of
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cpr_kernels import Schedule, Stage, cascade_topk, cascade_trace, cpr_schedule
+from cpr_kernels.calls import CascadeCall
+from cpr_kernels.mining import BACKENDS, reference
+
+CPU_BACKENDS = [backend for backend in BACKENDS if backend.NAME in ("native", "reference")]
+
+
+def oracle(call: CascadeCall) -> tuple[list[list[int]], list[list[float]]]:
+    """Python lists and `sorted`, one query and one entry at a time."""
+    num_views, stages = len(call.queries), len(call.stage_keep)
+    queries = [q.float().tolist() for q in call.queries]
+    keys = [k.float().tolist() for k in call.keys]
+    k = call.stage_keep[-1]
+    all_indices, all_scores = [], []
+    for b in range(call.queries[0].shape[0]):
+        entries = []  # (index, score at each stage)
+        for j in range(call.keys[0].shape[0]):
+            if call.key_ids is not None:
+                if call.key_ids[j] < 0 or (
+                    call.query_ids is not None and call.key_ids[j] == call.query_ids[b]
+                ):
+                    continue
+            if call.exclude is not None and call.exclude[b, j]:
+                continue
+            of_view = [sum(x * y for x, y in zip(queries[v][b], keys[v][j])) for v in range(num_views)]
+            scores = []
+            for s in range(stages):
+                weights = call.stage_weights[s * num_views : (s + 1) * num_views]
+                scores.append(sum(w * x for w, x in zip(weights, of_view) if w != 0))
+            if not any(math.isnan(score) for score in scores):
+                entries.append((j, scores))
+        for s in range(stages):
+            entries = sorted(entries, key=lambda entry: (-entry[1][s], entry[0]))[: call.stage_keep[s]]
+        padding = k - len(entries)
+        all_indices.append([j for j, _ in entries] + [-1] * padding)
+        all_scores.append([scores[-1] for _, scores in entries] + [-math.inf] * padding)
+    return all_indices, all_scores
+
+
+def same(result: tuple[torch.Tensor, torch.Tensor], expected: tuple[torch.Tensor, torch.Tensor]) -> None:
+    """Bit for bit (a zero's sign aside)."""
+    assert result[0].dtype == torch.int64 and result[1].dtype == torch.float32
+    torch.testing.assert_close(result[0], expected[0], rtol=0, atol=0)
+    torch.testing.assert_close(result[1], expected[1], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("case", SMALL_CASES, ids=name_of)
+def test_reference_equals_the_oracle(case: CascadeCase) -> None:
+    call = case.call()
+    indices, scores = reference.run(call)
+    expected_indices, expected_scores = oracle(call)
+    assert indices.tolist() == expected_indices
+    assert scores.tolist() == expected_scores
+
+
+@pytest.mark.parametrize("case", CASCADE_CASES, ids=name_of)
+def test_native_equals_the_reference(case: CascadeCase, isa: str) -> None:
+    call = case.call()
+    same(torch.ops.cpr._cascade_topk_on(*call, backend="native"), reference.run(call))
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+@pytest.mark.parametrize("case", LARGE_CASES, ids=name_of)
+def test_threads_do_not_change_the_result(case: CascadeCase, threads: int) -> None:
+    call = case.call()
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        same(torch.ops.cpr.cascade_topk(*call), reference.run(call))
+    finally:
+        torch.set_num_threads(before)
+
+
+@st.composite
+def cascade_calls(draw: st.DrawFn) -> CascadeCall:
+    """Any shape, schedule, mask and mixture; few distinct values, so ties abound."""
+    g = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
+    num_queries, num_keys = draw(st.integers(0, 40)), draw(st.integers(0, 300))
+    num_views, stages = draw(st.integers(1, 3)), draw(st.integers(1, 6))
+    dims = [draw(st.integers(1, 9)) for _ in range(num_views)]
+    dtype = draw(st.sampled_from([torch.float32, torch.bfloat16, torch.float16]))
+    high = draw(st.integers(0, 2))
+    queries = [integers(g, num_queries, d, high=high).to(dtype) for d in dims]
+    keys = [integers(g, num_keys, d, high=high).to(dtype) for d in dims]
+    if draw(st.booleans()) and num_keys:
+        keys[0][torch.rand(num_keys, generator=g) < 0.2] = float("nan")
+    weights = [draw(st.sampled_from([0.0, 1.0, 1.0, -1.0, 0.5, 2.0])) for _ in range(stages * num_views)]
+    for s in range(stages):
+        if not any(weights[s * num_views : (s + 1) * num_views]):
+            weights[s * num_views + draw(st.integers(0, num_views - 1))] = 1.0
+    keep = sorted((draw(st.integers(1, max(1, num_keys + 5))) for _ in range(stages)), reverse=True)
+    key_ids = torch.randint(-2, 12, (num_keys,), generator=g) if draw(st.booleans()) else None
+    query_ids = None
+    if key_ids is not None and draw(st.booleans()):
+        query_ids = torch.randint(-2, 12, (num_queries,), generator=g)
+    exclude = (
+        torch.rand(num_queries, num_keys, generator=g) < draw(st.floats(0, 1))
+        if draw(st.booleans())
+        else None
+    )
+    return CascadeCall(queries, keys, weights, keep, query_ids, key_ids, exclude)
+
+
+@settings(max_examples=150, deadline=None)
+@given(call=cascade_calls())
+def test_any_call_agrees_everywhere(call: CascadeCall) -> None:
+    expected = reference.run(call)
+    same(torch.ops.cpr.cascade_topk(*call), expected)
+    if call.queries[0].shape[0] * call.keys[0].shape[0] < 600:
+        assert expected[0].tolist() == oracle(call)[0]
+
+
+def real(seed: int, queries: int, keys: int, dim: int) -> tuple[dict, dict]:
+    """Unit vectors."""
+    g = torch.Generator().manual_seed(seed)
+
+    def unit(n: int) -> torch.Tensor:
+        return torch.nn.functional.normalize(torch.randn(n, dim, generator=g), dim=1)
+
+    return {"flow": unit(queries), "rgb": unit(queries)}, {"flow": unit(keys), "rgb": unit(keys)}
+
+
+@pytest.mark.parametrize("keys", [2048, 16384])
+def test_real_scores_are_float32_grade(keys: int, isa: str) -> None:
+    queries, queue = real(1, 20, keys, 128)
+    schedule = cpr_schedule(num_keys=keys)
+    indices, scores = cascade_topk(queries, queue, schedule)
+    exact = torch.stack(
+        [(queries["flow"][b].double() * queue["flow"][indices[b]].double()).sum(1) for b in range(20)]
+    )
+    plain = torch.stack([(queries["flow"] @ queue["flow"].T)[b, indices[b]] for b in range(20)])
+    budget = (
+        plain - exact
+    ).abs().max() + 3e-7  # honest float32 torch, and a slack of a few units in the last place
+    assert (scores - exact).abs().max() <= budget
+    expected = cascade_topk(queries, queue, schedule, backend="reference")
+    assert (indices != expected[0]).sum() <= 2  # only where two scores are closer than the score error
+
+
+@pytest.mark.parametrize("keys", [1500, 9000])
+def test_a_batch_split_changes_nothing(keys: int) -> None:
+    queries, queue = real(2, 70, keys, 24)
+    schedule = cpr_schedule(num_keys=keys, stages=5)
+    whole = cascade_topk(queries, queue, schedule)
+    for first, last in [(0, 1), (1, 17), (17, 50), (50, 70)]:
+        part = cascade_topk({v: q[first:last] for v, q in queries.items()}, queue, schedule)
+        assert torch.equal(part[0], whole[0][first:last]) and torch.equal(part[1], whole[1][first:last])
+
+
+def test_bracket_misses_are_selected_the_long_way() -> None:
+    """A queue made to fool any sample drawn before looking: the sampled entries are the best ones."""
+    from cpr_kernels import _core
+
+    keys, dim = 20_000, 4
+    queries = {v: torch.ones(3, dim) for v in ("flow", "rgb")}
+    queue = {v: torch.zeros(keys, dim) for v in ("flow", "rgb")}
+    sample = torch.tensor(_core.sampled_keys(keys))
+    for view in queue:
+        queue[view][:, 0] = torch.randperm(keys, generator=torch.Generator().manual_seed(3)).float()
+        queue[view][sample, 0] += 10 * keys
+    schedule = cpr_schedule(num_keys=keys)
+    same(cascade_topk(queries, queue, schedule), cascade_topk(queries, queue, schedule, backend="reference"))
+
+
+def test_denormal_flushing_of_the_caller_is_kept_and_ignored() -> None:
+    """Scores below the normal range still rank, whatever torch.set_flush_denormal says."""
+    tiny = torch.tensor([[1e-40], [3e-40], [2e-40], [0.0]])
+    call = ({"v": torch.ones(1, 1)}, {"v": tiny}, Schedule([Stage("v", 4)]))
+    if not torch.set_flush_denormal(True):
+        pytest.skip("this machine cannot flush denormals")
+    try:
+        indices, _ = cascade_topk(*call)
+        assert torch.tensor([1e-40]).mul(1.0).item() == 0.0  # still flushing for the caller
+    finally:
+        torch.set_flush_denormal(False)
+    assert indices.tolist() == [[1, 2, 0, 3]]
+
+
+def test_trace_is_the_cascade_of_every_prefix() -> None:
+    case = next(case for case in SMALL_CASES if case.name == "ids and empty slots")
+    call = case.call()
+    views = case.schedule.views
+    queries, keys = dict(zip(views, call.queries)), dict(zip(views, call.keys))
+    ids = {"query_ids": call.query_ids, "key_ids": call.key_ids}
+    trace = cascade_trace(queries, keys, case.schedule, **ids)
+    assert [stage.stage for stage in trace] == list(case.schedule)
+    assert torch.equal(trace[-1].indices, cascade_topk(queries, keys, case.schedule, **ids)[0])
+    for earlier, later in itertools.pairwise(trace):
+        for b in range(len(call.queries[0])):
+            assert set(later.indices[b].tolist()) - {-1} <= set(earlier.indices[b].tolist())
+    assert (trace.counts()[:, -1] <= case.schedule.topk).all()
+
+
+def test_inputs_that_require_grad_record_no_graph() -> None:
+    queries = {"v": torch.randn(2, 4, requires_grad=True)}
+    _, scores = cascade_topk(queries, {"v": torch.randn(9, 4)}, Schedule([Stage("v", 3)]))
+    assert not scores.requires_grad
