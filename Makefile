@@ -1,0 +1,79 @@
+# The commands of this repository. `make` alone lists them; everything is installed into .venv.
+
+PYTHON ?= python3
+VENV   ?= .venv
+# What to install as torch, for example TORCH='torch==2.12.0'. An installed torch is left alone. By default: with
+# an NVIDIA GPU the newest; without one the CPU build, where the package index of this machine has it (pip's own
+# settings choose the index). The general build works without a GPU too; it only downloads more.
+TORCH  ?=
+CPU_TORCH := torch==2.13.0
+VIDEOS ?=
+ARGS   ?=
+
+export PIP_DISABLE_PIP_VERSION_CHECK = 1
+CODE := cpr_kernels python_tests $(wildcard bench)
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install -qq
+# Python files are used where they lie (editable install); these are compiled or read by the installer.
+BUILT := pyproject.toml CMakeLists.txt $(wildcard csrc/* csrc/*/*)
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint format types bench clean
+.DELETE_ON_ERROR:
+
+help:  ## this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+demo: $(VENV)/.train  ## mine, learn and report on generated clips; VIDEOS=folder takes your own, OUT=folder says where
+	$(BIN)/cpr demo $(if $(VIDEOS),--videos "$(VIDEOS)") \
+	  --out "$(or $(OUT),$(if $(VIDEOS),runs/$$(basename "$(VIDEOS)"),runs/demo))" $(ARGS)
+
+test: $(VENV)/.dev  ## all tests; ARGS="-k queue" chooses
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: $(VENV)/.dev  ## ruff
+	$(BIN)/ruff check $(CODE)
+	$(BIN)/ruff format --check $(CODE)
+
+format: $(VENV)/.dev  ## ruff, mending
+	$(BIN)/ruff check --fix $(CODE)
+	$(BIN)/ruff format $(CODE)
+
+types: $(VENV)/.dev  ## mypy
+	$(BIN)/mypy
+
+bench: $(VENV)/.dev  ## benchmarks, correctness first; ARGS="--quick" for a look
+	$(BIN)/python -m bench $(ARGS)
+
+clean:  ## all that the commands above made, except runs/
+	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(VENV)/.torch:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and \
+	  f"Python 3.10 or newer is needed; {sys.executable} is {sys.version.split()[0]}: set PYTHON=")'
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "installing torch into $(VENV)"
+	@if $(BIN)/python -c 'import torch' 2>/dev/null; then \
+	  echo "it is there already"; \
+	elif [ -n "$(TORCH)" ]; then \
+	  $(PIP) $(TORCH); \
+	elif command -v nvidia-smi >/dev/null; then \
+	  $(PIP) 'torch>=2.11'; \
+	else \
+	  $(PIP) '$(CPU_TORCH)+cpu' 2>/dev/null || { \
+	    echo "no CPU-only $(CPU_TORCH) in this machine's package index: installing the general build"; \
+	    $(PIP) '$(CPU_TORCH)'; \
+	  }; \
+	fi
+	@touch $@
+
+$(VENV)/.train: $(VENV)/.torch $(BUILT)
+	@echo "building and installing cpr_kernels into $(VENV): about a minute"
+	@$(PIP) -e '.[train]'
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.torch $(BUILT)
+	@echo "building and installing cpr_kernels, with all that its tests need, into $(VENV): about a minute"
+	@$(PIP) -e '.[train,dev]'
+	@touch $@ $(VENV)/.train
