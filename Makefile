@@ -40,7 +40,7 @@ format: $(VENV)/.dev  ## ruff, mending
 	$(BIN)/ruff format $(CODE)
 
 types: $(VENV)/.dev  ## mypy
-	$(BIN)/mypy
+	$(BIN)/mypy cpr_kernels $(wildcard bench)
 
 bench: $(VENV)/.dev  ## benchmarks, correctness first; ARGS="--quick" for a look
 	$(BIN)/python -m bench $(ARGS)
