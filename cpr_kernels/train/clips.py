@@ -22,7 +22,7 @@ Frames = npt.NDArray[np.uint8]
 Ticket = tuple[int, int]  # position of the video in the split, seed of its random draws
 
 
-# Clips as stored, uint8: `rgb` [B, 2, T, H, W, 3] and `flow` [B, 2, T, H, W, 2]; `video` [B], manifest indices.
+# Clips as stored, uint8: `rgb` [B, 2, T, H, W, 3] and `flow` [B, 2, T, H, W, 2]; `video` [B] indices.
 Batch = dict[str, Tensor]
 
 
@@ -192,4 +192,5 @@ def clip_loader(dataset: ClipDataset, sampler: ClipSampler, workers: int) -> Dat
         num_workers=workers,
         multiprocessing_context="spawn" if workers else None,
         persistent_workers=workers > 0,
+        generator=torch.Generator(),  # the loader's own draws leave torch's global generator alone
     )

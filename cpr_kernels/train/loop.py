@@ -67,7 +67,8 @@ def pretrain(config: TrainConfig, resume: bool = False) -> Path:
     steps_per_epoch = trainer.sampler.steps_per_pass
     end = total_steps(trainer.plan, steps_per_epoch)
     log = RunLog(run, resume_at=start)
-    with progress_bar() as bar, _stop_flag() as stop, log:
+    with progress_bar() as bar, _stop_flag() as stop, log, torch.random.fork_rng():
+        _seed(trainer, state)
         task = bar.add_task("pretrain", total=end, completed=start)
         if trainer.dataset.left_out:
             bar.console.print(
@@ -176,7 +177,7 @@ def snapshot(trainer: Trainer, step: int) -> dict[str, Any]:
         "sampler": trainer.sampler.state_dict(),
         "rng": torch.get_rng_state(),
         "cuda_rng": torch.cuda.get_rng_state_all() if trainer.device.type == "cuda" else [],
-        "torch": torch.__version__,
+        "torch": str(torch.__version__),
     }
 
 
@@ -190,10 +191,17 @@ def restore(trainer: Trainer, state: dict[str, Any]) -> int:
     trainer.optimizer = _optimizer(trainer.config, trainer.model, phase)
     trainer.optimizer.load_state_dict(state["optimizer"])
     trainer.meter.load_state_dict(state["meter"])
+    return step
+
+
+def _seed(trainer: Trainer, state: dict[str, Any] | None) -> None:
+    """Torch's own generators: from the config's seed, or as they were. No draw of ours comes from them."""
+    if state is None:
+        torch.manual_seed(trainer.config.seed)
+        return
     torch.set_rng_state(state["rng"])
     if state["cuda_rng"] and trainer.device.type == "cuda":
         torch.cuda.set_rng_state_all(state["cuda_rng"])
-    return step
 
 
 def config_of(run: Path) -> TrainConfig:

@@ -27,7 +27,7 @@ class _Status(ProgressColumn):
 
 def console() -> Console:
     """Standard error, so that standard output stays for results."""
-    return Console(file=sys.stderr, highlight=False)
+    return Console(file=sys.stderr, highlight=False, soft_wrap=True)
 
 
 def progress_bar() -> Progress:

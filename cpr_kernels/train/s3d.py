@@ -25,7 +25,9 @@ BLOCKS: dict[str, tuple[str, ...]] = {
     "block4": ("MaxPool_4a", "Mixed_4b", "Mixed_4c", "Mixed_4d", "Mixed_4e", "Mixed_4f"),
     "block5": ("MaxPool_5a", "Mixed_5b", "Mixed_5c"),
 }
-SMALLEST_CLIP = (5, 32)  # frames and pixels below which the last pooling has nothing left
+# Frames and pixels. Below 5 and 32 the last pooling has nothing left. On the CPU, torch 2.13's weight gradient of a
+# 7-long convolution over 5 to 7 channels-last frames reads and writes outside its memory; 8 and more are sound.
+SMALLEST_CLIP = (8, 32)
 
 
 class PointConv3d(nn.Module):
@@ -55,10 +57,10 @@ class SpaceTimeConv3d(nn.Module):
         self.conv1 = nn.Conv3d(
             channels_in, channels_out, (1, kernel, kernel), (1, stride, stride), (0, pad, pad), bias=False
         )
-        self.bn1 = nn.BatchNorm3d(channels_out)
         self.conv2 = nn.Conv3d(
             channels_out, channels_out, (kernel, 1, 1), (stride, 1, 1), (pad, 0, 0), bias=False
         )
+        self.bn1 = nn.BatchNorm3d(channels_out)
         self.bn2 = nn.BatchNorm3d(channels_out)
         self.relu = nn.ReLU(inplace=True)
         nn.init.normal_(self.conv1.weight, std=0.01)
@@ -102,20 +104,24 @@ class S3D(nn.Module):
         if not width > 0:
             raise ValueError(f"S3D: width must be > 0, got {width}")
         stem, wide = scaled_channels(64, width), scaled_channels(192, width)
-        self.Conv_1a = SpaceTimeConv3d(channels_in, stem, 7, stride=2)
-        self.MaxPool_2a = nn.MaxPool3d((1, 3, 3), stride=(1, 2, 2), padding=(0, 1, 1))
-        self.Conv_2b = PointConv3d(stem, stem)
-        self.Conv_2c = SpaceTimeConv3d(stem, wide, 3)
-        self.MaxPool_3a = nn.MaxPool3d((1, 3, 3), stride=(1, 2, 2), padding=(0, 1, 1))
-        self.MaxPool_4a = nn.MaxPool3d(3, stride=2, padding=1)
-        self.MaxPool_5a = nn.MaxPool3d(2, stride=2)
+        layers: dict[str, nn.Module] = {
+            "Conv_1a": SpaceTimeConv3d(channels_in, stem, 7, stride=2),
+            "MaxPool_2a": nn.MaxPool3d((1, 3, 3), stride=(1, 2, 2), padding=(0, 1, 1)),
+            "Conv_2b": PointConv3d(stem, stem),
+            "Conv_2c": SpaceTimeConv3d(stem, wide, 3),
+            "MaxPool_3a": nn.MaxPool3d((1, 3, 3), stride=(1, 2, 2), padding=(0, 1, 1)),
+            "MaxPool_4a": nn.MaxPool3d(3, stride=2, padding=1),
+            "MaxPool_5a": nn.MaxPool3d(2, stride=2),
+        }
         channels = wide
         for name, row in INCEPTIONS.items():
             unit = SepInception(channels, tuple(scaled_channels(count, width) for count in row))
-            self.add_module(name, unit)
+            layers[name] = unit
             channels = unit.channels_out
         for block, names in BLOCKS.items():
-            self.add_module(block, nn.Sequential(*(getattr(self, name) for name in names)))
+            for name in names:
+                self.add_module(name, layers[name])
+            self.add_module(block, nn.Sequential(*(layers[name] for name in names)))
         self.feature_size = channels
 
     def forward(self, clip: Tensor) -> Tensor:

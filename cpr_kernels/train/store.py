@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import struct
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -87,29 +88,32 @@ class Manifest:
         )
 
 
+# LMDB allows one open environment a file and process; stores of one folder share it, and a fork opens its own.
+_OPEN: dict[tuple[int, Path], lmdb.Environment] = {}
+
+
 class FrameStore:
     """The LMDB of a data set. Opened on first use in each process, so a copy may cross into a worker."""
 
     def __init__(self, folder: Path, writable: bool = False) -> None:
-        self.folder, self.writable = Path(folder), writable
-        self._env: lmdb.Environment | None = None
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {"folder": self.folder, "writable": False, "_env": None}
+        self.folder, self.writable = Path(folder).resolve(), writable
+        if writable:
+            self.close()
 
     @property
     def env(self) -> lmdb.Environment:
         """The open LMDB environment of this process."""
-        if self._env is None:
+        key = (os.getpid(), self.folder)
+        if key not in _OPEN:
             if self.writable:
                 self.folder.mkdir(parents=True, exist_ok=True)
             elif not (self.folder / "data.mdb").is_file():
                 raise TrainError(f"data: {self.folder} holds no data.mdb; make it with `cpr prepare`")
-            self._env = lmdb.open(
+            _OPEN[key] = lmdb.open(
                 str(self.folder), readonly=not self.writable, lock=self.writable, readahead=False,
                 meminit=False, map_size=FIRST_MAP_SIZE if self.writable else 0,
             )  # fmt: skip
-        return self._env
+        return _OPEN[key]
 
     def put(self, records: dict[str, bytes]) -> None:
         """Stores all records or none; the file grows as needed."""
@@ -153,10 +157,10 @@ class FrameStore:
             return np.stack([decode(record[ends[i] : ends[i + 1]]) for i in range(start, start + count)])
 
     def close(self) -> None:
-        """Closes this process's handle."""
-        if self._env is not None:
-            self._env.close()
-            self._env = None
+        """Closes this process's environment; a store that is used again opens it again."""
+        env = _OPEN.pop((os.getpid(), self.folder), None)
+        if env is not None:
+            env.close()
 
 
 def record_key(kind: str, video_id: str) -> str:

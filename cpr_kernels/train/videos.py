@@ -71,7 +71,7 @@ def read_frames(path: Path, settings: FrameSettings) -> Iterator[Frame]:
         raise UnreadableVideo("missing file")
     seen = kept = 0
     try:
-        with av.open(str(path)) as container:
+        with av.open(str(path), metadata_errors="replace") as container:
             if not container.streams.video:
                 raise UnreadableVideo("no video stream")
             stream = container.streams.video[0]

@@ -1,0 +1,119 @@
+"""Batches: the same times in both views, flow that follows the flip, and draws that survive a restart."""
+
+from __future__ import annotations
+
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from train_sets import clip_folder, data  # noqa: F401
+
+from cpr_kernels.train import TrainError, clips
+from cpr_kernels.train.augment import MEAN, STD, Augment, augmented, flipped, plain
+from cpr_kernels.train.clips import ClipDataset, ClipSampler, clip_loader, resized_crop
+
+CPU = torch.device("cpu")
+
+
+def test_two_clips_share_times_and_box_between_views(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    boxes: list[list[float]] = []
+
+    def uncropped(frames: np.ndarray, size: int, draws: np.ndarray, min_area: float) -> np.ndarray:
+        boxes.append(draws.tolist())
+        return frames
+
+    monkeypatch.setattr(clips, "resized_crop", uncropped)
+    dataset = ClipDataset(data, frames=5, crop=32, cache_mb=0)
+    item = dataset[(3, 77)]
+    assert boxes[0] == boxes[1] != boxes[2] == boxes[3]
+    assert item["rgb"].shape == (2, 5, 32, 32, 3) and item["flow"].shape == (2, 5, 32, 32, 2)
+    video = dataset.manifest.videos[item["video"]]
+    assert video.split == "train"
+    whole = {view: dataset.store.frames(video.id, view, 0, video.frames) for view in ("rgb", "flow")}
+    starts = {
+        view: [
+            [s for s in range(video.frames - 4) if np.array_equal(whole[view][s : s + 5], clip)]
+            for clip in item[view].numpy()
+        ]
+        for view in whole
+    }
+    assert starts["rgb"] == starts["flow"] and all(len(found) == 1 for found in starts["rgb"]), starts
+    cached = ClipDataset(data, frames=5, crop=32)
+    assert all(torch.equal(cached[(3, 77)][view], item[view]) for view in ("rgb", "flow"))
+    assert not torch.equal(dataset[(3, 78)]["rgb"], item["rgb"])
+
+
+def test_crop_is_one_box_for_all_frames() -> None:
+    rows, columns = np.mgrid[0:40, 0:60]
+    frames = np.repeat(np.stack([rows, columns], -1)[None], 4, axis=0).astype(np.uint8)
+    clip = resized_crop(frames, 20, np.array([0.3, 0.5, 0.5, 0.5]), min_area=0.2)
+    assert clip.shape == (4, 20, 20, 2) and all(np.array_equal(clip[0], frame) for frame in clip[1:])
+    assert abs(clip[0].mean(axis=(0, 1)) - [19.5, 29.5]).max() < 1.5  # centred by its draws
+    centre = resized_crop(frames, 40)
+    assert np.array_equal(centre, frames[:, :, 10:50])
+
+
+def test_flip_mirrors_the_picture_and_negates_flow_u() -> None:
+    """Flow seen in a mirror: estimating it on mirrored frames gives what `flipped` makes of the stored flow."""
+    flow = torch.full((1, 1, 4, 6, 2), 0.5)
+    flow[..., 1, 0, 0], flow[..., 1, 0, 1] = 0.9, 0.7  # moves right and down, at the left edge
+    mirrored = flipped(flow, torch.tensor([True]), "flow")
+    assert mirrored[0, 0, 1, 5].tolist() == pytest.approx([0.1, 0.7])
+    assert torch.equal(mirrored[0, 0, 0], torch.full((6, 2), 0.5))
+    assert torch.equal(flipped(flow, torch.tensor([False]), "flow"), flow)
+    assert torch.equal(flipped(mirrored, torch.tensor([True]), "flow"), flow)
+    rgb = torch.rand(1, 1, 4, 6, 3)
+    assert torch.equal(flipped(rgb, torch.tensor([True]), "rgb"), rgb.flip(-2))
+
+
+def test_augmentation_is_seeded_and_leaves_flow_colours_alone(data: Path) -> None:
+    dataset = ClipDataset(data, frames=5, crop=32)
+    sampler = ClipSampler(len(dataset), 4, seed=0)
+    batch = next(iter(clip_loader(dataset, sampler, workers=0)))
+    how = Augment(flip=0.0, jitter=1.0, grey=0.5, blur=1.0)
+
+    def draw(seed: int) -> dict[str, torch.Tensor]:
+        return augmented(batch, how, torch.Generator().manual_seed(seed), CPU)
+
+    first, again, other = draw(1), draw(1), draw(2)
+    assert first["rgb"].shape == first["flow"].shape == (2, 4, 3, 5, 32, 32)
+    assert all(torch.equal(first[view], again[view]) for view in first)
+    assert not torch.equal(first["rgb"], other["rgb"])
+    assert torch.equal(first["flow"], plain(batch["flow"].transpose(0, 1), CPU))
+    third_channel = first["flow"][:, :, 2] * STD[2] + MEAN[2]
+    assert third_channel.abs().max() < 1e-6
+    untouched = augmented(batch, Augment(flip=0, jitter=0, grey=0, blur=0), torch.Generator().manual_seed(1), CPU)
+    assert torch.allclose(untouched["rgb"], plain(batch["rgb"].transpose(0, 1), CPU), atol=1e-5)
+
+
+def test_sampler_covers_every_video_and_resumes_anywhere() -> None:
+    sampler = ClipSampler(videos=10, batch=3, seed=5)
+    straight = list(islice(sampler, 9))
+    for turn in range(3):
+        chosen = [ticket[0] for batch in straight[3 * turn : 3 * turn + 3] for ticket in batch]
+        assert len(set(chosen)) == 9
+    for position in range(9):
+        resumed = ClipSampler(videos=10, batch=3, seed=5)
+        sampler.position = position
+        resumed.load_state_dict(sampler.state_dict())
+        assert list(islice(resumed, 9 - position)) == straight[position:]
+    with pytest.raises(TrainError, match=r"data order would change \(videos 10 -> 11\)"):
+        ClipSampler(videos=11, batch=3, seed=5).load_state_dict(sampler.state_dict())
+    with pytest.raises(TrainError, match="cannot be drawn from 10 training videos; use 10 or less"):
+        ClipSampler(videos=10, batch=11, seed=0)
+
+
+def test_workers_change_nothing(data: Path) -> None:
+    def batches(workers: int) -> list[dict[str, torch.Tensor]]:
+        dataset = ClipDataset(data, frames=5, crop=32)
+        return list(islice(clip_loader(dataset, ClipSampler(len(dataset), 8, seed=3), workers), 3))
+
+    for alone, spawned in zip(batches(0), batches(2)):
+        assert all(torch.equal(alone[name], spawned[name]) for name in alone)
+
+
+def test_too_short_videos_are_named(data: Path) -> None:
+    with pytest.raises(TrainError, match=r"no train video of .* has 14 frames \(54 are shorter\)"):
+        ClipDataset(data, frames=14, crop=32)

@@ -1,0 +1,192 @@
+"""The loop: it learns, it measures, and a run that was killed ends with the weights of one that was not."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from train_sets import clip_folder, data, tiny  # noqa: F401
+
+from cpr_kernels.train import TrainError
+from cpr_kernels.train.checkpoint import encoder_files, load, save
+from cpr_kernels.train.config import Mining, TrainConfig, from_json, small, to_json, with_preset
+from cpr_kernels.train.logs import read_lines, truncate
+from cpr_kernels.train.loop import build, pretrain, restore, snapshot
+from cpr_kernels.train.plan import locate, make_plan, total_steps
+from cpr_kernels.train.store import write_atomically
+
+
+def weights(run: Path) -> dict[str, torch.Tensor]:
+    """Everything a checkpoint holds that training changes, flat."""
+    state = load(run / "checkpoint.pt")
+    flat = {f"model.{name}": value for name, value in state["model"].items()}
+    for number, moments in state["optimizer"]["state"].items():
+        flat.update({f"optimizer.{number}.{name}": value for name, value in moments.items()})
+    return {**flat, "step": torch.tensor(state["step"]), "rng": state["rng"]}
+
+
+def assert_same_run(left: Path, right: Path) -> None:
+    a, b = weights(left), weights(right)
+    assert a.keys() == b.keys()
+    assert [name for name in a if not torch.equal(a[name], b[name])] == []
+    for name in ("log.jsonl", "mined.jsonl"):
+        lines = [read_lines(run / name) for run in (left, right)]
+        assert [{**line, "seconds": 0} for line in lines[0]] == [{**line, "seconds": 0} for line in lines[1]]
+    assert [phase for phase, _ in encoder_files(left)] == [phase for phase, _ in encoder_files(right)]
+
+
+@pytest.fixture(scope="module")
+def straight(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that was never stopped."""
+    return pretrain(tiny(data, tmp_path_factory.mktemp("runs") / "straight"))
+
+
+def start(config: TrainConfig) -> subprocess.Popen[bytes]:
+    """The same run in another process, through the command line."""
+    config.out.mkdir(parents=True)
+    write_atomically(config.out / "config.json", to_json(config).encode())
+    command = [sys.executable, "-m", "cpr_kernels", "pretrain", "--resume", str(config.out)]
+    return subprocess.Popen(command, stderr=subprocess.PIPE, cwd=Path(__file__).parents[1])
+
+
+def wait_for_step(config: TrainConfig, step: int) -> None:
+    """Until the checkpoint of `config`'s run is at or behind `step`."""
+    deadline = time.monotonic() + 100
+    while time.monotonic() < deadline:
+        if (config.out / "checkpoint.pt").is_file() and load(config.out / "checkpoint.pt")["step"] >= step:
+            return
+        time.sleep(0.02)
+    raise AssertionError("the run did not get there")
+
+
+def test_plan_follows_algorithm_1(data: Path, tmp_path: Path) -> None:
+    config = tiny(data, tmp_path, cycles=2)
+    plan = make_plan(config)
+    assert [phase.name for phase in plan] == ["infonce", "cycle1-rgb", "cycle1-flow", "cycle2-rgb", "cycle2-flow"]
+    assert str(plan[1].schedule) == "flow:12,rgb:6,flow:2" and str(plan[2].schedule) == "rgb:12,flow:6,rgb:2"
+    assert plan[0].schedule is None and plan[1].fill_steps == 2
+    assert total_steps(plan, 4) == 2 * 4 + 4 * (2 + 4)
+    moments = [locate(plan, 4, step) for step in range(14)]
+    assert [moment.epoch for moment in moments] == [0, 0, 0, 0, 1, 1, 1, 1, -1, -1, 0, 0, 0, 0]
+    assert [i for i, moment in enumerate(moments) if moment.starts_phase] == [0, 8]
+    assert [i for i, moment in enumerate(moments) if moment.ends_epoch] == [3, 7, 13]
+    coclr = make_plan(replace(config, mining=Mining(method="coclr", topk=3)))
+    assert str(coclr[1].schedule) == "flow:3"
+    with pytest.raises(TrainError, match=r"mining: cpr_schedule: .*stages=7"):
+        make_plan(replace(config, mining=Mining(stages=7)))
+
+
+def test_run_logs_mining_quality_of_every_way(straight: Path, data: Path) -> None:
+    lines = read_lines(straight / "log.jsonl")
+    epochs = {(line["phase"], line["epoch"]): line["mining"] for line in lines if line["kind"] == "epoch"}
+    assert list(epochs) == [("infonce", 0), ("infonce", 1), ("cycle1-rgb", 0), ("cycle1-flow", 0)]
+    assert set(epochs["infonce", 1]) == {"rgb", "flow", "both"}
+    assert set(epochs["cycle1-rgb", 0]) == {"mined", "rgb", "flow", "both"}
+    last = epochs["cycle1-flow", 0]["mined"]
+    assert 0 <= last["pmr"] <= 1 and len(last["cmr"]) == 9
+    mined = read_lines(straight / "mined.jsonl")[-1]
+    assert len(mined["videos"]) == 12 and len(mined["picks"]["mined"][0]) == 2
+    manifest = json.loads((data / "manifest.json").read_text())["videos"]
+    for query, picks in zip(mined["videos"], mined["picks"]["mined"]):
+        assert all(manifest[pick]["group"] != manifest[query]["group"] for pick in picks)  # siblings are never mined
+        assert all(manifest[pick]["split"] == "train" for pick in picks)
+    assert [phase for phase, _ in encoder_files(straight)] == ["infonce", "cycle1-rgb", "cycle1-flow"]
+
+
+@pytest.mark.parametrize("step", [4, 8])
+def test_killed_run_resumes_bit_for_bit(straight: Path, data: Path, tmp_path: Path, step: int) -> None:
+    config = tiny(data, tmp_path / "killed")
+    process = start(config)
+    wait_for_step(config, step)
+    os.kill(process.pid, signal.SIGKILL)
+    process.communicate()
+    assert load(config.out / "checkpoint.pt")["step"] < load(straight / "checkpoint.pt")["step"]
+    pretrain(config, resume=True)
+    assert_same_run(straight, config.out)
+
+
+def test_interrupt_saves_in_the_middle_of_an_epoch(straight: Path, data: Path, tmp_path: Path) -> None:
+    """A stop between two steps, in an epoch's middle, keeps the epoch's counts too."""
+    config = tiny(data, tmp_path / "stopped")
+    process = start(config)
+    wait_for_step(config, 4)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130 and b"continue with: cpr pretrain --resume" in said
+    pretrain(config, resume=True)
+    assert_same_run(straight, config.out)
+
+
+def test_snapshot_between_any_two_steps_continues_alike(data: Path, tmp_path: Path) -> None:
+    """In one process: a trainer restored from a snapshot mid-epoch takes the same next steps, meters included."""
+    from cpr_kernels.train.logs import RunLog
+    from cpr_kernels.train.loop import _batches, run_step
+
+    config = tiny(data, tmp_path / "a", infonce_epochs=0)
+
+    def advance(trainer: Any, first: int, end: int, log: RunLog) -> None:
+        for step, batch in enumerate(_batches(trainer, first, end), start=first):
+            run_step(trainer, locate(trainer.plan, trainer.sampler.steps_per_pass, step), step, batch, log)
+
+    with RunLog(tmp_path) as log:
+        one = build(config)
+        advance(one, 0, 4, log)
+        save(tmp_path / "x.pt", snapshot(one, 4))
+        advance(one, 4, 9, log)
+        two = build(config)
+        assert restore(two, load(tmp_path / "x.pt")) == 4
+        advance(two, 4, 9, log)
+    a, b = snapshot(one, 9), snapshot(two, 9)
+    assert all(torch.equal(a["model"][name], b["model"][name]) for name in a["model"])
+    assert all(torch.equal(a["meter"][n][k], b["meter"][n][k]) for n in a["meter"] for k in a["meter"][n])
+
+
+@pytest.mark.slow
+def test_training_lowers_the_loss(data: Path, tmp_path: Path) -> None:
+    config = tiny(data, tmp_path / "r", infonce_epochs=20, cycles=0, width=0.125)
+    steps = [line for line in read_lines(pretrain(config) / "log.jsonl") if line["kind"] == "step"]
+    for view in ("rgb", "flow"):
+        losses = [line[f"loss_{view}"] for line in steps]
+        early, late = sum(losses[4:16]) / 12, sum(losses[-12:]) / 12  # the first steps have few negatives
+        assert late < early - 0.2, (view, early, late)
+
+
+def test_refusals_are_one_sentence(straight: Path, data: Path, tmp_path: Path) -> None:
+    config = tiny(data, straight)
+    with pytest.raises(TrainError, match="holds a run already; continue it with --resume"):
+        pretrain(config)
+    with pytest.raises(TrainError, match="settings differ"):
+        pretrain(replace(config, queue=12), resume=True)
+    with pytest.raises(TrainError, match="holds no run"):
+        pretrain(replace(config, out=tmp_path / "none"), resume=True)
+    with pytest.raises(TrainError, match=r"clips\.frames: must be at least 8, got 7"):
+        pretrain(replace(config, out=tmp_path / "x", clips=replace(config.clips, frames=7)))
+    with pytest.raises(TrainError, match="5 positives cannot come from a queue of 4"):
+        replace(config, queue=4, mining=Mining(stages=1, topk=5)).check()
+    with pytest.raises(TrainError, match="has width 0.05 and embedding 16"):
+        encoder = encoder_files(straight)[0][1]["rgb"]
+        build(replace(config, out=tmp_path / "x", width=0.1, init_rgb=encoder))
+    assert not (tmp_path / "x").exists()
+
+
+def test_config_text_and_presets_come_back(data: Path, tmp_path: Path) -> None:
+    config = tiny(data, tmp_path, init_rgb=Path("a.pt"))
+    assert from_json(to_json(config)) == config
+    assert with_preset("small", data=data, queue=128).clips == small()["clips"]
+    assert with_preset("paper", data=data) == TrainConfig(data)
+
+
+def test_logs_are_cut_back_to_the_checkpoint(tmp_path: Path) -> None:
+    path = tmp_path / "log.jsonl"
+    path.write_text("".join(json.dumps({"step": step}) + "\n" for step in range(5)) + '{"step": 5, "los')
+    truncate(path, 3)
+    assert [line["step"] for line in read_lines(path)] == [0, 1, 2]

@@ -1,0 +1,61 @@
+"""Small prepared data sets for the trainer's tests: real mp4 files through the real decoder and TV-L1."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+for package in ("av", "cv2", "lmdb", "rich", "torchmetrics", "matplotlib", "tyro", "jinja2"):
+    pytest.importorskip(package, reason="the trainer's packages: pip install 'cpr_kernels[train]'")
+
+from cpr_kernels.train.augment import Augment
+from cpr_kernels.train.config import Clips, Mining, Optim, TrainConfig
+from cpr_kernels.train.prepare import prepare
+from cpr_kernels.train.synthetic import SyntheticSettings, generate
+from cpr_kernels.train.videos import FrameSettings
+
+DRAFT = FrameSettings(size=32, frames=40, min_frames=9, flow="draft", flow_bound=8.0)
+SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
+
+
+_MADE: list[Path] = []  # videos and data set, made once for all test files
+
+
+def _made(factory: pytest.TempPathFactory) -> list[Path]:
+    if not _MADE:
+        folder, out = factory.mktemp("clips"), factory.mktemp("data")
+        generate(folder, SyntheticSettings(sources=4, test_sources=1, clips=2, frames=14, size=40))
+        prepare(folder, out, DRAFT)
+        _MADE.extend((folder, out))
+    return _MADE
+
+
+@pytest.fixture(scope="session")
+def clip_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """72 generated mp4 files: 9 classes, 4 sources a class (1 of them for testing), 2 clips a source."""
+    return _made(tmp_path_factory)[0]
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The generated files, prepared."""
+    return _made(tmp_path_factory)[1]
+
+
+def tiny(data: Path, out: Path, **changes: Any) -> TrainConfig:
+    """A run of a few seconds: the narrowest S3D, 8 frames of 32 pixels."""
+    settings: dict[str, Any] = {
+        "infonce_epochs": 2,
+        "cycles": 1,
+        "cycle_epochs": 1,
+        "queue": 24,
+        "width": 0.05,
+        "embedding": 16,
+        "clips": Clips(frames=8, crop=32, batch=12, workers=0),
+        "mining": Mining(stages=3, topk=2),
+        "optim": Optim(momentum=0.9),
+        "augment": Augment(min_area=0.5),
+    }
+    return TrainConfig(data, out, **{**settings, **changes})
