@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..calls import CascadeCall
-from . import native, reference
+from . import native, reference, triton_backend
 from .schedule import Schedule, Stage, coclr_schedule, cpr_schedule, oracle_schedule, parse_schedule
 
 __all__ = [
@@ -25,7 +25,7 @@ __all__ = [
     "parse_schedule",
 ]
 
-BACKENDS = (native, reference)  # in order of preference; each has NAME, why_not(call), run(call)
+BACKENDS = (native, triton_backend, reference)  # in order of preference; each has NAME, why_not(call), run(call)
 
 
 class StageTrace(NamedTuple):

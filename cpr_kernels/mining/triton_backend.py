@@ -1,0 +1,25 @@
+"""The Triton backend of `cpr::cascade_topk`; the kernels are imported when a call runs on them."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from ..calls import CascadeCall
+from ..triton_support import why_not_triton
+
+NAME = "triton"
+MAX_KEYS = 2**30  # positions are 32-bit, with room for a block beyond the end
+
+
+def why_not(call: CascadeCall) -> str | None:
+    """Triton serves CUDA tensors where it is installed."""
+    if call.keys[0].shape[0] > MAX_KEYS:
+        return f"the Triton kernels count up to {MAX_KEYS} entries, and keys hold {call.keys[0].shape[0]}"
+    return why_not_triton(call.queries[0].device)
+
+
+def run(call: CascadeCall) -> tuple[Tensor, Tensor]:
+    """`(indices [B, k], scores [B, k])`; see `reference.run` for the meaning."""
+    from . import triton_kernels
+
+    return triton_kernels.run(call)

@@ -1,0 +1,36 @@
+"""What the Triton backends share: can Triton run on this device, and if not, why. Imports no Triton."""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import os
+
+import torch
+
+MIN_CAPABILITY = (8, 0)  # the tensor-core shapes and asynchronous copies that the kernels are written for
+
+
+@functools.cache
+def _installed() -> bool:
+    return importlib.util.find_spec("triton") is not None
+
+
+@functools.cache
+def capability(index: int | None) -> tuple[int, int]:
+    """The compute capability of a CUDA device, asked once."""
+    return torch.cuda.get_device_capability(index)
+
+
+def why_not_triton(device: torch.device) -> str | None:
+    """None where Triton kernels can run on tensors of `device`, else the sentence that says why not."""
+    if device.type == "cpu" and os.environ.get("TRITON_INTERPRET") != "1":
+        return "Triton runs on CUDA tensors (and, when TRITON_INTERPRET=1 is set, slowly on cpu tensors)"
+    if device.type not in ("cpu", "cuda"):
+        return f"Triton kernels run on CUDA tensors, and these are on {device.type}"
+    if not _installed():
+        return "triton is not installed; pip install cpr_kernels[triton]"
+    if device.type == "cuda" and capability(device.index) < MIN_CAPABILITY:
+        major, minor = capability(device.index)
+        return f"the kernels need compute capability 8.0 or newer, and {device} has {major}.{minor}"
+    return None
