@@ -17,14 +17,13 @@ struct CascadePlan {
   const uint8_t* view_used;      // [V]
   const int* row_of_stage;       // [S]
   const int64_t* keep;           // [S], at most N
-  int levels;                    // L
+  int levels;                    // L, at most 4
   const int32_t* sample;         // [sample_size] keys, ascending, readable 16 beyond
   int64_t sample_size;
   const int64_t* certain_rank;   // [L] sample rank taken as certainly kept; 0: none
   const int64_t* middle_rank;    // [L] sample rank expected at the threshold
   const int64_t* possible_rank;  // [L] sample rank beyond which entries are certainly dropped
-  const int64_t* level_capacity; // [L] undecided entries expected per query, with slack
-  int64_t final_capacity;        // entries left after the levels
+  int64_t list_capacity;         // entries that a query is expected to collect from one part of the keys, with slack
 };
 
 struct CpuKernels {

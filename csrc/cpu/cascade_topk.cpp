@@ -12,7 +12,7 @@ namespace cpr {
 namespace CPR_ISA_NAMESPACE {
 namespace {
 
-constexpr int64_t PANEL = 256;            // keys scored and filtered at a time
+constexpr int64_t PANEL = 512;            // keys scored and filtered at a time
 constexpr int64_t ROUND_BYTES = 4 << 20;  // collected entries held at a time, per thread
 
 int64_t round_up(int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit; }
@@ -40,8 +40,7 @@ struct Shape {
 struct ThreadMemory {
   float* wide;     // one tile of keys in float32
   float* scores;   // [slots, queries of a super, PANEL]
-  float** rows;    // [R]
-  int32_t* index;  // [PANEL]
+  const float** rows;  // [R]
   Eligibility eligible;
   char* workspace;
 
@@ -51,8 +50,7 @@ struct ThreadMemory {
     ThreadMemory m;
     m.wide = arena.take<float>(TILE * max_dim);
     m.scores = arena.take<float>(slots * queries * PANEL);
-    m.rows = arena.take<float*>(plan.rows);
-    m.index = arena.take<int32_t>(PANEL + 16);
+    m.rows = arena.take<const float*>(plan.rows);
     m.eligible = {&args, arena.take<int32_t>(PANEL + 16), arena.take<uint8_t>(PANEL + 16)};
     m.workspace = arena.take<char>(Workspace::bytes(plan, shape.parts));
     return m;
@@ -62,7 +60,6 @@ struct ThreadMemory {
 struct SharedMemory {
   float* packed;      // per super of the round: [V][blocks][dim, width]
   char* collected;    // [queries of a round, parts]
-  char* samples;      // [queries of a round] lists
   Bracket* brackets;  // [queries of a round, L]
 
   static SharedMemory take(Arena& arena, const CascadePlan& plan, const Shape& shape, int64_t total_dim) {
@@ -70,7 +67,6 @@ struct SharedMemory {
     SharedMemory m;
     m.packed = arena.take<float>(queries * total_dim);
     m.collected = arena.take<char>(queries * shape.parts * Collected::bytes(plan));
-    m.samples = arena.take<char>(plan.levels ? queries * List::bytes(plan.rows, plan.sample_size) : 0);
     m.brackets = arena.take<Bracket>(queries * (plan.levels ? plan.levels : 1));
     return m;
   }
@@ -90,13 +86,12 @@ struct Cascade {
     for (int v = 0; v < view; ++v) place += queries_of_super() * args.views[v].dim;
     return place;
   }
+  char* collected_at(int64_t query_in_round, int part) const {
+    return shared.collected + (query_in_round * shape.parts + part) * Collected::bytes(plan);
+  }
   Collected collected_of(int64_t query_in_round, int part) const {
-    return Collected::at(shared.collected + (query_in_round * shape.parts + part) * Collected::bytes(plan), plan);
+    return Collected::at(collected_at(query_in_round, part), plan);
   }
-  List sample_of(int64_t query_in_round) const {
-    return list_at(shared.samples + query_in_round * List::bytes(plan.rows, plan.sample_size), plan.rows, plan.sample_size);
-  }
-
   void pack(int64_t super, int64_t slot_in_round) const {
     for (int v = 0; v < args.num_views; ++v) {
       float* place = const_cast<float*>(packed_of(slot_in_round, v));
@@ -153,35 +148,34 @@ struct Cascade {
       for (int64_t i = 0; i < queries && first_query + i < args.num_queries; ++i) {
         const int64_t in_round = slot_in_round * queries + i;
         point_rows(m, i, queries);
-        filter_panel<R>(plan, panel, first_query + i, shared.brackets + in_round * plan.levels, m.rows, m.index,
-                        m.eligible, collected_of(in_round, part));
+        filter_panel<R>(plan, panel, first_query + i, shared.brackets + in_round * plan.levels, m.rows, m.eligible,
+                        collected_of(in_round, part));
       }
     }
   }
 
-  // Brackets for one block of queries, from the sampled keys.
+  // Brackets for one block of queries: every eligible sampled entry is collected, where the sweep will collect later.
   void bracket(int64_t super, int64_t slot_in_round, int64_t block, const ThreadMemory& m, Workspace& w) const {
     const int64_t in_super = block * shape.width, in_round = slot_in_round * queries_of_super() + in_super;
     const int64_t first_query = super * queries_of_super() + in_super;
-    int64_t filled[64] = {};
+    const int64_t left_queries = args.num_queries - first_query;
+    const int64_t queries = left_queries < shape.width ? left_queries : shape.width;
+    CascadePlan collect_all = plan;
+    collect_all.levels = 0;
+    for (int64_t i = 0; i < queries; ++i) Collected::at(collected_at(in_round + i, 0), collect_all).clear(collect_all);
     for (int64_t first = 0; first < plan.sample_size; first += PANEL) {
       const int64_t left = plan.sample_size - first;
       const Panel panel{plan.sample + first, 0, left < PANEL ? left : PANEL};
       score(panel, slot_in_round, block, 1, m);
       m.eligible.load_panel(panel);
-      for (int64_t i = 0; i < shape.width && first_query + i < args.num_queries; ++i) {
+      for (int64_t i = 0; i < queries; ++i) {
         point_rows(m, i, shape.width);
-        const int64_t n = take_eligible<0>(m.rows, plan.rows, m.index, panel, first_query + i, m.eligible);
-        List sample = sample_of(in_round + i);
-        for (int r = 0; r < plan.rows; ++r)
-          std::memcpy(sample.row(r) + filled[i], m.rows[r], sizeof(float) * static_cast<size_t>(n));
-        std::memcpy(sample.index + filled[i], m.index, sizeof(int32_t) * static_cast<size_t>(n));
-        filled[i] += n;
+        const Collected out = Collected::at(collected_at(in_round + i, 0), collect_all);
+        filter_panel<0>(collect_all, panel, first_query + i, nullptr, m.rows, m.eligible, out);
       }
     }
-    for (int64_t i = 0; i < shape.width && first_query + i < args.num_queries; ++i) {
-      List sample = sample_of(in_round + i);
-      sample.n = filled[i];
+    for (int64_t i = 0; i < queries; ++i) {
+      List sample = Collected::at(collected_at(in_round + i, 0), collect_all).list(plan);
       bracket_levels(plan, sample, w.scratch, shared.brackets + (in_round + i) * plan.levels);
     }
   }
@@ -262,7 +256,8 @@ int64_t run(const CascadeArgs& args, const CascadePlan& plan, const Shape& shape
   return missed;
 }
 
-int64_t cascade(const CascadeArgs& args, const CascadePlan& plan) {
+int64_t cascade(const CascadeArgs& args, const CascadePlan& whole) {
+  CascadePlan plan = whole;
   Shape shape;
   const bool narrow = args.num_queries <= W;
   shape.width = narrow ? W : 2 * W;
@@ -274,7 +269,12 @@ int64_t cascade(const CascadeArgs& args, const CascadePlan& plan) {
   shape.threads = args.threads > 1 ? args.threads : 1;
   const int64_t parts = shape.supers >= shape.threads ? 1 : (shape.threads + shape.supers - 1) / shape.supers;
   shape.parts = static_cast<int>(parts < panels ? parts : panels);
-  const int64_t per_query = shape.parts * Collected::bytes(plan) + List::bytes(plan.rows, plan.sample_size);
+  if (shape.parts > 1) {  // parts interleave panels, so they collect alike
+    plan.list_capacity = plan.list_capacity / shape.parts + plan.list_capacity / (8 * shape.parts) + PANEL;
+    if (plan.levels == 0) plan.list_capacity = round_up(panels, shape.parts) / shape.parts * PANEL;
+    if (plan.list_capacity < plan.sample_size) plan.list_capacity = plan.sample_size;
+  }
+  const int64_t per_query = shape.parts * Collected::bytes(plan);
   const int64_t fit = ROUND_BYTES * shape.threads / (per_query * shape.blocks_per_super * shape.width);
   shape.supers_per_round = fit < shape.threads ? shape.threads : fit;
   if (shape.supers_per_round > shape.supers) shape.supers_per_round = shape.supers;
@@ -302,7 +302,7 @@ int64_t select_directly(const CascadeArgs& args, const CascadePlan& plan, int64_
   CascadePlan direct = plan;
   direct.levels = 0;
   direct.sample_size = 0;
-  direct.final_capacity = args.num_keys;
+  direct.list_capacity = args.num_keys;
   const int64_t status = cascade(one, direct);
   std::free(views);
   return status < 0 ? -(int64_t{1} << 40) : 1;

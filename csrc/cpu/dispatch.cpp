@@ -61,13 +61,14 @@ Isa& chosen() {
 
 constexpr int64_t STREAM_FROM = 4096;  // keys from which brackets pay for their sample
 constexpr int64_t TAIL = 1024;         // survivors that the exact stages take over at
-constexpr double SPREAD = 4.0;         // bracket half-width in standard deviations of the sampled rank
+constexpr int MAX_LEVELS = 4;          // as in filter.h
+constexpr double SPREAD = 3.7;         // bracket half-width in standard deviations of the sampled rank
 
 struct PlanStorage {
   std::vector<int> slot_of_row, row_of_stage;
   std::vector<float> mix_weights;
   std::vector<uint8_t> view_used;
-  std::vector<int64_t> keep, certain_rank, middle_rank, possible_rank, level_capacity;
+  std::vector<int64_t> keep, certain_rank, middle_rank, possible_rank;
   std::vector<int32_t> sample;
 };
 
@@ -124,34 +125,33 @@ void plan_levels(const CascadeArgs& args, PlanStorage& store, CascadePlan& plan)
   const int64_t N = args.num_keys;
   plan.levels = 0;
   plan.sample_size = 0;
-  plan.final_capacity = N;
+  plan.list_capacity = N;
   if (N < STREAM_FROM) return;
   store.sample = draw_sample(N);
   const int64_t size = static_cast<int64_t>(store.sample.size());
   store.sample.resize(size + 16);  // readable a vector beyond its end
   const double keys_per_sample = static_cast<double>(N) / static_cast<double>(size);
   double entering = static_cast<double>(size);  // sampled entries expected to enter the stage
-  int64_t room = 0;
-  for (int s = 0; s < args.num_stages; ++s) {
+  double collected = 0;                         // entries expected to be undecided somewhere
+  for (int s = 0; s < args.num_stages && s < MAX_LEVELS; ++s) {
     const double middle = static_cast<double>(store.keep[s]) / keys_per_sample;
-    const double spread = SPREAD * std::sqrt(middle + 1.0) + 1.0;
-    const double high = std::floor(middle - spread), low = std::ceil(middle + spread);
-    const double undecided = (std::min(low, entering) - std::max(high, 0.0)) * keys_per_sample;
-    store.certain_rank.push_back(std::max<int64_t>(static_cast<int64_t>(high), 0));
+    // the sample's stages before are cut at their own ranks, so what is left to vary is this stage's share of them
+    const double spread = SPREAD * std::sqrt(middle * std::max(1.0 - middle / entering, 0.0) + 1.0) + 1.0;
+    const double high = std::max(std::floor(middle - spread), 0.0), low = std::ceil(middle + spread);
+    collected += (std::min(low, entering) - high) * keys_per_sample;
+    store.certain_rank.push_back(static_cast<int64_t>(high));
     store.middle_rank.push_back(std::max<int64_t>(static_cast<int64_t>(std::lround(middle)), 1));
     store.possible_rank.push_back(static_cast<int64_t>(low));
-    store.level_capacity.push_back(std::min<int64_t>(N, static_cast<int64_t>(undecided * 1.3) + 256));
-    room += store.level_capacity.back();
     ++plan.levels;
-    entering = middle;
+    entering = std::max(middle, 1.0);
     if (store.keep[s] <= TAIL) break;
   }
-  plan.final_capacity = store.keep[plan.levels - 1];
-  if (room + plan.final_capacity >= N) {  // nothing would be saved
+  const int64_t expected = static_cast<int64_t>(collected * 1.25) + store.keep[plan.levels - 1];
+  if (expected >= N * 3 / 4) {  // little would be saved
     plan.levels = 0;
-    plan.final_capacity = N;
     return;
   }
+  plan.list_capacity = std::max(expected, size) + 2048;
   plan.sample_size = size;
 }
 
@@ -201,7 +201,6 @@ int64_t cascade_topk_cpu(const CascadeArgs& args) {
   plan.certain_rank = store.certain_rank.data();
   plan.middle_rank = store.middle_rank.data();
   plan.possible_rank = store.possible_rank.data();
-  plan.level_capacity = store.level_capacity.data();
   return chosen().kernels->cascade_topk(args, plan);
 }
 

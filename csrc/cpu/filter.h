@@ -1,5 +1,5 @@
-// The streaming half of the cascade: a panel's scores go through the leading stages while they are in cache. Entries
-// surely kept move on, entries surely dropped vanish, undecided ones are set aside; all are counted.
+// The streaming half of the cascade: a panel's scores meet the brackets of the leading stages while they are in cache.
+// Entries that a stage surely drops vanish, having been counted where they were certain; all others are collected.
 #pragma once
 #include "cascade_plan.h"
 #include "score.h"
@@ -8,37 +8,40 @@
 namespace cpr {
 namespace CPR_ISA_NAMESPACE {
 
+constexpr int MAX_LEVELS = 4;
+
+// Where a level's threshold almost surely lies: entries within `certain` stay, entries not within `possible` go.
 struct Bracket {
   Cut certain;
   Cut possible;
 };
 
-// What one query has collected from one part of the keys.
+inline bool drops_nothing(const Bracket& bracket) {
+  return bracket.possible.index == INT32_MAX && bracket.possible.score == -__builtin_inff();
+}
+
+// What one query has collected from one part of the keys: every entry that is certain at all levels or undecided at
+// one, and for each level how many entries were certain at it and all before, collected or not.
 struct Collected {
-  int64_t* certain;    // [L] entries certainly kept by level l (and certain before)
-  int64_t* undecided;  // [L] lengths of the level lists
-  int64_t* last;       // length of the final list; -1 after an overflow
-  char* lists;
+  int64_t* certain;  // [L]
+  int64_t* length;   // of the list; -1 after an overflow
+  char* memory;
 
   static int64_t bytes(const CascadePlan& plan) {
-    int64_t total = (2 * plan.levels + 2) * 8 + List::bytes(plan.rows, plan.final_capacity);
-    for (int l = 0; l < plan.levels; ++l) total += List::bytes(plan.rows, plan.level_capacity[l]);
-    return (total + 63) & ~int64_t{63};
+    return ((plan.levels + 1) * 8 + List::bytes(plan.rows, plan.list_capacity) + 63) & ~int64_t{63};
   }
   static Collected at(char* memory, const CascadePlan& plan) {
     int64_t* counts = reinterpret_cast<int64_t*>(memory);
-    return {counts, counts + plan.levels, counts + 2 * plan.levels, memory + (2 * plan.levels + 2) * 8};
+    return {counts, counts + plan.levels, memory + (plan.levels + 1) * 8};
   }
   void clear(const CascadePlan& plan) const {
-    for (int l = 0; l < plan.levels; ++l) certain[l] = undecided[l] = 0;
-    *last = 0;
+    for (int l = 0; l < plan.levels; ++l) certain[l] = 0;
+    *length = 0;
   }
-  List level_list(const CascadePlan& plan, int level) const {
-    char* place = lists;
-    for (int l = 0; l < level; ++l) place += List::bytes(plan.rows, plan.level_capacity[l]);
-    List list = list_at(place, plan.rows, level == plan.levels ? plan.final_capacity : plan.level_capacity[level]);
-    list.n = level == plan.levels ? *last : undecided[level];
-    return list;
+  List list(const CascadePlan& plan) const {
+    List entries = list_at(memory, plan.rows, plan.list_capacity);
+    entries.n = *length;
+    return entries;
   }
 };
 
@@ -47,6 +50,8 @@ struct Eligibility {
   const CascadeArgs* args;
   int32_t* hash;     // [count] of the keys' ids
   uint8_t* filled;   // [count] 1: not an empty slot
+
+  bool everything() const { return !args->key_ids && !args->exclude; }
 
   static int32_t hash_of(int64_t id) {
     const uint64_t mixed = static_cast<uint64_t>(id) * 0x9E3779B97F4A7C15ull;
@@ -89,7 +94,8 @@ struct Eligibility {
 };
 
 // For keys that all lie on one side of the cut's index, `within` is a plain comparison score >= threshold.
-inline float threshold_for(Cut cut, int64_t first, int64_t last, bool* straddles) {
+inline float threshold_for(Cut cut, const Panel& panel, bool* straddles) {
+  const int64_t first = panel.key(0), last = panel.key(panel.count - 1);
   if (last <= cut.index) return cut.score;
   if (first <= cut.index) *straddles = true;
   if (cut.score == __builtin_inff()) return __builtin_nanf("");
@@ -97,97 +103,89 @@ inline float threshold_for(Cut cut, int64_t first, int64_t last, bool* straddles
   return __builtin_nextafterf(cut.score, __builtin_inff());
 }
 
-// The eligible entries of a panel for query q: rows and index compacted in place. Returns how many.
-template <int R>
-inline int64_t take_eligible(float* const* rows, int num_rows, int32_t* index, const Panel& panel, int64_t q,
-                             const Eligibility& eligible) {
-  const int n_rows = R ? R : num_rows;
-  int64_t kept = 0;
+// The brackets of a query as one panel sees them.
+struct PanelBrackets {
+  const Bracket* exact;
+  float certain[MAX_LEVELS], possible[MAX_LEVELS];
+  const float* judge[MAX_LEVELS];  // the level's score row
+  bool straddles = false;
+
+  PanelBrackets(const CascadePlan& plan, const Bracket* brackets, const Panel& panel, const float* const* rows)
+      : exact(brackets) {
+    for (int l = 0; l < plan.levels; ++l) {
+      certain[l] = threshold_for(brackets[l].certain, panel, &straddles);
+      possible[l] = threshold_for(brackets[l].possible, panel, &straddles);
+      judge[l] = rows[plan.row_of_stage[l]];
+    }
+  }
+};
+
+// Panel entries of query q that may still matter, appended to its list; L levels, R rows (0: plan.rows).
+// EXACT compares by (score, index), for the few panels that hold a cut's own index.
+template <int R, int L, bool EXACT>
+inline void collect(const CascadePlan& plan, const Panel& panel, int64_t q, const PanelBrackets& brackets,
+                    const float* const* rows, const Eligibility& eligible, const Collected& out) {
+  const int n_rows = R ? R : plan.rows;
+  const bool all = eligible.everything();
+  const List list = out.list(plan);
+  F certain_from[L ? L : 1], possible_from[L ? L : 1];
+  int64_t counts[L ? L : 1] = {};
+  for (int l = 0; l < L; ++l) {
+    certain_from[l] = set1(brackets.certain[l]);
+    possible_from[l] = set1(brackets.possible[l]);
+  }
+  int64_t n = list.n;
   for (int64_t i = 0; i < panel.count; i += W) {
-    Mask mask = eligible.lanes(panel, q, i);
+    const I place = panel.which ? load(panel.which + i) : iota(static_cast<int32_t>(panel.first + i));
+    Mask alive = all ? first_lanes(panel.count - i) : eligible.lanes(panel, q, i), keep = 0;
     for (int r = 0; r < n_rows; ++r) {
       const F score = load(rows[r] + i);
-      mask = static_cast<Mask>(mask & ~unordered(score, score));
+      alive = static_cast<Mask>(alive & ~unordered(score, score));
     }
-    const I place = panel.which ? load(panel.which + i) : iota(static_cast<int32_t>(panel.first + i));
-    if (mask == ALL && kept == i) {
-      store(index + i, place);
-    } else {
-      for (int r = 0; r < n_rows; ++r) store(rows[r] + kept, compress(mask, load(rows[r] + i)));
-      store(index + kept, compress(mask, place));
+#pragma GCC unroll 4
+    for (int l = 0; l < L; ++l) {
+      const F score = load(brackets.judge[l] + i);
+      const Mask sure = alive & (EXACT ? within(score, place, brackets.exact[l].certain) : ge(score, certain_from[l]));
+      const Mask maybe = alive & (EXACT ? within(score, place, brackets.exact[l].possible) : ge(score, possible_from[l]));
+      keep = static_cast<Mask>(keep | (maybe & ~sure));
+      alive = sure;
+      counts[l] += count(sure);
     }
-    kept += count(mask);
+    keep = static_cast<Mask>(keep | alive);
+    for (int r = 0; r < n_rows; ++r) store(list.row(r) + n, compress(keep, load(rows[r] + i)));
+    store(list.index + n, compress(keep, place));
+    n += count(keep);
   }
-  return kept;
+  for (int l = 0; l < L; ++l) out.certain[l] += counts[l];
+  *out.length = n;
 }
 
-// One level: the certainly kept stay in place (their number is returned), the undecided are appended to `aside`.
-template <int R, bool EXACT>
-inline int64_t pass_level(float* const* rows, int num_rows, int32_t* index, int64_t n, int judge, Bracket bracket,
-                          float certain_from, float possible_from, List& aside) {
-  const int n_rows = R ? R : num_rows;
-  const F certain_threshold = set1(certain_from), possible_threshold = set1(possible_from);
-  int64_t kept = 0;
-  for (int64_t i = 0; i < n; i += W) {
-    const F score = load(rows[judge] + i);
-    const I place = load(index + i);
-    const Mask lanes = first_lanes(n - i);
-    Mask sure, maybe;
-    if (EXACT) {
-      sure = within(score, place, bracket.certain) & lanes;
-      maybe = static_cast<Mask>(within(score, place, bracket.possible) & lanes & ~sure);
-    } else {
-      sure = ge(score, certain_threshold) & lanes;
-      maybe = static_cast<Mask>(ge(score, possible_threshold) & lanes & ~sure);
-    }
-    if (maybe) {
-      for (int r = 0; r < n_rows; ++r) store(aside.row(r) + aside.n, compress(maybe, load(rows[r] + i)));
-      store(aside.index + aside.n, compress(maybe, place));
-      aside.n += count(maybe);
-      if (aside.n > aside.capacity) {
-        aside.n = -1;
-        return 0;
-      }
-    }
-    for (int r = 0; r < n_rows; ++r) store(rows[r] + kept, compress(sure, load(rows[r] + i)));
-    store(index + kept, compress(sure, place));
-    kept += count(sure);
-  }
-  return kept;
+template <int R, int L>
+inline void filter_levels(const CascadePlan& plan, const Panel& panel, int64_t q, const Bracket* brackets,
+                          const float* const* rows, const Eligibility& eligible, const Collected& out) {
+  const PanelBrackets here(plan, brackets, panel, rows);
+  if (L > 0 && here.straddles)
+    collect<R, L, true>(plan, panel, q, here, rows, eligible, out);
+  else
+    collect<R, L, false>(plan, panel, q, here, rows, eligible, out);
 }
 
-// A panel's scores of query q through every level into what the query has collected. `index` has room for the panel.
+// A panel's scores of query q into what the query has collected.
 template <int R>
 inline void filter_panel(const CascadePlan& plan, const Panel& panel, int64_t q, const Bracket* brackets,
-                         float* const* rows, int32_t* index, const Eligibility& eligible, const Collected& out) {
-  const int n_rows = R ? R : plan.rows;
-  if (*out.last < 0) return;
-  int64_t n = take_eligible<R>(rows, n_rows, index, panel, q, eligible);
-  for (int l = 0; l < plan.levels && n > 0; ++l) {
-    List aside = out.level_list(plan, l);
-    const int64_t first = index[0], last = index[n - 1];
-    bool straddles = false;
-    const float certain_from = threshold_for(brackets[l].certain, first, last, &straddles);
-    const float possible_from = threshold_for(brackets[l].possible, first, last, &straddles);
-    const int judge = plan.row_of_stage[l];
-    n = straddles ? pass_level<R, true>(rows, n_rows, index, n, judge, brackets[l], 0, 0, aside)
-                  : pass_level<R, false>(rows, n_rows, index, n, judge, brackets[l], certain_from, possible_from, aside);
-    if (aside.n < 0) {
-      *out.last = -1;
-      return;
-    }
-    out.undecided[l] = aside.n;
-    out.certain[l] += n;
-  }
-  const List final_list = out.level_list(plan, plan.levels);
-  if (final_list.n + n > final_list.capacity) {
-    *out.last = -1;
+                         const float* const* rows, const Eligibility& eligible, const Collected& out) {
+  if (*out.length < 0) return;
+  if (*out.length + panel.count > plan.list_capacity) {
+    *out.length = -1;
     return;
   }
-  for (int r = 0; r < n_rows; ++r)
-    std::memcpy(final_list.row(r) + final_list.n, rows[r], sizeof(float) * static_cast<size_t>(n));
-  std::memcpy(final_list.index + final_list.n, index, sizeof(int32_t) * static_cast<size_t>(n));
-  *out.last += n;
+  switch (plan.levels) {
+    case 0: return filter_levels<R, 0>(plan, panel, q, brackets, rows, eligible, out);
+    case 1: return filter_levels<R, 1>(plan, panel, q, brackets, rows, eligible, out);
+    case 2: return filter_levels<R, 2>(plan, panel, q, brackets, rows, eligible, out);
+    case 3: return filter_levels<R, 3>(plan, panel, q, brackets, rows, eligible, out);
+    default: return filter_levels<R, MAX_LEVELS>(plan, panel, q, brackets, rows, eligible, out);
+  }
 }
 
 }  // namespace CPR_ISA_NAMESPACE

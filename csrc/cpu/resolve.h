@@ -14,39 +14,32 @@ inline void extend(List& list, const List& more, int rows) {
 
 // Working memory of one thread for resolving one query.
 struct Workspace {
-  List undecided;  // a level's undecided entries
-  List carried;    // entries once undecided, alive since
-  List survivors;  // all that is left
+  List merged;      // empty, for what several parts have collected
+  List entries;     // all that the query has collected, then what is alive of it
   Scratch scratch;
-  uint64_t* keys;  // [capacity of survivors] for sorting long results
+  float* undecided_scores;
+  int32_t* undecided_index;
+  uint64_t* keys;   // [capacity] for sorting long results
 
-  static int64_t level_total(const CascadePlan& plan, int parts) {
-    int64_t total = 0;
-    for (int l = 0; l < plan.levels; ++l) total += parts * plan.level_capacity[l];
-    return total;
-  }
-  static int64_t survivor_total(const CascadePlan& plan, int parts) {
-    const int64_t total = level_total(plan, parts) + parts * plan.final_capacity;
+  static int64_t capacity(const CascadePlan& plan, int parts) {
+    const int64_t total = parts * plan.list_capacity;
     return total > plan.sample_size ? total : plan.sample_size;
   }
   static int64_t bytes(const CascadePlan& plan, int parts) {
-    const int64_t level = level_total(plan, parts), all = survivor_total(plan, parts);
-    const int64_t total =
-        2 * List::bytes(plan.rows, level) + List::bytes(plan.rows, all) + Scratch::bytes(all) + (all + 16) * 8;
-    return (total + 127) & ~int64_t{63};
+    const int64_t n = capacity(plan, parts);
+    return (List::bytes(plan.rows, n) + Scratch::bytes(n) + List::bytes(1, n) + (n + 16) * 8 + 63) & ~int64_t{63};
   }
   static Workspace at(char* memory, const CascadePlan& plan, int parts) {
-    const int64_t level = level_total(plan, parts), all = survivor_total(plan, parts);
+    const int64_t n = capacity(plan, parts);
     Workspace w;
     w.keys = reinterpret_cast<uint64_t*>(memory);
-    memory += (all + 16) * 8;
-    w.undecided = list_at(memory, plan.rows, level);
-    memory += List::bytes(plan.rows, level);
-    w.carried = list_at(memory, plan.rows, level);
-    memory += List::bytes(plan.rows, level);
-    w.survivors = list_at(memory, plan.rows, all);
-    memory += List::bytes(plan.rows, all);
-    w.scratch = scratch_at(memory, all);
+    memory += (n + 16) * 8;
+    w.merged = w.entries = list_at(memory, plan.rows, n);
+    memory += List::bytes(plan.rows, n);
+    const List undecided = list_at(memory, 1, n);
+    w.undecided_scores = undecided.scores;
+    w.undecided_index = undecided.index;
+    w.scratch = scratch_at(memory + List::bytes(1, n), n);
     return w;
   }
 };
@@ -60,63 +53,61 @@ inline void keep_best(List& list, int rows, int judge, int64_t keep, const Scrat
 inline void bracket_levels(const CascadePlan& plan, List& sample, const Scratch& scratch, Bracket* brackets) {
   for (int l = 0; l < plan.levels; ++l) {
     const int judge = plan.row_of_stage[l];
-    const auto cut_at = [&](int64_t rank) { return mth_best(sample.row(judge), sample.index, sample.n, rank, scratch); };
-    brackets[l] = {cut_nothing(), cut_everything()};
-    if (plan.certain_rank[l] > 0 && plan.certain_rank[l] <= sample.n) brackets[l].certain = cut_at(plan.certain_rank[l]);
-    if (plan.certain_rank[l] > sample.n) brackets[l].certain = cut_everything();
-    if (plan.possible_rank[l] < sample.n) brackets[l].possible = cut_at(plan.possible_rank[l]);
-    keep_best(sample, plan.rows, judge, plan.middle_rank[l], scratch);
-  }
-}
-
-// Split `carried` at a bracket: the certain stay, the undecided move to the end of `aside`, the rest is dropped.
-inline void pass_carried(List& carried, int rows, int judge, Bracket bracket, List& aside) {
-  int64_t kept = 0;
-  for (int64_t i = 0; i < carried.n; i += W) {
-    const F score = load(carried.row(judge) + i);
-    const I place = load(carried.index + i);
-    const Mask lanes = first_lanes(carried.n - i);
-    const Mask sure = within(score, place, bracket.certain) & lanes;
-    const Mask maybe = static_cast<Mask>(within(score, place, bracket.possible) & lanes & ~sure);
-    for (int r = 0; r < rows; ++r) {
-      const F value = load(carried.row(r) + i);
-      store(aside.row(r) + aside.n, compress(maybe, value));
-      store(carried.row(r) + kept, compress(sure, value));
+    Bracket& bracket = brackets[l];
+    bracket = {cut_nothing(), cut_everything()};
+    const int64_t certain = plan.certain_rank[l], possible = plan.possible_rank[l];
+    if (certain > sample.n) bracket.certain = cut_everything();
+    if (possible < sample.n) {  // what lies beyond it matters to no level
+      bracket.possible = mth_best(sample.row(judge), sample.index, sample.n, possible, scratch);
+      keep_within(sample, plan.rows, judge, bracket.possible);
     }
-    store(aside.index + aside.n, compress(maybe, place));
-    store(carried.index + kept, compress(sure, place));
-    aside.n += count(maybe);
-    kept += count(sure);
+    if (certain > 0 && certain <= sample.n)
+      bracket.certain = mth_best(sample.row(judge), sample.index, sample.n, certain, scratch);
+    if (l + 1 < plan.levels) keep_best(sample, plan.rows, judge, plan.middle_rank[l], scratch);
   }
-  carried.n = kept;
 }
 
-// Settle the levels exactly: `w.survivors` becomes what is alive after level L. False when a bracket missed.
+// One level of the entries, all alive so far: the undecided ones are copied out, and those certain here that the sweep
+// did not count (undecided at an earlier level, alive all the same) are counted in *late.
+inline int64_t split_level(const CascadePlan& plan, int level, const List& entries, const Bracket* brackets,
+                           float* scores, int32_t* index, int64_t* late) {
+  int64_t undecided = 0, uncounted = 0;
+  for (int64_t i = 0; i < entries.n; i += W) {
+    const I place = load(entries.index + i);
+    const F score = load(entries.row(plan.row_of_stage[level]) + i);
+    const Mask lanes = first_lanes(entries.n - i);
+    const Mask sure = within(score, place, brackets[level].certain) & lanes;
+    const Mask maybe = static_cast<Mask>(within(score, place, brackets[level].possible) & lanes & ~sure);
+    Mask counted = sure;
+    for (int l = 0; l < level; ++l)
+      counted = counted & within(load(entries.row(plan.row_of_stage[l]) + i), place, brackets[l].certain);
+    uncounted += count(static_cast<Mask>(sure & ~counted));
+    store(scores + undecided, compress(maybe, score));
+    store(index + undecided, compress(maybe, place));
+    undecided += count(maybe);
+  }
+  *late = uncounted;
+  return undecided;
+}
+
+// Settle the levels exactly: `w.entries` becomes what is alive after level L. False when a bracket missed.
 inline bool settle_levels(const CascadePlan& plan, const Collected* parts, int num_parts, const Bracket* brackets,
                           Workspace& w) {
   for (int p = 0; p < num_parts; ++p)
-    if (*parts[p].last < 0) return false;
-  w.carried.n = 0;
+    if (*parts[p].length < 0) return false;
+  w.entries = num_parts == 1 ? parts[0].list(plan) : w.merged;
+  for (int p = 0; num_parts > 1 && p < num_parts; ++p) extend(w.entries, parts[p].list(plan), plan.rows);
   for (int l = 0; l < plan.levels; ++l) {
-    const int judge = plan.row_of_stage[l];
-    w.undecided.n = 0;
-    int64_t certain = 0;
-    for (int p = 0; p < num_parts; ++p) {
-      certain += parts[p].certain[l];
-      extend(w.undecided, parts[p].level_list(plan, l), plan.rows);
-    }
-    pass_carried(w.carried, plan.rows, judge, brackets[l], w.undecided);
-    certain += w.carried.n;
+    const Bracket& bracket = brackets[l];
+    int64_t certain;
+    const int64_t undecided = split_level(plan, l, w.entries, brackets, w.undecided_scores, w.undecided_index, &certain);
+    for (int p = 0; p < num_parts; ++p) certain += parts[p].certain[l];
     const int64_t places = plan.keep[l] - certain;
-    const bool dropped_some = !(brackets[l].possible.score == -__builtin_inff() && brackets[l].possible.index == INT32_MAX);
-    if (places < 0 || (w.undecided.n < places && dropped_some)) return false;
-    if (places == 0) w.undecided.n = 0;
-    keep_best(w.undecided, plan.rows, judge, places, w.scratch);
-    extend(w.carried, w.undecided, plan.rows);
+    if (places < 0 || (undecided < places && !drops_nothing(bracket))) return false;
+    Cut cut = places == 0 ? bracket.certain : bracket.possible;
+    if (places > 0 && places < undecided) cut = mth_best(w.undecided_scores, w.undecided_index, undecided, places, w.scratch);
+    keep_within(w.entries, plan.rows, plan.row_of_stage[l], cut);
   }
-  w.survivors.n = 0;
-  for (int p = 0; p < num_parts; ++p) extend(w.survivors, parts[p].level_list(plan, plan.levels), plan.rows);
-  extend(w.survivors, w.carried, plan.rows);
   return true;
 }
 
@@ -151,10 +142,10 @@ inline void finish(const CascadeArgs& args, const CascadePlan& plan, int first, 
   const int last = args.num_stages - 1;
   const int64_t k = args.keep[last];
   for (int s = first; s < args.num_stages; ++s) {
-    if (s == last && w.survivors.n <= SMALL) break;  // emit ranks them all
-    keep_best(w.survivors, plan.rows, plan.row_of_stage[s], plan.keep[s], w.scratch);
+    if (s == last && w.entries.n <= SMALL) break;  // emit ranks them all
+    keep_best(w.entries, plan.rows, plan.row_of_stage[s], plan.keep[s], w.scratch);
   }
-  emit(w.survivors, plan.row_of_stage[last], k, w.keys, args.indices + q * k, args.scores + q * k);
+  emit(w.entries, plan.row_of_stage[last], k, w.keys, args.indices + q * k, args.scores + q * k);
 }
 
 }  // namespace CPR_ISA_NAMESPACE
