@@ -107,6 +107,11 @@ class RetrievalRecallAtK(Metric):
 
     def compute(self) -> dict[int, float]:
         """``{k: share}`` as :func:`~cpr_kernels.metrics.retrieval_recall_at_k`."""
+        for name in ("query", "gallery"):
+            if not len(getattr(self, name)):
+                raise ValueError(
+                    f"RetrievalRecallAtK: no {name} features yet; call update for both sides first"
+                )
         return retrieval_recall_at_k(
             dim_zero_cat(self.query),
             dim_zero_cat(self.gallery),

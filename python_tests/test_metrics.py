@@ -213,6 +213,13 @@ def test_streaming_retrieval_collects_both_sides(streaming):
     assert metric.compute() == retrieval_recall_at_k(query, gallery, query_labels, gallery_labels, ks=(1, 2))
 
 
+def test_streaming_retrieval_names_the_missing_side(streaming):
+    metric = streaming.RetrievalRecallAtK()
+    metric.update(torch.ones(1, 2), torch.ones(1).long(), gallery=True)
+    with pytest.raises(ValueError, match="no query features yet"):
+        metric.compute()
+
+
 def test_streaming_cmr_refuses_unknown_samples(streaming):
     metric = streaming.ClassMiningRecall(torch.zeros(3).long())
     with pytest.raises(ValueError, match="key_samples must name samples below 3, got 5 to 5"):

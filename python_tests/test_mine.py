@@ -267,6 +267,18 @@ def test_other_number_types_are_converted(data, kind):
     assert np.array_equal(np.load(data.folder / "m.npz")["indices"], indices.numpy())
 
 
+def test_bfloat16_views_are_read(data):
+    save_file = pytest.importorskip("safetensors.torch").save_file
+    flow = torch.from_numpy(data.arrays["flow"]).bfloat16()
+    save_file({"flow": flow}, data.folder / "b.safetensors")
+    run(data.folder / "b.safetensors", "--no-normalize", "--dtype", "bfloat16", "--topk", 3,
+        "--out", data.folder / "m.npz")  # fmt: skip
+    ids = torch.arange(N)
+    view = {"flow": flow}
+    indices, _ = cascade_topk(view, view, parse_schedule("flow:3"), query_ids=ids, key_ids=ids)
+    assert np.array_equal(np.load(data.folder / "m.npz")["indices"], indices.numpy())
+
+
 @pytest.mark.parametrize("normalize", ["--normalize", "--no-normalize"])
 def test_rows_that_are_not_finite_are_counted_and_never_mined(data, capsys, normalize):
     arrays = table()

@@ -199,13 +199,12 @@ def _quality(
 ) -> dict[str, Any]:
     """Survivors of each stage; with labels PMR and CMR."""
     found: dict[str, Any] = {} if labels is None else quality(indices, labels)
-    rows = sample_rows(len(problem.queries), args.sample)
+    num_keys = len(next(iter(problem.keys.values())))
+    rows = sample_rows(len(problem.queries), num_keys, args.sample)
     found["traced_queries"] = len(rows)
     found["stages"] = []
     if len(rows):
-        traced = stage_rows(
-            rows, _tracer(problem), problem.schedule, len(next(iter(problem.keys.values()))), labels
-        )
+        traced = stage_rows(rows, _tracer(problem), problem.schedule, num_keys, labels)
         found["stages"] = [row._asdict() for row in traced]
     return found
 

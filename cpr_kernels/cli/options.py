@@ -60,9 +60,8 @@ def parser() -> argparse.ArgumentParser:
     run.add_argument(
         "--sample",
         type=int,
-        default=512,
         metavar="N",
-        help="queries traced for the stage table (%(default)s; 0: none)",
+        help="queries traced for the stage table (default: 512, fewer for many entries; 0: none)",
     )
     run.add_argument(
         "--progress",

@@ -33,8 +33,10 @@ class Labels(NamedTuple):
     names: Sequence[Any]
 
 
-def sample_rows(num_queries: int, size: int) -> Tensor:
-    """At most `size` rows spread evenly over the queries: [size] int64."""
+def sample_rows(num_queries: int, num_keys: int, size: int | None) -> Tensor:
+    """At most `size` rows (default: 512, fewer for many entries), spread evenly over the queries: [size]."""
+    if size is None:
+        size = min(512, max(32, 8 * TRACED // max(num_keys, 1)))
     if num_queries <= size:
         return torch.arange(num_queries)
     return torch.arange(size) * num_queries // size
@@ -152,9 +154,8 @@ def _stage_lines(summary: Mapping[str, Any]) -> list[str]:
     if summary["traced_queries"] == summary["queries"]:
         over = "all queries"
     width = max(8, *(len(row["judge"]) for row in rows))
-    lines = [
-        f"stage  {'judge':<{width}} {'keeps':>9} {'survivors':>11} {'same label':>11}   (mean of {over})"
-    ]
+    label = "same label" if rows[0]["same_label"] is not None else ""
+    lines = [f"stage  {'judge':<{width}} {'keeps':>9} {'survivors':>11} {label:>11}   (mean of {over})"]
     for s, row in enumerate(rows):
         keep = "" if row["keep"] is None else f"{row['keep']:,}"
         same = "" if row["same_label"] is None else f"{row['same_label']:.3f}"
@@ -173,7 +174,7 @@ def _class_lines(summary: Mapping[str, Any]) -> list[str]:
     ]
     if len(ranked) >= 2 * EXTREMES:
         for word, part in (("best", ranked[:EXTREMES]), ("worst", ranked[: -EXTREMES - 1 : -1])):
-            lines.append(f"          {word:<5}  " + ", ".join(f"{name} {value:.2f}" for name, value in part))
+            lines.append(f"          {word:<5}  " + ", ".join(f"{name} {value:.3f}" for name, value in part))
     else:
-        lines.append("          " + ", ".join(f"{name} {value:.2f}" for name, value in ranked))
+        lines.append("          " + ", ".join(f"{name} {value:.3f}" for name, value in ranked))
     return lines
