@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+import cpr_kernels
+
 ROOT = Path(__file__).resolve().parents[1]
 SOURCES = ("cpr_kernels", "csrc", "CMakeLists.txt", "pyproject.toml", "README.md", "LICENSE", ".gitignore")
 STALE = "cpr_kernels/_core.cpython-30-stale.so"
@@ -73,6 +75,7 @@ def test_the_metadata_asks_for_torch_without_an_upper_limit(metadata):
     required = [text for text in metadata.get_all("Requires-Dist") if "extra ==" not in text]
     assert sorted(required) == ["numpy>=1.26", "torch>=2.11", "tqdm>=4.66"]
     assert metadata["Requires-Python"] == ">=3.10"
+    assert metadata["Version"] == cpr_kernels.__version__
     assert metadata["License-Expression"] == "Apache-2.0"
     assert {"train", "metrics", "triton", "faiss", "test", "dev"} <= set(metadata.get_all("Provides-Extra"))
 
