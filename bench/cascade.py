@@ -112,6 +112,8 @@ class CascadeGate:
         if peer.checked == "exact":
             answer = peer.prepare(make_table(self.workload, self.device, integers=True))()
             for name, came, expected in zip(("indices", "scores"), answer, self.exact):
+                if came.shape[1:] != expected.shape[1:]:
+                    return f"integer-valued features: {name} have shape {list(came.shape)}"
                 wrong = (came[self.rows] != expected).any(dim=1)
                 if wrong.any():
                     return f"integer-valued features: {name} differ from the reference for {_share(wrong)}"

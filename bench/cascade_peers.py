@@ -31,11 +31,12 @@ def _plan(table: Table) -> list[tuple[str, int]]:
 def narrowed(scores: dict[str, Tensor], plan: list[tuple[str, int]]) -> tuple[Tensor, Tensor]:
     """The cascade on scores {view: [B, N]}: topk and gather per stage, only of views that judge again.
 
-    The strongest form known in plain torch: no features are gathered, nothing is sorted, no loop over queries.
+    The strongest form known in plain torch: no features are gathered, nothing but the result is sorted, no
+    loop over queries.
     """
     index = None
     for stage, (view, keep) in enumerate(plan):
-        values, place = scores[view].topk(keep, dim=1, sorted=False)
+        values, place = scores[view].topk(keep, dim=1, sorted=stage == len(plan) - 1)
         later = {name for name, _ in plan[stage + 1 :]} - {view}
         scores = {name: scores[name].gather(1, place) for name in later}
         scores[view] = values
@@ -105,7 +106,9 @@ def _prepare_numpy(table: Table) -> Call:
             place = np.argpartition(left[view], dropped, axis=1)[:, dropped:]
             left = {name: np.take_along_axis(score, place, axis=1) for name, score in left.items()}
             index = np.take_along_axis(np.broadcast_to(index, (len(place), index.shape[1])), place, axis=1)
-        return torch.from_numpy(index), torch.from_numpy(left[plan[-1][0]])
+        best_first = np.argsort(left[plan[-1][0]], axis=1)[:, ::-1]
+        found = [np.take_along_axis(part, best_first, axis=1) for part in (index, left[plan[-1][0]])]
+        return torch.from_numpy(found[0]), torch.from_numpy(found[1])
 
     return call
 

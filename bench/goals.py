@@ -46,13 +46,14 @@ CELLS = (
 
 
 def judged(op: str, rows: Sequence[dict[str, Any]], threads: int, device: str) -> list[dict[str, Any]]:
-    """Every cell of the op that was asked for on the CPU: asked, measured, and the verdict.
+    """The cells of these rows' workloads that were asked for on the CPU: asked, measured, and the verdict.
 
-    "met", "not met", or "not judged" with the reason: the workload or peer did not run, or not on two threads.
+    "met", "not met", or "not judged" with the reason: the peer did not run, or not on two threads.
     """
     if device != "cpu":
         return []
-    return [_judged(cell, rows, threads) for cell in CELLS if cell.op == op]
+    ran = {row["workload"] for row in rows}
+    return [_judged(cell, rows, threads) for cell in CELLS if cell.op == op and cell.workload in ran]
 
 
 def _judged(cell: Cell, rows: Sequence[dict[str, Any]], threads: int) -> dict[str, Any]:

@@ -96,7 +96,11 @@ def overview(document: Document, tiers: Sequence[str] = ("table", "more", "quick
             continue
         ours = rows[OURS]
         times = [f"{rows[peer]['times_ours']:.3g}x" if peer in rows else "" for peer in peers]
-        whole = [r["peak_bytes"] for p, r in rows.items() if p != OURS and r["peak_bytes"] is not None]
+        sizes = [
+            r["peak_bytes"]
+            for p, r in rows.items()
+            if p != OURS and r["whole"] and r["peak_bytes"] is not None
+        ]
         lines.append(
             [
                 workload["name"],
@@ -106,7 +110,7 @@ def overview(document: Document, tiers: Sequence[str] = ("table", "more", "quick
                 *times,
                 f"{ours['median_s'] / workload['floor_s']:.2f}x",
                 "" if ours["peak_bytes"] is None else size(ours["peak_bytes"]),
-                size(min(whole)) if whole else "",
+                size(min(sizes)) if sizes else "",
             ]
         )
     return markdown(header, lines)

@@ -26,7 +26,10 @@ Say = Callable[[str], None]
 
 
 def _row(workload: Workload, peer: str, mode: str, status: str, reason: str = "") -> dict[str, Any]:
-    """A result row; `status` is "ok", "not run" (with the reason) or "refused" (a wrong answer, no number)."""
+    """A result row; `status` is "ok", "not run" (with the reason) or "refused" (a wrong answer, no number).
+
+    `whole` is False for peers that do a part of the work only.
+    """
     return {
         "workload": workload.name,
         "peer": peer,
@@ -34,6 +37,7 @@ def _row(workload: Workload, peer: str, mode: str, status: str, reason: str = ""
         "status": status,
         "reason": reason,
         **dict.fromkeys(("median_s", "p20_s", "p80_s", "times_ours", "times_ours_p20", "times_ours_p80")),
+        "whole": True,
         "turns": 0,
         "calls_a_turn": 0,
         "peak_bytes": None,
@@ -81,10 +85,11 @@ def _timed(workload: Workload, able: Sequence[Peer], inputs: Any, settings: Sett
         found, missing = _samplers(peer, peer.prepare(inputs), settings)
         samplers |= {(peer.name, mode): sampler for mode, sampler in found.items()}
         rows += [_row(workload, peer.name, mode, "not run", reason) for mode, reason in missing.items()]
+    parts = {peer.name for peer in able if peer.checked == "part"}
     keys = {f"{name}|{mode}": (name, mode) for name, mode in samplers}
     timings = interleave({key: samplers[pair] for key, pair in keys.items()}, settings.budget_s)
     for key, (name, mode) in keys.items():
-        row = _row(workload, name, mode, "ok")
+        row = {**_row(workload, name, mode, "ok"), "whole": name not in parts}
         ours = timings.get(f"{OURS}|{mode}")
         if ours is not None:
             _fill(row, timings[key], ours)

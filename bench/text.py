@@ -23,10 +23,9 @@ def size(count: float) -> str:
 
 def significant(value: float, digits: int = 3) -> str:
     """So many significant digits, never an exponent."""
-    if value == 0:
-        return "0"
-    whole = len(str(int(abs(value)))) if abs(value) >= 1 else 0
-    return f"{value:.{max(digits - whole, 0)}f}" if whole else f"{value:.{digits - 1}g}"
+    if abs(value) >= 10**digits - 0.5:
+        return f"{value:.0f}"
+    return f"{value:#.{digits}g}".rstrip(".")
 
 
 def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -127,8 +127,9 @@ def interleave(samplers: Mapping[str, Sampler], budget_s: float) -> dict[str, Ti
     timings, turns = {}, {}
     share = budget_s / max(len(samplers), 1)
     for name, sample in samplers.items():
-        sample(1)  # warm-up: code, caches, pools
-        once = min(sample(1), sample(1)) if share > 0.1 else sample(1)
+        once = sample(1)  # warm-up: code, caches, pools
+        if once < SLOW_S:
+            once = min(sample(1), sample(1))
         repeats = max(1, min(MOST_CALLS, round(BURST_S / max(once, 1e-9))))
         burst = once * repeats
         least = LEAST_TURNS if burst < SLOW_S else LEAST_TURNS_SLOW

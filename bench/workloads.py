@@ -73,11 +73,9 @@ class Workload:
     def small(self) -> Workload:
         """The same work on a shape that takes no time, to warm code up."""
         num_keys = min(self.num_keys, 4096)
+        left = int(num_keys * self.ratio ** max(self.stages - 1, 1))  # before the last stage
         return replace(
-            self,
-            num_queries=min(self.num_queries, 4),
-            num_keys=num_keys,
-            topk=min(self.topk, max(num_keys // 2, 1)),
+            self, num_queries=min(self.num_queries, 4), num_keys=num_keys, topk=min(self.topk, max(left, 1))
         )
 
     def __str__(self) -> str:
