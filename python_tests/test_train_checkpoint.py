@@ -95,7 +95,12 @@ PUBLISHED = {part: published_state(seed) for seed, part in enumerate(("encoder_q
 def published_file(path: Path, parts: tuple[str, ...], prefix: str = "", **changes: Tensor | None) -> None:
     """Writes a file as the published training code does; `changes` to `encoder_q`, None takes a tensor away."""
     tensors = {**PUBLISHED, "encoder_q": {**PUBLISHED["encoder_q"], **changes}}
-    state = {f"{part}.{name}": value for part in parts for name, value in tensors[part].items() if value is not None}
+    state = {
+        f"{part}.{name}": value
+        for part in parts
+        for name, value in tensors[part].items()
+        if value is not None
+    }
     state.update({
         "queue": torch.rand(128, 2048), "queue_ptr": torch.zeros(1, dtype=torch.long),
         "queue_second": torch.rand(128, 2048), "queue_vname": torch.zeros(2048, dtype=torch.long),

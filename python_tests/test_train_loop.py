@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -14,7 +15,7 @@ from typing import Any
 
 import pytest
 import torch
-from train_sets import clip_folder, data, tiny  # noqa: F401
+from train_sets import tiny
 
 from cpr_kernels.train import TrainError
 from cpr_kernels.train.checkpoint import encoder_files, load, save
@@ -23,6 +24,8 @@ from cpr_kernels.train.logs import read_lines, truncate
 from cpr_kernels.train.loop import build, pretrain, restore, snapshot
 from cpr_kernels.train.plan import locate, make_plan, total_steps
 from cpr_kernels.train.store import write_atomically
+
+pytest_plugins = ["train_sets"]
 
 
 def weights(run: Path) -> dict[str, torch.Tensor]:
@@ -71,7 +74,13 @@ def wait_for_step(config: TrainConfig, step: int) -> None:
 def test_plan_follows_algorithm_1(data: Path, tmp_path: Path) -> None:
     config = tiny(data, tmp_path, cycles=2)
     plan = make_plan(config)
-    assert [phase.name for phase in plan] == ["infonce", "cycle1-rgb", "cycle1-flow", "cycle2-rgb", "cycle2-flow"]
+    assert [phase.name for phase in plan] == [
+        "infonce",
+        "cycle1-rgb",
+        "cycle1-flow",
+        "cycle2-rgb",
+        "cycle2-flow",
+    ]
     assert str(plan[1].schedule) == "flow:12,rgb:6,flow:2" and str(plan[2].schedule) == "rgb:12,flow:6,rgb:2"
     assert plan[0].schedule is None and plan[1].fill_steps == 2
     assert total_steps(plan, 4) == 2 * 4 + 4 * (2 + 4)
@@ -97,7 +106,9 @@ def test_run_logs_mining_quality_of_every_way(straight: Path, data: Path) -> Non
     assert len(mined["videos"]) == 12 and len(mined["picks"]["mined"][0]) == 2
     manifest = json.loads((data / "manifest.json").read_text())["videos"]
     for query, picks in zip(mined["videos"], mined["picks"]["mined"]):
-        assert all(manifest[pick]["group"] != manifest[query]["group"] for pick in picks)  # siblings are never mined
+        assert all(
+            manifest[pick]["group"] != manifest[query]["group"] for pick in picks
+        )  # siblings are never mined
         assert all(manifest[pick]["split"] == "train" for pick in picks)
     assert [phase for phase, _ in encoder_files(straight)] == ["infonce", "cycle1-rgb", "cycle1-flow"]
 
@@ -152,12 +163,12 @@ def test_snapshot_between_any_two_steps_continues_alike(data: Path, tmp_path: Pa
 
 @pytest.mark.slow
 def test_training_lowers_the_loss(data: Path, tmp_path: Path) -> None:
-    config = tiny(data, tmp_path / "r", infonce_epochs=20, cycles=0, width=0.125)
+    config = tiny(data, tmp_path / "r", infonce_epochs=10, cycles=0, width=0.125)
     steps = [line for line in read_lines(pretrain(config) / "log.jsonl") if line["kind"] == "step"]
     for view in ("rgb", "flow"):
         losses = [line[f"loss_{view}"] for line in steps]
-        early, late = sum(losses[4:16]) / 12, sum(losses[-12:]) / 12  # the first steps have few negatives
-        assert late < early - 0.2, (view, early, late)
+        early, late = sum(losses[4:12]) / 8, sum(losses[-8:]) / 8  # the first steps have few negatives
+        assert late < min(early, math.log(25)) - 0.05, (view, early, late)  # log(25): all entries alike
 
 
 def test_refusals_are_one_sentence(straight: Path, data: Path, tmp_path: Path) -> None:
@@ -172,7 +183,7 @@ def test_refusals_are_one_sentence(straight: Path, data: Path, tmp_path: Path) -
         pretrain(replace(config, out=tmp_path / "x", clips=replace(config.clips, frames=7)))
     with pytest.raises(TrainError, match="5 positives cannot come from a queue of 4"):
         replace(config, queue=4, mining=Mining(stages=1, topk=5)).check()
-    with pytest.raises(TrainError, match="has width 0.05 and embedding 16"):
+    with pytest.raises(TrainError, match=r"has width 0\.05 and embedding 16"):
         encoder = encoder_files(straight)[0][1]["rgb"]
         build(replace(config, out=tmp_path / "x", width=0.1, init_rgb=encoder))
     assert not (tmp_path / "x").exists()

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from train_sets import DRAFT, SHARED_DATA, clip_folder, data  # noqa: F401
+from train_sets import DRAFT, SHARED_DATA
 
 from cpr_kernels.train import TrainError
 from cpr_kernels.train.prepare import prepare
@@ -20,6 +20,8 @@ from cpr_kernels.train.sources import list_sources
 from cpr_kernels.train.store import FrameStore, Manifest
 from cpr_kernels.train.synthetic import write_mp4
 from cpr_kernels.train.videos import FrameSettings, read_frames
+
+pytest_plugins = ["train_sets"]
 
 Frames = np.ndarray
 

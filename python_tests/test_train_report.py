@@ -12,17 +12,19 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from train_sets import clip_folder, data, tiny  # noqa: F401
+from train_sets import tiny
 
 from cpr_kernels.train import TrainError, demo
 from cpr_kernels.train.cli import COMMANDS
-from cpr_kernels.train.evaluate import Protocol, encode, evaluate_run, retrieval
 from cpr_kernels.train.clips import ClipDataset
+from cpr_kernels.train.evaluate import Protocol, encode, evaluate_run, retrieval
 from cpr_kernels.train.figures import flow_picture
 from cpr_kernels.train.loop import pretrain
 from cpr_kernels.train.report import write_report
 from cpr_kernels.train.s3d import Encoder
 from cpr_kernels.train.synthetic import SyntheticSettings
+
+pytest_plugins = ["train_sets"]
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +47,9 @@ def test_evaluation_is_the_same_every_time(data: Path) -> None:
     torch.manual_seed(2)
     assert retrieval(data, encoders, protocol) == first
     assert set(first) == {"rgb", "flow", "both"} and list(first["rgb"]) == [1, 5, 10, 20]
-    assert all(a <= b for shares in first.values() for a, b in zip(list(shares.values()), list(shares.values())[1:]))
+    assert all(
+        a <= b for shares in first.values() for a, b in zip(list(shares.values()), list(shares.values())[1:])
+    )
     assert all(encoder.training for encoder in encoders.values())
 
 
@@ -81,7 +85,11 @@ def test_report_marks_right_and_wrong_by_label(run: Path, data: Path, tmp_path: 
     for row, query in enumerate(last["videos"]):
         if label[query] not in seen and len(seen) < 6:
             seen.append(label[query])
-            right += sum(label[pick] == label[query] for way in ("mined", "flow", "rgb") for pick in last["picks"][way][row])
+            right += sum(
+                label[pick] == label[query]
+                for way in ("mined", "flow", "rgb")
+                for pick in last["picks"][way][row]
+            )
     gallery = page[page.index("Mined positives, cycle1-flow") :]
     assert gallery.count('class="clip right"') == right
 
@@ -105,7 +113,9 @@ def test_flow_picture_shows_direction() -> None:
 
 
 def test_demo_from_videos_to_report_and_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(demo, "SyntheticSettings", lambda seed: SyntheticSettings(4, 1, 2, frames=12, size=40, seed=seed))
+    monkeypatch.setattr(
+        demo, "SyntheticSettings", lambda seed: SyntheticSettings(4, 1, 2, frames=12, size=40, seed=seed)
+    )
     monkeypatch.setattr(demo, "FRAMES", replace(demo.FRAMES, size=32))
     out = ["--out", str(tmp_path / "demo"), "--infonce-epochs", "1", "--cycle-epochs", "1"]
     assert COMMANDS["demo"](out) == 0

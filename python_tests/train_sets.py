@@ -10,38 +10,30 @@ import pytest
 for package in ("av", "cv2", "lmdb", "rich", "torchmetrics", "matplotlib", "tyro", "jinja2"):
     pytest.importorskip(package, reason="the trainer's packages: pip install 'cpr_kernels[train]'")
 
-from cpr_kernels.train.augment import Augment
-from cpr_kernels.train.config import Clips, Mining, Optim, TrainConfig
-from cpr_kernels.train.prepare import prepare
-from cpr_kernels.train.synthetic import SyntheticSettings, generate
-from cpr_kernels.train.videos import FrameSettings
+from cpr_kernels.train.augment import Augment  # noqa: E402
+from cpr_kernels.train.config import Clips, Mining, Optim, TrainConfig  # noqa: E402
+from cpr_kernels.train.prepare import prepare  # noqa: E402
+from cpr_kernels.train.synthetic import SyntheticSettings, generate  # noqa: E402
+from cpr_kernels.train.videos import FrameSettings  # noqa: E402
 
 DRAFT = FrameSettings(size=32, frames=40, min_frames=9, flow="draft", flow_bound=8.0)
 SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
 
 
-_MADE: list[Path] = []  # videos and data set, made once for all test files
-
-
-def _made(factory: pytest.TempPathFactory) -> list[Path]:
-    if not _MADE:
-        folder, out = factory.mktemp("clips"), factory.mktemp("data")
-        generate(folder, SyntheticSettings(sources=4, test_sources=1, clips=2, frames=14, size=40))
-        prepare(folder, out, DRAFT)
-        _MADE.extend((folder, out))
-    return _MADE
-
-
 @pytest.fixture(scope="session")
 def clip_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """72 generated mp4 files: 9 classes, 4 sources a class (1 of them for testing), 2 clips a source."""
-    return _made(tmp_path_factory)[0]
+    folder = tmp_path_factory.mktemp("clips")
+    generate(folder, SyntheticSettings(sources=4, test_sources=1, clips=2, frames=14, size=40))
+    return folder
 
 
 @pytest.fixture(scope="session")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def data(clip_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The generated files, prepared."""
-    return _made(tmp_path_factory)[1]
+    out = tmp_path_factory.mktemp("data")
+    prepare(clip_folder, out, DRAFT)
+    return out
 
 
 def tiny(data: Path, out: Path, **changes: Any) -> TrainConfig:

@@ -60,6 +60,8 @@ class Evaluate:
     """Evenly spaced clips of each video, whose features are averaged."""
     data: Path | None = None
     """Another prepared data set; the run's own by default."""
+    last: bool = False
+    """Only the final encoders, not those after each phase."""
 
 
 @dataclass(frozen=True)
@@ -133,7 +135,7 @@ def evaluate(argv: list[str]) -> int:
         from .evaluate import evaluate_run
         from .progress import table
 
-        results = evaluate_run(options.run, options.clips, options.data)
+        results = evaluate_run(options.run, options.clips, options.data, options.last)
         ks = list(next(iter(results[0]["recall"].values())))
         rows = [
             [result["phase"], view, *(f"{100 * share:.1f}" for share in shares.values())]

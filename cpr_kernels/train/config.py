@@ -48,8 +48,9 @@ class Mining:
     """What stands for a clip of the trained view while mining. key: its momentum embedding, as the paper
     writes. online: the trained encoder's embedding of the first clip, as the published code does.
     """
-    own_drop: float = 0.9
-    """Chance that a clip's own second clip is left out of its positives where others were mined."""
+    own_drop: float = 0.0
+    """Chance that a clip's own second clip is left out of its positives where others were mined; the published code
+    takes 0.9 after its long pretraining."""
     siblings: Siblings = "positive"
     """Queue entries from the same source video, in the cycles' loss; they are never mined."""
     infonce_siblings: Siblings = "negative"

@@ -37,8 +37,10 @@ class Demo:
     """Your own videos: a folder with one folder a class, or a CSV (path,label[,split,group])."""
     out: Path = Path("runs/demo")
     """Where everything goes; the report is out/report.html."""
-    infonce_epochs: int = 34
+    infonce_epochs: int = 36
+    """Epochs of InfoNCE pretraining, both views together."""
     cycle_epochs: int = 8
+    """Epochs of cascade co-training, for each view."""
     seed: int = 0
 
 

@@ -102,8 +102,13 @@ def encode(
     return {view: torch.cat(rows) for view, rows in parts.items()}
 
 
-def evaluate_run(run: Path, clips: int = 10, data: Path | None = None) -> list[dict[str, Any]]:
-    """R@k after every phase of a run, and of what it started from; writes `eval.json` in its folder."""
+def evaluate_run(
+    run: Path, clips: int = 10, data: Path | None = None, last: bool = False
+) -> list[dict[str, Any]]:
+    """R@k after every phase of a run, and of what it started from; writes `eval.json` in its folder.
+
+    `last` measures the final encoders only.
+    """
     config = config_of(run)
     phases = encoder_files(run)
     if not phases:
@@ -112,6 +117,8 @@ def evaluate_run(run: Path, clips: int = 10, data: Path | None = None) -> list[d
     start = {view: path for view, path in given.items() if path is not None}
     if len(start) == len(VIEWS):
         phases.insert(0, ("start", start))
+    if last:
+        phases = phases[-1:]
     protocol = Protocol(config.clips.frames, config.clips.crop, clips)
     results = []
     for phase, files in phases:

@@ -67,7 +67,7 @@ def pretrain(config: TrainConfig, resume: bool = False) -> Path:
     steps_per_epoch = trainer.sampler.steps_per_pass
     end = total_steps(trainer.plan, steps_per_epoch)
     log = RunLog(run, resume_at=start)
-    with progress_bar() as bar, _stop_flag() as stop, log, torch.random.fork_rng():
+    with progress_bar() as bar, _stop_flag() as stop, log, torch.random.fork_rng(_cuda(trainer)):
         _seed(trainer, state)
         task = bar.add_task("pretrain", total=end, completed=start)
         if trainer.dataset.left_out:
@@ -176,7 +176,7 @@ def snapshot(trainer: Trainer, step: int) -> dict[str, Any]:
         "meter": trainer.meter.state_dict(),
         "sampler": trainer.sampler.state_dict(),
         "rng": torch.get_rng_state(),
-        "cuda_rng": torch.cuda.get_rng_state_all() if trainer.device.type == "cuda" else [],
+        "cuda_rng": [torch.cuda.get_rng_state(device) for device in _cuda(trainer)],
         "torch": str(torch.__version__),
     }
 
@@ -200,8 +200,12 @@ def _seed(trainer: Trainer, state: dict[str, Any] | None) -> None:
         torch.manual_seed(trainer.config.seed)
         return
     torch.set_rng_state(state["rng"])
-    if state["cuda_rng"] and trainer.device.type == "cuda":
-        torch.cuda.set_rng_state_all(state["cuda_rng"])
+    for device, saved in zip(_cuda(trainer), state["cuda_rng"]):
+        torch.cuda.set_rng_state(saved, device)
+
+
+def _cuda(trainer: Trainer) -> list[torch.device]:
+    return [trainer.device] if trainer.device.type == "cuda" else []
 
 
 def config_of(run: Path) -> TrainConfig:

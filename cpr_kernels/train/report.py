@@ -20,7 +20,7 @@ from .store import FrameStore, Manifest, write_atomically
 
 TEMPLATE = "report.html.jinja"
 WAYS = {"mined": "cascade", "flow": "flow alone", "rgb": "RGB alone", "both": "sum of both"}
-QUERIES = 6
+QUERIES, QUERIES_OF_MANY = 6, 2  # shown for each phase of one run, and of one run among several
 
 
 def write_report(runs: Sequence[Path], out: Path, title: str = "Cascade positive retrieval") -> Path:
@@ -33,7 +33,7 @@ def write_report(runs: Sequence[Path], out: Path, title: str = "Cascade positive
     if not runs:
         raise TrainError("runs: give at least one folder of a run")
     several = len(runs) > 1
-    sections = [_section(Path(run)) for run in runs]
+    sections = [_section(Path(run), QUERIES_OF_MANY if several else QUERIES) for run in runs]
     recall = [row for section in sections for row in _recall_rows(section, several)]
     mining = [row for section in sections for row in _mining_rows(section, several)]
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
@@ -46,7 +46,7 @@ def write_report(runs: Sequence[Path], out: Path, title: str = "Cascade positive
     return out
 
 
-def _section(run: Path) -> dict[str, Any]:
+def _section(run: Path, shown: int) -> dict[str, Any]:
     config = config_of(run)
     manifest = Manifest.load(config.data)
     epochs = [line for line in read_lines(run / "log.jsonl") if line["kind"] == "epoch"]
@@ -67,7 +67,7 @@ def _section(run: Path) -> dict[str, Any]:
             {"phase": line["phase"], "image": _cmr_plot(line["mining"], names)}
             for line in last_epochs(epochs) if "mined" in line["mining"]
         ],
-        "galleries": _galleries(run, config, manifest, names),
+        "galleries": _galleries(run, _Album(FrameStore(config.data), manifest), names, shown),
         "settings": _settings(run, config, manifest),
     }  # fmt: skip
 
@@ -106,29 +106,25 @@ def _cmr_plot(mining: dict[str, Any], names: dict[str, str]) -> str:
     return figures.bars(classes, series, names, "CMR, % of the class's training videos")
 
 
-def _galleries(
-    run: Path, config: TrainConfig, manifest: Manifest, names: dict[str, str]
-) -> list[dict[str, Any]]:
-    """For each phase, the first clips of its last batch, one a class, and what each way of mining picked
-    for them.
-    """
+def _galleries(run: Path, album: _Album, names: dict[str, str], shown: int) -> list[dict[str, Any]]:
+    """For each phase, the first clips of its last batch, one a class, and what each way of mining picked."""
     last: dict[str, dict[str, Any]] = {}
     for line in read_lines(run / "mined.jsonl"):
         if line["picks"]:
             last[line["phase"]] = line
     mined = {phase: line for phase, line in last.items() if "mined" in line["picks"]}
-    album = _Album(FrameStore(config.data), manifest)
     return [
-        {"phase": phase, "queries": _queries(line, album, names)} for phase, line in (mined or last).items()
+        {"phase": phase, "queries": _queries(line, album, names, shown)}
+        for phase, line in (mined or last).items()
     ]
 
 
-def _queries(line: dict[str, Any], album: _Album, names: dict[str, str]) -> list[dict[str, Any]]:
+def _queries(line: dict[str, Any], album: _Album, names: dict[str, str], shown: int) -> list[dict[str, Any]]:
     queries: list[dict[str, Any]] = []
     seen = set()
     for row, video in enumerate(line["videos"]):
         label = album.label(video)
-        if label in seen or len(queries) == QUERIES:
+        if label in seen or len(queries) == shown:
             continue
         seen.add(label)
         ways = []
@@ -197,21 +193,21 @@ def _lead(sections: list[dict[str, Any]]) -> list[str]:
     """One sentence a run: what mining and retrieval came to."""
     sentences = []
     for section in sections:
-        mined = [line["mining"] for line in last_epochs(section["epochs"]) if "mined" in line["mining"]]
-        first, final = (section["evaluation"][i]["recall"] for i in (0, -1))
         words = [f"{section['title']}:"]
+        mined = [line["mining"] for line in last_epochs(section["epochs"]) if "mined" in line["mining"]]
         if mined:
-            shares = ", ".join(
-                f"{section['names'][way]} {100 * mined[-1][way]['pmr']:.0f} %"
-                for way in WAYS
-                if way in mined[-1]
-            )
-            words.append(f"right among the mined positives: {shares}.")
-        before_after = ", ".join(
-            f"{view} {100 * first[view]['1']:.1f} to {100 * final[view]['1']:.1f} %" for view in final
+            shown = [way for way in WAYS if way in mined[-1]]
+            shares = [f"{section['names'][way]} {100 * mined[-1][way]['pmr']:.0f} %" for way in shown]
+            words.append(f"right among the mined positives: {', '.join(shares)}.")
+        measured = section["evaluation"]
+        phases = measured if len(measured) == 1 else [measured[0], measured[-1]]
+        gains = [
+            f"{view} " + " to ".join(f"{100 * phase['recall'][view]['1']:.1f}" for phase in phases) + " %"
+            for view in phases[0]["recall"]
+        ]
+        words.append(
+            f"R@1 after {' and after '.join(phase['phase'] for phase in phases)}: {', '.join(gains)}."
         )
-        ends = " to ".join(section["evaluation"][i]["phase"] for i in (0, -1))
-        words.append(f"R@1 from {ends}: {before_after}.")
         sentences.append(" ".join(words))
     return sentences
 
