@@ -192,6 +192,18 @@ LARGE_CASES = [
     CascadeCase("infinities, long", 4, 20_000, _TWO, cpr_schedule(num_keys=20_000), prepare=with_infinity),
     CascadeCase("mostly excluded, long", 4, 20_000, _TWO, cpr_schedule(num_keys=20_000), exclude=0.97),
     CascadeCase("mixed weights, long", 40, 12_000, _TWO, _MIXED, ids=True, empty_slots=True, dtype=BF16),
+    CascadeCase(
+        "nested samples", 19, 150_001, {"flow": 16, "rgb": 4}, cpr_schedule(num_keys=150_001), ids=True
+    ),
+    CascadeCase(
+        "nested samples, empty slots", 2, 140_000, _TWO, _MIXED, empty_slots=True, exclude=0.5, dtype=BF16
+    ),
+    CascadeCase("all equal, nested", 2, 140_000, _TWO, cpr_schedule(num_keys=140_000), prepare=all_equal),
+    CascadeCase("time-ordered, nested", 2, 140_000, _TWO, cpr_schedule(num_keys=140_000), prepare=rising),
+    CascadeCase(
+        "clustered, nested", 2, 140_000, _TWO, cpr_schedule(num_keys=140_000, stages=9), prepare=clustered
+    ),
+    CascadeCase("NaN, nested", 4, 140_000, _TWO, few(140_000, 130_000, 90_000, 50), prepare=with_nan),
     CascadeCase("deep features", 5, 5000, {"flow": 700, "rgb": 300}, cpr_schedule(num_keys=5000), high=1),
 ]
 

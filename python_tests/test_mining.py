@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import math
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -11,11 +13,9 @@ from cases import CASCADE_CASES, LARGE_CASES, SMALL_CASES, CascadeCase, integers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cpr_kernels import Schedule, Stage, cascade_topk, cascade_trace, cpr_schedule
+from cpr_kernels import Schedule, Stage, _core, cascade_topk, cascade_trace, cpr_schedule
 from cpr_kernels.calls import CascadeCall
-from cpr_kernels.mining import BACKENDS, reference
-
-CPU_BACKENDS = [backend for backend in BACKENDS if backend.NAME in ("native", "reference")]
+from cpr_kernels.mining import reference
 
 
 def oracle(call: CascadeCall) -> tuple[list[list[int]], list[list[float]]]:
@@ -160,11 +160,10 @@ def test_a_batch_split_changes_nothing(keys: int) -> None:
         assert torch.equal(part[0], whole[0][first:last]) and torch.equal(part[1], whole[1][first:last])
 
 
-def test_bracket_misses_are_selected_the_long_way() -> None:
+@pytest.mark.parametrize("keys", [20_000, 140_000])
+def test_bracket_misses_are_selected_the_long_way(keys: int) -> None:
     """A queue made to fool any sample drawn before looking: the sampled entries are the best ones."""
-    from cpr_kernels import _core
-
-    keys, dim = 20_000, 4
+    dim = 4
     queries = {v: torch.ones(3, dim) for v in ("flow", "rgb")}
     queue = {v: torch.zeros(keys, dim) for v in ("flow", "rgb")}
     sample = torch.tensor(_core.sampled_keys(keys))
@@ -173,6 +172,34 @@ def test_bracket_misses_are_selected_the_long_way() -> None:
         queue[view][sample, 0] += 10 * keys
     schedule = cpr_schedule(num_keys=keys)
     same(cascade_topk(queries, queue, schedule), cascade_topk(queries, queue, schedule, backend="reference"))
+
+
+def test_sampled_keys_are_spread_evenly() -> None:
+    for keys in (4096, 5000, 20_000, 140_000):
+        sample = _core.sampled_keys(keys)
+        assert sample == sorted(set(sample)) and sample[-1] < keys
+        gaps = [later - earlier for earlier, later in itertools.pairwise(sample)]
+        assert max(gaps) <= 2 * keys / len(sample) + 2
+
+
+@pytest.mark.parametrize("keys", [16_384, 140_000])
+def test_a_call_takes_a_few_megabytes(keys: int) -> None:
+    """Nothing of size B x N: the high-water mark of a fresh process rises by far less than one score matrix."""
+    code = (
+        "import torch, cpr_kernels as c\n"
+        "def status(name): return int(next(x for x in open('/proc/self/status') if x.startswith(name)).split()[1])\n"
+        f"n = {keys}\n"
+        "q = {v: torch.randn(64, 32) for v in ('flow', 'rgb')}; k = {v: torch.randn(n, 32) for v in ('flow', 'rgb')}\n"
+        "s = c.cpr_schedule(num_keys=n)\n"
+        "try: open('/proc/self/clear_refs', 'w').write('5')\n"
+        "except OSError: raise SystemExit(77)\n"
+        "before = status('VmRSS'); c.cascade_topk(q, k, s); print(status('VmHWM') - before)"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    if run.returncode == 77:
+        pytest.skip("this system does not let a process reset its high-water mark")
+    assert run.returncode == 0, run.stderr
+    assert int(run.stdout) < 16 * 1024  # KiB
 
 
 def test_denormal_flushing_of_the_caller_is_kept_and_ignored() -> None:

@@ -7,8 +7,28 @@
 
 namespace cpr {
 
+constexpr int MAX_LEVELS = 12;
+constexpr int64_t MAX_STRIDE = 1024;
+
+// Keys are visited in passes. The queue is cut into strides of `stride` keys; a pass takes the keys whose rank in a
+// scrambled order of their stride lies in [begin, end). So a pass is a sample spread evenly over the queue, jittered:
+// no order or period of the queue can hide from it.
+struct Pass {
+  int64_t begin, end;
+  bool narrows;     // brackets are set from what has been collected by its end
+  bool starts_over; // what it collected is dropped then: the next pass visits every key
+  const int64_t* certain_rank;   // [L] rank among the keys visited so far that is taken as certainly kept; 0: none
+  const int64_t* middle_rank;    // [L] rank expected at the threshold
+  const int64_t* possible_rank;  // [L] rank beyond which entries are certainly dropped
+};
+
+inline int64_t scrambled(int64_t stride, int64_t block, int64_t rank) {
+  const uint64_t start = (static_cast<uint64_t>(block) + 1) * 0x9E3779B97F4A7C15ull >> 33;
+  return static_cast<int64_t>((start + static_cast<uint64_t>(rank) * 2654435761u) % static_cast<uint64_t>(stride));
+}
+
 // A row is one distinct way of judging: a view by itself, or a weighted mix of views. Stages name rows.
-// A level is a leading stage that is decided while keys stream by, within brackets [certain, possible] from a sample.
+// A level is a leading stage that is decided while keys stream by, within brackets [certain, possible].
 struct CascadePlan {
   int rows;                      // R
   const int* slot_of_row;        // [R] score slot: a view, or num_views + mix
@@ -17,13 +37,11 @@ struct CascadePlan {
   const uint8_t* view_used;      // [V]
   const int* row_of_stage;       // [S]
   const int64_t* keep;           // [S], at most N
-  int levels;                    // L, at most 4
-  const int32_t* sample;         // [sample_size] keys, ascending, readable 16 beyond
-  int64_t sample_size;
-  const int64_t* certain_rank;   // [L] sample rank taken as certainly kept; 0: none
-  const int64_t* middle_rank;    // [L] sample rank expected at the threshold
-  const int64_t* possible_rank;  // [L] sample rank beyond which entries are certainly dropped
-  int64_t list_capacity;         // entries that a query is expected to collect from one part of the keys, with slack
+  int levels;                    // L, at most MAX_LEVELS
+  int64_t stride;
+  int passes;
+  const Pass* pass;              // [passes]
+  int64_t list_capacity;         // entries that a query is expected to hold at any time, with slack
 };
 
 struct CpuKernels {
@@ -37,5 +55,7 @@ struct LossKernels {
 };
 
 void sort_ranking_keys(uint64_t* keys, int64_t n);
+// A plan of one pass and no levels: every eligible entry is collected.
+int64_t cascade_topk_exhaustive(const CascadeArgs& args);
 
 }  // namespace cpr

@@ -13,7 +13,7 @@ namespace CPR_ISA_NAMESPACE {
 namespace {
 
 constexpr int64_t PANEL = 512;            // keys scored and filtered at a time
-constexpr int64_t ROUND_BYTES = 4 << 20;  // collected entries held at a time, per thread
+constexpr int64_t ROUND_BYTES = 6 << 20;  // collected entries held at a time, per thread
 
 int64_t round_up(int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit; }
 
@@ -41,6 +41,7 @@ struct ThreadMemory {
   float* wide;     // one tile of keys in float32
   float* scores;   // [slots, queries of a super, PANEL]
   const float** rows;  // [R]
+  int32_t* which;  // [PANEL] keys of a gathered panel
   Eligibility eligible;
   char* workspace;
 
@@ -51,6 +52,7 @@ struct ThreadMemory {
     m.wide = arena.take<float>(TILE * max_dim);
     m.scores = arena.take<float>(slots * queries * PANEL);
     m.rows = arena.take<const float*>(plan.rows);
+    m.which = arena.take<int32_t>(PANEL + 16);
     m.eligible = {&args, arena.take<int32_t>(PANEL + 16), arena.take<uint8_t>(PANEL + 16)};
     m.workspace = arena.take<char>(Workspace::bytes(plan, shape.parts));
     return m;
@@ -135,14 +137,50 @@ struct Cascade {
     for (int r = 0; r < plan.rows; ++r) m.rows[r] = m.scores + (plan.slot_of_row[r] * queries + query) * PANEL;
   }
 
-  // Keys of the part, panel by panel, for all queries of a super.
+  // How many panels a pass has, and the panel that begins with its p-th group of strides.
+  int64_t strides_a_panel(const Pass& pass) const { return PANEL / (pass.end - pass.begin); }
+  int64_t panels_of(const Pass& pass) const {
+    if (pass.end - pass.begin == plan.stride) return (args.num_keys + PANEL - 1) / PANEL;
+    const int64_t strides = (args.num_keys + plan.stride - 1) / plan.stride;
+    return (strides + strides_a_panel(pass) - 1) / strides_a_panel(pass);
+  }
+  Panel panel_at(const Pass& pass, int64_t p, int32_t* which) const {
+    if (pass.end - pass.begin == plan.stride) {
+      const int64_t first = p * PANEL, left = args.num_keys - first;
+      return {nullptr, first, left < PANEL ? left : PANEL};
+    }
+    int64_t count = 0;
+    const int64_t first = p * strides_a_panel(pass);
+    for (int64_t block = first; block < first + strides_a_panel(pass) && block * plan.stride < args.num_keys; ++block) {
+      uint64_t taken[MAX_STRIDE / 64] = {};
+      for (int64_t rank = pass.begin; rank < pass.end; ++rank) {
+        const int64_t offset = scrambled(plan.stride, block, rank);
+        taken[offset / 64] |= uint64_t{1} << (offset % 64);
+      }
+      for (int64_t word = 0; word < MAX_STRIDE / 64; ++word)
+        for (uint64_t bits = taken[word]; bits; bits &= bits - 1) {
+          const int64_t key = block * plan.stride + word * 64 + __builtin_ctzll(bits);
+          if (key < args.num_keys) which[count++] = static_cast<int32_t>(key);
+        }
+    }
+    return {which, 0, count};
+  }
+
+  void start(int64_t slot_in_round) const {
+    const int64_t queries = queries_of_super(), first = slot_in_round * queries;
+    for (int64_t i = first; i < first + queries; ++i) {
+      for (int part = 0; part < shape.parts; ++part) collected_of(i, part).clear(plan);
+      for (int l = 0; l < plan.levels; ++l) shared.brackets[i * plan.levels + l] = {cut_nothing(), cut_everything()};
+    }
+  }
+
+  // A part's keys of a pass, panel by panel, for all queries of a super.
   template <int R>
-  void sweep(int64_t super, int64_t slot_in_round, int part, const ThreadMemory& m) const {
-    const int64_t queries = queries_of_super(), first_query = super * queries;
-    for (int64_t i = 0; i < queries; ++i) collected_of(slot_in_round * queries + i, part).clear(plan);
-    for (int64_t first = part * PANEL; first < args.num_keys; first += shape.parts * PANEL) {
-      const int64_t left = args.num_keys - first;
-      const Panel panel{nullptr, first, left < PANEL ? left : PANEL};
+  void sweep(const Pass& pass, int64_t super, int64_t slot_in_round, int part, const ThreadMemory& m) const {
+    const int64_t queries = queries_of_super(), first_query = super * queries, panels = panels_of(pass);
+    for (int64_t p = part; p < panels; p += shape.parts) {
+      const Panel panel = panel_at(pass, p, m.which);
+      if (panel.count == 0) continue;
       score(panel, slot_in_round, 0, shape.blocks_per_super, m);
       m.eligible.load_panel(panel);
       for (int64_t i = 0; i < queries && first_query + i < args.num_queries; ++i) {
@@ -153,43 +191,23 @@ struct Cascade {
       }
     }
   }
-
-  // Brackets for one block of queries: every eligible sampled entry is collected, where the sweep will collect later.
-  void bracket(int64_t super, int64_t slot_in_round, int64_t block, const ThreadMemory& m, Workspace& w) const {
-    const int64_t in_super = block * shape.width, in_round = slot_in_round * queries_of_super() + in_super;
-    const int64_t first_query = super * queries_of_super() + in_super;
-    const int64_t left_queries = args.num_queries - first_query;
-    const int64_t queries = left_queries < shape.width ? left_queries : shape.width;
-    CascadePlan collect_all = plan;
-    collect_all.levels = 0;
-    for (int64_t i = 0; i < queries; ++i) Collected::at(collected_at(in_round + i, 0), collect_all).clear(collect_all);
-    for (int64_t first = 0; first < plan.sample_size; first += PANEL) {
-      const int64_t left = plan.sample_size - first;
-      const Panel panel{plan.sample + first, 0, left < PANEL ? left : PANEL};
-      score(panel, slot_in_round, block, 1, m);
-      m.eligible.load_panel(panel);
-      for (int64_t i = 0; i < queries; ++i) {
-        point_rows(m, i, shape.width);
-        const Collected out = Collected::at(collected_at(in_round + i, 0), collect_all);
-        filter_panel<0>(collect_all, panel, first_query + i, nullptr, m.rows, m.eligible, out);
-      }
-    }
-    for (int64_t i = 0; i < queries; ++i) {
-      List sample = Collected::at(collected_at(in_round + i, 0), collect_all).list(plan);
-      bracket_levels(plan, sample, w.scratch, shared.brackets + (in_round + i) * plan.levels);
+  void sweep_rows(const Pass& pass, int64_t super, int64_t slot_in_round, int part, const ThreadMemory& m) const {
+    switch (plan.rows) {
+      case 1: return sweep<1>(pass, super, slot_in_round, part, m);
+      case 2: return sweep<2>(pass, super, slot_in_round, part, m);
+      case 3: return sweep<3>(pass, super, slot_in_round, part, m);
+      default: return sweep<0>(pass, super, slot_in_round, part, m);
     }
   }
 };
 
-int64_t select_directly(const CascadeArgs& args, const CascadePlan& plan, int64_t q);
+int64_t select_directly(const CascadeArgs& args, int64_t q);
 
 // One query's result; 1 when its brackets missed and it was selected directly.
 template <int NR>
-int64_t resolve(const Cascade<NR>& cascade, int64_t q, int64_t in_round, Workspace& w, Collected* parts) {
+int64_t resolve(const Cascade<NR>& cascade, int64_t q, const Collected* parts, const Bracket* brackets, Workspace& w) {
   const CascadePlan& plan = cascade.plan;
-  for (int p = 0; p < cascade.shape.parts; ++p) parts[p] = cascade.collected_of(in_round, p);
-  if (!settle_levels(plan, parts, cascade.shape.parts, cascade.shared.brackets + in_round * plan.levels, w))
-    return select_directly(cascade.args, plan, q);
+  if (!settle_levels(plan, parts, cascade.shape.parts, brackets, w)) return select_directly(cascade.args, q);
   finish(cascade.args, plan, plan.levels, w, q);
   return 0;
 }
@@ -228,27 +246,26 @@ int64_t run(const CascadeArgs& args, const CascadePlan& plan, const Shape& shape
     for (int64_t first = 0; first < shape.supers; first += shape.supers_per_round) {
       const int64_t supers = shape.supers - first < shape.supers_per_round ? shape.supers - first : shape.supers_per_round;
 #pragma omp for schedule(dynamic)
-      for (int64_t s = 0; s < supers; ++s) cascade.pack(first + s, s);
-      if (plan.levels > 0) {
-#pragma omp for schedule(dynamic)
-        for (int64_t b = 0; b < supers * shape.blocks_per_super; ++b)
-          cascade.bracket(first + b / shape.blocks_per_super, b / shape.blocks_per_super, b % shape.blocks_per_super, m, w);
+      for (int64_t s = 0; s < supers; ++s) {
+        cascade.pack(first + s, s);
+        cascade.start(s);
       }
+      for (int x = 0; x < plan.passes; ++x) {
+        const Pass& pass = plan.pass[x];
 #pragma omp for schedule(dynamic)
-      for (int64_t t = 0; t < supers * shape.parts; ++t) {
-        const int64_t s = t / shape.parts;
-        const int part = static_cast<int>(t % shape.parts);
-        switch (plan.rows) {
-          case 1: cascade.template sweep<1>(first + s, s, part, m); break;
-          case 2: cascade.template sweep<2>(first + s, s, part, m); break;
-          case 3: cascade.template sweep<3>(first + s, s, part, m); break;
-          default: cascade.template sweep<0>(first + s, s, part, m);
+        for (int64_t t = 0; t < supers * shape.parts; ++t)
+          cascade.sweep_rows(pass, first + t / shape.parts, t / shape.parts, static_cast<int>(t % shape.parts), m);
+#pragma omp for schedule(dynamic)
+        for (int64_t i = 0; i < supers * queries; ++i) {
+          const int64_t q = first * queries + i;
+          if (q >= args.num_queries) continue;
+          for (int p = 0; p < shape.parts; ++p) parts[p] = cascade.collected_of(i, p);
+          Bracket* brackets = shared.brackets + i * plan.levels;
+          if (pass.narrows)
+            narrow(plan, pass, parts, shape.parts, brackets, w);
+          else
+            missed += resolve(cascade, q, parts, brackets, w);
         }
-      }
-#pragma omp for schedule(dynamic)
-      for (int64_t i = 0; i < supers * queries; ++i) {
-        const int64_t q = first * queries + i;
-        if (q < args.num_queries) missed += resolve(cascade, q, i, w, parts);
       }
     }
   }
@@ -259,34 +276,35 @@ int64_t run(const CascadeArgs& args, const CascadePlan& plan, const Shape& shape
 int64_t cascade(const CascadeArgs& args, const CascadePlan& whole) {
   CascadePlan plan = whole;
   Shape shape;
-  const bool narrow = args.num_queries <= W;
-  shape.width = narrow ? W : 2 * W;
-  shape.blocks = (args.num_queries + shape.width - 1) / shape.width;
-  const int64_t per_super = 64 / shape.width;
-  shape.blocks_per_super = shape.blocks < per_super ? shape.blocks : per_super;
-  shape.supers = (shape.blocks + shape.blocks_per_super - 1) / shape.blocks_per_super;
   const int64_t panels = (args.num_keys + PANEL - 1) / PANEL;
   shape.threads = args.threads > 1 ? args.threads : 1;
+  // wide lists: fewer queries at a time, so that what they collect stays within the round's memory
+  const bool narrow_block = args.num_queries <= W || List::bytes(plan.rows, plan.list_capacity) * 2 * W > ROUND_BYTES;
+  shape.width = narrow_block ? W : 2 * W;
+  shape.blocks = (args.num_queries + shape.width - 1) / shape.width;
+  int64_t per_super = ROUND_BYTES / (List::bytes(plan.rows, plan.list_capacity) * shape.width);
+  per_super = per_super < 1 ? 1 : (per_super > 64 / shape.width ? 64 / shape.width : per_super);
+  shape.blocks_per_super = shape.blocks < per_super ? shape.blocks : per_super;
+  shape.supers = (shape.blocks + shape.blocks_per_super - 1) / shape.blocks_per_super;
   const int64_t parts = shape.supers >= shape.threads ? 1 : (shape.threads + shape.supers - 1) / shape.supers;
   shape.parts = static_cast<int>(parts < panels ? parts : panels);
   if (shape.parts > 1) {  // parts interleave panels, so they collect alike
     plan.list_capacity = plan.list_capacity / shape.parts + plan.list_capacity / (8 * shape.parts) + PANEL;
     if (plan.levels == 0) plan.list_capacity = round_up(panels, shape.parts) / shape.parts * PANEL;
-    if (plan.list_capacity < plan.sample_size) plan.list_capacity = plan.sample_size;
   }
   const int64_t per_query = shape.parts * Collected::bytes(plan);
   const int64_t fit = ROUND_BYTES * shape.threads / (per_query * shape.blocks_per_super * shape.width);
   shape.supers_per_round = fit < shape.threads ? shape.threads : fit;
   if (shape.supers_per_round > shape.supers) shape.supers_per_round = shape.supers;
   if (static_cast<int64_t>(shape.threads) > shape.supers * shape.parts * 4) shape.threads = static_cast<int>(shape.supers * shape.parts * 4);
-  return narrow ? run<1>(args, plan, shape) : run<2>(args, plan, shape);
+  return narrow_block ? run<1>(args, plan, shape) : run<2>(args, plan, shape);
 }
 
 // The long way for one query: no brackets, every eligible entry collected.
-int64_t select_directly(const CascadeArgs& args, const CascadePlan& plan, int64_t q) {
+int64_t select_directly(const CascadeArgs& args, int64_t q) {
   const int64_t k = args.keep[args.num_stages - 1];
   View* views = static_cast<View*>(std::malloc(sizeof(View) * static_cast<size_t>(args.num_views)));
-  if (!views) return -1;
+  if (!views) return -(int64_t{1} << 40);
   for (int v = 0; v < args.num_views; ++v) {
     views[v] = args.views[v];
     views[v].queries = row_at(views[v].queries, args.dtype, views[v].query_stride, q);
@@ -299,11 +317,7 @@ int64_t select_directly(const CascadeArgs& args, const CascadePlan& plan, int64_
   one.indices = args.indices + q * k;
   one.scores = args.scores + q * k;
   one.threads = 1;
-  CascadePlan direct = plan;
-  direct.levels = 0;
-  direct.sample_size = 0;
-  direct.list_capacity = args.num_keys;
-  const int64_t status = cascade(one, direct);
+  const int64_t status = cascade_topk_exhaustive(one);
   std::free(views);
   return status < 0 ? -(int64_t{1} << 40) : 1;
 }

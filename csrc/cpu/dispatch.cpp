@@ -1,5 +1,6 @@
 // Plans a cascade call and hands it to the kernels of the best instruction set that this machine runs.
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <cstring>
 #include <string>
@@ -59,17 +60,21 @@ Isa& chosen() {
   return isa;
 }
 
-constexpr int64_t STREAM_FROM = 4096;  // keys from which brackets pay for their sample
-constexpr int64_t TAIL = 1024;         // survivors that the exact stages take over at
-constexpr int MAX_LEVELS = 4;          // as in filter.h
-constexpr double SPREAD = 3.7;         // bracket half-width in standard deviations of the sampled rank
+constexpr int64_t STREAM_FROM = 4096;      // keys from which brackets pay for their sample
+constexpr int64_t NEST_FROM = 131072;      // keys from which lists are kept short by narrowing again and again
+constexpr int64_t FIRST_SAMPLE = 4096;     // about how many keys the first of those passes visits
+constexpr int64_t TAIL = 1024;             // survivors that the exact stages take over at
+constexpr int UNNESTED_LEVELS = 3;         // more levels than this save nothing on a short queue
+constexpr double SPREAD = 3.7;             // bracket half-width in standard deviations of the sampled rank,
+constexpr double NESTED_SPREAD = 4.5;      // and where brackets are set many times over
 
 struct PlanStorage {
   std::vector<int> slot_of_row, row_of_stage;
   std::vector<float> mix_weights;
   std::vector<uint8_t> view_used;
-  std::vector<int64_t> keep, certain_rank, middle_rank, possible_rank;
-  std::vector<int32_t> sample;
+  std::vector<int64_t> keep;
+  std::vector<Pass> passes;
+  std::vector<std::array<int64_t, 3 * MAX_LEVELS>> ranks;  // of each pass: certain, middle, possible
 };
 
 // Stages that judge alike share a row; a single view of weight 1 is its own score.
@@ -105,61 +110,109 @@ int plan_rows(const CascadeArgs& args, PlanStorage& store) {
   return mixes;
 }
 
-// A sample spread evenly over the queue, with jitter so that no period of the queue can hide from it.
-std::vector<int32_t> draw_sample(int64_t num_keys) {
-  if (num_keys < STREAM_FROM) return {};
-  const double wanted = std::pow(static_cast<double>(num_keys), 2.0 / 3.0);
-  const int64_t size = std::min<int64_t>(num_keys / 4, (static_cast<int64_t>(wanted) + 15) / 16 * 16);
-  std::vector<int32_t> sample(size);
-  uint64_t state = 0x2545F4914F6CDD1Dull;
-  for (int64_t i = 0; i < size; ++i) {
-    state = state * 6364136223846793005ull + 1442695040888963407ull;
-    const int64_t begin = i * num_keys / size, end = (i + 1) * num_keys / size;
-    sample[i] = static_cast<int32_t>(begin + static_cast<int64_t>((state >> 33) % static_cast<uint64_t>(end - begin)));
+// How the keys are visited: all at once, a sample and then all, or nested samples that double until all are seen.
+int64_t plan_passes(int64_t num_keys, std::vector<Pass>& passes) {
+  if (num_keys < STREAM_FROM) {
+    passes.push_back({0, 1, false, false, nullptr, nullptr, nullptr});
+    return 1;
   }
-  return sample;
+  if (num_keys < NEST_FROM) {
+    const double sample = 1.6 * std::pow(static_cast<double>(num_keys), 2.0 / 3.0);
+    const int64_t stride = std::max<int64_t>(static_cast<int64_t>(static_cast<double>(num_keys) / sample), 4);
+    passes.push_back({0, 1, true, true, nullptr, nullptr, nullptr});
+    passes.push_back({0, stride, false, false, nullptr, nullptr, nullptr});
+    return stride;
+  }
+  int64_t stride = 16;
+  while (stride < MAX_STRIDE && num_keys / (2 * stride) >= FIRST_SAMPLE) stride *= 2;
+  passes.push_back({0, 1, true, false, nullptr, nullptr, nullptr});
+  for (int64_t seen = 1; seen < stride; seen *= 2)
+    passes.push_back({seen, 2 * seen, 2 * seen < stride, false, nullptr, nullptr, nullptr});
+  return stride;
 }
 
-// Ranks of the sample between which each leading stage's threshold almost surely lies, and the room that needs.
+// Ranks, among the share of keys visited by the end of a pass, between which each level's threshold almost surely lies.
+// Returns how many entries are then undecided somewhere.
+double plan_ranks(const CascadePlan& plan, const CascadeArgs& args, double seen, int64_t* ranks) {
+  double entering = seen * static_cast<double>(args.num_keys), undecided = 0;
+  for (int l = 0; l < plan.levels; ++l) {
+    const double middle = static_cast<double>(plan.keep[l]) * seen;
+    // the levels before are cut at their own ranks, so what is left to vary is this level's share of them
+    const double spread = (plan.passes > 2 ? NESTED_SPREAD : SPREAD) * std::sqrt(middle * std::max(1.0 - middle / entering, 0.0) + 1.0) + 1.0;
+    const double high = std::max(std::floor(middle - spread), 0.0), low = std::ceil(middle + spread);
+    undecided += std::min(low, entering) - high;
+    ranks[l] = static_cast<int64_t>(high);
+    ranks[MAX_LEVELS + l] = std::max<int64_t>(static_cast<int64_t>(std::lround(middle)), 1);
+    ranks[2 * MAX_LEVELS + l] = static_cast<int64_t>(low);
+    entering = std::max(middle, 1.0);
+  }
+  return undecided;
+}
+
+// Levels, passes, and the room that a query needs; no levels where brackets would save little.
 void plan_levels(const CascadeArgs& args, PlanStorage& store, CascadePlan& plan) {
   const int64_t N = args.num_keys;
-  plan.levels = 0;
-  plan.sample_size = 0;
-  plan.list_capacity = N;
-  if (N < STREAM_FROM) return;
-  store.sample = draw_sample(N);
-  const int64_t size = static_cast<int64_t>(store.sample.size());
-  store.sample.resize(size + 16);  // readable a vector beyond its end
-  const double keys_per_sample = static_cast<double>(N) / static_cast<double>(size);
-  double entering = static_cast<double>(size);  // sampled entries expected to enter the stage
-  double collected = 0;                         // entries expected to be undecided somewhere
-  for (int s = 0; s < args.num_stages && s < MAX_LEVELS; ++s) {
-    const double middle = static_cast<double>(store.keep[s]) / keys_per_sample;
-    // the sample's stages before are cut at their own ranks, so what is left to vary is this stage's share of them
-    const double spread = SPREAD * std::sqrt(middle * std::max(1.0 - middle / entering, 0.0) + 1.0) + 1.0;
-    const double high = std::max(std::floor(middle - spread), 0.0), low = std::ceil(middle + spread);
-    collected += (std::min(low, entering) - high) * keys_per_sample;
-    store.certain_rank.push_back(static_cast<int64_t>(high));
-    store.middle_rank.push_back(std::max<int64_t>(static_cast<int64_t>(std::lround(middle)), 1));
-    store.possible_rank.push_back(static_cast<int64_t>(low));
-    ++plan.levels;
-    entering = std::max(middle, 1.0);
-    if (store.keep[s] <= TAIL) break;
+  plan.stride = plan_passes(N, store.passes);
+  const int most = N < NEST_FROM ? UNNESTED_LEVELS : MAX_LEVELS;
+  while (store.passes.size() > 1 && plan.levels < args.num_stages && plan.levels < most) {
+    if (store.keep[plan.levels++] <= TAIL) break;
   }
-  const int64_t expected = static_cast<int64_t>(collected * 1.25) + store.keep[plan.levels - 1];
-  if (expected >= N * 3 / 4) {  // little would be saved
+  store.ranks.resize(store.passes.size());
+  plan.passes = static_cast<int>(store.passes.size());
+  double held = static_cast<double>(N), most_held = 0;  // entries held before a pass; at any time
+  double seen = 0;
+  for (size_t x = 0; x < store.passes.size() && plan.levels > 0; ++x) {
+    Pass& pass = store.passes[x];
+    const double now = static_cast<double>(pass.end) / static_cast<double>(plan.stride);
+    const double sure = static_cast<double>(store.keep[plan.levels - 1]);
+    // the brackets of the pass before decide what this pass adds
+    held = x == 0 ? now * static_cast<double>(N) : held / seen * now;
+    most_held = std::max(most_held, held);
+    seen = now;
+    if (!pass.narrows) break;
+    int64_t* ranks = store.ranks[x].data();
+    held = plan_ranks(plan, args, seen, ranks) * 1.1 + sure * seen;
+    pass.certain_rank = ranks;
+    pass.middle_rank = ranks + MAX_LEVELS;
+    pass.possible_rank = ranks + 2 * MAX_LEVELS;
+  }
+  plan.list_capacity = static_cast<int64_t>(most_held * 1.2) + 2048;
+  if (plan.levels == 0 || (plan.list_capacity >= N * 3 / 4 && N < NEST_FROM)) {
     plan.levels = 0;
-    return;
+    plan.list_capacity = N;
+    store.passes.assign(1, {0, 1, false, false, nullptr, nullptr, nullptr});
+    plan.stride = 1;
   }
-  plan.list_capacity = std::max(expected, size) + 2048;
-  plan.sample_size = size;
+  plan.pass = store.passes.data();
+  plan.passes = static_cast<int>(store.passes.size());
+}
+
+// Everything of a plan but its passes.
+void plan_stages(const CascadeArgs& args, PlanStorage& store, CascadePlan& plan) {
+  plan.mixes = plan_rows(args, store);
+  plan.rows = static_cast<int>(store.slot_of_row.size());
+  for (int s = 0; s < args.num_stages; ++s) store.keep.push_back(std::min(args.keep[s], args.num_keys));
+  plan.keep = store.keep.data();
+  plan.slot_of_row = store.slot_of_row.data();
+  plan.row_of_stage = store.row_of_stage.data();
+  plan.mix_weights = store.mix_weights.data();
+  plan.view_used = store.view_used.data();
 }
 
 }  // namespace
 
 void sort_ranking_keys(uint64_t* keys, int64_t n) { std::sort(keys, keys + n); }
 
-std::vector<int32_t> sampled_keys(int64_t num_keys) { return draw_sample(num_keys); }
+std::vector<int64_t> sampled_keys(int64_t num_keys) {
+  std::vector<Pass> passes;
+  const int64_t stride = plan_passes(num_keys, passes);
+  std::vector<int64_t> keys;
+  for (int64_t block = 0; block * stride < num_keys && passes.size() > 1; ++block) {
+    const int64_t key = block * stride + scrambled(stride, block, 0);
+    if (key < num_keys) keys.push_back(key);
+  }
+  return keys;
+}
 
 std::vector<std::string> cpu_isas() {
   std::vector<std::string> names;
@@ -188,19 +241,20 @@ int64_t cascade_topk_cpu(const CascadeArgs& args) {
   }
   PlanStorage store;
   CascadePlan plan{};
-  plan.mixes = plan_rows(args, store);
-  plan.rows = static_cast<int>(store.slot_of_row.size());
-  for (int s = 0; s < args.num_stages; ++s) store.keep.push_back(std::min(args.keep[s], args.num_keys));
-  plan.keep = store.keep.data();
+  plan_stages(args, store, plan);
   plan_levels(args, store, plan);
-  plan.slot_of_row = store.slot_of_row.data();
-  plan.row_of_stage = store.row_of_stage.data();
-  plan.mix_weights = store.mix_weights.data();
-  plan.view_used = store.view_used.data();
-  plan.sample = store.sample.data();
-  plan.certain_rank = store.certain_rank.data();
-  plan.middle_rank = store.middle_rank.data();
-  plan.possible_rank = store.possible_rank.data();
+  return chosen().kernels->cascade_topk(args, plan);
+}
+
+int64_t cascade_topk_exhaustive(const CascadeArgs& args) {
+  PlanStorage store;
+  CascadePlan plan{};
+  plan_stages(args, store, plan);
+  store.passes.push_back({0, 1, false, false, nullptr, nullptr, nullptr});
+  plan.pass = store.passes.data();
+  plan.passes = 1;
+  plan.stride = 1;
+  plan.list_capacity = args.num_keys;
   return chosen().kernels->cascade_topk(args, plan);
 }
 

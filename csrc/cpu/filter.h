@@ -8,7 +8,7 @@
 namespace cpr {
 namespace CPR_ISA_NAMESPACE {
 
-constexpr int MAX_LEVELS = 4;
+constexpr int UNROLLED_LEVELS = 4;
 
 // Where a level's threshold almost surely lies: entries within `certain` stay, entries not within `possible` go.
 struct Bracket {
@@ -120,7 +120,7 @@ struct PanelBrackets {
   }
 };
 
-// Panel entries of query q that may still matter, appended to its list; L levels, R rows (0: plan.rows).
+// Panel entries of query q that may still matter, appended to its list; R rows (0: plan.rows), L levels (-1: many).
 // EXACT compares by (score, index), for the few panels that hold a cut's own index.
 template <int R, int L, bool EXACT>
 inline void collect(const CascadePlan& plan, const Panel& panel, int64_t q, const PanelBrackets& brackets,
@@ -128,9 +128,11 @@ inline void collect(const CascadePlan& plan, const Panel& panel, int64_t q, cons
   const int n_rows = R ? R : plan.rows;
   const bool all = eligible.everything();
   const List list = out.list(plan);
-  F certain_from[L ? L : 1], possible_from[L ? L : 1];
-  int64_t counts[L ? L : 1] = {};
-  for (int l = 0; l < L; ++l) {
+  const int levels = L < 0 ? plan.levels : L;
+  constexpr int ROOM = L < 0 ? MAX_LEVELS : (L ? L : 1);
+  F certain_from[ROOM], possible_from[ROOM];
+  int64_t counts[ROOM] = {};
+  for (int l = 0; l < levels; ++l) {
     certain_from[l] = set1(brackets.certain[l]);
     possible_from[l] = set1(brackets.possible[l]);
   }
@@ -143,7 +145,8 @@ inline void collect(const CascadePlan& plan, const Panel& panel, int64_t q, cons
       alive = static_cast<Mask>(alive & ~unordered(score, score));
     }
 #pragma GCC unroll 4
-    for (int l = 0; l < L; ++l) {
+    for (int l = 0; l < levels; ++l) {
+      if (L < 0 && alive == 0) break;
       const F score = load(brackets.judge[l] + i);
       const Mask sure = alive & (EXACT ? within(score, place, brackets.exact[l].certain) : ge(score, certain_from[l]));
       const Mask maybe = alive & (EXACT ? within(score, place, brackets.exact[l].possible) : ge(score, possible_from[l]));
@@ -156,7 +159,7 @@ inline void collect(const CascadePlan& plan, const Panel& panel, int64_t q, cons
     store(list.index + n, compress(keep, place));
     n += count(keep);
   }
-  for (int l = 0; l < L; ++l) out.certain[l] += counts[l];
+  for (int l = 0; l < levels; ++l) out.certain[l] += counts[l];
   *out.length = n;
 }
 
@@ -164,7 +167,7 @@ template <int R, int L>
 inline void filter_levels(const CascadePlan& plan, const Panel& panel, int64_t q, const Bracket* brackets,
                           const float* const* rows, const Eligibility& eligible, const Collected& out) {
   const PanelBrackets here(plan, brackets, panel, rows);
-  if (L > 0 && here.straddles)
+  if (L != 0 && here.straddles)
     collect<R, L, true>(plan, panel, q, here, rows, eligible, out);
   else
     collect<R, L, false>(plan, panel, q, here, rows, eligible, out);
@@ -184,7 +187,8 @@ inline void filter_panel(const CascadePlan& plan, const Panel& panel, int64_t q,
     case 1: return filter_levels<R, 1>(plan, panel, q, brackets, rows, eligible, out);
     case 2: return filter_levels<R, 2>(plan, panel, q, brackets, rows, eligible, out);
     case 3: return filter_levels<R, 3>(plan, panel, q, brackets, rows, eligible, out);
-    default: return filter_levels<R, MAX_LEVELS>(plan, panel, q, brackets, rows, eligible, out);
+    case UNROLLED_LEVELS: return filter_levels<R, UNROLLED_LEVELS>(plan, panel, q, brackets, rows, eligible, out);
+    default: return filter_levels<R, -1>(plan, panel, q, brackets, rows, eligible, out);
   }
 }
 

@@ -22,8 +22,7 @@ struct Workspace {
   uint64_t* keys;   // [capacity] for sorting long results
 
   static int64_t capacity(const CascadePlan& plan, int parts) {
-    const int64_t total = parts * plan.list_capacity;
-    return total > plan.sample_size ? total : plan.sample_size;
+    return parts * plan.list_capacity;
   }
   static int64_t bytes(const CascadePlan& plan, int parts) {
     const int64_t n = capacity(plan, parts);
@@ -49,24 +48,6 @@ inline void keep_best(List& list, int rows, int judge, int64_t keep, const Scrat
   if (list.n > keep) keep_within(list, rows, judge, mth_best(list.row(judge), list.index, list.n, keep, scratch));
 }
 
-// Brackets of every level from a sample's eligible entries; consumes the list.
-inline void bracket_levels(const CascadePlan& plan, List& sample, const Scratch& scratch, Bracket* brackets) {
-  for (int l = 0; l < plan.levels; ++l) {
-    const int judge = plan.row_of_stage[l];
-    Bracket& bracket = brackets[l];
-    bracket = {cut_nothing(), cut_everything()};
-    const int64_t certain = plan.certain_rank[l], possible = plan.possible_rank[l];
-    if (certain > sample.n) bracket.certain = cut_everything();
-    if (possible < sample.n) {  // what lies beyond it matters to no level
-      bracket.possible = mth_best(sample.row(judge), sample.index, sample.n, possible, scratch);
-      keep_within(sample, plan.rows, judge, bracket.possible);
-    }
-    if (certain > 0 && certain <= sample.n)
-      bracket.certain = mth_best(sample.row(judge), sample.index, sample.n, certain, scratch);
-    if (l + 1 < plan.levels) keep_best(sample, plan.rows, judge, plan.middle_rank[l], scratch);
-  }
-}
-
 // One level of the entries, all alive so far: the undecided ones are copied out, and those certain here that the sweep
 // did not count (undecided at an earlier level, alive all the same) are counted in *late.
 inline int64_t split_level(const CascadePlan& plan, int level, const List& entries, const Bracket* brackets,
@@ -90,23 +71,90 @@ inline int64_t split_level(const CascadePlan& plan, int level, const List& entri
   return undecided;
 }
 
+// The cut after `rank` entries of a level, of which `certain` are within the bracket's certain cut and the rest among
+// its undecided ones; no further than the bracket's own ends.
+inline Cut cut_at(int64_t rank, int64_t certain, int64_t undecided, const Bracket& bracket, const Workspace& w) {
+  if (rank <= certain) return bracket.certain;
+  if (rank >= certain + undecided) return bracket.possible;
+  return mth_best(w.undecided_scores, w.undecided_index, undecided, rank - certain, w.scratch);
+}
+
+// Entries of one part after its brackets were tightened: what became certain at a level is counted there, what no
+// longer matters is dropped.
+inline void reclassify(const CascadePlan& plan, const Bracket* before, const Bracket* after, const Collected& part) {
+  const List list = part.list(plan);
+  int64_t kept = 0;
+  for (int64_t i = 0; i < list.n; i += W) {
+    const I place = load(list.index + i);
+    Mask was_alive = first_lanes(list.n - i), alive = was_alive, keep = 0;
+    for (int l = 0; l < plan.levels; ++l) {
+      const F score = load(list.row(plan.row_of_stage[l]) + i);
+      const Mask was_sure = was_alive & within(score, place, before[l].certain);
+      const Mask sure = alive & within(score, place, after[l].certain);
+      keep = static_cast<Mask>(keep | (alive & within(score, place, after[l].possible) & ~sure));
+      part.certain[l] += count(static_cast<Mask>(sure & ~was_sure));
+      was_alive = was_sure;
+      alive = sure;
+    }
+    keep = static_cast<Mask>(keep | alive);
+    for (int r = 0; r < plan.rows; ++r) store(list.row(r) + kept, compress(keep, load(list.row(r) + i)));
+    store(list.index + kept, compress(keep, place));
+    kept += count(keep);
+  }
+  *part.length = kept;
+}
+
+inline bool overflowed(const Collected* parts, int num_parts) {
+  for (int p = 0; p < num_parts; ++p)
+    if (*parts[p].length < 0) return true;
+  return false;
+}
+
+inline int64_t certain_of(const Collected* parts, int num_parts, int level) {
+  int64_t total = 0;
+  for (int p = 0; p < num_parts; ++p) total += parts[p].certain[level];
+  return total;
+}
+
+// Brackets tightened to what the keys visited by the end of `pass` say. Wrong ones are noticed by settle_levels.
+inline void narrow(const CascadePlan& plan, const Pass& pass, const Collected* parts, int num_parts, Bracket* brackets,
+                   Workspace& w) {
+  if (overflowed(parts, num_parts)) return;
+  w.entries = w.merged;
+  for (int p = 0; p < num_parts; ++p) extend(w.entries, parts[p].list(plan), plan.rows);
+  Bracket before[MAX_LEVELS];
+  for (int l = 0; l < plan.levels; ++l) before[l] = brackets[l];
+  for (int l = 0; l < plan.levels; ++l) {
+    int64_t certain;
+    const int64_t undecided = split_level(plan, l, w.entries, before, w.undecided_scores, w.undecided_index, &certain);
+    certain += certain_of(parts, num_parts, l);
+    brackets[l].certain = cut_at(pass.certain_rank[l], certain, undecided, before[l], w);
+    brackets[l].possible = cut_at(pass.possible_rank[l], certain, undecided, before[l], w);
+    if (l + 1 == plan.levels) break;
+    const Cut middle = cut_at(pass.middle_rank[l], certain, undecided, before[l], w);
+    keep_within(w.entries, plan.rows, plan.row_of_stage[l], middle);
+  }
+  for (int p = 0; p < num_parts; ++p) {
+    if (pass.starts_over)
+      parts[p].clear(plan);
+    else
+      reclassify(plan, before, brackets, parts[p]);
+  }
+}
+
 // Settle the levels exactly: `w.entries` becomes what is alive after level L. False when a bracket missed.
 inline bool settle_levels(const CascadePlan& plan, const Collected* parts, int num_parts, const Bracket* brackets,
                           Workspace& w) {
-  for (int p = 0; p < num_parts; ++p)
-    if (*parts[p].length < 0) return false;
+  if (overflowed(parts, num_parts)) return false;
   w.entries = num_parts == 1 ? parts[0].list(plan) : w.merged;
   for (int p = 0; num_parts > 1 && p < num_parts; ++p) extend(w.entries, parts[p].list(plan), plan.rows);
   for (int l = 0; l < plan.levels; ++l) {
-    const Bracket& bracket = brackets[l];
     int64_t certain;
     const int64_t undecided = split_level(plan, l, w.entries, brackets, w.undecided_scores, w.undecided_index, &certain);
-    for (int p = 0; p < num_parts; ++p) certain += parts[p].certain[l];
-    const int64_t places = plan.keep[l] - certain;
-    if (places < 0 || (undecided < places && !drops_nothing(bracket))) return false;
-    Cut cut = places == 0 ? bracket.certain : bracket.possible;
-    if (places > 0 && places < undecided) cut = mth_best(w.undecided_scores, w.undecided_index, undecided, places, w.scratch);
-    keep_within(w.entries, plan.rows, plan.row_of_stage[l], cut);
+    certain += certain_of(parts, num_parts, l);
+    const int64_t keep = plan.keep[l];
+    if (keep < certain || (keep > certain + undecided && !drops_nothing(brackets[l]))) return false;
+    keep_within(w.entries, plan.rows, plan.row_of_stage[l], cut_at(keep, certain, undecided, brackets[l], w));
   }
   return true;
 }

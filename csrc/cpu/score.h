@@ -104,6 +104,15 @@ struct Panel {
   int64_t key(int64_t i) const { return which ? which[i] : first + i; }
 };
 
+// Ask for the rows of the tile at p; rows far apart are not fetched ahead by the hardware.
+inline void prefetch_rows(const View& view, DType dtype, const Panel& panel, int64_t p) {
+  const int64_t bytes = view.dim * (dtype == DType::float32 ? 4 : 2);
+  for (int64_t i = p; i < p + TILE && i < panel.count; ++i) {
+    const char* row = row_at(view.keys, dtype, view.key_stride, panel.key(i));
+    for (int64_t at = 0; at < bytes; at += 64) __builtin_prefetch(row + at);
+  }
+}
+
 // Scores of one view: out[q * out_stride + p] for all blocks of packed queries and all keys of the panel. Keys are
 // visited once. `out` rows must have room for the panel's count rounded up to TILE.
 template <int NR>
@@ -119,6 +128,7 @@ inline void score_panel(const View& view, DType dtype, const Panel& panel, const
       keys = reinterpret_cast<const float*>(row_at(view.keys, dtype, view.key_stride, panel.first + p));
       stride = view.key_stride;
     } else {  // a gathered, converted or short tile: 16 rows made contiguous
+      if (panel.which) prefetch_rows(view, dtype, panel, p + TILE);
       for (int64_t i = 0; i < rows; ++i)
         widen_row(row_at(view.keys, dtype, view.key_stride, panel.key(p + i)), dtype, view.dim, wide + i * view.dim);
       std::memset(wide + rows * view.dim, 0, sizeof(float) * static_cast<size_t>((TILE - rows) * view.dim));
