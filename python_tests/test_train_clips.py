@@ -14,7 +14,7 @@ from cpr_kernels.train import TrainError, clips
 from cpr_kernels.train.augment import MEAN, STD, Augment, augmented, flipped, plain
 from cpr_kernels.train.clips import ClipDataset, ClipSampler, clip_loader, resized_crop
 
-pytest_plugins = ["train_sets"]
+pytest_plugins = ["train_fixtures"]
 
 CPU = torch.device("cpu")
 

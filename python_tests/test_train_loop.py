@@ -25,7 +25,7 @@ from cpr_kernels.train.loop import build, pretrain, restore, snapshot
 from cpr_kernels.train.plan import locate, make_plan, total_steps
 from cpr_kernels.train.store import write_atomically
 
-pytest_plugins = ["train_sets"]
+pytest_plugins = ["train_fixtures"]
 
 
 def weights(run: Path) -> dict[str, torch.Tensor]:

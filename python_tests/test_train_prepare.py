@@ -21,7 +21,7 @@ from cpr_kernels.train.store import FrameStore, Manifest
 from cpr_kernels.train.synthetic import write_mp4
 from cpr_kernels.train.videos import FrameSettings, read_frames
 
-pytest_plugins = ["train_sets"]
+pytest_plugins = ["train_fixtures"]
 
 Frames = np.ndarray
 
@@ -152,36 +152,59 @@ def test_other_settings_or_nothing_usable_is_an_error(clip_folder: Path, data: P
         prepare(tmp_path / "absent", tmp_path / "d", DRAFT)
 
 
+def start_prepare(videos: Path, out: Path) -> subprocess.Popen[bytes]:
+    """`cpr prepare` with the settings of `DRAFT`, running, with at least two videos stored."""
+    options = ["--size", "32", "--frames", "40", "--min-frames", "9", "--flow", "draft", "--flow-bound", "8"]
+    command = [sys.executable, "-m", "cpr_kernels", "prepare", "--videos", str(videos), "--out", str(out)]
+    process = subprocess.Popen([*command, *options], stderr=subprocess.DEVNULL, cwd=Path(__file__).parents[1])
+    deadline = time.monotonic() + 100
+    while time.monotonic() < deadline and not ((out / "data.mdb").is_file() and len(stored(out)) >= 5):
+        time.sleep(0.02)
+    return process
+
+
+def workers_of(process: subprocess.Popen[bytes]) -> list[int]:
+    """The decoding processes of a running prepare."""
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    return [int(pid) for pid in children if "spawn_main" in Path(f"/proc/{pid}/cmdline").read_text()]
+
+
+def alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] not in "ZX"
+    except FileNotFoundError:
+        return False
+
+
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="needs /proc to see the worker processes")
 def test_killed_prepare_resumes_with_nothing_lost_or_doubled(
     clip_folder: Path, data: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "d"
-    options = ["--size", "32", "--frames", "40", "--min-frames", "9", "--flow", "draft", "--flow-bound", "8"]
-    command = [
-        sys.executable,
-        "-m",
-        "cpr_kernels",
-        "prepare",
-        "--videos",
-        str(clip_folder),
-        "--out",
-        str(out),
-        *options,
-    ]
-    process = subprocess.Popen(command, stderr=subprocess.DEVNULL, cwd=Path(__file__).parents[1])
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline and not ((out / "data.mdb").is_file() and 4 <= len(stored(out)) < 100):
-        time.sleep(0.02)
+    process = start_prepare(clip_folder, out)
+    workers = workers_of(process)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
     before = len(stored(out)) // 2
-    assert 0 < before < 72 and not (out / "manifest.json").exists()
+    assert 2 <= before < 72 and not (out / "manifest.json").exists()
     with pytest.raises(TrainError, match="not finished"):
         Manifest.load(out)
     prepared = prepare(clip_folder, out, DRAFT)
-    assert prepared.kept >= before - 1 and prepared.kept + prepared.stored == 72 and prepared.kept > 0
+    assert prepared.kept == before and prepared.kept + prepared.stored == 72
     assert stored(out) == stored(data)
     assert prepare(clip_folder, out, DRAFT).stored == 0
+    deadline = time.monotonic() + 30
+    while any(map(alive, workers)) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert workers and not any(map(alive, workers))  # a killed prepare leaves no process behind
+
+
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="needs /proc to see the worker processes")
+def test_a_crashed_decoder_costs_no_other_video(clip_folder: Path, data: Path, tmp_path: Path) -> None:
+    process = start_prepare(clip_folder, tmp_path / "d")
+    os.kill(workers_of(process)[0], signal.SIGKILL)
+    assert process.wait(timeout=100) == 0
+    assert stored(tmp_path / "d") == stored(data)
 
 
 @pytest.mark.skipif(not SHARED_DATA.is_dir(), reason=f"no real clips: {SHARED_DATA} is absent")

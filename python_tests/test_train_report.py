@@ -24,7 +24,7 @@ from cpr_kernels.train.report import write_report
 from cpr_kernels.train.s3d import Encoder
 from cpr_kernels.train.synthetic import SyntheticSettings
 
-pytest_plugins = ["train_sets"]
+pytest_plugins = ["train_fixtures"]
 
 
 @pytest.fixture(scope="module")

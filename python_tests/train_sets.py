@@ -1,4 +1,4 @@
-"""Small prepared data sets for the trainer's tests: real mp4 files through the real decoder and TV-L1."""
+"""What the trainer's tests share: settings, the real clips, the smallest run; skips without its packages."""
 
 from __future__ import annotations
 
@@ -12,28 +12,10 @@ for package in ("av", "cv2", "lmdb", "rich", "torchmetrics", "matplotlib", "tyro
 
 from cpr_kernels.train.augment import Augment  # noqa: E402
 from cpr_kernels.train.config import Clips, Mining, Optim, TrainConfig  # noqa: E402
-from cpr_kernels.train.prepare import prepare  # noqa: E402
-from cpr_kernels.train.synthetic import SyntheticSettings, generate  # noqa: E402
 from cpr_kernels.train.videos import FrameSettings  # noqa: E402
 
 DRAFT = FrameSettings(size=32, frames=40, min_frames=9, flow="draft", flow_bound=8.0)
 SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
-
-
-@pytest.fixture(scope="session")
-def clip_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """72 generated mp4 files: 9 classes, 4 sources a class (1 of them for testing), 2 clips a source."""
-    folder = tmp_path_factory.mktemp("clips")
-    generate(folder, SyntheticSettings(sources=4, test_sources=1, clips=2, frames=14, size=40))
-    return folder
-
-
-@pytest.fixture(scope="session")
-def data(clip_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The generated files, prepared."""
-    out = tmp_path_factory.mktemp("data")
-    prepare(clip_folder, out, DRAFT)
-    return out
 
 
 def tiny(data: Path, out: Path, **changes: Any) -> TrainConfig:

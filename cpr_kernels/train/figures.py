@@ -26,7 +26,7 @@ INK = "#888888"  # readable on white and on black
 
 def curves(lines: Mapping[str, Curve], names: Mapping[str, str], phases: Sequence[tuple[float, str]]) -> str:
     """PMR over epochs: {key: [(epoch, share)]}, legend names, and (first epoch, name) of each phase."""
-    figure, axes = _canvas(7.2, 3.4)
+    figure, axes = _canvas(5.6, 3.0)
     for key, points in lines.items():
         colour, style = STYLES[key]
         x, y = zip(*points)
@@ -56,7 +56,7 @@ def bars(
     groups: Sequence[str], series: Mapping[str, Sequence[float]], names: Mapping[str, str], label: str
 ) -> str:
     """Horizontal bars, a group a line (classes), in percent."""
-    figure, axes = _canvas(7.2, 0.9 + 0.17 * len(groups) * (len(series) + 0.8))
+    figure, axes = _canvas(5.6, 0.9 + 0.11 * len(groups) * (len(series) + 0.8))
     height = 0.85 / len(series)
     places = np.arange(len(groups))
     for i, (key, values) in enumerate(series.items()):

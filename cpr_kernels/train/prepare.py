@@ -151,10 +151,8 @@ def _read_all(
         try:
             yield from _read_in_pool(waiting, settings, processes, flying)
         except BrokenProcessPool:
-            # One file killed its decoder, and with it the pool; which of those in flight is found by reading
-            # each alone.
-            for source in flying.values():
-                yield source, _read_alone(source, settings)
+            # One file killed its decoder, and with it the pool; reading those in flight one by one finds it.
+            yield from _read_one_by_one(list(flying.values()), settings)
 
 
 def _read_in_pool(
@@ -173,12 +171,17 @@ def _read_in_pool(
             pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _read_alone(source: Source, settings: FrameSettings) -> Views | str:
-    with _pool(1) as pool:
+def _read_one_by_one(sources: list[Source], settings: FrameSettings) -> Iterator[tuple[Source, Views | str]]:
+    pool: ProcessPoolExecutor | None = None
+    for source in sources:
+        pool = pool or _pool(1)
         try:
-            return pool.submit(_read_one, source.path, settings).result()
+            yield source, pool.submit(_read_one, source.path, settings).result()
         except BrokenProcessPool:
-            return "the decoder crashed on this file"
+            yield source, "the decoder crashed on this file"
+            pool = None
+    if pool is not None:
+        pool.shutdown()
 
 
 def _pool(processes: int) -> ProcessPoolExecutor:
