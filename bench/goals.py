@@ -9,7 +9,7 @@ from .loss_peers import LOG_SOFTMAX, LOGSUMEXP
 from .peer import MATMULS, OURS, PUBLISHED, RESTATED, STRONG
 
 THREADS = 2  # the table's machine has two cores
-FEW_MEGABYTES = 8.0
+FEW_MEGABYTES = 10.0  # "a few MB for every N", as a number
 
 
 class Cell(NamedTuple):

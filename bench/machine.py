@@ -113,11 +113,24 @@ class Ceilings(NamedTuple):
     """What this machine reached, best of several tries: the floors of every shape follow from it."""
 
     flops_per_s: float
-    bytes_per_s: float
+    bytes_per_s: float  # from memory
+    cached_bytes_per_s: float  # from caches
+    cache_bytes: int  # the last-level cache; 0 where unknown
+
+    def or_better(self, other: Ceilings) -> Ceilings:
+        """The better of two measurements, each figure for itself."""
+        return Ceilings(
+            max(self.flops_per_s, other.flops_per_s),
+            max(self.bytes_per_s, other.bytes_per_s),
+            max(self.cached_bytes_per_s, other.cached_bytes_per_s),
+            max(self.cache_bytes, other.cache_bytes),
+        )
 
     def floor_s(self, flops: float, least_bytes: float) -> float:
         """Seconds below which no exact method can come: arithmetic or bytes, whichever takes longer."""
-        return max(flops / self.flops_per_s, least_bytes / self.bytes_per_s)
+        fits = least_bytes <= self.cache_bytes
+        rate = self.cached_bytes_per_s if fits else self.bytes_per_s
+        return max(flops / self.flops_per_s, least_bytes / rate)
 
 
 def _best(call: Callable[[], Any], tries: int, device: str) -> float:
@@ -131,11 +144,29 @@ def _best(call: Callable[[], Any], tries: int, device: str) -> float:
     return best
 
 
+def cache_bytes(device: str) -> int:
+    """Size of the last-level cache, the largest that the system names; 0 where it names none."""
+    if device == "cuda":
+        return int(torch.cuda.get_device_properties(0).L2_cache_size)
+    sizes = [0]
+    for path in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size"):
+        number, unit = re.fullmatch(r"(\d+)([KMG]?)", path.read_text().strip()).groups()  # type: ignore[union-attr]
+        sizes.append(int(number) << {"": 0, "K": 10, "M": 20, "G": 30}[unit])
+    return max(sizes)
+
+
+def _copy_rate(floats: int, tries: int, device: str) -> float:
+    """Bytes read and written per second by torch's copy of so many float32."""
+    source, target = (torch.zeros(floats, device=device) for _ in range(2))
+    target.copy_(source)
+    return 2.0 * 4 * floats / _best(lambda: target.copy_(source), tries, device)
+
+
 def ceilings(settings: Settings) -> Ceilings:
     """Measured with torch at the thread count in use.
 
-    Arithmetic: the fastest square float32 matmul (never TF32). Bytes: the fastest copy of a buffer that no
-    cache holds, read and write both counted.
+    Arithmetic: the fastest square float32 matmul (never TF32). Bytes: the fastest copy, read and write both
+    counted, of a buffer that no cache holds and of buffers that one does.
     """
     device, tries = settings.device, 3 if settings.quick else 12
     sizes = (512,) if settings.quick else (1024, 2048) if device == "cpu" else (8192,)
@@ -144,7 +175,6 @@ def ceilings(settings: Settings) -> Ceilings:
         left, right, out = (torch.randn(size, size, device=device) for _ in range(3))
         torch.mm(left, right, out=out)
         fastest = max(fastest, 2.0 * size**3 / _best(lambda: torch.mm(left, right, out=out), tries, device))  # noqa: B023
-    length = (8 if settings.quick else 64) << 20
-    source, target = (torch.zeros(length, device=device) for _ in range(2))
-    copied = _best(lambda: target.copy_(source), tries, device)
-    return Ceilings(fastest, 2.0 * 4 * length / copied)
+    from_memory = _copy_rate((8 if settings.quick else 64) << 20, tries, device)
+    from_caches = max(_copy_rate(floats, 8 * tries, device) for floats in (1 << 16, 1 << 18, 1 << 20))
+    return Ceilings(fastest, from_memory, max(from_caches, from_memory), cache_bytes(device))

@@ -23,7 +23,7 @@ _COLOURS = {
     PUBLISHED: "#8d6a9f",
     RESTATED: "#8d6a9f",
 }
-_OTHERS = ("#30638e", "#7a9e7e", "#edae49", "#8d6a9f", "#5c6770", "#a98467", "#3d8b8b")
+_OTHERS = ("#edae49", "#a98467", "#30638e", "#7a9e7e", "#8d6a9f", "#3d8b8b", "#5c6770")
 _FLOOR = "#9aa0a6"
 
 
@@ -111,7 +111,7 @@ def _colours(document: Document, shown: list[str]) -> dict[str, str]:
 
 
 def _panel(axis: Any, document: Document, letter: str, colours: dict[str, str]) -> None:
-    """Time against one letter; both logarithmic where the letter spans decades."""
+    """Time against one letter; sizes are logarithmic too, views and stages are counted."""
     lines = series(document, letter)
     values = sorted({value for points in lines.values() for value, _ in points})
     for name, points in lines.items():
@@ -129,7 +129,7 @@ def _panel(axis: Any, document: Document, letter: str, colours: dict[str, str]) 
             zorder=3 if ours else 2,
         )
     axis.set_yscale("log")
-    if values[-1] >= 8 * values[0] and letter not in "VS":
+    if letter in "NBD":
         axis.set_xscale("log", base=2)
     axis.set_xticks(values, [_short(value) for value in values])
     axis.minorticks_off()

@@ -116,6 +116,7 @@ MORE = (
         stages=1,
         topk=8192,
     ),
+    Workload("k400-b512-bf16", 512, 16384, f"{CPR}: as k400-b512, features stored in half", dtype="bfloat16"),
     MILLION,
 )
 INFONCE = (
