@@ -9,6 +9,9 @@
 #include "cpu_info.h"
 #include "enqueue.h"
 #include "mil_nce.h"
+#ifdef CPR_HAS_CUDA
+#include "cuda/bindings.h"
+#endif
 
 namespace py = pybind11;
 using Address = std::uintptr_t;
@@ -118,4 +121,7 @@ PYBIND11_MODULE(_core, m) {
   m.def("cpu_isas", &cpr::cpu_isas, "Instruction sets this machine can run, best first.");
   m.def("cpu_isa", &cpr::cpu_isa, "The instruction set in use.");
   m.def("use_cpu_isa", &cpr::use_cpu_isa, "Switch the instruction set, for tests; False when it cannot run here.");
+#ifdef CPR_HAS_CUDA
+  cpr::cuda_door::bind(m);
+#endif
 }

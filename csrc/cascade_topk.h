@@ -35,4 +35,8 @@ struct CascadeArgs {
 // Returns the number of queries whose sampled brackets missed and that were selected the long way (for tests).
 int64_t cascade_topk_cpu(const CascadeArgs& args);
 
+// On the current CUDA device, all pointers but `weights` and `keep` there. Both return null, or why the call cannot run.
+const char* cascade_topk_cuda_workspace(const CascadeArgs& args, int64_t* bytes);
+const char* cascade_topk_cuda(const CascadeArgs& args, void* workspace, int64_t bytes, void* stream);
+
 }  // namespace cpr

@@ -3,6 +3,12 @@
 #include <cstdint>
 #include <cstring>
 
+#ifdef __CUDACC__
+#define CPR_HOST_DEVICE __host__ __device__
+#else
+#define CPR_HOST_DEVICE
+#endif
+
 namespace cpr {
 
 // Everything that ranks at or before this entry is "within the cut".
@@ -19,21 +25,26 @@ inline bool within(float score, int32_t index, Cut cut) {
   return score > cut.score || (score == cut.score && index <= cut.index);
 }
 
-// Unsigned keys that sort ascending exactly as entries rank. -0 and +0 are equal scores, so -0 becomes +0.
-inline uint64_t ranking_key(float score, int32_t index) {
+// Unsigned, ascending with the score. -0 and +0 are equal scores, so -0 becomes +0. No score but NaN gives 0 or ~0.
+CPR_HOST_DEVICE inline uint32_t ascending_key(float score) {
   score += 0.0f;
   uint32_t bits;
   std::memcpy(&bits, &score, sizeof bits);
-  const uint32_t ascending = (bits & 0x80000000u) ? ~bits : (bits | 0x80000000u);
-  return (static_cast<uint64_t>(~ascending) << 32) | static_cast<uint32_t>(index);
+  return (bits & 0x80000000u) ? ~bits : (bits | 0x80000000u);
 }
 
-inline float score_of_key(uint64_t key) {
-  const uint32_t ascending = ~static_cast<uint32_t>(key >> 32);
+CPR_HOST_DEVICE inline float score_of_ascending(uint32_t ascending) {
   const uint32_t bits = (ascending & 0x80000000u) ? (ascending & 0x7FFFFFFFu) : ~ascending;
   float score;
   std::memcpy(&score, &bits, sizeof score);
   return score;
 }
+
+// Unsigned keys that sort ascending exactly as entries rank.
+CPR_HOST_DEVICE inline uint64_t ranking_key(float score, int32_t index) {
+  return (static_cast<uint64_t>(~ascending_key(score)) << 32) | static_cast<uint32_t>(index);
+}
+
+CPR_HOST_DEVICE inline float score_of_key(uint64_t key) { return score_of_ascending(~static_cast<uint32_t>(key >> 32)); }
 
 }  // namespace cpr

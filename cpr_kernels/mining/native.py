@@ -1,48 +1,96 @@
-"""The native backend of `cpr::cascade_topk`: C++ on CPU tensors."""
+"""The native backend of `cpr::cascade_topk`: C++ on CPU tensors, CUDA on CUDA tensors."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from .. import _core
 from ..calls import CascadeCall
-from ..native import DTYPE_CODES, address, row_contiguous
+from ..native import DTYPE_CODES, address, on_current_stream, row_contiguous, why_not_cuda
+from .rows import plan_rows
 
 NAME = "native"
+MAX_STAGES, MAX_VIEWS, MAX_ROWS = 32, 8, 8  # csrc/cuda: what fits a kernel's arguments
 
 
 def why_not(call: CascadeCall) -> str | None:
-    """The native core serves CPU tensors."""
+    """The native core serves CPU tensors, and CUDA tensors where its CUDA part was built."""
     device = call.queries[0].device
+    if device.type == "cuda":
+        return why_not_cuda(device) or _beyond_limits(call)
     if device.type != "cpu":
-        return f"this build has no native kernels for {device.type} tensors"
+        return f"there are no native kernels for {device.type} tensors"
+    return None
+
+
+def _beyond_limits(call: CascadeCall) -> str | None:
+    """The sentence for a schedule that the CUDA kernels cannot hold."""
+    stages = len(call.stage_keep)
+    if stages <= MAX_ROWS and len(call.queries) <= MAX_VIEWS:
+        return None
+    if stages > MAX_STAGES:
+        return f"the CUDA kernels run at most {MAX_STAGES} stages, and the schedule has {stages}"
+    rows = plan_rows(call)
+    if len(rows.views) > MAX_VIEWS:
+        return f"the CUDA kernels weigh at most {MAX_VIEWS} views, and the schedule weighs {len(rows.views)}"
+    distinct = len(rows.weights) // len(rows.views)
+    if distinct > MAX_ROWS:
+        return f"the CUDA kernels judge by at most {MAX_ROWS} weightings of the views, and there are {distinct}"
     return None
 
 
 def run(call: CascadeCall) -> tuple[Tensor, Tensor]:
     """`(indices [B, k], scores [B, k])`; see `reference.run` for the meaning."""
-    num_queries, num_keys, k = call.queries[0].shape[0], call.keys[0].shape[0], call.stage_keep[-1]
-    indices = torch.empty(num_queries, k, dtype=torch.int64)
-    scores = torch.empty(num_queries, k, dtype=torch.float32)
-    # the tensors of this list stay alive until the kernel has returned
-    pairs = [(row_contiguous(query), row_contiguous(key)) for query, key in zip(call.queries, call.keys)]
-    query_ids = None if call.query_ids is None else call.query_ids.contiguous()
-    key_ids = None if call.key_ids is None else call.key_ids.contiguous()
-    exclude = None if call.exclude is None else row_contiguous(call.exclude)
-    _core.cascade_topk(
-        [(q.data_ptr(), q.stride(0), key.data_ptr(), key.stride(0), q.shape[1]) for q, key in pairs],
-        DTYPE_CODES[call.queries[0].dtype],
-        num_queries,
-        num_keys,
-        list(call.stage_weights),
-        list(call.stage_keep),
-        address(query_ids),
-        address(key_ids),
-        address(exclude),
-        0 if exclude is None else exclude.stride(0),
-        indices.data_ptr(),
-        scores.data_ptr(),
-        torch.get_num_threads(),
-    )
-    return indices, scores
+    device = call.queries[0].device
+    if device.type == "cuda":
+        with on_current_stream(device) as stream:
+            return run_on_stream(call, _core, stream)
+    return _run_on_cpu(call)
+
+
+class _Arguments:
+    """A call as the core takes it; keeps every tensor alive for as long as it lives."""
+
+    def __init__(self, call: CascadeCall) -> None:
+        query = call.queries[0]
+        rows, k = query.shape[0], call.stage_keep[-1]
+        self.indices = torch.empty(rows, k, dtype=torch.int64, device=query.device)
+        self.scores = torch.empty(rows, k, dtype=torch.float32, device=query.device)
+        self.pairs = [(row_contiguous(q), row_contiguous(key)) for q, key in zip(call.queries, call.keys)]
+        self.query_ids = None if call.query_ids is None else call.query_ids.contiguous()
+        self.key_ids = None if call.key_ids is None else call.key_ids.contiguous()
+        self.exclude = None if call.exclude is None else row_contiguous(call.exclude)
+        self.features = (
+            [(q.data_ptr(), q.stride(0), key.data_ptr(), key.stride(0), q.shape[1]) for q, key in self.pairs],
+            DTYPE_CODES[query.dtype],
+            rows,
+            call.keys[0].shape[0],
+            list(call.stage_weights),
+            list(call.stage_keep),
+        )
+        self.masks = (
+            address(self.query_ids),
+            address(self.key_ids),
+            address(self.exclude),
+            0 if self.exclude is None else self.exclude.stride(0),
+        )
+        self.out = (self.indices.data_ptr(), self.scores.data_ptr())
+
+
+def _run_on_cpu(call: CascadeCall) -> tuple[Tensor, Tensor]:
+    given = _Arguments(call)
+    _core.cascade_topk(*given.features, *given.masks, *given.out, torch.get_num_threads())
+    return given.indices, given.scores
+
+
+def run_on_stream(call: CascadeCall, core: Any, stream: int) -> tuple[Tensor, Tensor]:
+    """Queue the CUDA kernels of `core` on a stream of the current device; the workspace is torch's memory."""
+    given = _Arguments(call)
+    arguments = (*given.features, given.masks, given.out)
+    size = core.cuda_cascade_workspace(*arguments)
+    workspace = torch.empty(size, dtype=torch.uint8, device=given.indices.device)
+    core.cuda_cascade_topk(*arguments, workspace.data_ptr(), size, stream)
+    return given.indices, given.scores

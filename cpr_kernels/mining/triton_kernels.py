@@ -85,7 +85,6 @@ def score_tile(
 def _row_score(ring, slot_stride, j, inside, ROW: tl.constexpr, WEIGHTS: tl.constexpr, VIEWS: tl.constexpr):
     """Scores of judging row ROW at positions j: the views weighted and added in order, each step rounded."""
     total = tl.zeros(j.shape, dtype=tl.float32)
-    started: tl.constexpr = False
     for view in tl.static_range(VIEWS):
         if WEIGHTS[ROW * VIEWS + view] != 0:
             term = tl.load(ring + view * slot_stride + j, mask=inside, other=float("nan"))

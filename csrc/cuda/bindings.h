@@ -1,0 +1,95 @@
+// The CUDA part of the door: `cuda_...` functions, there only when the kernels were built. Work is queued on the stream
+// given; nothing is waited for.
+#pragma once
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <stdexcept>
+#include <tuple>
+#include <vector>
+
+#include "../cascade_topk.h"
+#include "../enqueue.h"
+#include "../mil_nce.h"
+#include "info.h"
+
+namespace cpr {
+namespace cuda_door {
+
+namespace py = pybind11;
+using Address = std::uintptr_t;
+
+template <class T>
+T* at(Address address) {
+  return reinterpret_cast<T*>(address);
+}
+
+inline void check(const char* error) {
+  if (error) throw std::runtime_error(std::string("cpr_kernels, CUDA: ") + error);
+}
+
+using Views = std::vector<std::tuple<Address, int64_t, Address, int64_t, int64_t>>;  // queries, stride, keys, stride, D
+
+using Columns = Views;  // buffer, stride in bytes, rows, stride in bytes, bytes a row
+
+// Arguments as CascadeArgs, from (query ids, key ids, exclude, exclude stride) and (indices, scores).
+struct Cascade {
+  std::vector<View> views;
+  CascadeArgs args{};
+
+  Cascade(const Views& given, int dtype, int64_t num_queries, int64_t num_keys, const std::vector<float>& weights,
+          const std::vector<int64_t>& keep, const std::tuple<Address, Address, Address, int64_t>& masks,
+          const std::tuple<Address, Address>& out) {
+    for (const auto& [queries, query_stride, keys, key_stride, dim] : given)
+      views.push_back({at<const void>(queries), at<const void>(keys), query_stride, key_stride, dim});
+    args.views = views.data();
+    args.num_views = static_cast<int>(views.size());
+    args.dtype = static_cast<DType>(dtype);
+    args.num_queries = num_queries;
+    args.num_keys = num_keys;
+    args.weights = weights.data();
+    args.keep = keep.data();
+    args.num_stages = static_cast<int>(keep.size());
+    args.query_ids = at<const int64_t>(std::get<0>(masks));
+    args.key_ids = at<const int64_t>(std::get<1>(masks));
+    args.exclude = at<const uint8_t>(std::get<2>(masks));
+    args.exclude_stride = std::get<3>(masks);
+    args.indices = at<int64_t>(std::get<0>(out));
+    args.scores = at<float>(std::get<1>(out));
+  }
+};
+
+inline void bind(py::module_& m) {
+  m.def("cuda_unavailable", &cuda_unavailable, "Why no CUDA device can be used, or an empty string.");
+  m.def(
+      "cuda_cascade_workspace",
+      [](const Views& views, int dtype, int64_t num_queries, int64_t num_keys, const std::vector<float>& weights,
+         const std::vector<int64_t>& keep, const std::tuple<Address, Address, Address, int64_t>& masks,
+         const std::tuple<Address, Address>& out) {
+        int64_t bytes = 0;
+        check(cascade_topk_cuda_workspace(Cascade(views, dtype, num_queries, num_keys, weights, keep, masks, out).args, &bytes));
+        return bytes;
+      },
+      "Bytes of workspace that cuda_cascade_topk needs for these arguments.");
+  m.def("cuda_cascade_topk",
+        [](const Views& views, int dtype, int64_t num_queries, int64_t num_keys, const std::vector<float>& weights,
+           const std::vector<int64_t>& keep, const std::tuple<Address, Address, Address, int64_t>& masks,
+           const std::tuple<Address, Address>& out, Address workspace, int64_t bytes, Address stream) {
+          const Cascade call(views, dtype, num_queries, num_keys, weights, keep, masks, out);
+          const char* error;
+          {
+            const py::gil_scoped_release unlocked;
+            error = cascade_topk_cuda(call.args, at<void>(workspace), bytes, at<void>(stream));
+          }
+          check(error);
+        });
+  m.def("cuda_enqueue", [](const Columns& columns, int64_t size, int64_t batch, Address pointer, Address count, Address stream) {
+    std::vector<Column> list;
+    for (const auto& [buffer, buffer_stride, rows, rows_stride, row_bytes] : columns)
+      list.push_back({at<char>(buffer), at<const char>(rows), row_bytes, buffer_stride, rows_stride});
+    check(enqueue_cuda(list.data(), static_cast<int>(list.size()), size, batch, at<int64_t>(pointer), at<int64_t>(count), at<void>(stream)));
+  });
+}
+
+}  // namespace cuda_door
+}  // namespace cpr

@@ -1,0 +1,251 @@
+// cpr::cascade_topk on CUDA. Scores of a chunk of queries go to a ring that stays in L2, never B x N at once; then one
+// block a query runs all stages by threshold. Three shapes of the same two steps:
+//   tiny  B <= 16, N <= 4096, 9.0 and newer: one cluster of 16 blocks splits the features, scores, and selects, with
+//         two hardware cluster barriers between: one launch, where three would each wait about 2 us for the last.
+//   ring  the scores of 128 queries or more fit half the L2: chunks of that many.
+//   huge  they do not: chunks of up to 128 queries through device memory. A sweep reads 4 D bytes a key and view, 4 D /
+//         128 = 4 bytes a score at D = 128, as many as writing the score: fewer queries a sweep would be bound by keys.
+#include "../cascade_topk.h"
+
+#include <algorithm>
+
+#include "cascade.h"
+#include "host.h"
+#include "prepare.h"
+#include "score.h"
+
+namespace cpr {
+namespace {
+
+constexpr int64_t TINY_QUERIES = 16, TINY_KEYS = 4096;
+constexpr uint32_t TINY_BLOCKS = 16;
+constexpr int64_t SWEEP_QUERIES = 128;
+constexpr int64_t HUGE_BYTES = int64_t{2} << 30;  // of workspace for scores and lists, unless one query needs more
+constexpr int SMALL_THREADS = 256, LARGE_THREADS = 1024;
+constexpr uint32_t LARGE_FROM = 4096;             // entries from which a query is worth 1,024 threads
+
+struct TinyArgs {
+  PrepareList prepare;
+  int prepares;
+  ScoreArgs score;
+  SelectArgs select;
+};
+static_assert(sizeof(TinyArgs) <= 4096, "passed by value");
+
+// Grid: x over tiles, those of one block of keys next to each other; y over views.
+template <bool BFLOAT, int PLANES, int BM>
+CPR_KERNEL(SCORE_THREADS, PLANES == 2 && BM == 128 ? 1 : 2) score_kernel(ScoreArgs args) {
+  CPR_SHARED_MEMORY(shared);
+  const uint32_t query_tiles = (args.num_queries + BM - 1) / BM;
+  score_tile<BFLOAT, PLANES, BM>(args, static_cast<int>(block_index_y()), block_index() % query_tiles * BM,
+                                 block_index() / query_tiles * TILE_KEYS, shared);
+}
+
+// Grid: x over queries.
+CPR_KERNEL(LARGE_THREADS, 1) select_kernel(SelectArgs args) {
+  CPR_SHARED_MEMORY(shared);
+  select_query(args, block_index(), shared);
+}
+
+// Grid: one cluster of TINY_BLOCKS.
+template <bool BFLOAT, int PLANES>
+CPR_KERNEL(SCORE_THREADS, 1) tiny_kernel(TinyArgs args) {
+  CPR_SHARED_MEMORY(shared);
+  for (int i = 0; i < args.prepares; ++i) prepare_rows(args.prepare.of[i], block_index(), TINY_BLOCKS);
+  sync_cluster();
+  const uint32_t views = static_cast<uint32_t>(args.score.num_views);
+  const uint32_t jobs = (args.score.num_keys + TILE_KEYS - 1) / TILE_KEYS * views;
+  for (uint32_t job = block_index(); job < jobs; job += TINY_BLOCKS)
+    score_tile<BFLOAT, PLANES, 16>(args.score, static_cast<int>(job % views), 0, job / views * TILE_KEYS, shared);
+  sync_cluster();
+  for (uint32_t query = block_index(); query < args.select.num_queries; query += TINY_BLOCKS)
+    select_query(args.select, query, shared);
+}
+
+int64_t round_up(int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit; }
+
+// A call cut up: which path, how many queries a sweep, and where everything lies in the workspace.
+struct Layout {
+  bool tiny;
+  int64_t chunk;
+  PrepareList prepare;
+  int prepares;
+  ScoreArgs score;    // but for what changes from sweep to sweep
+  SelectArgs select;
+  int threads;        // of a block that selects
+  int64_t bytes;
+};
+
+// The rows that stages judge by, over the views that some stage weighs; those views' numbers in `used`.
+const char* plan_rows(const CascadeArgs& args, SelectArgs& select, int (&used)[MAX_VIEWS]) {
+  if (args.num_stages > MAX_STAGES) return "the CUDA kernels run at most 32 stages";
+  const int V = args.num_views;
+  int views = 0;
+  for (int v = 0; v < V; ++v) {
+    bool weighed = false;
+    for (int s = 0; s < args.num_stages; ++s) weighed = weighed || args.weights[s * V + v] != 0;
+    if (!weighed) continue;
+    if (views == MAX_VIEWS) return "the CUDA kernels weigh at most 8 views";
+    used[views++] = v;
+  }
+  select.num_views = views;
+  select.stages = args.num_stages;
+  select.rows = 0;
+  for (int s = 0; s < args.num_stages; ++s) {
+    float row[MAX_VIEWS];
+    for (int v = 0; v < views; ++v) row[v] = args.weights[s * V + used[v]];
+    int found = 0;
+    while (found < select.rows && !std::equal(row, row + views, select.weights + found * views)) ++found;
+    if (found == select.rows) {
+      if (select.rows == MAX_ROWS) return "the CUDA kernels judge by at most 8 distinct weightings of the views";
+      std::copy(row, row + views, select.weights + select.rows++ * views);
+    }
+    select.row_of_stage[s] = static_cast<uint8_t>(found);
+    select.keep[s] = static_cast<uint32_t>(std::min(args.keep[s], args.num_keys));
+  }
+  return nullptr;
+}
+
+bool on_sixteen_bytes(const void* rows, int64_t stride, int64_t dim) {
+  return reinterpret_cast<uintptr_t>(rows) % 16 == 0 && stride % 8 == 0 && dim % 8 == 0;
+}
+
+// One operand of a view: used where it lies, or prepared in the workspace.
+Operand plan_operand(const CascadeArgs& args, const void* rows, int64_t stride, int64_t count, int64_t dim, Carver& carver,
+                     Layout& layout) {
+  const bool split = args.dtype == DType::float32;
+  if (!split && on_sixteen_bytes(rows, stride, dim)) return {static_cast<const uint16_t*>(rows), stride, 0, nullptr, nullptr, 0};
+  const int64_t padded = round_up(dim, 8);
+  PrepareArgs& prepare = layout.prepare.of[layout.prepares++];
+  prepare = {rows, stride, count, static_cast<int>(dim), static_cast<int>(padded), args.dtype, split, LOW_SCALE, nullptr, nullptr};
+  prepare.planes = carver.take<uint16_t>((split ? 2 : 1) * count * padded);
+  if (split) prepare.exponents = carver.take<int32_t>(count);
+  return {prepare.planes, padded, count * padded, prepare.exponents, split ? static_cast<const float*>(rows) : nullptr, stride};
+}
+
+// Queries a sweep; see the head of this file.
+int64_t plan_chunk(int64_t num_queries, int64_t ring_a_query, int64_t bytes_a_query, int64_t cache_bytes) {
+  const int64_t in_cache = cache_bytes / 2 / ring_a_query / SWEEP_QUERIES * SWEEP_QUERIES;
+  const int64_t fitting = in_cache ? in_cache : std::min(SWEEP_QUERIES, HUGE_BYTES / bytes_a_query);
+  return std::max<int64_t>(1, std::min(num_queries, fitting));
+}
+
+const char* plan(const CascadeArgs& args, const DeviceLimits& limits, void* workspace, Layout& layout) {
+  layout = {};
+  int used[MAX_VIEWS];
+  if (const char* reason = plan_rows(args, layout.select, used)) return reason;
+  SelectArgs& select = layout.select;
+  ScoreArgs& score = layout.score;
+  const int64_t N = args.num_keys, k = args.keep[args.num_stages - 1];
+  Carver carver{static_cast<char*>(workspace)};
+  for (int v = 0; v < select.num_views; ++v) {
+    const View& view = args.views[used[v]];
+    if (view.dim > INT32_MAX - 64) return "a view of more than 2^31 features";
+    score.views[v].plain_dim = static_cast<int>(view.dim);
+    score.views[v].dim = static_cast<int>(round_up(view.dim, 8));
+    score.views[v].queries = plan_operand(args, view.queries, view.query_stride, args.num_queries, view.dim, carver, layout);
+    score.views[v].keys = plan_operand(args, view.keys, view.key_stride, N, view.dim, carver, layout);
+  }
+  const int64_t pitch = std::max<int64_t>(round_up(N, 4), 4);
+  const int64_t room = (limits.shared_bytes - select_shared_bytes(select.rows, 0)) / (4 * (select.rows + 1)) / 4 * 4;
+  select.shared_entries = static_cast<uint32_t>(std::min(pitch, room));
+  const bool listed = N > select.shared_entries, sorted = std::min(k, N) > SORTED_IN_SHARED;
+  select.sort_size = 0;
+  if (sorted)
+    for (select.sort_size = SORTED_IN_SHARED; select.sort_size < std::min(k, N);) select.sort_size *= 2;
+
+  layout.tiny = limits.clusters_of_16 && args.num_queries <= TINY_QUERIES && N <= TINY_KEYS && !listed;
+  layout.threads = layout.tiny || N <= LARGE_FROM ? SMALL_THREADS : LARGE_THREADS;
+  const int64_t ring_a_query = 4 * pitch * select.num_views;
+  const int64_t list_a_query = listed ? 4 * pitch * (select.rows + 1) : 0;
+  layout.chunk = plan_chunk(args.num_queries, ring_a_query, ring_a_query + list_a_query + 8 * select.sort_size, limits.cache_bytes);
+
+  score.num_views = select.num_views;
+  score.num_keys = select.num_keys = static_cast<uint32_t>(N);
+  score.key_ids = args.key_ids;
+  score.exclude_stride = args.exclude_stride;
+  score.pitch = select.pitch = pitch;
+  score.view_stride = select.view_stride = layout.chunk * pitch;
+  score.out = carver.take<float>(select.num_views * layout.chunk * pitch);
+  select.scores = score.out;
+  if (listed) select.lists = carver.take<uint32_t>(layout.chunk * (select.rows + 1) * pitch);
+  if (sorted) select.sorts = carver.take<uint64_t>(layout.chunk * select.sort_size);
+  select.k = k;
+  layout.bytes = carver.used;
+  return nullptr;
+}
+
+// What changes from sweep to sweep.
+void aim(const CascadeArgs& args, int64_t first, int64_t count, Layout& layout) {
+  layout.score.first_query = first;
+  layout.score.num_queries = layout.select.num_queries = static_cast<uint32_t>(count);
+  layout.score.query_ids = args.query_ids ? args.query_ids + first : nullptr;
+  layout.score.exclude = args.exclude ? args.exclude + first * args.exclude_stride : nullptr;
+  layout.select.indices = args.indices + first * layout.select.k;
+  layout.select.best = args.scores + first * layout.select.k;
+}
+
+template <bool BFLOAT, int PLANES, int BM>
+const char* launch_score(const ScoreArgs& args, void* stream) {
+  Grid grid;
+  grid.x = (args.num_queries + BM - 1) / BM * ((args.num_keys + TILE_KEYS - 1) / TILE_KEYS);
+  grid.y = static_cast<uint32_t>(args.num_views);
+  grid.threads = SCORE_THREADS;
+  grid.shared = SCORE_SHARED_BYTES<BM, PLANES>;
+  return launch(score_kernel<BFLOAT, PLANES, BM>, grid, args, stream);
+}
+
+template <bool BFLOAT, int PLANES>
+const char* run(const CascadeArgs& args, Layout& layout, void* stream) {
+  if (layout.tiny) {
+    aim(args, 0, args.num_queries, layout);
+    Grid grid;
+    grid.x = grid.cluster = TINY_BLOCKS;
+    grid.threads = SCORE_THREADS;
+    grid.shared = std::max<int64_t>(SCORE_SHARED_BYTES<16, PLANES>, select_shared_bytes(layout.select.rows, layout.select.shared_entries));
+    if (cluster_fits(tiny_kernel<BFLOAT, PLANES>, grid))
+      return launch(tiny_kernel<BFLOAT, PLANES>, grid, TinyArgs{layout.prepare, layout.prepares, layout.score, layout.select}, stream);
+  }
+  if (const char* error = launch_prepare(layout.prepare, layout.prepares, stream)) return error;
+  for (int64_t first = 0; first < args.num_queries; first += layout.chunk) {
+    const int64_t count = std::min(layout.chunk, args.num_queries - first);
+    aim(args, first, count, layout);
+    const char* error = nullptr;
+    if (args.num_keys > 0)
+      error = layout.chunk <= 16   ? launch_score<BFLOAT, PLANES, 16>(layout.score, stream)
+              : layout.chunk <= 64 ? launch_score<BFLOAT, PLANES, 64>(layout.score, stream)
+                                   : launch_score<BFLOAT, PLANES, 128>(layout.score, stream);
+    if (error) return error;
+    Grid grid;
+    grid.x = static_cast<uint32_t>(count);
+    grid.threads = layout.threads;
+    grid.shared = select_shared_bytes(layout.select.rows, layout.select.shared_entries);
+    error = launch(select_kernel, grid, layout.select, stream);
+    if (error) return error;
+  }
+  return nullptr;
+}
+
+}  // namespace
+
+const char* cascade_topk_cuda_workspace(const CascadeArgs& args, int64_t* bytes) {
+  Layout layout;
+  const char* reason = plan(args, limits_of_current_device(), nullptr, layout);
+  *bytes = layout.bytes;
+  return reason;
+}
+
+const char* cascade_topk_cuda(const CascadeArgs& args, void* workspace, int64_t bytes, void* stream) {
+  if (args.num_queries == 0) return nullptr;
+  Layout layout;
+  if (const char* reason = plan(args, limits_of_current_device(), workspace, layout)) return reason;
+  if (layout.bytes > bytes) return "the workspace is smaller than cascade_topk_cuda_workspace asked for";
+  switch (args.dtype) {
+    case DType::float32: return run<false, 2>(args, layout, stream);
+    case DType::bfloat16: return run<true, 1>(args, layout, stream);
+    case DType::float16: return run<false, 1>(args, layout, stream);
+  }
+  return "an unknown dtype";
+}
+
+}  // namespace cpr

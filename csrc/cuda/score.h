@@ -1,0 +1,283 @@
+// Tiles of inner products on tensor cores. float32 goes in as two float16 planes: a row is scaled by a power of two so
+// that its largest entry lies in [1/2, 1), x = high + low / 2048, and a product is high*high + (high*low + low*high) /
+// 2048: 22 bits a factor. Integers up to 2048 have no low part, so their products and sums are exact.
+#pragma once
+#include <climits>
+
+#include "../cascade_topk.h"
+#include "device.h"
+
+namespace cpr {
+
+constexpr int SCORE_THREADS = 256;
+constexpr int TILE_KEYS = 128;
+constexpr int DEPTH = 32;    // features a step: 64 bytes of a row
+constexpr int STEPS = 3;     // steps in flight
+constexpr float LOW_SCALE = 2048.0f;
+constexpr int ODD = INT_MIN; // exponent of a row that holds infinities or NaN; its products are formed one by one
+
+// One view, as the tensor cores want it: rows 16-byte aligned, dim a multiple of 8.
+struct Operand {
+  const uint16_t* planes;    // [planes][rows, pitch]
+  int64_t pitch;             // elements from row to row
+  int64_t plane;             // elements from the high plane to the low
+  const int32_t* exponents;  // [rows] or null: row = planes * 2^exponent
+  const float* plain;        // the rows in float32, for odd ones; null when there are no exponents
+  int64_t plain_stride;
+};
+
+// Rows in, planes out: split in two, or 16-bit features copied to aligned, padded rows.
+struct PrepareArgs {
+  const void* rows;
+  int64_t stride;
+  int64_t count;
+  int dim, padded;      // padded: what a row of a plane holds, zeros beyond dim
+  DType dtype;
+  bool split;
+  float low_scale;      // the low plane holds the rest times this
+  uint16_t* planes;     // [1 or 2][count, padded]
+  int32_t* exponents;   // [count] when split
+};
+
+CPR_DEVICE float element(const void* rows, DType dtype, int64_t at) {
+  if (dtype == DType::float32) return static_cast<const float*>(rows)[at];
+  const uint16_t bits = static_cast<const uint16_t*>(rows)[at];
+  return dtype == DType::bfloat16 ? float_of(static_cast<uint32_t>(bits) << 16) : from_half(bits);
+}
+
+constexpr int MAX_VIEWS = 8;
+
+struct PrepareList {
+  PrepareArgs of[2 * MAX_VIEWS];
+};
+
+struct ScoreView {
+  Operand queries, keys;
+  int dim, plain_dim;  // a multiple of 8, and the true one
+};
+
+struct ScoreArgs {
+  ScoreView views[MAX_VIEWS];
+  int num_views;
+  uint32_t num_queries, num_keys;  // of this sweep
+  int64_t first_query;             // rows before them
+  float* out;                      // [views][num_queries, pitch]
+  int64_t view_stride, pitch;
+  const int64_t* query_ids;        // from the sweep's first query on, or null
+  const int64_t* key_ids;
+  const uint8_t* exclude;
+  int64_t exclude_stride;
+};
+
+CPR_DEVICE float power_of_two(int exponent) {  // exponent in [-126, 127]
+  return float_of(static_cast<uint32_t>(exponent + 127) << 23);
+}
+
+// value * 2^exponent for any exponent a pair of rows can have, rounded once unless the result is subnormal.
+CPR_DEVICE float scaled(float value, int exponent) {
+  while (exponent > 127) value *= power_of_two(127), exponent -= 127;
+  while (exponent < -126) value *= power_of_two(-126), exponent += 126;
+  return value * power_of_two(exponent);
+}
+
+// One warp, one row.
+CPR_DEVICE void prepare_row(const PrepareArgs& args, int64_t row, int lane) {
+  uint16_t* high = args.planes + row * args.padded;
+  if (!args.split) {
+    const uint16_t* from = static_cast<const uint16_t*>(args.rows) + row * args.stride;
+    for (int d = lane; d < args.padded; d += 32) high[d] = d < args.dim ? from[d] : static_cast<uint16_t>(0);
+    return;
+  }
+  uint32_t top = 0;  // magnitudes order as their bits do, NaN above infinity above all
+  for (int d = lane; d < args.dim; d += 32) {
+    const uint32_t magnitude = bits_of(element(args.rows, args.dtype, row * args.stride + d)) & 0x7FFFFFFFu;
+    top = magnitude > top ? magnitude : top;
+  }
+  for (int step = 16; step; step >>= 1) {
+    const uint32_t other = shuffle_xor(top, step);
+    top = other > top ? other : top;
+  }
+  const bool odd = top >= 0x7F800000u;
+  int exponent = static_cast<int>(top >> 23) - 126;  // top < 2^exponent
+  if (top < 0x00800000u) exponent = -126;            // zero or subnormal
+  if (lane == 0) args.exponents[row] = odd ? ODD : exponent;
+  uint16_t* low = high + args.count * args.padded;
+  for (int d = lane; d < args.padded; d += 32) {
+    const float value = d < args.dim && !odd ? scaled(element(args.rows, args.dtype, row * args.stride + d), -exponent) : 0.0f;
+    const uint16_t of_high = to_half(value);
+    high[d] = of_high;
+    low[d] = to_half((value - from_half(of_high)) * args.low_scale);
+  }
+}
+
+// All rows of an operand, over the warps of `blocks` blocks.
+CPR_DEVICE void prepare_rows(const PrepareArgs& args, uint32_t block, uint32_t blocks) {
+  constexpr int64_t WARPS = SCORE_THREADS / 32;
+  for (int64_t row = block * WARPS + thread_index() / 32; row < args.count; row += blocks * WARPS)
+    prepare_row(args, row, thread_index() & 31);
+}
+
+// Shapes of a tile of BM queries by TILE_KEYS keys, 8 warps.
+template <int BM>
+struct TileShape {
+  static constexpr int WARPS_M = BM == 16 ? 1 : 2;
+  static constexpr int WARPS_N = 8 / WARPS_M;
+  static constexpr int M16 = BM / WARPS_M / 16;         // 16-row pieces a warp
+  static constexpr int N8 = TILE_KEYS / WARPS_N / 8;    // 8-key pieces a warp
+  static_assert(M16 * WARPS_M * 16 == BM && N8 % 2 == 0, "whole pieces, keys in pairs");
+};
+
+template <int BM, int PLANES>
+constexpr int SCORE_SHARED_BYTES = STEPS * PLANES * (BM + TILE_KEYS) * DEPTH * 2;
+static_assert(SCORE_SHARED_BYTES<128, 2> <= 99 * 1024, "two planes of the largest tile fit every device from 8.0 on");
+
+// Where 16-byte piece `piece` (0..3) of a row lies within a tile of 64-byte rows: eight rows' pieces hit all banks.
+CPR_DEVICE int swizzled(int row, int piece) { return row * DEPTH + ((piece ^ (row >> 1 & 3)) << 3); }
+
+// Start copying features [step * DEPTH, ...) of a tile's queries and keys. Rows beyond the end repeat the last one.
+template <int BM, int PLANES>
+CPR_DEVICE void fetch_step(const ScoreArgs& args, const ScoreView& view, uint32_t query0, uint32_t key0, int step,
+                           uint16_t* stage) {
+  constexpr int ROWS = BM + TILE_KEYS, PIECES = PLANES * ROWS * 4;
+  for (int i = thread_index(); i < PIECES; i += SCORE_THREADS) {
+    const int piece = i & 3, row = (i >> 2) % ROWS, plane = (i >> 2) / ROWS;
+    const bool of_query = row < BM;
+    const uint32_t wanted = of_query ? query0 + static_cast<uint32_t>(row) : key0 + static_cast<uint32_t>(row - BM);
+    const uint32_t last = (of_query ? args.num_queries : args.num_keys) - 1;
+    const Operand& operand = of_query ? view.queries : view.keys;
+    const int64_t at = static_cast<int64_t>(wanted < last ? wanted : last) + (of_query ? args.first_query : 0);
+    const int d = step * DEPTH + piece * 8;
+    const bool real = d < view.dim;
+    const uint16_t* from = operand.planes + plane * operand.plane + at * operand.pitch + (real ? d : 0);
+    copy_async(stage + plane * ROWS * DEPTH + swizzled(row, piece), from, real);
+  }
+}
+
+// The plain float32 product of a pair with an odd row, in order of features.
+CPR_DEVICE float plain_product(const ScoreView& view, int64_t query, int64_t key) {
+  const float* a = view.queries.plain + query * view.queries.plain_stride;
+  const float* b = view.keys.plain + key * view.keys.plain_stride;
+  float sum = 0;
+  for (int d = 0; d < view.plain_dim; ++d) sum += a[d] * b[d];
+  return sum;
+}
+
+// What the epilogue asks of a tile's rows, beside the sums.
+template <int BM>
+struct TileRows {
+  int64_t query_id[BM], key_id[TILE_KEYS];  // -1 and 0 where there are no ids: a pair that excludes nothing
+  int query_exponent[BM], key_exponent[TILE_KEYS];
+};
+
+template <int BM, int PLANES>
+CPR_DEVICE void load_tile_rows(const ScoreArgs& args, const ScoreView& view, uint32_t query0, uint32_t key0, TileRows<BM>& rows) {
+  for (int i = thread_index(); i < BM + TILE_KEYS; i += SCORE_THREADS) {
+    const bool of_query = i < BM;
+    const uint32_t at = of_query ? query0 + static_cast<uint32_t>(i) : key0 + static_cast<uint32_t>(i - BM);
+    if (at >= (of_query ? args.num_queries : args.num_keys)) continue;
+    if (of_query) {
+      rows.query_id[i] = args.query_ids ? args.query_ids[at] : -1;
+      if (PLANES == 2) rows.query_exponent[i] = view.queries.exponents[args.first_query + at];
+    } else {
+      rows.key_id[i - BM] = args.key_ids ? args.key_ids[at] : 0;
+      if (PLANES == 2) rows.key_exponent[i - BM] = view.keys.exponents[at];
+    }
+  }
+}
+
+// One score, from its sums on the tensor cores: scaled back, odd rows redone, NaN where it may never be selected.
+// `row` and `column` count within the tile.
+template <int BM, int PLANES>
+CPR_DEVICE float finish_score(const ScoreArgs& args, const ScoreView& view, const TileRows<BM>& rows, uint32_t query0,
+                              uint32_t key0, int row, int column, float high, float cross) {
+  const int64_t query = query0 + static_cast<uint32_t>(row), key = key0 + static_cast<uint32_t>(column);
+  const int64_t id = rows.key_id[column];
+  bool never = id < 0 || rows.query_id[row] == id;
+  if (args.exclude) never = never || args.exclude[query * args.exclude_stride + key] != 0;
+  if (never) return float_of(0x7FC00000u);
+  if constexpr (PLANES == 1) return high;
+  const int of_query = rows.query_exponent[row], of_key = rows.key_exponent[column];
+  if (of_query == ODD || of_key == ODD) return plain_product(view, args.first_query + query, key);
+  return scaled(high + cross * (1.0f / LOW_SCALE), of_query + of_key);
+}
+
+// out[query0.., key0..] of one view. The order of every sum depends on nothing but the features' size.
+template <bool BFLOAT, int PLANES, int BM>
+CPR_DEVICE void score_tile(const ScoreArgs& args, int view_index, uint32_t query0, uint32_t key0, unsigned char* shared) {
+  using S = TileShape<BM>;
+  constexpr int ROWS = BM + TILE_KEYS, STAGE = PLANES * ROWS * DEPTH;
+  const ScoreView& view = args.views[view_index];
+  uint16_t* stages = reinterpret_cast<uint16_t*>(shared);
+  const int lane = thread_index() & 31, warp = thread_index() >> 5;
+  const int m0 = warp % S::WARPS_M * S::M16 * 16, n0 = warp / S::WARPS_M * S::N8 * 8;
+  const int steps = (view.dim + DEPTH - 1) / DEPTH;
+  float high[S::M16][S::N8][4] = {}, cross[PLANES == 2 ? S::M16 : 1][PLANES == 2 ? S::N8 : 1][4] = {};
+
+  for (int i = 0; i < STEPS - 1; ++i) {
+    if (i < steps) fetch_step<BM, PLANES>(args, view, query0, key0, i, stages + i * STAGE);
+    copy_commit();
+  }
+  for (int step = 0; step < steps; ++step) {
+    copy_wait<STEPS - 2>();
+    sync_block();  // the step's features are there, and everyone is done with the stage filled next
+    const int next = step + STEPS - 1;
+    if (next < steps) fetch_step<BM, PLANES>(args, view, query0, key0, next, stages + next % STEPS * STAGE);
+    copy_commit();
+    const uint16_t* stage = stages + step % STEPS * STAGE;
+#pragma unroll
+    for (int k = 0; k < DEPTH / 16; ++k) {
+      uint32_t a[PLANES][S::M16][4];
+#pragma unroll
+      for (int p = 0; p < PLANES; ++p)
+#pragma unroll
+        for (int m = 0; m < S::M16; ++m)
+          load_matrices<false>(a[p][m], stage + p * ROWS * DEPTH + swizzled(m0 + m * 16 + (lane & 15), 2 * k + (lane >> 4)));
+#pragma unroll
+      for (int n = 0; n < S::N8; n += 2) {
+        uint32_t b[PLANES][4];
+#pragma unroll
+        for (int p = 0; p < PLANES; ++p)
+          load_matrices<false>(b[p], stage + p * ROWS * DEPTH +
+                                         swizzled(BM + n0 + n * 8 + (lane & 7) + (lane >> 4) * 8, 2 * k + (lane >> 3 & 1)));
+#pragma unroll
+        for (int m = 0; m < S::M16; ++m)
+#pragma unroll
+          for (int h = 0; h < 2; ++h) {
+            multiply_add<BFLOAT>(high[m][n + h], a[0][m], b[0][2 * h], b[0][2 * h + 1]);
+            if constexpr (PLANES == 2) {
+              multiply_add<BFLOAT>(cross[m][n + h], a[0][m], b[1][2 * h], b[1][2 * h + 1]);
+              multiply_add<BFLOAT>(cross[m][n + h], a[1][m], b[0][2 * h], b[0][2 * h + 1]);
+            }
+          }
+      }
+    }
+  }
+  copy_wait<0>();
+  sync_block();  // the stages are free: the rows' ids and exponents take their place
+  TileRows<BM>& rows = *reinterpret_cast<TileRows<BM>*>(shared);
+  static_assert(sizeof(TileRows<BM>) <= SCORE_SHARED_BYTES<BM, PLANES>, "the rows fit where the stages were");
+  load_tile_rows<BM, PLANES>(args, view, query0, key0, rows);
+  sync_block();
+
+  float* out = args.out + view_index * args.view_stride;
+#pragma unroll
+  for (int m = 0; m < S::M16; ++m)
+#pragma unroll
+    for (int n = 0; n < S::N8; ++n)
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        const int row = m0 + m * 16 + lane / 4 + 8 * half, column = n0 + n * 8 + lane % 4 * 2;
+        if (query0 + static_cast<uint32_t>(row) >= args.num_queries) continue;
+        float* to = out + (query0 + static_cast<uint32_t>(row)) * args.pitch + key0 + column;
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+          if (key0 + static_cast<uint32_t>(column + i) >= args.num_keys) continue;
+          const int c = 2 * half + i;
+          to[i] = finish_score<BM, PLANES>(args, view, rows, query0, key0, row, column + i, high[m][n][c],
+                                           PLANES == 2 ? cross[PLANES == 2 ? m : 0][PLANES == 2 ? n : 0][c] : 0.0f);
+        }
+      }
+  sync_block();  // the rows have been read
+}
+
+}  // namespace cpr
