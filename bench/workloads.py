@@ -89,7 +89,7 @@ TABLE = (
     Workload("ucf-b16", 16, 2048, f"{CPR}: queue for UCF101, 16 clips a GPU", "table"),
     Workload("k400-b64", 64, 16384, f"{CPR}: queue for Kinetics-400", "table"),
     Workload(
-        "k400-b512", 512, 16384, f"{CPR}: queue for Kinetics-400, the batch of 8 GPUs mined at once", "table"
+        "k400-b512", 512, 16384, f"{CPR}: queue for Kinetics-400, a large batch", "table"
     ),
     Workload("queue65k-b64", 64, 65536, f"{MOCO}: queue for ImageNet", "table"),
 )
@@ -127,7 +127,7 @@ STEPS = (
     Workload("ucf-b16", 16, 2048, f"{CPR}: queue for UCF101, 16 clips a GPU", "table", ids=True),
     Workload("k400-b64", 64, 16384, f"{CPR}: queue for Kinetics-400", "table", ids=True),
     Workload(
-        "k400-b512", 512, 16384, f"{CPR}: queue for Kinetics-400, the batch of 8 GPUs", "table", ids=True
+        "k400-b512", 512, 16384, f"{CPR}: queue for Kinetics-400, a large batch", "table", ids=True
     ),
 )
 QUICK = (
