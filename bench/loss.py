@@ -16,7 +16,7 @@ __all__ = ["NAME", "Answer", "LossGate", "flops", "gate", "least_bytes", "make_i
 
 NAME = "loss"
 BLOCK_LOGITS = 1 << 22  # the reference works through the batch in blocks of so many logits
-SLACK = 2e-6  # relative to the largest entry, beside the error of plain float32 torch
+SLACK = 2e-6  # of a probability of 1: float32 rounds logsumexps of the size of 1 / T, and 1 - p near 1
 WORSE = 4.0  # how many times the error of plain float32 torch is still right
 
 
@@ -75,8 +75,11 @@ class Answer:
                 gradient -= (gradient * unit).sum(dim=1, keepdim=True) * unit
             found[dtype] = torch.cat(losses).mean(), gradient
         (self.loss, self.gradient), (loss32, gradient32) = found[torch.float64], found[torch.float32]
-        self.loss_slack = _slack(self.loss, loss32)
-        self.gradient_slack = _slack(self.gradient, gradient32)
+        entry = float(inputs.keys.abs().max()) / (
+            TEMPERATURE * count
+        )  # of the gradient, for a probability of 1
+        self.loss_slack = _slack(self.loss, loss32, 1.0)
+        self.gradient_slack = _slack(self.gradient, gradient32, entry)
 
     def why_wrong(self, loss: Tensor, gradient: Tensor) -> str | None:
         """The sentence why a loss or gradient is wrong, or None."""
@@ -99,9 +102,9 @@ class Answer:
         return None
 
 
-def _slack(exact: Tensor, rounded: Tensor) -> float:
-    """How far an answer may lie off: some times plain float32 torch's own error."""
-    return float(WORSE * (exact - rounded).abs().max() + SLACK * exact.abs().max())
+def _slack(exact: Tensor, rounded: Tensor, scale: float) -> float:
+    """How far an answer may lie off: some times plain float32 torch's own error, and rounding at its scale."""
+    return float(WORSE * (exact - rounded).abs().max() + SLACK * max(scale, float(exact.abs().max())))
 
 
 class LossGate:

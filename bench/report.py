@@ -88,7 +88,7 @@ def overview(document: Document, tiers: Sequence[str] = ("table", "more", "quick
     mode = mode or main_mode(document)
     workloads = _named(document, tiers)
     peers = _peers_present(document, workloads, mode)
-    header = ["workload", "B", "N", OURS, *peers, "over the floor", "peak memory", "least of the peers"]
+    header = ["workload", "B", "N", OURS, *peers, "over the floor", "peak memory", "leanest peer's"]
     lines = []
     for workload in workloads:
         rows = rows_of(document, workload["name"], mode)

@@ -88,9 +88,7 @@ class Workload:
 TABLE = (
     Workload("ucf-b16", 16, 2048, f"{CPR}: queue for UCF101, 16 clips a GPU", "table"),
     Workload("k400-b64", 64, 16384, f"{CPR}: queue for Kinetics-400", "table"),
-    Workload(
-        "k400-b512", 512, 16384, f"{CPR}: queue for Kinetics-400, a large batch", "table"
-    ),
+    Workload("k400-b512", 512, 16384, f"{CPR}: queue for Kinetics-400, a large batch", "table"),
     Workload("queue65k-b64", 64, 65536, f"{MOCO}: queue for ImageNet", "table"),
 )
 WITH_IDS = Workload("k400-b64-ids", 64, 16384, f"{CPR}: as k400-b64, siblings known by id", ids=True)
@@ -126,9 +124,7 @@ INFONCE = (
 STEPS = (
     Workload("ucf-b16", 16, 2048, f"{CPR}: queue for UCF101, 16 clips a GPU", "table", ids=True),
     Workload("k400-b64", 64, 16384, f"{CPR}: queue for Kinetics-400", "table", ids=True),
-    Workload(
-        "k400-b512", 512, 16384, f"{CPR}: queue for Kinetics-400, a large batch", "table", ids=True
-    ),
+    Workload("k400-b512", 512, 16384, f"{CPR}: queue for Kinetics-400, a large batch", "table", ids=True),
 )
 QUICK = (
     Workload("quick", 5, 512, "smoke test: small and odd", "quick", dim=32, stages=5),
