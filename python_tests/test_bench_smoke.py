@@ -115,7 +115,7 @@ WRONG = {
     "cascade: one repeated": (cascade, lambda a: (a[0][:, [0, 0, 1, 2, 3]], a[1])),
     "cascade: scores": (cascade, lambda a: (a[0], a[1] * 1.001)),
     "cascade: too few": (cascade, lambda a: (a[0][:, :4], a[1][:, :4])),
-    "loss: value": (loss, lambda a: (a[0] * 1.0001, a[1])),
+    "loss: value": (loss, lambda a: (a[0] + 2e-5, a[1])),
     "loss: nan": (loss, lambda a: (a[0] * float("nan"), a[1])),
     "loss: gradient": (loss, lambda a: (a[0], a[1] * 1.001)),
     "enqueue: ids one late": (enqueue, _late),
