@@ -8,12 +8,12 @@
 namespace cpr {
 
 constexpr int MAX_LEVELS = 12;
-constexpr int64_t MAX_STRIDE = 1024;
 
-// Keys are visited in passes. The queue is cut into strides of `stride` keys; a pass takes the keys whose rank in a
-// scrambled order of their stride lies in [begin, end). So a pass is a sample spread evenly over the queue, jittered:
-// no order or period of the queue can hide from it.
+// Keys are visited in passes. The queue is cut into strides of `units` runs of `run` keys; a pass takes the runs whose
+// rank in a scrambled order of their stride lies in [begin, end). So what has been visited is always a sample spread
+// evenly over the queue, jittered: no order or period of the queue can hide from it.
 struct Pass {
+  int64_t run, units;
   int64_t begin, end;
   bool narrows;     // brackets are set from what has been collected by its end
   bool starts_over; // what it collected is dropped then: the next pass visits every key
@@ -22,9 +22,10 @@ struct Pass {
   const int64_t* possible_rank;  // [L] rank beyond which entries are certainly dropped
 };
 
-inline int64_t scrambled(int64_t stride, int64_t block, int64_t rank) {
-  const uint64_t start = (static_cast<uint64_t>(block) + 1) * 0x9E3779B97F4A7C15ull >> 33;
-  return static_cast<int64_t>((start + static_cast<uint64_t>(rank) * 2654435761u) % static_cast<uint64_t>(stride));
+// The unit of a stride at a rank; `units` must be odd or a power of two for more than one rank.
+inline int64_t scrambled(int64_t units, int64_t stride, int64_t rank) {
+  const uint64_t start = (static_cast<uint64_t>(stride) + 1) * 0x9E3779B97F4A7C15ull >> 33;
+  return static_cast<int64_t>((start + static_cast<uint64_t>(rank) * 2654435761u) % static_cast<uint64_t>(units));
 }
 
 // A row is one distinct way of judging: a view by itself, or a weighted mix of views. Stages name rows.
@@ -38,7 +39,6 @@ struct CascadePlan {
   const int* row_of_stage;       // [S]
   const int64_t* keep;           // [S], at most N
   int levels;                    // L, at most MAX_LEVELS
-  int64_t stride;
   int passes;
   const Pass* pass;              // [passes]
   int64_t list_capacity;         // entries that a query is expected to hold at any time, with slack

@@ -13,7 +13,10 @@ namespace CPR_ISA_NAMESPACE {
 namespace {
 
 constexpr int64_t PANEL = 512;            // keys scored and filtered at a time
-constexpr int64_t ROUND_BYTES = 6 << 20;  // collected entries held at a time, per thread
+constexpr int64_t ROW = PANEL + 16;       // floats a query's scores take: rows a power of two apart share cache sets
+constexpr int64_t ROUND_BYTES = 4 << 20;  // what a thread's queries may collect at a time, roughly: a level-2 cache
+constexpr int64_t WIDE_BYTES = 10 << 20;  // and where keys come from memory, so that visiting them less often pays
+constexpr int64_t CACHED_KEYS = 16 << 20; // bytes of keys that stay in a last-level cache
 
 int64_t round_up(int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit; }
 
@@ -39,7 +42,7 @@ struct Shape {
 
 struct ThreadMemory {
   float* wide;     // one tile of keys in float32
-  float* scores;   // [slots, queries of a super, PANEL]
+  float* scores;   // [slots, queries of a super, ROW]
   const float** rows;  // [R]
   int32_t* which;  // [PANEL] keys of a gathered panel
   Eligibility eligible;
@@ -50,7 +53,7 @@ struct ThreadMemory {
     const int64_t slots = args.num_views + plan.mixes, queries = shape.blocks_per_super * shape.width;
     ThreadMemory m;
     m.wide = arena.take<float>(TILE * max_dim);
-    m.scores = arena.take<float>(slots * queries * PANEL);
+    m.scores = arena.take<float>(slots * queries * ROW);
     m.rows = arena.take<const float*>(plan.rows);
     m.which = arena.take<int32_t>(PANEL + 16);
     m.eligible = {&args, arena.take<int32_t>(PANEL + 16), arena.take<uint8_t>(PANEL + 16)};
@@ -106,14 +109,14 @@ struct Cascade {
     }
   }
 
-  // Scores of a panel for blocks [first_block, first_block + blocks) of a super, mixes included.
-  void score(const Panel& panel, int64_t slot_in_round, int64_t first_block, int64_t blocks, const ThreadMemory& m) const {
-    const int64_t queries = blocks * shape.width, slot_size = queries * PANEL;
+  // Scores of a panel for the queries of a super, mixes included.
+  void score(const Panel& panel, int64_t slot_in_round, int64_t super, const ThreadMemory& m) const {
+    const int64_t slot_size = queries_of_super() * ROW, left = shape.blocks - super * shape.blocks_per_super;
+    const int64_t blocks = left < shape.blocks_per_super ? left : shape.blocks_per_super;
     for (int v = 0; v < args.num_views; ++v) {
       if (!plan.view_used[v]) continue;
-      const float* packed = packed_of(slot_in_round, v) + first_block * args.views[v].dim * shape.width;
-      score_panel<NR>(args.views[v], args.dtype, panel, packed, static_cast<int>(blocks), m.wide,
-                      m.scores + v * slot_size, PANEL);
+      score_panel<NR>(args.views[v], args.dtype, panel, packed_of(slot_in_round, v), static_cast<int>(blocks), m.wide,
+                      m.scores + v * slot_size, ROW);
     }
     for (int x = 0; x < plan.mixes; ++x) mix(x, slot_size, m);
   }
@@ -134,36 +137,37 @@ struct Cascade {
   }
 
   void point_rows(const ThreadMemory& m, int64_t query, int64_t queries) const {
-    for (int r = 0; r < plan.rows; ++r) m.rows[r] = m.scores + (plan.slot_of_row[r] * queries + query) * PANEL;
+    for (int r = 0; r < plan.rows; ++r) m.rows[r] = m.scores + (plan.slot_of_row[r] * queries + query) * ROW;
   }
 
-  // How many panels a pass has, and the panel that begins with its p-th group of strides.
-  int64_t strides_a_panel(const Pass& pass) const { return PANEL / (pass.end - pass.begin); }
+  // How many panels a pass has, and its p-th; a panel holds the pass's keys of a few whole strides.
+  int64_t strides_a_panel(const Pass& pass) const { return PANEL / ((pass.end - pass.begin) * pass.run); }
   int64_t panels_of(const Pass& pass) const {
-    if (pass.end - pass.begin == plan.stride) return (args.num_keys + PANEL - 1) / PANEL;
-    const int64_t strides = (args.num_keys + plan.stride - 1) / plan.stride;
+    if (pass.end - pass.begin == pass.units) return (args.num_keys + PANEL - 1) / PANEL;
+    const int64_t stride = pass.units * pass.run, strides = (args.num_keys + stride - 1) / stride;
     return (strides + strides_a_panel(pass) - 1) / strides_a_panel(pass);
   }
   Panel panel_at(const Pass& pass, int64_t p, int32_t* which) const {
-    if (pass.end - pass.begin == plan.stride) {
+    if (pass.end - pass.begin == pass.units) {
       const int64_t first = p * PANEL, left = args.num_keys - first;
       return {nullptr, first, left < PANEL ? left : PANEL};
     }
     int64_t count = 0;
-    const int64_t first = p * strides_a_panel(pass);
-    for (int64_t block = first; block < first + strides_a_panel(pass) && block * plan.stride < args.num_keys; ++block) {
-      uint64_t taken[MAX_STRIDE / 64] = {};
-      for (int64_t rank = pass.begin; rank < pass.end; ++rank) {
-        const int64_t offset = scrambled(plan.stride, block, rank);
-        taken[offset / 64] |= uint64_t{1} << (offset % 64);
+    for (int64_t i = 0; i < strides_a_panel(pass); ++i) {
+      const int64_t stride = p * strides_a_panel(pass) + i, first = stride * pass.units * pass.run;
+      if (pass.end - pass.begin == 1) {
+        count = append_run(first + scrambled(pass.units, stride, pass.begin) * pass.run, pass.run, which, count);
+        continue;
       }
-      for (int64_t word = 0; word < MAX_STRIDE / 64; ++word)
-        for (uint64_t bits = taken[word]; bits; bits &= bits - 1) {
-          const int64_t key = block * plan.stride + word * 64 + __builtin_ctzll(bits);
-          if (key < args.num_keys) which[count++] = static_cast<int32_t>(key);
-        }
+      uint64_t taken = 0;  // units at most 64, in ascending order
+      for (int64_t rank = pass.begin; rank < pass.end; ++rank) taken |= uint64_t{1} << scrambled(pass.units, stride, rank);
+      for (; taken; taken &= taken - 1) count = append_run(first + __builtin_ctzll(taken) * pass.run, pass.run, which, count);
     }
     return {which, 0, count};
+  }
+  int64_t append_run(int64_t first, int64_t run, int32_t* which, int64_t count) const {
+    for (int64_t key = first; key < first + run && key < args.num_keys; ++key) which[count++] = static_cast<int32_t>(key);
+    return count;
   }
 
   void start(int64_t slot_in_round) const {
@@ -181,7 +185,7 @@ struct Cascade {
     for (int64_t p = part; p < panels; p += shape.parts) {
       const Panel panel = panel_at(pass, p, m.which);
       if (panel.count == 0) continue;
-      score(panel, slot_in_round, 0, shape.blocks_per_super, m);
+      score(panel, slot_in_round, super, m);
       m.eligible.load_panel(panel);
       for (int64_t i = 0; i < queries && first_query + i < args.num_queries; ++i) {
         const int64_t in_round = slot_in_round * queries + i;
@@ -279,13 +283,15 @@ int64_t cascade(const CascadeArgs& args, const CascadePlan& whole) {
   const int64_t panels = (args.num_keys + PANEL - 1) / PANEL;
   shape.threads = args.threads > 1 ? args.threads : 1;
   // wide lists: fewer queries at a time, so that what they collect stays within the round's memory
-  const bool narrow_block = args.num_queries <= W || List::bytes(plan.rows, plan.list_capacity) * 2 * W > ROUND_BYTES;
+  const bool narrow_block = args.num_queries <= W || List::bytes(plan.rows, plan.list_capacity) * 2 * W > WIDE_BYTES;
   shape.width = narrow_block ? W : 2 * W;
   shape.blocks = (args.num_queries + shape.width - 1) / shape.width;
-  int64_t per_super = ROUND_BYTES / (List::bytes(plan.rows, plan.list_capacity) * shape.width);
+  int64_t key_bytes = 0;
+  for (int v = 0; v < args.num_views; ++v) key_bytes += args.num_keys * args.views[v].dim * (args.dtype == DType::float32 ? 4 : 2);
+  int64_t per_super = (key_bytes > CACHED_KEYS ? WIDE_BYTES : ROUND_BYTES) / (List::bytes(plan.rows, plan.list_capacity) * shape.width);
   per_super = per_super < 1 ? 1 : (per_super > 64 / shape.width ? 64 / shape.width : per_super);
-  shape.blocks_per_super = shape.blocks < per_super ? shape.blocks : per_super;
-  shape.supers = (shape.blocks + shape.blocks_per_super - 1) / shape.blocks_per_super;
+  shape.supers = (shape.blocks + per_super - 1) / per_super;
+  shape.blocks_per_super = (shape.blocks + shape.supers - 1) / shape.supers;  // as even as can be
   const int64_t parts = shape.supers >= shape.threads ? 1 : (shape.threads + shape.supers - 1) / shape.supers;
   shape.parts = static_cast<int>(parts < panels ? parts : panels);
   if (shape.parts > 1) {  // parts interleave panels, so they collect alike

@@ -61,12 +61,12 @@ Isa& chosen() {
 }
 
 constexpr int64_t STREAM_FROM = 4096;      // keys from which brackets pay for their sample
-constexpr int64_t NEST_FROM = 131072;      // keys from which lists are kept short by narrowing again and again
-constexpr int64_t FIRST_SAMPLE = 4096;     // about how many keys the first of those passes visits
-constexpr int64_t TAIL = 1024;             // survivors that the exact stages take over at
-constexpr int UNNESTED_LEVELS = 3;         // more levels than this save nothing on a short queue
+constexpr double SAMPLE_SHARE = 1.6;       // the first sample, in units of num_keys^(2/3)
+constexpr int64_t MAX_SAMPLE = 4096;       // and at most
+constexpr int64_t NARROW_FROM = 49152;     // keys from which brackets are narrowed again on the way
+constexpr int64_t TAIL = 2048;             // survivors that the exact stages take over at
 constexpr double SPREAD = 3.7;             // bracket half-width in standard deviations of the sampled rank,
-constexpr double NESTED_SPREAD = 4.5;      // and where brackets are set many times over
+constexpr double REPEATED_SPREAD = 4.3;    // and where brackets are set many times over
 
 struct PlanStorage {
   std::vector<int> slot_of_row, row_of_stage;
@@ -110,25 +110,26 @@ int plan_rows(const CascadeArgs& args, PlanStorage& store) {
   return mixes;
 }
 
-// How the keys are visited: all at once, a sample and then all, or nested samples that double until all are seen.
-int64_t plan_passes(int64_t num_keys, std::vector<Pass>& passes) {
+// How the keys are visited: all at once; or a sample of rows and then all; or, for long queues, a sample and then tiles
+// in growing shares, so that what a query holds grows with the square root of the queue.
+void plan_passes(int64_t num_keys, std::vector<Pass>& passes) {
   if (num_keys < STREAM_FROM) {
-    passes.push_back({0, 1, false, false, nullptr, nullptr, nullptr});
-    return 1;
+    passes.push_back({1, 1, 0, 1, false, false, nullptr, nullptr, nullptr});
+    return;
   }
-  if (num_keys < NEST_FROM) {
-    const double sample = 1.6 * std::pow(static_cast<double>(num_keys), 2.0 / 3.0);
-    const int64_t stride = std::max<int64_t>(static_cast<int64_t>(static_cast<double>(num_keys) / sample), 4);
-    passes.push_back({0, 1, true, true, nullptr, nullptr, nullptr});
-    passes.push_back({0, stride, false, false, nullptr, nullptr, nullptr});
-    return stride;
+  const double sample = std::min(SAMPLE_SHARE * std::pow(static_cast<double>(num_keys), 2.0 / 3.0), 1.0 * MAX_SAMPLE);
+  const int64_t stride = std::max<int64_t>(static_cast<int64_t>(static_cast<double>(num_keys) / sample), 4);
+  passes.push_back({1, stride, 0, 1, true, true, nullptr, nullptr, nullptr});
+  constexpr int64_t TILE = 16, UNITS = 32;
+  std::vector<int64_t> shares = {UNITS};  // of the tiles seen by the end of each pass, in 32nds
+  if (num_keys >= NARROW_FROM) shares = {UNITS / 4, UNITS};
+  if (num_keys >= 4 * NARROW_FROM) shares = {UNITS / 16, UNITS / 4, UNITS / 2, UNITS};
+  if (num_keys >= 64 * NARROW_FROM) shares = {1, UNITS / 8, UNITS / 2, UNITS};
+  int64_t seen = 0;
+  for (const int64_t share : shares) {
+    passes.push_back({TILE, UNITS, seen, share, share < UNITS, false, nullptr, nullptr, nullptr});
+    seen = share;
   }
-  int64_t stride = 16;
-  while (stride < MAX_STRIDE && num_keys / (2 * stride) >= FIRST_SAMPLE) stride *= 2;
-  passes.push_back({0, 1, true, false, nullptr, nullptr, nullptr});
-  for (int64_t seen = 1; seen < stride; seen *= 2)
-    passes.push_back({seen, 2 * seen, 2 * seen < stride, false, nullptr, nullptr, nullptr});
-  return stride;
 }
 
 // Ranks, among the share of keys visited by the end of a pass, between which each level's threshold almost surely lies.
@@ -138,7 +139,7 @@ double plan_ranks(const CascadePlan& plan, const CascadeArgs& args, double seen,
   for (int l = 0; l < plan.levels; ++l) {
     const double middle = static_cast<double>(plan.keep[l]) * seen;
     // the levels before are cut at their own ranks, so what is left to vary is this level's share of them
-    const double spread = (plan.passes > 2 ? NESTED_SPREAD : SPREAD) * std::sqrt(middle * std::max(1.0 - middle / entering, 0.0) + 1.0) + 1.0;
+    const double spread = (plan.passes > 2 ? REPEATED_SPREAD : SPREAD) * std::sqrt(middle * std::max(1.0 - middle / entering, 0.0) + 1.0) + 1.0;
     const double high = std::max(std::floor(middle - spread), 0.0), low = std::ceil(middle + spread);
     undecided += std::min(low, entering) - high;
     ranks[l] = static_cast<int64_t>(high);
@@ -152,36 +153,35 @@ double plan_ranks(const CascadePlan& plan, const CascadeArgs& args, double seen,
 // Levels, passes, and the room that a query needs; no levels where brackets would save little.
 void plan_levels(const CascadeArgs& args, PlanStorage& store, CascadePlan& plan) {
   const int64_t N = args.num_keys;
-  plan.stride = plan_passes(N, store.passes);
-  const int most = N < NEST_FROM ? UNNESTED_LEVELS : MAX_LEVELS;
-  while (store.passes.size() > 1 && plan.levels < args.num_stages && plan.levels < most) {
+  plan_passes(N, store.passes);
+  while (store.passes.size() > 1 && plan.levels < args.num_stages && plan.levels < MAX_LEVELS) {
     if (store.keep[plan.levels++] <= TAIL) break;
   }
   store.ranks.resize(store.passes.size());
   plan.passes = static_cast<int>(store.passes.size());
-  double held = static_cast<double>(N), most_held = 0;  // entries held before a pass; at any time
-  double seen = 0;
+  double seen = 0, held = 0, most_held = 0;   // share of the keys visited; entries held; at any time
+  double undecided = 1.0;                     // share of the visited keys that brackets leave undecided
   for (size_t x = 0; x < store.passes.size() && plan.levels > 0; ++x) {
     Pass& pass = store.passes[x];
-    const double now = static_cast<double>(pass.end) / static_cast<double>(plan.stride);
-    const double sure = static_cast<double>(store.keep[plan.levels - 1]);
-    // the brackets of the pass before decide what this pass adds
-    held = x == 0 ? now * static_cast<double>(N) : held / seen * now;
+    const double now = static_cast<double>(pass.end) / static_cast<double>(pass.units);
+    const double sure = static_cast<double>(store.keep[plan.levels - 1]) / static_cast<double>(N);
+    held += (now - seen) * static_cast<double>(N) * std::min(undecided + sure, 1.0);
     most_held = std::max(most_held, held);
     seen = now;
     if (!pass.narrows) break;
     int64_t* ranks = store.ranks[x].data();
-    held = plan_ranks(plan, args, seen, ranks) * 1.1 + sure * seen;
+    undecided = plan_ranks(plan, args, seen, ranks) / (seen * static_cast<double>(N));
+    held = std::min(undecided + sure, 1.0) * seen * static_cast<double>(N);
+    if (pass.starts_over) seen = held = 0;
     pass.certain_rank = ranks;
     pass.middle_rank = ranks + MAX_LEVELS;
     pass.possible_rank = ranks + 2 * MAX_LEVELS;
   }
-  plan.list_capacity = static_cast<int64_t>(most_held * 1.2) + 2048;
-  if (plan.levels == 0 || (plan.list_capacity >= N * 3 / 4 && N < NEST_FROM)) {
+  plan.list_capacity = static_cast<int64_t>(most_held * 1.25) + 2048;
+  if (plan.levels == 0 || (plan.list_capacity >= N * 3 / 4 && N < NARROW_FROM)) {
     plan.levels = 0;
     plan.list_capacity = N;
-    store.passes.assign(1, {0, 1, false, false, nullptr, nullptr, nullptr});
-    plan.stride = 1;
+    store.passes.assign(1, {1, 1, 0, 1, false, false, nullptr, nullptr, nullptr});
   }
   plan.pass = store.passes.data();
   plan.passes = static_cast<int>(store.passes.size());
@@ -205,10 +205,11 @@ void sort_ranking_keys(uint64_t* keys, int64_t n) { std::sort(keys, keys + n); }
 
 std::vector<int64_t> sampled_keys(int64_t num_keys) {
   std::vector<Pass> passes;
-  const int64_t stride = plan_passes(num_keys, passes);
+  plan_passes(num_keys, passes);
   std::vector<int64_t> keys;
-  for (int64_t block = 0; block * stride < num_keys && passes.size() > 1; ++block) {
-    const int64_t key = block * stride + scrambled(stride, block, 0);
+  const int64_t units = passes.front().units;
+  for (int64_t stride = 0; stride * units < num_keys && passes.size() > 1; ++stride) {
+    const int64_t key = stride * units + scrambled(units, stride, 0);
     if (key < num_keys) keys.push_back(key);
   }
   return keys;
@@ -250,10 +251,9 @@ int64_t cascade_topk_exhaustive(const CascadeArgs& args) {
   PlanStorage store;
   CascadePlan plan{};
   plan_stages(args, store, plan);
-  store.passes.push_back({0, 1, false, false, nullptr, nullptr, nullptr});
+  store.passes.push_back({1, 1, 0, 1, false, false, nullptr, nullptr, nullptr});
   plan.pass = store.passes.data();
   plan.passes = 1;
-  plan.stride = 1;
   plan.list_capacity = args.num_keys;
   return chosen().kernels->cascade_topk(args, plan);
 }

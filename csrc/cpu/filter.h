@@ -8,7 +8,7 @@
 namespace cpr {
 namespace CPR_ISA_NAMESPACE {
 
-constexpr int UNROLLED_LEVELS = 4;
+constexpr int UNROLLED_LEVELS = 4;  // more levels take a loop
 
 // Where a level's threshold almost surely lies: entries within `certain` stay, entries not within `possible` go.
 struct Bracket {

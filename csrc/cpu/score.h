@@ -124,8 +124,8 @@ inline void score_panel(const View& view, DType dtype, const Panel& panel, const
     const int64_t rows = panel.count - p < TILE ? panel.count - p : TILE;
     const float* keys;
     int64_t stride;
-    if (dtype == DType::float32 && rows == TILE && !panel.which) {
-      keys = reinterpret_cast<const float*>(row_at(view.keys, dtype, view.key_stride, panel.first + p));
+    if (dtype == DType::float32 && rows == TILE && panel.key(p + TILE - 1) - panel.key(p) == TILE - 1) {
+      keys = reinterpret_cast<const float*>(row_at(view.keys, dtype, view.key_stride, panel.key(p)));
       stride = view.key_stride;
     } else {  // a gathered, converted or short tile: 16 rows made contiguous
       if (panel.which) prefetch_rows(view, dtype, panel, p + TILE);
