@@ -4,6 +4,14 @@ from __future__ import annotations
 
 import torch  # first: its OpenMP runtime must be the one that the native core binds to
 
+try:
+    from . import _core
+except ImportError as error:
+    raise ImportError(
+        "cpr_kernels: the compiled core is missing or was built for another Python; install it with 'pip install .' "
+        "(or 'pip install -e .' to work on it) instead of importing from the source folder"
+    ) from error
+
 from . import ops as _ops  # registers torch.ops.cpr.*
 from .explain import explain
 from .losses import MILNCELoss, mil_nce
