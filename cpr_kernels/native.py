@@ -39,6 +39,12 @@ def why_not_cuda(device: torch.device) -> str | None:
     return None
 
 
+@functools.cache
+def shared_memory(device: torch.device) -> int:
+    """Bytes of shared memory that a block may ask for on a CUDA device."""
+    return int(torch.cuda.get_device_properties(device).shared_memory_per_block_optin)
+
+
 @contextmanager
 def on_current_stream(device: torch.device) -> Iterator[int]:
     """Make `device` current, and give the handle of its current stream."""

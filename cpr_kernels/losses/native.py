@@ -1,24 +1,44 @@
-"""The native backend of `cpr::mil_nce`: C++ on CPU tensors."""
+"""The native backend of `cpr::mil_nce`: C++ on CPU tensors, CUDA on CUDA tensors."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from .. import _core
 from ..calls import LossCall
-from ..native import DTYPE_CODES, address, row_contiguous
+from ..native import DTYPE_CODES, address, on_current_stream, row_contiguous, shared_memory, why_not_cuda
 from .reference import Sweep
 
 NAME = "native"
+MAX_DIM, NARROW_DIM = 256, 128  # csrc/cuda/mil_nce.cu
+WIDE_SHARED_BYTES = 132_096  # ATTEND_SHARED_BYTES<256>
 
 
 def why_not(call: LossCall) -> str | None:
-    """The native core serves CPU tensors in single and half precision."""
-    if call.query.device.type != "cpu":
-        return f"this build has no native kernels for {call.query.device.type} tensors"
+    """The native core serves CPU tensors, and CUDA tensors where its CUDA part was built, up to float32."""
+    device = call.query.device
+    if device.type not in ("cpu", "cuda"):
+        return f"there are no native kernels for {device.type} tensors"
     if call.query.dtype not in DTYPE_CODES:
         return f"the native kernels compute in float32, and {call.query.dtype} asks for more"
+    if device.type == "cuda":
+        return why_not_cuda(device) or _beyond_limits(call)
+    return None
+
+
+def _beyond_limits(call: LossCall) -> str | None:
+    """The sentence for features that the CUDA kernels cannot hold on chip."""
+    dim = call.query.shape[1]
+    if dim > MAX_DIM:
+        return f"the CUDA kernels hold features of at most {MAX_DIM} numbers, and D={dim}"
+    if dim > NARROW_DIM and shared_memory(call.query.device) < WIDE_SHARED_BYTES:
+        return (
+            f"features of more than {NARROW_DIM} numbers need {WIDE_SHARED_BYTES} bytes of shared memory a block, "
+            f"and {call.query.device} has {shared_memory(call.query.device)}"
+        )
     return None
 
 
@@ -44,26 +64,64 @@ class _Arguments:
             self.call.temperature,
             tuple(address(t) for t in self.masks),
             self.call.siblings,
-            torch.get_num_threads(),
         )
 
 
 def sweep(call: LossCall, want_gradient: bool) -> Sweep:
     """The loss and what its gradients need, in one pass over the keys; see `reference.sweep`."""
-    rows, dim = call.query.shape
-    loss, lse_all, lse_positive, own_weight = (torch.empty(rows) for _ in range(4))
-    grad_query = torch.empty(rows if want_gradient else 0, dim)
-    out = Sweep(loss, lse_all, lse_positive, own_weight, grad_query)
+    device = call.query.device
+    if device.type == "cuda":
+        with on_current_stream(device) as stream:
+            return sweep_on_stream(call, want_gradient, _core, stream)
+    out, places = _outputs(call, want_gradient)
     arguments = _Arguments(call)
-    places = (*(address(t) for t in out[:4]), grad_query.data_ptr() if want_gradient else 0)
-    _core.mil_nce_sweep(*arguments.packed(), places)
+    _core.mil_nce_sweep(*arguments.packed(), torch.get_num_threads(), places)
     return out
 
 
 def keys_gradient(call: LossCall, grad_loss: Tensor, lse_all: Tensor, lse_positive: Tensor) -> Tensor:
     """d (grad_loss . loss) / d keys: [N, D] in the keys' dtype; see `reference.keys_gradient`."""
+    device = call.query.device
+    if device.type == "cuda":
+        with on_current_stream(device) as stream:
+            return keys_gradient_on_stream(call, (grad_loss, lse_all, lse_positive), _core, stream)
     grad_keys = torch.empty(call.keys.shape, dtype=torch.float32)
     arguments = _Arguments(call)
     given = [t.float().contiguous() for t in (grad_loss, lse_all, lse_positive)]
-    _core.mil_nce_keys_gradient(*arguments.packed(), *(t.data_ptr() for t in given), grad_keys.data_ptr())
+    places = (*(t.data_ptr() for t in given), grad_keys.data_ptr())
+    _core.mil_nce_keys_gradient(*arguments.packed(), torch.get_num_threads(), *places)
+    return grad_keys.to(call.keys.dtype)
+
+
+def _outputs(call: LossCall, want_gradient: bool) -> tuple[Sweep, tuple[int, ...]]:
+    """Empty tensors for a sweep to fill, and their addresses."""
+    rows, dim = call.query.shape
+    device = call.query.device
+    per_query = [torch.empty(rows, dtype=torch.float32, device=device) for _ in range(4)]
+    grad_query = torch.empty(rows if want_gradient else 0, dim, dtype=torch.float32, device=device)
+    places = (*(t.data_ptr() for t in per_query), grad_query.data_ptr() if want_gradient else 0)
+    return Sweep(*per_query, grad_query), places
+
+
+def sweep_on_stream(call: LossCall, want_gradient: bool, core: Any, stream: int) -> Sweep:
+    """Queue the CUDA sweep of `core` on a stream of the current device; the workspace is torch's memory."""
+    out, places = _outputs(call, want_gradient)
+    arguments = _Arguments(call)
+    size = core.cuda_mil_nce_workspace(*arguments.packed(), True, want_gradient)
+    workspace = torch.empty(size, dtype=torch.uint8, device=call.query.device)
+    core.cuda_mil_nce_sweep(*arguments.packed(), places, workspace.data_ptr(), size, stream)
+    return out
+
+
+def keys_gradient_on_stream(
+    call: LossCall, given: tuple[Tensor, Tensor, Tensor], core: Any, stream: int
+) -> Tensor:
+    """Queue the CUDA gradient of the keys; `given` is grad_loss, lse_all, lse_positive, each [B]."""
+    grad_keys = torch.empty(call.keys.shape, dtype=torch.float32, device=call.keys.device)
+    arguments = _Arguments(call)
+    packed = [t.float().contiguous() for t in given]
+    places = (*(t.data_ptr() for t in packed), grad_keys.data_ptr())
+    size = core.cuda_mil_nce_workspace(*arguments.packed(), False, True)
+    workspace = torch.empty(size, dtype=torch.uint8, device=call.query.device)
+    core.cuda_mil_nce_keys_gradient(*arguments.packed(), places, workspace.data_ptr(), size, stream)
     return grad_keys.to(call.keys.dtype)

@@ -59,7 +59,61 @@ struct Cascade {
   }
 };
 
+using Features = std::tuple<Address, int64_t, Address, int64_t, Address, int64_t>;  // query, positive, keys; strides
+using Sizes = std::tuple<int64_t, int64_t, int64_t, int64_t>;                         // B, N, D, P
+using Masks = std::tuple<Address, Address, Address>;                                  // query ids, key ids, use own
+
+inline LossArgs loss_args(const Features& features, int dtype, const Sizes& sizes, Address positives, float temperature,
+                          const Masks& masks, int siblings) {
+  LossArgs args{};
+  args.query = at<const void>(std::get<0>(features)), args.query_stride = std::get<1>(features);
+  args.positive = at<const void>(std::get<2>(features)), args.positive_stride = std::get<3>(features);
+  args.keys = at<const void>(std::get<4>(features)), args.key_stride = std::get<5>(features);
+  std::tie(args.num_queries, args.num_keys, args.dim, args.num_positives) = sizes;
+  args.dtype = static_cast<DType>(dtype);
+  args.positives = at<const int64_t>(positives);
+  args.temperature = temperature;
+  args.query_ids = at<const int64_t>(std::get<0>(masks));
+  args.key_ids = at<const int64_t>(std::get<1>(masks));
+  args.use_own = at<const uint8_t>(std::get<2>(masks));
+  args.siblings = siblings;
+  return args;
+}
+
+inline void bind_loss(py::module_& m) {
+  m.def(
+      "cuda_mil_nce_workspace",
+      [](const Features& features, int dtype, const Sizes& sizes, Address positives, float temperature, const Masks& masks,
+         int siblings, bool sweep, bool gradient) {
+        int64_t bytes = 0;
+        check(mil_nce_cuda_workspace(loss_args(features, dtype, sizes, positives, temperature, masks, siblings), sweep, gradient, &bytes));
+        return bytes;
+      },
+      "Bytes of workspace that cuda_mil_nce_sweep (sweep=True) or cuda_mil_nce_keys_gradient needs.");
+  m.def("cuda_mil_nce_sweep",
+        [](const Features& features, int dtype, const Sizes& sizes, Address positives, float temperature, const Masks& masks,
+           int siblings, const std::tuple<Address, Address, Address, Address, Address>& out, Address workspace, int64_t bytes,
+           Address stream) {
+          const auto& [loss, lse_all, lse_positive, own_weight, grad_query] = out;
+          check(mil_nce_sweep_cuda(
+              loss_args(features, dtype, sizes, positives, temperature, masks, siblings),
+              {at<float>(loss), at<float>(lse_all), at<float>(lse_positive), at<float>(own_weight), at<float>(grad_query)},
+              at<void>(workspace), bytes, at<void>(stream)));
+        });
+  m.def("cuda_mil_nce_keys_gradient",
+        [](const Features& features, int dtype, const Sizes& sizes, Address positives, float temperature, const Masks& masks,
+           int siblings, const std::tuple<Address, Address, Address, Address>& given, Address workspace, int64_t bytes,
+           Address stream) {
+          const auto& [grad_loss, lse_all, lse_positive, grad_keys] = given;
+          check(mil_nce_keys_gradient_cuda(loss_args(features, dtype, sizes, positives, temperature, masks, siblings),
+                                           at<const float>(grad_loss), at<const float>(lse_all),
+                                           at<const float>(lse_positive), at<float>(grad_keys), at<void>(workspace), bytes,
+                                           at<void>(stream)));
+        });
+}
+
 inline void bind(py::module_& m) {
+  bind_loss(m);
   m.def("cuda_unavailable", &cuda_unavailable, "Why no CUDA device can be used, or an empty string.");
   m.def(
       "cuda_cascade_workspace",
