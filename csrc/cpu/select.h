@@ -78,8 +78,9 @@ inline int64_t between(const float* scores, const int32_t* index, int64_t n, Cut
   return kept;
 }
 
-// The m-th best (1 <= m <= n) of the entries, as a cut that exactly m of them are within.
-inline Cut mth_best(const float* scores, const int32_t* index, int64_t n, int64_t m, const Scratch& scratch) {
+// The m-th best (1 <= m <= n) of the entries, as a cut that exactly m of them are within: by (score, index) throughout,
+// for lists in which ties decide.
+inline Cut mth_best_among_ties(const float* scores, const int32_t* index, int64_t n, int64_t m, const Scratch& scratch) {
   constexpr int SAMPLE = static_cast<int>(SMALL);
   int32_t ranks[SMALL + 16];
   int side = 0;
@@ -129,12 +130,91 @@ inline Cut mth_best(const float* scores, const int32_t* index, int64_t n, int64_
   return cut_everything();
 }
 
-// Append the lanes of `mask` at position n of a list whose rows are held in `values`.
-template <int R>
-inline void append(const List& list, int64_t n, Mask mask, const F* values, I place) {
-#pragma GCC unroll 4
-  for (int r = 0; r < R; ++r) store(list.row(r) + n, compress(mask, values[r]));
-  store(list.index + n, compress(mask, place));
+// The m-th highest of n <= SMALL + W scores; *above: how many are higher, *equal: how many are the same.
+inline float mth_highest_small(const float* scores, int64_t n, int64_t m, int64_t* above, int64_t* equal) {
+  for (int64_t i = 0; i < n; ++i) {
+    const F score = set1(scores[i]);
+    int higher = 0, same = 0;
+    for (int64_t j = 0; j < n; j += W) {
+      const F other = load(scores + j);
+      const Mask lanes = first_lanes(n - j);
+      higher += count(static_cast<Mask>(gt(other, score) & lanes));
+      same += count(static_cast<Mask>(eq(other, score) & lanes));
+    }
+    if (higher < m && m <= higher + same) {
+      *above = higher;
+      *equal = same;
+      return scores[i];
+    }
+  }
+  return scores[0];  // not reached: some score is the m-th
+}
+
+// Scores strictly between `low` and `high`, in order; *above counts those at `high` or higher.
+inline int64_t scores_between(const float* scores, int64_t n, float high, float low, float* out, int64_t* above) {
+  const F top = set1(high), bottom = set1(low);
+  int64_t kept = 0, higher = 0, i = 0;
+  for (; i + W <= n; i += W) {
+    const F score = load(scores + i);
+    const Mask at_top = ge(score, top);
+    const Mask middle = static_cast<Mask>(gt(score, bottom) & ~at_top);
+    higher += count(at_top);
+    store(out + kept, compress(middle, score));
+    kept += count(middle);
+  }
+  if (i < n) {
+    const F score = load(scores + i);
+    const Mask lanes = first_lanes(n - i), at_top = ge(score, top) & lanes;
+    const Mask middle = static_cast<Mask>(gt(score, bottom) & ~at_top & lanes);
+    higher += count(at_top);
+    store(out + kept, compress(middle, score));
+    kept += count(middle);
+  }
+  *above = higher;
+  return kept;
+}
+
+// Evenly spaced scores, highest first: sorted [SMALL].
+inline void sorted_sample(const float* scores, int64_t n, float* sorted) {
+  float sample[SMALL + 16];
+  for (int64_t i = 0; i < SMALL; ++i) sample[i] = scores[i * n / SMALL];
+  for (int64_t i = 0; i < SMALL; ++i) {
+    const F score = set1(sample[i]);
+    int rank = 0;
+    for (int64_t j = 0; j < SMALL; j += W) {
+      const F other = load(sample + j);
+      const Mask earlier = i > j ? first_lanes(i - j) : Mask{0};
+      rank += count(static_cast<Mask>(gt(other, score) | (eq(other, score) & earlier)));
+    }
+    sorted[rank] = sample[i];
+  }
+}
+
+// The m-th best (1 <= m <= n) of the entries, as a cut that exactly m of them are within. Scores alone are narrowed;
+// indices matter only when the m-th score is shared and not all that share it are wanted.
+inline Cut mth_best(const float* scores, const int32_t* index, int64_t n, int64_t m, const Scratch& scratch) {
+  const float* left = scores;
+  int64_t left_n = n, left_m = m, above = 0, equal = 0;
+  for (int side = 0; left_n > SMALL; side ^= 1) {
+    float sorted[SMALL];
+    sorted_sample(left, left_n, sorted);
+    const double place = static_cast<double>(left_m) * SMALL / static_cast<double>(left_n);
+    const double spread = 1.0 + 1.8 * __builtin_sqrt(place * (1.0 - place / SMALL) + 0.25);
+    const int high_at = static_cast<int>(place - spread) - 1, low_at = static_cast<int>(place + spread);
+    const float high = high_at < 0 ? __builtin_nanf("") : sorted[high_at];
+    const float low = low_at >= SMALL ? -__builtin_inff() : sorted[low_at];
+    const int64_t kept = scores_between(left, left_n, high, low, scratch.scores[side], &above);
+    // the bracket missed, or the score is the bracket's own end
+    if (left_m <= above || left_m > above + kept) return mth_best_among_ties(scores, index, n, m, scratch);
+    left = scratch.scores[side];
+    left_n = kept;
+    left_m -= above;
+  }
+  float tail[SMALL + 16];
+  std::memcpy(tail, left, sizeof(float) * static_cast<size_t>(left_n));
+  const float score = mth_highest_small(tail, left_n, left_m, &above, &equal);
+  if (left_m == above + equal) return {score, INT32_MAX};  // all that share the score are wanted
+  return mth_best_among_ties(scores, index, n, m, scratch);
 }
 
 // Keep the entries of `list` within `cut` of row `judge`; order stays. In place: what is written has been read.
