@@ -44,8 +44,7 @@ LIBRARY.define("enqueue_(Tensor(a!)[] buffers, Tensor(b!) pointer, Tensor(c!) co
 def _cascade_topk(*args: Any, backend: str = "auto") -> tuple[Tensor, Tensor]:
     call = CascadeCall(*args, *[None] * (len(CascadeCall._fields) - len(args)))
     check_cascade(call)
-    with torch.no_grad():
-        return choose(mining.BACKENDS, call, backend).run(call)
+    return choose(mining.BACKENDS, call, backend).run(call)
 
 
 def _fake_cascade_topk(*args: Any, backend: str = "auto") -> tuple[Tensor, Tensor]:

@@ -61,8 +61,9 @@ def as_call(
         schedule = Schedule(schedule)
     if set(queries) != set(keys):
         raise ValueError(f"cascade_topk: queries hold views {sorted(queries)}, but keys hold {sorted(keys)}")
-    schedule.table(tuple(queries))  # names every unknown view before anything else
     views = schedule.views
+    if any(view not in queries for view in views):
+        schedule.table(tuple(queries))  # raises, naming the stage and the view
     weights, keep = schedule.table(views)
     return CascadeCall(
         [queries[v] for v in views], [keys[v] for v in views], weights, keep, query_ids, key_ids, exclude

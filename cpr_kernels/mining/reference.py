@@ -60,6 +60,7 @@ def ranking(scores: Tensor, alive: Tensor) -> Tensor:
     return by_score.gather(1, dead_last)
 
 
+@torch.no_grad()
 def run(call: CascadeCall) -> tuple[Tensor, Tensor]:
     """`(indices [B, k] int64 padded with -1, scores [B, k] float32 padded with -inf)`."""
     num_queries = call.queries[0].shape[0]

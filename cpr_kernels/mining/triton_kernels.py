@@ -28,9 +28,9 @@ def _score_configs() -> list[triton.Config]:
     if INTERPRETED:
         return [triton.Config({"BLOCK_N": 64}, num_warps=4, num_stages=1)]
     return [
-        triton.Config({"BLOCK_N": 64}, num_warps=4, num_stages=3),
+        triton.Config({"BLOCK_N": 32}, num_warps=4, num_stages=3),
+        triton.Config({"BLOCK_N": 64}, num_warps=8, num_stages=3),
         triton.Config({"BLOCK_N": 64}, num_warps=8, num_stages=4),
-        triton.Config({"BLOCK_N": 128}, num_warps=8, num_stages=3),
     ]
 
 
@@ -285,6 +285,7 @@ def _in_order(indices: Tensor, scores: Tensor) -> tuple[Tensor, Tensor]:
     return indices.gather(1, order), scores
 
 
+@torch.no_grad()
 def run(call: CascadeCall) -> tuple[Tensor, Tensor]:
     """`(indices [B, k], scores [B, k])`; see `reference.run` for the meaning."""
     query = call.queries[0]
