@@ -6,11 +6,11 @@ import torch
 from torch import Tensor, nn
 
 from ..calls import LossCall
-from . import native, reference
+from . import native, reference, triton_backend
 
 __all__ = ["MILNCELoss", "mil_nce"]
 
-BACKENDS = (native, reference)  # in order of preference; NAME, why_not(call), sweep(...), keys_gradient(...)
+BACKENDS = (native, triton_backend, reference)  # in order of preference; NAME, why_not(call), sweep(...), keys_gradient(...)
 
 _REDUCTIONS = ("mean", "sum", "none")
 

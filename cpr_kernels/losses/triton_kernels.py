@@ -1,0 +1,288 @@
+"""Triton kernels of `cpr::mil_nce`: a sweep over parts of the keys, a kernel that finishes each query, and the keys'
+gradient. Imported only when a call is to run on them. Every sum has a fixed order; nothing of size B x N is made.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ..calls import LossCall
+from .reference import Sweep
+
+PROGRAMS_WANTED = 264  # two for each of 132 multiprocessors
+MIN_PART = 128  # keys
+SCANNED = 512  # ids a step when a query looks for its siblings
+LOWEST: tl.constexpr = tl.constexpr(-3.402823466e38)
+INTERPRETED = triton.knobs.runtime.interpret
+
+
+# Larger blocks spill registers on 8.0 or 9.0: three tf32 products keep both operands' parts in them (test_triton_aot).
+SWEEP_QUERIES, GRADIENT_QUERIES = 16, 32
+
+
+def _sweep_configs() -> list[triton.Config]:
+    if INTERPRETED:
+        return [triton.Config({"BLOCK_N": 32}, num_warps=4, num_stages=1)]
+    return [triton.Config({"BLOCK_N": keys}, num_warps=4, num_stages=2) for keys in (16, 32)]
+
+
+def _gradient_configs() -> list[triton.Config]:
+    return [triton.Config({"BLOCK_N": 16}, num_warps=4, num_stages=1)]
+
+
+@triton.jit
+def sweep_part(
+    query, keys, query_ids, key_ids, top_out, mass_out, attended_out, num_queries, num_keys, dim, query_stride,
+    key_stride, part_keys, scale, HAS_QUERY_IDS: tl.constexpr, HAS_KEY_IDS: tl.constexpr, LEAVE_OUT: tl.constexpr,
+    GRADIENT: tl.constexpr, PRECISION: tl.constexpr, EXACT: tl.constexpr, BLOCK_B: tl.constexpr,
+    BLOCK_D: tl.constexpr, BLOCK_N: tl.constexpr,
+):  # fmt: skip
+    """One part of the keys for a block of queries: highest score, mass, and attention output of each."""
+    b = tl.program_id(0) * BLOCK_B + tl.arange(0, BLOCK_B)
+    part = tl.program_id(1)
+    d = tl.arange(0, BLOCK_D)
+    in_b, in_d = b < num_queries, d < dim
+    rows = b.to(tl.int64)
+    q = tl.load(query + rows[:, None] * query_stride + d[None, :], mask=in_b[:, None] & in_d[None, :], other=0.0)
+    q = q.to(tl.float32)
+    own_id = tl.load(query_ids + b, mask=in_b, other=-1) if HAS_QUERY_IDS else b
+    top = tl.full((BLOCK_B,), LOWEST, tl.float32)
+    mass = tl.zeros((BLOCK_B,), tl.float32)
+    attended = tl.zeros((BLOCK_B, BLOCK_D), tl.float32)
+    end = tl.minimum((part + 1) * part_keys, num_keys)
+    for first in range(part * part_keys, end, BLOCK_N):
+        j = first + tl.arange(0, BLOCK_N)
+        taking = (j < end)[None, :]
+        place = keys + j.to(tl.int64)[:, None] * key_stride + d[None, :]
+        key = tl.load(place, mask=(j < end)[:, None] & in_d[None, :], other=0.0).to(tl.float32)  # [BLOCK_N, BLOCK_D]
+        if HAS_KEY_IDS:
+            key_id = tl.load(key_ids + j, mask=j < end, other=-1)
+            taking = taking & (key_id >= 0)[None, :]
+            if LEAVE_OUT:
+                taking = taking & (key_id[None, :] != own_id[:, None])
+        score = tl.dot(q, tl.trans(key), input_precision=PRECISION)
+        highest = tl.maximum(top, tl.max(tl.where(taking, score, LOWEST), axis=1))
+        weight = tl.where(taking, tl.exp((score - highest[:, None]) * scale), 0.0)
+        shrink = tl.exp((top - highest) * scale)
+        mass = mass * shrink + tl.sum(weight, axis=1)
+        if GRADIENT:
+            attended = tl.dot(weight, key, attended * shrink[:, None], input_precision=EXACT)
+        top = highest
+    at = part.to(tl.int64) * num_queries + rows
+    tl.store(top_out + at, top, mask=in_b)
+    tl.store(mass_out + at, mass, mask=in_b)
+    if GRADIENT:
+        tl.store(attended_out + at[:, None] * dim + d[None, :], attended, mask=in_b[:, None] & in_d[None, :])
+
+
+@triton.jit
+def finish_query(
+    query, positive, keys, positives, query_ids, key_ids, use_own, tops, masses, attended, loss_out, all_out,
+    positive_out, weight_out, grad_out, num_queries, num_keys, dim, query_stride, positive_stride, key_stride,
+    num_positives, parts, scale, HAS_QUERY_IDS: tl.constexpr, HAS_KEY_IDS: tl.constexpr, HAS_USE_OWN: tl.constexpr,
+    SIBLINGS: tl.constexpr, GRADIENT: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_D: tl.constexpr,
+    SCAN: tl.constexpr,
+):  # fmt: skip
+    """One query: parts put together in order, its own pair, its positives; the loss and the query's gradient."""
+    b = tl.program_id(0).to(tl.int64)
+    d = tl.arange(0, BLOCK_D)
+    in_d = d < dim
+    q = tl.load(query + b * query_stride + d, mask=in_d, other=0.0).to(tl.float32)
+    own_key = tl.load(positive + b * positive_stride + d, mask=in_d, other=0.0).to(tl.float32)
+    own = tl.sum(q * own_key)
+    own_id = tl.load(query_ids + b) if HAS_QUERY_IDS else b * 0 - 1
+
+    top = own
+    for part in range(parts):
+        top = tl.maximum(top, tl.load(tops + part * num_queries + b))
+    mass = tl.exp((own - top) * scale)
+    summed = mass * own_key
+    for part in range(parts):
+        factor = tl.exp((tl.load(tops + part * num_queries + b) - top) * scale)
+        mass += factor * tl.load(masses + part * num_queries + b)
+        if GRADIENT:
+            of_part = tl.load(attended + (part * num_queries + b) * dim + d, mask=in_d, other=0.0)
+            summed += factor * of_part
+
+    best = own * 0 + LOWEST  # over the positives
+    gathered = own * 0
+    features = tl.zeros((BLOCK_D,), tl.float32)
+    place = tl.arange(0, BLOCK_P)
+    listed = tl.load(positives + b * num_positives + place, mask=place < num_positives, other=-1)
+    for p in range(num_positives):
+        key = tl.sum(tl.where(place == p, listed, 0))
+        counts = (key >= 0) & (key < num_keys)
+        counts = counts & (tl.sum(((listed == key) & (place < p)).to(tl.int32)) == 0)  # a repeat counts once
+        if HAS_KEY_IDS:
+            key_id = tl.load(key_ids + tl.where(counts, key, 0), mask=counts, other=-1)
+            counts = counts & (key_id >= 0)
+            if HAS_QUERY_IDS and SIBLINGS != 0:
+                counts = counts & (key_id != own_id)  # added below, or left out
+        k = tl.load(keys + tl.where(counts, key, 0) * key_stride + d, mask=in_d & counts, other=0.0).to(tl.float32)
+        score = tl.where(counts, tl.sum(q * k), LOWEST)
+        highest = tl.maximum(best, score)
+        weight = tl.where(counts, tl.exp((score - highest) * scale), 0.0)
+        shrink = tl.exp((best - highest) * scale)
+        gathered = gathered * shrink + weight
+        features = features * shrink + weight * k
+        best = highest
+    if HAS_QUERY_IDS and SIBLINGS == 1:
+        for first in range(0, num_keys, SCAN):
+            ids = tl.load(key_ids + first + tl.arange(0, SCAN), mask=first + tl.arange(0, SCAN) < num_keys, other=-1)
+            if tl.sum(((ids >= 0) & (ids == own_id)).to(tl.int32)) > 0:
+                for inner in range(first, first + SCAN, 16):
+                    j = inner + tl.arange(0, 16)
+                    id16 = tl.load(key_ids + j, mask=j < num_keys, other=-1)
+                    same = (id16 >= 0) & (id16 == own_id)
+                    rows = keys + j.to(tl.int64)[:, None] * key_stride + d[None, :]
+                    k16 = tl.load(rows, mask=same[:, None] & in_d[None, :], other=0.0).to(tl.float32)
+                    score16 = tl.where(same, tl.sum(k16 * q[None, :], axis=1), LOWEST)
+                    highest = tl.maximum(best, tl.max(score16))
+                    weight16 = tl.where(same, tl.exp((score16 - highest) * scale), 0.0)
+                    shrink = tl.exp((best - highest) * scale)
+                    gathered = gathered * shrink + tl.sum(weight16)
+                    features = features * shrink + tl.sum(weight16[:, None] * k16, axis=0)
+                    best = highest
+
+    own_counts = gathered == 0
+    if HAS_USE_OWN:
+        own_counts = own_counts | (tl.load(use_own + b) != 0)
+    else:
+        own_counts = own_counts | (gathered == gathered)
+    highest = tl.where(own_counts, tl.maximum(best, own), best)
+    shrink = tl.exp((best - highest) * scale)
+    own_mass = tl.where(own_counts, tl.exp((own - highest) * scale), 0.0)
+    gathered = gathered * shrink + own_mass
+    features = features * shrink + own_mass * own_key
+    tl.store(loss_out + b, (top - highest) * scale + (tl.log(mass) - tl.log(gathered)))
+    tl.store(all_out + b, top * scale + tl.log(mass))
+    tl.store(positive_out + b, highest * scale + tl.log(gathered))
+    tl.store(weight_out + b, tl.exp((own - top) * scale) / mass - own_mass / gathered)
+    if GRADIENT:
+        tl.store(grad_out + b * dim + d, (summed / mass - features / gathered) * scale, mask=in_d)
+
+
+@triton.jit
+def keys_gradient_block(
+    query, keys, positives, query_ids, key_ids, grad_loss, lse_all, lse_positive, grad_out, num_queries, num_keys,
+    dim, query_stride, key_stride, num_positives, scale, HAS_QUERY_IDS: tl.constexpr, HAS_KEY_IDS: tl.constexpr,
+    SIBLINGS: tl.constexpr, PRECISION: tl.constexpr, EXACT: tl.constexpr, BLOCK_B: tl.constexpr,
+    BLOCK_D: tl.constexpr, BLOCK_N: tl.constexpr,
+):  # fmt: skip
+    """d (grad_loss . loss) / d keys for a block of keys, summed over all queries in order."""
+    j = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+    d = tl.arange(0, BLOCK_D)
+    in_n, in_d = j < num_keys, d < dim
+    wide = j.to(tl.int64)
+    key = tl.load(keys + wide[:, None] * key_stride + d[None, :], mask=in_n[:, None] & in_d[None, :], other=0.0)
+    key = key.to(tl.float32)
+    filled = in_n
+    key_id = wide
+    if HAS_KEY_IDS:
+        key_id = tl.load(key_ids + j, mask=in_n, other=-1)
+        filled = filled & (key_id >= 0)
+    total = tl.zeros((BLOCK_N, BLOCK_D), tl.float32)
+    for first in range(0, num_queries, BLOCK_B):
+        b = first + tl.arange(0, BLOCK_B)
+        in_b = b < num_queries
+        place = query + b.to(tl.int64)[:, None] * query_stride + d[None, :]
+        q = tl.load(place, mask=in_b[:, None] & in_d[None, :], other=0.0).to(tl.float32)
+        logit = tl.dot(key, tl.trans(q), input_precision=PRECISION) * scale  # [BLOCK_N, BLOCK_B]
+        taking = filled[:, None] & in_b[None, :]
+        is_positive = tl.zeros((BLOCK_N, BLOCK_B), tl.int1)
+        for p in range(num_positives):
+            listed = tl.load(positives + b.to(tl.int64) * num_positives + p, mask=in_b, other=-1)
+            is_positive = is_positive | (wide[:, None] == listed[None, :])
+        if HAS_QUERY_IDS:
+            own_id = tl.load(query_ids + b, mask=in_b, other=-1)
+            same = key_id[:, None] == own_id[None, :]
+            if SIBLINGS == 1:
+                is_positive = is_positive | same
+            if SIBLINGS == 2:
+                taking = taking & (same == 0)
+        of_all = tl.exp(logit - tl.load(lse_all + b, mask=in_b, other=0.0)[None, :])
+        of_positive = tl.exp(logit - tl.load(lse_positive + b, mask=in_b, other=0.0)[None, :])
+        weight = tl.where(taking, of_all - tl.where(is_positive, of_positive, 0.0), 0.0)
+        weight = weight * (tl.load(grad_loss + b, mask=in_b, other=0.0) * scale)[None, :]
+        total = tl.dot(weight, q, total, input_precision=EXACT)
+    tl.store(grad_out + wide[:, None] * dim + d[None, :], total, mask=in_n[:, None] & in_d[None, :])
+
+
+_KEY = ["dim", "PRECISION"]
+_sweep = triton.autotune(_sweep_configs(), key=[*_KEY, "GRADIENT"])(sweep_part)
+_keys_gradient = triton.autotune(_gradient_configs(), key=_KEY)(keys_gradient_block)
+
+
+def _walkable(tensor: Tensor) -> Tensor:
+    return tensor if tensor.stride(1) == 1 else tensor.contiguous()
+
+
+def _shared(call: LossCall) -> dict[str, object]:
+    """Constants that every kernel takes: what is there, how products are formed, block sizes."""
+    half = call.query.dtype != torch.float32
+    exact = "ieee" if INTERPRETED else "tf32x3"
+    return {
+        "HAS_QUERY_IDS": call.query_ids is not None,
+        "HAS_KEY_IDS": call.key_ids is not None,
+        "BLOCK_D": max(16, triton.next_power_of_2(call.query.shape[1])),
+        "PRECISION": "tf32" if half and not INTERPRETED else exact,  # 16-bit features are exact in tf32
+        "EXACT": exact,
+    }
+
+
+def sweep(call: LossCall, want_gradient: bool) -> Sweep:
+    """The loss and what its gradients need; see `reference.sweep`."""
+    query, positive, keys = (_walkable(t) for t in (call.query, call.positive, call.keys))
+    (rows, dim), num_keys, device = query.shape, keys.shape[0], query.device
+    loss, lse_all, lse_positive, own_weight = (torch.empty(rows, device=device) for _ in range(4))
+    grad_query = torch.empty(rows if want_gradient else 0, dim, device=device)
+    out = Sweep(loss, lse_all, lse_positive, own_weight, grad_query)
+    if rows == 0:
+        return out
+    given = _shared(call)
+    tiles = triton.cdiv(rows, SWEEP_QUERIES)
+    part_keys = max(MIN_PART, triton.cdiv(triton.cdiv(num_keys, max(1, PROGRAMS_WANTED // tiles)), 64) * 64)
+    parts = triton.cdiv(num_keys, part_keys)
+    tops, masses = torch.empty(2, max(parts, 1), rows, device=device)
+    attended = torch.empty(max(parts, 1) if want_gradient else 0, rows, dim, device=device)
+    scale = 1.0 / call.temperature
+    if parts:
+        _sweep[(tiles, parts)](
+            query, keys, call.query_ids, call.key_ids, tops, masses, attended, rows, num_keys, dim,
+            query.stride(0), keys.stride(0), part_keys, scale, LEAVE_OUT=_leaves_out(call), GRADIENT=want_gradient,
+            BLOCK_B=SWEEP_QUERIES, **given,
+        )  # fmt: skip
+    listed = call.positives.contiguous()
+    use_own = None if call.use_own is None else call.use_own.contiguous().view(torch.uint8)
+    finish_query[(rows,)](
+        query, positive, keys, listed, call.query_ids, call.key_ids, use_own, tops, masses, attended, *out,
+        rows, num_keys, dim, query.stride(0), positive.stride(0), keys.stride(0), listed.shape[1], parts, scale,
+        HAS_QUERY_IDS=call.query_ids is not None, HAS_KEY_IDS=call.key_ids is not None,
+        HAS_USE_OWN=use_own is not None, SIBLINGS=call.siblings, GRADIENT=want_gradient,
+        BLOCK_P=triton.next_power_of_2(max(1, listed.shape[1])), BLOCK_D=given["BLOCK_D"], SCAN=SCANNED, num_warps=4,
+    )  # fmt: skip
+    return out
+
+
+def _leaves_out(call: LossCall) -> bool:
+    return call.siblings == 2 and call.query_ids is not None
+
+
+def keys_gradient(call: LossCall, grad_loss: Tensor, lse_all: Tensor, lse_positive: Tensor) -> Tensor:
+    """d (grad_loss . loss) / d keys: [N, D] in the keys' dtype; see `reference.keys_gradient`."""
+    query, keys = _walkable(call.query), _walkable(call.keys)
+    num_keys, dim = keys.shape
+    grad = torch.empty(num_keys, dim, device=keys.device)
+    if num_keys == 0:
+        return grad.to(keys.dtype)
+    listed = call.positives.contiguous()
+    state = [t.float().contiguous() for t in (grad_loss, lse_all, lse_positive)]
+    _keys_gradient[lambda meta: (triton.cdiv(num_keys, meta["BLOCK_N"]),)](
+        query, keys, listed, call.query_ids, call.key_ids, *state, grad, query.shape[0], num_keys, dim,
+        query.stride(0), keys.stride(0), listed.shape[1], 1.0 / call.temperature, SIBLINGS=call.siblings,
+        BLOCK_B=GRADIENT_QUERIES, **_shared(call),
+    )  # fmt: skip
+    return grad.to(keys.dtype)

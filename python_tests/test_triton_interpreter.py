@@ -1,0 +1,54 @@
+"""The Triton kernels under Triton's interpreter, on CPU tensors, against the reference."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from cases import LOSS_CASES, SMALL_CASES
+
+import cpr_kernels
+
+pytestmark = pytest.mark.skipif(
+    importlib.util.find_spec("triton") is None,
+    reason="triton is not installed (pip install cpr_kernels[triton])",
+)
+SCRIPT = Path(__file__).with_name("triton_interpreter.py")
+
+
+def run_script(kind: str) -> dict[str, str]:
+    """What the script found wrong, by case; it runs in a process of its own."""
+    env = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": str(Path(cpr_kernels.__file__).parents[1])}
+    done = subprocess.run(
+        [sys.executable, SCRIPT, kind], capture_output=True, text=True, env=env, timeout=280
+    )
+    assert done.returncode == 0, done.stderr
+    lines = [json.loads(line) for line in done.stdout.splitlines()]
+    return {line["name"]: line["wrong"] for line in lines}
+
+
+@pytest.fixture(scope="module")
+def cascade() -> dict[str, str]:
+    """All small cascade cases, run once."""
+    return run_script("cascade")
+
+
+@pytest.fixture(scope="module")
+def loss() -> dict[str, str]:
+    """All small loss cases, run once."""
+    return run_script("loss")
+
+
+@pytest.mark.parametrize("name", [case.name for case in SMALL_CASES])
+def test_cascade_equals_the_reference(cascade: dict[str, str], name: str) -> None:
+    assert cascade[name] == ""
+
+
+@pytest.mark.parametrize("name", [c.name for c in LOSS_CASES if c.queries * c.keys <= 3000])
+def test_loss_is_near_the_reference(loss: dict[str, str], name: str) -> None:
+    assert loss[name] == ""
