@@ -70,10 +70,12 @@ def demo(settings: Demo) -> Path:
 def demo_config(settings: Demo, manifest: Manifest) -> TrainConfig:
     """A setting that two cores finish in a few minutes; batch and queue shrink with a small data set."""
     frames = 8
-    usable = sum(video.split == "train" and video.frames >= frames for video in manifest.videos)
-    if usable < 16:
+    long_enough = [video.split for video in manifest.videos if video.frames >= frames]
+    usable, testing = long_enough.count("train"), long_enough.count("test")
+    if usable < 16 or testing < 1:
         raise TrainError(
-            f"videos: {usable} training videos with at least {frames + 1} frames are too few; give 16 or more"
+            f"videos: {usable} for training and {testing} for testing, with at least {frames + 1} frames each, are "
+            "too few; give 16 and 1 or more (a class is split only if its videos come from two sources or more)"
         )
     batch = min(32, usable // 4)
     queue = min(192, (usable * 3 // 4) // batch * batch)

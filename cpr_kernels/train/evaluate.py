@@ -22,7 +22,7 @@ from .checkpoint import encoder_files, load_encoder
 from .clips import ClipDataset
 from .loop import config_of
 from .model import channels_last
-from .progress import progress_bar
+from .progress import console, progress_bar
 from .s3d import Encoder
 from .store import VIEWS, write_atomically
 
@@ -51,6 +51,10 @@ def retrieval(data: Path, encoders: Mapping[str, Encoder], protocol: Protocol, d
     labels: dict[str, Tensor] = {}
     for split in ("train", "test"):
         dataset = ClipDataset(data, protocol.frames, protocol.crop, split=split, cache_mb=0)
+        if dataset.left_out:
+            console().print(
+                f"{dataset.left_out} {split} videos have fewer than {protocol.frames} frames: left out"
+            )
         features[split] = encode(dataset, encoders, protocol, torch.device(device))
         labels[split] = torch.tensor([dataset.manifest.videos[i].label for i in dataset.videos])
     for view in encoders:

@@ -172,16 +172,30 @@ def _read_in_pool(
 
 
 def _read_one_by_one(sources: list[Source], settings: FrameSettings) -> Iterator[tuple[Source, Views | str]]:
-    pool: ProcessPoolExecutor | None = None
+    """Each source in a process of its own making, twice if need be; a file that ends both is the guilty one."""
+    pool = _pool(1)
     for source in sources:
-        pool = pool or _pool(1)
-        try:
-            yield source, pool.submit(_read_one, source.path, settings).result()
-        except BrokenProcessPool:
-            yield source, "the decoder crashed on this file"
-            pool = None
-    if pool is not None:
-        pool.shutdown()
+        outcome: Views | str = "the decoder crashed on this file"
+        for _ in range(2):
+            try:
+                outcome = pool.submit(_read_one, source.path, settings).result()
+                break
+            except BrokenProcessPool:
+                pool = _working_pool()
+        yield source, outcome
+    pool.shutdown()
+
+
+def _working_pool() -> ProcessPoolExecutor:
+    """A pool of one process that has answered; an error where processes end as soon as they start."""
+    pool = _pool(1)
+    try:
+        pool.submit(os.getpid).result()
+    except BrokenProcessPool:
+        raise TrainError(
+            "processes: a decoding process ends as soon as it starts; its own message stands above"
+        ) from None
+    return pool
 
 
 def _pool(processes: int) -> ProcessPoolExecutor:
