@@ -291,6 +291,7 @@ int64_t cascade(const CascadeArgs& args, const CascadePlan& whole) {
   int64_t per_super = (key_bytes > CACHED_KEYS ? WIDE_BYTES : ROUND_BYTES) / (List::bytes(plan.rows, plan.list_capacity) * shape.width);
   per_super = per_super < 1 ? 1 : (per_super > 64 / shape.width ? 64 / shape.width : per_super);
   shape.supers = (shape.blocks + per_super - 1) / per_super;
+  if (shape.supers <= shape.threads) shape.supers = 1;  // threads share the keys, and each reads its part once
   shape.blocks_per_super = (shape.blocks + shape.supers - 1) / shape.supers;  // as even as can be
   const int64_t parts = shape.supers >= shape.threads ? 1 : (shape.threads + shape.supers - 1) / shape.supers;
   shape.parts = static_cast<int>(parts < panels ? parts : panels);

@@ -104,12 +104,12 @@ struct Panel {
   int64_t key(int64_t i) const { return which ? which[i] : first + i; }
 };
 
-// Ask for the rows of the tile at p; rows far apart are not fetched ahead by the hardware.
+// Ask for the rows of the tile at p while the one before is worked on: the hardware does not see 16 rows coming.
 inline void prefetch_rows(const View& view, DType dtype, const Panel& panel, int64_t p) {
   const int64_t bytes = view.dim * (dtype == DType::float32 ? 4 : 2);
   for (int64_t i = p; i < p + TILE && i < panel.count; ++i) {
     const char* row = row_at(view.keys, dtype, view.key_stride, panel.key(i));
-    for (int64_t at = 0; at < bytes; at += 64) __builtin_prefetch(row + at);
+    for (int64_t at = 0; at < bytes; at += 64) __builtin_prefetch(row + at, 0, 2);
   }
 }
 
@@ -124,11 +124,11 @@ inline void score_panel(const View& view, DType dtype, const Panel& panel, const
     const int64_t rows = panel.count - p < TILE ? panel.count - p : TILE;
     const float* keys;
     int64_t stride;
+    prefetch_rows(view, dtype, panel, p + TILE);
     if (dtype == DType::float32 && rows == TILE && panel.key(p + TILE - 1) - panel.key(p) == TILE - 1) {
       keys = reinterpret_cast<const float*>(row_at(view.keys, dtype, view.key_stride, panel.key(p)));
       stride = view.key_stride;
     } else {  // a gathered, converted or short tile: 16 rows made contiguous
-      if (panel.which) prefetch_rows(view, dtype, panel, p + TILE);
       for (int64_t i = 0; i < rows; ++i)
         widen_row(row_at(view.keys, dtype, view.key_stride, panel.key(p + i)), dtype, view.dim, wide + i * view.dim);
       std::memset(wide + rows * view.dim, 0, sizeof(float) * static_cast<size_t>((TILE - rows) * view.dim));

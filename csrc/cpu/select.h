@@ -7,7 +7,8 @@
 namespace cpr {
 namespace CPR_ISA_NAMESPACE {
 
-constexpr int64_t SMALL = 64;  // ranked by comparing all with all
+constexpr int64_t SMALL = 48;    // ranked by comparing all with all
+constexpr int64_t SAMPLED = 32;  // sampled for a bracket: sorting more costs more than it narrows
 
 // Entries of one query: `rows` score rows and the entries' indices. Room for `capacity` and W more.
 struct List {
@@ -174,14 +175,14 @@ inline int64_t scores_between(const float* scores, int64_t n, float high, float 
   return kept;
 }
 
-// Evenly spaced scores, highest first: sorted [SMALL].
+// Evenly spaced scores, highest first: sorted [SAMPLED].
 inline void sorted_sample(const float* scores, int64_t n, float* sorted) {
-  float sample[SMALL + 16];
-  for (int64_t i = 0; i < SMALL; ++i) sample[i] = scores[i * n / SMALL];
-  for (int64_t i = 0; i < SMALL; ++i) {
+  float sample[SAMPLED + 16];
+  for (int64_t i = 0; i < SAMPLED; ++i) sample[i] = scores[i * n / SAMPLED];
+  for (int64_t i = 0; i < SAMPLED; ++i) {
     const F score = set1(sample[i]);
     int rank = 0;
-    for (int64_t j = 0; j < SMALL; j += W) {
+    for (int64_t j = 0; j < SAMPLED; j += W) {
       const F other = load(sample + j);
       const Mask earlier = i > j ? first_lanes(i - j) : Mask{0};
       rank += count(static_cast<Mask>(gt(other, score) | (eq(other, score) & earlier)));
@@ -196,16 +197,24 @@ inline Cut mth_best(const float* scores, const int32_t* index, int64_t n, int64_
   const float* left = scores;
   int64_t left_n = n, left_m = m, above = 0, equal = 0;
   for (int side = 0; left_n > SMALL; side ^= 1) {
-    float sorted[SMALL];
+    float sorted[SAMPLED];
     sorted_sample(left, left_n, sorted);
-    const double place = static_cast<double>(left_m) * SMALL / static_cast<double>(left_n);
-    const double spread = 1.0 + 1.8 * __builtin_sqrt(place * (1.0 - place / SMALL) + 0.25);
+    const double place = static_cast<double>(left_m) * SAMPLED / static_cast<double>(left_n);
+    const double spread = 1.0 + 1.4 * __builtin_sqrt(place * (1.0 - place / SAMPLED) + 0.25);
     const int high_at = static_cast<int>(place - spread) - 1, low_at = static_cast<int>(place + spread);
     const float high = high_at < 0 ? __builtin_nanf("") : sorted[high_at];
-    const float low = low_at >= SMALL ? -__builtin_inff() : sorted[low_at];
-    const int64_t kept = scores_between(left, left_n, high, low, scratch.scores[side], &above);
-    // the bracket missed, or the score is the bracket's own end
-    if (left_m <= above || left_m > above + kept) return mth_best_among_ties(scores, index, n, m, scratch);
+    const float low = low_at >= SAMPLED ? -__builtin_inff() : sorted[low_at];
+    int64_t kept = scores_between(left, left_n, high, low, scratch.scores[side], &above);
+    if (left_m <= above) {  // missed: it lies above, or is the bracket's upper end
+      const int64_t at_end = above;
+      kept = scores_between(left, left_n, __builtin_nanf(""), high, scratch.scores[side], &above);
+      if (left_m == at_end) return {high, INT32_MAX};
+      if (left_m > kept) return mth_best_among_ties(scores, index, n, m, scratch);
+    } else if (left_m > above + kept) {  // it lies below, or is the lower end
+      kept = scores_between(left, left_n, low, -__builtin_inff(), scratch.scores[side], &above);
+      if (left_m == above) return {low, INT32_MAX};
+      if (left_m < above || left_m > above + kept) return mth_best_among_ties(scores, index, n, m, scratch);
+    }
     left = scratch.scores[side];
     left_n = kept;
     left_m -= above;
