@@ -42,7 +42,8 @@ def why_not_cuda(device: torch.device) -> str | None:
 @functools.cache
 def shared_memory(device: torch.device) -> int:
     """Bytes of shared memory that a block may ask for on a CUDA device."""
-    return int(torch.cuda.get_device_properties(device).shared_memory_per_block_optin)
+    with torch.cuda.device(device):
+        return _core.cuda_limits()[1]
 
 
 @contextmanager

@@ -30,6 +30,8 @@ def why_not_triton(device: torch.device) -> str | None:
         return f"Triton kernels run on CUDA tensors, and these are on {device.type}"
     if not _installed():
         return "triton is not installed; pip install cpr_kernels[triton]"
+    if device.type == "cuda" and not torch.cuda.is_available():
+        return "torch sees no CUDA device on this machine"
     if device.type == "cuda" and capability(device.index) < MIN_CAPABILITY:
         major, minor = capability(device.index)
         return f"the kernels need compute capability 8.0 or newer, and {device} has {major}.{minor}"

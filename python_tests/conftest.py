@@ -24,7 +24,7 @@ def poisoned_memory(monkeypatch: pytest.MonkeyPatch) -> None:
             return made
         if made.dtype.is_floating_point:
             return made.fill_(float("nan"))
-        return made.fill_(1) if made.dtype == torch.bool else made.fill_(2**31 - 1)
+        return made.fill_(1 if made.dtype == torch.bool else min(2**31 - 1, torch.iinfo(made.dtype).max))
 
     for module in (cpr_kernels.mining.native, cpr_kernels.losses.native):
         fake_torch = _Proxy(torch, empty=poisoned)

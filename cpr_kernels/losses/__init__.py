@@ -10,7 +10,8 @@ from . import native, reference, triton_backend
 
 __all__ = ["MILNCELoss", "mil_nce"]
 
-BACKENDS = (native, triton_backend, reference)  # in order of preference; NAME, why_not(call), sweep(...), keys_gradient(...)
+# in order of preference; each has NAME, why_not(call), sweep(...), keys_gradient(...)
+BACKENDS = (native, triton_backend, reference)
 
 _REDUCTIONS = ("mean", "sum", "none")
 

@@ -97,10 +97,12 @@ def _outputs(call: LossCall, want_gradient: bool) -> tuple[Sweep, tuple[int, ...
     """Empty tensors for a sweep to fill, and their addresses."""
     rows, dim = call.query.shape
     device = call.query.device
-    per_query = [torch.empty(rows, dtype=torch.float32, device=device) for _ in range(4)]
+    loss, lse_all, lse_positive, own_weight = (
+        torch.empty(rows, dtype=torch.float32, device=device) for _ in range(4)
+    )
     grad_query = torch.empty(rows if want_gradient else 0, dim, dtype=torch.float32, device=device)
-    places = (*(t.data_ptr() for t in per_query), grad_query.data_ptr() if want_gradient else 0)
-    return Sweep(*per_query, grad_query), places
+    out = Sweep(loss, lse_all, lse_positive, own_weight, grad_query)
+    return out, (*(t.data_ptr() for t in out[:4]), grad_query.data_ptr() if want_gradient else 0)
 
 
 def sweep_on_stream(call: LossCall, want_gradient: bool, core: Any, stream: int) -> Sweep:

@@ -1,3 +1,4 @@
+# mypy: disable-error-code="no-untyped-def,attr-defined"
 """Triton kernels of `cpr::mil_nce`: a sweep over parts of the keys, a kernel that finishes each query, and the keys'
 gradient. Imported only when a call is to run on them. Every sum has a fixed order; nothing of size B x N is made.
 """

@@ -1,3 +1,4 @@
+# mypy: disable-error-code="no-untyped-def,attr-defined"
 """Triton kernels of `cpr::cascade_topk`: a score kernel, and a kernel that runs every stage of one query.
 
 Imported only when a call is to run on them. Each program of the select kernel owns one query and keeps its
@@ -34,14 +35,14 @@ def _score_configs() -> list[triton.Config]:
     ]
 
 
-def _select_configs() -> list[triton.Config]:
+def select_config(num_keys: int) -> dict[str, int]:
+    """Entries a step and warps for one query: not tuned, since a schedule is part of the kernel and compiling it
+    thrice would cost seconds. A queue of 4,096 is four steps of 1,024 by one warp a scheduler; a longer one is given
+    16 warps, half of what a multiprocessor schedules at 128 registers a thread, to keep more loads in flight.
+    """
     if INTERPRETED:
-        return [triton.Config({"BLOCK": 64}, num_warps=4, num_stages=1)]
-    return [
-        triton.Config({"BLOCK": 1024}, num_warps=4, num_stages=1),
-        triton.Config({"BLOCK": 2048}, num_warps=8, num_stages=1),
-        triton.Config({"BLOCK": 2048}, num_warps=16, num_stages=1),
-    ]
+        return {"BLOCK": 64, "num_warps": 4}
+    return {"BLOCK": 1024, "num_warps": 4} if num_keys <= 4096 else {"BLOCK": 2048, "num_warps": 16}
 
 
 @triton.jit
@@ -244,9 +245,8 @@ def select_query(
             tl.store(scores + query * K + place, value, mask=place < K)
 
 
-# results depend on no tuned value: BLOCK_N, BLOCK and warps only cut the same sums and counts into pieces
+# results depend on no tuned value: BLOCK_N and warps only cut the same sums into pieces
 _score = triton.autotune(_score_configs(), key=["dim", "CLASS"])(score_tile)
-_select = triton.autotune(_select_configs(), key=["num_keys", "ROWS", "STAGES"])(select_query)
 
 
 def chunk_of(num_queries: int, num_keys: int, slots: int) -> int:
@@ -305,11 +305,12 @@ def run(call: CascadeCall) -> tuple[Tensor, Tensor]:
         part = min(chunk, num_queries - first)
         if num_keys:
             _score_rows(call, rows, first, ring[:, :part])
-        _select[(part,)](
+        select_query[(part,)](
             ring, lists, indices[first:], scores[first:], num_keys, ring.stride(0), ring.stride(1), pitch,
             KEEP=tuple(min(keep, 2**31 - 1) for keep in call.stage_keep), JUDGE=rows.row_of_stage,
             WEIGHTS=rows.weights, STAGES=len(call.stage_keep), ROWS=count, VIEWS=slots, K=k, RANKED=ranked,
             BLOCK_K=max(16, triton.next_power_of_2(k)) if ranked else 16,
+            **select_config(num_keys), num_stages=1,
             enable_fp_fusion=False,  # a weighted view is rounded before it is added, as everywhere
         )  # fmt: skip
     return (indices, scores) if ranked else _in_order(indices, scores)

@@ -12,6 +12,7 @@
 #include "../enqueue.h"
 #include "../mil_nce.h"
 #include "info.h"
+#include "limits.h"
 
 namespace cpr {
 namespace cuda_door {
@@ -115,6 +116,13 @@ inline void bind_loss(py::module_& m) {
 inline void bind(py::module_& m) {
   bind_loss(m);
   m.def("cuda_unavailable", &cuda_unavailable, "Why no CUDA device can be used, or an empty string.");
+  m.def(
+      "cuda_limits",
+      [] {
+        const DeviceLimits limits = limits_of_current_device();
+        return std::make_tuple(limits.capability, limits.shared_bytes, limits.cache_bytes);
+      },
+      "Compute capability (90 for 9.0), shared memory a block may have and L2 bytes of the current device.");
   m.def(
       "cuda_cascade_workspace",
       [](const Views& views, int dtype, int64_t num_queries, int64_t num_keys, const std::vector<float>& weights,

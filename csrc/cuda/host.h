@@ -4,15 +4,9 @@
 #include <cstring>
 
 #include "device.h"
+#include "limits.h"
 
 namespace cpr {
-
-struct DeviceLimits {
-  int capability;         // 90 for 9.0
-  int64_t shared_bytes;   // a block may opt in to
-  int64_t cache_bytes;    // L2
-  bool clusters_of_16;
-};
 
 struct Grid {
   uint32_t x = 1, y = 1, z = 1;
@@ -27,7 +21,6 @@ inline DeviceLimits& emulated_limits() {
   static DeviceLimits limits{90, 232448, 60 << 20, true};
   return limits;
 }
-inline DeviceLimits limits_of_current_device() { return emulated_limits(); }
 
 template <class Args>
 const char* launch(void (*kernel)(Args), const Grid& grid, const Args& args, void*) {
@@ -44,8 +37,6 @@ inline const char* fill_zero(void* memory, int64_t bytes, void*) {
 }
 
 #else
-
-DeviceLimits limits_of_current_device();  // info.cu
 
 // A kernel's attributes set, and a launch described. `attribute` must live as long as `config`.
 inline cudaError_t configure(const void* function, const Grid& grid, void* stream, cudaLaunchConfig_t& config,

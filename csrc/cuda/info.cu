@@ -7,6 +7,7 @@ namespace cpr {
 #ifdef CPR_EMULATE
 
 std::string cuda_unavailable() { return ""; }
+DeviceLimits limits_of_current_device() { return emulated_limits(); }
 
 #else
 

@@ -1,0 +1,191 @@
+"""The CUDA kernels, every thread of them, emulated on a CPU (csrc/cuda/emulate.h), against the reference.
+
+What this shows: indexing, fragment layouts, barriers (the order of threads between two of them is shuffled), copies
+waited for, masks, ties, every path. What it cannot show: speed, and rounding inside a tensor core.
+"""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from typing import Any
+
+import pytest
+import torch
+from cases import LARGE_CASES, LOSS_CASES, SMALL_CASES, CascadeCase, LossCase, name_of
+from hypothesis import given, settings
+from test_mining import cascade_calls, same
+
+from cpr_kernels import enqueue
+from cpr_kernels.calls import CascadeCall
+from cpr_kernels.losses import native as loss_native
+from cpr_kernels.losses import reference as loss_reference
+from cpr_kernels.mining import native, reference
+
+pytestmark = pytest.mark.skipif(
+    sys.platform != "linux" or shutil.which("g++") is None, reason="the emulation needs g++ on Linux"
+)
+# compute capability, shared memory a block, L2 bytes, clusters of 16 blocks
+H200 = (90, 232_448, 60 << 20, True)
+H200_SLICE = (90, 232_448, 10 << 20, False)
+A100 = (80, 166_912, 40 << 20, False)
+RTX = (86, 101_376, 6 << 20, False)
+
+
+@pytest.fixture(params=[0, 7], ids=["in order", "shuffled"])
+def core(request: pytest.FixtureRequest) -> Any:
+    """The emulated core, its threads in order or shuffled between barriers."""
+    from cuda_tools import emulated
+
+    module = emulated()
+    module.set_seed(request.param)
+    module.set_limits(*H200)
+    return module
+
+
+@pytest.fixture
+def guarded(monkeypatch: pytest.MonkeyPatch) -> list[torch.Tensor]:
+    """Workspaces with a border that nobody may touch; checked by `borders_hold`."""
+    borders: list[torch.Tensor] = []
+    plain = torch.empty
+
+    def empty(*args: Any, **kwargs: Any) -> torch.Tensor:
+        if kwargs.get("dtype") is not torch.uint8:
+            made = plain(*args, **kwargs)
+            return made.fill_(float("nan")) if made.dtype.is_floating_point else made.fill_(2**31 - 1)
+        size = args[0]
+        whole = torch.full((size + 1024,), 0xA5, dtype=torch.uint8)
+        start = -whole.data_ptr() % 256 + 256
+        borders.extend((whole[:start], whole[start + size :]))
+        return whole[start : start + size]
+
+    for module in (native, loss_native):
+        monkeypatch.setattr(module.torch, "empty", empty, raising=False)
+    return borders
+
+
+def borders_hold(borders: list[torch.Tensor]) -> None:
+    assert borders
+    assert all((border == 0xA5).all() for border in borders)
+
+
+@pytest.mark.parametrize("device", [H200, A100], ids=["tiny", "ring"])
+@pytest.mark.parametrize("case", SMALL_CASES, ids=name_of)
+def test_small_cascades(
+    core: Any, case: CascadeCase, device: tuple[int, ...], guarded: list[torch.Tensor]
+) -> None:
+    core.set_limits(*device)
+    call = case.call()
+    same(native.run_on_stream(call, core, 0), reference.run(call))
+    borders_hold(guarded)
+
+
+CHOSEN = ("paper, UCF101", "one off a block", "long last stage", "clustered, long", "all equal, long",
+          "time-ordered, long", "infinities, long", "mixed weights, long")  # fmt: skip
+
+
+@pytest.mark.parametrize("device", [H200_SLICE, RTX], ids=["shared memory", "lists in global memory"])
+@pytest.mark.parametrize("case", [c for c in LARGE_CASES if c.name in CHOSEN], ids=name_of)
+def test_large_cascades(case: CascadeCase, device: tuple[int, ...], guarded: list[torch.Tensor]) -> None:
+    from cuda_tools import emulated
+
+    core = emulated()
+    core.set_seed(3)
+    core.set_limits(*device)
+    call = case.call()
+    same(native.run_on_stream(call, core, 0), reference.run(call))
+    borders_hold(guarded)
+
+
+@settings(max_examples=40, deadline=None)
+@given(call=cascade_calls())
+def test_any_cascade(call: CascadeCall) -> None:
+    from cuda_tools import emulated
+
+    core = emulated()
+    for seed, device in ((1, H200), (2, RTX)):
+        core.set_seed(seed)
+        core.set_limits(*device)
+        same(native.run_on_stream(call, core, 0), reference.run(call))
+
+
+def test_scores_are_float32_grade_at_any_scale(core: Any) -> None:
+    g = torch.Generator().manual_seed(4)
+    rows = torch.tensor([1e-30, 1e-3, 1.0, 7.0, 1e15])[:, None]
+    query = torch.randn(5, 128, generator=g) * rows
+    keys = torch.randn(300, 128, generator=g) * 10.0 ** torch.randint(-12, 13, (300, 1), generator=g)
+    call = CascadeCall([query], [keys], [1.0], [300], None, None, None)
+    indices, scores = native.run_on_stream(call, core, 0)
+    exact = (query.double() @ keys.double().T).gather(1, indices)
+    size = query.double().norm(dim=1)[:, None] * keys.double().norm(dim=1)[indices]
+    plain = (query @ keys.T).gather(1, indices)
+    budget = ((plain.double() - exact).abs() / size).max() + 2**-23
+    assert ((scores.double() - exact).abs() / size).max() <= budget
+
+
+def test_the_batch_split_does_not_change_a_bit(core: Any) -> None:
+    g = torch.Generator().manual_seed(5)
+    query, keys = torch.randn(70, 48, generator=g), torch.randn(500, 48, generator=g)
+    whole = native.run_on_stream(CascadeCall([query], [keys], [1.0], [500], None, None, None), core, 0)
+    for part in (slice(0, 3), slice(3, 40), slice(40, 70)):
+        some = native.run_on_stream(
+            CascadeCall([query[part]], [keys], [1.0], [500], None, None, None), core, 0
+        )
+        same(some, (whole[0][part], whole[1][part]))
+
+
+@pytest.mark.parametrize("case", [*LOSS_CASES, LossCase("wide features", 9, 70, 200, ids=9)], ids=name_of)
+def test_losses(core: Any, case: LossCase, guarded: list[torch.Tensor]) -> None:
+    call, exact_call = case.call(), case.call(dtype=torch.float64)
+    exact = loss_reference.sweep(exact_call, True)
+    grad_loss = torch.linspace(-1, 1, call.query.shape[0])
+    exact_keys = loss_reference.keys_gradient(
+        exact_call, grad_loss.double(), exact.lse_all, exact.lse_positive
+    )
+    got = loss_native.sweep_on_stream(call, True, core, 0)
+    keys = loss_native.keys_gradient_on_stream(call, (grad_loss, got.lse_all, got.lse_positive), core, 0)
+    logits = max([1.0, *(t.abs().max().item() for t in (exact.lse_all, exact.lse_positive) if t.numel())])
+    rounding = {torch.float32: 0.0, torch.bfloat16: 2**-8, torch.float16: 2**-11}[call.keys.dtype]
+    for name, value, wanted in [
+        *((name, getattr(got, name), getattr(exact, name)) for name in got._fields),
+        ("grad_keys", keys, exact_keys),
+    ]:
+        size = wanted.abs().max().item() if wanted.numel() else 0.0
+        slack = (1 + size) * (1e-5 + 4e-7 * logits) + (rounding * size if name == "grad_keys" else 0.0)
+        assert ((value.double() - wanted).abs() <= slack).all(), name
+    if call.query.numel():
+        borders_hold(guarded)
+    without = loss_native.sweep_on_stream(call, False, core, 0)
+    assert without.grad_query.shape[0] == 0 and torch.equal(without.loss, got.loss)
+
+
+@pytest.mark.parametrize("batch", [0, 1, 5, 8, 9, 30])
+def test_enqueue(core: Any, batch: int) -> None:
+    g = torch.Generator().manual_seed(batch)
+    for start in (0, 6):
+        buffers = [torch.randn(8, 5, generator=g), torch.randn(8, 16, generator=g).half(), torch.arange(8)]
+        rows = [
+            torch.randn(batch, 5, generator=g),
+            torch.randn(batch, 16, generator=g).half(),
+            torch.arange(batch) + 50,
+        ]
+        expected = [b.clone() for b in buffers]
+        places = [torch.tensor(start), torch.tensor(min(start, 8))]
+        expected_places = [p.clone() for p in places]
+        enqueue.reference(expected, *expected_places, rows)
+        enqueue.on_stream(buffers, *places, rows, core, 0)
+        for made, wanted in zip([*buffers, *places], [*expected, *expected_places]):
+            assert torch.equal(made, wanted)
+
+
+def test_limits_are_named(core: Any) -> None:
+    call = SMALL_CASES[0].call()
+    many = call._replace(stage_weights=[1.0, 0.0] * 33, stage_keep=[1] * 33)
+    assert "at most 32 stages" in str(native._beyond_limits(many))
+    with pytest.raises(RuntimeError, match="at most 32 stages"):
+        native.run_on_stream(many, core, 0)
+    rows = [float(i) for i in range(1, 19)]
+    assert "at most 8 weightings" in str(
+        native._beyond_limits(call._replace(stage_weights=rows, stage_keep=[1] * 9))
+    )
+    assert native._beyond_limits(call) is None
