@@ -63,30 +63,40 @@ def _check_features(op: str, call: CascadeCall) -> None:
     first = queries[0]
     if first.dtype not in SCORE_DTYPES:
         raise ValueError(f"{op}: queries[0] must be one of {_dtype_names(SCORE_DTYPES)}, got {first.dtype}")
+    dtype, device, rows, entries = first.dtype, first.device, first.shape[:1], keys[0].shape[:1]
     for v, (query, key) in enumerate(zip(queries, keys)):
-        if query.dim() != 2:
-            raise ValueError(f"{op}: queries[{v}] must have shape [B, D], got {_shape(query)}")
-        if key.dim() != 2:
-            raise ValueError(f"{op}: keys[{v}] must have shape [N, D], got {_shape(key)}")
-        if query.shape[0] != first.shape[0]:
-            raise ValueError(
-                f"{op}: queries[{v}] holds {query.shape[0]} queries, but queries[0] holds {first.shape[0]}"
-            )
-        if key.shape[0] != keys[0].shape[0]:
-            raise ValueError(
-                f"{op}: keys[{v}] holds {key.shape[0]} entries, but keys[0] holds {keys[0].shape[0]}"
-            )
-        if query.shape[1] != key.shape[1]:
-            raise ValueError(
-                f"{op}: queries[{v}] has D={query.shape[1]}, but keys[{v}] has D={key.shape[1]}; "
-                "a view's queries and keys must have the same size"
-            )
-        check_like(op, f"queries[{v}]", query, ("queries[0]", first))
-        check_like(op, f"keys[{v}]", key, ("queries[0]", first))
+        fits = query.shape[:1] == rows and key.shape[:1] == entries and query.shape[1:] == key.shape[1:]
+        alike = query.dtype == key.dtype == dtype and query.device == key.device == device
+        if not (fits and alike and query.dim() == 2):
+            _explain_view(op, call, v)
     if keys[0].shape[0] > MAX_ENTRIES:
         raise ValueError(
             f"{op}: keys holds {keys[0].shape[0]} entries; at most {MAX_ENTRIES} fit one call, split it"
         )
+
+
+def _explain_view(op: str, call: CascadeCall, v: int) -> None:
+    """The error of a view that does not fit the others."""
+    query, key, first, first_key = call.queries[v], call.keys[v], call.queries[0], call.keys[0]
+    if query.dim() != 2:
+        raise ValueError(f"{op}: queries[{v}] must have shape [B, D], got {_shape(query)}")
+    if key.dim() != 2:
+        raise ValueError(f"{op}: keys[{v}] must have shape [N, D], got {_shape(key)}")
+    if query.shape[0] != first.shape[0]:
+        raise ValueError(
+            f"{op}: queries[{v}] holds {query.shape[0]} queries, but queries[0] holds {first.shape[0]}"
+        )
+    if key.shape[0] != first_key.shape[0]:
+        raise ValueError(
+            f"{op}: keys[{v}] holds {key.shape[0]} entries, but keys[0] holds {first_key.shape[0]}"
+        )
+    if query.shape[1] != key.shape[1]:
+        raise ValueError(
+            f"{op}: queries[{v}] has D={query.shape[1]}, but keys[{v}] has D={key.shape[1]}; "
+            "a view's queries and keys must have the same size"
+        )
+    check_like(op, f"queries[{v}]", query, ("queries[0]", first))
+    check_like(op, f"keys[{v}]", key, ("queries[0]", first))
 
 
 def check_cascade(call: CascadeCall, op: str = "cascade_topk") -> None:
@@ -103,16 +113,16 @@ def check_cascade(call: CascadeCall, op: str = "cascade_topk") -> None:
             f"{op}: stage_weights must hold S*V = {num_stages}*{num_views} = {num_stages * num_views} numbers, "
             f"got {len(call.stage_weights)}"
         )
-    previous = None
+    previous = call.stage_keep[0]
     for s, keep in enumerate(call.stage_keep):
         row = call.stage_weights[s * num_views : (s + 1) * num_views]
-        if not all(math.isfinite(weight) for weight in row):
+        if not math.isfinite(sum(row)) and not all(map(math.isfinite, row)):
             raise ValueError(f"{op}: stage_weights of stage {s + 1} must be finite, got {list(row)}")
         if not any(row):
             raise ValueError(f"{op}: stage_weights of stage {s + 1} are all 0; some view must judge")
         if keep < 1:
             raise ValueError(f"{op}: stage_keep must be >= 1 at every stage, got {keep} at stage {s + 1}")
-        if previous is not None and keep > previous:
+        if keep > previous:
             raise ValueError(
                 f"{op}: stage_keep must not grow, got {keep} at stage {s + 1} after {previous} at stage {s}"
             )
