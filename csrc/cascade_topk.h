@@ -7,8 +7,8 @@ namespace cpr {
 enum class DType : int { float32 = 0, bfloat16 = 1, float16 = 2 };
 
 struct View {
-  const void* queries;   // [B, dim], rows query_stride elements apart
-  const void* keys;      // [N, dim], rows key_stride elements apart
+  const void* queries;  // [B, dim], rows query_stride elements apart
+  const void* keys;     // [N, dim], rows key_stride elements apart
   int64_t query_stride;
   int64_t key_stride;
   int64_t dim;
@@ -18,24 +18,26 @@ struct CascadeArgs {
   const View* views;
   int num_views;
   DType dtype;
-  int64_t num_queries;         // B
-  int64_t num_keys;            // N
-  const float* weights;        // [S, V]
-  const int64_t* keep;         // [S], non-increasing, >= 1
-  int num_stages;              // S
-  const int64_t* query_ids;    // [B] or null
-  const int64_t* key_ids;      // [N] or null
-  const uint8_t* exclude;      // [B, N] or null, rows exclude_stride bytes apart
+  int64_t num_queries;       // B
+  int64_t num_keys;          // N
+  const float* weights;      // [S, V]
+  const int64_t* keep;       // [S], non-increasing, >= 1
+  int num_stages;            // S
+  const int64_t* query_ids;  // [B] or null
+  const int64_t* key_ids;    // [N] or null
+  const uint8_t* exclude;    // [B, N] or null, rows exclude_stride bytes apart
   int64_t exclude_stride;
-  int64_t* indices;            // out [B, k]
-  float* scores;               // out [B, k]
+  int64_t* indices;  // out [B, k]
+  float* scores;     // out [B, k]
   int threads;
 };
 
-// Returns the number of queries whose sampled brackets missed and that were selected the long way (for tests).
+// Returns the number of queries whose sampled brackets missed and that were selected the long way (for
+// tests).
 int64_t cascade_topk_cpu(const CascadeArgs& args);
 
-// On the current CUDA device, all pointers but `weights` and `keep` there. Both return null, or why the call cannot run.
+// On the current CUDA device, all pointers but `weights` and `keep` there. Both return null, or why the call
+// cannot run.
 const char* cascade_topk_cuda_workspace(const CascadeArgs& args, int64_t* bytes);
 const char* cascade_topk_cuda(const CascadeArgs& args, void* workspace, int64_t bytes, void* stream);
 

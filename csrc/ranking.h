@@ -25,7 +25,8 @@ inline bool within(float score, int32_t index, Cut cut) {
   return score > cut.score || (score == cut.score && index <= cut.index);
 }
 
-// Unsigned, ascending with the score. -0 and +0 are equal scores, so -0 becomes +0. No score but NaN gives 0 or ~0.
+// Unsigned, ascending with the score. -0 and +0 are equal scores, so -0 becomes +0. No score but NaN gives 0
+// or ~0.
 CPR_HOST_DEVICE inline uint32_t ascending_key(float score) {
   score += 0.0f;
   uint32_t bits;
@@ -45,6 +46,8 @@ CPR_HOST_DEVICE inline uint64_t ranking_key(float score, int32_t index) {
   return (static_cast<uint64_t>(~ascending_key(score)) << 32) | static_cast<uint32_t>(index);
 }
 
-CPR_HOST_DEVICE inline float score_of_key(uint64_t key) { return score_of_ascending(~static_cast<uint32_t>(key >> 32)); }
+CPR_HOST_DEVICE inline float score_of_key(uint64_t key) {
+  return score_of_ascending(~static_cast<uint32_t>(key >> 32));
+}
 
 }  // namespace cpr

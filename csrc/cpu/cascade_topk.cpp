@@ -1,5 +1,5 @@
-// cpr::cascade_topk on CPU, compiled once per instruction set. No B x N buffer: keys stream by in panels, their scores
-// stay in cache, and only entries that may still be selected are kept.
+// cpr::cascade_topk on CPU, compiled once per instruction set. No B x N buffer: keys stream by in panels,
+// their scores stay in cache, and only entries that may still be selected are kept.
 #include "../cascade_topk.h"
 
 #include <cstdlib>
@@ -12,11 +12,14 @@ namespace cpr {
 namespace CPR_ISA_NAMESPACE {
 namespace {
 
-constexpr int64_t PANEL = 512;            // keys scored and filtered at a time
-constexpr int64_t ROW = PANEL + 16;       // floats a query's scores take: rows a power of two apart share cache sets
-constexpr int64_t ROUND_BYTES = 4 << 20;  // what a thread's queries may collect at a time, roughly: a level-2 cache
-constexpr int64_t WIDE_BYTES = 10 << 20;  // and where keys come from memory, so that visiting them less often pays
-constexpr int64_t CACHED_KEYS = 16 << 20; // bytes of keys that stay in a last-level cache
+constexpr int64_t PANEL = 512;  // keys scored and filtered at a time
+constexpr int64_t ROW =
+    PANEL + 16;  // floats a query's scores take: rows a power of two apart share cache sets
+constexpr int64_t ROUND_BYTES =
+    4 << 20;  // what a thread's queries may collect at a time, roughly: a level-2 cache
+constexpr int64_t WIDE_BYTES =
+    10 << 20;  // and where keys come from memory, so that visiting them less often pays
+constexpr int64_t CACHED_KEYS = 16 << 20;  // bytes of keys that stay in a last-level cache
 
 int64_t round_up(int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit; }
 
@@ -32,7 +35,8 @@ struct Arena {
   }
 };
 
-// How a call is cut up: blocks of `width` queries, supers of blocks that share a visit of the keys, rounds of supers.
+// How a call is cut up: blocks of `width` queries, supers of blocks that share a visit of the keys, rounds of
+// supers.
 struct Shape {
   int width;
   int64_t blocks, blocks_per_super, supers, supers_per_round;
@@ -41,10 +45,10 @@ struct Shape {
 };
 
 struct ThreadMemory {
-  float* wide;     // one tile of keys in float32
-  float* scores;   // [slots, queries of a super, ROW]
+  float* wide;         // one tile of keys in float32
+  float* scores;       // [slots, queries of a super, ROW]
   const float** rows;  // [R]
-  int32_t* which;  // [PANEL] keys of a gathered panel
+  int32_t* which;      // [PANEL] keys of a gathered panel
   Eligibility eligible;
   char* workspace;
 
@@ -115,8 +119,8 @@ struct Cascade {
     const int64_t blocks = left < shape.blocks_per_super ? left : shape.blocks_per_super;
     for (int v = 0; v < args.num_views; ++v) {
       if (!plan.view_used[v]) continue;
-      score_panel<NR>(args.views[v], args.dtype, panel, packed_of(slot_in_round, v), static_cast<int>(blocks), m.wide,
-                      m.scores + v * slot_size, ROW);
+      score_panel<NR>(args.views[v], args.dtype, panel, packed_of(slot_in_round, v), static_cast<int>(blocks),
+                      m.wide, m.scores + v * slot_size, ROW);
     }
     for (int x = 0; x < plan.mixes; ++x) mix(x, slot_size, m);
   }
@@ -156,17 +160,21 @@ struct Cascade {
     for (int64_t i = 0; i < strides_a_panel(pass); ++i) {
       const int64_t stride = p * strides_a_panel(pass) + i, first = stride * pass.units * pass.run;
       if (pass.end - pass.begin == 1) {
-        count = append_run(first + scrambled(pass.units, stride, pass.begin) * pass.run, pass.run, which, count);
+        count =
+            append_run(first + scrambled(pass.units, stride, pass.begin) * pass.run, pass.run, which, count);
         continue;
       }
       uint64_t taken = 0;  // units at most 64, in ascending order
-      for (int64_t rank = pass.begin; rank < pass.end; ++rank) taken |= uint64_t{1} << scrambled(pass.units, stride, rank);
-      for (; taken; taken &= taken - 1) count = append_run(first + __builtin_ctzll(taken) * pass.run, pass.run, which, count);
+      for (int64_t rank = pass.begin; rank < pass.end; ++rank)
+        taken |= uint64_t{1} << scrambled(pass.units, stride, rank);
+      for (; taken; taken &= taken - 1)
+        count = append_run(first + __builtin_ctzll(taken) * pass.run, pass.run, which, count);
     }
     return {which, 0, count};
   }
   int64_t append_run(int64_t first, int64_t run, int32_t* which, int64_t count) const {
-    for (int64_t key = first; key < first + run && key < args.num_keys; ++key) which[count++] = static_cast<int32_t>(key);
+    for (int64_t key = first; key < first + run && key < args.num_keys; ++key)
+      which[count++] = static_cast<int32_t>(key);
     return count;
   }
 
@@ -174,7 +182,8 @@ struct Cascade {
     const int64_t queries = queries_of_super(), first = slot_in_round * queries;
     for (int64_t i = first; i < first + queries; ++i) {
       for (int part = 0; part < shape.parts; ++part) collected_of(i, part).clear(plan);
-      for (int l = 0; l < plan.levels; ++l) shared.brackets[i * plan.levels + l] = {cut_nothing(), cut_everything()};
+      for (int l = 0; l < plan.levels; ++l)
+        shared.brackets[i * plan.levels + l] = {cut_nothing(), cut_everything()};
     }
   }
 
@@ -190,17 +199,22 @@ struct Cascade {
       for (int64_t i = 0; i < queries && first_query + i < args.num_queries; ++i) {
         const int64_t in_round = slot_in_round * queries + i;
         point_rows(m, i, queries);
-        filter_panel<R>(plan, panel, first_query + i, shared.brackets + in_round * plan.levels, m.rows, m.eligible,
-                        collected_of(in_round, part));
+        filter_panel<R>(plan, panel, first_query + i, shared.brackets + in_round * plan.levels, m.rows,
+                        m.eligible, collected_of(in_round, part));
       }
     }
   }
-  void sweep_rows(const Pass& pass, int64_t super, int64_t slot_in_round, int part, const ThreadMemory& m) const {
+  void sweep_rows(const Pass& pass, int64_t super, int64_t slot_in_round, int part,
+                  const ThreadMemory& m) const {
     switch (plan.rows) {
-      case 1: return sweep<1>(pass, super, slot_in_round, part, m);
-      case 2: return sweep<2>(pass, super, slot_in_round, part, m);
-      case 3: return sweep<3>(pass, super, slot_in_round, part, m);
-      default: return sweep<0>(pass, super, slot_in_round, part, m);
+      case 1:
+        return sweep<1>(pass, super, slot_in_round, part, m);
+      case 2:
+        return sweep<2>(pass, super, slot_in_round, part, m);
+      case 3:
+        return sweep<3>(pass, super, slot_in_round, part, m);
+      default:
+        return sweep<0>(pass, super, slot_in_round, part, m);
     }
   }
 };
@@ -209,7 +223,8 @@ int64_t select_directly(const CascadeArgs& args, int64_t q);
 
 // One query's result; 1 when its brackets missed and it was selected directly.
 template <int NR>
-int64_t resolve(const Cascade<NR>& cascade, int64_t q, const Collected* parts, const Bracket* brackets, Workspace& w) {
+int64_t resolve(const Cascade<NR>& cascade, int64_t q, const Collected* parts, const Bracket* brackets,
+                Workspace& w) {
   const CascadePlan& plan = cascade.plan;
   if (!settle_levels(plan, parts, cascade.shape.parts, brackets, w)) return select_directly(cascade.args, q);
   finish(cascade.args, plan, plan.levels, w, q);
@@ -228,7 +243,8 @@ int64_t run(const CascadeArgs& args, const CascadePlan& plan, const Shape& shape
   const int64_t shared_bytes = arena.used;
   ThreadMemory::take(arena, args, plan, shape, max_dim);
   const int64_t thread_bytes = arena.used - shared_bytes + 64 * shape.parts;
-  char* memory = static_cast<char*>(std::aligned_alloc(64, static_cast<size_t>(shared_bytes + round_up(thread_bytes, 64) * shape.threads)));
+  char* memory = static_cast<char*>(
+      std::aligned_alloc(64, static_cast<size_t>(shared_bytes + round_up(thread_bytes, 64) * shape.threads)));
   if (!memory) return -1;
   arena = {memory, 0};
   const SharedMemory shared = SharedMemory::take(arena, plan, shape, total_dim);
@@ -248,7 +264,8 @@ int64_t run(const CascadeArgs& args, const CascadePlan& plan, const Shape& shape
     Workspace w = Workspace::at(m.workspace, plan, shape.parts);
     const int64_t queries = cascade.queries_of_super();
     for (int64_t first = 0; first < shape.supers; first += shape.supers_per_round) {
-      const int64_t supers = shape.supers - first < shape.supers_per_round ? shape.supers - first : shape.supers_per_round;
+      const int64_t supers =
+          shape.supers - first < shape.supers_per_round ? shape.supers - first : shape.supers_per_round;
 #pragma omp for schedule(dynamic)
       for (int64_t s = 0; s < supers; ++s) {
         cascade.pack(first + s, s);
@@ -258,7 +275,8 @@ int64_t run(const CascadeArgs& args, const CascadePlan& plan, const Shape& shape
         const Pass& pass = plan.pass[x];
 #pragma omp for schedule(dynamic)
         for (int64_t t = 0; t < supers * shape.parts; ++t)
-          cascade.sweep_rows(pass, first + t / shape.parts, t / shape.parts, static_cast<int>(t % shape.parts), m);
+          cascade.sweep_rows(pass, first + t / shape.parts, t / shape.parts,
+                             static_cast<int>(t % shape.parts), m);
 #pragma omp for schedule(dynamic)
         for (int64_t i = 0; i < supers * queries; ++i) {
           const int64_t q = first * queries + i;
@@ -283,15 +301,19 @@ int64_t cascade(const CascadeArgs& args, const CascadePlan& whole) {
   const int64_t panels = (args.num_keys + PANEL - 1) / PANEL;
   shape.threads = args.threads > 1 ? args.threads : 1;
   // wide lists: fewer queries at a time, so that what they collect stays within the round's memory
-  const bool narrow_block = args.num_queries <= W || List::bytes(plan.rows, plan.list_capacity) * 2 * W > WIDE_BYTES;
+  const bool narrow_block =
+      args.num_queries <= W || List::bytes(plan.rows, plan.list_capacity) * 2 * W > WIDE_BYTES;
   shape.width = narrow_block ? W : 2 * W;
   shape.blocks = (args.num_queries + shape.width - 1) / shape.width;
   int64_t key_bytes = 0;
-  for (int v = 0; v < args.num_views; ++v) key_bytes += args.num_keys * args.views[v].dim * (args.dtype == DType::float32 ? 4 : 2);
-  int64_t per_super = (key_bytes > CACHED_KEYS ? WIDE_BYTES : ROUND_BYTES) / (List::bytes(plan.rows, plan.list_capacity) * shape.width);
+  for (int v = 0; v < args.num_views; ++v)
+    key_bytes += args.num_keys * args.views[v].dim * (args.dtype == DType::float32 ? 4 : 2);
+  int64_t per_super = (key_bytes > CACHED_KEYS ? WIDE_BYTES : ROUND_BYTES) /
+                      (List::bytes(plan.rows, plan.list_capacity) * shape.width);
   per_super = per_super < 1 ? 1 : (per_super > 64 / shape.width ? 64 / shape.width : per_super);
   shape.supers = (shape.blocks + per_super - 1) / per_super;
-  if (shape.supers <= shape.threads) shape.supers = 1;  // threads share the keys, and each reads its part once
+  if (shape.supers <= shape.threads)
+    shape.supers = 1;  // threads share the keys, and each reads its part once
   shape.blocks_per_super = (shape.blocks + shape.supers - 1) / shape.supers;  // as even as can be
   const int64_t parts = shape.supers >= shape.threads ? 1 : (shape.threads + shape.supers - 1) / shape.supers;
   shape.parts = static_cast<int>(parts < panels ? parts : panels);
@@ -303,7 +325,8 @@ int64_t cascade(const CascadeArgs& args, const CascadePlan& whole) {
   const int64_t fit = ROUND_BYTES * shape.threads / (per_query * shape.blocks_per_super * shape.width);
   shape.supers_per_round = fit < shape.threads ? shape.threads : fit;
   if (shape.supers_per_round > shape.supers) shape.supers_per_round = shape.supers;
-  if (static_cast<int64_t>(shape.threads) > shape.supers * shape.parts * 4) shape.threads = static_cast<int>(shape.supers * shape.parts * 4);
+  if (static_cast<int64_t>(shape.threads) > shape.supers * shape.parts * 4)
+    shape.threads = static_cast<int>(shape.supers * shape.parts * 4);
   return narrow_block ? run<1>(args, plan, shape) : run<2>(args, plan, shape);
 }
 

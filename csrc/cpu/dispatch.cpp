@@ -16,18 +16,18 @@ namespace cpr {
 namespace isa_generic {
 extern const CpuKernels kernels;
 extern const LossKernels loss_kernels;
-}
+}  // namespace isa_generic
 #ifdef CPR_HAS_avx2
 namespace isa_avx2 {
 extern const CpuKernels kernels;
 extern const LossKernels loss_kernels;
-}
+}  // namespace isa_avx2
 #endif
 #ifdef CPR_HAS_avx512
 namespace isa_avx512 {
 extern const CpuKernels kernels;
 extern const LossKernels loss_kernels;
-}
+}  // namespace isa_avx512
 #endif
 
 namespace {
@@ -42,8 +42,9 @@ struct Isa {
 std::vector<Isa> runnable() {
   std::vector<Isa> found;
 #ifdef CPR_HAS_avx512
-  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
-      __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("bmi2"))
+  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
+      __builtin_cpu_supports("bmi2"))
     found.push_back({"avx512", &isa_avx512::kernels, &isa_avx512::loss_kernels});
 #endif
 #ifdef CPR_HAS_avx2
@@ -60,13 +61,13 @@ Isa& chosen() {
   return isa;
 }
 
-constexpr int64_t STREAM_FROM = 4096;      // keys from which brackets pay for their sample
-constexpr double SAMPLE_SHARE = 1.6;       // the first sample, in units of num_keys^(2/3)
-constexpr int64_t MAX_SAMPLE = 4096;       // and at most
-constexpr int64_t NARROW_FROM = 49152;     // keys from which brackets are narrowed again on the way
-constexpr int64_t TAIL = 2048;             // survivors that the exact stages take over at
-constexpr double SPREAD = 3.7;             // bracket half-width in standard deviations of the sampled rank,
-constexpr double REPEATED_SPREAD = 4.3;    // and where brackets are set many times over
+constexpr int64_t STREAM_FROM = 4096;    // keys from which brackets pay for their sample
+constexpr double SAMPLE_SHARE = 1.6;     // the first sample, in units of num_keys^(2/3)
+constexpr int64_t MAX_SAMPLE = 4096;     // and at most
+constexpr int64_t NARROW_FROM = 49152;   // keys from which brackets are narrowed again on the way
+constexpr int64_t TAIL = 2048;           // survivors that the exact stages take over at
+constexpr double SPREAD = 3.7;           // bracket half-width in standard deviations of the sampled rank,
+constexpr double REPEATED_SPREAD = 4.3;  // and where brackets are set many times over
 
 struct PlanStorage {
   std::vector<int> slot_of_row, row_of_stage;
@@ -110,14 +111,15 @@ int plan_rows(const CascadeArgs& args, PlanStorage& store) {
   return mixes;
 }
 
-// How the keys are visited: all at once; or a sample of rows and then all; or, for long queues, a sample and then tiles
-// in growing shares, so that what a query holds grows with the square root of the queue.
+// How the keys are visited: all at once; or a sample of rows and then all; or, for long queues, a sample and
+// then tiles in growing shares, so that what a query holds grows with the square root of the queue.
 void plan_passes(int64_t num_keys, std::vector<Pass>& passes) {
   if (num_keys < STREAM_FROM) {
     passes.push_back({1, 1, 0, 1, false, false, nullptr, nullptr, nullptr});
     return;
   }
-  const double sample = std::min(SAMPLE_SHARE * std::pow(static_cast<double>(num_keys), 2.0 / 3.0), 1.0 * MAX_SAMPLE);
+  const double sample =
+      std::min(SAMPLE_SHARE * std::pow(static_cast<double>(num_keys), 2.0 / 3.0), 1.0 * MAX_SAMPLE);
   const int64_t stride = std::max<int64_t>(static_cast<int64_t>(static_cast<double>(num_keys) / sample), 4);
   passes.push_back({1, stride, 0, 1, true, true, nullptr, nullptr, nullptr});
   constexpr int64_t TILE = 16, UNITS = 32;
@@ -132,14 +134,16 @@ void plan_passes(int64_t num_keys, std::vector<Pass>& passes) {
   }
 }
 
-// Ranks, among the share of keys visited by the end of a pass, between which each level's threshold almost surely lies.
-// Returns how many entries are then undecided somewhere.
+// Ranks, among the share of keys visited by the end of a pass, between which each level's threshold almost
+// surely lies. Returns how many entries are then undecided somewhere.
 double plan_ranks(const CascadePlan& plan, const CascadeArgs& args, double seen, int64_t* ranks) {
   double entering = seen * static_cast<double>(args.num_keys), undecided = 0;
   for (int l = 0; l < plan.levels; ++l) {
     const double middle = static_cast<double>(plan.keep[l]) * seen;
     // the levels before are cut at their own ranks, so what is left to vary is this level's share of them
-    const double spread = (plan.passes > 2 ? REPEATED_SPREAD : SPREAD) * std::sqrt(middle * std::max(1.0 - middle / entering, 0.0) + 1.0) + 1.0;
+    const double spread = (plan.passes > 2 ? REPEATED_SPREAD : SPREAD) *
+                              std::sqrt(middle * std::max(1.0 - middle / entering, 0.0) + 1.0) +
+                          1.0;
     const double high = std::max(std::floor(middle - spread), 0.0), low = std::ceil(middle + spread);
     undecided += std::min(low, entering) - high;
     ranks[l] = static_cast<int64_t>(high);
@@ -159,8 +163,8 @@ void plan_levels(const CascadeArgs& args, PlanStorage& store, CascadePlan& plan)
   }
   store.ranks.resize(store.passes.size());
   plan.passes = static_cast<int>(store.passes.size());
-  double seen = 0, held = 0, most_held = 0;   // share of the keys visited; entries held; at any time
-  double undecided = 1.0;                     // share of the visited keys that brackets leave undecided
+  double seen = 0, held = 0, most_held = 0;  // share of the keys visited; entries held; at any time
+  double undecided = 1.0;                    // share of the visited keys that brackets leave undecided
   for (size_t x = 0; x < store.passes.size() && plan.levels > 0; ++x) {
     Pass& pass = store.passes[x];
     const double now = static_cast<double>(pass.end) / static_cast<double>(pass.units);

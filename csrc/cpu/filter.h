@@ -1,5 +1,6 @@
-// The streaming half of the cascade: a panel's scores meet the brackets of the leading stages while they are in cache.
-// Entries that a stage surely drops vanish, having been counted where they were certain; all others are collected.
+// The streaming half of the cascade: a panel's scores meet the brackets of the leading stages while they are
+// in cache. Entries that a stage surely drops vanish, having been counted where they were certain; all others
+// are collected.
 #pragma once
 #include "cascade_plan.h"
 #include "score.h"
@@ -10,7 +11,8 @@ namespace CPR_ISA_NAMESPACE {
 
 constexpr int UNROLLED_LEVELS = 4;  // more levels take a loop
 
-// Where a level's threshold almost surely lies: entries within `certain` stay, entries not within `possible` go.
+// Where a level's threshold almost surely lies: entries within `certain` stay, entries not within `possible`
+// go.
 struct Bracket {
   Cut certain;
   Cut possible;
@@ -20,8 +22,8 @@ inline bool drops_nothing(const Bracket& bracket) {
   return bracket.possible.index == INT32_MAX && bracket.possible.score == -__builtin_inff();
 }
 
-// What one query has collected from one part of the keys: every entry that is certain at all levels or undecided at
-// one, and for each level how many entries were certain at it and all before, collected or not.
+// What one query has collected from one part of the keys: every entry that is certain at all levels or
+// undecided at one, and for each level how many entries were certain at it and all before, collected or not.
 struct Collected {
   int64_t* certain;  // [L]
   int64_t* length;   // of the list; -1 after an overflow
@@ -48,8 +50,8 @@ struct Collected {
 // Which keys of a panel a query may select; ids are compared by 32 hashed bits first.
 struct Eligibility {
   const CascadeArgs* args;
-  int32_t* hash;     // [count] of the keys' ids
-  uint8_t* filled;   // [count] 1: not an empty slot
+  int32_t* hash;    // [count] of the keys' ids
+  uint8_t* filled;  // [count] 1: not an empty slot
 
   bool everything() const { return !args->key_ids && !args->exclude; }
 
@@ -110,7 +112,8 @@ struct PanelBrackets {
   const float* judge[MAX_LEVELS];  // the level's score row
   bool straddles = false;
 
-  PanelBrackets(const CascadePlan& plan, const Bracket* brackets, const Panel& panel, const float* const* rows)
+  PanelBrackets(const CascadePlan& plan, const Bracket* brackets, const Panel& panel,
+                const float* const* rows)
       : exact(brackets) {
     for (int l = 0; l < plan.levels; ++l) {
       certain[l] = threshold_for(brackets[l].certain, panel, &straddles);
@@ -120,8 +123,8 @@ struct PanelBrackets {
   }
 };
 
-// Panel entries of query q that may still matter, appended to its list; R rows (0: plan.rows), L levels (-1: many).
-// EXACT compares by (score, index), for the few panels that hold a cut's own index.
+// Panel entries of query q that may still matter, appended to its list; R rows (0: plan.rows), L levels (-1:
+// many). EXACT compares by (score, index), for the few panels that hold a cut's own index.
 template <int R, int L, bool EXACT>
 inline void collect(const CascadePlan& plan, const Panel& panel, int64_t q, const PanelBrackets& brackets,
                     const float* const* rows, const Eligibility& eligible, const Collected& out) {
@@ -148,8 +151,10 @@ inline void collect(const CascadePlan& plan, const Panel& panel, int64_t q, cons
     for (int l = 0; l < levels; ++l) {
       if (L < 0 && alive == 0) break;
       const F score = load(brackets.judge[l] + i);
-      const Mask sure = alive & (EXACT ? within(score, place, brackets.exact[l].certain) : ge(score, certain_from[l]));
-      const Mask maybe = alive & (EXACT ? within(score, place, brackets.exact[l].possible) : ge(score, possible_from[l]));
+      const Mask sure =
+          alive & (EXACT ? within(score, place, brackets.exact[l].certain) : ge(score, certain_from[l]));
+      const Mask maybe =
+          alive & (EXACT ? within(score, place, brackets.exact[l].possible) : ge(score, possible_from[l]));
       keep = static_cast<Mask>(keep | (maybe & ~sure));
       alive = sure;
       counts[l] += count(sure);
@@ -183,12 +188,18 @@ inline void filter_panel(const CascadePlan& plan, const Panel& panel, int64_t q,
     return;
   }
   switch (plan.levels) {
-    case 0: return filter_levels<R, 0>(plan, panel, q, brackets, rows, eligible, out);
-    case 1: return filter_levels<R, 1>(plan, panel, q, brackets, rows, eligible, out);
-    case 2: return filter_levels<R, 2>(plan, panel, q, brackets, rows, eligible, out);
-    case 3: return filter_levels<R, 3>(plan, panel, q, brackets, rows, eligible, out);
-    case UNROLLED_LEVELS: return filter_levels<R, UNROLLED_LEVELS>(plan, panel, q, brackets, rows, eligible, out);
-    default: return filter_levels<R, -1>(plan, panel, q, brackets, rows, eligible, out);
+    case 0:
+      return filter_levels<R, 0>(plan, panel, q, brackets, rows, eligible, out);
+    case 1:
+      return filter_levels<R, 1>(plan, panel, q, brackets, rows, eligible, out);
+    case 2:
+      return filter_levels<R, 2>(plan, panel, q, brackets, rows, eligible, out);
+    case 3:
+      return filter_levels<R, 3>(plan, panel, q, brackets, rows, eligible, out);
+    case UNROLLED_LEVELS:
+      return filter_levels<R, UNROLLED_LEVELS>(plan, panel, q, brackets, rows, eligible, out);
+    default:
+      return filter_levels<R, -1>(plan, panel, q, brackets, rows, eligible, out);
   }
 }
 

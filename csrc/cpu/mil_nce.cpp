@@ -1,6 +1,6 @@
-// cpr::mil_nce on CPU, compiled once per instruction set. One sweep over the keys gives the loss and its gradient: the
-// queue carries no gradient, so d loss / d query is a difference of two attention outputs. Scores stay in layout
-// [key, query lane]; the softmax runs online; nothing of size B x N exists.
+// cpr::mil_nce on CPU, compiled once per instruction set. One sweep over the keys gives the loss and its
+// gradient: the queue carries no gradient, so d loss / d query is a difference of two attention outputs.
+// Scores stay in layout [key, query lane]; the softmax runs online; nothing of size B x N exists.
 #include "../mil_nce.h"
 
 #include <cfloat>
@@ -16,13 +16,15 @@ namespace CPR_ISA_NAMESPACE {
 namespace {
 
 constexpr int NR = 2;
-constexpr int WIDTH = NR * W;     // queries a block
-constexpr int64_t PANEL = 128;    // keys a step
+constexpr int WIDTH = NR * W;   // queries a block
+constexpr int64_t PANEL = 128;  // keys a step
 constexpr int64_t MAX_CHUNKS = 16;
 constexpr float LOWEST = -FLT_MAX;
 
 int64_t round_up(int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit; }
-int32_t hash_of(int64_t id) { return static_cast<int32_t>((static_cast<uint64_t>(id) * 0x9E3779B97F4A7C15ull) >> 32); }
+int32_t hash_of(int64_t id) {
+  return static_cast<int32_t>((static_cast<uint64_t>(id) * 0x9E3779B97F4A7C15ull) >> 32);
+}
 
 // e^x for x <= 0, to about one unit in the last place; 0 below -87. (Cephes' polynomial.)
 inline F exp_nonpositive(F x) {
@@ -70,15 +72,16 @@ struct Partial {
 struct Sweep {
   const LossArgs& args;
   bool gradient;
-  float scale;              // 1 / temperature
+  float scale;  // 1 / temperature
   int64_t blocks, chunks, chunk_size;
-  float* packed;            // [blocks][dim, WIDTH]
-  Pair* pairs;              // [blocks][WIDTH * P], by key
-  int64_t* pair_count;      // [blocks]
-  float* partials;          // [blocks, chunks]
+  float* packed;        // [blocks][dim, WIDTH]
+  Pair* pairs;          // [blocks][WIDTH * P], by key
+  int64_t* pair_count;  // [blocks]
+  float* partials;      // [blocks, chunks]
 
   Partial partial(int64_t block, int64_t chunk) const {
-    return Partial::at(partials + (block * chunks + chunk) * round_up(Partial::floats(args.dim, gradient), 16), args.dim);
+    return Partial::at(
+        partials + (block * chunks + chunk) * round_up(Partial::floats(args.dim, gradient), 16), args.dim);
   }
   const Pair* pairs_of(int64_t block) const { return pairs + block * WIDTH * args.num_positives; }
 
@@ -86,7 +89,8 @@ struct Sweep {
     const View view{args.query, args.keys, args.query_stride, args.key_stride, args.dim};
     const int64_t first = block * WIDTH, left = args.num_queries - first;
     pack_queries(view, args.dtype, first, left, WIDTH, packed + block * args.dim * WIDTH);
-    pair_count[block] = list_pairs(first, left < WIDTH ? left : WIDTH, pairs + block * WIDTH * args.num_positives);
+    pair_count[block] =
+        list_pairs(first, left < WIDTH ? left : WIDTH, pairs + block * WIDTH * args.num_positives);
   }
 
   // The block's listed positives by (key, lane), each once; those that ids settle are left to the sweep.
@@ -107,7 +111,8 @@ struct Sweep {
     sort_pairs(reinterpret_cast<uint64_t*>(out), n);
     int64_t kept = 0;
     for (int64_t i = 0; i < n; ++i)
-      if (kept == 0 || out[i].key != out[kept - 1].key || out[i].lane != out[kept - 1].lane) out[kept++] = out[i];
+      if (kept == 0 || out[i].key != out[kept - 1].key || out[i].lane != out[kept - 1].lane)
+        out[kept++] = out[i];
     return kept;
   }
 
@@ -123,8 +128,8 @@ struct Sweep {
 
 // One thread's panel: keys in float32 and their scores against a block.
 struct PanelMemory {
-  float* wide;       // [PANEL, dim]
-  float* scores;     // [PANEL, WIDTH], then the exponentials
+  float* wide;    // [PANEL, dim]
+  float* scores;  // [PANEL, WIDTH], then the exponentials
   int32_t hash[PANEL];
   bool filled[PANEL];
 
@@ -144,9 +149,11 @@ PanelKeys load_keys(const LossArgs& args, int64_t first, int64_t count, PanelMem
       m.filled[j] = args.key_ids[first + j] >= 0;
     }
   const char* rows = row_at(args.keys, args.dtype, args.key_stride, first);
-  if (args.dtype == DType::float32 && count % TILE == 0) return {reinterpret_cast<const float*>(rows), args.key_stride, first, count};
+  if (args.dtype == DType::float32 && count % TILE == 0)
+    return {reinterpret_cast<const float*>(rows), args.key_stride, first, count};
   for (int64_t j = 0; j < count; ++j)
-    widen_row(row_at(args.keys, args.dtype, args.key_stride, first + j), args.dtype, args.dim, m.wide + j * args.dim);
+    widen_row(row_at(args.keys, args.dtype, args.key_stride, first + j), args.dtype, args.dim,
+              m.wide + j * args.dim);
   const int64_t padding = round_up(count, TILE) - count;
   std::memset(m.wide + count * args.dim, 0, sizeof(float) * static_cast<size_t>(padding * args.dim));
   return {m.wide, args.dim, first, count};
@@ -163,7 +170,8 @@ struct SiblingFinder {
   int64_t lanes;
   int32_t hash[WIDTH];
 
-  SiblingFinder(const LossArgs& args, int64_t first) : query_ids(args.query_ids ? args.query_ids + first : nullptr) {
+  SiblingFinder(const LossArgs& args, int64_t first)
+      : query_ids(args.query_ids ? args.query_ids + first : nullptr) {
     lanes = args.num_queries - first < WIDTH ? args.num_queries - first : WIDTH;
     for (int64_t i = 0; query_ids && i < WIDTH; ++i) hash[i] = i < lanes ? hash_of(query_ids[i]) : 0;
   }
@@ -201,7 +209,8 @@ void add_positive(const Sweep& sweep, const Partial& out, int lane, float score,
 }
 
 // Siblings of every lane: positives are taken, the left-out lose their score, negatives stay.
-void settle_ids(const Sweep& sweep, const PanelKeys& keys, const PanelMemory& m, const SiblingFinder& finder, const Partial& out) {
+void settle_ids(const Sweep& sweep, const PanelKeys& keys, const PanelMemory& m, const SiblingFinder& finder,
+                const Partial& out) {
   const LossArgs& args = sweep.args;
   for (int64_t j = 0; j < keys.count; ++j) {
     float* row = m.scores + j * WIDTH;
@@ -250,9 +259,11 @@ void attend(const PanelKeys& keys, const float* weights, int64_t dim, float* att
   constexpr int MR = rows_at_once<NR>();
   int64_t d = 0;
   for (; d + MR <= dim; d += MR)
-    multiply<MR, NR>(keys.rows + d, 1, keys.stride, weights, WIDTH, keys.count, true, attended + d * WIDTH, WIDTH);
+    multiply<MR, NR>(keys.rows + d, 1, keys.stride, weights, WIDTH, keys.count, true, attended + d * WIDTH,
+                     WIDTH);
   for (; d < dim; ++d)
-    multiply<1, NR>(keys.rows + d, 1, keys.stride, weights, WIDTH, keys.count, true, attended + d * WIDTH, WIDTH);
+    multiply<1, NR>(keys.rows + d, 1, keys.stride, weights, WIDTH, keys.count, true, attended + d * WIDTH,
+                    WIDTH);
 }
 
 void sweep_chunk(const Sweep& sweep, int64_t block, int64_t chunk, PanelMemory& m) {
@@ -263,7 +274,8 @@ void sweep_chunk(const Sweep& sweep, int64_t block, int64_t chunk, PanelMemory& 
   const SiblingFinder finder(args, block * WIDTH);
   const Pair* pair = sweep.pairs_of(block);
   const Pair* pairs_end = pair + sweep.pair_count[block];
-  const int64_t begin = chunk * sweep.chunk_size, end = begin + sweep.chunk_size < args.num_keys ? begin + sweep.chunk_size : args.num_keys;
+  const int64_t begin = chunk * sweep.chunk_size,
+                end = begin + sweep.chunk_size < args.num_keys ? begin + sweep.chunk_size : args.num_keys;
   while (pair < pairs_end && pair->key < begin) ++pair;
   for (int64_t first = begin; first < end; first += PANEL) {
     const int64_t count = end - first < PANEL ? end - first : PANEL;
@@ -290,7 +302,8 @@ void combine(const Sweep& sweep, int64_t q, float* row, const LossOut& out) {
   float own = 0;
   for (int64_t d = 0; d < dim; d += DEPTH) {
     float chain = 0;
-    for (int64_t e = d; e < dim && e < d + DEPTH; ++e) chain = std::fma(own_row[e], packed[e * WIDTH + lane], chain);
+    for (int64_t e = d; e < dim && e < d + DEPTH; ++e)
+      chain = std::fma(own_row[e], packed[e * WIDTH + lane], chain);
     own += chain;
   }
   float top = own, positive_top = LOWEST;
@@ -312,7 +325,8 @@ void combine(const Sweep& sweep, int64_t q, float* row, const LossOut& out) {
     const Partial part = sweep.partial(block, c);
     mass += part.mass[lane] * std::exp((part.top[lane] - top) * sweep.scale);
     if (part.positive_mass[lane] > 0)
-      positive_mass += part.positive_mass[lane] * std::exp((part.positive_top[lane] - positive_top) * sweep.scale);
+      positive_mass +=
+          part.positive_mass[lane] * std::exp((part.positive_top[lane] - positive_top) * sweep.scale);
   }
   const float log_mass = std::log(mass), log_positive = std::log(positive_mass);
   out.loss[q] = (top - positive_top) * sweep.scale + (log_mass - log_positive);
@@ -327,7 +341,8 @@ void combine(const Sweep& sweep, int64_t q, float* row, const LossOut& out) {
     const float share = std::exp((part.top[lane] - top) * sweep.scale) / mass;
     for (int64_t d = 0; d < dim; ++d) row[d] += share * part.attended[d * WIDTH + lane];
     if (!(part.positive_mass[lane] > 0)) continue;
-    const float positive_share = std::exp((part.positive_top[lane] - positive_top) * sweep.scale) / positive_mass;
+    const float positive_share =
+        std::exp((part.positive_top[lane] - positive_top) * sweep.scale) / positive_mass;
     for (int64_t d = 0; d < dim; ++d) row[d] -= positive_share * part.positive_attended[lane * dim + d];
   }
   for (int64_t d = 0; d < dim; ++d) out.grad_query[q * dim + d] = row[d] * sweep.scale;
@@ -342,7 +357,8 @@ Sweep plan_sweep(const LossArgs& args, bool gradient) {
   if (chunks < 1) chunks = 1;
   const int64_t chunk_size = round_up((args.num_keys + chunks - 1) / chunks, PANEL);
   const float scale = 1.0f / args.temperature;
-  return {args, gradient, scale < FLT_MAX ? scale : FLT_MAX, blocks, chunks, chunk_size, nullptr, nullptr, nullptr, nullptr};
+  return {args,    gradient, scale < FLT_MAX ? scale : FLT_MAX, blocks, chunks, chunk_size, nullptr, nullptr,
+          nullptr, nullptr};
 }
 
 // Shared memory of a call, and `thread_bytes` for each thread behind it; null when there is none to be had.
@@ -352,7 +368,8 @@ char* allocate(Sweep& sweep, bool with_partials, int64_t thread_bytes, char** th
   const int64_t pairs = round_up(sweep.blocks * WIDTH * sweep.args.num_positives * 8, 64);
   const int64_t counts = round_up(sweep.blocks * 8, 64);
   const int64_t partials =
-      with_partials ? sweep.blocks * sweep.chunks * round_up(Partial::floats(dim, sweep.gradient), 16) * 4 : 0;
+      with_partials ? sweep.blocks * sweep.chunks * round_up(Partial::floats(dim, sweep.gradient), 16) * 4
+                    : 0;
   const int64_t total = packed + pairs + counts + partials + round_up(thread_bytes, 64) * sweep.args.threads;
   char* memory = static_cast<char*>(std::aligned_alloc(64, static_cast<size_t>(round_up(total + 64, 64))));
   if (!memory) return nullptr;
@@ -385,7 +402,8 @@ bool mil_nce_sweep(const LossArgs& args, const LossOut& out) {
 #pragma omp for schedule(static)
     for (int64_t b = 0; b < sweep.blocks; ++b) sweep.prepare(b);
 #pragma omp for schedule(dynamic)
-    for (int64_t t = 0; t < sweep.blocks * sweep.chunks; ++t) sweep_chunk(sweep, t / sweep.chunks, t % sweep.chunks, m);
+    for (int64_t t = 0; t < sweep.blocks * sweep.chunks; ++t)
+      sweep_chunk(sweep, t / sweep.chunks, t % sweep.chunks, m);
 #pragma omp for schedule(static)
     for (int64_t q = 0; q < args.num_queries; ++q) combine(sweep, q, row, out);
   }
@@ -394,8 +412,8 @@ bool mil_nce_sweep(const LossArgs& args, const LossOut& out) {
 }
 
 // d loss / d logit of a panel against one block, scaled by grad_loss / T: in place of the scores.
-void weigh_panel(const Sweep& sweep, const PanelKeys& keys, const PanelMemory& m, int64_t block, const float* grad_loss,
-                 const float* lse_all, const float* lse_positive) {
+void weigh_panel(const Sweep& sweep, const PanelKeys& keys, const PanelMemory& m, int64_t block,
+                 const float* grad_loss, const float* lse_all, const float* lse_positive) {
   const LossArgs& args = sweep.args;
   const SiblingFinder finder(args, block * WIDTH);
   const Pair* pair = sweep.pairs_of(block);
@@ -425,8 +443,8 @@ void weigh_panel(const Sweep& sweep, const PanelKeys& keys, const PanelMemory& m
   }
 }
 
-bool mil_nce_keys_gradient(const LossArgs& args, const float* grad_loss, const float* lse_all, const float* lse_positive,
-                           float* grad_keys) {
+bool mil_nce_keys_gradient(const LossArgs& args, const float* grad_loss, const float* lse_all,
+                           const float* lse_positive, float* grad_keys) {
   Sweep sweep = plan_sweep(args, false);
   const int64_t rows_bytes = round_up(WIDTH * args.dim * 4, 64);
   const int64_t thread_bytes = round_up(PanelMemory::bytes(args.dim), 64) + rows_bytes;
@@ -443,7 +461,8 @@ bool mil_nce_keys_gradient(const LossArgs& args, const float* grad_loss, const f
     PanelMemory m;
     m.wide = reinterpret_cast<float*>(per_thread + mine * thread_bytes);
     m.scores = m.wide + PANEL * args.dim;
-    float* queries = reinterpret_cast<float*>(per_thread + mine * thread_bytes + round_up(PanelMemory::bytes(args.dim), 64));
+    float* queries = reinterpret_cast<float*>(per_thread + mine * thread_bytes +
+                                              round_up(PanelMemory::bytes(args.dim), 64));
 #pragma omp for schedule(static)
     for (int64_t b = 0; b < sweep.blocks; ++b) sweep.prepare(b);
 #pragma omp for schedule(dynamic)
@@ -456,7 +475,8 @@ bool mil_nce_keys_gradient(const LossArgs& args, const float* grad_loss, const f
         weigh_panel(sweep, keys, m, b, grad_loss, lse_all, lse_positive);
         const int64_t lanes = args.num_queries - b * WIDTH < WIDTH ? args.num_queries - b * WIDTH : WIDTH;
         for (int64_t i = 0; i < lanes; ++i)
-          widen_row(row_at(args.query, args.dtype, args.query_stride, b * WIDTH + i), args.dtype, args.dim, queries + i * args.dim);
+          widen_row(row_at(args.query, args.dtype, args.query_stride, b * WIDTH + i), args.dtype, args.dim,
+                    queries + i * args.dim);
         for (int64_t j = 0; j < count; ++j)
           for (int64_t i = 0; i < lanes; ++i) {
             const float weight = m.scores[j * WIDTH + i];

@@ -14,19 +14,18 @@ inline void extend(List& list, const List& more, int rows) {
 
 // Working memory of one thread for resolving one query.
 struct Workspace {
-  List merged;      // empty, for what several parts have collected
-  List entries;     // all that the query has collected, then what is alive of it
+  List merged;   // empty, for what several parts have collected
+  List entries;  // all that the query has collected, then what is alive of it
   Scratch scratch;
   float* undecided_scores;
   int32_t* undecided_index;
-  uint64_t* keys;   // [capacity] for sorting long results
+  uint64_t* keys;  // [capacity] for sorting long results
 
-  static int64_t capacity(const CascadePlan& plan, int parts) {
-    return parts * plan.list_capacity;
-  }
+  static int64_t capacity(const CascadePlan& plan, int parts) { return parts * plan.list_capacity; }
   static int64_t bytes(const CascadePlan& plan, int parts) {
     const int64_t n = capacity(plan, parts);
-    return (List::bytes(plan.rows, n) + Scratch::bytes(n) + List::bytes(1, n) + (n + 16) * 8 + 63) & ~int64_t{63};
+    return (List::bytes(plan.rows, n) + Scratch::bytes(n) + List::bytes(1, n) + (n + 16) * 8 + 63) &
+           ~int64_t{63};
   }
   static Workspace at(char* memory, const CascadePlan& plan, int parts) {
     const int64_t n = capacity(plan, parts);
@@ -45,11 +44,12 @@ struct Workspace {
 
 // Narrow `list` to its `keep` best by row `judge`.
 inline void keep_best(List& list, int rows, int judge, int64_t keep, const Scratch& scratch) {
-  if (list.n > keep) keep_within(list, rows, judge, mth_best(list.row(judge), list.index, list.n, keep, scratch));
+  if (list.n > keep)
+    keep_within(list, rows, judge, mth_best(list.row(judge), list.index, list.n, keep, scratch));
 }
 
-// One level of the entries, all alive so far: the undecided ones are copied out, and those certain here that the sweep
-// did not count (undecided at an earlier level, alive all the same) are counted in *late.
+// One level of the entries, all alive so far: the undecided ones are copied out, and those certain here that
+// the sweep did not count (undecided at an earlier level, alive all the same) are counted in *late.
 inline int64_t split_level(const CascadePlan& plan, int level, const List& entries, const Bracket* brackets,
                            float* scores, int32_t* index, int64_t* late) {
   int64_t undecided = 0, uncounted = 0;
@@ -71,17 +71,19 @@ inline int64_t split_level(const CascadePlan& plan, int level, const List& entri
   return undecided;
 }
 
-// The cut after `rank` entries of a level, of which `certain` are within the bracket's certain cut and the rest among
-// its undecided ones; no further than the bracket's own ends.
-inline Cut cut_at(int64_t rank, int64_t certain, int64_t undecided, const Bracket& bracket, const Workspace& w) {
+// The cut after `rank` entries of a level, of which `certain` are within the bracket's certain cut and the
+// rest among its undecided ones; no further than the bracket's own ends.
+inline Cut cut_at(int64_t rank, int64_t certain, int64_t undecided, const Bracket& bracket,
+                  const Workspace& w) {
   if (rank <= certain) return bracket.certain;
   if (rank >= certain + undecided) return bracket.possible;
   return mth_best(w.undecided_scores, w.undecided_index, undecided, rank - certain, w.scratch);
 }
 
-// Entries of one part after its brackets were tightened: what became certain at a level is counted there, what no
-// longer matters is dropped.
-inline void reclassify(const CascadePlan& plan, const Bracket* before, const Bracket* after, const Collected& part) {
+// Entries of one part after its brackets were tightened: what became certain at a level is counted there,
+// what no longer matters is dropped.
+inline void reclassify(const CascadePlan& plan, const Bracket* before, const Bracket* after,
+                       const Collected& part) {
   const List list = part.list(plan);
   int64_t kept = 0;
   for (int64_t i = 0; i < list.n; i += W) {
@@ -116,9 +118,10 @@ inline int64_t certain_of(const Collected* parts, int num_parts, int level) {
   return total;
 }
 
-// Brackets tightened to what the keys visited by the end of `pass` say. Wrong ones are noticed by settle_levels.
-inline void narrow(const CascadePlan& plan, const Pass& pass, const Collected* parts, int num_parts, Bracket* brackets,
-                   Workspace& w) {
+// Brackets tightened to what the keys visited by the end of `pass` say. Wrong ones are noticed by
+// settle_levels.
+inline void narrow(const CascadePlan& plan, const Pass& pass, const Collected* parts, int num_parts,
+                   Bracket* brackets, Workspace& w) {
   if (overflowed(parts, num_parts)) return;
   w.entries = w.merged;
   for (int p = 0; p < num_parts; ++p) extend(w.entries, parts[p].list(plan), plan.rows);
@@ -126,7 +129,8 @@ inline void narrow(const CascadePlan& plan, const Pass& pass, const Collected* p
   for (int l = 0; l < plan.levels; ++l) before[l] = brackets[l];
   for (int l = 0; l < plan.levels; ++l) {
     int64_t certain;
-    const int64_t undecided = split_level(plan, l, w.entries, before, w.undecided_scores, w.undecided_index, &certain);
+    const int64_t undecided =
+        split_level(plan, l, w.entries, before, w.undecided_scores, w.undecided_index, &certain);
     certain += certain_of(parts, num_parts, l);
     brackets[l].certain = cut_at(pass.certain_rank[l], certain, undecided, before[l], w);
     brackets[l].possible = cut_at(pass.possible_rank[l], certain, undecided, before[l], w);
@@ -143,14 +147,15 @@ inline void narrow(const CascadePlan& plan, const Pass& pass, const Collected* p
 }
 
 // Settle the levels exactly: `w.entries` becomes what is alive after level L. False when a bracket missed.
-inline bool settle_levels(const CascadePlan& plan, const Collected* parts, int num_parts, const Bracket* brackets,
-                          Workspace& w) {
+inline bool settle_levels(const CascadePlan& plan, const Collected* parts, int num_parts,
+                          const Bracket* brackets, Workspace& w) {
   if (overflowed(parts, num_parts)) return false;
   w.entries = num_parts == 1 ? parts[0].list(plan) : w.merged;
   for (int p = 0; num_parts > 1 && p < num_parts; ++p) extend(w.entries, parts[p].list(plan), plan.rows);
   for (int l = 0; l < plan.levels; ++l) {
     int64_t certain;
-    const int64_t undecided = split_level(plan, l, w.entries, brackets, w.undecided_scores, w.undecided_index, &certain);
+    const int64_t undecided =
+        split_level(plan, l, w.entries, brackets, w.undecided_scores, w.undecided_index, &certain);
     certain += certain_of(parts, num_parts, l);
     const int64_t keep = plan.keep[l];
     if (keep < certain || (keep > certain + undecided && !drops_nothing(brackets[l]))) return false;

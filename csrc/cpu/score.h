@@ -1,5 +1,5 @@
-// Inner products of a block of queries with a panel of keys, exact in order: one fused multiply-add chain per product,
-// in blocks of DEPTH along D, whatever the batch split, the tile or the number of threads.
+// Inner products of a block of queries with a panel of keys, exact in order: one fused multiply-add chain per
+// product, in blocks of DEPTH along D, whatever the batch split, the tile or the number of threads.
 #pragma once
 #include "../cascade_topk.h"
 #include "simd.h"
@@ -49,11 +49,11 @@ inline void pack_queries(const View& view, DType dtype, int64_t first, int64_t n
   }
 }
 
-// out[i, j] = sum over k of a[i * a_row + k * a_step] * b[k * b_row + j], for MR rows and NR vectors of columns; each
-// sum is one chain in order of k. Sets `out`, or adds to it.
+// out[i, j] = sum over k of a[i * a_row + k * a_step] * b[k * b_row + j], for MR rows and NR vectors of
+// columns; each sum is one chain in order of k. Sets `out`, or adds to it.
 template <int MR, int NR>
-inline void multiply(const float* a, int64_t a_row, int64_t a_step, const float* b, int64_t b_row, int64_t depth,
-                     bool add_to, float* out, int64_t out_row) {
+inline void multiply(const float* a, int64_t a_row, int64_t a_step, const float* b, int64_t b_row,
+                     int64_t depth, bool add_to, float* out, int64_t out_row) {
   F sums[MR][NR];
 #pragma GCC unroll 16
   for (int i = 0; i < MR; ++i)
@@ -86,13 +86,15 @@ constexpr int rows_at_once() {
 
 // A tile of 16 keys against one block of packed queries [dim, NR * W]: out [16, NR * W].
 template <int NR>
-inline void multiply_tile(const float* keys, int64_t key_stride, const float* packed, int64_t dim, float* out) {
+inline void multiply_tile(const float* keys, int64_t key_stride, const float* packed, int64_t dim,
+                          float* out) {
   constexpr int MR = rows_at_once<NR>(), width = NR * W;
   if (dim == 0) std::memset(out, 0, sizeof(float) * TILE * width);
   for (int64_t d = 0; d < dim; d += DEPTH) {
     const int64_t depth = dim - d < DEPTH ? dim - d : DEPTH;
     for (int i = 0; i < TILE; i += MR)
-      multiply<MR, NR>(keys + i * key_stride + d, key_stride, 1, packed + d * width, width, depth, d > 0, out + i * width, width);
+      multiply<MR, NR>(keys + i * key_stride + d, key_stride, 1, packed + d * width, width, depth, d > 0,
+                       out + i * width, width);
   }
 }
 
@@ -104,7 +106,8 @@ struct Panel {
   int64_t key(int64_t i) const { return which ? which[i] : first + i; }
 };
 
-// Ask for the rows of the tile at p while the one before is worked on: the hardware does not see 16 rows coming.
+// Ask for the rows of the tile at p while the one before is worked on: the hardware does not see 16 rows
+// coming.
 inline void prefetch_rows(const View& view, DType dtype, const Panel& panel, int64_t p) {
   const int64_t bytes = view.dim * (dtype == DType::float32 ? 4 : 2);
   for (int64_t i = p; i < p + TILE && i < panel.count; ++i) {
@@ -113,8 +116,8 @@ inline void prefetch_rows(const View& view, DType dtype, const Panel& panel, int
   }
 }
 
-// Scores of one view: out[q * out_stride + p] for all blocks of packed queries and all keys of the panel. Keys are
-// visited once. `out` rows must have room for the panel's count rounded up to TILE.
+// Scores of one view: out[q * out_stride + p] for all blocks of packed queries and all keys of the panel.
+// Keys are visited once. `out` rows must have room for the panel's count rounded up to TILE.
 template <int NR>
 inline void score_panel(const View& view, DType dtype, const Panel& panel, const float* packed, int blocks,
                         float* wide, float* out, int64_t out_stride) {
@@ -130,7 +133,8 @@ inline void score_panel(const View& view, DType dtype, const Panel& panel, const
       stride = view.key_stride;
     } else {  // a gathered, converted or short tile: 16 rows made contiguous
       for (int64_t i = 0; i < rows; ++i)
-        widen_row(row_at(view.keys, dtype, view.key_stride, panel.key(p + i)), dtype, view.dim, wide + i * view.dim);
+        widen_row(row_at(view.keys, dtype, view.key_stride, panel.key(p + i)), dtype, view.dim,
+                  wide + i * view.dim);
       std::memset(wide + rows * view.dim, 0, sizeof(float) * static_cast<size_t>((TILE - rows) * view.dim));
       keys = wide;
       stride = view.dim;
@@ -139,7 +143,8 @@ inline void score_panel(const View& view, DType dtype, const Panel& panel, const
       multiply_tile<NR>(keys, stride, packed + block * view.dim * width, view.dim, tile);
       float* rows_out = out + block * width * out_stride + p;
       for (int k = 0; k < TILE; k += W)
-        for (int q = 0; q < width; q += W) transpose(tile + k * width + q, width, rows_out + q * out_stride + k, out_stride);
+        for (int q = 0; q < width; q += W)
+          transpose(tile + k * width + q, width, rows_out + q * out_stride + k, out_stride);
     }
   }
 }

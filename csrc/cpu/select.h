@@ -25,8 +25,8 @@ inline List list_at(char* memory, int rows, int64_t capacity) {
   return {scores, reinterpret_cast<int32_t*>(scores + rows * (capacity + W)), capacity, 0};
 }
 
-inline Cut cut_nothing() { return {__builtin_nanf(""), -1}; }                    // no entry is within
-inline Cut cut_everything() { return {-__builtin_inff(), INT32_MAX}; }           // every entry is within
+inline Cut cut_nothing() { return {__builtin_nanf(""), -1}; }           // no entry is within
+inline Cut cut_everything() { return {-__builtin_inff(), INT32_MAX}; }  // every entry is within
 
 inline Mask within(F score, I index, Cut cut) {
   return gt(score, set1(cut.score)) | (eq(score, set1(cut.score)) & le(index, set1(cut.index)));
@@ -57,12 +57,13 @@ struct Scratch {
 inline Scratch scratch_at(char* memory, int64_t capacity) {
   float* base = reinterpret_cast<float*>(memory);
   const int64_t step = capacity + W;
-  return {{base, base + step}, {reinterpret_cast<int32_t*>(base + 2 * step), reinterpret_cast<int32_t*>(base + 3 * step)}};
+  return {{base, base + step},
+          {reinterpret_cast<int32_t*>(base + 2 * step), reinterpret_cast<int32_t*>(base + 3 * step)}};
 }
 
 // Entries within `low` but not within `high`, in order; *above counts those within `high`.
-inline int64_t between(const float* scores, const int32_t* index, int64_t n, Cut high, Cut low, float* out_scores,
-                       int32_t* out_index, int64_t* above) {
+inline int64_t between(const float* scores, const int32_t* index, int64_t n, Cut high, Cut low,
+                       float* out_scores, int32_t* out_index, int64_t* above) {
   int64_t kept = 0, within_high = 0;
   for (int64_t i = 0; i < n; i += W) {
     const F score = load(scores + i);
@@ -79,9 +80,10 @@ inline int64_t between(const float* scores, const int32_t* index, int64_t n, Cut
   return kept;
 }
 
-// The m-th best (1 <= m <= n) of the entries, as a cut that exactly m of them are within: by (score, index) throughout,
-// for lists in which ties decide.
-inline Cut mth_best_among_ties(const float* scores, const int32_t* index, int64_t n, int64_t m, const Scratch& scratch) {
+// The m-th best (1 <= m <= n) of the entries, as a cut that exactly m of them are within: by (score, index)
+// throughout, for lists in which ties decide.
+inline Cut mth_best_among_ties(const float* scores, const int32_t* index, int64_t n, int64_t m,
+                               const Scratch& scratch) {
   constexpr int SAMPLE = static_cast<int>(SMALL);
   int32_t ranks[SMALL + 16];
   int side = 0;
@@ -98,7 +100,8 @@ inline Cut mth_best_among_ties(const float* scores, const int32_t* index, int64_
       sorted_score[ranks[i]] = sample_score[i];
       sorted_index[ranks[i]] = sample_index[i];
     }
-    const double place = static_cast<double>(m) * SAMPLE / static_cast<double>(n);  // about this many sampled are within
+    const double place =
+        static_cast<double>(m) * SAMPLE / static_cast<double>(n);  // about this many sampled are within
     const double spread = 1.0 + 1.8 * __builtin_sqrt(place * (1.0 - place / SAMPLE) + 0.25);
     const int high_at = static_cast<int>(place - spread) - 1, low_at = static_cast<int>(place + spread);
     const Cut high = high_at < 0 ? cut_nothing() : Cut{sorted_score[high_at], sorted_index[high_at]};
@@ -152,7 +155,8 @@ inline float mth_highest_small(const float* scores, int64_t n, int64_t m, int64_
 }
 
 // Scores strictly between `low` and `high`, in order; *above counts those at `high` or higher.
-inline int64_t scores_between(const float* scores, int64_t n, float high, float low, float* out, int64_t* above) {
+inline int64_t scores_between(const float* scores, int64_t n, float high, float low, float* out,
+                              int64_t* above) {
   const F top = set1(high), bottom = set1(low);
   int64_t kept = 0, higher = 0, i = 0;
   for (; i + W <= n; i += W) {
@@ -191,8 +195,8 @@ inline void sorted_sample(const float* scores, int64_t n, float* sorted) {
   }
 }
 
-// The m-th best (1 <= m <= n) of the entries, as a cut that exactly m of them are within. Scores alone are narrowed;
-// indices matter only when the m-th score is shared and not all that share it are wanted.
+// The m-th best (1 <= m <= n) of the entries, as a cut that exactly m of them are within. Scores alone are
+// narrowed; indices matter only when the m-th score is shared and not all that share it are wanted.
 inline Cut mth_best(const float* scores, const int32_t* index, int64_t n, int64_t m, const Scratch& scratch) {
   const float* left = scores;
   int64_t left_n = n, left_m = m, above = 0, equal = 0;
@@ -226,7 +230,8 @@ inline Cut mth_best(const float* scores, const int32_t* index, int64_t n, int64_
   return mth_best_among_ties(scores, index, n, m, scratch);
 }
 
-// Keep the entries of `list` within `cut` of row `judge`; order stays. In place: what is written has been read.
+// Keep the entries of `list` within `cut` of row `judge`; order stays. In place: what is written has been
+// read.
 inline void keep_within(List& list, int rows, int judge, Cut cut) {
   int64_t kept = 0;
   for (int64_t i = 0; i < list.n; i += W) {

@@ -1,6 +1,6 @@
-// The few vector operations that the CPU kernels are written in, for the instruction set of this translation unit.
-// Included once per instruction set, into a namespace of its own: nothing here may have weak external linkage that
-// another instruction set could pick up, so no standard containers.
+// The few vector operations that the CPU kernels are written in, for the instruction set of this translation
+// unit. Included once per instruction set, into a namespace of its own: nothing here may have weak external
+// linkage that another instruction set could pick up, so no standard containers.
 #pragma once
 #include <cstdint>
 #include <cstring>

@@ -53,7 +53,8 @@ inline F select(Mask m, F yes, F no) {
   return _mm256_blendv_ps(no, yes, _mm256_castsi256_ps(on));
 }
 inline Mask from_bytes_nonzero(const uint8_t* p) {
-  const __m128i zero_bytes = _mm_cmpeq_epi8(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)), _mm_setzero_si128());
+  const __m128i zero_bytes =
+      _mm_cmpeq_epi8(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)), _mm_setzero_si128());
   return ALL & ~static_cast<Mask>(_mm_movemask_epi8(zero_bytes));
 }
 inline float sum(F x) {
@@ -98,7 +99,8 @@ inline F widen_float16(const uint16_t* p) {
 inline F round_even(F x) { return _mm256_round_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
 // x * 2^n for integers n in [-126, 0] held as floats.
 inline F scale_by_power(F x, F n) {
-  const __m256i exponent = _mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127)), 23);
+  const __m256i exponent =
+      _mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127)), 23);
   return _mm256_mul_ps(x, _mm256_castsi256_ps(exponent));
 }
 

@@ -32,7 +32,8 @@ inline I load(const int32_t* p) { return _mm512_loadu_si512(p); }
 inline void store(int32_t* p, I x) { _mm512_storeu_si512(p, x); }
 inline I set1(int32_t x) { return _mm512_set1_epi32(x); }
 inline I iota(int32_t first) {
-  return _mm512_add_epi32(_mm512_set1_epi32(first), _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15));
+  return _mm512_add_epi32(_mm512_set1_epi32(first),
+                          _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15));
 }
 inline Mask eq(I a, I b) { return _mm512_cmpeq_epi32_mask(a, b); }
 inline Mask le(I a, I b) { return _mm512_cmple_epi32_mask(a, b); }

@@ -11,7 +11,11 @@ typedef int32_t I __attribute__((vector_size(16)));
 using Mask = uint32_t;  // bit i: lane i
 constexpr Mask ALL = 0xF;
 
-inline F load(const float* p) { F x; std::memcpy(&x, p, sizeof x); return x; }
+inline F load(const float* p) {
+  F x;
+  std::memcpy(&x, p, sizeof x);
+  return x;
+}
 inline void store(float* p, F x) { std::memcpy(p, &x, sizeof x); }
 inline F set1(float x) { return F{x, x, x, x}; }
 inline F zero() { return F{0, 0, 0, 0}; }
@@ -32,7 +36,11 @@ inline Mask gt(F a, F b) { return bits(a > b); }
 inline Mask eq(F a, F b) { return bits(a == b); }
 inline Mask unordered(F a, F b) { return ALL & ~(bits(a == a) & bits(b == b)); }
 
-inline I load(const int32_t* p) { I x; std::memcpy(&x, p, sizeof x); return x; }
+inline I load(const int32_t* p) {
+  I x;
+  std::memcpy(&x, p, sizeof x);
+  return x;
+}
 inline void store(int32_t* p, I x) { std::memcpy(p, &x, sizeof x); }
 inline I set1(int32_t x) { return I{x, x, x, x}; }
 inline I iota(int32_t first) { return I{first, first + 1, first + 2, first + 3}; }
@@ -83,7 +91,8 @@ inline F widen_float16(const uint16_t* p) {
 
 inline F round_even(F x) { return F{rintf(x[0]), rintf(x[1]), rintf(x[2]), rintf(x[3])}; }
 inline F scale_by_power(F x, F n) {
-  return F{ldexpf(x[0], (int)n[0]), ldexpf(x[1], (int)n[1]), ldexpf(x[2], (int)n[2]), ldexpf(x[3], (int)n[3])};
+  return F{ldexpf(x[0], (int)n[0]), ldexpf(x[1], (int)n[1]), ldexpf(x[2], (int)n[2]),
+           ldexpf(x[3], (int)n[3])};
 }
 
 }  // namespace CPR_ISA_NAMESPACE
