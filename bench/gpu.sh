@@ -42,12 +42,12 @@ step() {
       124 | 137) verdict="TIMED OUT" ;;
       *) verdict=FAILED ;;
     esac
-    note=$(grep -E "passed|failed|ERROR SUMMARY|RACECHECK SUMMARY|wrong$|rror:" "$OUT/$name.log" | tail -1 | cut -c1-100)
+    note=$(grep -E "passed|failed|skipped|ERROR SUMMARY|RACECHECK SUMMARY|wrong$|rror:" "$OUT/$name.log" | tail -1 | cut -c1-100)
   fi
   [ "$code" -eq 0 ] || WRONG=1
   printf '%-24s %-9s %4ds  %s\n' "$name" "$verdict" $((SECONDS - began)) "$note" | tee -a "$TABLE"
   if [ "$code" -ne 0 ] && [ -f "$OUT/$name.log" ]; then
-    grep -E "^FAILED|^ERROR|WRONG|rror:|=========" "$OUT/$name.log" | head -12 | sed 's/^/    /' | tee -a "$TABLE"
+    grep -E "^FAILED|^ERROR|^bench:|WRONG|rror:|=========" "$OUT/$name.log" | head -12 | sed 's/^/    /' | tee -a "$TABLE"
   fi
   return "$code"
 }
@@ -99,7 +99,12 @@ tests() {
   local name=$1 most=$2
   shift 2
   step "$name" "$most" "${IN_SITE[@]}" "$PY" -m pytest -q -p no:cacheprovider -c "$REPO/pyproject.toml" \
-    --rootdir "$REPO" "${PARALLEL[@]}" --timeout 120 --maxfail 40 --junitxml "$OUT/$name.xml" "$REPO/python_tests/test_gpu.py" "$@"
+    --rootdir "$REPO" "${PARALLEL[@]}" --timeout 120 --maxfail 40 --junitxml "$OUT/$name.xml" \
+    "$REPO/python_tests/test_gpu.py" "$@"
+  if ! grep -q " passed" "$OUT/$name.log" || grep -q " skipped" "$OUT/$name.log"; then
+    echo "    $name: tests were skipped or none passed, see $name.log" | tee -a "$TABLE"
+    WRONG=1
+  fi
 }
 
 # sanitize TOOL MOST_SECONDS: small shapes through every native kernel; every allocation its own, so that a step beyond

@@ -42,7 +42,7 @@ def why_not_cuda(device: torch.device) -> str | None:
 @functools.cache
 def shared_memory(device: torch.device) -> int:
     """Bytes of shared memory that a block may ask for on a CUDA device."""
-    with torch.cuda.device(device):
+    with on_current_stream(device):
         return _core.cuda_limits()[1]
 
 
@@ -50,4 +50,5 @@ def shared_memory(device: torch.device) -> int:
 def on_current_stream(device: torch.device) -> Iterator[int]:
     """Make `device` current, and give the handle of its current stream."""
     with torch.cuda.device(device):
+        _core.cuda_use_device(torch.cuda.current_device())  # the core's runtime is its own, linked into it
         yield torch.cuda.current_stream(device).cuda_stream

@@ -117,6 +117,8 @@ inline void bind(py::module_& m) {
   bind_loss(m);
   m.def("cuda_unavailable", &cuda_unavailable, "Why no CUDA device can be used, or an empty string.");
   m.def(
+      "cuda_use_device", [](int index) { check(use_device(index)); }, "Make a device the current one of this thread.");
+  m.def(
       "cuda_limits",
       [] {
         const DeviceLimits limits = limits_of_current_device();

@@ -7,6 +7,7 @@ namespace cpr {
 #ifdef CPR_EMULATE
 
 std::string cuda_unavailable() { return ""; }
+const char* use_device(int index) { return index == 0 ? nullptr : "there is one emulated device"; }
 DeviceLimits limits_of_current_device() { return emulated_limits(); }
 
 #else
@@ -17,6 +18,13 @@ std::string cuda_unavailable() {
   if (error == cudaSuccess && count > 0) return "";
   cudaGetLastError();
   return error == cudaSuccess ? "no CUDA device" : cudaGetErrorString(error);
+}
+
+const char* use_device(int index) {
+  const cudaError_t error = cudaSetDevice(index);
+  if (error == cudaSuccess) return nullptr;
+  cudaGetLastError();
+  return cudaGetErrorString(error);
 }
 
 DeviceLimits limits_of_current_device() {
