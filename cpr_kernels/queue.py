@@ -11,13 +11,16 @@ from torch import Tensor, nn
 from .checks import check_ids
 
 
-def _gathered(rows: Tensor) -> Tensor:
-    """The rows of every rank, in rank order; as they are without a process group."""
+def _gathered(columns: list[Tensor]) -> list[Tensor]:
+    """Each column's rows of every rank, in rank order; as they are without a process group."""
     if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
-        return rows
-    parts = [torch.empty_like(rows) for _ in range(dist.get_world_size())]
-    dist.all_gather(parts, rows.contiguous())
-    return torch.cat(parts)
+        return columns
+    whole = []
+    for rows in columns:
+        parts = [torch.empty_like(rows) for _ in range(dist.get_world_size())]
+        dist.all_gather(parts, rows.contiguous())
+        whole.append(torch.cat(parts))
+    return whole
 
 
 class MultiViewQueue(nn.Module):
@@ -81,7 +84,7 @@ class MultiViewQueue(nn.Module):
     @property
     def views(self) -> dict[str, Tensor]:
         """``{view: [N, D]}``: the buffers themselves, not copies. What mining takes as keys."""
-        return {name: self.get_buffer(f"view_{name}") for name in self._names}
+        return {name: getattr(self, f"view_{name}") for name in self._names}
 
     @torch.no_grad()
     def enqueue(self, features: Mapping[str, Tensor], ids: Tensor, labels: Tensor | None = None) -> None:
@@ -123,12 +126,8 @@ class MultiViewQueue(nn.Module):
                 )
             if value.is_complex():
                 raise ValueError(f"enqueue: features[{name!r}] must hold real numbers, got {value.dtype}")
-        torch.ops.cpr.enqueue_(
-            buffers,
-            self.pointer,
-            self.count,
-            [_gathered(value.detach().to(buffer.dtype)) for value, buffer in zip(values, buffers)],
-        )
+        rows_of = [value.to(buffer.dtype) for value, buffer in zip(values, buffers)]
+        torch.ops.cpr.enqueue_(buffers, self.pointer, self.count, _gathered(rows_of))
 
     def extra_repr(self) -> str:
         """Views, size and dtype, for printing the module."""
