@@ -6,16 +6,21 @@ waited for, masks, ties, every path. What it cannot show: speed, and rounding in
 
 from __future__ import annotations
 
+import os
 import shutil
+import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from cases import LARGE_CASES, LOSS_CASES, SMALL_CASES, CascadeCase, LossCase, name_of
+from cuda_tools import CUDA_SOURCES
 from hypothesis import given, settings
 from test_mining import cascade_calls, same
 
+import cpr_kernels
 from cpr_kernels import enqueue
 from cpr_kernels.calls import CascadeCall
 from cpr_kernels.losses import native as loss_native
@@ -189,3 +194,34 @@ def test_limits_are_named(core: Any) -> None:
         native._beyond_limits(call._replace(stage_weights=rows, stage_keep=[1] * 9))
     )
     assert native._beyond_limits(call) is None
+
+
+FAULTS = {
+    "a copy not waited for": ("score.h", "copy_wait<STEPS - 2>();", "copy_wait<STEPS - 1>();"),
+    "no barrier between two halves of a launch": ("cascade_topk.cu", "  sync_cluster();\n  for (uint32_t query", "  for (uint32_t query"),
+    "one tie too many": ("select.h", "seen++ < cut.ties", "seen++ <= cut.ties"),
+}  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fault", FAULTS)
+def test_the_emulation_sees_a_planted_fault(fault: str, tmp_path: Path) -> None:
+    """In a process of its own, for a faulty kernel may write anywhere."""
+    shutil.copytree(CUDA_SOURCES.parent, tmp_path / "csrc")
+    name, old, new = FAULTS[fault]
+    source = tmp_path / "csrc" / "cuda" / name
+    assert source.read_text().count(old) == 1
+    source.write_text(source.read_text().replace(old, new))
+    script = (
+        "import cuda_tools, torch; from pathlib import Path\n"
+        f"cuda_tools.CUDA_SOURCES = Path({str(source.parent)!r})\n"
+        "from cases import SMALL_CASES; from cpr_kernels.mining import native, reference\n"
+        "core = cuda_tools.emulated(); core.set_seed(7)\n"
+        "pairs = [(native.run_on_stream(c.call(), core, 0), reference.run(c.call())) for c in SMALL_CASES]\n"
+        "raise SystemExit(0 if all(torch.equal(a[0], b[0]) for a, b in pairs) else 7)"
+    )
+    path = os.pathsep.join(map(str, (Path(__file__).parent, Path(cpr_kernels.__file__).parents[1])))
+    done = subprocess.run(
+        [sys.executable, "-c", script], env={**os.environ, "PYTHONPATH": path}, capture_output=True
+    )
+    assert done.returncode == 7 or done.returncode < 0, done.stderr.decode()
