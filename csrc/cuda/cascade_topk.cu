@@ -47,9 +47,10 @@ CPR_KERNEL(LARGE_THREADS, 1) select_kernel(SelectArgs args) {
   select_query(args, block_index(), shared);
 }
 
-// Grid: one cluster of TINY_BLOCKS.
+// Grid: one cluster of TINY_BLOCKS. Empty where there are no clusters: plan() never takes it there.
 template <bool BFLOAT, int PLANES>
 CPR_KERNEL(SCORE_THREADS, 1) tiny_kernel(TinyArgs args) {
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
   CPR_SHARED_MEMORY(shared);
   for (int i = 0; i < args.prepares; ++i) prepare_rows(args.prepare.of[i], block_index(), TINY_BLOCKS);
   sync_cluster();
@@ -60,6 +61,7 @@ CPR_KERNEL(SCORE_THREADS, 1) tiny_kernel(TinyArgs args) {
   sync_cluster();
   for (uint32_t query = block_index(); query < args.select.num_queries; query += TINY_BLOCKS)
     select_query(args.select, query, shared);
+#endif
 }
 
 int64_t round_up(int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit; }
