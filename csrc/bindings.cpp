@@ -24,10 +24,11 @@ T* at(Address address) {
 }
 
 // views: (queries, query stride, keys, key stride, D) each.
-std::int64_t cascade_topk(const std::vector<std::tuple<Address, int64_t, Address, int64_t, int64_t>>& views, int dtype,
-                          int64_t num_queries, int64_t num_keys, const std::vector<float>& weights,
-                          const std::vector<int64_t>& keep, Address query_ids, Address key_ids, Address exclude,
-                          int64_t exclude_stride, Address indices, Address scores, int threads) {
+std::int64_t cascade_topk(const std::vector<std::tuple<Address, int64_t, Address, int64_t, int64_t>>& views,
+                          int dtype, int64_t num_queries, int64_t num_keys, const std::vector<float>& weights,
+                          const std::vector<int64_t>& keep, Address query_ids, Address key_ids,
+                          Address exclude, int64_t exclude_stride, Address indices, Address scores,
+                          int threads) {
   const py::gil_scoped_release unlocked;
   std::vector<cpr::View> list;
   for (const auto& [queries, query_stride, keys, key_stride, dim] : views)
@@ -53,9 +54,10 @@ std::int64_t cascade_topk(const std::vector<std::tuple<Address, int64_t, Address
   return missed;
 }
 
-cpr::LossArgs loss_args(const std::tuple<Address, int64_t, Address, int64_t, Address, int64_t>& features, int dtype,
-                        const std::tuple<int64_t, int64_t, int64_t, int64_t>& sizes, Address positives,
-                        float temperature, const std::tuple<Address, Address, Address>& masks, int siblings, int threads) {
+cpr::LossArgs loss_args(const std::tuple<Address, int64_t, Address, int64_t, Address, int64_t>& features,
+                        int dtype, const std::tuple<int64_t, int64_t, int64_t, int64_t>& sizes,
+                        Address positives, float temperature,
+                        const std::tuple<Address, Address, Address>& masks, int siblings, int threads) {
   cpr::LossArgs args{};
   const auto& [query, query_stride, positive, positive_stride, keys, key_stride] = features;
   args.query = at<const void>(query);
@@ -76,13 +78,14 @@ cpr::LossArgs loss_args(const std::tuple<Address, int64_t, Address, int64_t, Add
   return args;
 }
 
-void enqueue(const std::vector<std::tuple<Address, int64_t, Address, int64_t, int64_t>>& columns, int64_t size,
-             int64_t batch, Address pointer, Address count) {
+void enqueue(const std::vector<std::tuple<Address, int64_t, Address, int64_t, int64_t>>& columns,
+             int64_t size, int64_t batch, Address pointer, Address count) {
   const py::gil_scoped_release unlocked;
   std::vector<cpr::Column> list;
   for (const auto& [buffer, buffer_stride, rows, rows_stride, row_bytes] : columns)
     list.push_back({at<char>(buffer), at<const char>(rows), row_bytes, buffer_stride, rows_stride});
-  cpr::enqueue_cpu(list.data(), static_cast<int>(list.size()), size, batch, at<int64_t>(pointer), at<int64_t>(count));
+  cpr::enqueue_cpu(list.data(), static_cast<int>(list.size()), size, batch, at<int64_t>(pointer),
+                   at<int64_t>(count));
 }
 
 }  // namespace
@@ -90,37 +93,38 @@ void enqueue(const std::vector<std::tuple<Address, int64_t, Address, int64_t, in
 PYBIND11_MODULE(_core, m) {
   m.doc() = "Native kernels of cpr_kernels: raw addresses in, results in place. Use cpr_kernels, not this.";
   m.def("cascade_topk", &cascade_topk, "Returns how many queries were selected the long way.");
-  m.def(
-      "mil_nce_sweep",
-      [](const std::tuple<Address, int64_t, Address, int64_t, Address, int64_t>& features, int dtype,
-         const std::tuple<int64_t, int64_t, int64_t, int64_t>& sizes, Address positives, float temperature,
-         const std::tuple<Address, Address, Address>& masks, int siblings, int threads,
-         const std::tuple<Address, Address, Address, Address, Address>& out) {
-        const py::gil_scoped_release unlocked;
-        const auto& [loss, lse_all, lse_positive, own_weight, grad_query] = out;
-        if (!cpr::mil_nce_sweep_cpu(
-                loss_args(features, dtype, sizes, positives, temperature, masks, siblings, threads),
-                {at<float>(loss), at<float>(lse_all), at<float>(lse_positive), at<float>(own_weight),
-                 at<float>(grad_query)}))
-          throw std::bad_alloc();
-      });
-  m.def(
-      "mil_nce_keys_gradient",
-      [](const std::tuple<Address, int64_t, Address, int64_t, Address, int64_t>& features, int dtype,
-         const std::tuple<int64_t, int64_t, int64_t, int64_t>& sizes, Address positives, float temperature,
-         const std::tuple<Address, Address, Address>& masks, int siblings, int threads, Address grad_loss,
-         Address lse_all, Address lse_positive, Address grad_keys) {
-        const py::gil_scoped_release unlocked;
-        if (!cpr::mil_nce_keys_gradient_cpu(
-                loss_args(features, dtype, sizes, positives, temperature, masks, siblings, threads),
-                at<const float>(grad_loss), at<const float>(lse_all), at<const float>(lse_positive), at<float>(grad_keys)))
-          throw std::bad_alloc();
-      });
+  m.def("mil_nce_sweep",
+        [](const std::tuple<Address, int64_t, Address, int64_t, Address, int64_t>& features, int dtype,
+           const std::tuple<int64_t, int64_t, int64_t, int64_t>& sizes, Address positives, float temperature,
+           const std::tuple<Address, Address, Address>& masks, int siblings, int threads,
+           const std::tuple<Address, Address, Address, Address, Address>& out) {
+          const py::gil_scoped_release unlocked;
+          const auto& [loss, lse_all, lse_positive, own_weight, grad_query] = out;
+          if (!cpr::mil_nce_sweep_cpu(
+                  loss_args(features, dtype, sizes, positives, temperature, masks, siblings, threads),
+                  {at<float>(loss), at<float>(lse_all), at<float>(lse_positive), at<float>(own_weight),
+                   at<float>(grad_query)}))
+            throw std::bad_alloc();
+        });
+  m.def("mil_nce_keys_gradient",
+        [](const std::tuple<Address, int64_t, Address, int64_t, Address, int64_t>& features, int dtype,
+           const std::tuple<int64_t, int64_t, int64_t, int64_t>& sizes, Address positives, float temperature,
+           const std::tuple<Address, Address, Address>& masks, int siblings, int threads, Address grad_loss,
+           Address lse_all, Address lse_positive, Address grad_keys) {
+          const py::gil_scoped_release unlocked;
+          if (!cpr::mil_nce_keys_gradient_cpu(
+                  loss_args(features, dtype, sizes, positives, temperature, masks, siblings, threads),
+                  at<const float>(grad_loss), at<const float>(lse_all), at<const float>(lse_positive),
+                  at<float>(grad_keys)))
+            throw std::bad_alloc();
+        });
   m.def("enqueue", &enqueue);
-  m.def("sampled_keys", &cpr::sampled_keys, "Keys whose scores bracket the thresholds of a queue this long, for tests.");
+  m.def("sampled_keys", &cpr::sampled_keys,
+        "Keys whose scores bracket the thresholds of a queue this long, for tests.");
   m.def("cpu_isas", &cpr::cpu_isas, "Instruction sets this machine can run, best first.");
   m.def("cpu_isa", &cpr::cpu_isa, "The instruction set in use.");
-  m.def("use_cpu_isa", &cpr::use_cpu_isa, "Switch the instruction set, for tests; False when it cannot run here.");
+  m.def("use_cpu_isa", &cpr::use_cpu_isa,
+        "Switch the instruction set, for tests; False when it cannot run here.");
 #ifdef CPR_HAS_CUDA
   cpr::cuda_door::bind(m);
 #endif

@@ -36,9 +36,16 @@ struct CascadeArgs {
 // tests).
 int64_t cascade_topk_cpu(const CascadeArgs& args);
 
+// How a call would run on the current CUDA device.
+struct CudaPlan {
+  const char* path;  // "tiny", "ring" or "huge": see cuda/cascade_topk.cu
+  int64_t chunk;     // queries a sweep
+  int64_t bytes;     // of workspace
+};
+
 // On the current CUDA device, all pointers but `weights` and `keep` there. Both return null, or why the call
 // cannot run.
-const char* cascade_topk_cuda_workspace(const CascadeArgs& args, int64_t* bytes);
+const char* cascade_topk_cuda_plan(const CascadeArgs& args, CudaPlan* plan);
 const char* cascade_topk_cuda(const CascadeArgs& args, void* workspace, int64_t bytes, void* stream);
 
 }  // namespace cpr

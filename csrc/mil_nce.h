@@ -1,4 +1,5 @@
-// Host signatures of cpr::mil_nce: one sweep over the keys for the loss and its gradient. Raw pointers; no torch.
+// Host signatures of cpr::mil_nce: one sweep over the keys for the loss and its gradient. Raw pointers; no
+// torch.
 #pragma once
 #include <cstdint>
 
@@ -24,11 +25,11 @@ struct LossArgs {
 };
 
 struct LossOut {
-  float* loss;            // [B]
-  float* lse_all;         // [B]
-  float* lse_positive;    // [B]
-  float* own_weight;      // [B], d loss / d (own logit)
-  float* grad_query;      // [B, D] or null
+  float* loss;          // [B]
+  float* lse_all;       // [B]
+  float* lse_positive;  // [B]
+  float* own_weight;    // [B], d loss / d (own logit)
+  float* grad_query;    // [B, D] or null
 };
 
 bool mil_nce_sweep_cpu(const LossArgs& args, const LossOut& out);
@@ -37,12 +38,13 @@ bool mil_nce_sweep_cpu(const LossArgs& args, const LossOut& out);
 bool mil_nce_keys_gradient_cpu(const LossArgs& args, const float* grad_loss, const float* lse_all,
                                const float* lse_positive, float* grad_keys);
 
-// The same on the current CUDA device, queued on `stream`, all pointers there; null, or why the call cannot run.
-// `sweep` and `gradient`: which of the two calls the workspace is for, and whether grad_query is wanted.
+// The same on the current CUDA device, queued on `stream`, all pointers there; null, or why the call cannot
+// run. `sweep` and `gradient`: which of the two calls the workspace is for, and whether grad_query is wanted.
 const char* mil_nce_cuda_workspace(const LossArgs& args, bool sweep, bool gradient, int64_t* bytes);
-const char* mil_nce_sweep_cuda(const LossArgs& args, const LossOut& out, void* workspace, int64_t bytes, void* stream);
+const char* mil_nce_sweep_cuda(const LossArgs& args, const LossOut& out, void* workspace, int64_t bytes,
+                               void* stream);
 const char* mil_nce_keys_gradient_cuda(const LossArgs& args, const float* grad_loss, const float* lse_all,
-                                       const float* lse_positive, float* grad_keys, void* workspace, int64_t bytes,
-                                       void* stream);
+                                       const float* lse_positive, float* grad_keys, void* workspace,
+                                       int64_t bytes, void* stream);
 
 }  // namespace cpr

@@ -26,7 +26,9 @@ def main() -> int:
     for case in cases[: len(cases) - (2 if quick else 0)]:
         got, expected = native.run(case.call("cuda")), reference.run(case.call())
         if not all(torch.equal(a.cpu(), b) for a, b in zip(got, expected)):
-            print(f"WRONG cascade: {case.name}")
+            print(
+                f"WRONG cascade: {case.name}, path, chunk and workspace {native.cuda_plan(case.call('cuda'))}"
+            )
             wrong += 1
     for case in [c for c in LOSS_CASES if c.queries * c.keys <= (1500 if quick else 3000)]:
         call = case.call("cuda")

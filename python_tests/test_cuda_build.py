@@ -90,7 +90,7 @@ def test_files_are_short_and_say_what_they_are() -> None:
         lines = path.read_text().splitlines()
         assert len(lines) <= 500, path
         assert lines[0].startswith("// "), path
-        assert max(map(len, lines)) <= 170, path
+        assert max(map(len, lines)) <= 110, path
 
 
 def test_the_core_imports_without_a_driver_and_says_what_is_missing() -> None:

@@ -21,7 +21,7 @@ from hypothesis import given, settings
 from test_mining import cascade_calls, same
 
 import cpr_kernels
-from cpr_kernels import enqueue
+from cpr_kernels import cpr_schedule, enqueue
 from cpr_kernels.calls import CascadeCall
 from cpr_kernels.losses import native as loss_native
 from cpr_kernels.losses import reference as loss_reference
@@ -100,6 +100,48 @@ def test_large_cascades(case: CascadeCase, device: tuple[int, ...], guarded: lis
     call = case.call()
     same(native.run_on_stream(call, core, 0), reference.run(call))
     borders_hold(guarded)
+
+
+def shape(queries: int, keys: int, dtype: torch.dtype = torch.bfloat16, dim: int = 64) -> CascadeCall:
+    """A call of two views whose features are never touched."""
+    views = [torch.empty(1, dim, dtype=dtype) for _ in range(2)]
+    schedule = cpr_schedule(num_keys=keys, stages=3)
+    weights, keep = schedule.table(("flow", "rgb"))
+    return CascadeCall(
+        [v.expand(queries, dim) for v in views],
+        [v.expand(keys, dim) for v in views],
+        weights,
+        keep,
+        None,
+        None,
+        None,
+    )
+
+
+@pytest.mark.parametrize(
+    ("device", "queries", "keys", "path", "chunk"),
+    [
+        (H200, 16, 2048, "tiny", 16),
+        (H200, 17, 2048, "ring", 17),
+        (H200, 16, 4097, "ring", 16),
+        (H200, 64, 16384, "ring", 64),
+        (H200, 512, 16384, "ring", 128),  # 128 KB a query: 240 fit 30 MB, in blocks of 128
+        (H200, 512, 2048, "ring", 512),
+        (H200, 4096, 1_000_000, "huge", 107),  # 8 MB of scores and 12 MB of lists a query: 107 in 2 GiB
+        (A100, 16, 2048, "ring", 16),
+        (RTX, 512, 16384, "huge", 128),
+    ],
+)
+def test_shapes_go_where_the_rules_say(
+    device: tuple[int, ...], queries: int, keys: int, path: str, chunk: int
+) -> None:
+    from cuda_tools import emulated
+
+    emulated().set_limits(*device)
+    took, queries_a_sweep, size = native.cuda_plan(shape(queries, keys), emulated())
+    assert (took, queries_a_sweep) == (path, chunk)
+    assert size <= 2 << 30
+    assert size < queries * keys * 2 * 4 * 0.75 or path != "huge"
 
 
 @settings(max_examples=40, deadline=None)

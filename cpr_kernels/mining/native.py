@@ -38,7 +38,9 @@ def _beyond_limits(call: CascadeCall) -> str | None:
         return f"the CUDA kernels weigh at most {MAX_VIEWS} views, and the schedule weighs {len(rows.views)}"
     distinct = len(rows.weights) // len(rows.views)
     if distinct > MAX_ROWS:
-        return f"the CUDA kernels judge by at most {MAX_ROWS} weightings of the views, and there are {distinct}"
+        return (
+            f"the CUDA kernels judge by at most {MAX_ROWS} weightings of the views, and there are {distinct}"
+        )
     return None
 
 
@@ -90,7 +92,14 @@ def run_on_stream(call: CascadeCall, core: Any, stream: int) -> tuple[Tensor, Te
     """Queue the CUDA kernels of `core` on a stream of the current device; the workspace is torch's memory."""
     given = _Arguments(call)
     arguments = (*given.features, given.masks, given.out)
-    size = core.cuda_cascade_workspace(*arguments)
+    _, _, size = core.cuda_cascade_plan(*arguments)
     workspace = torch.empty(size, dtype=torch.uint8, device=given.indices.device)
     core.cuda_cascade_topk(*arguments, workspace.data_ptr(), size, stream)
     return given.indices, given.scores
+
+
+def cuda_plan(call: CascadeCall, core: Any = _core) -> tuple[str, int, int]:
+    """How the current CUDA device would run a call: "tiny", "ring" or "huge", queries a sweep, bytes of workspace."""
+    given = _Arguments(call)
+    path, chunk, size = core.cuda_cascade_plan(*given.features, given.masks, given.out)
+    return path, chunk, size

@@ -1,5 +1,6 @@
-// Attention-like sums on tensor cores, for the loss and its gradients: tiles of scores between rows and columns become
-// weights, and the weights sum the columns' features, nothing of size rows x columns ever leaving the registers.
+// Attention-like sums on tensor cores, for the loss and its gradients: tiles of scores between rows and
+// columns become weights, and the weights sum the columns' features, nothing of size rows x columns ever
+// leaving the registers.
 //
 // Features come as two float16 planes, x = high + low, a row scaled by a power of two (score.h); products are
 // high*high + high*low + low*high. Weights are split the same way, scaled by a running power of two a row.
@@ -8,34 +9,36 @@
 
 namespace cpr {
 
-constexpr int ATTEND_THREADS = 128;    // 4 warps of 16 rows
+constexpr int ATTEND_THREADS = 128;  // 4 warps of 16 rows
 constexpr int ATTEND_ROWS = 64;
-constexpr int ATTEND_COLUMNS = 32;     // a step
-constexpr int OUT_DEPTH = 128;         // features a block sums at most; more are cut over blocks
+constexpr int ATTEND_COLUMNS = 32;  // a step
+constexpr int OUT_DEPTH = 128;      // features a block sums at most; more are cut over blocks
 
 struct AttendArgs {
-  Operand rows, columns;               // planes padded to DEPTHS, both with exponents
+  Operand rows, columns;  // planes padded to DEPTHS, both with exponents
   uint32_t num_rows, num_columns;
-  const int64_t* row_ids;              // or null
-  const int64_t* column_ids;           // or null
-  int siblings;                        // 1 positives, 2 left out, 0 negatives
-  bool empty_rows;                     // ids that may be empty slots are those of the rows, not of the columns
-  float scale;                         // 1 / temperature
+  const int64_t* row_ids;     // or null
+  const int64_t* column_ids;  // or null
+  int siblings;               // 1 positives, 2 left out, 0 negatives
+  bool empty_rows;            // ids that may be empty slots are those of the rows, not of the columns
+  float scale;                // 1 / temperature
   int dim;
-  uint32_t part_columns;               // columns a part, a multiple of ATTEND_COLUMNS; parts are grid.y
-  float *top, *mass, *attended;        // sweep: [parts][num_rows], likewise, [parts][num_rows, dim] or null
+  uint32_t part_columns;         // columns a part, a multiple of ATTEND_COLUMNS; parts are grid.y
+  float *top, *mass, *attended;  // sweep: [parts][num_rows], likewise, [parts][num_rows, dim] or null
   const float *grad_loss, *lse_all, *lse_positive;  // keys' gradient: [num_columns]
-  const int64_t* positives;            // [num_columns, num_positives]
+  const int64_t* positives;                         // [num_columns, num_positives]
   int64_t num_positives;
-  float* grad;                         // [num_rows, dim]
+  float* grad;  // [num_rows, dim]
 };
 
 // Where piece `piece` of 8 features lies in a tile of rows of DEPTHS: eight rows' pieces hit all banks.
 template <int DEPTHS>
-CPR_DEVICE int wide_swizzled(int row, int piece) { return row * DEPTHS + ((piece ^ (row & 7)) << 3); }
+CPR_DEVICE int wide_swizzled(int row, int piece) {
+  return row * DEPTHS + ((piece ^ (row & 7)) << 3);
+}
 
 template <int DEPTHS>
-constexpr int ATTEND_ROW_TILE = 2 * ATTEND_ROWS * DEPTHS;        // halves, both planes
+constexpr int ATTEND_ROW_TILE = 2 * ATTEND_ROWS * DEPTHS;  // halves, both planes
 template <int DEPTHS>
 constexpr int ATTEND_COLUMN_TILE = 2 * ATTEND_COLUMNS * DEPTHS;
 
@@ -43,11 +46,12 @@ struct ColumnFacts {
   int64_t id[ATTEND_COLUMNS];
   int exponent[ATTEND_COLUMNS];
   float grad[ATTEND_COLUMNS], all[ATTEND_COLUMNS], positive[ATTEND_COLUMNS];
-  uint32_t listed[ATTEND_ROWS];        // bit c: the tile's column c lists this row
+  uint32_t listed[ATTEND_ROWS];  // bit c: the tile's column c lists this row
 };
 
 template <int DEPTHS>
-constexpr int ATTEND_SHARED_BYTES = 2 * (ATTEND_ROW_TILE<DEPTHS> + 2 * ATTEND_COLUMN_TILE<DEPTHS>) + static_cast<int>(sizeof(ColumnFacts));
+constexpr int ATTEND_SHARED_BYTES =
+    2 * (ATTEND_ROW_TILE<DEPTHS> + 2 * ATTEND_COLUMN_TILE<DEPTHS>)+static_cast<int>(sizeof(ColumnFacts));
 
 // Start copying `count` rows of both planes. Rows beyond the end repeat the last one.
 template <int DEPTHS>
@@ -55,8 +59,10 @@ CPR_DEVICE void fetch_rows(const Operand& from, uint32_t first, uint32_t total, 
   constexpr int PIECES = DEPTHS / 8;
   for (int i = thread_index(); i < 2 * count * PIECES; i += ATTEND_THREADS) {
     const int piece = i % PIECES, row = i / PIECES % count, plane = i / PIECES / count;
-    const uint32_t at = first + static_cast<uint32_t>(row) < total ? first + static_cast<uint32_t>(row) : total - 1;
-    copy_async(to + plane * count * DEPTHS + wide_swizzled<DEPTHS>(row, piece), from.planes + plane * from.plane + at * from.pitch + piece * 8, true);
+    const uint32_t at =
+        first + static_cast<uint32_t>(row) < total ? first + static_cast<uint32_t>(row) : total - 1;
+    copy_async(to + plane * count * DEPTHS + wide_swizzled<DEPTHS>(row, piece),
+               from.planes + plane * from.plane + at * from.pitch + piece * 8, true);
   }
 }
 
@@ -66,9 +72,9 @@ struct Attention {
   static constexpr int OUT = DEPTHS < OUT_DEPTH ? DEPTHS : OUT_DEPTH;
   static constexpr int N8 = ATTEND_COLUMNS / 8;
   const uint16_t *row_tile, *column_tile;
-  int lane, row0, out0;                // the warp's first row in the tile, and the block's first feature
+  int lane, row0, out0;  // the warp's first row in the tile, and the block's first feature
   float sums[OUT / 8][4];
-  int power[2];                        // sums are in units of 2^power, for the lane's two rows
+  int power[2];  // sums are in units of 2^power, for the lane's two rows
 
   // scores[n][c] = <row, column> before exponents; c = 0, 1 of row lane / 4, c = 2, 3 of row lane / 4 + 8.
   CPR_DEVICE void scores(float (&to)[N8][4]) const {
@@ -82,14 +88,16 @@ struct Attention {
       uint32_t a[2][4];
 #pragma unroll
       for (int p = 0; p < 2; ++p)
-        load_matrices<false>(a[p], row_tile + p * ATTEND_ROWS * DEPTHS + wide_swizzled<DEPTHS>(row0 + (lane & 15), 2 * k + (lane >> 4)));
+        load_matrices<false>(a[p], row_tile + p * ATTEND_ROWS * DEPTHS +
+                                       wide_swizzled<DEPTHS>(row0 + (lane & 15), 2 * k + (lane >> 4)));
 #pragma unroll
       for (int n = 0; n < N8; n += 2) {
         uint32_t b[2][4];
 #pragma unroll
         for (int p = 0; p < 2; ++p)
-          load_matrices<false>(b[p], column_tile + p * ATTEND_COLUMNS * DEPTHS +
-                                         wide_swizzled<DEPTHS>(n * 8 + (lane & 7) + (lane >> 4) * 8, 2 * k + (lane >> 3 & 1)));
+          load_matrices<false>(
+              b[p], column_tile + p * ATTEND_COLUMNS * DEPTHS +
+                        wide_swizzled<DEPTHS>(n * 8 + (lane & 7) + (lane >> 4) * 8, 2 * k + (lane >> 3 & 1)));
 #pragma unroll
         for (int h = 0; h < 2; ++h) {
           multiply_add<false>(to[n + h], a[0], b[0][2 * h], b[0][2 * h + 1]);
@@ -111,12 +119,13 @@ struct Attention {
     for (int half = 0; half < 2; ++half) {
       float most = 0.0f;
 #pragma unroll
-      for (int n = 0; n < N8; ++n) most = fmaxf(most, fmaxf(fabsf(weights[n][2 * half]), fabsf(weights[n][2 * half + 1])));
+      for (int n = 0; n < N8; ++n)
+        most = fmaxf(most, fmaxf(fabsf(weights[n][2 * half]), fabsf(weights[n][2 * half + 1])));
       most = fmaxf(most, shuffle_xor(most, 1));
       most = fmaxf(most, shuffle_xor(most, 2));
       int needed = static_cast<int>(bits_of(most) >> 23) - 126;  // most < 2^needed
       if (needed < -120) needed = -120;
-      if (needed < power[half]) needed = power[half];            // only grows: sums never lose their low bits
+      if (needed < power[half]) needed = power[half];  // only grows: sums never lose their low bits
       keep[half] = shrink[half] * scaled(1.0f, power[half] - needed);
       power[half] = needed;
       unit[half] = scaled(1.0f, -needed);
@@ -130,18 +139,21 @@ struct Attention {
       uint32_t high[4], low[4];
 #pragma unroll
       for (int r = 0; r < 4; ++r) {
-        const float first = weights[2 * t + r / 2][r % 2 * 2] * unit[r % 2], second = weights[2 * t + r / 2][r % 2 * 2 + 1] * unit[r % 2];
+        const float first = weights[2 * t + r / 2][r % 2 * 2] * unit[r % 2],
+                    second = weights[2 * t + r / 2][r % 2 * 2 + 1] * unit[r % 2];
         const uint16_t h0 = to_half(first), h1 = to_half(second);
         high[r] = h0 | static_cast<uint32_t>(h1) << 16;
-        low[r] = to_half(first - from_half(h0)) | static_cast<uint32_t>(to_half(second - from_half(h1))) << 16;
+        low[r] = to_half(first - from_half(h0)) | static_cast<uint32_t>(to_half(second - from_half(h1)))
+                                                      << 16;
       }
 #pragma unroll
       for (int n = 0; n < OUT / 8; n += 2) {
         uint32_t b[2][4];
 #pragma unroll
         for (int p = 0; p < 2; ++p)
-          load_matrices<true>(b[p], column_tile + p * ATTEND_COLUMNS * DEPTHS +
-                                        wide_swizzled<DEPTHS>(16 * t + (lane & 15), out0 / 8 + n + (lane >> 4)));
+          load_matrices<true>(b[p],
+                              column_tile + p * ATTEND_COLUMNS * DEPTHS +
+                                  wide_swizzled<DEPTHS>(16 * t + (lane & 15), out0 / 8 + n + (lane >> 4)));
 #pragma unroll
         for (int h = 0; h < 2; ++h) {
           multiply_add<false>(sums[n + h], high, b[0][2 * h], b[0][2 * h + 1]);
@@ -164,7 +176,8 @@ struct Attention {
   }
 };
 
-// Facts of the columns [first, first + ATTEND_COLUMNS) of the tile, by the first threads; ids -1 and 0 as in score.h.
+// Facts of the columns [first, first + ATTEND_COLUMNS) of the tile, by the first threads; ids -1 and 0 as in
+// score.h.
 template <bool GRADIENT>
 CPR_DEVICE void load_facts(const AttendArgs& args, uint32_t first, uint32_t row0, ColumnFacts& facts) {
   if (GRADIENT)
@@ -190,8 +203,9 @@ CPR_DEVICE void load_facts(const AttendArgs& args, uint32_t first, uint32_t row0
   }
 }
 
-// The query's sums over a part of the keys (GRADIENT false: rows are queries, columns keys), or a key's gradient over
-// all queries (GRADIENT true: rows are keys, columns queries). Grid: x over row tiles, y over parts, z over features.
+// The query's sums over a part of the keys (GRADIENT false: rows are queries, columns keys), or a key's
+// gradient over all queries (GRADIENT true: rows are keys, columns queries). Grid: x over row tiles, y over
+// parts, z over features.
 template <int DEPTHS, bool GRADIENT>
 CPR_DEVICE void attend(const AttendArgs& args, unsigned char* shared) {
   using A = Attention<DEPTHS>;
@@ -201,15 +215,18 @@ CPR_DEVICE void attend(const AttendArgs& args, unsigned char* shared) {
   const int lane = thread_index() & 31, warp = thread_index() >> 5;
   const uint32_t row0 = block_index() * ATTEND_ROWS, part = block_index_y();
   const uint32_t begin = part * args.part_columns;
-  const uint32_t end = begin + args.part_columns < args.num_columns ? begin + args.part_columns : args.num_columns;
+  const uint32_t end =
+      begin + args.part_columns < args.num_columns ? begin + args.part_columns : args.num_columns;
   const bool summing = GRADIENT || args.attended;
-  A attention{row_tile, nullptr, lane, warp * 16, static_cast<int>(block_index_z()) * A::OUT, {}, {-120, -120}};
+  A attention{row_tile, nullptr,     lane, warp * 16, static_cast<int>(block_index_z()) * A::OUT,
+              {},       {-120, -120}};
   float top[2] = {-3.402823466e38f, -3.402823466e38f}, mass[2] = {0.0f, 0.0f};
   int64_t row_id[2];
   int row_exponent[2];
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
-    const uint32_t row = row0 + static_cast<uint32_t>(warp * 16 + lane / 4 + 8 * half), at = row < args.num_rows ? row : args.num_rows - 1;
+    const uint32_t row = row0 + static_cast<uint32_t>(warp * 16 + lane / 4 + 8 * half),
+                   at = row < args.num_rows ? row : args.num_rows - 1;
     row_id[half] = args.row_ids ? args.row_ids[at] : (args.empty_rows ? 0 : -1);
     row_exponent[half] = args.rows.exponents[at];
   }
@@ -222,7 +239,8 @@ CPR_DEVICE void attend(const AttendArgs& args, unsigned char* shared) {
     copy_wait<0>();
     sync_block();  // this step's columns are there; the last step's facts and columns have been used
     if (first + ATTEND_COLUMNS < end)
-      fetch_rows<DEPTHS>(args.columns, first + ATTEND_COLUMNS, args.num_columns, ATTEND_COLUMNS, stages + (turn ^ 1) * ATTEND_COLUMN_TILE<DEPTHS>);
+      fetch_rows<DEPTHS>(args.columns, first + ATTEND_COLUMNS, args.num_columns, ATTEND_COLUMNS,
+                         stages + (turn ^ 1) * ATTEND_COLUMN_TILE<DEPTHS>);
     copy_commit();
     load_facts<GRADIENT>(args, first, row0, facts);
     sync_block();
@@ -239,7 +257,8 @@ CPR_DEVICE void attend(const AttendArgs& args, unsigned char* shared) {
         if (first + static_cast<uint32_t>(column) >= end) continue;
         const int64_t id = facts.id[column], filled = args.empty_rows ? row_id[c / 2] : id;
         const int of_row = row_exponent[c / 2], of_column = facts.exponent[column];
-        weights[n][c] = of_row == ODD || of_column == ODD ? float_of(0x7FC00000u) : scaled(weights[n][c], of_row + of_column);
+        weights[n][c] = of_row == ODD || of_column == ODD ? float_of(0x7FC00000u)
+                                                          : scaled(weights[n][c], of_row + of_column);
         if (filled >= 0 && !(args.siblings == 2 && id == row_id[c / 2])) taking |= 1u << (4 * n + c);
       }
 

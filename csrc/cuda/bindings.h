@@ -1,5 +1,5 @@
-// The CUDA part of the door: `cuda_...` functions, there only when the kernels were built. Work is queued on the stream
-// given; nothing is waited for.
+// The CUDA part of the door: `cuda_...` functions, there only when the kernels were built. Work is queued on
+// the stream given; nothing is waited for.
 #pragma once
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
@@ -29,7 +29,8 @@ inline void check(const char* error) {
   if (error) throw std::runtime_error(std::string("cpr_kernels, CUDA: ") + error);
 }
 
-using Views = std::vector<std::tuple<Address, int64_t, Address, int64_t, int64_t>>;  // queries, stride, keys, stride, D
+using Views =
+    std::vector<std::tuple<Address, int64_t, Address, int64_t, int64_t>>;  // queries, stride, keys, stride, D
 
 using Columns = Views;  // buffer, stride in bytes, rows, stride in bytes, bytes a row
 
@@ -38,8 +39,9 @@ struct Cascade {
   std::vector<View> views;
   CascadeArgs args{};
 
-  Cascade(const Views& given, int dtype, int64_t num_queries, int64_t num_keys, const std::vector<float>& weights,
-          const std::vector<int64_t>& keep, const std::tuple<Address, Address, Address, int64_t>& masks,
+  Cascade(const Views& given, int dtype, int64_t num_queries, int64_t num_keys,
+          const std::vector<float>& weights, const std::vector<int64_t>& keep,
+          const std::tuple<Address, Address, Address, int64_t>& masks,
           const std::tuple<Address, Address>& out) {
     for (const auto& [queries, query_stride, keys, key_stride, dim] : given)
       views.push_back({at<const void>(queries), at<const void>(keys), query_stride, key_stride, dim});
@@ -60,12 +62,13 @@ struct Cascade {
   }
 };
 
-using Features = std::tuple<Address, int64_t, Address, int64_t, Address, int64_t>;  // query, positive, keys; strides
-using Sizes = std::tuple<int64_t, int64_t, int64_t, int64_t>;                         // B, N, D, P
-using Masks = std::tuple<Address, Address, Address>;                                  // query ids, key ids, use own
+using Features =
+    std::tuple<Address, int64_t, Address, int64_t, Address, int64_t>;  // query, positive, keys; strides
+using Sizes = std::tuple<int64_t, int64_t, int64_t, int64_t>;          // B, N, D, P
+using Masks = std::tuple<Address, Address, Address>;                   // query ids, key ids, use own
 
-inline LossArgs loss_args(const Features& features, int dtype, const Sizes& sizes, Address positives, float temperature,
-                          const Masks& masks, int siblings) {
+inline LossArgs loss_args(const Features& features, int dtype, const Sizes& sizes, Address positives,
+                          float temperature, const Masks& masks, int siblings) {
   LossArgs args{};
   args.query = at<const void>(std::get<0>(features)), args.query_stride = std::get<1>(features);
   args.positive = at<const void>(std::get<2>(features)), args.positive_stride = std::get<3>(features);
@@ -84,32 +87,34 @@ inline LossArgs loss_args(const Features& features, int dtype, const Sizes& size
 inline void bind_loss(py::module_& m) {
   m.def(
       "cuda_mil_nce_workspace",
-      [](const Features& features, int dtype, const Sizes& sizes, Address positives, float temperature, const Masks& masks,
-         int siblings, bool sweep, bool gradient) {
+      [](const Features& features, int dtype, const Sizes& sizes, Address positives, float temperature,
+         const Masks& masks, int siblings, bool sweep, bool gradient) {
         int64_t bytes = 0;
-        check(mil_nce_cuda_workspace(loss_args(features, dtype, sizes, positives, temperature, masks, siblings), sweep, gradient, &bytes));
+        check(
+            mil_nce_cuda_workspace(loss_args(features, dtype, sizes, positives, temperature, masks, siblings),
+                                   sweep, gradient, &bytes));
         return bytes;
       },
       "Bytes of workspace that cuda_mil_nce_sweep (sweep=True) or cuda_mil_nce_keys_gradient needs.");
-  m.def("cuda_mil_nce_sweep",
-        [](const Features& features, int dtype, const Sizes& sizes, Address positives, float temperature, const Masks& masks,
-           int siblings, const std::tuple<Address, Address, Address, Address, Address>& out, Address workspace, int64_t bytes,
-           Address stream) {
-          const auto& [loss, lse_all, lse_positive, own_weight, grad_query] = out;
-          check(mil_nce_sweep_cuda(
-              loss_args(features, dtype, sizes, positives, temperature, masks, siblings),
-              {at<float>(loss), at<float>(lse_all), at<float>(lse_positive), at<float>(own_weight), at<float>(grad_query)},
-              at<void>(workspace), bytes, at<void>(stream)));
-        });
+  m.def("cuda_mil_nce_sweep", [](const Features& features, int dtype, const Sizes& sizes, Address positives,
+                                 float temperature, const Masks& masks, int siblings,
+                                 const std::tuple<Address, Address, Address, Address, Address>& out,
+                                 Address workspace, int64_t bytes, Address stream) {
+    const auto& [loss, lse_all, lse_positive, own_weight, grad_query] = out;
+    check(mil_nce_sweep_cuda(loss_args(features, dtype, sizes, positives, temperature, masks, siblings),
+                             {at<float>(loss), at<float>(lse_all), at<float>(lse_positive),
+                              at<float>(own_weight), at<float>(grad_query)},
+                             at<void>(workspace), bytes, at<void>(stream)));
+  });
   m.def("cuda_mil_nce_keys_gradient",
-        [](const Features& features, int dtype, const Sizes& sizes, Address positives, float temperature, const Masks& masks,
-           int siblings, const std::tuple<Address, Address, Address, Address>& given, Address workspace, int64_t bytes,
-           Address stream) {
+        [](const Features& features, int dtype, const Sizes& sizes, Address positives, float temperature,
+           const Masks& masks, int siblings, const std::tuple<Address, Address, Address, Address>& given,
+           Address workspace, int64_t bytes, Address stream) {
           const auto& [grad_loss, lse_all, lse_positive, grad_keys] = given;
-          check(mil_nce_keys_gradient_cuda(loss_args(features, dtype, sizes, positives, temperature, masks, siblings),
-                                           at<const float>(grad_loss), at<const float>(lse_all),
-                                           at<const float>(lse_positive), at<float>(grad_keys), at<void>(workspace), bytes,
-                                           at<void>(stream)));
+          check(mil_nce_keys_gradient_cuda(
+              loss_args(features, dtype, sizes, positives, temperature, masks, siblings),
+              at<const float>(grad_loss), at<const float>(lse_all), at<const float>(lse_positive),
+              at<float>(grad_keys), at<void>(workspace), bytes, at<void>(stream)));
         });
 }
 
@@ -117,7 +122,8 @@ inline void bind(py::module_& m) {
   bind_loss(m);
   m.def("cuda_unavailable", &cuda_unavailable, "Why no CUDA device can be used, or an empty string.");
   m.def(
-      "cuda_use_device", [](int index) { check(use_device(index)); }, "Make a device the current one of this thread.");
+      "cuda_use_device", [](int index) { check(use_device(index)); },
+      "Make a device the current one of this thread.");
   m.def(
       "cuda_limits",
       [] {
@@ -126,18 +132,21 @@ inline void bind(py::module_& m) {
       },
       "Compute capability (90 for 9.0), shared memory a block may have and L2 bytes of the current device.");
   m.def(
-      "cuda_cascade_workspace",
-      [](const Views& views, int dtype, int64_t num_queries, int64_t num_keys, const std::vector<float>& weights,
-         const std::vector<int64_t>& keep, const std::tuple<Address, Address, Address, int64_t>& masks,
+      "cuda_cascade_plan",
+      [](const Views& views, int dtype, int64_t num_queries, int64_t num_keys,
+         const std::vector<float>& weights, const std::vector<int64_t>& keep,
+         const std::tuple<Address, Address, Address, int64_t>& masks,
          const std::tuple<Address, Address>& out) {
-        int64_t bytes = 0;
-        check(cascade_topk_cuda_workspace(Cascade(views, dtype, num_queries, num_keys, weights, keep, masks, out).args, &bytes));
-        return bytes;
+        CudaPlan plan{};
+        check(cascade_topk_cuda_plan(
+            Cascade(views, dtype, num_queries, num_keys, weights, keep, masks, out).args, &plan));
+        return std::make_tuple(std::string(plan.path), plan.chunk, plan.bytes);
       },
-      "Bytes of workspace that cuda_cascade_topk needs for these arguments.");
+      "Path, queries a sweep, and bytes of workspace that cuda_cascade_topk needs for these arguments.");
   m.def("cuda_cascade_topk",
-        [](const Views& views, int dtype, int64_t num_queries, int64_t num_keys, const std::vector<float>& weights,
-           const std::vector<int64_t>& keep, const std::tuple<Address, Address, Address, int64_t>& masks,
+        [](const Views& views, int dtype, int64_t num_queries, int64_t num_keys,
+           const std::vector<float>& weights, const std::vector<int64_t>& keep,
+           const std::tuple<Address, Address, Address, int64_t>& masks,
            const std::tuple<Address, Address>& out, Address workspace, int64_t bytes, Address stream) {
           const Cascade call(views, dtype, num_queries, num_keys, weights, keep, masks, out);
           const char* error;
@@ -147,11 +156,13 @@ inline void bind(py::module_& m) {
           }
           check(error);
         });
-  m.def("cuda_enqueue", [](const Columns& columns, int64_t size, int64_t batch, Address pointer, Address count, Address stream) {
+  m.def("cuda_enqueue", [](const Columns& columns, int64_t size, int64_t batch, Address pointer,
+                           Address count, Address stream) {
     std::vector<Column> list;
     for (const auto& [buffer, buffer_stride, rows, rows_stride, row_bytes] : columns)
       list.push_back({at<char>(buffer), at<const char>(rows), row_bytes, buffer_stride, rows_stride});
-    check(enqueue_cuda(list.data(), static_cast<int>(list.size()), size, batch, at<int64_t>(pointer), at<int64_t>(count), at<void>(stream)));
+    check(enqueue_cuda(list.data(), static_cast<int>(list.size()), size, batch, at<int64_t>(pointer),
+                       at<int64_t>(count), at<void>(stream)));
   });
 }
 

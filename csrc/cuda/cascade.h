@@ -15,30 +15,31 @@ struct SelectArgs {
   int num_views, rows, stages;
   float weights[MAX_ROWS * 8];  // [rows, num_views]
   uint8_t row_of_stage[MAX_STAGES];
-  uint32_t keep[MAX_STAGES];    // at most num_keys
+  uint32_t keep[MAX_STAGES];  // at most num_keys
   uint32_t num_keys, num_queries;
-  uint32_t* lists;              // [queries][rows + 1, pitch], null when shared memory holds the whole list
-  uint64_t* sorts;              // [queries][sort_size], null when results are short
+  uint32_t* lists;  // [queries][rows + 1, pitch], null when shared memory holds the whole list
+  uint64_t* sorts;  // [queries][sort_size], null when results are short
   int64_t sort_size;
-  uint32_t shared_entries;      // what the list in shared memory holds, a multiple of 4
+  uint32_t shared_entries;  // what the list in shared memory holds, a multiple of 4
   int64_t k;
-  int64_t* indices;             // out [queries, k]
-  float* best;                  // out [queries, k]
+  int64_t* indices;  // out [queries, k]
+  float* best;       // out [queries, k]
 };
 
 inline int64_t select_shared_bytes(int rows, uint32_t entries) {
   return static_cast<int64_t>((sizeof(SelectMemory) + 127) / 128 * 128) + int64_t{rows + 1} * entries * 4;
 }
 
-// Keys of judging row `row` at four neighbouring positions: views weighted and added in order, every step rounded; 0
-// for NaN and beyond the end.
+// Keys of judging row `row` at four neighbouring positions: views weighted and added in order, every step
+// rounded; 0 for NaN and beyond the end.
 CPR_DEVICE Four row_keys(const SelectArgs& args, const float* scores, int row, uint32_t first) {
   float total[4];
   bool started = false;
   for (int v = 0; v < args.num_views; ++v) {
     const float weight = args.weights[row * args.num_views + v];
     if (weight == 0.0f) continue;
-    const Four four = load_four(reinterpret_cast<const uint32_t*>(scores + v * args.view_stride), first, args.num_keys);
+    const Four four =
+        load_four(reinterpret_cast<const uint32_t*>(scores + v * args.view_stride), first, args.num_keys);
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
       const float term = product(float_of(four.of[i]), weight);
@@ -54,7 +55,8 @@ CPR_DEVICE Four row_keys(const SelectArgs& args, const float* scores, int row, u
 }
 
 // The eligible entries become the first list; returns how many they are.
-CPR_DEVICE uint32_t take_eligible(Team& team, const SelectArgs& args, const float* scores, const Entries& to) {
+CPR_DEVICE uint32_t take_eligible(Team& team, const SelectArgs& args, const float* scores,
+                                  const Entries& to) {
   constexpr int HELD = 2;  // rows kept in registers over the barrier (64 a thread); more are formed twice
   uint32_t taken = 0;
   const uint32_t tile = static_cast<uint32_t>(team.threads) * 4;
@@ -93,12 +95,14 @@ CPR_DEVICE uint32_t take_eligible(Team& team, const SelectArgs& args, const floa
 }
 
 // The survivors in order of rank, then padding.
-CPR_DEVICE void write_result(Team& team, SelectMemory& memory, const SelectArgs& args, uint32_t query, const Entries& list) {
+CPR_DEVICE void write_result(Team& team, SelectMemory& memory, const SelectArgs& args, uint32_t query,
+                             const Entries& list) {
   const uint32_t* keys = list.row(args.row_of_stage[args.stages - 1]);
   const uint32_t* index = list.row(args.rows);
   int64_t* indices = args.indices + query * args.k;
   float* best = args.best + query * args.k;
-  const uint32_t n = list.n, thread = static_cast<uint32_t>(team.thread), threads = static_cast<uint32_t>(team.threads);
+  const uint32_t n = list.n, thread = static_cast<uint32_t>(team.thread),
+                 threads = static_cast<uint32_t>(team.threads);
   if (n <= SAMPLE) {
     if (thread < n) memory.sample[thread] = keys[thread];
     sync_block();
@@ -110,7 +114,8 @@ CPR_DEVICE void write_result(Team& team, SelectMemory& memory, const SelectArgs&
   } else {
     uint32_t size = SAMPLE;
     while (size < n) size <<= 1;
-    uint64_t* sorted = size <= SORTED_IN_SHARED ? reinterpret_cast<uint64_t*>(memory.candidates) : args.sorts + query * args.sort_size;
+    uint64_t* sorted = size <= SORTED_IN_SHARED ? reinterpret_cast<uint64_t*>(memory.candidates)
+                                                : args.sorts + query * args.sort_size;
     for (uint32_t i = thread; i < size; i += threads)
       sorted[i] = i < n ? static_cast<uint64_t>(~keys[i]) << 32 | index[i] : ~uint64_t{0};
     sort_keys(team, sorted, size);

@@ -1,14 +1,17 @@
-// cpr::cascade_topk on CUDA. Scores of a chunk of queries go to a ring that stays in L2, never B x N at once; then one
-// block a query runs all stages by threshold. Three shapes of the same two steps:
-//   tiny  B <= 16, N <= 4096, 9.0 and newer: one cluster of 16 blocks splits the features, scores, and selects, with
-//         two hardware cluster barriers between: one launch, where three would each wait about 2 us for the last.
-//   ring  the scores of 128 queries or more fit half the L2: chunks of that many.
-//   huge  they do not: chunks of up to 128 queries through device memory. A sweep reads 4 D bytes a key and view, 4 D /
-//         128 = 4 bytes a score at D = 128, as many as writing the score: fewer queries a sweep would be bound by keys.
-#include "../cascade_topk.h"
-
+// cpr::cascade_topk on CUDA. Scores of a chunk of queries go to a ring that stays in L2, never B x N at once;
+// then one block a query runs all stages by threshold. Three shapes of the same two steps:
+//   tiny  B <= 16, N <= 4096, 9.0 and newer: one cluster of 16 blocks splits the features, scores, and
+//   selects, with
+//         two hardware cluster barriers between: one launch, where three would each wait about 2 us for the
+//         last.
+//   ring  the scores of 128 queries or more, or of all there are, fit half the L2: chunks of that many.
+//   huge  they do not: chunks of up to 128 queries through device memory. A sweep reads 4 D bytes a key and
+//   view, 4 D /
+//         128 = 4 bytes a score at D = 128, as many as writing the score: fewer queries a sweep would be
+//         bound by keys.
 #include <algorithm>
 
+#include "../cascade_topk.h"
 #include "cascade.h"
 #include "host.h"
 #include "prepare.h"
@@ -20,9 +23,10 @@ namespace {
 constexpr int64_t TINY_QUERIES = 16, TINY_KEYS = 4096;
 constexpr uint32_t TINY_BLOCKS = 16;
 constexpr int64_t SWEEP_QUERIES = 128;
-constexpr int64_t HUGE_BYTES = int64_t{2} << 30;  // of workspace for scores and lists, unless one query needs more
+constexpr int64_t HUGE_BYTES = int64_t{2}
+                               << 30;  // of workspace for scores and lists, unless one query needs more
 constexpr int SMALL_THREADS = 256, LARGE_THREADS = 1024;
-constexpr uint32_t LARGE_FROM = 4096;             // entries from which a query is worth 1,024 threads
+constexpr uint32_t LARGE_FROM = 4096;  // entries from which a query is worth 1,024 threads
 
 struct TinyArgs {
   PrepareList prepare;
@@ -34,7 +38,8 @@ static_assert(sizeof(TinyArgs) <= 4096, "passed by value");
 
 // Grid: x over tiles, those of one block of keys next to each other; y over views.
 template <bool BFLOAT, int PLANES, int BM>
-CPR_KERNEL(SCORE_THREADS, PLANES == 2 && BM == 128 ? 1 : 2) score_kernel(ScoreArgs args) {
+CPR_KERNEL(SCORE_THREADS, PLANES == 2 && BM == 128 ? 1 : 2)
+score_kernel(ScoreArgs args) {
   CPR_SHARED_MEMORY(shared);
   const uint32_t query_tiles = (args.num_queries + BM - 1) / BM;
   score_tile<BFLOAT, PLANES, BM>(args, static_cast<int>(block_index_y()), block_index() % query_tiles * BM,
@@ -49,7 +54,8 @@ CPR_KERNEL(LARGE_THREADS, 1) select_kernel(SelectArgs args) {
 
 // Grid: one cluster of TINY_BLOCKS. Empty where there are no clusters: plan() never takes it there.
 template <bool BFLOAT, int PLANES>
-CPR_KERNEL(SCORE_THREADS, 1) tiny_kernel(TinyArgs args) {
+CPR_KERNEL(SCORE_THREADS, 1)
+tiny_kernel(TinyArgs args) {
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
   CPR_SHARED_MEMORY(shared);
   for (int i = 0; i < args.prepares; ++i) prepare_rows(args.prepare.of[i], block_index(), TINY_BLOCKS);
@@ -57,7 +63,8 @@ CPR_KERNEL(SCORE_THREADS, 1) tiny_kernel(TinyArgs args) {
   const uint32_t views = static_cast<uint32_t>(args.score.num_views);
   const uint32_t jobs = (args.score.num_keys + TILE_KEYS - 1) / TILE_KEYS * views;
   for (uint32_t job = block_index(); job < jobs; job += TINY_BLOCKS)
-    score_tile<BFLOAT, PLANES, 16>(args.score, static_cast<int>(job % views), 0, job / views * TILE_KEYS, shared);
+    score_tile<BFLOAT, PLANES, 16>(args.score, static_cast<int>(job % views), 0, job / views * TILE_KEYS,
+                                   shared);
   sync_cluster();
   for (uint32_t query = block_index(); query < args.select.num_queries; query += TINY_BLOCKS)
     select_query(args.select, query, shared);
@@ -68,13 +75,13 @@ int64_t round_up(int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit;
 
 // A call cut up: which path, how many queries a sweep, and where everything lies in the workspace.
 struct Layout {
-  bool tiny;
+  bool tiny, in_cache;
   int64_t chunk;
   PrepareList prepare;
   int prepares;
-  ScoreArgs score;    // but for what changes from sweep to sweep
+  ScoreArgs score;  // but for what changes from sweep to sweep
   SelectArgs select;
-  int threads;        // of a block that selects
+  int threads;  // of a block that selects
   int64_t bytes;
 };
 
@@ -99,7 +106,8 @@ const char* plan_rows(const CascadeArgs& args, SelectArgs& select, int (&used)[M
     int found = 0;
     while (found < select.rows && !std::equal(row, row + views, select.weights + found * views)) ++found;
     if (found == select.rows) {
-      if (select.rows == MAX_ROWS) return "the CUDA kernels judge by at most 8 distinct weightings of the views";
+      if (select.rows == MAX_ROWS)
+        return "the CUDA kernels judge by at most 8 distinct weightings of the views";
       std::copy(row, row + views, select.weights + select.rows++ * views);
     }
     select.row_of_stage[s] = static_cast<uint8_t>(found);
@@ -113,23 +121,32 @@ bool on_sixteen_bytes(const void* rows, int64_t stride, int64_t dim) {
 }
 
 // One operand of a view: used where it lies, or prepared in the workspace.
-Operand plan_operand(const CascadeArgs& args, const void* rows, int64_t stride, int64_t count, int64_t dim, Carver& carver,
-                     Layout& layout) {
+Operand plan_operand(const CascadeArgs& args, const void* rows, int64_t stride, int64_t count, int64_t dim,
+                     Carver& carver, Layout& layout) {
   const bool split = args.dtype == DType::float32;
-  if (!split && on_sixteen_bytes(rows, stride, dim)) return {static_cast<const uint16_t*>(rows), stride, 0, nullptr, nullptr, 0};
+  if (!split && on_sixteen_bytes(rows, stride, dim))
+    return {static_cast<const uint16_t*>(rows), stride, 0, nullptr, nullptr, 0};
   const int64_t padded = round_up(dim, 8);
   PrepareArgs& prepare = layout.prepare.of[layout.prepares++];
-  prepare = {rows, stride, count, static_cast<int>(dim), static_cast<int>(padded), args.dtype, split, LOW_SCALE, nullptr, nullptr};
+  prepare = {rows,      stride,  count,  static_cast<int>(dim), static_cast<int>(padded), args.dtype, split,
+             LOW_SCALE, nullptr, nullptr};
   prepare.planes = carver.take<uint16_t>((split ? 2 : 1) * count * padded);
   if (split) prepare.exponents = carver.take<int32_t>(count);
-  return {prepare.planes, padded, count * padded, prepare.exponents, split ? static_cast<const float*>(rows) : nullptr, stride};
+  return {prepare.planes,
+          padded,
+          count * padded,
+          prepare.exponents,
+          split ? static_cast<const float*>(rows) : nullptr,
+          stride};
 }
 
 // Queries a sweep; see the head of this file.
-int64_t plan_chunk(int64_t num_queries, int64_t ring_a_query, int64_t bytes_a_query, int64_t cache_bytes) {
-  const int64_t in_cache = cache_bytes / 2 / ring_a_query / SWEEP_QUERIES * SWEEP_QUERIES;
-  const int64_t fitting = in_cache ? in_cache : std::min(SWEEP_QUERIES, HUGE_BYTES / bytes_a_query);
-  return std::max<int64_t>(1, std::min(num_queries, fitting));
+void plan_chunk(int64_t num_queries, int64_t ring_a_query, int64_t bytes_a_query, int64_t cache_bytes,
+                Layout& layout) {
+  const int64_t fitting = cache_bytes / 2 / ring_a_query / SWEEP_QUERIES * SWEEP_QUERIES;
+  layout.in_cache = fitting > 0 || num_queries * ring_a_query <= cache_bytes / 2;
+  const int64_t most = fitting > 0 ? fitting : std::min(SWEEP_QUERIES, HUGE_BYTES / bytes_a_query);
+  layout.chunk = std::max<int64_t>(1, std::min(num_queries, most));
 }
 
 const char* plan(const CascadeArgs& args, const DeviceLimits& limits, void* workspace, Layout& layout) {
@@ -145,11 +162,13 @@ const char* plan(const CascadeArgs& args, const DeviceLimits& limits, void* work
     if (view.dim > INT32_MAX - 64) return "a view of more than 2^31 features";
     score.views[v].plain_dim = static_cast<int>(view.dim);
     score.views[v].dim = static_cast<int>(round_up(view.dim, 8));
-    score.views[v].queries = plan_operand(args, view.queries, view.query_stride, args.num_queries, view.dim, carver, layout);
+    score.views[v].queries =
+        plan_operand(args, view.queries, view.query_stride, args.num_queries, view.dim, carver, layout);
     score.views[v].keys = plan_operand(args, view.keys, view.key_stride, N, view.dim, carver, layout);
   }
   const int64_t pitch = std::max<int64_t>(round_up(N, 4), 4);
-  const int64_t room = (limits.shared_bytes - select_shared_bytes(select.rows, 0)) / (4 * (select.rows + 1)) / 4 * 4;
+  const int64_t room =
+      (limits.shared_bytes - select_shared_bytes(select.rows, 0)) / (4 * (select.rows + 1)) / 4 * 4;
   select.shared_entries = static_cast<uint32_t>(std::min(pitch, room));
   const bool listed = N > select.shared_entries, sorted = std::min(k, N) > SORTED_IN_SHARED;
   select.sort_size = 0;
@@ -160,7 +179,8 @@ const char* plan(const CascadeArgs& args, const DeviceLimits& limits, void* work
   layout.threads = layout.tiny || N <= LARGE_FROM ? SMALL_THREADS : LARGE_THREADS;
   const int64_t ring_a_query = 4 * pitch * select.num_views;
   const int64_t list_a_query = listed ? 4 * pitch * (select.rows + 1) : 0;
-  layout.chunk = plan_chunk(args.num_queries, ring_a_query, ring_a_query + list_a_query + 8 * select.sort_size, limits.cache_bytes);
+  plan_chunk(args.num_queries, ring_a_query, ring_a_query + list_a_query + 8 * select.sort_size,
+             limits.cache_bytes, layout);
 
   score.num_views = select.num_views;
   score.num_keys = select.num_keys = static_cast<uint32_t>(N);
@@ -204,9 +224,11 @@ const char* run(const CascadeArgs& args, Layout& layout, void* stream) {
     Grid grid;
     grid.x = grid.cluster = TINY_BLOCKS;
     grid.threads = SCORE_THREADS;
-    grid.shared = std::max<int64_t>(SCORE_SHARED_BYTES<16, PLANES>, select_shared_bytes(layout.select.rows, layout.select.shared_entries));
+    grid.shared = std::max<int64_t>(SCORE_SHARED_BYTES<16, PLANES>,
+                                    select_shared_bytes(layout.select.rows, layout.select.shared_entries));
     if (cluster_fits(tiny_kernel<BFLOAT, PLANES>, grid))
-      return launch(tiny_kernel<BFLOAT, PLANES>, grid, TinyArgs{layout.prepare, layout.prepares, layout.score, layout.select}, stream);
+      return launch(tiny_kernel<BFLOAT, PLANES>, grid,
+                    TinyArgs{layout.prepare, layout.prepares, layout.score, layout.select}, stream);
   }
   if (const char* error = launch_prepare(layout.prepare, layout.prepares, stream)) return error;
   for (int64_t first = 0; first < args.num_queries; first += layout.chunk) {
@@ -230,10 +252,10 @@ const char* run(const CascadeArgs& args, Layout& layout, void* stream) {
 
 }  // namespace
 
-const char* cascade_topk_cuda_workspace(const CascadeArgs& args, int64_t* bytes) {
+const char* cascade_topk_cuda_plan(const CascadeArgs& args, CudaPlan* to) {
   Layout layout;
   const char* reason = plan(args, limits_of_current_device(), nullptr, layout);
-  *bytes = layout.bytes;
+  *to = {layout.tiny ? "tiny" : layout.in_cache ? "ring" : "huge", layout.chunk, layout.bytes};
   return reason;
 }
 
@@ -241,11 +263,14 @@ const char* cascade_topk_cuda(const CascadeArgs& args, void* workspace, int64_t 
   if (args.num_queries == 0) return nullptr;
   Layout layout;
   if (const char* reason = plan(args, limits_of_current_device(), workspace, layout)) return reason;
-  if (layout.bytes > bytes) return "the workspace is smaller than cascade_topk_cuda_workspace asked for";
+  if (layout.bytes > bytes) return "the workspace is smaller than cascade_topk_cuda_plan asked for";
   switch (args.dtype) {
-    case DType::float32: return run<false, 2>(args, layout, stream);
-    case DType::bfloat16: return run<true, 1>(args, layout, stream);
-    case DType::float16: return run<false, 1>(args, layout, stream);
+    case DType::float32:
+      return run<false, 2>(args, layout, stream);
+    case DType::bfloat16:
+      return run<true, 1>(args, layout, stream);
+    case DType::float16:
+      return run<false, 1>(args, layout, stream);
   }
   return "an unknown dtype";
 }

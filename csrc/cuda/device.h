@@ -1,5 +1,6 @@
-// The device's words that the kernels are written in: threads, barriers, warp votes, tensor-core and copy instructions.
-// With CPR_EMULATE defined, emulate.h gives the same words a meaning in plain C++, so tests run the kernels on a CPU.
+// The device's words that the kernels are written in: threads, barriers, warp votes, tensor-core and copy
+// instructions. With CPR_EMULATE defined, emulate.h gives the same words a meaning in plain C++, so tests run
+// the kernels on a CPU.
 #pragma once
 #include <cstdint>
 
@@ -32,11 +33,17 @@ CPR_DEVICE void sync_cluster() {
 // Warp-wide words: every lane of the warp must come along.
 CPR_DEVICE uint32_t ballot(bool yes) { return __ballot_sync(0xFFFFFFFFu, yes); }
 template <class T>
-CPR_DEVICE T shuffle(T value, int lane) { return __shfl_sync(0xFFFFFFFFu, value, lane); }
+CPR_DEVICE T shuffle(T value, int lane) {
+  return __shfl_sync(0xFFFFFFFFu, value, lane);
+}
 template <class T>
-CPR_DEVICE T shuffle_up(T value, int distance) { return __shfl_up_sync(0xFFFFFFFFu, value, distance); }
+CPR_DEVICE T shuffle_up(T value, int distance) {
+  return __shfl_up_sync(0xFFFFFFFFu, value, distance);
+}
 template <class T>
-CPR_DEVICE T shuffle_xor(T value, int mask) { return __shfl_xor_sync(0xFFFFFFFFu, value, mask); }
+CPR_DEVICE T shuffle_xor(T value, int mask) {
+  return __shfl_xor_sync(0xFFFFFFFFu, value, mask);
+}
 CPR_DEVICE uint32_t warp_sum(uint32_t value) { return __reduce_add_sync(0xFFFFFFFFu, value); }
 
 CPR_DEVICE uint32_t shared_add(uint32_t* place, uint32_t value) { return atomicAdd(place, value); }
@@ -58,38 +65,54 @@ CPR_DEVICE float from_half(uint16_t bits) {
   return value;
 }
 
-CPR_DEVICE uint32_t shared_address(const void* place) { return static_cast<uint32_t>(__cvta_generic_to_shared(place)); }
+CPR_DEVICE uint32_t shared_address(const void* place) {
+  return static_cast<uint32_t>(__cvta_generic_to_shared(place));
+}
 
-// 16 bytes from global to shared memory while the thread goes on; zeros when not `real`. Both 16-byte aligned.
+// 16 bytes from global to shared memory while the thread goes on; zeros when not `real`. Both 16-byte
+// aligned.
 CPR_DEVICE void copy_async(void* to, const void* from, bool real) {
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(to)), "l"(from), "r"(real ? 16 : 0) : "memory");
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(to)), "l"(from),
+               "r"(real ? 16 : 0)
+               : "memory");
 }
 CPR_DEVICE void copy_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 template <int PENDING>
-CPR_DEVICE void copy_wait() { asm volatile("cp.async.wait_group %0;" ::"n"(PENDING) : "memory"); }
+CPR_DEVICE void copy_wait() {
+  asm volatile("cp.async.wait_group %0;" ::"n"(PENDING) : "memory");
+}
 
-// Four 8x8 matrices of 16-bit elements; lanes 8i..8i+7 name the rows of matrix i. TRANSPOSED hands out columns.
+// Four 8x8 matrices of 16-bit elements; lanes 8i..8i+7 name the rows of matrix i. TRANSPOSED hands out
+// columns.
 template <bool TRANSPOSED>
 CPR_DEVICE void load_matrices(uint32_t (&to)[4], const void* row) {
   if constexpr (TRANSPOSED)
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
-                 : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3]) : "r"(shared_address(row)) : "memory");
+                 : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3])
+                 : "r"(shared_address(row))
+                 : "memory");
   else
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
-                 : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3]) : "r"(shared_address(row)) : "memory");
+                 : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3])
+                 : "r"(shared_address(row))
+                 : "memory");
 }
 
 // sum[16 x 8] += a[16 x 16] b[16 x 8], products exact, sums in float32.
 template <bool BFLOAT>
 CPR_DEVICE void multiply_add(float (&sum)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
   if constexpr (BFLOAT)
-    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
-                 : "+f"(sum[0]), "+f"(sum[1]), "+f"(sum[2]), "+f"(sum[3])
-                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+    asm volatile(
+        "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+        "{%0, %1, %2, %3};"
+        : "+f"(sum[0]), "+f"(sum[1]), "+f"(sum[2]), "+f"(sum[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
   else
-    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
-                 : "+f"(sum[0]), "+f"(sum[1]), "+f"(sum[2]), "+f"(sum[3])
-                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+    asm volatile(
+        "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+        "{%0, %1, %2, %3};"
+        : "+f"(sum[0]), "+f"(sum[1]), "+f"(sum[2]), "+f"(sum[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 
 }  // namespace cpr

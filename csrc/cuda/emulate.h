@@ -1,7 +1,9 @@
-// What device.h's words mean on a CPU, for tests: every thread of a cluster is a fiber, run one at a time between
-// barriers, in an order drawn from a seed so that a missing barrier shows. Asynchronous copies land when waited for,
-// not before. Linux with glibc; slow, and never part of the installed core.
+// What device.h's words mean on a CPU, for tests: every thread of a cluster is a fiber, run one at a time
+// between barriers, in an order drawn from a seed so that a missing barrier shows. Asynchronous copies land
+// when waited for, not before. Linux with glibc; slow, and never part of the installed core.
 #pragma once
+#include <ucontext.h>
+
 #include <cmath>
 #include <csetjmp>
 #include <cstdint>
@@ -12,8 +14,6 @@
 #include <memory>
 #include <vector>
 
-#include <ucontext.h>
-
 #define CPR_DEVICE inline
 #define CPR_KERNEL(threads, blocks) inline void
 #define CPR_SHARED_MEMORY(name) unsigned char* name = cpr::emulate::here().block->shared.data()
@@ -22,6 +22,8 @@ namespace cpr {
 namespace emulate {
 
 constexpr size_t STACK = 96 << 10;
+constexpr size_t BORDER = 4096;  // bytes after a block's shared memory that no thread may touch
+constexpr unsigned char STALE = 0xA5;
 
 struct Barrier {
   uint32_t arrived = 0, generation = 0;
@@ -138,7 +140,8 @@ inline void run_cluster(World& w) {
   }
 }
 
-inline void launch(const uint32_t (&grid)[3], uint32_t cluster, int threads, size_t shared, std::function<void()> body) {
+inline void launch(const uint32_t (&grid)[3], uint32_t cluster, int threads, size_t shared,
+                   std::function<void()> body) {
   World w;
   world() = &w;
   w.threads = threads;
@@ -155,7 +158,7 @@ inline void launch(const uint32_t (&grid)[3], uint32_t cluster, int threads, siz
         for (Warp& warp : w.warps) warp.all = {};
         for (uint32_t c = 0; c < cluster; ++c) {
           w.blocks[c].index[0] = x + c, w.blocks[c].index[1] = y, w.blocks[c].index[2] = z;
-          w.blocks[c].shared.assign(shared, 0xA5);  // stale, as on a device
+          w.blocks[c].shared.assign(shared + BORDER, STALE);  // stale, as on a device
           w.blocks[c].all = {};
           for (int t = 0; t < threads; ++t) {
             Fiber& f = w.fibers[c * static_cast<uint32_t>(threads) + static_cast<uint32_t>(t)];
@@ -174,11 +177,20 @@ inline void launch(const uint32_t (&grid)[3], uint32_t cluster, int threads, siz
           }
         }
         run_cluster(w);
+        for (const Block& block : w.blocks)
+          for (size_t i = shared; i < shared + BORDER; ++i)
+            if (block.shared[i] != STALE) {
+              std::fprintf(stderr,
+                           "emulated kernel: a thread wrote beyond its block's %zu bytes of shared memory\n",
+                           shared);
+              std::abort();
+            }
       }
   world() = nullptr;
 }
 
-// All lanes hand something in; each then reads whichever it wants. Two slots in turn: nobody is two exchanges ahead.
+// All lanes hand something in; each then reads whichever it wants. Two slots in turn: nobody is two exchanges
+// ahead.
 template <class T>
 const Slot* exchange(const T& mine) {
   static_assert(sizeof(T) <= sizeof(Slot), "a lane hands over at most 64 bytes");
@@ -203,9 +215,13 @@ inline uint32_t block_index() { return emulate::here().block->index[0]; }
 inline uint32_t block_index_y() { return emulate::here().block->index[1]; }
 inline uint32_t block_index_z() { return emulate::here().block->index[2]; }
 inline uint32_t grid_blocks() { return emulate::world()->grid[0]; }
-inline void sync_block() { emulate::arrive(emulate::here().block->all, static_cast<uint32_t>(block_threads())); }
+inline void sync_block() {
+  emulate::arrive(emulate::here().block->all, static_cast<uint32_t>(block_threads()));
+}
 inline void sync_warp() { emulate::arrive(emulate::here().warp->all, 32); }
-inline void sync_cluster() { emulate::arrive(emulate::world()->cluster, static_cast<uint32_t>(emulate::world()->fibers.size())); }
+inline void sync_cluster() {
+  emulate::arrive(emulate::world()->cluster, static_cast<uint32_t>(emulate::world()->fibers.size()));
+}
 
 inline uint32_t ballot(bool yes) {
   const emulate::Slot* all = emulate::exchange(yes);
@@ -214,7 +230,9 @@ inline uint32_t ballot(bool yes) {
   return bits;
 }
 template <class T>
-T shuffle(T value, int lane) { return emulate::from_lane<T>(emulate::exchange(value), lane & 31); }
+T shuffle(T value, int lane) {
+  return emulate::from_lane<T>(emulate::exchange(value), lane & 31);
+}
 template <class T>
 T shuffle_up(T value, int distance) {
   const int from = (thread_index() & 31) - distance;
@@ -222,7 +240,9 @@ T shuffle_up(T value, int distance) {
   return from < 0 ? value : emulate::from_lane<T>(all, from);
 }
 template <class T>
-T shuffle_xor(T value, int mask) { return shuffle(value, (thread_index() & 31) ^ mask); }
+T shuffle_xor(T value, int mask) {
+  return shuffle(value, (thread_index() & 31) ^ mask);
+}
 inline uint32_t warp_sum(uint32_t value) {
   const emulate::Slot* all = emulate::exchange(value);
   uint32_t sum = 0;
@@ -250,7 +270,8 @@ inline float float_of(uint32_t bits) {
 }
 
 inline float from_half(uint16_t half) {
-  const uint32_t sign = static_cast<uint32_t>(half & 0x8000u) << 16, exponent = (half >> 10) & 31u, fraction = half & 0x3FFu;
+  const uint32_t sign = static_cast<uint32_t>(half & 0x8000u) << 16, exponent = (half >> 10) & 31u,
+                 fraction = half & 0x3FFu;
   if (exponent == 31) return float_of(sign | 0x7F800000u | (fraction << 13));
   if (exponent == 0) {
     const float value = static_cast<float>(fraction) * 0x1p-24f;
@@ -270,7 +291,8 @@ inline uint16_t to_half(float value) {
   uint32_t whole = static_cast<uint32_t>(scaled);
   const float rest = scaled - static_cast<float>(whole);
   if (rest > 0.5f || (rest == 0.5f && (whole & 1u))) ++whole;
-  const uint32_t biased = static_cast<uint32_t>(power + 14) << 10;  // a carry runs into the exponent, as it should
+  const uint32_t biased = static_cast<uint32_t>(power + 14)
+                          << 10;  // a carry runs into the exponent, as it should
   return static_cast<uint16_t>(sign | (biased + whole));
 }
 
@@ -287,8 +309,10 @@ void copy_wait() {
   auto& groups = emulate::here().groups;  // the last one is open
   while (groups.size() > static_cast<size_t>(PENDING) + 1) {
     for (const emulate::Copy& copy : groups.front())
-      if (copy.real) std::memcpy(copy.to, copy.from, 16);
-      else std::memset(copy.to, 0, 16);
+      if (copy.real)
+        std::memcpy(copy.to, copy.from, 16);
+      else
+        std::memset(copy.to, 0, 16);
     groups.erase(groups.begin());
   }
 }
@@ -300,7 +324,8 @@ void load_matrices(uint32_t (&to)[4], const void* row) {
   for (int i = 0; i < 4; ++i) {
     uint16_t pair[2];
     for (int h = 0; h < 2; ++h) {
-      const int of_row = TRANSPOSED ? (lane % 4) * 2 + h : lane / 4, of_column = TRANSPOSED ? lane / 4 : (lane % 4) * 2 + h;
+      const int of_row = TRANSPOSED ? (lane % 4) * 2 + h : lane / 4,
+                of_column = TRANSPOSED ? lane / 4 : (lane % 4) * 2 + h;
       pair[h] = static_cast<const uint16_t*>(emulate::from_lane<const void*>(all, 8 * i + of_row))[of_column];
     }
     to[i] = pair[0] | static_cast<uint32_t>(pair[1]) << 16;
@@ -325,7 +350,8 @@ void multiply_add(float (&sum)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t
     for (int k = 0; k < 16; ++k) {
       const Fragments of_a = emulate::from_lane<Fragments>(all, row % 8 * 4 + k % 8 / 2);
       const Fragments of_b = emulate::from_lane<Fragments>(all, column * 4 + k % 8 / 2);
-      total += static_cast<double>(value(of_a.a[(row >= 8) + 2 * (k >= 8)], k % 2)) * value(of_b.b[k >= 8], k % 2);
+      total +=
+          static_cast<double>(value(of_a.a[(row >= 8) + 2 * (k >= 8)], k % 2)) * value(of_b.b[k >= 8], k % 2);
     }
     sum[i] = static_cast<float>(sum[i] + total);
   }

@@ -5,7 +5,9 @@
 PYBIND11_MODULE(_emulated, m) {
   m.doc() = "The CUDA kernels of cpr_kernels, emulated thread by thread on a CPU.";
   cpr::cuda_door::bind(m);
-  m.def("set_seed", [](uint32_t seed) { cpr::emulate::seed() = seed; }, "Order of threads between barriers; 0: as numbered.");
+  m.def(
+      "set_seed", [](uint32_t seed) { cpr::emulate::seed() = seed; },
+      "Order of threads between barriers; 0: as numbered.");
   m.def(
       "set_limits",
       [](int capability, int64_t shared_bytes, int64_t cache_bytes, bool clusters_of_16) {

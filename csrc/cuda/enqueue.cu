@@ -1,8 +1,7 @@
 // cpr::enqueue_ on CUDA: row copies into a ring whose pointer lives on the device, so nothing is waited for.
-#include "../enqueue.h"
-
 #include <algorithm>
 
+#include "../enqueue.h"
 #include "host.h"
 
 namespace cpr {
@@ -18,7 +17,9 @@ struct EnqueueArgs {
   int64_t* count;
 };
 
-CPR_DEVICE int64_t start_of(const EnqueueArgs& args) { return (*args.pointer % args.size + args.size) % args.size; }
+CPR_DEVICE int64_t start_of(const EnqueueArgs& args) {
+  return (*args.pointer % args.size + args.size) % args.size;
+}
 
 // Grid: x over rows that stay, y over columns. 16 bytes at a time where all addresses allow it.
 CPR_KERNEL(THREADS, 1) copy_rows_kernel(EnqueueArgs args) {
@@ -30,8 +31,11 @@ CPR_KERNEL(THREADS, 1) copy_rows_kernel(EnqueueArgs args) {
   for (int64_t i = skipped + block_index(); i < args.batch; i += grid_blocks()) {
     char* to = column.buffer + (start + i) % args.size * column.buffer_stride;
     const char* from = column.rows + i * column.rows_stride;
-    const int64_t wide = ((reinterpret_cast<uintptr_t>(to) | reinterpret_cast<uintptr_t>(from)) & 15) == 0 ? column.row_bytes / 16 : 0;
-    for (int64_t w = thread_index(); w < wide; w += THREADS) reinterpret_cast<Sixteen*>(to)[w] = reinterpret_cast<const Sixteen*>(from)[w];
+    const int64_t wide = ((reinterpret_cast<uintptr_t>(to) | reinterpret_cast<uintptr_t>(from)) & 15) == 0
+                             ? column.row_bytes / 16
+                             : 0;
+    for (int64_t w = thread_index(); w < wide; w += THREADS)
+      reinterpret_cast<Sixteen*>(to)[w] = reinterpret_cast<const Sixteen*>(from)[w];
     for (int64_t c = 16 * wide + thread_index(); c < column.row_bytes; c += THREADS) to[c] = from[c];
   }
 }
@@ -45,8 +49,8 @@ CPR_KERNEL(32, 1) advance_kernel(EnqueueArgs args) {
 
 }  // namespace
 
-const char* enqueue_cuda(const Column* columns, int num_columns, int64_t size, int64_t batch, int64_t* pointer,
-                         int64_t* count, void* stream) {
+const char* enqueue_cuda(const Column* columns, int num_columns, int64_t size, int64_t batch,
+                         int64_t* pointer, int64_t* count, void* stream) {
   if (num_columns > MAX_COLUMNS) return "the CUDA kernels fill at most 16 columns";
   if (batch == 0) return nullptr;
   EnqueueArgs args{};

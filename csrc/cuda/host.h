@@ -26,11 +26,14 @@ template <class Args>
 const char* launch(void (*kernel)(Args), const Grid& grid, const Args& args, void*) {
   if (grid.x == 0 || grid.y == 0 || grid.z == 0) return "an empty grid";
   if (grid.shared > emulated_limits().shared_bytes) return "more shared memory than a block can have";
-  emulate::launch({grid.x, grid.y, grid.z}, grid.cluster, grid.threads, static_cast<size_t>(grid.shared), [&] { kernel(args); });
+  emulate::launch({grid.x, grid.y, grid.z}, grid.cluster, grid.threads, static_cast<size_t>(grid.shared),
+                  [&] { kernel(args); });
   return nullptr;
 }
 template <class Args>
-bool cluster_fits(void (*)(Args), const Grid&) { return true; }
+bool cluster_fits(void (*)(Args), const Grid&) {
+  return true;
+}
 inline const char* fill_zero(void* memory, int64_t bytes, void*) {
   std::memset(memory, 0, static_cast<size_t>(bytes));
   return nullptr;
@@ -43,7 +46,8 @@ inline cudaError_t configure(const void* function, const Grid& grid, void* strea
                              cudaLaunchAttribute& attribute) {
   cudaError_t error = cudaSuccess;
   if (grid.shared > 48 * 1024)
-    error = cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(grid.shared));
+    error = cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                 static_cast<int>(grid.shared));
   if (error == cudaSuccess && grid.cluster > 8)
     error = cudaFuncSetAttribute(function, cudaFuncAttributeNonPortableClusterSizeAllowed, 1);
   config.gridDim = dim3(grid.x, grid.y, grid.z);
@@ -90,13 +94,15 @@ const char* launch(void (*kernel)(Args), const Grid& grid, const Args& args, voi
   return cudaGetErrorString(error);
 }
 inline const char* fill_zero(void* memory, int64_t bytes, void* stream) {
-  const cudaError_t error = cudaMemsetAsync(memory, 0, static_cast<size_t>(bytes), static_cast<cudaStream_t>(stream));
+  const cudaError_t error =
+      cudaMemsetAsync(memory, 0, static_cast<size_t>(bytes), static_cast<cudaStream_t>(stream));
   return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
 }
 
 #endif
 
-// Cuts one block of memory into parts; run on null first to learn the size. Parts begin at multiples of 256 bytes.
+// Cuts one block of memory into parts; run on null first to learn the size. Parts begin at multiples of 256
+// bytes.
 struct Carver {
   char* base;
   int64_t used = 0;

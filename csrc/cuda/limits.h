@@ -5,9 +5,9 @@
 namespace cpr {
 
 struct DeviceLimits {
-  int capability;         // 90 for 9.0
-  int64_t shared_bytes;   // a block may opt in to
-  int64_t cache_bytes;    // L2
+  int capability;        // 90 for 9.0
+  int64_t shared_bytes;  // a block may opt in to
+  int64_t cache_bytes;   // L2
   bool clusters_of_16;
 };
 

@@ -1,11 +1,11 @@
-// cpr::mil_nce on CUDA. One sweep over the keys, split into parts, leaves each query's running logsumexp and its
-// attention output; a second kernel puts the parts together in order, adds the own pair and the positives, and has the
-// loss and the query's gradient. The keys' gradient, when asked for, is one more sweep with rows and columns swapped.
-// Every sum has a fixed order: results are the same on every run. Nothing of size B x N exists.
-#include "../mil_nce.h"
-
+// cpr::mil_nce on CUDA. One sweep over the keys, split into parts, leaves each query's running logsumexp and
+// its attention output; a second kernel puts the parts together in order, adds the own pair and the
+// positives, and has the loss and the query's gradient. The keys' gradient, when asked for, is one more sweep
+// with rows and columns swapped. Every sum has a fixed order: results are the same on every run. Nothing of
+// size B x N exists.
 #include <algorithm>
 
+#include "../mil_nce.h"
 #include "attend.h"
 #include "host.h"
 #include "prepare.h"
@@ -14,7 +14,8 @@ namespace cpr {
 namespace {
 
 constexpr int64_t MAX_DIM = 256;
-constexpr int64_t BLOCKS_WANTED = 264;     // two for each of 132 multiprocessors; the shape alone decides, not the device
+constexpr int64_t BLOCKS_WANTED =
+    264;  // two for each of 132 multiprocessors; the shape alone decides, not the device
 constexpr int FINISH_THREADS = 256;
 constexpr int FINISH_WARPS = FINISH_THREADS / 32;
 constexpr float LOWEST = -3.402823466e38f;
@@ -44,7 +45,8 @@ struct Positives {
     for (int i = 0; i < MAX_DIM / 32; ++i) {
       const int64_t d = lane + 32 * i;
       features[i] = d < args.dim ? element(args.keys, args.dtype, key * args.key_stride + d) : 0.0f;
-      score += d < args.dim ? features[i] * element(args.query, args.dtype, query * args.query_stride + d) : 0.0f;
+      score +=
+          d < args.dim ? features[i] * element(args.query, args.dtype, query * args.query_stride + d) : 0.0f;
     }
 #pragma unroll
     for (int step = 16; step; step >>= 1) score += shuffle_xor(score, step);
@@ -67,7 +69,8 @@ CPR_DEVICE void add_positives(const LossArgs& args, int64_t query, int warp, int
     bool counts = key >= 0 && key < args.num_keys;
     if (counts && args.key_ids) {
       const int64_t id = args.key_ids[key];
-      counts = id >= 0 && !(args.query_ids && id == own_id && args.siblings != 0);  // siblings are added or left out below
+      counts = id >= 0 && !(args.query_ids && id == own_id &&
+                            args.siblings != 0);  // siblings are added or left out below
     }
     bool repeated = false;
     for (int64_t before = lane; before < p; before += 32) repeated = repeated || listed[before] == key;
@@ -106,12 +109,14 @@ CPR_KERNEL(FINISH_THREADS, 1) finish_kernel(FinishArgs args) {
   if (warp == 0) {
     float own = 0.0f;
     for (int64_t d = lane; d < loss.dim; d += 32)
-      own += element(loss.query, loss.dtype, query * loss.query_stride + d) * element(loss.positive, loss.dtype, query * loss.positive_stride + d);
+      own += element(loss.query, loss.dtype, query * loss.query_stride + d) *
+             element(loss.positive, loss.dtype, query * loss.positive_stride + d);
     for (int step = 16; step; step >>= 1) own += shuffle_xor(own, step);
     float top = own;
     for (int p = lane; p < args.parts; p += 32) top = fmaxf(top, args.top[p * rows + query]);
     for (int step = 16; step; step >>= 1) top = fmaxf(top, shuffle_xor(top, step));
-    for (int p = lane; p < args.parts; p += 32) memory.part_factor[p] = expf((args.top[p * rows + query] - top) * scale);
+    for (int p = lane; p < args.parts; p += 32)
+      memory.part_factor[p] = expf((args.top[p * rows + query] - top) * scale);
     sync_warp();
     if (lane == 0) {
       float mass = expf((own - top) * scale);
@@ -145,7 +150,8 @@ CPR_KERNEL(FINISH_THREADS, 1) finish_kernel(FinishArgs args) {
   if (!args.out.grad_query) return;
   for (int64_t d = thread; d < loss.dim; d += FINISH_THREADS) {
     float of_all = 0.0f, of_positive = 0.0f;
-    for (int p = 0; p < args.parts; ++p) of_all += memory.part_factor[p] * args.attended[(p * rows + query) * loss.dim + d];
+    for (int p = 0; p < args.parts; ++p)
+      of_all += memory.part_factor[p] * args.attended[(p * rows + query) * loss.dim + d];
     for (int w = 0; w < FINISH_WARPS; ++w)
       of_positive += expf((memory.positive_top[w] - positive_top) * scale) * memory.positive_sum[w][d];
     const float own_feature = element(loss.positive, loss.dtype, query * loss.positive_stride + d);
@@ -155,7 +161,8 @@ CPR_KERNEL(FINISH_THREADS, 1) finish_kernel(FinishArgs args) {
 }
 
 template <int DEPTHS, bool GRADIENT>
-CPR_KERNEL(ATTEND_THREADS, 1) attend_kernel(AttendArgs args) {
+CPR_KERNEL(ATTEND_THREADS, 1)
+attend_kernel(AttendArgs args) {
   CPR_SHARED_MEMORY(shared);
   attend<DEPTHS, GRADIENT>(args, shared);
 }
@@ -171,27 +178,34 @@ struct Layout {
   int64_t bytes;
 };
 
-Operand plan_operand(const LossArgs& args, const void* rows, int64_t stride, int64_t count, int depths, Carver& carver, PrepareArgs& prepare) {
-  prepare = {rows, stride, count, static_cast<int>(args.dim), depths, args.dtype, true, 1.0f, nullptr, nullptr};
+Operand plan_operand(const LossArgs& args, const void* rows, int64_t stride, int64_t count, int depths,
+                     Carver& carver, PrepareArgs& prepare) {
+  prepare = {rows, stride,  count,  static_cast<int>(args.dim), depths, args.dtype, true,
+             1.0f, nullptr, nullptr};
   prepare.planes = carver.take<uint16_t>(2 * count * depths);
   prepare.exponents = carver.take<int32_t>(count);
   return {prepare.planes, depths, count * depths, prepare.exponents, nullptr, 0};
 }
 
 // Parts of the keys: enough blocks to fill a large device, none of fewer keys than two steps.
-const char* plan(const LossArgs& args, bool sweep, bool gradient, const DeviceLimits& limits, void* workspace, Layout& layout) {
+const char* plan(const LossArgs& args, bool sweep, bool gradient, const DeviceLimits& limits, void* workspace,
+                 Layout& layout) {
   layout = {};
   if (args.dim > MAX_DIM) return "the CUDA loss kernels hold features of at most 256 numbers";
   layout.depths = args.dim <= 64 ? 64 : args.dim <= 128 ? 128 : 256;
   if (layout.depths == 256 && limits.shared_bytes < ATTEND_SHARED_BYTES<256>)
     return "features of more than 128 numbers need 131 KB of shared memory a block, and this device has less";
   Carver carver{static_cast<char*>(workspace)};
-  layout.queries = plan_operand(args, args.query, args.query_stride, args.num_queries, layout.depths, carver, layout.prepare.of[0]);
-  layout.keys = plan_operand(args, args.keys, args.key_stride, args.num_keys, layout.depths, carver, layout.prepare.of[1]);
+  layout.queries = plan_operand(args, args.query, args.query_stride, args.num_queries, layout.depths, carver,
+                                layout.prepare.of[0]);
+  layout.keys = plan_operand(args, args.keys, args.key_stride, args.num_keys, layout.depths, carver,
+                             layout.prepare.of[1]);
   if (sweep) {
-    const int64_t tiles = (args.num_queries + ATTEND_ROWS - 1) / ATTEND_ROWS * (layout.depths / std::min(layout.depths, OUT_DEPTH));
+    const int64_t tiles = (args.num_queries + ATTEND_ROWS - 1) / ATTEND_ROWS *
+                          (layout.depths / std::min(layout.depths, OUT_DEPTH));
     const int64_t wanted = std::max<int64_t>(1, BLOCKS_WANTED / std::max<int64_t>(tiles, 1));
-    layout.part_columns = round_up(std::max<int64_t>((args.num_keys + wanted - 1) / wanted, 2 * ATTEND_COLUMNS), ATTEND_COLUMNS);
+    layout.part_columns = round_up(
+        std::max<int64_t>((args.num_keys + wanted - 1) / wanted, 2 * ATTEND_COLUMNS), ATTEND_COLUMNS);
     layout.parts = (args.num_keys + layout.part_columns - 1) / layout.part_columns;
     layout.top = carver.take<float>(layout.parts * args.num_queries);
     layout.mass = carver.take<float>(layout.parts * args.num_queries);
@@ -208,8 +222,10 @@ const char* launch_attend(const AttendArgs& args, int depths, int64_t parts, voi
   grid.y = static_cast<uint32_t>(parts);
   grid.z = depths == 256 && (GRADIENT || args.attended) ? 2 : 1;
   grid.threads = ATTEND_THREADS;
-  if (depths == 64) return grid.shared = ATTEND_SHARED_BYTES<64>, launch(attend_kernel<64, GRADIENT>, grid, args, stream);
-  if (depths == 128) return grid.shared = ATTEND_SHARED_BYTES<128>, launch(attend_kernel<128, GRADIENT>, grid, args, stream);
+  if (depths == 64)
+    return grid.shared = ATTEND_SHARED_BYTES<64>, launch(attend_kernel<64, GRADIENT>, grid, args, stream);
+  if (depths == 128)
+    return grid.shared = ATTEND_SHARED_BYTES<128>, launch(attend_kernel<128, GRADIENT>, grid, args, stream);
   return grid.shared = ATTEND_SHARED_BYTES<256>, launch(attend_kernel<256, GRADIENT>, grid, args, stream);
 }
 
@@ -230,10 +246,13 @@ const char* mil_nce_cuda_workspace(const LossArgs& args, bool sweep, bool gradie
   return reason;
 }
 
-const char* mil_nce_sweep_cuda(const LossArgs& args, const LossOut& out, void* workspace, int64_t bytes, void* stream) {
+const char* mil_nce_sweep_cuda(const LossArgs& args, const LossOut& out, void* workspace, int64_t bytes,
+                               void* stream) {
   if (args.num_queries == 0) return nullptr;
   Layout layout;
-  if (const char* reason = plan(args, true, out.grad_query != nullptr, limits_of_current_device(), workspace, layout)) return reason;
+  if (const char* reason =
+          plan(args, true, out.grad_query != nullptr, limits_of_current_device(), workspace, layout))
+    return reason;
   if (layout.bytes > bytes) return "the workspace is smaller than mil_nce_cuda_workspace asked for";
   if (args.num_keys > 0) {
     if (const char* error = launch_prepare(layout.prepare, 2, stream)) return error;
@@ -254,15 +273,20 @@ const char* mil_nce_sweep_cuda(const LossArgs& args, const LossOut& out, void* w
   grid.x = static_cast<uint32_t>(args.num_queries);
   grid.threads = FINISH_THREADS;
   grid.shared = sizeof(FinishMemory);
-  return launch(finish_kernel, grid, FinishArgs{args, out, static_cast<int>(layout.parts), layout.top, layout.mass, layout.attended}, stream);
+  return launch(
+      finish_kernel, grid,
+      FinishArgs{args, out, static_cast<int>(layout.parts), layout.top, layout.mass, layout.attended},
+      stream);
 }
 
 const char* mil_nce_keys_gradient_cuda(const LossArgs& args, const float* grad_loss, const float* lse_all,
-                                       const float* lse_positive, float* grad_keys, void* workspace, int64_t bytes, void* stream) {
+                                       const float* lse_positive, float* grad_keys, void* workspace,
+                                       int64_t bytes, void* stream) {
   if (args.num_keys == 0) return nullptr;
   if (args.num_queries == 0) return fill_zero(grad_keys, args.num_keys * args.dim * 4, stream);
   Layout layout;
-  if (const char* reason = plan(args, false, true, limits_of_current_device(), workspace, layout)) return reason;
+  if (const char* reason = plan(args, false, true, limits_of_current_device(), workspace, layout))
+    return reason;
   if (layout.bytes > bytes) return "the workspace is smaller than mil_nce_cuda_workspace asked for";
   if (const char* error = launch_prepare(layout.prepare, 2, stream)) return error;
   AttendArgs attend = attend_args(args);

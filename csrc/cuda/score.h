@@ -1,6 +1,7 @@
-// Tiles of inner products on tensor cores. float32 goes in as two float16 planes: a row is scaled by a power of two so
-// that its largest entry lies in [1/2, 1), x = high + low / 2048, and a product is high*high + (high*low + low*high) /
-// 2048: 22 bits a factor. Integers up to 2048 have no low part, so their products and sums are exact.
+// Tiles of inner products on tensor cores. float32 goes in as two float16 planes: a row is scaled by a power
+// of two so that its largest entry lies in [1/2, 1), x = high + low / 2048, and a product is high*high +
+// (high*low + low*high) / 2048: 22 bits a factor. Integers up to 2048 have no low part, so their products and
+// sums are exact.
 #pragma once
 #include <climits>
 
@@ -11,10 +12,11 @@ namespace cpr {
 
 constexpr int SCORE_THREADS = 256;
 constexpr int TILE_KEYS = 128;
-constexpr int DEPTH = 32;    // features a step: 64 bytes of a row
-constexpr int STEPS = 3;     // steps in flight
+constexpr int DEPTH = 32;  // features a step: 64 bytes of a row
+constexpr int STEPS = 3;   // steps in flight
 constexpr float LOW_SCALE = 2048.0f;
-constexpr int ODD = INT_MIN; // exponent of a row that holds infinities or NaN; its products are formed one by one
+constexpr int ODD =
+    INT_MIN;  // exponent of a row that holds infinities or NaN; its products are formed one by one
 
 // One view, as the tensor cores want it: rows 16-byte aligned, dim a multiple of 8.
 struct Operand {
@@ -31,12 +33,12 @@ struct PrepareArgs {
   const void* rows;
   int64_t stride;
   int64_t count;
-  int dim, padded;      // padded: what a row of a plane holds, zeros beyond dim
+  int dim, padded;  // padded: what a row of a plane holds, zeros beyond dim
   DType dtype;
   bool split;
-  float low_scale;      // the low plane holds the rest times this
-  uint16_t* planes;     // [1 or 2][count, padded]
-  int32_t* exponents;   // [count] when split
+  float low_scale;     // the low plane holds the rest times this
+  uint16_t* planes;    // [1 or 2][count, padded]
+  int32_t* exponents;  // [count] when split
 };
 
 CPR_DEVICE float element(const void* rows, DType dtype, int64_t at) {
@@ -63,7 +65,7 @@ struct ScoreArgs {
   int64_t first_query;             // rows before them
   float* out;                      // [views][num_queries, pitch]
   int64_t view_stride, pitch;
-  const int64_t* query_ids;        // from the sweep's first query on, or null
+  const int64_t* query_ids;  // from the sweep's first query on, or null
   const int64_t* key_ids;
   const uint8_t* exclude;
   int64_t exclude_stride;
@@ -103,7 +105,9 @@ CPR_DEVICE void prepare_row(const PrepareArgs& args, int64_t row, int lane) {
   if (lane == 0) args.exponents[row] = odd ? ODD : exponent;
   uint16_t* low = high + args.count * args.padded;
   for (int d = lane; d < args.padded; d += 32) {
-    const float value = d < args.dim && !odd ? scaled(element(args.rows, args.dtype, row * args.stride + d), -exponent) : 0.0f;
+    const float value = d < args.dim && !odd
+                            ? scaled(element(args.rows, args.dtype, row * args.stride + d), -exponent)
+                            : 0.0f;
     const uint16_t of_high = to_half(value);
     high[d] = of_high;
     low[d] = to_half((value - from_half(of_high)) * args.low_scale);
@@ -122,30 +126,35 @@ template <int BM>
 struct TileShape {
   static constexpr int WARPS_M = BM == 16 ? 1 : 2;
   static constexpr int WARPS_N = 8 / WARPS_M;
-  static constexpr int M16 = BM / WARPS_M / 16;         // 16-row pieces a warp
-  static constexpr int N8 = TILE_KEYS / WARPS_N / 8;    // 8-key pieces a warp
+  static constexpr int M16 = BM / WARPS_M / 16;       // 16-row pieces a warp
+  static constexpr int N8 = TILE_KEYS / WARPS_N / 8;  // 8-key pieces a warp
   static_assert(M16 * WARPS_M * 16 == BM && N8 % 2 == 0, "whole pieces, keys in pairs");
 };
 
 template <int BM, int PLANES>
 constexpr int SCORE_SHARED_BYTES = STEPS * PLANES * (BM + TILE_KEYS) * DEPTH * 2;
-static_assert(SCORE_SHARED_BYTES<128, 2> <= 99 * 1024, "two planes of the largest tile fit every device from 8.0 on");
+static_assert(SCORE_SHARED_BYTES<128, 2> <= 99 * 1024,
+              "two planes of the largest tile fit every device from 8.0 on");
 
-// Where 16-byte piece `piece` (0..3) of a row lies within a tile of 64-byte rows: eight rows' pieces hit all banks.
+// Where 16-byte piece `piece` (0..3) of a row lies within a tile of 64-byte rows: eight rows' pieces hit all
+// banks.
 CPR_DEVICE int swizzled(int row, int piece) { return row * DEPTH + ((piece ^ (row >> 1 & 3)) << 3); }
 
-// Start copying features [step * DEPTH, ...) of a tile's queries and keys. Rows beyond the end repeat the last one.
+// Start copying features [step * DEPTH, ...) of a tile's queries and keys. Rows beyond the end repeat the
+// last one.
 template <int BM, int PLANES>
-CPR_DEVICE void fetch_step(const ScoreArgs& args, const ScoreView& view, uint32_t query0, uint32_t key0, int step,
-                           uint16_t* stage) {
+CPR_DEVICE void fetch_step(const ScoreArgs& args, const ScoreView& view, uint32_t query0, uint32_t key0,
+                           int step, uint16_t* stage) {
   constexpr int ROWS = BM + TILE_KEYS, PIECES = PLANES * ROWS * 4;
   for (int i = thread_index(); i < PIECES; i += SCORE_THREADS) {
     const int piece = i & 3, row = (i >> 2) % ROWS, plane = (i >> 2) / ROWS;
     const bool of_query = row < BM;
-    const uint32_t wanted = of_query ? query0 + static_cast<uint32_t>(row) : key0 + static_cast<uint32_t>(row - BM);
+    const uint32_t wanted =
+        of_query ? query0 + static_cast<uint32_t>(row) : key0 + static_cast<uint32_t>(row - BM);
     const uint32_t last = (of_query ? args.num_queries : args.num_keys) - 1;
     const Operand& operand = of_query ? view.queries : view.keys;
-    const int64_t at = static_cast<int64_t>(wanted < last ? wanted : last) + (of_query ? args.first_query : 0);
+    const int64_t at =
+        static_cast<int64_t>(wanted < last ? wanted : last) + (of_query ? args.first_query : 0);
     const int d = step * DEPTH + piece * 8;
     const bool real = d < view.dim;
     const uint16_t* from = operand.planes + plane * operand.plane + at * operand.pitch + (real ? d : 0);
@@ -170,7 +179,8 @@ struct TileRows {
 };
 
 template <int BM, int PLANES>
-CPR_DEVICE void load_tile_rows(const ScoreArgs& args, const ScoreView& view, uint32_t query0, uint32_t key0, TileRows<BM>& rows) {
+CPR_DEVICE void load_tile_rows(const ScoreArgs& args, const ScoreView& view, uint32_t query0, uint32_t key0,
+                               TileRows<BM>& rows) {
   for (int i = thread_index(); i < BM + TILE_KEYS; i += SCORE_THREADS) {
     const bool of_query = i < BM;
     const uint32_t at = of_query ? query0 + static_cast<uint32_t>(i) : key0 + static_cast<uint32_t>(i - BM);
@@ -185,11 +195,11 @@ CPR_DEVICE void load_tile_rows(const ScoreArgs& args, const ScoreView& view, uin
   }
 }
 
-// One score, from its sums on the tensor cores: scaled back, odd rows redone, NaN where it may never be selected.
-// `row` and `column` count within the tile.
+// One score, from its sums on the tensor cores: scaled back, odd rows redone, NaN where it may never be
+// selected. `row` and `column` count within the tile.
 template <int BM, int PLANES>
-CPR_DEVICE float finish_score(const ScoreArgs& args, const ScoreView& view, const TileRows<BM>& rows, uint32_t query0,
-                              uint32_t key0, int row, int column, float high, float cross) {
+CPR_DEVICE float finish_score(const ScoreArgs& args, const ScoreView& view, const TileRows<BM>& rows,
+                              uint32_t query0, uint32_t key0, int row, int column, float high, float cross) {
   const int64_t query = query0 + static_cast<uint32_t>(row), key = key0 + static_cast<uint32_t>(column);
   const int64_t id = rows.key_id[column];
   bool never = id < 0 || rows.query_id[row] == id;
@@ -203,7 +213,8 @@ CPR_DEVICE float finish_score(const ScoreArgs& args, const ScoreView& view, cons
 
 // out[query0.., key0..] of one view. The order of every sum depends on nothing but the features' size.
 template <bool BFLOAT, int PLANES, int BM>
-CPR_DEVICE void score_tile(const ScoreArgs& args, int view_index, uint32_t query0, uint32_t key0, unsigned char* shared) {
+CPR_DEVICE void score_tile(const ScoreArgs& args, int view_index, uint32_t query0, uint32_t key0,
+                           unsigned char* shared) {
   using S = TileShape<BM>;
   constexpr int ROWS = BM + TILE_KEYS, STAGE = PLANES * ROWS * DEPTH;
   const ScoreView& view = args.views[view_index];
@@ -231,14 +242,16 @@ CPR_DEVICE void score_tile(const ScoreArgs& args, int view_index, uint32_t query
       for (int p = 0; p < PLANES; ++p)
 #pragma unroll
         for (int m = 0; m < S::M16; ++m)
-          load_matrices<false>(a[p][m], stage + p * ROWS * DEPTH + swizzled(m0 + m * 16 + (lane & 15), 2 * k + (lane >> 4)));
+          load_matrices<false>(
+              a[p][m], stage + p * ROWS * DEPTH + swizzled(m0 + m * 16 + (lane & 15), 2 * k + (lane >> 4)));
 #pragma unroll
       for (int n = 0; n < S::N8; n += 2) {
         uint32_t b[PLANES][4];
 #pragma unroll
         for (int p = 0; p < PLANES; ++p)
-          load_matrices<false>(b[p], stage + p * ROWS * DEPTH +
-                                         swizzled(BM + n0 + n * 8 + (lane & 7) + (lane >> 4) * 8, 2 * k + (lane >> 3 & 1)));
+          load_matrices<false>(
+              b[p], stage + p * ROWS * DEPTH +
+                        swizzled(BM + n0 + n * 8 + (lane & 7) + (lane >> 4) * 8, 2 * k + (lane >> 3 & 1)));
 #pragma unroll
         for (int m = 0; m < S::M16; ++m)
 #pragma unroll
@@ -273,8 +286,9 @@ CPR_DEVICE void score_tile(const ScoreArgs& args, int view_index, uint32_t query
         for (int i = 0; i < 2; ++i) {
           if (key0 + static_cast<uint32_t>(column + i) >= args.num_keys) continue;
           const int c = 2 * half + i;
-          to[i] = finish_score<BM, PLANES>(args, view, rows, query0, key0, row, column + i, high[m][n][c],
-                                           PLANES == 2 ? cross[PLANES == 2 ? m : 0][PLANES == 2 ? n : 0][c] : 0.0f);
+          to[i] = finish_score<BM, PLANES>(
+              args, view, rows, query0, key0, row, column + i, high[m][n][c],
+              PLANES == 2 ? cross[PLANES == 2 ? m : 0][PLANES == 2 ? n : 0][c] : 0.0f);
         }
       }
   sync_block();  // the rows have been read

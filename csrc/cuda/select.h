@@ -1,5 +1,5 @@
-// Exact selection by a block of threads: the m-th best of a list by threshold, and what survives it. No sort of the
-// list, no atomics that decide anything, no buffer that may overflow unnoticed.
+// Exact selection by a block of threads: the m-th best of a list by threshold, and what survives it. No sort
+// of the list, no atomics that decide anything, no buffer that may overflow unnoticed.
 //
 // A list is kept in index order, so that among equal scores the lower index is the earlier position.
 #pragma once
@@ -8,10 +8,10 @@
 
 namespace cpr {
 
-constexpr int SAMPLE = 256;              // entries ranked by comparing all with all; blocks have at least as many threads
-constexpr uint32_t CANDIDATES = 3072;    // what a bracket may leave to a closer look
-constexpr float SPREAD = 2.2f;           // bracket half-width in standard deviations of the sampled rank
-constexpr int SAMPLED_ROUNDS = 10;       // then only the certain way, so that no data can make the search long
+constexpr int SAMPLE = 256;  // entries ranked by comparing all with all; blocks have at least as many threads
+constexpr uint32_t CANDIDATES = 3072;  // what a bracket may leave to a closer look
+constexpr float SPREAD = 2.2f;         // bracket half-width in standard deviations of the sampled rank
+constexpr int SAMPLED_ROUNDS = 10;     // then only the certain way, so that no data can make the search long
 constexpr uint32_t EVERY_TIE = ~0u;
 
 struct SelectMemory {
@@ -22,9 +22,11 @@ struct SelectMemory {
   alignas(16) uint32_t candidates[2][CANDIDATES];
   uint32_t collected;
 };
-static_assert(sizeof(SelectMemory) <= 30 * 1024, "leaves 192 KB of a 227 KB block to the list of 16,384 entries");
+static_assert(sizeof(SelectMemory) <= 30 * 1024,
+              "leaves 192 KB of a 227 KB block to the list of 16,384 entries");
 
-// Entries of one query: `rows` rows of ascending keys, then a row of indices; each row `pitch` long, pitch % 4 == 0.
+// Entries of one query: `rows` rows of ascending keys, then a row of indices; each row `pitch` long, pitch %
+// 4 == 0.
 struct Entries {
   uint32_t* memory;
   int64_t pitch;
@@ -42,7 +44,8 @@ struct alignas(16) Four {
   uint32_t of[4];
 };
 
-// A thread's four neighbouring keys from position `first`, a multiple of 4; 0, which is no score's key, beyond n.
+// A thread's four neighbouring keys from position `first`, a multiple of 4; 0, which is no score's key,
+// beyond n.
 CPR_DEVICE Four load_four(const uint32_t* row, uint32_t first, uint32_t n) {
   if (first + 3 < n) return *reinterpret_cast<const Four*>(row + first);
   Four four;
@@ -51,7 +54,8 @@ CPR_DEVICE Four load_four(const uint32_t* row, uint32_t first, uint32_t n) {
   return four;
 }
 
-// rank[i]: how many of the n <= SAMPLE keys of memory.sample rank before the i-th; sorted: the keys in that order.
+// rank[i]: how many of the n <= SAMPLE keys of memory.sample rank before the i-th; sorted: the keys in that
+// order.
 CPR_DEVICE void rank_sample(Team& team, SelectMemory& memory, uint32_t n) {
   const int entry = team.thread % SAMPLE, part = team.thread / SAMPLE, parts = team.threads / SAMPLE;
   if (part == 0) memory.rank[entry] = 0;
@@ -71,7 +75,8 @@ CPR_DEVICE void rank_sample(Team& team, SelectMemory& memory, uint32_t n) {
 }
 
 // Exactly the m-th best of at most SAMPLE keys.
-CPR_DEVICE Threshold threshold_of_few(Team& team, SelectMemory& memory, const uint32_t* keys, uint32_t n, uint32_t m) {
+CPR_DEVICE Threshold threshold_of_few(Team& team, SelectMemory& memory, const uint32_t* keys, uint32_t n,
+                                      uint32_t m) {
   if (static_cast<uint32_t>(team.thread) < n) memory.sample[team.thread] = keys[team.thread];
   sync_block();
   rank_sample(team, memory, n);
@@ -82,12 +87,13 @@ CPR_DEVICE Threshold threshold_of_few(Team& team, SelectMemory& memory, const ui
   return {key, all ? EVERY_TIE : m - above[0]};
 }
 
-// Keys at or above, and above, two pivots; those strictly between go to `to`, one in `thin` of them, while they fit.
+// Keys at or above, and above, two pivots; those strictly between go to `to`, one in `thin` of them, while
+// they fit.
 struct Counts {
   uint32_t above_high, from_high, above_low, from_low;
 };
-CPR_DEVICE Counts count_around(Team& team, SelectMemory& memory, const uint32_t* keys, uint32_t n, uint32_t high,
-                               uint32_t low, uint32_t thin, uint32_t* to) {
+CPR_DEVICE Counts count_around(Team& team, SelectMemory& memory, const uint32_t* keys, uint32_t n,
+                               uint32_t high, uint32_t low, uint32_t thin, uint32_t* to) {
   if (team.thread == 0) memory.collected = 0;
   sync_block();
   uint32_t counts[4] = {0, 0, 0, 0};
@@ -123,32 +129,36 @@ CPR_DEVICE Counts count_around(Team& team, SelectMemory& memory, const uint32_t*
   return {counts[0], counts[1], counts[2], counts[3]};
 }
 
-// Two keys of the sorted sample between which the m-th of n almost surely lies; 0 and ~0 where the sample ends.
+// Two keys of the sorted sample between which the m-th of n almost surely lies; 0 and ~0 where the sample
+// ends.
 CPR_DEVICE void bracket(const SelectMemory& memory, uint32_t n, uint32_t m, uint32_t* high, uint32_t* low) {
   const float place = static_cast<float>(m) * (static_cast<float>(SAMPLE) / static_cast<float>(n));
   const float inner = place * (1.0f - place / SAMPLE);
   const float spread = 1.0f + SPREAD * sqrtf((inner > 0.0f ? inner : 0.0f) + 0.25f);
-  const int high_at = static_cast<int>(floorf(place - spread)) - 1, low_at = static_cast<int>(floorf(place + spread));
+  const int high_at = static_cast<int>(floorf(place - spread)) - 1,
+            low_at = static_cast<int>(floorf(place + spread));
   if (high_at >= 0) *high = memory.sorted[high_at < SAMPLE ? high_at : SAMPLE - 1];
   if (low_at < SAMPLE) *low = memory.sorted[low_at < 0 ? 0 : low_at];
 }
 
-// The m-th best (1 <= m <= n) of a list of keys. Which pivots are tried depends on the order in which warps collect;
-// what comes out does not: it is the m-th best however it is found. Ends because a round without a sample to go by
-// cuts the interval of possible keys to two thirds or less.
-CPR_DEVICE Threshold mth_best(Team& team, SelectMemory& memory, const uint32_t* keys, uint32_t n, uint32_t m) {
+// The m-th best (1 <= m <= n) of a list of keys. Which pivots are tried depends on the order in which warps
+// collect; what comes out does not: it is the m-th best however it is found. Ends because a round without a
+// sample to go by cuts the interval of possible keys to two thirds or less.
+CPR_DEVICE Threshold mth_best(Team& team, SelectMemory& memory, const uint32_t* keys, uint32_t n,
+                              uint32_t m) {
   uint32_t floor_key = 0, ceiling = ~0u;  // the m-th best key lies strictly between
   uint32_t inside = n, rank = m;          // keys strictly between, and which of them is wanted
-  uint32_t sampled = 0;                   // keys of the interval at hand in `pool`, a fair sample; 0: take from the list
+  uint32_t sampled = 0;  // keys of the interval at hand in `pool`, a fair sample; 0: take from the list
   const uint32_t* pool = keys;
-  bool fresh = true;                      // the interval holds the whole list
+  bool fresh = true;  // the interval holds the whole list
   int side = 0;
   for (int round = 0; n > SAMPLE; ++round) {
     uint32_t high = ceiling, low = floor_key;
     const bool by_sample = round < SAMPLED_ROUNDS && (fresh || sampled >= SAMPLE);
     if (by_sample) {
       const uint64_t size = fresh ? n : sampled;
-      if (team.thread < SAMPLE) memory.sample[team.thread] = pool[static_cast<uint64_t>(team.thread) * size / SAMPLE];
+      if (team.thread < SAMPLE)
+        memory.sample[team.thread] = pool[static_cast<uint64_t>(team.thread) * size / SAMPLE];
       sync_block();
       rank_sample(team, memory, SAMPLE);
       bracket(memory, inside, rank, &high, &low);
@@ -197,9 +207,10 @@ CPR_DEVICE Threshold mth_best(Team& team, SelectMemory& memory, const uint32_t* 
   return threshold_of_few(team, memory, keys, n, m);
 }
 
-// Entries of `from` that the threshold on row `judge` keeps, in order, to `to`: another list, or `from` itself, for
-// what a pass writes lies at or before what it has read, and a barrier lies between.
-CPR_DEVICE uint32_t keep_within(Team& team, const Entries& from, const Entries& to, int rows, int judge, Threshold cut) {
+// Entries of `from` that the threshold on row `judge` keeps, in order, to `to`: another list, or `from`
+// itself, for what a pass writes lies at or before what it has read, and a barrier lies between.
+CPR_DEVICE uint32_t keep_within(Team& team, const Entries& from, const Entries& to, int rows, int judge,
+                                Threshold cut) {
   uint32_t kept = 0, tied = 0;
   const uint32_t tile = static_cast<uint32_t>(team.threads) * 4;
   for (uint32_t base = 0; base < from.n; base += tile) {
@@ -223,7 +234,8 @@ CPR_DEVICE uint32_t keep_within(Team& team, const Entries& from, const Entries& 
       tied += in_tile;
     }
     uint32_t in_tile = 0, place = 0;
-    for (int group = 0; group <= rows; group += 3) {  // rows and the indices, three at a time through registers
+    for (int group = 0; group <= rows;
+         group += 3) {  // rows and the indices, three at a time through registers
       Four held[3];
 #pragma unroll
       for (int r = 0; r < 3; ++r)
@@ -247,12 +259,14 @@ CPR_DEVICE uint32_t keep_within(Team& team, const Entries& from, const Entries& 
   return kept;
 }
 
-// Sort `size` (a power of two) keys ascending, wherever they lie. For results too long to rank by comparing all.
+// Sort `size` (a power of two) keys ascending, wherever they lie. For results too long to rank by comparing
+// all.
 CPR_DEVICE void sort_keys(Team& team, uint64_t* keys, uint32_t size) {
   for (uint32_t run = 2; run <= size; run <<= 1)
     for (uint32_t step = run >> 1; step > 0; step >>= 1) {
       sync_block();
-      for (uint32_t i = static_cast<uint32_t>(team.thread); i < size / 2; i += static_cast<uint32_t>(team.threads)) {
+      for (uint32_t i = static_cast<uint32_t>(team.thread); i < size / 2;
+           i += static_cast<uint32_t>(team.threads)) {
         const uint32_t a = 2 * i - (i & (step - 1)), b = a + step;
         const bool ascending = (a & run) == 0;
         const uint64_t low = keys[a], high = keys[b];
