@@ -35,7 +35,9 @@ def why_not_cuda(device: torch.device) -> str | None:
         return f"the core's CUDA runtime finds no device: {unavailable}"
     capability = torch.cuda.get_device_capability(device)
     if capability < MIN_CAPABILITY:
-        return f"the CUDA kernels need compute capability 8.0, and {device} has {capability[0]}.{capability[1]}"
+        return (
+            f"the CUDA kernels need compute capability 8.0, and {device} has {capability[0]}.{capability[1]}"
+        )
     return None
 
 

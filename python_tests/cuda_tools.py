@@ -57,7 +57,20 @@ def _emulated_flags() -> list[str]:
     import pybind11
 
     includes = [pybind11.get_include(), sysconfig.get_paths()["include"]]
-    return ["-std=c++17", "-O2", "-fPIC", "-fvisibility=hidden", "-DCPR_EMULATE", "-ffp-contract=off", "-U_FORTIFY_SOURCE", "-Wall", "-Wextra", "-Wno-unknown-pragmas", "-Wno-clobbered", "-Werror"] + [f"-I{path}" for path in includes]
+    return [
+        "-std=c++17",
+        "-O2",
+        "-fPIC",
+        "-fvisibility=hidden",
+        "-DCPR_EMULATE",
+        "-ffp-contract=off",
+        "-U_FORTIFY_SOURCE",
+        "-Wall",
+        "-Wextra",
+        "-Wno-unknown-pragmas",
+        "-Wno-clobbered",
+        "-Werror",
+    ] + [f"-I{path}" for path in includes]
 
 
 @functools.cache

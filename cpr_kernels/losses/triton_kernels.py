@@ -47,7 +47,9 @@ def sweep_part(
     d = tl.arange(0, BLOCK_D)
     in_b, in_d = b < num_queries, d < dim
     rows = b.to(tl.int64)
-    q = tl.load(query + rows[:, None] * query_stride + d[None, :], mask=in_b[:, None] & in_d[None, :], other=0.0)
+    q = tl.load(
+        query + rows[:, None] * query_stride + d[None, :], mask=in_b[:, None] & in_d[None, :], other=0.0
+    )
     q = q.to(tl.float32)
     own_id = tl.load(query_ids + b, mask=in_b, other=-1) if HAS_QUERY_IDS else b
     top = tl.full((BLOCK_B,), LOWEST, tl.float32)
@@ -58,7 +60,9 @@ def sweep_part(
         j = first + tl.arange(0, BLOCK_N)
         taking = (j < end)[None, :]
         place = keys + j.to(tl.int64)[:, None] * key_stride + d[None, :]
-        key = tl.load(place, mask=(j < end)[:, None] & in_d[None, :], other=0.0).to(tl.float32)  # [BLOCK_N, BLOCK_D]
+        key = tl.load(place, mask=(j < end)[:, None] & in_d[None, :], other=0.0).to(
+            tl.float32
+        )  # [BLOCK_N, BLOCK_D]
         if HAS_KEY_IDS:
             key_id = tl.load(key_ids + j, mask=j < end, other=-1)
             taking = taking & (key_id >= 0)[None, :]
@@ -122,7 +126,9 @@ def finish_query(
             counts = counts & (key_id >= 0)
             if HAS_QUERY_IDS and SIBLINGS != 0:
                 counts = counts & (key_id != own_id)  # added below, or left out
-        k = tl.load(keys + tl.where(counts, key, 0) * key_stride + d, mask=in_d & counts, other=0.0).to(tl.float32)
+        k = tl.load(keys + tl.where(counts, key, 0) * key_stride + d, mask=in_d & counts, other=0.0).to(
+            tl.float32
+        )
         score = tl.where(counts, tl.sum(q * k), LOWEST)
         highest = tl.maximum(best, score)
         weight = tl.where(counts, tl.exp((score - highest) * scale), 0.0)
@@ -132,7 +138,9 @@ def finish_query(
         best = highest
     if HAS_QUERY_IDS and SIBLINGS == 1:
         for first in range(0, num_keys, SCAN):
-            ids = tl.load(key_ids + first + tl.arange(0, SCAN), mask=first + tl.arange(0, SCAN) < num_keys, other=-1)
+            ids = tl.load(
+                key_ids + first + tl.arange(0, SCAN), mask=first + tl.arange(0, SCAN) < num_keys, other=-1
+            )
             if tl.sum(((ids >= 0) & (ids == own_id)).to(tl.int32)) > 0:
                 for inner in range(first, first + SCAN, 16):
                     j = inner + tl.arange(0, 16)
@@ -178,7 +186,9 @@ def keys_gradient_block(
     d = tl.arange(0, BLOCK_D)
     in_n, in_d = j < num_keys, d < dim
     wide = j.to(tl.int64)
-    key = tl.load(keys + wide[:, None] * key_stride + d[None, :], mask=in_n[:, None] & in_d[None, :], other=0.0)
+    key = tl.load(
+        keys + wide[:, None] * key_stride + d[None, :], mask=in_n[:, None] & in_d[None, :], other=0.0
+    )
     key = key.to(tl.float32)
     filled = in_n
     key_id = wide

@@ -266,7 +266,9 @@ def _score_rows(call: CascadeCall, rows: Rows, first: int, ring: Tensor) -> None
     if exclude is not None and exclude.stride(1) != 1:
         exclude = exclude.contiguous()
     for slot, view in enumerate(rows.views):
-        query, key = (t if t.stride(1) == 1 else t.contiguous() for t in (call.queries[view], call.keys[view]))
+        query, key = (
+            t if t.stride(1) == 1 else t.contiguous() for t in (call.queries[view], call.keys[view])
+        )
         query = query[first : first + chunk]
         dtype = query.dtype
         _score[lambda meta: (triton.cdiv(num_keys, meta["BLOCK_N"]), triton.cdiv(chunk, BLOCK_B))](
