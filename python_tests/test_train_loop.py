@@ -19,9 +19,9 @@ from train_sets import tiny
 
 from cpr_kernels.train import TrainError
 from cpr_kernels.train.checkpoint import encoder_files, load, save
-from cpr_kernels.train.config import Mining, TrainConfig, from_json, small, to_json, with_preset
+from cpr_kernels.train.config import Mining, Optim, TrainConfig, from_json, small, to_json, with_preset
 from cpr_kernels.train.logs import read_lines, truncate
-from cpr_kernels.train.loop import build, pretrain, restore, snapshot
+from cpr_kernels.train.loop import build, learning_rate, pretrain, restore, snapshot
 from cpr_kernels.train.plan import locate, make_plan, total_steps
 from cpr_kernels.train.store import write_atomically
 
@@ -92,6 +92,15 @@ def test_plan_follows_algorithm_1(data: Path, tmp_path: Path) -> None:
     assert str(coclr[1].schedule) == "flow:3"
     with pytest.raises(TrainError, match=r"mining: cpr_schedule: .*stages=7"):
         make_plan(replace(config, mining=Mining(stages=7)))
+
+
+def test_learning_rate_grows_and_falls(data: Path, tmp_path: Path) -> None:
+    plan = make_plan(tiny(data, tmp_path, infonce_epochs=5))
+    moments = [locate(plan, 2, step) for step in range(10)]
+    optim = Optim(lr=1.0, warmup=4)
+    rates = [learning_rate(optim, moment.progress, moment.step_in_phase) for moment in moments]
+    assert rates == pytest.approx([0.25, 0.5, 0.75, 1, 1, 1, 1, 1, 0.1, 0.1])
+    assert learning_rate(Optim(lr=1.0, decay_at=1.0), 0.99, 50) == 1.0
 
 
 def test_run_logs_mining_quality_of_every_way(straight: Path, data: Path) -> None:

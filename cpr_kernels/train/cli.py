@@ -40,7 +40,7 @@ class Prepare:
     fps_stride: int = 1
     """Keep every n-th frame."""
     flow: Literal["full", "fast", "draft"] = "full"
-    """TV-L1 effort: full (as published), fast (a third of the time) or draft (an eighth)."""
+    """TV-L1 effort: full (OpenCV's default), fast (a quarter of its time) or draft (a ninth)."""
     flow_bound: float = 20.0
     """Flow is clipped to +- this many pixels a frame; less for small frames."""
     jpeg_quality: int = 95

@@ -63,6 +63,10 @@ class Optim:
 
     lr: float = 1e-3
     """Learning rate of Adam."""
+    warmup: int = 0
+    """Steps at the start of each phase over which the rate grows to `lr`; Adam restarts with each phase."""
+    decay_at: float = 0.8
+    """Share of each phase after which the rate falls to a tenth; 1 never."""
     weight_decay: float = 1e-5
     momentum: float = 0.999
     """Momentum of the key encoder (m)."""
@@ -113,6 +117,7 @@ class TrainConfig:
             ("infonce-epochs", self.infonce_epochs, 0), ("cycles", self.cycles, 0),
             ("cycle-epochs", self.cycle_epochs, 0), ("mining.topk", self.mining.topk, 1),
             ("mining.stages", self.mining.stages, 1),
+            ("optim.warmup", self.optim.warmup, 0),
         ]  # fmt: skip
         for name, value, least in at_least:
             if value < least:
@@ -120,6 +125,7 @@ class TrainConfig:
         for name, value in (
             ("mining.own-drop", self.mining.own_drop),
             ("optim.momentum", self.optim.momentum),
+            ("optim.decay-at", self.optim.decay_at),
         ):
             if not 0 <= value <= 1:
                 raise TrainError(f"{name}: must lie in [0, 1], got {value}")

@@ -22,7 +22,7 @@ from . import Interrupted, TrainError
 from .augment import augmented
 from .checkpoint import encoder_file, load, load_encoder, save, save_encoder
 from .clips import Batch, ClipDataset, ClipSampler, clip_loader, default_workers
-from .config import TrainConfig, from_json, to_json
+from .config import Optim, TrainConfig, from_json, to_json
 from .logs import RunLog
 from .model import TwoViewModel, new_encoders
 from .plan import Moment, Phase, locate, make_plan, total_steps
@@ -145,6 +145,8 @@ def run_step(trainer: Trainer, moment: Moment, step: int, batch: Batch, log: Run
         raise TrainError(
             f"step {step}: the loss is not finite ({figures}); lower --optim.lr or raise --optim.temperature"
         )
+    for group in trainer.optimizer.param_groups:
+        group["lr"] = learning_rate(config.optim, moment.progress, moment.step_in_phase - phase.fill_steps)
     trainer.optimizer.step()
     for name, indices in result.mined.items():
         figures[f"pmr_{name}"] = trainer.meter.update(name, indices, videos, entries)
@@ -158,6 +160,12 @@ def run_step(trainer: Trainer, moment: Moment, step: int, batch: Batch, log: Run
         )
         trainer.meter.reset()
     return figures
+
+
+def learning_rate(optim: Optim, progress: float, step: int) -> float:
+    """The rate at a phase's training step, counted from 0, with a share `progress` of the phase behind it."""
+    grown = min(1.0, (step + 1) / max(optim.warmup, 1))
+    return optim.lr * grown * (0.1 if progress >= optim.decay_at else 1.0)
 
 
 def mined_videos(indices: Tensor, entries: Tensor) -> Tensor:

@@ -36,7 +36,10 @@ class Phase:
 
 @dataclass(frozen=True)
 class Moment:
-    """Where a step lies. `epoch` counts from 0 in its phase, and is -1 while the queue is filled."""
+    """Where a step lies. `epoch` counts from 0 in its phase, and is -1 while the queue is filled.
+
+    `progress` is the share of the phase's training steps that lie behind.
+    """
 
     phase: int
     step_in_phase: int
@@ -44,6 +47,7 @@ class Moment:
     starts_phase: bool
     ends_epoch: bool
     ends_phase: bool
+    progress: float
 
 
 def make_plan(config: TrainConfig) -> list[Phase]:
@@ -100,6 +104,7 @@ def locate(plan: list[Phase], steps_per_epoch: int, step: int) -> Moment:
                 starts_phase=step == 0,
                 ends_epoch=trained >= 0 and (trained + 1) % steps_per_epoch == 0,
                 ends_phase=step == total - 1,
+                progress=max(trained, 0) / (phase.epochs * steps_per_epoch),
             )
         step -= total
     raise IndexError("step lies behind the last phase")

@@ -22,7 +22,7 @@ import numpy.typing as npt
 from .progress import progress_bar
 
 Image = npt.NDArray[np.float32]
-FPS = 15
+FPS = 18
 
 # Where the object is at phase p (radians), in units of its path's half width: (x, y).
 MOTIONS: dict[str, Callable[[float], tuple[float, float]]] = {
@@ -86,8 +86,8 @@ def draw_source(name: str, source: int, settings: SyntheticSettings) -> npt.NDAr
     background = _cloud(rng, 2 * size)
     backdrop, ink, paper = _colours(rng, name[len(motion) :])
     radius = size * rng.uniform(0.19, 0.26)
-    reach = (size / 2 - radius) * rng.uniform(0.75, 0.95)
-    speed = 2 * np.pi * rng.uniform(0.55, 0.85) / FPS * rng.choice([-1.0, 1.0])
+    reach = (size / 2 - radius) * rng.uniform(0.65, 0.85)
+    speed = 2 * np.pi * rng.uniform(0.6, 0.85) / FPS * rng.choice([-1.0, 1.0])
     phase, twist = rng.uniform(0, 2 * np.pi), rng.uniform(0, 2 * np.pi)
     drift = rng.uniform(-0.25, 0.25, 2)
     light, noise = rng.uniform(0.8, 1.15), rng.uniform(0.005, 0.03)
@@ -135,7 +135,7 @@ def _colours(rng: np.random.Generator, appearance: str) -> tuple[Image, Image, I
 
     Each appearance has its family of hues, a third of the colour wheel apart and wide enough to nearly meet.
     """
-    backdrop = rng.uniform(0.35, 0.75) + rng.uniform(-0.1, 0.1, 3)
+    backdrop = rng.uniform(0.45, 0.65) + rng.uniform(-0.03, 0.03, 3)
     hue = APPEARANCES.index(appearance) / 3 + rng.uniform(-0.1, 0.1)
     ink = _from_hue(hue, rng.uniform(0.6, 1.0), rng.uniform(0.5, 0.9))
     paper = _from_hue(hue + rng.uniform(-0.1, 0.1), rng.uniform(0.0, 0.25), rng.uniform(0.8, 1.0))
