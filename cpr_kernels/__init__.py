@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch  # first: its OpenMP runtime must be the one that the native core binds to
 
 try:
-    from . import _core
+    from . import _core as _core
 except ImportError as error:
     raise ImportError(
         "cpr_kernels: the compiled core is missing or was built for another Python; install it with 'pip install .' "
