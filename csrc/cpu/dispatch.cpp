@@ -65,7 +65,7 @@ constexpr int64_t STREAM_FROM = 4096;    // keys from which brackets pay for the
 constexpr double SAMPLE_SHARE = 1.6;     // the first sample, in units of num_keys^(2/3)
 constexpr int64_t MAX_SAMPLE = 4096;     // and at most
 constexpr int64_t NARROW_FROM = 49152;   // keys from which brackets are narrowed again on the way
-constexpr int64_t TAIL = 2048;           // survivors that the exact stages take over at
+constexpr int64_t TAIL = 4096;           // survivors that the exact stages take over at
 constexpr double SPREAD = 3.7;           // bracket half-width in standard deviations of the sampled rank,
 constexpr double REPEATED_SPREAD = 4.3;  // and where brackets are set many times over
 

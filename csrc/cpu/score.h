@@ -49,17 +49,24 @@ inline void pack_queries(const View& view, DType dtype, int64_t first, int64_t n
   }
 }
 
+// Memory to ask for while something else is worked on: `lines` cache lines every four steps, so that requests
+// never queue.
+struct Ahead {
+  const char* place;
+  int lines;
+};
+
 // out[i, j] = sum over k of a[i * a_row + k * a_step] * b[k * b_row + j], for MR rows and NR vectors of
 // columns; each sum is one chain in order of k. Sets `out`, or adds to it.
 template <int MR, int NR>
 inline void multiply(const float* a, int64_t a_row, int64_t a_step, const float* b, int64_t b_row,
-                     int64_t depth, bool add_to, float* out, int64_t out_row) {
+                     int64_t depth, bool add_to, float* out, int64_t out_row, Ahead ahead = {nullptr, 0}) {
   F sums[MR][NR];
 #pragma GCC unroll 16
   for (int i = 0; i < MR; ++i)
 #pragma GCC unroll 4
     for (int j = 0; j < NR; ++j) sums[i][j] = zero();
-  for (int64_t k = 0; k < depth; ++k) {
+  const auto step = [&](int64_t k) __attribute__((always_inline)) {
     F column[NR];
 #pragma GCC unroll 4
     for (int j = 0; j < NR; ++j) column[j] = load(b + k * b_row + j * W);
@@ -69,7 +76,19 @@ inline void multiply(const float* a, int64_t a_row, int64_t a_step, const float*
 #pragma GCC unroll 4
       for (int j = 0; j < NR; ++j) sums[i][j] = fma(value, column[j], sums[i][j]);
     }
+  };
+  int64_t k = 0;
+  for (; k + 4 <= depth; k += 4) {
+    for (int line = 0; line < ahead.lines; ++line) {
+      __builtin_prefetch(ahead.place, 0, 2);
+      ahead.place += 64;
+    }
+    step(k);
+    step(k + 1);
+    step(k + 2);
+    step(k + 3);
   }
+  for (; k < depth; ++k) step(k);
 #pragma GCC unroll 16
   for (int i = 0; i < MR; ++i)
 #pragma GCC unroll 4
@@ -86,15 +105,17 @@ constexpr int rows_at_once() {
 
 // A tile of 16 keys against one block of packed queries [dim, NR * W]: out [16, NR * W].
 template <int NR>
-inline void multiply_tile(const float* keys, int64_t key_stride, const float* packed, int64_t dim,
-                          float* out) {
+inline void multiply_tile(const float* keys, int64_t key_stride, const float* packed, int64_t dim, float* out,
+                          Ahead ahead = {nullptr, 0}) {
   constexpr int MR = rows_at_once<NR>(), width = NR * W;
   if (dim == 0) std::memset(out, 0, sizeof(float) * TILE * width);
   for (int64_t d = 0; d < dim; d += DEPTH) {
     const int64_t depth = dim - d < DEPTH ? dim - d : DEPTH;
-    for (int i = 0; i < TILE; i += MR)
+    for (int i = 0; i < TILE; i += MR) {
       multiply<MR, NR>(keys + i * key_stride + d, key_stride, 1, packed + d * width, width, depth, d > 0,
-                       out + i * width, width);
+                       out + i * width, width, ahead);
+      ahead.place += depth / 4 * ahead.lines * 64;
+    }
   }
 }
 
@@ -106,14 +127,24 @@ struct Panel {
   int64_t key(int64_t i) const { return which ? which[i] : first + i; }
 };
 
-// Ask for the rows of the tile at p while the one before is worked on: the hardware does not see 16 rows
-// coming.
-inline void prefetch_rows(const View& view, DType dtype, const Panel& panel, int64_t p) {
-  const int64_t bytes = view.dim * (dtype == DType::float32 ? 4 : 2);
-  for (int64_t i = p; i < p + TILE && i < panel.count; ++i) {
+// How to fetch the tile at p while the one before is multiplied in `calls` goes: the hardware does not see 16
+// rows coming. Rows that lie side by side are asked for little by little, others at once. Returns the bytes
+// left to ask for.
+inline int64_t next_tile(const View& view, DType dtype, const Panel& panel, int64_t p, int calls,
+                         Ahead* ahead) {
+  if (p >= panel.count) return 0;
+  const int64_t size = dtype == DType::float32 ? 4 : 2, bytes = view.dim * size;
+  const int64_t rows = panel.count - p < TILE ? panel.count - p : TILE;
+  if (view.key_stride == view.dim && panel.key(p + rows - 1) - panel.key(p) == rows - 1) {
+    *ahead = {row_at(view.keys, dtype, view.key_stride, panel.key(p)),
+              calls >= size ? 1 : static_cast<int>(size / calls)};
+    return rows * bytes;
+  }
+  for (int64_t i = p; i < p + rows; ++i) {
     const char* row = row_at(view.keys, dtype, view.key_stride, panel.key(i));
     for (int64_t at = 0; at < bytes; at += 64) __builtin_prefetch(row + at, 0, 2);
   }
+  return 0;
 }
 
 // Scores of one view: out[q * out_stride + p] for all blocks of packed queries and all keys of the panel.
@@ -123,11 +154,14 @@ inline void score_panel(const View& view, DType dtype, const Panel& panel, const
                         float* wide, float* out, int64_t out_stride) {
   constexpr int width = NR * W;
   alignas(64) float tile[TILE * width];
+  const int calls = blocks * (TILE / rows_at_once<NR>());
   for (int64_t p = 0; p < panel.count; p += TILE) {
     const int64_t rows = panel.count - p < TILE ? panel.count - p : TILE;
     const float* keys;
     int64_t stride;
-    prefetch_rows(view, dtype, panel, p + TILE);
+    Ahead ahead = {nullptr, 0};
+    const int64_t next_bytes = next_tile(view, dtype, panel, p + TILE, calls, &ahead);
+    const char* const ahead_end = ahead.place + next_bytes;
     if (dtype == DType::float32 && rows == TILE && panel.key(p + TILE - 1) - panel.key(p) == TILE - 1) {
       keys = reinterpret_cast<const float*>(row_at(view.keys, dtype, view.key_stride, panel.key(p)));
       stride = view.key_stride;
@@ -140,7 +174,9 @@ inline void score_panel(const View& view, DType dtype, const Panel& panel, const
       stride = view.dim;
     }
     for (int block = 0; block < blocks; ++block) {
-      multiply_tile<NR>(keys, stride, packed + block * view.dim * width, view.dim, tile);
+      if (ahead.place >= ahead_end) ahead.lines = 0;
+      multiply_tile<NR>(keys, stride, packed + block * view.dim * width, view.dim, tile, ahead);
+      ahead.place += (TILE / rows_at_once<NR>()) * (view.dim / 4) * ahead.lines * 64;
       float* rows_out = out + block * width * out_stride + p;
       for (int k = 0; k < TILE; k += W)
         for (int q = 0; q < width; q += W)
