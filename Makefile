@@ -25,7 +25,7 @@ help:  ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: $(VENV)/.train  ## mine, learn and report on generated clips; VIDEOS=folder takes your own, OUT=folder says where
-	$(BIN)/cpr demo $(if $(VIDEOS),--videos "$(VIDEOS)") \
+	OMP_WAIT_POLICY=passive $(BIN)/cpr demo $(if $(VIDEOS),--videos "$(VIDEOS)") \
 	  --out "$(or $(OUT),$(if $(VIDEOS),runs/$$(basename "$(VIDEOS)"),runs/demo))" $(ARGS)
 
 test: $(VENV)/.dev  ## all tests; ARGS="-k queue" chooses
