@@ -7,6 +7,8 @@ VENV   ?= .venv
 # settings choose the index). The general build works without a GPU too; it only downloads more.
 TORCH  ?=
 CPU_TORCH := torch==2.13.0
+# CPU builds of torch bring no Triton; its kernels are tested under its interpreter, with the release that torch pins.
+TRITON ?= triton==3.7.1
 VIDEOS ?=
 ARGS   ?=
 
@@ -76,4 +78,5 @@ $(VENV)/.train: $(VENV)/.torch $(BUILT)
 $(VENV)/.dev: $(VENV)/.torch $(BUILT)
 	@echo "building and installing cpr_kernels, with all that its tests need, into $(VENV): about a minute"
 	@$(PIP) -e '.[train,dev]'
+	@$(BIN)/python -c 'import triton' 2>/dev/null || $(PIP) '$(TRITON)' || echo "no $(TRITON) here: its tests will skip"
 	@touch $@ $(VENV)/.train
