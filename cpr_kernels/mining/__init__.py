@@ -25,7 +25,8 @@ __all__ = [
     "parse_schedule",
 ]
 
-BACKENDS = (native, triton_backend, reference)  # in order of preference; each has NAME, why_not(call), run(call)
+# in order of preference; each has NAME, why_not(call), run(call)
+BACKENDS = (native, triton_backend, reference)
 
 
 class StageTrace(NamedTuple):
