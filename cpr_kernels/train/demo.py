@@ -37,7 +37,7 @@ class Demo:
     """Your own videos: a folder with one folder a class, or a CSV (path,label[,split,group])."""
     out: Path = Path("runs/demo")
     """Where everything goes; the report is out/report.html."""
-    infonce_epochs: int = 36
+    infonce_epochs: int = 42
     """Epochs of InfoNCE pretraining, both views together."""
     cycle_epochs: int = 8
     """Epochs of cascade co-training, for each view."""
@@ -89,8 +89,8 @@ def demo_config(settings: Demo, manifest: Manifest) -> TrainConfig:
         queue=queue,
         width=0.25,
         clips=Clips(frames=frames, crop=64, batch=batch),
-        mining=Mining(stages=stages, topk=min(5, queue // 2 ** (stages - 1))),
-        optim=Optim(momentum=0.99),
+        mining=Mining(stages=stages, topk=min(5, queue // 2 ** (stages - 1)), infonce_siblings="positive"),
+        optim=Optim(momentum=0.97),
         augment=Augment(min_area=0.5),
         seed=settings.seed,
     )
