@@ -172,7 +172,7 @@ def test_snapshot_between_any_two_steps_continues_alike(data: Path, tmp_path: Pa
 
 @pytest.mark.slow
 def test_training_lowers_the_loss(data: Path, tmp_path: Path) -> None:
-    config = tiny(data, tmp_path / "r", infonce_epochs=10, cycles=0, width=0.125)
+    config = tiny(data, tmp_path / "r", infonce_epochs=16, cycles=0, width=0.125)
     steps = [line for line in read_lines(pretrain(config) / "log.jsonl") if line["kind"] == "step"]
     for view in ("rgb", "flow"):
         losses = [line[f"loss_{view}"] for line in steps]
