@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import signal
 import subprocess
@@ -95,12 +94,15 @@ def test_plan_follows_algorithm_1(data: Path, tmp_path: Path) -> None:
 
 
 def test_learning_rate_grows_and_falls(data: Path, tmp_path: Path) -> None:
-    plan = make_plan(tiny(data, tmp_path, infonce_epochs=5))
-    moments = [locate(plan, 2, step) for step in range(10)]
-    optim = Optim(lr=1.0, warmup=4)
-    rates = [learning_rate(optim, moment.progress, moment.step_in_phase) for moment in moments]
-    assert rates == pytest.approx([0.25, 0.5, 0.75, 1, 1, 1, 1, 1, 0.1, 0.1])
-    assert learning_rate(Optim(lr=1.0, decay_at=1.0), 0.99, 50) == 1.0
+    plan = make_plan(tiny(data, tmp_path, infonce_epochs=5, cycle_epochs=2))
+
+    def rates(optim: Optim) -> list[float]:
+        moments = [locate(plan, 2, step) for step in range(16)]
+        return [learning_rate(optim, plan[moment.phase], moment) for moment in moments if moment.epoch >= 0]
+
+    assert rates(Optim(lr=1.0, warmup=4))[:10] == pytest.approx([0.25, 0.5, 0.75, 1, 1, 1, 1, 1, 0.1, 0.1])
+    assert rates(Optim(lr=1.0, cycle_lr=0.5, warmup=2))[10:] == pytest.approx([0.25, 0.5, 0.5, 0.5])
+    assert set(rates(Optim(lr=1.0, decay_at=1.0))) == {1.0}
 
 
 def test_run_logs_mining_quality_of_every_way(straight: Path, data: Path) -> None:
@@ -172,12 +174,12 @@ def test_snapshot_between_any_two_steps_continues_alike(data: Path, tmp_path: Pa
 
 @pytest.mark.slow
 def test_training_lowers_the_loss(data: Path, tmp_path: Path) -> None:
-    config = tiny(data, tmp_path / "r", infonce_epochs=16, cycles=0, width=0.125)
+    config = tiny(data, tmp_path / "r", infonce_epochs=10, cycles=0, width=0.125)
     steps = [line for line in read_lines(pretrain(config) / "log.jsonl") if line["kind"] == "step"]
     for view in ("rgb", "flow"):
         losses = [line[f"loss_{view}"] for line in steps]
         early, late = sum(losses[4:12]) / 8, sum(losses[-8:]) / 8  # the first steps have few negatives
-        assert late < min(early, math.log(25)) - 0.05, (view, early, late)  # log(25): all entries alike
+        assert late < early - 0.3, (view, early, late)
 
 
 def test_refusals_are_one_sentence(straight: Path, data: Path, tmp_path: Path) -> None:
