@@ -63,6 +63,8 @@ class Optim:
 
     lr: float = 1e-3
     """Learning rate of Adam."""
+    cycle_lr: float | None = None
+    """The rate in the cycles, where it should differ; short cycles keep what InfoNCE learnt only with a lower one."""
     warmup: int = 0
     """Steps at the start of each phase over which the rate grows to `lr`; Adam restarts with each phase."""
     decay_at: float = 0.8
@@ -154,7 +156,7 @@ def small() -> dict[str, Any]:
         "width": 0.25,
         "clips": Clips(frames=8, crop=64),
         "mining": Mining(stages=5),
-        "optim": Optim(momentum=0.99),
+        "optim": Optim(momentum=0.99, cycle_lr=2e-4, warmup=10),
     }
 
 

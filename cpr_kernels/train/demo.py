@@ -90,7 +90,7 @@ def demo_config(settings: Demo, manifest: Manifest) -> TrainConfig:
         width=0.25,
         clips=Clips(frames=frames, crop=64, batch=batch),
         mining=Mining(stages=stages, topk=min(5, queue // 2 ** (stages - 1)), infonce_siblings="positive"),
-        optim=Optim(momentum=0.97),
+        optim=Optim(momentum=0.97, cycle_lr=2e-4, warmup=10),
         augment=Augment(min_area=0.5),
         seed=settings.seed,
     )

@@ -146,7 +146,7 @@ def run_step(trainer: Trainer, moment: Moment, step: int, batch: Batch, log: Run
             f"step {step}: the loss is not finite ({figures}); lower --optim.lr or raise --optim.temperature"
         )
     for group in trainer.optimizer.param_groups:
-        group["lr"] = learning_rate(config.optim, moment.progress, moment.step_in_phase - phase.fill_steps)
+        group["lr"] = learning_rate(config.optim, phase, moment)
     trainer.optimizer.step()
     for name, indices in result.mined.items():
         figures[f"pmr_{name}"] = trainer.meter.update(name, indices, videos, entries)
@@ -162,10 +162,11 @@ def run_step(trainer: Trainer, moment: Moment, step: int, batch: Batch, log: Run
     return figures
 
 
-def learning_rate(optim: Optim, progress: float, step: int) -> float:
-    """The rate at a phase's training step, counted from 0, with a share `progress` of the phase behind it."""
-    grown = min(1.0, (step + 1) / max(optim.warmup, 1))
-    return optim.lr * grown * (0.1 if progress >= optim.decay_at else 1.0)
+def learning_rate(optim: Optim, phase: Phase, moment: Moment) -> float:
+    """The rate at a training step of a phase: warm-up, then constant, then a tenth."""
+    full = optim.lr if phase.pretrains or optim.cycle_lr is None else optim.cycle_lr
+    grown = min(1.0, (moment.step_in_phase - phase.fill_steps + 1) / max(optim.warmup, 1))
+    return full * grown * (0.1 if moment.progress >= optim.decay_at else 1.0)
 
 
 def mined_videos(indices: Tensor, entries: Tensor) -> Tensor:

@@ -29,6 +29,11 @@ class Phase:
     fill_steps: int
     schedule: Schedule | None
 
+    @property
+    def pretrains(self) -> bool:
+        """Whether this is the InfoNCE pretraining of all views, not a part of a cycle."""
+        return len(self.train) > 1
+
     def steps(self, steps_per_epoch: int) -> int:
         """All steps of the phase, filling included."""
         return self.fill_steps + self.epochs * steps_per_epoch
