@@ -13,6 +13,7 @@ except ImportError as error:
     ) from error
 
 from . import ops as _ops  # registers torch.ops.cpr.*
+from .bank import MemoryBank
 from .explain import explain
 from .losses import MILNCELoss, mil_nce
 from .metrics import class_mining_recall, positive_mining_recall, retrieval_recall_at_k
@@ -35,6 +36,7 @@ __version__ = "0.1.0"
 __all__ = [
     "CascadeTrace",
     "MILNCELoss",
+    "MemoryBank",
     "MultiViewQueue",
     "Schedule",
     "Stage",

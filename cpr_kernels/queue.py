@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from .checks import check_ids
 
 
-def _gathered(columns: list[Tensor]) -> list[Tensor]:
+def gathered(columns: list[Tensor]) -> list[Tensor]:
     """Each column's rows of every rank, in rank order; as they are without a process group."""
     if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
         return columns
@@ -127,7 +127,7 @@ class MultiViewQueue(nn.Module):
             if value.is_complex():
                 raise ValueError(f"enqueue: features[{name!r}] must hold real numbers, got {value.dtype}")
         rows_of = [value.to(buffer.dtype) for value, buffer in zip(values, buffers)]
-        torch.ops.cpr.enqueue_(buffers, self.pointer, self.count, _gathered(rows_of))
+        torch.ops.cpr.enqueue_(buffers, self.pointer, self.count, gathered(rows_of))
 
     def extra_repr(self) -> str:
         """Views, size and dtype, for printing the module."""
