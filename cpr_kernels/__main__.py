@@ -16,7 +16,11 @@ COMMANDS = {
     "evaluate": "test-to-train retrieval R@k of a run",
     "report": "one HTML page of a run: PMR, CMR, R@k, a gallery of mined positives",
     "demo": "all of it on generated clips, or on your own videos, in minutes",
+    "doctor": "what was built, what can run here and why not the rest, and a self-test",
 }
+
+# commands that stand without the trainer, and their modules
+LIBRARY = {"mine": "cpr_kernels.cli.mine", "doctor": "cpr_kernels.cli.doctor"}
 
 USAGE = """\
 usage: cpr COMMAND ...
@@ -47,10 +51,8 @@ class MissingExtra(ImportError):
 
 def _load(name: str) -> tuple[Command, tuple[type[Exception], ...]]:
     """The function behind a command, and the exceptions that mean an error of the user."""
-    if name == "mine":
-        from .cli.mine import main as mine
-
-        return mine, (ValueError, OSError, ImportError)
+    if name in LIBRARY:
+        return importlib.import_module(LIBRARY[name]).main, (ValueError, OSError, ImportError)
     try:
         train = importlib.import_module("cpr_kernels.train")
         commands: dict[str, Command] = importlib.import_module("cpr_kernels.train.cli").COMMANDS

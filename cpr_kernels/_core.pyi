@@ -1,39 +1,73 @@
-"""Types of the native core (csrc/bindings.cpp). Addresses are `data_ptr()`; 0 stands for a missing tensor."""
+"""The compiled core (csrc/bindings.cpp): raw addresses in, results in place. Use cpr_kernels, not this.
 
-Features = tuple[int, int, int, int, int, int]
+Everything is positional. `Address` is a tensor's `data_ptr()`, 0 for none; strides count elements, of `enqueue`
+bytes. Functions named `cuda_...` are there only in builds with CUDA kernels; they queue work on a stream.
+"""
+
+from collections.abc import Sequence
+from typing import TypeAlias
+
+Address: TypeAlias = int
+# queries, stride, keys, stride, D
+Views: TypeAlias = Sequence[tuple[Address, int, Address, int, int]]
+# buffer, stride, rows, stride, bytes a row
+Columns: TypeAlias = Sequence[tuple[Address, int, Address, int, int]]
+# query, its stride, positive, its stride, keys, their stride
+Features: TypeAlias = tuple[Address, ...]
+# B, N, D, P
+Sizes: TypeAlias = tuple[int, int, int, int]
+# query ids, key ids, use own
+Masks: TypeAlias = tuple[Address, ...]
+# loss, both lses, own weight, query gradient
+Swept: TypeAlias = tuple[Address, ...]
+# query ids, key ids, exclude, its stride
+CascadeMasks: TypeAlias = tuple[Address, Address, Address, int]
+# indices, scores
+Mined: TypeAlias = tuple[Address, Address]
 
 def cascade_topk(
-    views: list[tuple[int, int, int, int, int]],
-    dtype: int,
-    num_queries: int,
-    num_keys: int,
-    weights: list[float],
-    keep: list[int],
-    query_ids: int,
-    key_ids: int,
-    exclude: int,
-    exclude_stride: int,
-    indices: int,
-    scores: int,
-    threads: int,
-) -> int: ...
-def mil_nce_sweep(*args: object) -> None: ...
-def mil_nce_keys_gradient(*args: object) -> None: ...
-def enqueue(
-    columns: list[tuple[int, int, int, int, int]], size: int, batch: int, pointer: int, count: int
-) -> None: ...
-def sampled_keys(num_keys: int) -> list[int]: ...
+    views: Views, dtype: int, num_queries: int, num_keys: int, weights: Sequence[float], keep: Sequence[int],
+    query_ids: Address, key_ids: Address, exclude: Address, exclude_stride: int, indices: Address,
+    scores: Address, threads: int, /,
+) -> int: ...  # fmt: skip
+def mil_nce_sweep(
+    features: Features, dtype: int, sizes: Sizes, positives: Address, temperature: float, masks: Masks,
+    siblings: int, threads: int, out: Swept, /,
+) -> None: ...  # fmt: skip
+def mil_nce_keys_gradient(
+    features: Features, dtype: int, sizes: Sizes, positives: Address, temperature: float, masks: Masks,
+    siblings: int, threads: int, grad_loss: Address, lse_all: Address, lse_positive: Address,
+    grad_keys: Address, /,
+) -> None: ...  # fmt: skip
+def enqueue(columns: Columns, size: int, batch: int, pointer: Address, count: Address, /) -> None: ...
+def sampled_keys(num_keys: int, /) -> list[int]: ...
 def cpu_isas() -> list[str]: ...
 def cpu_isa() -> str: ...
-def use_cpu_isa(name: str) -> bool: ...
-
-# there only when the CUDA part was built (csrc/cuda/bindings.h)
+def use_cpu_isa(name: str, /) -> bool: ...
 def cuda_unavailable() -> str: ...
-def cuda_use_device(index: int) -> None: ...
+def cuda_use_device(index: int, /) -> None: ...
 def cuda_limits() -> tuple[int, int, int]: ...
-def cuda_cascade_plan(*args: object) -> tuple[str, int, int]: ...
-def cuda_cascade_topk(*args: object) -> None: ...
-def cuda_mil_nce_workspace(*args: object) -> int: ...
-def cuda_mil_nce_sweep(*args: object) -> None: ...
-def cuda_mil_nce_keys_gradient(*args: object) -> None: ...
-def cuda_enqueue(*args: object) -> None: ...
+def cuda_cascade_plan(
+    views: Views, dtype: int, num_queries: int, num_keys: int, weights: Sequence[float], keep: Sequence[int],
+    masks: CascadeMasks, out: Mined, /,
+) -> tuple[str, int, int]: ...  # fmt: skip
+def cuda_cascade_topk(
+    views: Views, dtype: int, num_queries: int, num_keys: int, weights: Sequence[float], keep: Sequence[int],
+    masks: CascadeMasks, out: Mined, workspace: Address, bytes: int, stream: int, /,
+) -> None: ...  # fmt: skip
+def cuda_enqueue(
+    columns: Columns, size: int, batch: int, pointer: Address, count: Address, stream: int, /
+) -> None: ...
+def cuda_mil_nce_workspace(
+    features: Features, dtype: int, sizes: Sizes, positives: Address, temperature: float, masks: Masks,
+    siblings: int, sweep: bool, gradient: bool, /,
+) -> int: ...  # fmt: skip
+def cuda_mil_nce_sweep(
+    features: Features, dtype: int, sizes: Sizes, positives: Address, temperature: float, masks: Masks,
+    siblings: int, out: Swept, workspace: Address, bytes: int, stream: int, /,
+) -> None: ...  # fmt: skip
+def cuda_mil_nce_keys_gradient(
+    features: Features, dtype: int, sizes: Sizes, positives: Address, temperature: float, masks: Masks,
+    siblings: int, given: tuple[Address, Address, Address, Address], workspace: Address, bytes: int,
+    stream: int, /,
+) -> None: ...  # fmt: skip

@@ -1,4 +1,4 @@
-"""The wheel: built in plain isolation without torch, complete, and free of what lay about in the source tree."""
+"""The sdist, and the wheel built from it: in plain isolation, without torch, complete, free of what lay about."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import email
 import shutil
 import subprocess
 import sys
+import tarfile
 import zipfile
 from pathlib import Path
 
@@ -14,34 +15,50 @@ import pytest
 import cpr_kernels
 
 ROOT = Path(__file__).resolve().parents[1]
-SOURCES = ("cpr_kernels", "csrc", "CMakeLists.txt", "pyproject.toml", "README.md", "LICENSE", ".gitignore")
+SOURCES = (
+    "cpr_kernels", "csrc", "python_tests", "CMakeLists.txt", "Makefile", "pyproject.toml", "README.md", "CHANGELOG.md",
+    "CITATION.cff", "LICENSE", ".gitignore",
+)  # fmt: skip
 STALE = "cpr_kernels/_core.cpython-30-stale.so"
 
 pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory):
-    """The wheel that `pip wheel` makes of a copy of the sources, in build isolation."""
+def sdist(tmp_path_factory):
+    """The source archive that `python -m build` makes of a copy of the sources, in build isolation."""
+    pytest.importorskip("build", reason="sdists are made by the package `build`: pip install build")
     if not (ROOT / "CMakeLists.txt").is_file():
         pytest.skip("the sources are not beside the tests")
-    source, out = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
+    source, out = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("sdist")
     for name in SOURCES:
         if (ROOT / name).is_dir():
             shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("*.so", "__pycache__"))
         else:
             shutil.copy(ROOT / name, source / name)
     (source / STALE).write_bytes(b"left by an earlier build")
-    ran = subprocess.run(
-        [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-cache-dir", "-w", out, source],
-        capture_output=True,
-        text=True,
-    )
-    if ran.returncode and "No matching distribution found for scikit-build-core" in ran.stderr:
-        pytest.skip("build isolation needs a package index, none can be reached")
-    assert ran.returncode == 0, ran.stdout + ran.stderr
+    (source / "runs").mkdir()
+    (source / "runs" / "checkpoint.pt").write_bytes(b"left by an earlier training")
+    _run(sys.executable, "-m", "build", "--sdist", "--outdir", out, source)
+    [made] = out.glob("*.tar.gz")
+    return made
+
+
+@pytest.fixture(scope="module")
+def wheel(sdist, tmp_path_factory):
+    """The wheel that `pip wheel` makes of the sdist alone, in build isolation."""
+    out = tmp_path_factory.mktemp("wheel")
+    _run(sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-cache-dir", "-w", out, sdist)
     [made] = out.glob("*.whl")
     return made
+
+
+def _run(*command):
+    ran = subprocess.run(command, capture_output=True, text=True)
+    told = ran.stdout + ran.stderr
+    if ran.returncode and "No matching distribution found for scikit-build-core" in told:
+        pytest.skip("build isolation needs a package index, none can be reached")
+    assert ran.returncode == 0, told
 
 
 @pytest.fixture(scope="module")
@@ -55,6 +72,20 @@ def metadata(wheel):
     with zipfile.ZipFile(wheel) as archive:
         [name] = [name for name in archive.namelist() if name.endswith(".dist-info/METADATA")]
         return email.message_from_bytes(archive.read(name))
+
+
+def test_the_sdist_holds_what_a_build_and_a_test_need_and_nothing_built(sdist):
+    with tarfile.open(sdist) as archive:
+        names = {name.partition("/")[2] for name in archive.getnames()}
+    assert {
+        "CMakeLists.txt",
+        "csrc/bindings.cpp",
+        "python_tests/cases.py",
+        "CITATION.cff",
+        "LICENSE",
+    } <= names
+    assert not [name for name in names if name.endswith((".so", ".pyc", ".pt")) or name.startswith("runs")]
+    assert sdist.stat().st_size < 1 << 20
 
 
 def test_every_source_file_is_in_and_nothing_else(names):
@@ -77,7 +108,9 @@ def test_the_metadata_asks_for_torch_without_an_upper_limit(metadata):
     assert metadata["Requires-Python"] == ">=3.10"
     assert metadata["Version"] == cpr_kernels.__version__
     assert metadata["License-Expression"] == "Apache-2.0"
-    assert {"train", "metrics", "triton", "faiss", "test", "dev"} <= set(metadata.get_all("Provides-Extra"))
+    assert {"train", "deploy", "metrics", "triton", "faiss", "test", "dev"} <= set(
+        metadata.get_all("Provides-Extra")
+    )
 
 
 def test_the_build_itself_needs_no_torch(wheel):

@@ -42,6 +42,9 @@ def _beyond_limits(call: LossCall) -> str | None:
     return None
 
 
+Addresses = tuple[int, ...]
+
+
 class _Arguments:
     """A call as the core takes it; keeps every tensor alive for as long as it lives."""
 
@@ -53,8 +56,8 @@ class _Arguments:
         ]
         self.call = call
 
-    def packed(self) -> tuple[object, ...]:
-        """Positional arguments shared by the core's functions."""
+    def packed(self) -> tuple[Addresses, int, tuple[int, int, int, int], int, float, Addresses, int]:
+        """Positional arguments shared by the core's functions, typed one by one in `_core.pyi`."""
         query, _, keys = self.features
         return (
             tuple(x for t in self.features for x in (t.data_ptr(), t.stride(0))),
