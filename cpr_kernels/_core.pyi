@@ -30,6 +30,10 @@ def cascade_topk(
     query_ids: Address, key_ids: Address, exclude: Address, exclude_stride: int, indices: Address,
     scores: Address, threads: int, /,
 ) -> int: ...  # fmt: skip
+def cascade_rerank(
+    views: Views, dtype: int, num_queries: int, num_keys: int, weights: Sequence[float], keep: Sequence[int],
+    candidates: tuple[Address, int, int], masks: CascadeMasks, out: Mined, threads: int, /,
+) -> None: ...  # fmt: skip
 def mil_nce_sweep(
     features: Features, dtype: int, sizes: Sizes, positives: Address, temperature: float, masks: Masks,
     siblings: int, threads: int, out: Swept, /,

@@ -20,6 +20,24 @@ class CascadeCall(NamedTuple):
     exclude: Tensor | None  # [B, N] bool
 
 
+class RerankCall(NamedTuple):
+    """Checked arguments of `cpr::cascade_rerank`: a cascade over listed entries only."""
+
+    queries: Sequence[Tensor]  # V x [B, D_v]
+    keys: Sequence[Tensor]  # V x [N, D_v]
+    candidates: Tensor  # [B, C] int64, -1 is padding, a repeat counts once
+    stage_weights: Sequence[float]  # [S * V], row-major
+    stage_keep: Sequence[int]  # [S]
+    query_ids: Tensor | None  # [B] int64
+    key_ids: Tensor | None  # [N] int64
+    exclude: Tensor | None  # [B, N] bool
+
+    @property
+    def cascade(self) -> CascadeCall:
+        """The same call over all N entries."""
+        return CascadeCall(self.queries, self.keys, *self[3:])
+
+
 class LossCall(NamedTuple):
     """Checked arguments of `cpr::mil_nce` (shapes as in DESIGN 3.2)."""
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .calls import CascadeCall, LossCall
+from .calls import CascadeCall, LossCall, RerankCall
 
 SCORE_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 LOSS_DTYPES = (*SCORE_DTYPES, torch.float64)
@@ -150,6 +150,33 @@ def _check_cascade_masks(op: str, call: CascadeCall) -> None:
             raise ValueError(f"{op}: exclude is on {mask.device}, expected {device}; move it there")
 
 
+def check_rerank(call: RerankCall, op: str = "cascade_rerank") -> None:
+    """The rules of `cascade_topk`, and candidates [B, C] int64.
+
+    Raises:
+        ValueError: naming the argument, what was expected and what came.
+    """
+    check_cascade(call.cascade, op)
+    candidates, query = call.candidates, call.queries[0]
+    require(
+        isinstance(candidates, Tensor), op, f"candidates must be a tensor, got {type(candidates).__name__}"
+    )
+    if candidates.dim() != 2 or candidates.shape[0] != query.shape[0] or candidates.dtype != torch.int64:
+        raise ValueError(
+            f"{op}: candidates must be int64 of shape [{query.shape[0]}, C] (-1 is padding), "
+            f"got {candidates.dtype} {_shape(candidates)}"
+        )
+    if candidates.device != query.device:
+        raise ValueError(
+            f"{op}: candidates is on {candidates.device}, expected {query.device}; move it there"
+        )
+    require(
+        candidates.shape[1] <= MAX_ENTRIES // 4,
+        op,
+        f"candidates lists {candidates.shape[1]} entries a query; at most {MAX_ENTRIES // 4} fit one call",
+    )
+
+
 def check_loss(call: LossCall, op: str = "mil_nce") -> None:
     """All rules of DESIGN 3.2 that depend on shapes, dtypes, devices and numbers.
 
@@ -210,17 +237,21 @@ def check_loss(call: LossCall, op: str = "mil_nce") -> None:
         raise ValueError(f"{op}: use_own is on {use_own.device}, expected {query.device}; move it there")
 
 
-def check_positives_in_range(positives: Tensor, num_keys: int, op: str = "mil_nce") -> None:
-    """Every index is -1 (padding) or below `num_keys`. Reads the values, so for CPU tensors.
+def check_positives_in_range(
+    positives: Tensor, num_keys: int, op: str = "mil_nce", name: str = "positives"
+) -> None:
+    """Every index listed is -1 (padding) or below `num_keys`. Reads the values, so for CPU tensors.
 
     Raises:
         ValueError: naming the first offender and its place.
     """
-    wrong = (positives < -1) | (positives >= num_keys)
-    if wrong.any():
-        row, column = wrong.nonzero()[0].tolist()
+    if positives.numel() == 0:
+        return
+    low, high = positives.aminmax()
+    if low < -1 or high >= num_keys:
+        row, column = ((positives < -1) | (positives >= num_keys)).nonzero()[0].tolist()
         raise ValueError(
-            f"{op}: positives[{row}, {column}] = {positives[row, column].item()} is out of range; "
+            f"{op}: {name}[{row}, {column}] = {positives[row, column].item()} is out of range; "
             f"expected -1 (padding) or an index below N={num_keys}"
         )
 

@@ -7,14 +7,14 @@ from typing import Any
 
 from . import losses, mining
 from .backends import Choice, as_text, reasons
-from .checks import check_cascade, check_loss
+from .checks import check_cascade, check_loss, check_rerank
 
 
 def explain(op: Callable[..., Any], *args: Any, **kwargs: Any) -> list[Choice]:
     """Print which backend ``op(*args, **kwargs)`` would take and why the others would not; runs nothing.
 
     Args:
-        op: :func:`cascade_topk` or :func:`mil_nce`.
+        op: :func:`cascade_topk`, :func:`cascade_rerank` or :func:`mil_nce`.
         *args: the op's arguments.
         **kwargs: likewise; ``backend`` is ignored.
 
@@ -35,12 +35,16 @@ def explain(op: Callable[..., Any], *args: Any, **kwargs: Any) -> list[Choice]:
         cascade = mining.as_call(*args, **kwargs)
         check_cascade(cascade)
         choices = reasons(mining.BACKENDS, cascade)
+    elif op is mining.cascade_rerank:
+        rerank = mining.as_rerank_call(*args, **kwargs)
+        check_rerank(rerank)
+        choices = reasons(mining.RERANK_BACKENDS, rerank)
     elif op is losses.mil_nce:
         kwargs.pop("reduction", None)
         loss = losses.as_call(*args, **kwargs)
         check_loss(loss)
         choices = reasons(losses.BACKENDS, loss)
     else:
-        raise ValueError(f"explain: op must be cascade_topk or mil_nce, got {op!r}")
+        raise ValueError(f"explain: op must be cascade_topk, cascade_rerank or mil_nce, got {op!r}")
     print(as_text(op.__name__, choices))
     return choices

@@ -14,22 +14,26 @@ from torch.autograd.function import once_differentiable
 
 from . import losses, mining
 from .backends import choose
-from .calls import CascadeCall, LossCall
-from .checks import check_cascade, check_enqueue, check_loss, check_positives_in_range
+from .calls import CascadeCall, LossCall, RerankCall
+from .checks import check_cascade, check_enqueue, check_loss, check_positives_in_range, check_rerank
 from .enqueue import run as run_enqueue
 
 LIBRARY = torch.library.Library("cpr", "DEF")  # the ops live as long as this object
 
-_CASCADE = (
-    "Tensor[] queries, Tensor[] keys, float[] stage_weights, int[] stage_keep, "
+_SCHEDULE_AND_MASKS = (
+    "float[] stage_weights, int[] stage_keep, "
     "Tensor? query_ids=None, Tensor? key_ids=None, Tensor? exclude=None"
 )
+_CASCADE = f"Tensor[] queries, Tensor[] keys, {_SCHEDULE_AND_MASKS}"
+_RERANK = f"Tensor[] queries, Tensor[] keys, Tensor candidates, {_SCHEDULE_AND_MASKS}"
 _LOSS = "Tensor query, Tensor positive, Tensor keys, Tensor positives, float temperature"
 _LOSS_MASKS = "Tensor? query_ids=None, Tensor? key_ids=None, Tensor? use_own=None, int siblings=1"
 _LOSS_STATE = "Tensor lse_all, Tensor lse_positive"
 
 LIBRARY.define(f"cascade_topk({_CASCADE}) -> (Tensor indices, Tensor scores)")
 LIBRARY.define(f"_cascade_topk_on({_CASCADE}, *, str backend) -> (Tensor indices, Tensor scores)")
+LIBRARY.define(f"cascade_rerank({_RERANK}) -> (Tensor indices, Tensor scores)")
+LIBRARY.define(f"_cascade_rerank_on({_RERANK}, *, str backend) -> (Tensor indices, Tensor scores)")
 LIBRARY.define(f"mil_nce({_LOSS}, {_LOSS_MASKS}) -> Tensor loss")
 LIBRARY.define(
     f"_mil_nce_sweep({_LOSS}, {_LOSS_MASKS}, *, bool want_gradient, str backend) "
@@ -47,9 +51,30 @@ def _cascade_topk(*args: Any, backend: str = "auto") -> tuple[Tensor, Tensor]:
     return choose(mining.BACKENDS, call, backend).run(call)
 
 
+def _rerank_call(args: Sequence[Any]) -> RerankCall:
+    call = RerankCall(*args, *[None] * (len(RerankCall._fields) - len(args)))
+    check_rerank(call)
+    return call
+
+
+def _cascade_rerank(*args: Any, backend: str = "auto") -> tuple[Tensor, Tensor]:
+    call = _rerank_call(args)
+    if call.candidates.device.type == "cpu":
+        check_positives_in_range(call.candidates, call.keys[0].shape[0], "cascade_rerank", "candidates")
+    return choose(mining.RERANK_BACKENDS, call, backend).rerank(call)
+
+
 def _fake_cascade_topk(*args: Any, backend: str = "auto") -> tuple[Tensor, Tensor]:
     call = CascadeCall(*args, *[None] * (len(CascadeCall._fields) - len(args)))
     check_cascade(call)
+    return _fake_result(call)
+
+
+def _fake_cascade_rerank(*args: Any, backend: str = "auto") -> tuple[Tensor, Tensor]:
+    return _fake_result(_rerank_call(args).cascade)
+
+
+def _fake_result(call: CascadeCall) -> tuple[Tensor, Tensor]:
     query, k = call.queries[0], call.stage_keep[-1]
     return (
         query.new_empty((query.shape[0], k), dtype=torch.int64),
@@ -146,17 +171,21 @@ def _fake_enqueue_(buffers: Sequence[Tensor], pointer: Tensor, count: Tensor, ro
 for _op, _run in (
     ("cascade_topk", _cascade_topk),
     ("_cascade_topk_on", _cascade_topk),
+    ("cascade_rerank", _cascade_rerank),
+    ("_cascade_rerank_on", _cascade_rerank),
     ("_mil_nce_sweep", _sweep),
     ("_mil_nce_keys_gradient", _keys_gradient),
     ("enqueue_", _enqueue_),
 ):
     LIBRARY.impl(_op, _run, "CompositeExplicitAutograd")  # every device; the backend is chosen per call
-for _op in ("cascade_topk", "_cascade_topk_on", "enqueue_"):
+for _op in ("cascade_topk", "_cascade_topk_on", "cascade_rerank", "_cascade_rerank_on", "enqueue_"):
     # mining and the queue record no graph, whatever their inputs require
     LIBRARY.impl(_op, torch.library.fallthrough_kernel, "Autograd")
 LIBRARY.impl("mil_nce", _mil_nce, "CompositeImplicitAutograd")
 torch.library.register_fake("cpr::cascade_topk", _fake_cascade_topk, lib=LIBRARY)
 torch.library.register_fake("cpr::_cascade_topk_on", _fake_cascade_topk, lib=LIBRARY)
+torch.library.register_fake("cpr::cascade_rerank", _fake_cascade_rerank, lib=LIBRARY)
+torch.library.register_fake("cpr::_cascade_rerank_on", _fake_cascade_rerank, lib=LIBRARY)
 torch.library.register_fake("cpr::_mil_nce_sweep", _fake_sweep, lib=LIBRARY)
 torch.library.register_fake("cpr::_mil_nce_keys_gradient", _fake_keys_gradient, lib=LIBRARY)
 torch.library.register_fake("cpr::enqueue_", _fake_enqueue_, lib=LIBRARY)

@@ -5,6 +5,7 @@
 #include <new>
 #include <vector>
 
+#include "cascade_rerank.h"
 #include "cascade_topk.h"
 #include "cpu_info.h"
 #include "enqueue.h"
@@ -23,16 +24,22 @@ T* at(Address address) {
   return reinterpret_cast<T*>(address);
 }
 
-// views: (queries, query stride, keys, key stride, D) each.
-std::int64_t cascade_topk(const std::vector<std::tuple<Address, int64_t, Address, int64_t, int64_t>>& views,
-                          int dtype, int64_t num_queries, int64_t num_keys, const std::vector<float>& weights,
-                          const std::vector<int64_t>& keep, Address query_ids, Address key_ids,
-                          Address exclude, int64_t exclude_stride, Address indices, Address scores,
-                          int threads) {
-  const py::gil_scoped_release unlocked;
+using Views = std::vector<std::tuple<Address, int64_t, Address, int64_t, int64_t>>;
+
+std::vector<cpr::View> view_list(const Views& views) {
   std::vector<cpr::View> list;
   for (const auto& [queries, query_stride, keys, key_stride, dim] : views)
     list.push_back({at<const void>(queries), at<const void>(keys), query_stride, key_stride, dim});
+  return list;
+}
+
+// views: (queries, query stride, keys, key stride, D) each.
+std::int64_t cascade_topk(const Views& views, int dtype, int64_t num_queries, int64_t num_keys,
+                          const std::vector<float>& weights, const std::vector<int64_t>& keep,
+                          Address query_ids, Address key_ids, Address exclude, int64_t exclude_stride,
+                          Address indices, Address scores, int threads) {
+  const py::gil_scoped_release unlocked;
+  const std::vector<cpr::View> list = view_list(views);
   cpr::CascadeArgs args{};
   args.views = list.data();
   args.num_views = static_cast<int>(list.size());
@@ -52,6 +59,37 @@ std::int64_t cascade_topk(const std::vector<std::tuple<Address, int64_t, Address
   const int64_t missed = cpr::cascade_topk_cpu(args);
   if (missed < 0) throw std::bad_alloc();
   return missed;
+}
+
+// candidates: (address, C, stride); masks: (query ids, key ids, exclude, its stride); out: (indices, scores).
+void cascade_rerank(const Views& views, int dtype, int64_t num_queries, int64_t num_keys,
+                    const std::vector<float>& weights, const std::vector<int64_t>& keep,
+                    const std::tuple<Address, int64_t, int64_t>& candidates,
+                    const std::tuple<Address, Address, Address, int64_t>& masks,
+                    const std::tuple<Address, Address>& out, int threads) {
+  const py::gil_scoped_release unlocked;
+  const std::vector<cpr::View> list = view_list(views);
+  cpr::RerankArgs args{};
+  cpr::CascadeArgs& cascade = args.cascade;
+  cascade.views = list.data();
+  cascade.num_views = static_cast<int>(list.size());
+  cascade.dtype = static_cast<cpr::DType>(dtype);
+  cascade.num_queries = num_queries;
+  cascade.num_keys = num_keys;
+  cascade.weights = weights.data();
+  cascade.keep = keep.data();
+  cascade.num_stages = static_cast<int>(keep.size());
+  cascade.query_ids = at<const int64_t>(std::get<0>(masks));
+  cascade.key_ids = at<const int64_t>(std::get<1>(masks));
+  cascade.exclude = at<const uint8_t>(std::get<2>(masks));
+  cascade.exclude_stride = std::get<3>(masks);
+  cascade.indices = at<int64_t>(std::get<0>(out));
+  cascade.scores = at<float>(std::get<1>(out));
+  cascade.threads = threads;
+  args.candidates = at<const int64_t>(std::get<0>(candidates));
+  args.num_candidates = std::get<1>(candidates);
+  args.candidates_stride = std::get<2>(candidates);
+  if (!cpr::cascade_rerank_cpu(args)) throw std::bad_alloc();
 }
 
 cpr::LossArgs loss_args(const std::tuple<Address, int64_t, Address, int64_t, Address, int64_t>& features,
@@ -93,6 +131,7 @@ void enqueue(const std::vector<std::tuple<Address, int64_t, Address, int64_t, in
 PYBIND11_MODULE(_core, m) {
   m.doc() = "Native kernels of cpr_kernels: raw addresses in, results in place. Use cpr_kernels, not this.";
   m.def("cascade_topk", &cascade_topk, "Returns how many queries were selected the long way.");
+  m.def("cascade_rerank", &cascade_rerank);
   m.def("mil_nce_sweep",
         [](const std::tuple<Address, int64_t, Address, int64_t, Address, int64_t>& features, int dtype,
            const std::tuple<int64_t, int64_t, int64_t, int64_t>& sizes, Address positives, float temperature,

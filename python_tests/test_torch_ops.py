@@ -10,7 +10,7 @@ import torch
 from cases import SMALL_CASES, LossCase
 from torch import Tensor
 
-from cpr_kernels import MultiViewQueue, cascade_topk, cpr_schedule, mil_nce
+from cpr_kernels import MultiViewQueue, cascade_rerank, cascade_topk, cpr_schedule, mil_nce
 
 CASES = {case.name: case for case in SMALL_CASES}
 
@@ -50,7 +50,7 @@ def test_opcheck_enqueue() -> None:
 
 
 class Step(torch.nn.Module):
-    """Mine, compare, remember: a training step's use of the library."""
+    """Mine, rerank, compare, remember: a training step's use of the library."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -59,9 +59,9 @@ class Step(torch.nn.Module):
 
     def forward(self, q: Tensor, k: Tensor, f: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
         views = self.queue.views
-        mined, _ = cascade_topk(
-            {"rgb": k, "flow": f}, views, self.schedule, query_ids=ids, key_ids=self.queue.ids
-        )
+        given, masks = {"rgb": k, "flow": f}, {"query_ids": ids, "key_ids": self.queue.ids}
+        mined, _ = cascade_topk(given, views, self.schedule, **masks)
+        mined, _ = cascade_rerank(given, views, self.schedule, mined, **masks)
         loss = mil_nce(q, k, views["rgb"], mined, query_ids=ids, key_ids=self.queue.ids)
         return loss, mined
 
@@ -143,6 +143,10 @@ GOOD = {
     torch.ops.cpr.cascade_topk: lambda: [
         [torch.ones(3, 2), torch.ones(3, 7)], [torch.ones(7, 2), torch.ones(7, 7)], [1.0, 0.0, 0.0, 1.0], [5, 2],
         torch.arange(3), torch.arange(7), torch.zeros(3, 7, dtype=torch.bool),
+    ],
+    torch.ops.cpr.cascade_rerank: lambda: [
+        [torch.ones(3, 2), torch.ones(3, 7)], [torch.ones(7, 2), torch.ones(7, 7)], torch.arange(12).reshape(3, 4) % 7,
+        [1.0, 0.0, 0.0, 1.0], [5, 2], torch.arange(3), torch.arange(7), torch.zeros(3, 7, dtype=torch.bool),
     ],
     torch.ops.cpr.mil_nce: lambda: [
         torch.ones(3, 2), torch.ones(3, 2), torch.ones(7, 2), torch.zeros(3, 1).long(), 0.1,

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..calls import CascadeCall
+from ..calls import CascadeCall, RerankCall
 from . import native, reference, triton_backend
 from .schedule import Schedule, Stage, coclr_schedule, cpr_schedule, oracle_schedule, parse_schedule
 
@@ -17,6 +17,7 @@ __all__ = [
     "Schedule",
     "Stage",
     "StageTrace",
+    "cascade_rerank",
     "cascade_topk",
     "cascade_trace",
     "coclr_schedule",
@@ -27,6 +28,7 @@ __all__ = [
 
 # in order of preference; each has NAME, why_not(call), run(call)
 BACKENDS = (native, triton_backend, reference)
+RERANK_BACKENDS = (native, triton_backend, reference)  # likewise, with rerank(call)
 
 
 class StageTrace(NamedTuple):
@@ -110,6 +112,60 @@ def cascade_topk(
     if backend == "auto":
         return torch.ops.cpr.cascade_topk(*call)
     return torch.ops.cpr._cascade_topk_on(*call, backend=backend)
+
+
+def as_rerank_call(
+    queries: Mapping[str, Tensor],
+    keys: Mapping[str, Tensor],
+    schedule: Schedule,
+    candidates: Tensor,
+    **masks: Tensor | None,
+) -> RerankCall:
+    """The op's arguments from named views; `masks` as :func:`cascade_topk`'s."""
+    call = as_call(queries, keys, schedule, **masks)
+    return RerankCall(call.queries, call.keys, candidates, *call[2:])
+
+
+def cascade_rerank(
+    queries: Mapping[str, Tensor],
+    keys: Mapping[str, Tensor],
+    schedule: Schedule,
+    candidates: Tensor,
+    *,
+    query_ids: Tensor | None = None,
+    key_ids: Tensor | None = None,
+    exclude: Tensor | None = None,
+    backend: str = "auto",
+) -> tuple[Tensor, Tensor]:
+    """The cascade over a list of candidates per query instead of the whole queue: what finishes an index search.
+
+    Equals :func:`cascade_topk` with every entry excluded that the query's list does not name, at a cost that
+    does not depend on N. With every entry listed it is `cascade_topk`, on CPU bit for bit also for real-valued
+    features.
+
+    Args:
+        queries: as :func:`cascade_topk`.
+        keys: as :func:`cascade_topk`; only listed entries are read.
+        schedule: as :func:`cascade_topk`; a count beyond the candidates keeps them all.
+        candidates: [B, C] int64 entries of the queue in any order, padded with -1; a repeat counts once. On
+            CUDA tensors an index of N or more counts as padding, since looking would wait for the device.
+        query_ids: as :func:`cascade_topk`.
+        key_ids: as :func:`cascade_topk`.
+        exclude: as :func:`cascade_topk`. Prefer -1 in `candidates`: nothing of size B x N is then involved.
+        backend: as :func:`cascade_topk`.
+
+    Returns:
+        ``indices [B, k]`` and ``scores [B, k]`` as :func:`cascade_topk`: a function of the set of candidates,
+        not of their order. Nothing of size B x C x D is made.
+
+    Raises:
+        ValueError: an argument that does not fit, or a candidate out of range.
+    """
+    masks = {"query_ids": query_ids, "key_ids": key_ids, "exclude": exclude}
+    call = as_rerank_call(queries, keys, schedule, candidates, **masks)
+    if backend == "auto":
+        return torch.ops.cpr.cascade_rerank(*call)
+    return torch.ops.cpr._cascade_rerank_on(*call, backend=backend)
 
 
 def cascade_trace(

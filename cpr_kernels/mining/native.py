@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .. import _core
-from ..calls import CascadeCall
+from ..calls import CascadeCall, RerankCall
 from ..native import DTYPE_CODES, address, on_current_stream, row_contiguous, why_not_cuda
 from .rows import plan_rows
 
@@ -16,24 +16,26 @@ NAME = "native"
 MAX_STAGES, MAX_VIEWS, MAX_ROWS = 32, 8, 8  # csrc/cuda: what fits a kernel's arguments
 
 
-def why_not(call: CascadeCall) -> str | None:
+def why_not(call: CascadeCall | RerankCall) -> str | None:
     """The native core serves CPU tensors, and CUDA tensors where its CUDA part was built."""
     device = call.queries[0].device
     if device.type == "cuda":
+        if isinstance(call, RerankCall):
+            return "the CUDA kernels do not rerank candidates yet"
         return why_not_cuda(device) or _beyond_limits(call)
     if device.type != "cpu":
         return f"there are no native kernels for {device.type} tensors"
     return None
 
 
-def _beyond_limits(call: CascadeCall) -> str | None:
+def _beyond_limits(call: CascadeCall | RerankCall) -> str | None:
     """The sentence for a schedule that the CUDA kernels cannot hold."""
     stages = len(call.stage_keep)
     if stages <= MAX_ROWS and len(call.queries) <= MAX_VIEWS:
         return None
     if stages > MAX_STAGES:
         return f"the CUDA kernels run at most {MAX_STAGES} stages, and the schedule has {stages}"
-    rows = plan_rows(call)
+    rows = plan_rows(call.cascade if isinstance(call, RerankCall) else call)
     if len(rows.views) > MAX_VIEWS:
         return f"the CUDA kernels weigh at most {MAX_VIEWS} views, and the schedule weighs {len(rows.views)}"
     distinct = len(rows.weights) // len(rows.views)
@@ -103,3 +105,12 @@ def cuda_plan(call: CascadeCall, core: Any = _core) -> tuple[str, int, int]:
     given = _Arguments(call)
     path, chunk, size = core.cuda_cascade_plan(*given.features, given.masks, given.out)
     return path, chunk, size
+
+
+def rerank(call: RerankCall) -> tuple[Tensor, Tensor]:
+    """`(indices [B, k], scores [B, k])`; see `reference.rerank` for the meaning."""
+    given = _Arguments(call.cascade)
+    candidates = row_contiguous(call.candidates)
+    listed = (candidates.data_ptr(), candidates.shape[1], candidates.stride(0))
+    _core.cascade_rerank(*given.features, listed, given.masks, given.out, torch.get_num_threads())
+    return given.indices, given.scores

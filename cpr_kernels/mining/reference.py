@@ -5,12 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..calls import CascadeCall
+from ..calls import CascadeCall, RerankCall
 
 NAME = "reference"
 
 
-def why_not(call: CascadeCall) -> str | None:
+def why_not(call: CascadeCall | RerankCall) -> str | None:
     """The reference never refuses."""
     return None
 
@@ -84,3 +84,16 @@ def run(call: CascadeCall) -> tuple[Tensor, Tensor]:
     indices[:, :width] = torch.where(chosen, order, -1)
     values[:, :width] = torch.where(chosen, scores[-1].gather(1, order), -torch.inf)
     return indices, values
+
+
+@torch.no_grad()
+def rerank(call: RerankCall) -> tuple[Tensor, Tensor]:
+    """`cpr::cascade_rerank`: the cascade over all entries, those that are no candidate excluded; see `run`."""
+    num_queries, num_keys = call.queries[0].shape[0], call.keys[0].shape[0]
+    listed = torch.zeros(num_queries, num_keys + 1, dtype=torch.bool, device=call.candidates.device)
+    padding = (call.candidates < 0) | (call.candidates >= num_keys)
+    listed.scatter_(1, call.candidates.masked_fill(padding, num_keys), True)
+    exclude = ~listed[:, :num_keys]
+    if call.exclude is not None:
+        exclude |= call.exclude
+    return run(call.cascade._replace(exclude=exclude))

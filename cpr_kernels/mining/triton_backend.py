@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ..calls import CascadeCall
+from ..calls import CascadeCall, RerankCall
 from ..triton_support import why_not_triton
 
 NAME = "triton"
 MAX_KEYS = 2**30  # positions are 32-bit, with room for a block beyond the end
 
 
-def why_not(call: CascadeCall) -> str | None:
+def why_not(call: CascadeCall | RerankCall) -> str | None:
     """Triton serves CUDA tensors where it is installed."""
     if call.keys[0].shape[0] > MAX_KEYS:
         return f"the Triton kernels count up to {MAX_KEYS} entries, and keys hold {call.keys[0].shape[0]}"
+    if isinstance(call, RerankCall):
+        return "the Triton kernels do not rerank candidates yet"
     return why_not_triton(call.queries[0].device)
 
 

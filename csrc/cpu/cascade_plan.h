@@ -2,6 +2,7 @@
 #pragma once
 #include <cstdint>
 
+#include "../cascade_rerank.h"
 #include "../cascade_topk.h"
 #include "../mil_nce.h"
 
@@ -49,6 +50,10 @@ struct CascadePlan {
 struct CpuKernels {
   int lanes;
   int64_t (*cascade_topk)(const CascadeArgs&, const CascadePlan&);
+};
+
+struct RerankKernels {
+  bool (*cascade_rerank)(const RerankArgs&, const CascadePlan&);
 };
 
 struct LossKernels {

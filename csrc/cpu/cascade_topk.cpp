@@ -4,6 +4,7 @@
 
 #include <cstdlib>
 
+#include "arena.h"
 #include "cascade_plan.h"
 #include "filter.h"
 #include "resolve.h"
@@ -20,20 +21,6 @@ constexpr int64_t ROUND_BYTES =
 constexpr int64_t WIDE_BYTES =
     10 << 20;  // and where keys come from memory, so that visiting them less often pays
 constexpr int64_t CACHED_KEYS = 16 << 20;  // bytes of keys that stay in a last-level cache
-
-int64_t round_up(int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit; }
-
-// Bump allocation from one block; sized by running the same calls on null first.
-struct Arena {
-  char* base;
-  int64_t used;
-  template <class T>
-  T* take(int64_t n) {
-    T* place = reinterpret_cast<T*>(base + used);
-    used = round_up(used + n * static_cast<int64_t>(sizeof(T)), 64);
-    return place;
-  }
-};
 
 // How a call is cut up: blocks of `width` queries, supers of blocks that share a visit of the keys, rounds of
 // supers.

@@ -16,17 +16,20 @@ namespace cpr {
 namespace isa_generic {
 extern const CpuKernels kernels;
 extern const LossKernels loss_kernels;
+extern const RerankKernels rerank_kernels;
 }  // namespace isa_generic
 #ifdef CPR_HAS_avx2
 namespace isa_avx2 {
 extern const CpuKernels kernels;
 extern const LossKernels loss_kernels;
+extern const RerankKernels rerank_kernels;
 }  // namespace isa_avx2
 #endif
 #ifdef CPR_HAS_avx512
 namespace isa_avx512 {
 extern const CpuKernels kernels;
 extern const LossKernels loss_kernels;
+extern const RerankKernels rerank_kernels;
 }  // namespace isa_avx512
 #endif
 
@@ -36,6 +39,7 @@ struct Isa {
   const char* name;
   const CpuKernels* kernels;
   const LossKernels* losses;
+  const RerankKernels* reranks;
 };
 
 // What this machine can run, best first.
@@ -45,14 +49,15 @@ std::vector<Isa> runnable() {
   if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
       __builtin_cpu_supports("bmi2"))
-    found.push_back({"avx512", &isa_avx512::kernels, &isa_avx512::loss_kernels});
+    found.push_back({"avx512", &isa_avx512::kernels, &isa_avx512::loss_kernels, &isa_avx512::rerank_kernels});
 #endif
 #ifdef CPR_HAS_avx2
   if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi2") &&
       __builtin_cpu_supports("f16c"))
-    found.push_back({"avx2", &isa_avx2::kernels, &isa_avx2::loss_kernels});
+    found.push_back({"avx2", &isa_avx2::kernels, &isa_avx2::loss_kernels, &isa_avx2::rerank_kernels});
 #endif
-  found.push_back({"generic", &isa_generic::kernels, &isa_generic::loss_kernels});
+  found.push_back(
+      {"generic", &isa_generic::kernels, &isa_generic::loss_kernels, &isa_generic::rerank_kernels});
   return found;
 }
 
@@ -260,6 +265,15 @@ int64_t cascade_topk_exhaustive(const CascadeArgs& args) {
   plan.passes = 1;
   plan.list_capacity = args.num_keys;
   return chosen().kernels->cascade_topk(args, plan);
+}
+
+bool cascade_rerank_cpu(const RerankArgs& args) {
+  if (args.cascade.num_queries == 0) return true;
+  PlanStorage store;
+  CascadePlan plan{};
+  plan_stages(args.cascade, store, plan);
+  plan.list_capacity = args.num_candidates;
+  return chosen().reranks->cascade_rerank(args, plan);
 }
 
 bool mil_nce_sweep_cpu(const LossArgs& args, const LossOut& out) {
