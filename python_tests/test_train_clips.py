@@ -10,13 +10,19 @@ import pytest
 import torch
 from train_sets import DRAFT  # noqa: F401  (skips where the trainer's packages are absent)
 
-from cpr_kernels.train import TrainError, clips
-from cpr_kernels.train.augment import MEAN, STD, Augment, augmented, flipped, plain
-from cpr_kernels.train.clips import ClipDataset, ClipSampler, clip_loader, resized_crop
+from cpr_kernels.train import TrainError
+from cpr_kernels.train.augment import Augment, augmented
+from cpr_kernels.train.clips import ClipDataset, ClipSampler, clip_loader
+from cpr_kernels.train.crops import resized_crop
+from cpr_kernels.train.views import base, chosen
+from cpr_kernels.train.views.base import MEAN, STD
+from cpr_kernels.train.views.flow import mirrored
+from cpr_kernels.train.views.residual import differences
 
 pytest_plugins = ["train_fixtures"]
 
 CPU = torch.device("cpu")
+TWO = chosen(("rgb", "flow"))
 
 
 def test_two_clips_share_times_and_box_between_views(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -26,7 +32,7 @@ def test_two_clips_share_times_and_box_between_views(data: Path, monkeypatch: py
         boxes.append(draws.tolist())
         return frames
 
-    monkeypatch.setattr(clips, "resized_crop", uncropped)
+    monkeypatch.setattr(base, "resized_crop", uncropped)
     dataset = ClipDataset(data, frames=5, crop=32, cache_mb=0)
     item = dataset[(3, 77)]
     assert boxes[0] == boxes[1] != boxes[2] == boxes[3]
@@ -61,13 +67,32 @@ def test_flip_mirrors_the_picture_and_negates_flow_u() -> None:
     """Flow seen in a mirror: estimating it on mirrored frames gives what `flipped` makes of the stored flow."""
     flow = torch.full((1, 1, 4, 6, 2), 0.5)
     flow[..., 1, 0, 0], flow[..., 1, 0, 1] = 0.9, 0.7  # moves right and down, at the left edge
-    mirrored = flipped(flow, torch.tensor([True]), "flow")
-    assert mirrored[0, 0, 1, 5].tolist() == pytest.approx([0.1, 0.7])
-    assert torch.equal(mirrored[0, 0, 0], torch.full((6, 2), 0.5))
-    assert torch.equal(flipped(flow, torch.tensor([False]), "flow"), flow)
-    assert torch.equal(flipped(mirrored, torch.tensor([True]), "flow"), flow)
-    rgb = torch.rand(1, 1, 4, 6, 3)
-    assert torch.equal(flipped(rgb, torch.tensor([True]), "rgb"), rgb.flip(-2))
+    seen = mirrored(flow)
+    assert seen[0, 0, 1, 5].tolist() == pytest.approx([0.1, 0.7])
+    assert torch.equal(seen[0, 0, 0], torch.full((6, 2), 0.5))
+    assert torch.equal(mirrored(seen), flow)
+
+
+def test_every_view_is_mirrored_with_the_others(data: Path) -> None:
+    """All clips flipped: what augmentation gives is what `plain(mirror=True)` gives, view by view."""
+    views = chosen(("rgb", "flow", "residual"))
+    dataset = ClipDataset(data, frames=5, crop=32, views=tuple(views))
+    batch = next(iter(clip_loader(dataset, ClipSampler(len(dataset), 4, seed=0), workers=0)))
+    assert set(batch) == {"video", "rgb", "flow"}  # the residual comes from the same frames as RGB
+    how = Augment(flip=1.0, jitter=0.0, grey=0.0, blur=0.0)
+    got = augmented(batch, views, how, torch.Generator().manual_seed(0), CPU)
+    for name, view in views.items():
+        stored = batch[view.stored].transpose(0, 1)
+        assert torch.allclose(got[name], view.plain(stored, mirror=True), atol=1e-5), name
+        assert got[name].shape == (2, 4, 3, 5, 32, 32)
+    two = augmented(batch, TWO, Augment(), torch.Generator().manual_seed(3), CPU)
+    three = augmented(batch, views, Augment(), torch.Generator().manual_seed(3), CPU)
+    assert all(torch.equal(two[name], three[name]) for name in two)  # a further view leaves the others alone
+
+
+def test_residual_is_the_change_from_frame_to_frame() -> None:
+    frames = torch.tensor([0.0, 0.25, 0.75, 0.5]).view(4, 1, 1, 1).expand(4, 2, 2, 3)
+    assert differences(frames)[:, 0, 0, 0].tolist() == [0.25, 0.5, -0.25, -0.25]
 
 
 def test_augmentation_is_seeded_and_leaves_flow_colours_alone(data: Path) -> None:
@@ -77,19 +102,19 @@ def test_augmentation_is_seeded_and_leaves_flow_colours_alone(data: Path) -> Non
     how = Augment(flip=0.0, jitter=1.0, grey=0.5, blur=1.0)
 
     def draw(seed: int) -> dict[str, torch.Tensor]:
-        return augmented(batch, how, torch.Generator().manual_seed(seed), CPU)
+        return augmented(batch, TWO, how, torch.Generator().manual_seed(seed), CPU)
 
     first, again, other = draw(1), draw(1), draw(2)
     assert first["rgb"].shape == first["flow"].shape == (2, 4, 3, 5, 32, 32)
     assert all(torch.equal(first[view], again[view]) for view in first)
     assert not torch.equal(first["rgb"], other["rgb"])
-    assert torch.equal(first["flow"], plain(batch["flow"].transpose(0, 1), CPU))
+    assert torch.equal(first["flow"], TWO["flow"].plain(batch["flow"].transpose(0, 1)))
     third_channel = first["flow"][:, :, 2] * STD[2] + MEAN[2]
     assert third_channel.abs().max() < 1e-6
     untouched = augmented(
-        batch, Augment(flip=0, jitter=0, grey=0, blur=0), torch.Generator().manual_seed(1), CPU
+        batch, TWO, Augment(flip=0, jitter=0, grey=0, blur=0), torch.Generator().manual_seed(1), CPU
     )
-    assert torch.allclose(untouched["rgb"], plain(batch["rgb"].transpose(0, 1), CPU), atol=1e-5)
+    assert torch.allclose(untouched["rgb"], TWO["rgb"].plain(batch["rgb"].transpose(0, 1)), atol=1e-5)
 
 
 def test_sampler_covers_every_video_and_resumes_anywhere() -> None:

@@ -194,14 +194,14 @@ def test_refusals_are_one_sentence(straight: Path, data: Path, tmp_path: Path) -
         pretrain(replace(config, out=tmp_path / "x", clips=replace(config.clips, frames=7)))
     with pytest.raises(TrainError, match="5 positives cannot come from a queue of 4"):
         replace(config, queue=4, mining=Mining(stages=1, topk=5)).check()
-    with pytest.raises(TrainError, match=r"has width 0\.05 and embedding 16"):
+    with pytest.raises(TrainError, match=r"a s3d of width 0\.05 and embedding 16"):
         encoder = encoder_files(straight)[0][1]["rgb"]
-        build(replace(config, out=tmp_path / "x", width=0.1, init_rgb=encoder))
+        build(replace(config, out=tmp_path / "x", width=0.1, init={"rgb": encoder}))
     assert not (tmp_path / "x").exists()
 
 
 def test_config_text_and_presets_come_back(data: Path, tmp_path: Path) -> None:
-    config = tiny(data, tmp_path, init_rgb=Path("a.pt"))
+    config = tiny(data, tmp_path, init={"rgb": Path("a.pt")})
     assert from_json(to_json(config)) == config
     assert with_preset("small", data=data, queue=128).clips == small()["clips"]
     assert with_preset("paper", data=data) == TrainConfig(data)
@@ -212,3 +212,63 @@ def test_logs_are_cut_back_to_the_checkpoint(tmp_path: Path) -> None:
     path.write_text("".join(json.dumps({"step": step}) + "\n" for step in range(5)) + '{"step": 5, "los')
     truncate(path, 3)
     assert [line["step"] for line in read_lines(path)] == [0, 1, 2]
+
+
+def test_methods_say_where_positives_come_from(data: Path, tmp_path: Path) -> None:
+    def schedules(views: tuple[str, ...], **mining: Any) -> list[str]:
+        config = tiny(data, tmp_path, views=views, cycles=3, infonce_epochs=0, mining=Mining(**mining))
+        config.check()
+        return [str(phase.schedule) for phase in make_plan(config)]
+
+    three = ("rgb", "flow", "residual")
+    assert schedules(("rgb",), method="coclr") == schedules(("rgb",), method="cpr") == ["None"] * 3
+    assert schedules(three, method="coclr")[:3] == ["flow+residual:5", "rgb+residual:5", "rgb+flow:5"]
+    assert schedules(three, stages=3, topk=2)[0] == "flow+residual:12,rgb:6,flow+residual:2"
+    own = "frozen:0.5,2*flow+trained:0.5,residual:6"
+    assert schedules(three, method="custom", schedule=own)[1] == "rgb+residual:12,3*flow:6,residual:5"
+    assert schedules(("rgb", "flow"), stages=3, topk=3, progressive=True)[::2] == [
+        "flow:12,rgb:6,flow:1", "flow:12,rgb:6,flow:2", "flow:12,rgb:6,flow:3",
+    ]  # fmt: skip
+    plan = make_plan(tiny(data, tmp_path, mining=Mining(method="ubernce")))
+    assert [phase.supervised for phase in plan] == [False, True, True]
+    for mining, sentence in [
+        ({"method": "custom"}, "method custom needs it"),
+        ({"schedule": "flow:5"}, "goes with mining.method custom"),
+        ({"method": "custom", "schedule": "flow;5"}, "mining: schedule: cannot read"),
+    ]:
+        with pytest.raises(TrainError, match=sentence):
+            schedules(("rgb", "flow"), **mining)
+    with pytest.raises(TrainError, match="it needs 2 cycles or more, got 1"):
+        make_plan(tiny(data, tmp_path, mining=Mining(progressive=True)))
+    with pytest.raises(TrainError, match="no view 'sound'; expected some of rgb"):
+        tiny(data, tmp_path, views=("rgb", "sound")).check()
+
+
+def first_steps(config: TrainConfig, steps: int) -> Any:
+    """A trainer after its first steps, by hand."""
+    from cpr_kernels.train.logs import RunLog
+    from cpr_kernels.train.loop import _batches, run_step
+
+    config.out.mkdir(parents=True, exist_ok=True)
+    trainer = build(config)
+    with RunLog(config.out) as log:
+        for step, batch in enumerate(_batches(trainer, 0, steps)):
+            run_step(trainer, locate(trainer.plan, trainer.sampler.steps_per_pass, step), step, batch, log)
+    return trainer
+
+
+def test_one_view_is_infonce_and_three_train_in_turn(data: Path, tmp_path: Path) -> None:
+    """A further view changes nothing for the others; M views take part in mining, supervised phases use labels."""
+    one = first_steps(tiny(data, tmp_path / "1", views=("rgb",)), 3)
+    three = first_steps(tiny(data, tmp_path / "3", views=("rgb", "flow", "residual")), 3)
+    alone, among = one.model.state_dict(), three.model.state_dict()
+    assert all(torch.equal(alone[name], among[name]) for name in alone if "rgb" in name)
+    cycles = tiny(data, tmp_path / "c", views=("rgb", "flow", "residual"), infonce_epochs=0)
+    trained = first_steps(cycles, 7)
+    figures = read_lines(tmp_path / "c" / "log.jsonl")[-1 - 1]  # the last step of the first cycle's RGB phase
+    assert {"pmr_mined", "pmr_rgb", "pmr_flow", "pmr_residual", "pmr_all"} <= set(figures)
+    assert trained.model.queue.views["residual"].shape == (24, 16)
+    supervised = replace(cycles, out=tmp_path / "u", views=("rgb", "flow"), mining=Mining(method="ubernce"))
+    first_steps(supervised, 4)
+    line = read_lines(tmp_path / "u" / "log.jsonl")[0]
+    assert "pmr_mined" not in line and line["loss_rgb"] < 5

@@ -1,8 +1,9 @@
 """The thin reference trainer (extra `[train]`): videos in, learnt features and a report out.
 
 Reads top to bottom: `sources` (which videos?), `videos` (frames and TV-L1 flow), `store` (one LMDB a data
-set), `prepare` (several processes, resumable), `clips` and `augment` (batches), `s3d` (the encoder), `plan`
-and `loop` (InfoNCE, then cascade co-training), `quality` (PMR and CMR), `evaluate` (retrieval), `report`,
+set), `prepare` (several processes, resumable), `views` (what a video is seen as: one file a modality), `clips` and
+`augment` (batches), `s3d` (the encoder; `encoders` lists all), `methods` (where positives come from), `plan`,
+`model` and `loop` (InfoNCE, then cascade co-training), `quality` (PMR and CMR), `evaluate` (retrieval), `report`,
 `demo`, `cli`. It may import everything in the package; nothing outside imports it, except the console script,
 lazily.
 """

@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from . import TrainError
+from .encoders import new_encoder
 from .s3d import Encoder
 from .store import write_atomically
 
@@ -61,21 +62,27 @@ def load(path: Path) -> State:
     return state
 
 
-def save_encoder(path: Path, encoder: Encoder, view: str, **facts: str | int | float) -> None:
+def save_encoder(path: Path, encoder: nn.Module, view: str, **facts: str | int | float) -> None:
     """One encoder by itself, with its view and plain facts about it (run, phase, step)."""
     tensors = {name: value.detach().cpu() for name, value in encoder.state_dict().items()}
-    save(
-        path,
-        {"kind": ENCODER_KIND, "view": view, "width": encoder.width, "facts": facts, "state_dict": tensors},
-    )
+    what = {name: getattr(encoder, name) for name in ("architecture", "width", "embedding")}
+    save(path, {"kind": ENCODER_KIND, "view": view, **what, "facts": facts, "state_dict": tensors})
 
 
-def load_encoder(path: Path) -> Encoder:
-    """An encoder saved by a run, or the `encoder_q` of a published checkpoint."""
+def load_encoder(path: Path) -> Any:
+    """An encoder saved by a run, of whatever architecture, or the `encoder_q` of a published checkpoint."""
     state = load(path)
-    if state.get("kind") == ENCODER_KIND:
-        return _encoder_from(state["state_dict"], path, state["width"])
-    return load_published(path, state=state)[0]
+    if state.get("kind") != ENCODER_KIND:
+        return load_published(path, state=state)[0]
+    tensors = state["state_dict"]
+    if state.get("architecture", Encoder.architecture) == Encoder.architecture:
+        return _encoder_from(tensors, path, state["width"])
+    encoder = new_encoder(state["architecture"], state["width"], state["embedding"])
+    try:
+        encoder.load_state_dict(tensors)
+    except RuntimeError as error:
+        raise TrainError(f"checkpoint: {path} does not fit {state['architecture']}: {error}") from None
+    return encoder
 
 
 @dataclass(frozen=True)

@@ -1,29 +1,30 @@
-"""Which clips make a batch? Two clips a video, both views at the same times, every draw a function of seed
+"""Which clips make a batch? Two clips a video, all views at the same times, every draw a function of seed
 and step.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from . import TrainError
-from .store import VIEWS, FrameStore, Manifest, Video
+from .store import FrameStore, Manifest, Video
+from .views import Frames, View, chosen
 
-Frames = npt.NDArray[np.uint8]
 Ticket = tuple[int, int]  # position of the video in the split, seed of its random draws
 
 
-# Clips as stored, uint8: `rgb` [B, 2, T, H, W, 3] and `flow` [B, 2, T, H, W, 2]; `video` [B] indices.
+# Clips by the record that they come from, as stored: `rgb` [B, 2, T, H, W, 3] and `flow` [B, 2, T, H, W, 2], uint8;
+# `video` [B] indices.
 Batch = dict[str, Tensor]
+TWO_VIEWS = ("rgb", "flow")
 
 
 class ClipDataset(Dataset[dict[str, Any]]):
@@ -32,7 +33,7 @@ class ClipDataset(Dataset[dict[str, Any]]):
 
     An item is asked for by a `Ticket`: its start times and crops follow from the ticket's seed alone, so
     neither the number of workers nor a restart changes them. Both clips of an item have their own time and
-    crop; the two views of a clip share them. Flow is cropped like the picture and its values are left as they
+    crop; the views of a clip share them. Flow is cropped like the picture and its values are left as they
     are, as in the published code. Videos shorter than `frames` are left out; `left_out` counts them.
     `cache_mb` MiB of decoded videos are kept.
     """
@@ -43,12 +44,15 @@ class ClipDataset(Dataset[dict[str, Any]]):
         frames: int,
         crop: int,
         *,
+        views: Sequence[str] = TWO_VIEWS,
         split: str = "train",
         min_area: float = 0.2,
         cache_mb: int = 1024,
     ) -> None:
         self.manifest = Manifest.load(Path(data))
         self.store = FrameStore(Path(data))
+        self.views = chosen(views)
+        self.readers = {view.stored: view for view in reversed(self.views.values())}  # one view a record
         self.frames, self.crop, self.min_area = frames, crop, min_area
         of_split = [i for i, video in enumerate(self.manifest.videos) if video.split == split]
         self.videos = [i for i in of_split if self.manifest.videos[i].frames >= frames]
@@ -69,64 +73,43 @@ class ClipDataset(Dataset[dict[str, Any]]):
         index = self.videos[position]
         video = self.manifest.videos[index]
         rng = np.random.default_rng(seed)
-        clips: dict[str, list[Frames]] = {view: [] for view in VIEWS}
+        clips: dict[str, list[Frames]] = {record: [] for record in self.readers}
         for _ in range(2):
             start = int(rng.integers(video.frames - self.frames + 1))
             box = (rng.random(4), self.min_area)
-            for view in VIEWS:
-                clips[view].append(resized_crop(self.read(video, view, start), self.crop, *box))
-        return {"video": index, **{view: torch.from_numpy(np.stack(pair)) for view, pair in clips.items()}}
+            for record, view in self.readers.items():
+                clips[record].append(view.clip(self.read(video, view, start), self.crop, *box))
+        return {
+            "video": index,
+            **{record: torch.from_numpy(np.stack(pair)) for record, pair in clips.items()},
+        }
 
-    def read(self, video: Video, view: str, start: int) -> Frames:
-        """`frames` frames of a view from `start`, [T, H, W, C], from the cache where the video is there."""
+    def read(self, video: Video, view: View, start: int) -> Frames:
+        """The signal of `frames` frames of a view from `start`, from the cache where the video is there."""
         cached = self._cache.get(video.id)
         if cached is None and self._cache_left > 0:
-            cached = {name: self.store.frames(video.id, name, 0, video.frames) for name in VIEWS}
+            cached = {
+                record: reader.load(self.store, video, 0, video.frames)
+                for record, reader in self.readers.items()
+            }
             self._cache[video.id] = cached
-            self._cache_left -= sum(view_frames.nbytes for view_frames in cached.values())
+            self._cache_left -= sum(signal.nbytes for signal in cached.values())
         if cached is not None:
-            return cached[view][start : start + self.frames]
-        return self.store.frames(video.id, view, start, self.frames)
+            return view.part(cached[view.stored], video, start, self.frames)
+        return view.load(self.store, video, start, self.frames)
 
-    def evenly_spaced(self, position: int, clips: int) -> tuple[Frames, Frames]:
-        """`clips` evenly spaced clips of a video, centre square, for testing: rgb and flow [clips, T, crop,
-        crop, C].
+    def evenly_spaced(self, position: int, clips: int) -> dict[str, Frames]:
+        """`clips` evenly spaced clips of a video, centre square, for testing: {view: [clips, T, crop, crop, C]}.
+
+        Views that share a record share the clips.
         """
         video = self.manifest.videos[self.videos[position]]
-        starts = np.linspace(0, video.frames - self.frames, clips).round().astype(int)
-        rgb, flow = (
-            np.stack([resized_crop(self.read(video, view, int(start)), self.crop) for start in starts])
-            for view in VIEWS
-        )
-        return rgb, flow
-
-
-def resized_crop(
-    frames: Frames, size: int, draws: npt.NDArray[np.float64] | None = None, min_area: float = 1.0
-) -> Frames:
-    """One box of all frames [T, H, W, C], resized to [T, size, size, C].
-
-    `draws` [4] in 0..1 choose the area (`min_area` to 1 of the picture), the aspect (3/4 to 4/3) and the
-    place; without them it is the largest centre square.
-    """
-    import cv2
-
-    height, width = frames.shape[1:3]
-    if draws is None:
-        box_height = box_width = min(height, width)
-        top, left = (height - box_height) // 2, (width - box_width) // 2
-    else:
-        area = height * width * (min_area + (1 - min_area) * draws[0])
-        aspect = (3 / 4) ** (1 - 2 * draws[1])
-        box_height = min(height, max(1, round((area / aspect) ** 0.5)))
-        box_width = min(width, max(1, round((area * aspect) ** 0.5)))
-        top, left = round((height - box_height) * draws[2]), round((width - box_width) * draws[3])
-    box = frames[:, top : top + box_height, left : left + box_width]
-    if box_height == box_width == size:
-        return np.ascontiguousarray(box)
-    shrinks = box_height > size and box_width > size
-    how = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
-    return np.stack([cv2.resize(frame, (size, size), interpolation=how) for frame in box])
+        starts = np.linspace(0, video.frames - self.frames, clips).round().astype(int).tolist()
+        of_record = {
+            record: np.stack([view.clip(self.read(video, view, start), self.crop) for start in starts])
+            for record, view in self.readers.items()
+        }
+        return {name: of_record[view.stored] for name, view in self.views.items()}
 
 
 class ClipSampler(Sampler[list[Ticket]]):

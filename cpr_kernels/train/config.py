@@ -10,8 +10,9 @@ from typing import Any, Literal
 from . import TrainError
 from .augment import Augment
 from .s3d import SMALLEST_CLIP
+from .views import chosen
 
-Method = Literal["infonce", "coclr", "cpr"]
+Method = Literal["infonce", "ubernce", "coclr", "cpr", "custom"]
 Siblings = Literal["positive", "ignore", "negative"]
 SIBLINGS: dict[str, int] = {"negative": 0, "positive": 1, "ignore": 2}  # what `mil_nce` calls them
 
@@ -37,16 +38,28 @@ class Mining:
     """How positives are mined in the cycles."""
 
     method: Method = "cpr"
-    """cpr: the cascade. coclr: the top-k of the other view alone. infonce: none, for comparison."""
+    """cpr: the cascade. coclr: the top-k of the frozen views alone. custom: `schedule`. infonce: none, for comparison.
+    ubernce: every clip of the same class, by its label, the upper bound.
+    """
     stages: int = 7
     """Stages of the cascade (S); odd, so that the frozen view judges first and last."""
     ratio: float = 0.5
     """Share of the queue that each stage but the last keeps (r)."""
     topk: int = 5
     """Positives mined for a clip (k)."""
+    progressive: bool = False
+    """Begin with one positive in the first cycle and end with `topk` in the last."""
+    schedule: str = ""
+    """For method custom: stages as view:keep, for example frozen:0.5,trained:0.5,flow+rgb:5; `frozen` stands for all
+    frozen views together, `trained` for the trained one. The last stage keeps `topk`, whatever it says.
+    """
     query: Literal["key", "online"] = "key"
-    """What stands for a clip of the trained view while mining. key: its momentum embedding, as the paper
+    """What stands for a clip in the trained view while mining. key: its momentum embedding, as the paper
     writes. online: the trained encoder's embedding of the first clip, as the published code does.
+    """
+    frozen_query: Literal["key", "online"] = "key"
+    """The same in the frozen views. key: the second clip, as both have it. online: the first clip, so that with
+    `query online` one clip is judged in all views.
     """
     own_drop: float = 0.0
     """Chance that a clip's own second clip is left out of its positives where others were mined; the published code
@@ -78,30 +91,34 @@ class Optim:
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """Pretrain two video encoders: InfoNCE on both views, then cycles that train one view with positives
-    mined in both.
+    """Pretrain a video encoder for each view: InfoNCE on all, then cycles that train one view with positives
+    mined in all of them.
     """
 
     data: Path
     """Data set made by `cpr prepare`."""
     out: Path = Path("runs/pretrain")
     """Folder of the run: checkpoints, logs, encoders, report."""
+    views: tuple[str, ...] = ("rgb", "flow")
+    """What a video is seen as, in the order in which a cycle trains: two are CoCLR and CPR, one is InfoNCE."""
     infonce_epochs: int = 300
-    """Epochs of InfoNCE pretraining, both views together; 0 starts from --init-rgb and --init-flow."""
+    """Epochs of InfoNCE pretraining, all views together; 0 starts from --init."""
     cycles: int = 2
-    """Cycles; each trains RGB with flow frozen, then flow with RGB frozen."""
+    """Cycles; each trains one view after the other, the others frozen."""
     cycle_epochs: int = 100
     """Epochs for each view in each cycle."""
     queue: int = 2048
     """Entries of the memory queue (N); keep it well below the number of training videos."""
+    backbone: str = "s3d"
+    """The network that encodes frames."""
     width: float = 1.0
-    """Multiplies S3D's channels; 1 is the published network."""
+    """Multiplies its channels; 1 is the published network."""
     embedding: int = 128
     """Length of an embedding (D)."""
-    init_rgb: Path | None = None
-    """Encoder to start from: one saved by a run (encoders/*.pt), or a published CoCLR or CPR .pth.tar."""
-    init_flow: Path | None = None
-    """The same for flow."""
+    init: dict[str, Path] = field(default_factory=dict)
+    """Encoders to start from, as `rgb FILE flow FILE`: saved by a run (in its folder encoders), or a published CoCLR
+    or CPR .pth.tar.
+    """
     clips: Clips = field(default_factory=Clips)
     mining: Mining = field(default_factory=Mining)
     optim: Optim = field(default_factory=Optim)
@@ -112,6 +129,7 @@ class TrainConfig:
 
     def check(self) -> None:
         """Raises `TrainError` for the first setting that cannot work, and says what would."""
+        chosen(self.views)
         frames, pixels = SMALLEST_CLIP
         at_least: list[tuple[str, float, float]] = [
             ("clips.frames", self.clips.frames, frames), ("clips.crop", self.clips.crop, pixels),
@@ -135,6 +153,13 @@ class TrainConfig:
             raise TrainError(
                 f"mining.topk: {self.mining.topk} positives cannot come from a queue of {self.queue}"
             )
+        if (self.mining.method == "custom") != bool(self.mining.schedule):
+            raise TrainError(
+                "mining.schedule: goes with mining.method custom, and method custom needs it, "
+                f"got method {self.mining.method} and schedule {self.mining.schedule!r}"
+            )
+        if unknown := [view for view in self.init if view not in self.views]:
+            raise TrainError(f"init: the run has no view {unknown[0]!r}; it has {', '.join(self.views)}")
 
 
 def paper() -> dict[str, Any]:
@@ -173,8 +198,13 @@ def from_json(text: str) -> TrainConfig:
     body = json.loads(text)
     for name, kind in (("clips", Clips), ("mining", Mining), ("optim", Optim), ("augment", Augment)):
         body[name] = kind(**body[name])
-    for name in ("data", "out", "init_rgb", "init_flow"):
-        body[name] = None if body[name] is None else Path(body[name])
+    for name in ("data", "out"):
+        body[name] = Path(body[name])
+    if "views" not in body:  # a run of before there could be more than two
+        old = {view: body.pop(f"init_{view}", None) for view in ("rgb", "flow")}
+        body["init"] = {view: path for view, path in old.items() if path is not None}
+    body["init"] = {view: Path(path) for view, path in body["init"].items()}
+    body["views"] = tuple(body.get("views", ("rgb", "flow")))
     return TrainConfig(**body)
 
 

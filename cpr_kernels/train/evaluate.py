@@ -10,23 +10,22 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from .. import retrieval_recall_at_k
 from . import TrainError
-from .augment import plain
 from .checkpoint import encoder_files, load_encoder
 from .clips import ClipDataset
 from .loop import config_of
 from .model import channels_last
 from .progress import console, progress_bar
-from .s3d import Encoder
-from .store import VIEWS, write_atomically
+from .quality import together
+from .store import write_atomically
+from .views import chosen
 
-Recall = dict[str, dict[int, float]]  # {rgb, flow, both: {k: share}}
+Recall = dict[str, dict[int, float]]  # {view, and both or all: {k: share}}
 
 
 @dataclass(frozen=True)
@@ -45,12 +44,16 @@ class Protocol:
     ks: tuple[int, ...] = (1, 5, 10, 20)
 
 
-def retrieval(data: Path, encoders: Mapping[str, Encoder], protocol: Protocol, device: str = "cpu") -> Recall:
-    """R@k by view, and of the two streams together when both are given (the sum of their cosines)."""
+def retrieval(
+    data: Path, encoders: Mapping[str, nn.Module], protocol: Protocol, device: str = "cpu"
+) -> Recall:
+    """R@k by view, and of all views together when there are several (the sum of their cosines)."""
     features: dict[str, dict[str, Tensor]] = {}
     labels: dict[str, Tensor] = {}
     for split in ("train", "test"):
-        dataset = ClipDataset(data, protocol.frames, protocol.crop, split=split, cache_mb=0)
+        dataset = ClipDataset(
+            data, protocol.frames, protocol.crop, views=tuple(encoders), split=split, cache_mb=0
+        )
         if dataset.left_out:
             console().print(
                 f"{dataset.left_out} {split} videos have fewer than {protocol.frames} frames: left out"
@@ -71,14 +74,16 @@ def retrieval(data: Path, encoders: Mapping[str, Encoder], protocol: Protocol, d
         test, train = (
             torch.cat([features[split][view] for view in encoders], dim=1) for split in ("test", "train")
         )
-        recall["both"] = retrieval_recall_at_k(test, train, labels["test"], labels["train"], protocol.ks)
+        recall[together(tuple(encoders))] = retrieval_recall_at_k(
+            test, train, labels["test"], labels["train"], protocol.ks
+        )
     return recall
 
 
 @torch.no_grad()
 def encode(
     dataset: ClipDataset,
-    encoders: Mapping[str, Encoder],
+    encoders: Mapping[str, nn.Module],
     protocol: Protocol,
     device: torch.device,
     batch: int = 8,
@@ -87,6 +92,7 @@ def encode(
     CPU.
     """
     modes = {view: encoder.training for view, encoder in encoders.items()}
+    views = chosen(tuple(encoders))
     parts: dict[str, list[Tensor]] = {view: [] for view in encoders}
     try:
         for encoder in encoders.values():
@@ -94,11 +100,13 @@ def encode(
         with progress_bar() as bar:
             for start in bar.track(range(0, len(dataset), batch), description="encode"):
                 positions = range(start, min(start + batch, len(dataset)))
-                both = [dataset.evenly_spaced(position, protocol.clips) for position in positions]
+                cut = [dataset.evenly_spaced(position, protocol.clips) for position in positions]
                 for view, encoder in encoders.items():
-                    frames = np.concatenate([pair[VIEWS.index(view)] for pair in both])
-                    clips = channels_last(plain(torch.from_numpy(frames), device))
-                    pooled = encoder.features(clips).view(len(both), protocol.clips, -1)
+                    frames = torch.cat([torch.from_numpy(video[view]) for video in cut]).to(device)
+                    features: Any = encoder.features
+                    pooled = features(channels_last(views[view].plain(frames))).view(
+                        len(cut), protocol.clips, -1
+                    )
                     parts[view].append(pooled.mean(dim=1).cpu())
     finally:
         for view, encoder in encoders.items():
@@ -117,16 +125,14 @@ def evaluate_run(
     phases = encoder_files(run)
     if not phases:
         raise TrainError(f"run: {run} has no encoder yet; they are saved at the end of each phase")
-    given = {"rgb": config.init_rgb, "flow": config.init_flow}
-    start = {view: path for view, path in given.items() if path is not None}
-    if len(start) == len(VIEWS):
-        phases.insert(0, ("start", start))
+    if len(config.init) == len(config.views):
+        phases.insert(0, ("start", config.init))
     if last:
         phases = phases[-1:]
     protocol = Protocol(config.clips.frames, config.clips.crop, clips)
     results = []
     for phase, files in phases:
-        encoders = {view: load_encoder(files[view]) for view in VIEWS}
+        encoders = {view: load_encoder(files[view]) for view in config.views}
         recall = retrieval(data or config.data, encoders, protocol)
         results.append({"phase": phase, "recall": recall})
     body = {"data": str(data or config.data), "protocol": asdict(protocol), "phases": results}

@@ -15,25 +15,29 @@ import numpy.typing as npt
 Curve = Sequence[tuple[float, float]]
 
 # Okabe and Ito's colours, told apart by the colour-blind; line styles differ too.
-STYLES: dict[str, tuple[str, str]] = {
+STYLES: dict[str, tuple[str, Any]] = {
     "mined": ("#0072B2", "-"),
     "flow": ("#E69F00", "--"),
     "rgb": ("#009E73", "-."),
+    "audio": ("#CC79A7", (0, (3, 1, 1, 1))),
+    "residual": ("#56B4E9", (0, (5, 1))),
     "both": ("#888888", ":"),
+    "all": ("#888888", ":"),
 }
+MORE = ("#D55E00", "#F0E442", "#000000")  # for what has no colour of its own
 INK = "#888888"  # readable on white and on black
 
 
 def curves(lines: Mapping[str, Curve], names: Mapping[str, str], phases: Sequence[tuple[float, str]]) -> str:
     """PMR over epochs: {key: [(epoch, share)]}, legend names, and (first epoch, name) of each phase."""
     figure, axes = _canvas(5.6, 3.0)
-    for key, points in lines.items():
-        colour, style = STYLES[key]
+    for i, (key, points) in enumerate(lines.items()):
+        colour, style = style_of(key, i)
         x, y = zip(*points)
         axes.plot(
             x,
             [100 * value for value in y],
-            style,
+            linestyle=style,
             color=colour,
             label=names[key],
             linewidth=2,
@@ -52,6 +56,11 @@ def curves(lines: Mapping[str, Curve], names: Mapping[str, str], phases: Sequenc
     return _svg(figure)
 
 
+def style_of(key: str, number: int) -> tuple[str, Any]:
+    """Colour and line style of a way of mining; others get one by their number."""
+    return STYLES.get(key, (MORE[number % len(MORE)], "-"))
+
+
 def bars(
     groups: Sequence[str], series: Mapping[str, Sequence[float]], names: Mapping[str, str], label: str
 ) -> str:
@@ -62,7 +71,7 @@ def bars(
     for i, (key, values) in enumerate(series.items()):
         axes.barh(
             places + (i - (len(series) - 1) / 2) * height, [100 * value for value in values], height * 0.92,
-            color=STYLES[key][0], label=names[key],
+            color=style_of(key, i)[0], label=names[key],
         )  # fmt: skip
     axes.set_yticks(places, groups)
     axes.invert_yaxis()

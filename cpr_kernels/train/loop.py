@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from . import Interrupted, TrainError
 from .augment import augmented
@@ -24,12 +24,11 @@ from .checkpoint import encoder_file, load, load_encoder, save, save_encoder
 from .clips import Batch, ClipDataset, ClipSampler, clip_loader, default_workers
 from .config import Optim, TrainConfig, from_json, to_json
 from .logs import RunLog
-from .model import TwoViewModel, new_encoders
+from .model import MultiViewModel, new_encoders
 from .plan import Moment, Phase, locate, make_plan, total_steps
 from .progress import progress_bar
 from .quality import MiningMeter, rival_schedules
-from .s3d import Encoder
-from .store import VIEWS, write_atomically
+from .store import write_atomically
 
 
 @dataclass
@@ -41,7 +40,7 @@ class Trainer:
     dataset: ClipDataset
     sampler: ClipSampler
     plan: list[Phase]
-    model: TwoViewModel
+    model: MultiViewModel
     optimizer: torch.optim.Adam
     meter: MiningMeter
     sources: Tensor  # [videos] int64, the source group of each
@@ -98,12 +97,15 @@ def build(config: TrainConfig) -> Trainer:
     )
     clips = config.clips
     dataset = ClipDataset(
-        config.data, clips.frames, clips.crop, min_area=config.augment.min_area, cache_mb=clips.cache_mb
-    )
+        config.data, clips.frames, clips.crop, views=config.views, min_area=config.augment.min_area,
+        cache_mb=clips.cache_mb,
+    )  # fmt: skip
     sampler = ClipSampler(len(dataset), clips.batch, config.seed)
-    model = TwoViewModel(config, _initial_encoders(config)).to(device)
+    videos = dataset.manifest.videos
+    classes = torch.tensor([video.label for video in videos])
+    model = MultiViewModel(config, _initial_encoders(config), classes).to(device)
     plan = make_plan(config)
-    names = ["mined", *rival_schedules(config.mining.topk)]
+    names = ["mined", *rival_schedules(config.views, config.mining.topk)]
     return Trainer(
         config=config,
         device=device,
@@ -113,7 +115,7 @@ def build(config: TrainConfig) -> Trainer:
         model=model,
         optimizer=_optimizer(config, model, plan[0]),
         meter=MiningMeter(dataset.manifest, names, device),
-        sources=torch.tensor([video.group for video in dataset.manifest.videos], device=device),
+        sources=torch.tensor([video.group for video in videos], device=device),
     )
 
 
@@ -128,7 +130,7 @@ def run_step(trainer: Trainer, moment: Moment, step: int, batch: Batch, log: Run
     generator = torch.Generator().manual_seed(
         int(np.random.SeedSequence((config.seed, 2, step)).generate_state(1)[0])
     )
-    clips = augmented(batch, config.augment, generator, trainer.device)
+    clips = augmented(batch, trainer.dataset.views, config.augment, generator, trainer.device)
     videos = batch["video"].to(trainer.device)
     sources = trainer.sources[videos]
     if moment.epoch < 0:
@@ -136,7 +138,7 @@ def run_step(trainer: Trainer, moment: Moment, step: int, batch: Batch, log: Run
         return {}
     own = (torch.rand(len(videos), generator=generator) >= config.mining.own_drop).to(trainer.device)
     full = moment.step_in_phase * config.clips.batch >= config.queue
-    measured = rival_schedules(config.mining.topk) if full else {}
+    measured = rival_schedules(config.views, phase.topk) if full else {}
     entries = model.queue.labels.clone()  # which video each entry holds, before this batch replaces some
     trainer.optimizer.zero_grad(set_to_none=True)
     result = model.train_step(clips, sources, videos, phase, measured, own if phase.schedule else None)
@@ -245,21 +247,24 @@ def _claim(run: Path, config: TrainConfig, resume: bool) -> dict[str, Any] | Non
     return load(run / "checkpoint.pt") if (run / "checkpoint.pt").is_file() else None
 
 
-def _initial_encoders(config: TrainConfig) -> dict[str, Encoder]:
+def _initial_encoders(config: TrainConfig) -> dict[str, nn.Module]:
     encoders = new_encoders(config)
-    for view, path in (("rgb", config.init_rgb), ("flow", config.init_flow)):
-        if path is not None:
-            encoders[view] = load_encoder(path)
-            got = (encoders[view].width, encoders[view][4].out_channels)
-            if got != (config.width, config.embedding):
-                raise TrainError(
-                    f"init-{view}: {path} has width {got[0]} and embedding {got[1]}, "
-                    f"the run {config.width} and {config.embedding}; set --width and --embedding to match"
-                )
+    for view, path in config.init.items():
+        loaded = load_encoder(path)
+        got, wanted = (
+            [getattr(encoder, name) for name in ("architecture", "width", "embedding")]
+            for encoder in (loaded, encoders[view])
+        )
+        if got != wanted:
+            raise TrainError(
+                f"init: {path} is a {got[0]} of width {got[1]} and embedding {got[2]}, the run's {view} encoder "
+                f"a {wanted[0]} of {wanted[1]} and {wanted[2]}; set --backbone, --width and --embedding to match"
+            )
+        encoders[view] = loaded
     return encoders
 
 
-def _optimizer(config: TrainConfig, model: TwoViewModel, phase: Phase) -> torch.optim.Adam:
+def _optimizer(config: TrainConfig, model: MultiViewModel, phase: Phase) -> torch.optim.Adam:
     parameters = [p for view in phase.train for p in model.online[view].parameters()]
     return torch.optim.Adam(parameters, lr=config.optim.lr, weight_decay=config.optim.weight_decay)
 
@@ -274,9 +279,8 @@ def _batches(trainer: Trainer, start: int, end: int) -> Iterator[Batch]:
 
 def _save_encoders(trainer: Trainer, moment: Moment, run: Path) -> None:
     phase = trainer.plan[moment.phase]
-    for view in VIEWS:
-        path = encoder_file(run, moment.phase, phase.name, view)
-        save_encoder(path, trainer.model.online[view], view, phase=phase.name)  # type: ignore[arg-type]
+    for view, encoder in trainer.model.online.items():
+        save_encoder(encoder_file(run, moment.phase, phase.name, view), encoder, view, phase=phase.name)
 
 
 def _brief(figures: dict[str, Any]) -> str:

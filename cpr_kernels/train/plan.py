@@ -7,20 +7,22 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import ceil
 
-from .. import Schedule, coclr_schedule, cpr_schedule
+from .. import Schedule
 from . import TrainError
 from .config import TrainConfig
-from .store import VIEWS
+from .methods import method_of
 
 Views = tuple[str, ...]
 
 
 @dataclass(frozen=True)
 class Phase:
-    """Some epochs in which the same views are trained in the same way.
+    """Some epochs in which the same views are trained in the same way; the others are frozen samplers.
 
     The first `fill_steps` steps only fill the queue: mining in a queue that is nearly empty finds nothing
-    good. `schedule` None means InfoNCE, no mining. Views not in `train` are frozen.
+    good. `schedule` None means that nothing is mined. `supervised`: entries of a clip's class are its
+    positives. `pretrains`: this is the InfoNCE pretraining of all views, not a part of a cycle. `topk` is
+    what this phase's mining, and whatever it is compared with, picks.
     """
 
     name: str
@@ -28,11 +30,9 @@ class Phase:
     epochs: int
     fill_steps: int
     schedule: Schedule | None
-
-    @property
-    def pretrains(self) -> bool:
-        """Whether this is the InfoNCE pretraining of all views, not a part of a cycle."""
-        return len(self.train) > 1
+    topk: int = 5
+    supervised: bool = False
+    pretrains: bool = False
 
     def steps(self, steps_per_epoch: int) -> int:
         """All steps of the phase, filling included."""
@@ -56,44 +56,45 @@ class Moment:
 
 
 def make_plan(config: TrainConfig) -> list[Phase]:
-    """InfoNCE of both views; then, cycle by cycle, RGB with flow frozen and flow with RGB frozen (Algorithm
-    1).
-
-    The frozen view judges the first and the last stage.
+    """InfoNCE of all views; then, cycle by cycle, each view in turn with the others frozen (Algorithm 1).
 
     Raises:
         TrainError: a schedule that the queue is too small for, or nothing to do.
     """
     phases = []
     if config.infonce_epochs:
-        phases.append(Phase("infonce", VIEWS, config.infonce_epochs, 0, None))
+        topk = config.mining.topk
+        phases.append(
+            Phase("infonce", config.views, config.infonce_epochs, 0, None, topk=topk, pretrains=True)
+        )
     fill_steps = ceil(config.queue / config.clips.batch)
     for cycle in range(1, config.cycles + 1 if config.cycle_epochs else 1):
-        for trained in VIEWS:
-            schedule = mining_schedule(config, trained)
-            name = f"cycle{cycle}-{trained}"
-            phases.append(Phase(name, (trained,), config.cycle_epochs, fill_steps, schedule))
+        topk = topk_of_cycle(config, cycle)
+        for trained in config.views:
+            method = method_of(config, trained, topk)
+            phases.append(
+                Phase(
+                    f"cycle{cycle}-{trained}", (trained,), config.cycle_epochs, fill_steps, method.schedule,
+                    topk=topk, supervised=method.supervised,
+                )
+            )  # fmt: skip
     if not phases:
         raise TrainError("infonce-epochs and cycles are both 0: nothing to do")
     return phases
 
 
-def mining_schedule(config: TrainConfig, trained: str) -> Schedule | None:
-    """How positives for the trained view are mined; None for method infonce."""
-    mining, frozen = config.mining, other(trained)
-    if mining.method == "infonce":
-        return None
-    if mining.method == "coclr":
-        return coclr_schedule(frozen, topk=mining.topk)
-    try:
-        return cpr_schedule((frozen, trained), config.queue, mining.stages, mining.ratio, mining.topk)
-    except ValueError as error:
-        raise TrainError(f"mining: {error}") from None
-
-
-def other(view: str) -> str:
-    """The view that is not this one."""
-    return VIEWS[1 - VIEWS.index(view)]
+def topk_of_cycle(config: TrainConfig, cycle: int) -> int:
+    """Positives mined in a cycle, counted from 1: `topk`, or with `progressive` from 1 in the first cycle to
+    `topk` in the last, evenly.
+    """
+    mining = config.mining
+    if not mining.progressive:
+        return mining.topk
+    if config.cycles < 2:
+        raise TrainError(
+            f"mining.progressive: positives grow from cycle to cycle, so it needs 2 cycles or more, got {config.cycles}"
+        )
+    return round(1 + (mining.topk - 1) * (cycle - 1) / (config.cycles - 1))
 
 
 def locate(plan: list[Phase], steps_per_epoch: int, step: int) -> Moment:

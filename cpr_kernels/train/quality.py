@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from .. import MultiViewQueue, Schedule, cascade_topk, coclr_schedule, oracle_schedule
 from ..metrics import ClassMiningRecall, PositiveMiningRecall, median_recall
-from .store import VIEWS, Manifest
+from .store import Manifest
 
 
-def rival_schedules(topk: int) -> dict[str, Schedule]:
-    """The ways of mining that every run is compared with: each view alone, and the sum of both."""
-    singles = {view: coclr_schedule(view, topk) for view in VIEWS}
-    return {**singles, "both": oracle_schedule(VIEWS, topk)}
+def rival_schedules(views: Sequence[str], topk: int) -> dict[str, Schedule]:
+    """The ways of mining that every run is compared with: each view alone, and the sum of all of them."""
+    singles = {view: coclr_schedule(view, topk) for view in views}
+    return {**singles, together(views): oracle_schedule(views, topk)} if len(views) > 1 else singles
+
+
+def together(views: Sequence[str]) -> str:
+    """What the sum of all views is called: both, where they are two."""
+    return "both" if len(views) == 2 else "all"
 
 
 class MiningMeter:

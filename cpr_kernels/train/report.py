@@ -16,10 +16,11 @@ from .evaluate import Protocol
 from .logs import read_lines
 from .loop import config_of
 from .plan import make_plan
+from .quality import together
 from .store import FrameStore, Manifest, write_atomically
+from .views import label
 
 TEMPLATE = "report.html.jinja"
-WAYS = {"mined": "cascade", "flow": "flow alone", "rgb": "RGB alone", "both": "sum of both"}
 QUERIES, QUERIES_OF_MANY = 6, 2  # shown for each phase of one run, and of one run among several
 
 
@@ -53,7 +54,7 @@ def _section(run: Path, shown: int) -> dict[str, Any]:
     if not (run / "eval.json").is_file():
         raise TrainError(f"run: {run} has no eval.json; run `cpr evaluate --run {run}` first")
     evaluation = json.loads((run / "eval.json").read_text())
-    names = {**WAYS, "mined": method_name(config)}
+    names = ways_of(config)
     return {
         "run": run,
         "title": run.name if run.name != "run" else run.parent.name,
@@ -75,7 +76,18 @@ def _section(run: Path, shown: int) -> dict[str, Any]:
 def method_name(config: TrainConfig) -> str:
     """What the mined positives of a run came from, in words."""
     mining = config.mining
-    return f"cascade, {mining.stages} stages" if mining.method == "cpr" else mining.method
+    if mining.method == "cpr":
+        name = f"cascade, {mining.stages} stages"
+    else:
+        name = f"schedule {mining.schedule}" if mining.method == "custom" else mining.method
+    return f"{name}, top 1 to {mining.topk}" if mining.progressive else name
+
+
+def ways_of(config: TrainConfig) -> dict[str, str]:
+    """{way of mining: what the page calls it}, in the order of the page: the run's own first, the sum last."""
+    alone = {view: f"{label(view)} alone" for view in reversed(config.views)}
+    several = {together(config.views): f"sum of {together(config.views)}"} if len(config.views) > 1 else {}
+    return {"mined": method_name(config), **alone, **several}
 
 
 def last_epochs(epochs: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -95,12 +107,12 @@ def _pmr_plot(epochs: list[dict[str, Any]], names: dict[str, str]) -> str:
             phases.append((number, line["phase"]))
         for way, figures_of_way in line["mining"].items():
             lines.setdefault(way, []).append((number, figures_of_way["pmr"]))
-    ordered = {way: lines[way] for way in WAYS if way in lines}
+    ordered = {way: lines[way] for way in names if way in lines}
     return figures.curves(ordered, names, phases) if ordered else ""
 
 
 def _cmr_plot(mining: dict[str, Any], names: dict[str, str]) -> str:
-    shown: list[str] = [way for way in ("mined", "flow", "rgb") if way in mining]
+    shown: list[str] = [way for way in names if way in mining and way not in ("both", "all")]
     classes = sorted(mining["mined"]["cmr"], key=lambda label: -mining["mined"]["cmr"][label])
     series = {way: [mining[way]["cmr"][label] for label in classes] for way in shown}
     return figures.bars(classes, series, names, "CMR, % of the class's training videos")
@@ -128,7 +140,7 @@ def _queries(line: dict[str, Any], album: _Album, names: dict[str, str], shown: 
             continue
         seen.add(label)
         ways = []
-        for way in (way for way in WAYS if way in line["picks"] and way != "both"):
+        for way in (way for way in names if way in line["picks"] and way not in ("both", "all")):
             picks = [
                 {**album.clip(pick), "right": album.label(pick) == label}
                 for pick in line["picks"][way][row]
@@ -171,7 +183,12 @@ def _recall_rows(section: dict[str, Any], several: bool) -> list[dict[str, Any]]
         name = f"{section['title']}, {phase['phase']}" if several else phase["phase"]
         for view, shares in phase["recall"].items():
             rows.append(
-                {"name": name, "view": view, "shares": list(shares.values()), "strong": view == "both"}
+                {
+                    "name": name,
+                    "view": view,
+                    "shares": list(shares.values()),
+                    "strong": view in ("both", "all"),
+                }
             )
     return rows
 
@@ -180,7 +197,7 @@ def _mining_rows(section: dict[str, Any], several: bool) -> list[dict[str, Any]]
     rows = []
     for line in last_epochs(section["epochs"]):
         phase = f"{section['title']}, {line['phase']}" if several else line["phase"]
-        for way in (way for way in WAYS if way in line["mining"]):
+        for way in (way for way in section["names"] if way in line["mining"]):
             figures_of_way = line["mining"][way]
             rows.append({
                 "phase": phase, "name": section["names"][way], "pmr": figures_of_way["pmr"],
@@ -196,7 +213,7 @@ def _lead(sections: list[dict[str, Any]]) -> list[str]:
         words = [f"{section['title']}:"]
         mined = [line["mining"] for line in last_epochs(section["epochs"]) if "mined" in line["mining"]]
         if mined:
-            shown = [way for way in WAYS if way in mined[-1]]
+            shown = [way for way in section["names"] if way in mined[-1]]
             shares = [f"{section['names'][way]} {100 * mined[-1][way]['pmr']:.0f} %" for way in shown]
             words.append(f"right among the mined positives: {', '.join(shares)}.")
         measured = section["evaluation"]

@@ -145,6 +145,8 @@ class Encoder(nn.Sequential):
     the head.
     """
 
+    architecture = "s3d"
+
     def __init__(self, width: float = 1.0, embedding: int = 128) -> None:
         backbone = S3D(width)
         size = backbone.feature_size
@@ -155,7 +157,7 @@ class Encoder(nn.Sequential):
             nn.ReLU(),
             nn.Conv3d(size, embedding, 1),
         )
-        self.width, self.feature_size = width, size
+        self.width, self.embedding, self.feature_size = width, embedding, size
 
     def forward(self, clip: Tensor) -> Tensor:
         """L2-normalised embeddings [B, D] of clips [B, 3, T, H, W]."""

@@ -25,7 +25,6 @@ from . import TrainError
 from .videos import FrameSettings, decode_flow, decode_rgb
 
 VERSION = 1
-VIEWS = ("rgb", "flow")
 FIRST_MAP_SIZE = 1 << 28
 
 

@@ -1,0 +1,86 @@
+"""What every view answers: how to read it, cut it, augment it and encode it. Frames are the common case."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from ..crops import Frames, resized_crop
+from ..encoders import new_encoder
+from ..store import FrameStore, Video
+
+if TYPE_CHECKING:
+    from ..augment import Augment, Draws
+    from ..config import TrainConfig
+
+# ImageNet's, for all frames, flow too: the published encoders' input
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+class View:
+    """One modality. This base reads frames stored as JPEGs and encodes them with the run's backbone.
+
+    name: what options, files and logs call it. label: what figures call it. stored: the record that
+    `cpr prepare` wrote and this view reads; views that share one record share its clips too.
+    """
+
+    name: str
+    label: str
+    stored: str
+
+    def has(self, video: Video) -> bool:
+        """Whether the data set holds this view of a video."""
+        return True
+
+    def load(self, store: FrameStore, video: Video, start: int, count: int) -> Frames:
+        """The stored signal of video frames start .. start+count-1: [count, H, W, C] uint8."""
+        return store.frames(video.id, self.stored, start, count)
+
+    def part(self, whole: Frames, video: Video, start: int, count: int) -> Frames:
+        """The same, cut from what `load` gave for the whole video."""
+        return whole[start : start + count]
+
+    def clip(
+        self, signal: Frames, size: int, draws: npt.NDArray[np.float64] | None = None, min_area: float = 1.0
+    ) -> Frames:
+        """One clip as it goes into a batch, from a loaded signal; `draws` [4] choose its crop, None is the
+        centre.
+        """
+        return resized_crop(signal, size, draws, min_area)
+
+    def augmented(self, clips: Tensor, draws: Draws, how: Augment) -> Tensor:
+        """The encoder's input, float32, from clips [2, B, ...] on the device of the run."""
+        raise NotImplementedError
+
+    def plain(self, clips: Tensor, mirror: bool = False) -> Tensor:
+        """The encoder's input without augmentation, from clips [..., T, H, W, C] on the run's device.
+
+        `mirror` turns the picture; a view without a picture leaves it out.
+        """
+        raise NotImplementedError
+
+    def encoder(self, config: TrainConfig) -> nn.Module:
+        """A fresh encoder with random weights: `forward` gives L2-normalised embeddings [M, D], `features`
+        pooled ones [M, F].
+        """
+        return new_encoder(config.backbone, config.width, config.embedding)
+
+
+def unit(clips: Tensor) -> Tensor:
+    """uint8 to float32 in 0..1."""
+    return clips.float() / 255
+
+
+def where_clip(chosen: Tensor, yes: Tensor, no: Tensor) -> Tensor:
+    """`yes` for the clips [2, B] that were chosen, `no` for the others; both [2, B, ...]."""
+    return torch.where(chosen.view(*chosen.shape, *[1] * (yes.dim() - chosen.dim())), yes, no)
+
+
+def as_input(frames: Tensor) -> Tensor:
+    """[..., T, H, W, 3] in 0..1 to normalised [..., 3, T, H, W]."""
+    mean, std = frames.new_tensor(MEAN), frames.new_tensor(STD)
+    return ((frames - mean) / std).movedim(-1, -4)

@@ -1,0 +1,42 @@
+"""Frame differences: the other motion view, free of any flow estimate (IIC, Tao et al. 2020)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from .base import STD, View, unit, where_clip
+
+if TYPE_CHECKING:
+    from ..augment import Augment, Draws
+
+
+class Residual(View):
+    """Differences of consecutive RGB frames, from the same record as RGB; flip only.
+
+    Frame t holds x[t + 1] - x[t]; the last repeats the one before it, so that T frames stay T.
+    """
+
+    name, label, stored = "residual", "residual", "rgb"
+
+    def augmented(self, clips: Tensor, draws: Draws, how: Augment) -> Tensor:
+        """[2, B, T, H, W, 3] uint8 to [2, B, 3, T, H, W]."""
+        moved = differences(unit(clips))
+        return _as_input(where_clip(draws.flip(how), moved.flip(-2), moved))
+
+    def plain(self, clips: Tensor, mirror: bool = False) -> Tensor:
+        """[..., T, H, W, 3] uint8 to [..., 3, T, H, W]."""
+        moved = differences(unit(clips))
+        return _as_input(moved.flip(-2) if mirror else moved)
+
+
+def differences(rgb: Tensor) -> Tensor:
+    """[..., T, H, W, 3] in 0..1 to the changes from each frame to the next, -1..1, the last one twice."""
+    moved = rgb[..., 1:, :, :, :] - rgb[..., :-1, :, :, :]
+    return torch.cat((moved, moved[..., -1:, :, :, :]), dim=-4)
+
+
+def _as_input(moved: Tensor) -> Tensor:
+    return (moved / moved.new_tensor(STD)).movedim(-1, -4)
