@@ -66,16 +66,27 @@ inline void multiply(const float* a, int64_t a_row, int64_t a_step, const float*
   for (int i = 0; i < MR; ++i)
 #pragma GCC unroll 4
     for (int j = 0; j < NR; ++j) sums[i][j] = zero();
-  const auto step = [&](int64_t k) __attribute__((always_inline)) {
+  // Rows in groups of four: a pointer a group and two strides fit the registers, a pointer a row does not.
+  const char* group[(MR + 3) / 4];
+  for (int g = 0; g < (MR + 3) / 4; ++g) group[g] = reinterpret_cast<const char*>(a + g * 4 * a_row);
+  int64_t one_row = a_row * static_cast<int64_t>(sizeof(float)), three_rows = 3 * one_row;
+  const auto step = [&](int64_t ahead_by) __attribute__((always_inline)) {
     F column[NR];
 #pragma GCC unroll 4
-    for (int j = 0; j < NR; ++j) column[j] = load(b + k * b_row + j * W);
+    for (int j = 0; j < NR; ++j) column[j] = load(b + ahead_by * b_row + j * W);
 #pragma GCC unroll 16
     for (int i = 0; i < MR; ++i) {
-      const F value = set1(a[i * a_row + k * a_step]);
+      const int64_t row = i % 4 == 0 ? 0 : i % 4 == 1 ? one_row : i % 4 == 2 ? 2 * one_row : three_rows;
+      const F value =
+          set1(*reinterpret_cast<const float*>(group[i / 4] + row + ahead_by * a_step * int64_t{sizeof(float)}));
 #pragma GCC unroll 4
       for (int j = 0; j < NR; ++j) sums[i][j] = fma(value, column[j], sums[i][j]);
     }
+  };
+  const auto advance = [&](int64_t steps) __attribute__((always_inline)) {
+    for (int g = 0; g < (MR + 3) / 4; ++g) group[g] += steps * a_step * int64_t{sizeof(float)};
+    b += steps * b_row;
+    if (MR > 8) __asm__("" : "+r"(one_row), "+r"(three_rows));  // or the compiler makes a pointer a row of them
   };
   int64_t k = 0;
   for (; k + 4 <= depth; k += 4) {
@@ -83,12 +94,16 @@ inline void multiply(const float* a, int64_t a_row, int64_t a_step, const float*
       __builtin_prefetch(ahead.place, 0, 2);
       ahead.place += 64;
     }
-    step(k);
-    step(k + 1);
-    step(k + 2);
-    step(k + 3);
+    step(0);
+    step(1);
+    step(2);
+    step(3);
+    advance(4);
   }
-  for (; k < depth; ++k) step(k);
+  for (; k < depth; ++k) {
+    step(0);
+    advance(1);
+  }
 #pragma GCC unroll 16
   for (int i = 0; i < MR; ++i)
 #pragma GCC unroll 4
