@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 
@@ -63,11 +64,12 @@ def _check_features(op: str, call: CascadeCall) -> None:
     first = queries[0]
     if first.dtype not in SCORE_DTYPES:
         raise ValueError(f"{op}: queries[0] must be one of {_dtype_names(SCORE_DTYPES)}, got {first.dtype}")
-    dtype, device, rows, entries = first.dtype, first.device, first.shape[:1], keys[0].shape[:1]
+    dtype, device, shape, key_shape = first.dtype, first.device, first.shape, keys[0].shape
     for v, (query, key) in enumerate(zip(queries, keys)):
-        fits = query.shape[:1] == rows and key.shape[:1] == entries and query.shape[1:] == key.shape[1:]
+        of_query, of_key = query.shape, key.shape
+        fits = len(of_query) == len(of_key) == 2 and of_query[1] == of_key[1]
         alike = query.dtype == key.dtype == dtype and query.device == key.device == device
-        if not (fits and alike and query.dim() == 2):
+        if not (fits and alike and of_query[0] == shape[0] and of_key[0] == key_shape[0]):
             _explain_view(op, call, v)
     if keys[0].shape[0] > MAX_ENTRIES:
         raise ValueError(
@@ -113,9 +115,17 @@ def check_cascade(call: CascadeCall, op: str = "cascade_topk") -> None:
             f"{op}: stage_weights must hold S*V = {num_stages}*{num_views} = {num_stages * num_views} numbers, "
             f"got {len(call.stage_weights)}"
         )
-    previous = call.stage_keep[0]
-    for s, keep in enumerate(call.stage_keep):
-        row = call.stage_weights[s * num_views : (s + 1) * num_views]
+    _check_stages(op, tuple(call.stage_weights), tuple(call.stage_keep))
+    _check_cascade_masks(op, call)
+
+
+@functools.lru_cache(maxsize=256)
+def _check_stages(op: str, weights: tuple[float, ...], keeps: tuple[int, ...]) -> None:
+    """Rules of the stages' numbers; those of a training run are the same at every step."""
+    num_views = len(weights) // len(keeps)
+    previous = keeps[0]
+    for s, keep in enumerate(keeps):
+        row = weights[s * num_views : (s + 1) * num_views]
         if not math.isfinite(sum(row)) and not all(map(math.isfinite, row)):
             raise ValueError(f"{op}: stage_weights of stage {s + 1} must be finite, got {list(row)}")
         if not any(row):
@@ -127,9 +137,8 @@ def check_cascade(call: CascadeCall, op: str = "cascade_topk") -> None:
                 f"{op}: stage_keep must not grow, got {keep} at stage {s + 1} after {previous} at stage {s}"
             )
         previous = keep
-    if call.stage_keep[0] > 2**62:
-        raise ValueError(f"{op}: stage_keep[0]={call.stage_keep[0]} is out of range")
-    _check_cascade_masks(op, call)
+    if keeps[0] > 2**62:
+        raise ValueError(f"{op}: stage_keep[0]={keeps[0]} is out of range")
 
 
 def _check_cascade_masks(op: str, call: CascadeCall) -> None:

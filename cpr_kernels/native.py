@@ -22,7 +22,9 @@ def address(tensor: Tensor | None) -> int:
 
 def row_contiguous(tensor: Tensor) -> Tensor:
     """The tensor itself when its inner stride is 1, else a contiguous copy."""
-    return tensor if tensor.stride(1) == 1 or tensor.shape[1] <= 1 else tensor.contiguous()
+    if tensor.is_contiguous() or tensor.stride(1) == 1 or tensor.shape[1] <= 1:
+        return tensor
+    return tensor.contiguous()
 
 
 @functools.cache

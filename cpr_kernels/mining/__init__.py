@@ -62,12 +62,13 @@ def as_call(
     """
     if not isinstance(schedule, Schedule):
         schedule = Schedule(schedule)
-    if set(queries) != set(keys):
+    if queries.keys() != keys.keys():
         raise ValueError(f"cascade_topk: queries hold views {sorted(queries)}, but keys hold {sorted(keys)}")
     views = schedule.views
-    if any(view not in queries for view in views):
-        schedule.table(tuple(queries))  # raises, naming the stage and the view
-    weights, keep = schedule.table(views)
+    for view in views:
+        if view not in queries:
+            schedule.table(tuple(queries))  # raises, naming the stage and the view
+    weights, keep = schedule.judged
     return CascadeCall(
         [queries[v] for v in views], [keys[v] for v in views], weights, keep, query_ids, key_ids, exclude
     )

@@ -60,9 +60,9 @@ class _Arguments:
 
     def __init__(self, call: CascadeCall) -> None:
         query = call.queries[0]
-        rows, k = query.shape[0], call.stage_keep[-1]
-        self.indices = torch.empty(rows, k, dtype=torch.int64, device=query.device)
-        self.scores = torch.empty(rows, k, dtype=torch.float32, device=query.device)
+        shape, device = (query.shape[0], call.stage_keep[-1]), query.device
+        self.indices = torch.empty(shape, dtype=torch.int64, device=device)
+        self.scores = torch.empty(shape, dtype=torch.float32, device=device)
         self.pairs = [(row_contiguous(q), row_contiguous(key)) for q, key in zip(call.queries, call.keys)]
         self.query_ids = None if call.query_ids is None else call.query_ids.contiguous()
         self.key_ids = None if call.key_ids is None else call.key_ids.contiguous()
@@ -70,10 +70,10 @@ class _Arguments:
         self.features = (
             [(q.data_ptr(), q.stride(0), key.data_ptr(), key.stride(0), q.shape[1]) for q, key in self.pairs],
             DTYPE_CODES[query.dtype],
-            rows,
+            shape[0],
             call.keys[0].shape[0],
-            list(call.stage_weights),
-            list(call.stage_keep),
+            call.stage_weights,
+            call.stage_keep,
         )
         self.masks = (
             address(self.query_ids),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import cached_property
 from itertools import pairwise
 from math import floor
 from typing import Any
@@ -113,7 +114,7 @@ class Schedule(tuple[Stage, ...]):
                 )
         return super().__new__(cls, made)
 
-    @property
+    @cached_property
     def views(self) -> tuple[str, ...]:
         """Every view that judges somewhere, in order of first use."""
         return tuple(dict.fromkeys(name for stage in self for name in stage.weights))
@@ -139,6 +140,11 @@ class Schedule(tuple[Stage, ...]):
                 )
             weights += [stage.weights.get(name, 0.0) for name in views]
         return weights, [stage.keep for stage in self]
+
+    @cached_property
+    def judged(self) -> tuple[list[float], list[int]]:
+        """:meth:`table` of the schedule's own :attr:`views`: made once, not to be changed."""
+        return self.table(self.views)
 
     def to_list(self) -> list[dict[str, Any]]:
         """JSON-ready form: ``[{"view": {name: weight}, "keep": n}, ...]``."""
