@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from functools import cached_property
 from itertools import pairwise
 from math import floor
 from typing import Any
@@ -95,9 +94,16 @@ class Schedule(tuple[Stage, ...]):
     A tuple of :class:`Stage`; prints as ``flow:1024,rgb:512,flow:5``, compares equal by value and
     reads itself back with :func:`parse_schedule`.
 
+    Attributes:
+        views: every view that judges somewhere, in order of first use.
+        judged: :meth:`table` for these views; not to be changed.
+
     Raises:
         ValueError: no stage, or a stage that keeps more than the one before.
     """
+
+    views: tuple[str, ...]
+    judged: tuple[list[float], list[int]]
 
     def __new__(cls, stages: Iterable[Stage | tuple[Any, int]]) -> Schedule:
         """Stages, or ``(view, keep)`` pairs."""
@@ -112,12 +118,11 @@ class Schedule(tuple[Stage, ...]):
                     f"Schedule: stage {i} ({after}) keeps more than stage {i - 1} ({before}); "
                     "counts must not grow"
                 )
-        return super().__new__(cls, made)
-
-    @cached_property
-    def views(self) -> tuple[str, ...]:
-        """Every view that judges somewhere, in order of first use."""
-        return tuple(dict.fromkeys(name for stage in self for name in stage.weights))
+        self = super().__new__(cls, made)
+        # both are asked for at every training step
+        self.views = tuple(dict.fromkeys(name for stage in made for name in stage.weights))
+        self.judged = self.table(self.views)
+        return self
 
     @property
     def topk(self) -> int:
@@ -140,11 +145,6 @@ class Schedule(tuple[Stage, ...]):
                 )
             weights += [stage.weights.get(name, 0.0) for name in views]
         return weights, [stage.keep for stage in self]
-
-    @cached_property
-    def judged(self) -> tuple[list[float], list[int]]:
-        """:meth:`table` of the schedule's own :attr:`views`: made once, not to be changed."""
-        return self.table(self.views)
 
     def to_list(self) -> list[dict[str, Any]]:
         """JSON-ready form: ``[{"view": {name: weight}, "keep": n}, ...]``."""
