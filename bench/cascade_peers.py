@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 from torch import Tensor
 
 from cpr_kernels import cascade_topk
 
-from . import published
+from . import gpu_peers, published
 from .inputs import Table
 from .peer import MATMULS, OURS, STRONG, Call, Peer, Settings, first_reason, not_installed, siblings
 from .workloads import Workload
@@ -28,7 +30,16 @@ def _plan(table: Table) -> list[tuple[str, int]]:
     return [(str(stage.view), stage.keep) for stage in table.workload.schedule]
 
 
-def narrowed(scores: dict[str, Tensor], plan: list[tuple[str, int]]) -> tuple[Tensor, Tensor]:
+def torch_topk(scores: Tensor, keep: int, in_order: bool) -> tuple[Tensor, Tensor]:
+    """Values and places of the highest, per row."""
+    return scores.topk(keep, dim=1, sorted=in_order)
+
+
+def narrowed(
+    scores: dict[str, Tensor],
+    plan: list[tuple[str, int]],
+    pick: Callable[[Tensor, int, bool], tuple[Tensor, Tensor]] = torch_topk,
+) -> tuple[Tensor, Tensor]:
     """The cascade on scores {view: [B, N]}: topk and gather per stage, only of views that judge again.
 
     The strongest form known in plain torch: no features are gathered, nothing but the result is sorted, no
@@ -36,7 +47,7 @@ def narrowed(scores: dict[str, Tensor], plan: list[tuple[str, int]]) -> tuple[Te
     """
     index = None
     for stage, (view, keep) in enumerate(plan):
-        values, place = scores[view].topk(keep, dim=1, sorted=stage == len(plan) - 1)
+        values, place = pick(scores[view], keep, stage == len(plan) - 1)
         later = {name for name, _ in plan[stage + 1 :]} - {view}
         scores = {name: scores[name].gather(1, place) for name in later}
         scores[view] = values
@@ -171,4 +182,6 @@ def peers(settings: Settings) -> list[Peer]:
             Peer("torch matmul + numpy argpartition", _prepare_numpy, _numpy_why_not),
             Peer("faiss, one stage", _prepare_faiss, _faiss_why_not),
         ]
+    else:
+        listed += gpu_peers.cascade_peers()
     return listed

@@ -82,12 +82,17 @@ def _chosen(op: str, args: argparse.Namespace) -> list[Workload]:
     return [w for w in listed if not (args.no_growth and w.axis)]
 
 
-def write(document: Document, out: Path) -> list[Path]:
-    """The document's JSON, growth plots and the report of all results in the folder."""
+def keep(document: Document, out: Path) -> Path:
+    """The document's JSON alone, in the folder."""
     out.mkdir(parents=True, exist_ok=True)
     target = out / f"{stem(document)}.json"
     write_text(target, json.dumps(document, indent=1) + "\n")
-    made = [target]
+    return target
+
+
+def write(document: Document, out: Path) -> list[Path]:
+    """The document's JSON, growth plots and the report of all results in the folder."""
+    made = [keep(document, out)]
     reason = plots.why_not()
     if reason is None:
         made += plots.draw(document, out / f"{stem(document)}-growth")
@@ -117,7 +122,13 @@ def _measure(args: argparse.Namespace) -> int:
     for name, workloads in chosen.items():
         if not workloads:
             continue
-        document = run_op(OPS[name], workloads, settings, say=lambda line: print(line, flush=True))
+        document = run_op(
+            OPS[name],
+            workloads,
+            settings,
+            say=lambda line: print(line, flush=True),
+            keep=lambda so_far: None if out is None else keep(so_far, out),
+        )
         documents.append(document)
         if out is not None:
             for path in write(document, out):

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from cpr_kernels import mil_nce
 
+from . import gpu_peers
 from .cascade_peers import compiled_why_not
 from .inputs import make_table
 from .peer import OURS, Call, Peer, Settings, first_reason, gigabytes, not_installed, siblings
@@ -83,7 +84,8 @@ def logsumexp_form(logits: Tensor, mask: Tensor) -> Tensor:
     return (logits.logsumexp(dim=1) - logits.masked_fill(~mask, -torch.inf).logsumexp(dim=1)).mean()
 
 
-def _backward(query: Tensor, loss: Tensor) -> tuple[Tensor, Tensor]:
+def backward(query: Tensor, loss: Tensor) -> tuple[Tensor, Tensor]:
+    """The loss, and its gradient for the query."""
     query.grad = None
     loss.backward()
     assert query.grad is not None
@@ -95,7 +97,7 @@ def _prepare_ours(inputs: LossInputs) -> Call:
 
     def call() -> tuple[Tensor, Tensor]:
         loss = mil_nce(query, positive, keys, mined, TEMPERATURE, query_ids=query_ids, key_ids=key_ids)
-        return _backward(query, loss)
+        return backward(query, loss)
 
     return call
 
@@ -111,7 +113,7 @@ def _prepare_form(
         if compiled:
             torch._dynamo.reset()
             loss = torch.compile(loss_of, dynamic=False, fullgraph=True)
-        return lambda: _backward(inputs.query, loss(*inputs[1:]))
+        return lambda: backward(inputs.query, loss(*inputs[1:]))
 
     return prepare
 
@@ -162,7 +164,7 @@ def _prepare_lightly(inputs: LossInputs) -> Call:
         .to(inputs.query.device)
     )
     criterion.memory_bank.bank = inputs.keys.clone()  # later calls also write their batch into it
-    return lambda: _backward(inputs.query, criterion(inputs.query, inputs.positive))
+    return lambda: backward(inputs.query, criterion(inputs.query, inputs.positive))
 
 
 def _metric_learning_why_not(workload: Workload) -> str | None:
@@ -181,14 +183,12 @@ def _prepare_metric_learning(inputs: LossInputs) -> Call:
     labels = torch.arange(count, device=inputs.query.device)
     others = torch.cat([labels, torch.arange(count, count + size, device=labels.device)])
     entries = torch.cat([inputs.positive, inputs.keys])
-    return lambda: _backward(
-        inputs.query, criterion(inputs.query, labels, ref_emb=entries, ref_labels=others)
-    )
+    return lambda: backward(inputs.query, criterion(inputs.query, labels, ref_emb=entries, ref_labels=others))
 
 
 def peers(settings: Settings) -> list[Peer]:
     """Every peer of the loss, ours first."""
-    return [
+    listed = [
         Peer(OURS, _prepare_ours),
         Peer(LOG_SOFTMAX, _prepare_form(log_softmax_form), _big_logits),
         Peer(LOGSUMEXP, _prepare_form(logsumexp_form), _big_logits),
@@ -208,3 +208,6 @@ def peers(settings: Settings) -> list[Peer]:
             graphable=False,
         ),
     ]
+    if settings.device == "cuda":
+        listed += gpu_peers.loss_peers(_plain_infonce)
+    return listed

@@ -14,7 +14,7 @@ import torch
 from . import cascade, enqueue, loss, train_step
 from .goals import judged
 from .machine import Ceilings, ceilings, commit, describe, versions
-from .memory import cannot_measure, peaks
+from .memory import cannot_measure, peak_of, peaks
 from .peer import OURS, Call, Op, Peer, Settings
 from .text import duration
 from .timing import Sampler, Timing, cold, cpu_sampler, cuda_sampler, graphed, interleave, quantile
@@ -77,12 +77,20 @@ def _fill(row: dict[str, Any], timing: Timing, ours: Timing) -> None:
     }
 
 
-def _timed(workload: Workload, able: Sequence[Peer], inputs: Any, settings: Settings) -> list[dict[str, Any]]:
-    """Rows of the peers that passed the gate, timed in turn; ours is the first."""
+def _timed(
+    workload: Workload, able: Sequence[Peer], inputs: Any, settings: Settings
+) -> tuple[list[dict[str, Any]], dict[str, int]]:
+    """Rows of the peers that passed the gate, timed in turn; ours is the first. On a GPU also their peak bytes,
+    which torch's allocator knows without a process of its own for each.
+    """
     samplers: dict[tuple[str, str], Sampler] = {}
-    rows = []
+    rows, sizes = [], {}
     for peer in able:
-        found, missing = _samplers(peer, peer.prepare(inputs), settings)
+        call = peer.prepare(inputs)
+        if settings.device == "cuda" and wants_memory(workload, settings):
+            call()  # code and buffers that stay are there
+            sizes[peer.name] = peak_of(call, "cuda")
+        found, missing = _samplers(peer, call, settings)
         samplers |= {(peer.name, mode): sampler for mode, sampler in found.items()}
         rows += [_row(workload, peer.name, mode, "not run", reason) for mode, reason in missing.items()]
     parts = {peer.name for peer in able if peer.checked == "part"}
@@ -97,7 +105,7 @@ def _timed(workload: Workload, able: Sequence[Peer], inputs: Any, settings: Sett
         if ours is not None:
             _fill(row, timings[key], ours)
             rows.append(row)
-    return rows
+    return rows, sizes
 
 
 def run_workload(
@@ -116,7 +124,7 @@ def run_workload(
             continue
         try:
             wrong = gate.why_wrong(peer)
-        except (RuntimeError, ImportError) as error:
+        except Exception as error:  # whatever a library throws: it is named, and the others are measured
             if peer.name == OURS:
                 raise
             rows.append(_row(workload, peer.name, "", "not run", f"failed: {_first_line(error)}"))
@@ -129,10 +137,12 @@ def run_workload(
             say(f"  REFUSED {peer.name}: {wrong}")
     if not any(peer.name == OURS for peer in able):
         return rows
-    rows = _timed(workload, able, gate.inputs, settings) + rows
+    timed, sizes = _timed(workload, able, gate.inputs, settings)
+    rows = timed + rows
     if wants_memory(workload, settings):
         del gate
-        sizes = peaks(op.NAME, workload, [peer.name for peer in able], settings)
+        if settings.device == "cpu":
+            sizes = peaks(op.NAME, workload, [peer.name for peer in able], settings)
         for row in rows:
             if row["status"] == "ok":
                 row["peak_bytes"] = sizes.get(row["peer"])
@@ -171,8 +181,17 @@ def workload_facts(op: Op, workload: Workload, ceiling: Ceilings) -> dict[str, A
     }
 
 
-def run_op(op: Op, workloads: Sequence[Workload], settings: Settings, say: Say = print) -> dict[str, Any]:
-    """Measure an op on workloads, a line of progress each, and return the document that is written as JSON."""
+def run_op(
+    op: Op,
+    workloads: Sequence[Workload],
+    settings: Settings,
+    say: Say = print,
+    keep: Callable[[dict[str, Any]], object] = lambda document: None,
+) -> dict[str, Any]:
+    """Measure an op on workloads, a line of progress each, and return the document that is written as JSON.
+
+    `keep` is given the document so far after every workload, so that a run that is cut short has its figures.
+    """
     machine = describe(settings)
     unmeasurable = cannot_measure(settings.device) if settings.memory else None
     if unmeasurable:
@@ -185,15 +204,8 @@ def run_op(op: Op, workloads: Sequence[Workload], settings: Settings, say: Say =
         f"{ceiling.cached_bytes_per_s / 1e9:.0f} in caches"
     )
     rows: list[dict[str, Any]] = []
-    peers = op.peers(settings)
-    for done, workload in enumerate(workloads, start=1):
-        begin = time.perf_counter()
-        found = run_workload(op, workload, settings, peers, say)
-        rows += found
-        took = time.perf_counter() - begin
-        say(f"[{done}/{len(workloads)}] {workload}, {took:.1f} s: {_summary(found)}")
-    ceiling = ceiling.or_better(ceilings(settings))  # a busy machine may have hidden what it can do
-    return {
+    measured: list[Workload] = []
+    facts = {
         "format": FORMAT,
         "op": op.NAME,
         "date": datetime.date.today().isoformat(),
@@ -201,8 +213,25 @@ def run_op(op: Op, workloads: Sequence[Workload], settings: Settings, say: Say =
         "versions": versions(),
         "commit": commit(),
         "settings": {**settings.to_dict(), "published": bool(settings.published)},
-        "ceilings": ceiling._asdict(),
-        "workloads": [workload_facts(op, workload, ceiling) for workload in workloads],
-        "rows": rows,
-        "goals": judged(op.NAME, rows, torch.get_num_threads(), settings.device),
     }
+
+    def document() -> dict[str, Any]:
+        return {
+            **facts,
+            "ceilings": ceiling._asdict(),
+            "workloads": [workload_facts(op, workload, ceiling) for workload in measured],
+            "rows": rows,
+            "goals": judged(op.NAME, rows, torch.get_num_threads(), settings.device),
+        }
+
+    peers = op.peers(settings)
+    for done, workload in enumerate(workloads, start=1):
+        begin = time.perf_counter()
+        found = run_workload(op, workload, settings, peers, say)
+        rows += found
+        measured.append(workload)
+        took = time.perf_counter() - begin
+        say(f"[{done}/{len(workloads)}] {workload}, {took:.1f} s: {_summary(found)}")
+        keep(document())
+    ceiling = ceiling.or_better(ceilings(settings))  # a busy machine may have hidden what it can do
+    return document()

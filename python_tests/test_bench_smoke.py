@@ -16,7 +16,21 @@ ROOT = Path(__file__).resolve().parents[1]
 if str(ROOT) not in sys.path:
     sys.path.append(str(ROOT))  # last: an installed cpr_kernels stays the one under test
 
-from bench import cascade, cli, enqueue, goals, loss, memory, readme, report, runner, text, timing, train_step  # noqa: E402
+from bench import (  # noqa: E402
+    cascade,
+    cli,
+    enqueue,
+    goals,
+    gpu_peers,
+    loss,
+    memory,
+    readme,
+    report,
+    runner,
+    text,
+    timing,
+    train_step,
+)
 from bench.peer import OURS, STRONG, Peer, Settings  # noqa: E402
 from bench.workloads import OPS, Workload, by_name, growth, workloads_of  # noqa: E402
 from cpr_kernels.calls import CascadeCall  # noqa: E402
@@ -330,3 +344,67 @@ def test_numbers_read_well():
     ]
     assert [text.size(b) for b in (4096, 1.5e6, 2.1e9)] == ["4 kB", "1.5 MB", "2.1 GB"]
     assert text.significant(0.0123) == "0.0123" and text.significant(1234.0) == "1234"
+
+
+def test_a_run_cut_short_has_kept_its_figures(tmp_path):
+    kept = []
+
+    def keep(document):
+        kept.append([row["workload"] for row in document["rows"] if row["peer"] == OURS])
+        if len(kept) == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        runner.run_op(cascade, workloads_of("cascade", quick=True), SETTINGS, lambda line: None, keep)
+    assert kept == [["quick"], ["quick", "quick-ids"]]
+
+
+def test_gpu_peers_say_what_they_need():
+    settings = Settings(device="cuda", compiled=False)
+    reasons = {
+        peer.name: peer.why_not(by_name(op.NAME, name))
+        for op, name in ((cascade, "coclr-b64"), (loss, "infonce-b16"))
+        for peer in op.peers(settings)
+    }
+    for name, package in (
+        ("torch matmul + flashinfer top_k", "flashinfer"),
+        ("cuVS brute force, one stage", "cuvs"),
+        ("cut-cross-entropy", "cut_cross_entropy"),
+        ("liger-kernel", "liger_kernel"),
+    ):
+        assert (reasons[name] is None) == (importlib.util.find_spec(package) is not None)
+    assert "GPU part" in (reasons["faiss-gpu, one stage"] or "") or "not installed" in (
+        reasons["faiss-gpu, one stage"] or ""
+    )
+
+
+def test_gpu_peers_restate_the_work(monkeypatch):
+    """Their adapters, on stand-ins with the libraries' signatures that compute in plain torch."""
+    stand_ins = {
+        "flashinfer": SimpleNamespace(top_k=lambda x, k, sorted=False: x.topk(k, dim=1, sorted=sorted)),
+        "cuvs.neighbors.brute_force": SimpleNamespace(
+            build=lambda keys, metric: keys,
+            search=lambda index, query, k: (query @ index.T).topk(k, dim=1),
+        ),
+        "cut_cross_entropy": SimpleNamespace(
+            linear_cross_entropy=lambda e, c, targets: torch.nn.functional.cross_entropy(e @ c.T, targets)
+        ),
+        "liger_kernel.transformers": SimpleNamespace(
+            LigerFusedLinearCrossEntropyLoss=lambda: (
+                lambda weight, x, target: torch.nn.functional.cross_entropy(x @ weight.T, target)
+            )
+        ),
+    }
+    monkeypatch.setattr(gpu_peers.importlib, "import_module", stand_ins.__getitem__)
+    plain = by_name("cascade", "quick")
+    nearest = Workload("coclr", 5, 512, "smoke", dim=32, views=1, stages=1)
+    infonce = Workload("infonce", 5, 512, "smoke", dim=32, topk=0)
+    found = {peer.name: peer for peer in [*gpu_peers.cascade_peers(), *gpu_peers.loss_peers(lambda w: None)]}
+    for op, workload, name in (
+        (cascade, plain, "torch matmul + flashinfer top_k"),
+        (cascade, by_name("cascade", "quick-ids"), "torch matmul + flashinfer top_k"),
+        (cascade, nearest, "cuVS brute force, one stage"),
+        (loss, infonce, "cut-cross-entropy"),
+        (loss, infonce, "liger-kernel"),
+    ):
+        assert op.gate(workload, SETTINGS).why_wrong(found[name]) is None, name
