@@ -14,6 +14,7 @@ COMMANDS = {
     "prepare": "a folder of videos becomes stored RGB frames and TV-L1 flow",
     "pretrain": "learn features: InfoNCE per view, then CPR co-training",
     "evaluate": "test-to-train retrieval R@k of a run",
+    "finetune": "a classifier on top of learnt features, tested on whole videos",
     "report": "one HTML page of a run: PMR, CMR, R@k, a gallery of mined positives",
     "demo": "all of it on generated clips, or on your own videos, in minutes",
     "doctor": "what was built, what can run here and why not the rest, and a self-test",

@@ -196,7 +196,7 @@ def test_checkpoints_are_read_without_running_code(tmp_path: Path) -> None:
 
 def test_saved_encoder_comes_back(tmp_path: Path) -> None:
     encoder = Encoder(width=0.05, embedding=16)
-    save_encoder(tmp_path / "e.pt", encoder, "flow", phase="infonce")
-    again = load_encoder(tmp_path / "e.pt")
+    save_encoder(tmp_path / "e.safetensors", encoder, "flow", phase="infonce")
+    again = load_encoder(tmp_path / "e.safetensors")
     assert again.width == 0.05
     assert all(torch.equal(a, b) for a, b in zip(encoder.state_dict().values(), again.state_dict().values()))

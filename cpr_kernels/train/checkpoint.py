@@ -16,6 +16,7 @@ from . import TrainError
 from .encoders import new_encoder
 from .s3d import Encoder
 from .store import write_atomically
+from .tensors import load_tensors, read_facts, save_tensors
 
 ENCODER_KIND = "cpr_kernels encoder"
 PARTS = ("encoder_q", "encoder_k", "sampler")
@@ -63,25 +64,28 @@ def load(path: Path) -> State:
 
 
 def save_encoder(path: Path, encoder: nn.Module, view: str, **facts: str | int | float) -> None:
-    """One encoder by itself, with its view and plain facts about it (run, phase, step)."""
-    tensors = {name: value.detach().cpu() for name, value in encoder.state_dict().items()}
-    what = {name: getattr(encoder, name) for name in ("architecture", "width", "embedding")}
-    save(path, {"kind": ENCODER_KIND, "view": view, **what, "facts": facts, "state_dict": tensors})
+    """One encoder by itself as safetensors, with its view and plain facts about it (phase, step)."""
+    save_tensors(path, encoder, {"kind": ENCODER_KIND, "view": view, **described(encoder), **facts})
+
+
+def described(encoder: nn.Module) -> dict[str, Any]:
+    """What `new_encoder` needs to make an encoder like this one."""
+    return {name: getattr(encoder, name) for name in ("architecture", "width", "embedding")}
 
 
 def load_encoder(path: Path) -> Any:
-    """An encoder saved by a run, of whatever architecture, or the `encoder_q` of a published checkpoint."""
-    state = load(path)
-    if state.get("kind") != ENCODER_KIND:
-        return load_published(path, state=state)[0]
-    tensors = state["state_dict"]
-    if state.get("architecture", Encoder.architecture) == Encoder.architecture:
-        return _encoder_from(tensors, path, state["width"])
-    encoder = new_encoder(state["architecture"], state["width"], state["embedding"])
-    try:
-        encoder.load_state_dict(tensors)
-    except RuntimeError as error:
-        raise TrainError(f"checkpoint: {path} does not fit {state['architecture']}: {error}") from None
+    """An encoder saved by a run (safetensors), of whatever architecture, or the `encoder_q` of a published
+    checkpoint.
+    """
+    if path.suffix != ".safetensors":
+        return load_published(path)[0]
+    facts = read_facts(path)
+    if facts.get("kind") != ENCODER_KIND:
+        raise TrainError(
+            f"checkpoint: {path} holds a {facts.get('kind', 'file of another program')}, no encoder"
+        )
+    encoder = new_encoder(facts["architecture"], facts["width"], facts["embedding"])
+    load_tensors(path, encoder)
     return encoder
 
 
@@ -186,7 +190,7 @@ def _refused_global(message: str) -> str:
 def encoder_files(run: Path) -> list[tuple[str, dict[str, Path]]]:
     """The encoders of a run after each phase, in order: (phase name, {view: file})."""
     phases: dict[str, dict[str, Path]] = {}
-    for path in sorted((run / "encoders").glob("*.pt")):
+    for path in sorted((run / "encoders").glob("*.safetensors")):
         phase, _, view = path.stem.rpartition(".")
         phases.setdefault(phase, {})[view] = path
     return [(phase.partition("-")[2], files) for phase, files in phases.items()]
@@ -194,4 +198,4 @@ def encoder_files(run: Path) -> list[tuple[str, dict[str, Path]]]:
 
 def encoder_file(run: Path, number: int, phase: str, view: str) -> Path:
     """Where a run keeps the encoder of a view after a phase."""
-    return run / "encoders" / f"{number:02}-{phase}.{view}.pt"
+    return run / "encoders" / f"{number:02}-{phase}.{view}.safetensors"

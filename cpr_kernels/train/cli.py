@@ -146,6 +146,31 @@ def evaluate(argv: list[str]) -> int:
     return _guarded(work)
 
 
+def finetune(argv: list[str]) -> int:
+    """`cpr finetune --run RUN --data DATA --out FOLDER`."""
+
+    def work() -> None:
+        from .finetune import Finetune
+        from .finetune import finetune as run_finetune
+        from .progress import table
+
+        settings = _parse(Finetune, argv, "finetune")
+        result = run_finetune(settings)
+        shown: dict[str, dict[str, float]] = {
+            name: result[name] for name in ("centre", "ten_crop") if name in result
+        }
+        shown.update({f"fused, {name}": figures for name, figures in result.get("fused", {}).items()})
+        rows = [
+            [name.replace("_", " "), *(f"{100 * figures[key]:.1f}" for key in ("top1", "top5", "mean_class"))]
+            for name, figures in shown.items()
+        ]
+        table(
+            f"accuracy on {result['videos']} test videos, %", ["test", "top-1", "top-5", "mean class"], rows
+        )
+
+    return _guarded(work)
+
+
 def report(argv: list[str]) -> int:
     """`cpr report --runs RUN [RUN ...] --out PAGE`."""
     options = _parse(Report, argv, "report")
@@ -178,6 +203,7 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "prepare": prepare,
     "pretrain": pretrain,
     "evaluate": evaluate,
+    "finetune": finetune,
     "report": report,
     "demo": demo,
 }

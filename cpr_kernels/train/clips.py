@@ -104,12 +104,22 @@ class ClipDataset(Dataset[dict[str, Any]]):
         Views that share a record share the clips.
         """
         video = self.manifest.videos[self.videos[position]]
-        starts = np.linspace(0, video.frames - self.frames, clips).round().astype(int).tolist()
+        starts = self.starts(video, clips)
         of_record = {
             record: np.stack([view.clip(self.read(video, view, start), self.crop) for start in starts])
             for record, view in self.readers.items()
         }
         return {name: of_record[view.stored] for name, view in self.views.items()}
+
+    def test_crops(self, position: int, clips: int, name: str, ten: bool) -> Frames:
+        """Evenly spaced clips of one view of a video, and the crops of each that a test takes: [clips, crops, ...]."""
+        video, view = self.manifest.videos[self.videos[position]], self.views[name]
+        signals = [self.read(video, view, start) for start in self.starts(video, clips)]
+        return np.stack([view.test_crops(signal, self.crop, ten) for signal in signals])
+
+    def starts(self, video: Video, clips: int) -> list[int]:
+        """The first frames of `clips` evenly spaced clips."""
+        return np.linspace(0, video.frames - self.frames, clips).round().astype(int).tolist()
 
 
 class ClipSampler(Sampler[list[Ticket]]):

@@ -34,3 +34,21 @@ def resized_crop(
     shrinks = box_height > size and box_width > size
     how = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
     return np.stack([cv2.resize(frame, (size, size), interpolation=how) for frame in box])
+
+
+def corners(frames: Frames, size: int) -> Frames:
+    """Centre and four corners [5, T, size, size, C] of frames whose shorter edge is resized to 8/7 of `size`.
+
+    With their mirror images these are the ten crops of a test.
+    """
+    import cv2
+
+    height, width = frames.shape[1:3]
+    edge = round(size * 8 / 7)
+    scale = edge / min(height, width)
+    tall, wide = max(edge, round(height * scale)), max(edge, round(width * scale))
+    how = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
+    resized = np.stack([cv2.resize(frame, (wide, tall), interpolation=how) for frame in frames])
+    middle = ((tall - size) // 2, (wide - size) // 2)
+    places = [middle, (0, 0), (0, wide - size), (tall - size, 0), (tall - size, wide - size)]
+    return np.stack([resized[:, top : top + size, left : left + size] for top, left in places])

@@ -5,13 +5,10 @@ of them.
 from __future__ import annotations
 
 import math
-import signal
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -22,7 +19,9 @@ from . import Interrupted, TrainError
 from .augment import augmented
 from .checkpoint import encoder_file, load, load_encoder, save, save_encoder
 from .clips import Batch, ClipDataset, ClipSampler, clip_loader, default_workers
+from .compute import device_of
 from .config import Optim, TrainConfig, from_json, to_json
+from .interrupt import stop_flag
 from .logs import RunLog
 from .model import MultiViewModel, new_encoders
 from .plan import Moment, Phase, locate, make_plan, total_steps
@@ -66,7 +65,7 @@ def pretrain(config: TrainConfig, resume: bool = False) -> Path:
     steps_per_epoch = trainer.sampler.steps_per_pass
     end = total_steps(trainer.plan, steps_per_epoch)
     log = RunLog(run, resume_at=start)
-    with progress_bar() as bar, _stop_flag() as stop, log, torch.random.fork_rng(_cuda(trainer)):
+    with progress_bar() as bar, stop_flag() as stop, log, torch.random.fork_rng(_cuda(trainer)):
         _seed(trainer, state)
         task = bar.add_task("pretrain", total=end, completed=start)
         if trainer.dataset.left_out:
@@ -92,9 +91,7 @@ def pretrain(config: TrainConfig, resume: bool = False) -> Path:
 def build(config: TrainConfig) -> Trainer:
     """Data, plan, model and optimiser of a config; reads the data set, writes nothing."""
     config.check()
-    device = torch.device(
-        ("cuda" if torch.cuda.is_available() else "cpu") if config.device == "auto" else config.device
-    )
+    device = device_of(config.device)
     clips = config.clips
     dataset = ClipDataset(
         config.data, clips.frames, clips.crop, views=config.views, min_area=config.augment.min_area,
@@ -292,33 +289,3 @@ def _brief(figures: dict[str, Any]) -> str:
     if "pmr_mined" in figures:
         parts.append(f" PMR {figures['pmr_mined']:.2f}")
     return "".join(parts)
-
-
-class _Stop:
-    """True once a signal asked for an end."""
-
-    asked = False
-
-    def __bool__(self) -> bool:
-        return self.asked
-
-
-@contextmanager
-def _stop_flag() -> Iterator[_Stop]:
-    """SIGINT and SIGTERM ask for an end after the current step; a second one ends at once."""
-    stop = _Stop()
-
-    def ask(number: int, frame: FrameType | None) -> None:
-        if stop.asked:
-            raise KeyboardInterrupt
-        stop.asked = True
-
-    try:
-        before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
-    except ValueError:  # not in the main thread: the caller's signals stay as they are
-        before = {}
-    try:
-        yield stop
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -9,7 +9,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from ..crops import Frames, resized_crop
+from ..crops import Frames, corners, resized_crop
 from ..encoders import new_encoder
 from ..store import FrameStore, Video
 
@@ -51,6 +51,12 @@ class View:
         centre.
         """
         return resized_crop(signal, size, draws, min_area)
+
+    def test_crops(self, signal: Frames, size: int, ten: bool) -> Frames:
+        """What is tested of one clip: its centre [1, ...], or for the ten-crop test centre and corners [5, ...], of
+        which the mirror images are taken too. A view without a picture gives its one clip.
+        """
+        return corners(signal, size) if ten else self.clip(signal, size)[None]
 
     def augmented(self, clips: Tensor, draws: Draws, how: Augment) -> Tensor:
         """The encoder's input, float32, from clips [2, B, ...] on the device of the run."""
