@@ -13,7 +13,7 @@ VIDEOS ?=
 ARGS   ?=
 
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
-CODE := cpr_kernels python_tests $(wildcard bench)
+CODE := cpr_kernels python_tests $(wildcard bench examples)
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install -qq
 # Python files are used where they lie (editable install); these are compiled or read by the installer.
