@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from sound_files import av, sine, write
 from train_sets import SHARED_DATA
 
 from cpr_kernels.train.resnet import ResNet18, SpectrogramEncoder
@@ -20,34 +21,6 @@ from cpr_kernels.train.sound import (
     read_sound,
     unpacked_spectrogram,
 )  # fmt: skip
-
-av = pytest.importorskip("av")
-
-
-def sine(hz, seconds, rate=RATE, level=0.5):
-    return (level * np.sin(2 * np.pi * hz * np.arange(round(seconds * rate)) / rate)).astype(np.float32)
-
-
-def write(path, tracks, frames=50, fps=25, codec="pcm_s16le", start=0.0):
-    """A video with one sound track; `tracks` are (samples, rate) written one after the other."""
-    with av.open(str(path), "w") as container:
-        video = container.add_stream("libx264", rate=fps)
-        video.width = video.height = 32
-        video.pix_fmt = "yuv420p"
-        sound = container.add_stream(codec, rate=tracks[0][1], layout="mono") if tracks else None
-        for i in range(frames):
-            frame = av.VideoFrame.from_ndarray(np.full((32, 32, 3), i, np.uint8), "rgb24")
-            container.mux(video.encode(frame))
-        container.mux(video.encode(None))
-        at = round(start * tracks[0][1]) if tracks else 0
-        for samples, rate in tracks:
-            frame = av.AudioFrame.from_ndarray(samples[None], "fltp", "mono")
-            frame.sample_rate, frame.pts = rate, at
-            at += len(samples)
-            container.mux(sound.encode(frame))
-        if sound is not None:
-            container.mux(sound.encode(None))
-    return path
 
 
 def loudest_hz(spectrogram):

@@ -25,3 +25,19 @@ def data(clip_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("data")
     prepare(clip_folder, out, DRAFT)
     return out
+
+
+@pytest.fixture(scope="session")
+def sound_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """15 prepared videos of three classes, of which one has no sound; groups 1 to 7 test, so split by a CSV."""
+    from sound_files import sound_set
+
+    videos = sound_set(tmp_path_factory.mktemp("sounds"))
+    rows = ["path,label,split"]
+    for path in sorted(videos.rglob("*.mkv")):
+        split = "test" if "_g05_" in path.name else "train"
+        rows.append(f"{path.relative_to(videos).as_posix()},{path.parent.name},{split}")
+    (videos / "list.csv").write_text("\n".join(rows))
+    out = tmp_path_factory.mktemp("sound_data")
+    prepare(videos / "list.csv", out, DRAFT)
+    return out

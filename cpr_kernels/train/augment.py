@@ -18,6 +18,7 @@ class Augment:
 
     jitter: chance of a change of brightness, contrast, saturation (each +- `strength`) and hue (+- `hue`
     turns).
+    warp, time_mask, band_mask: of spectrograms: largest shift along time, and longest masks, in columns and bands.
     """
 
     min_area: float = 0.2
@@ -27,6 +28,9 @@ class Augment:
     hue: float = 0.1
     grey: float = 0.2
     blur: float = 0.5
+    warp: float = 10.0
+    time_mask: int = 24
+    band_mask: int = 24
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,13 @@ from collections.abc import Callable
 from typing import Any
 
 from . import TrainError
+from .r3d import R3D, R3D18
+from .resnet import SpectrogramEncoder
 from .s3d import Encoder
 
-ENCODERS: dict[str, Callable[[float, int], Any]] = {Encoder.architecture: Encoder}
+ENCODERS: dict[str, Callable[[float, int], Any]] = {
+    kind.architecture: kind for kind in (Encoder, R3D, R3D18, SpectrogramEncoder)
+}
 
 
 def new_encoder(architecture: str, width: float, embedding: int) -> Any:

@@ -7,16 +7,18 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
 from multiprocessing.connection import wait as wait_for
 from pathlib import Path
+from typing import Any
 
 from . import TrainError
 from .progress import progress_bar, table
+from .sound import NoSound, log_mel, packed_spectrogram, read_sound
 from .sources import Source, list_sources
 from .store import VERSION, FrameStore, Manifest, Video, packed, record_key
 from .videos import FrameSettings, UnreadableVideo, read_views
@@ -32,7 +34,8 @@ class Prepared:
 
 
 def prepare(videos: Path, out: Path, settings: FrameSettings | None = None, processes: int = 0) -> Prepared:
-    """Stores the RGB and flow frames of every readable video of a folder or CSV in one LMDB at `out`.
+    """Stores the RGB and flow frames of every readable video of a folder or CSV, and its sound where it has one, in one
+    LMDB at `out`.
 
     What is stored already, with the same settings and from an unchanged file, is kept: kill it at any moment
     and run it again. Broken, short and missing files are skipped and listed with their reason, in
@@ -56,11 +59,12 @@ def prepare(videos: Path, out: Path, settings: FrameSettings | None = None, proc
                 if isinstance(outcome, str):
                     skipped.append((source.id, outcome))
                 else:
-                    rgb, flow = outcome
-                    entry = _entry(source, len(rgb))
+                    entry = _entry(source, len(outcome.rgb), outcome.silence)
+                    sound = {} if outcome.silence else {record_key("audio", source.id): outcome.audio}
                     store.put({
-                        record_key("rgb", source.id): packed(rgb),
-                        record_key("flow", source.id): packed(flow),
+                        record_key("rgb", source.id): packed(outcome.rgb),
+                        record_key("flow", source.id): packed(outcome.flow),
+                        **sound,
                         record_key("entry", source.id): json.dumps(entry).encode(),
                     })  # fmt: skip
                     entries[source.id] = entry
@@ -86,6 +90,9 @@ def print_summary(prepared: Prepared, out: Path) -> None:
     table(
         f"{out}: {prepared.stored} stored, {prepared.kept} kept from before", ["class", "train", "test"], rows
     )
+    mute = Counter(video.silence for video in manifest.videos)
+    rows = [["sound", str(mute.pop("", 0))], *([reason, str(n)] for reason, n in mute.most_common())]
+    table(f"sound of {len(manifest.videos)} videos", ["", "videos"], rows[:12])
     if manifest.skipped:
         shown = [list(row) for row in manifest.skipped[:20]]
         if len(manifest.skipped) > len(shown):
@@ -105,20 +112,23 @@ def _same_settings(store: FrameStore, settings: FrameSettings) -> None:
         )
 
 
-def _stored_entry(store: FrameStore, source: Source) -> dict[str, int] | None:
+def _stored_entry(store: FrameStore, source: Source) -> dict[str, Any] | None:
     entry = store.get_json(record_key("entry", source.id))
-    unchanged = entry is not None and source.path.is_file() and entry == _entry(source, entry["frames"])
-    return entry if unchanged else None
+    if entry is None or not source.path.is_file():
+        return None
+    return entry if entry == _entry(source, entry["frames"], entry["silence"]) else None
 
 
-def _entry(source: Source, frames: int) -> dict[str, int]:
+def _entry(source: Source, frames: int, silence: str) -> dict[str, Any]:
     status = source.path.stat()
-    return {"frames": frames, "bytes": status.st_size, "changed_ns": status.st_mtime_ns}
+    return {
+        "frames": frames, "silence": silence, "bytes": status.st_size, "changed_ns": status.st_mtime_ns,
+    }  # fmt: skip
 
 
 def _manifest(
     sources: list[Source],
-    entries: dict[str, dict[str, int]],
+    entries: dict[str, dict[str, Any]],
     settings: FrameSettings,
     skipped: list[tuple[str, str]],
 ) -> Manifest:
@@ -132,22 +142,30 @@ def _manifest(
             groups[source.group],
             source.split,
             entries[source.id]["frames"],
+            entries[source.id]["silence"],
         )
         for source in usable
     ]
     return Manifest(settings, classes, videos, sorted(skipped))
 
 
-Views = tuple[list[bytes], list[bytes]]
+@dataclass(frozen=True)
+class Reading:
+    """What a video file gave: its frames as JPEGs, its spectrogram as a PNG, or why it has none."""
+
+    rgb: list[bytes]
+    flow: list[bytes]
+    audio: bytes = b""
+    silence: str = ""
 
 
 def _read_all(
     todo: list[Source], settings: FrameSettings, processes: int
-) -> Iterator[tuple[Source, Views | str]]:
+) -> Iterator[tuple[Source, Reading | str]]:
     """Every source with its two views, or the reason why not, in the order of completion."""
     waiting = deque(todo)
     while waiting:
-        flying: dict[Future[Views | str], Source] = {}
+        flying: dict[Future[Reading | str], Source] = {}
         try:
             yield from _read_in_pool(waiting, settings, processes, flying)
         except BrokenProcessPool:
@@ -156,8 +174,11 @@ def _read_all(
 
 
 def _read_in_pool(
-    waiting: deque[Source], settings: FrameSettings, processes: int, flying: dict[Future[Views | str], Source]
-) -> Iterator[tuple[Source, Views | str]]:
+    waiting: deque[Source],
+    settings: FrameSettings,
+    processes: int,
+    flying: dict[Future[Reading | str], Source],
+) -> Iterator[tuple[Source, Reading | str]]:
     with _pool(min(processes, len(waiting))) as pool:
         try:
             while waiting or flying:
@@ -171,11 +192,13 @@ def _read_in_pool(
             pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _read_one_by_one(sources: list[Source], settings: FrameSettings) -> Iterator[tuple[Source, Views | str]]:
+def _read_one_by_one(
+    sources: list[Source], settings: FrameSettings
+) -> Iterator[tuple[Source, Reading | str]]:
     """Each source in a process of its own making, twice if need be; a file that ends both is the guilty one."""
     pool = _pool(1)
     for source in sources:
-        outcome: Views | str = "the decoder crashed on this file"
+        outcome: Reading | str = "the decoder crashed on this file"
         for _ in range(2):
             try:
                 outcome = pool.submit(_read_one, source.path, settings).result()
@@ -203,11 +226,16 @@ def _pool(processes: int) -> ProcessPoolExecutor:
     return ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), _start_worker)
 
 
-def _read_one(path: Path, settings: FrameSettings) -> Views | str:
+def _read_one(path: Path, settings: FrameSettings) -> Reading | str:
     try:
-        return read_views(path, settings)
+        rgb, flow = read_views(path, settings)
     except UnreadableVideo as reason:
         return str(reason)
+    try:
+        sound = read_sound(path, len(rgb), settings.fps_stride)
+    except NoSound as reason:
+        return Reading(rgb, flow, silence=str(reason))
+    return Reading(rgb, flow, packed_spectrogram(log_mel(sound)))
 
 
 def _start_worker() -> None:

@@ -1,9 +1,9 @@
 """Where do the frames lie? One LMDB a data set, one record a video and view, and a manifest beside it.
 
 Record `<view>/<key>`: the count and the end offsets of the frames as little-endian uint32, then the JPEGs one
-after the other, so a clip is read without touching the rest of the video. Record `entry/<key>`: JSON about
-the video, written in the same transaction: a video is stored whole or not at all. `manifest.json` is written
-last, when all are in.
+after the other, so a clip is read without touching the rest of the video. Record `audio/<key>`: the spectrogram
+as a PNG, where there is sound. Record `entry/<key>`: JSON about the video, written in the same transaction: a video
+is stored whole or not at all. `manifest.json` is written last, when all are in.
 """
 
 from __future__ import annotations
@@ -22,21 +22,25 @@ import numpy.typing as npt
 
 from ..files import replacing
 from . import TrainError
+from .sound import unpacked_spectrogram
 from .videos import FrameSettings, decode_flow, decode_rgb
 
-VERSION = 1
+VERSION, READABLE = 2, (1, 2)  # 1 had no sound
 FIRST_MAP_SIZE = 1 << 28
 
 
 @dataclass(frozen=True)
 class Video:
-    """One stored video: its label and group are indices into the manifest's names."""
+    """One stored video: its label and group are indices into the manifest's names. `silence` is empty where its sound
+    is stored, else it says why there is none.
+    """
 
     id: str
     label: int
     group: int
     split: str
     frames: int
+    silence: str = "prepared before sound was kept"
 
 
 @dataclass(frozen=True)
@@ -75,7 +79,7 @@ class Manifest:
                 )
             raise TrainError(f"data: {folder} holds no prepared data set; make one with `cpr prepare`")
         body = json.loads(path.read_text())
-        if body.get("version") != VERSION:
+        if body.get("version") not in READABLE:
             raise TrainError(
                 f"data: {path} has version {body.get('version')}, expected {VERSION}; prepare it again"
             )
@@ -154,6 +158,16 @@ class FrameStore:
                 *(4 * (total + 1) + end for end in struct.unpack_from(f"<{total}I", record, 4)),
             )
             return np.stack([decode(record[ends[i] : ends[i + 1]]) for i in range(start, start + count)])
+
+    def spectrogram(self, video_id: str) -> npt.NDArray[np.uint8]:
+        """The log-mel spectrogram [BANDS, L] of a video that has sound, uint8."""
+        with self.env.begin(buffers=True) as transaction:
+            record = transaction.get(record_key("audio", video_id).encode())
+            if record is None:
+                raise TrainError(
+                    f"data: no sound of {video_id} is stored in {self.folder}; run `cpr prepare` again"
+                )
+            return unpacked_spectrogram(record)
 
     def close(self) -> None:
         """Closes this process's environment; a store that is used again opens it again."""

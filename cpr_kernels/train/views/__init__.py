@@ -8,12 +8,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from .. import TrainError
+from .audio import Audio
 from .base import Frames, View
 from .flow import Flow
 from .residual import Residual
 from .rgb import Rgb
 
-KNOWN: dict[str, View] = {view.name: view for view in (Rgb(), Flow(), Residual())}
+KNOWN: dict[str, View] = {view.name: view for view in (Rgb(), Flow(), Residual(), Audio())}
 
 
 def chosen(names: Sequence[str]) -> dict[str, View]:

@@ -36,6 +36,10 @@ class View:
         """Whether the data set holds this view of a video."""
         return True
 
+    def blank(self) -> Frames:
+        """What fills the place of a clip in a batch whose video has no such view; nobody reads it."""
+        raise NotImplementedError
+
     def load(self, store: FrameStore, video: Video, start: int, count: int) -> Frames:
         """The stored signal of video frames start .. start+count-1: [count, H, W, C] uint8."""
         return store.frames(video.id, self.stored, start, count)

@@ -1,0 +1,114 @@
+"""Sound: a log-mel spectrogram around the clip's middle, warped in time and masked."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from ..crops import Frames
+from ..encoders import new_encoder
+from ..resnet import SpectrogramEncoder
+from ..sound import BANDS, COLUMNS
+from ..store import FrameStore, Video
+from .base import View, unit
+
+if TYPE_CHECKING:
+    from ..augment import Augment, Draws
+    from ..config import TrainConfig
+
+MEAN, STD = 0.4, 0.2  # of spectrograms in 0..1, roughly
+BENDS = 5  # places along time whose shift is drawn; it is interpolated in between and 0 at both ends
+
+
+class Audio(View):
+    """The stored spectrogram, 128 bands x 128 columns of 10 ms for a clip, encoded by ResNet-18.
+
+    A clip shorter than 1.28 s gets the sound around it, a longer one a part of its own: a random one in training,
+    the middle one in testing. Augmented as in SpecAugment (Park et al. 2019), the warp drawn densely along time.
+    """
+
+    name, label, stored = "audio", "audio", "audio"
+
+    def has(self, video: Video) -> bool:
+        """Whether sound of the video is stored."""
+        return not video.silence
+
+    def blank(self) -> Frames:
+        """[BANDS, COLUMNS] of zeros."""
+        return np.zeros((BANDS, COLUMNS), np.uint8)
+
+    def load(self, store: FrameStore, video: Video, start: int, count: int) -> Frames:
+        """The spectrogram [BANDS, L] of video frames start .. start+count-1, L at least `COLUMNS` where there are."""
+        return self.part(store.spectrogram(video.id), video, start, count)
+
+    def part(self, whole: Frames, video: Video, start: int, count: int) -> Frames:
+        """The same, cut from the whole video's spectrogram."""
+        columns = whole.shape[1]
+        begin, end = (round(frame * columns / video.frames) for frame in (start, start + count))
+        middle = (begin + end) // 2
+        begin, end = min(begin, middle - COLUMNS // 2), max(end, middle + COLUMNS // 2)
+        begin, end = max(0, min(begin, columns - (end - begin))), min(columns, max(end, end - begin))
+        return whole[:, begin:end]
+
+    def clip(
+        self, signal: Frames, size: int, draws: npt.NDArray[np.float64] | None = None, min_area: float = 1.0
+    ) -> Frames:
+        """[BANDS, COLUMNS] of a longer signal, its place by the last of `draws`; a shorter one is filled up with its
+        mean.
+        """
+        extra = signal.shape[1] - COLUMNS
+        if extra >= 0:
+            left = round(extra * (0.5 if draws is None else float(draws[3])))
+            return np.ascontiguousarray(signal[:, left : left + COLUMNS])
+        sides = ((0, 0), (-extra // 2, -extra - -extra // 2))
+        return np.pad(signal, sides, constant_values=round(float(signal.mean())))
+
+    def augmented(self, clips: Tensor, draws: Draws, how: Augment) -> Tensor:
+        """[2, B, BANDS, COLUMNS] uint8 to [2, B, 1, BANDS, COLUMNS]."""
+        own = torch.rand(*clips.shape[:2], BENDS + 4, generator=draws.generator).to(clips.device)
+        sound = warped(unit(clips), how.warp * (2 * own[..., :BENDS] - 1))
+        level = sound.mean(dim=(-2, -1))[..., None, None]
+        masked = _span(own[..., -4], own[..., -3], how.time_mask, COLUMNS)[..., None, :]
+        masked = masked | _span(own[..., -2], own[..., -1], how.band_mask, BANDS)[..., :, None]
+        return _as_input(torch.where(masked, level, sound))
+
+    def plain(self, clips: Tensor, mirror: bool = False) -> Tensor:
+        """[..., BANDS, COLUMNS] uint8 to [..., 1, BANDS, COLUMNS]; sound has no mirror image."""
+        return _as_input(unit(clips))
+
+    def encoder(self, config: TrainConfig) -> nn.Module:
+        """ResNet-18 of the run's width, whatever encodes the frames."""
+        made: Any = new_encoder(SpectrogramEncoder.architecture, config.width, config.embedding)
+        return made
+
+
+def warped(sound: Tensor, shifts: Tensor) -> Tensor:
+    """Sound [..., COLUMNS] (with bands before) read at shifted times: column t shows t + shift(t), interpolated.
+
+    shifts: [2, B, BENDS] in columns, at evenly spaced times between the ends, which stay where they are.
+    """
+    columns = sound.shape[-1]
+    pinned = functional.pad(shifts, (1, 1))
+    shift = functional.interpolate(pinned, size=columns, mode="linear", align_corners=True)
+    times = (torch.arange(columns, device=sound.device) + shift).clamp(0, columns - 1)
+    before = times.floor().long().clamp(max=columns - 2)
+    share = (times - before)[..., None, :]
+    at = before[..., None, :].expand(sound.shape)
+    return torch.lerp(sound.gather(-1, at), sound.gather(-1, at + 1), share.expand(sound.shape))
+
+
+def _span(length: Tensor, place: Tensor, longest: int, size: int) -> Tensor:
+    """True on one run of places in [..., size], 0 to `longest` long, from two draws [...] in 0..1."""
+    count = (length * (min(longest, size) + 1)).floor()
+    first = (place * (size - count + 1)).floor()
+    places = torch.arange(size, device=length.device)
+    return (places >= first[..., None]) & (places < (first + count)[..., None])
+
+
+def _as_input(sound: Tensor) -> Tensor:
+    return ((sound - MEAN) / STD)[..., None, :, :]
