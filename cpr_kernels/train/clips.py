@@ -34,8 +34,10 @@ class ClipDataset(Dataset[dict[str, Any]]):
     An item is asked for by a `Ticket`: its start times and crops follow from the ticket's seed alone, so
     neither the number of workers nor a restart changes them. Both clips of an item have their own time and
     crop; the views of a clip share them. Flow is cropped like the picture and its values are left as they
-    are, as in the published code. Videos shorter than `frames` are left out; `left_out` counts them.
-    `cache_mb` MiB of decoded videos are kept.
+    are, as in the published code. Videos shorter than `frames` are left out, and those that have none of the views;
+    `left_out` and `without` count them.
+    With `apart` the two clips share no frame, or where the video is too short for that, lie at its ends. A view that
+    a video lacks is a blank in the batch; the others are as ever. `cache_mb` MiB of decoded videos are kept.
     """
 
     def __init__(
@@ -47,18 +49,26 @@ class ClipDataset(Dataset[dict[str, Any]]):
         views: Sequence[str] = TWO_VIEWS,
         split: str = "train",
         min_area: float = 0.2,
+        apart: bool = False,
         cache_mb: int = 1024,
     ) -> None:
         self.manifest = Manifest.load(Path(data))
         self.store = FrameStore(Path(data))
         self.views = chosen(views)
         self.readers = {view.stored: view for view in reversed(self.views.values())}  # one view a record
-        self.frames, self.crop, self.min_area = frames, crop, min_area
+        self.frames, self.crop, self.min_area, self.apart = frames, crop, min_area, apart
         of_split = [i for i, video in enumerate(self.manifest.videos) if video.split == split]
-        self.videos = [i for i in of_split if self.manifest.videos[i].frames >= frames]
-        self.left_out = len(of_split) - len(self.videos)
+        long = [i for i in of_split if self.manifest.videos[i].frames >= frames]
+        self.left_out = len(of_split) - len(long)
+        self.videos = [i for i in long if any(v.has(self.manifest.videos[i]) for v in self.views.values())]
+        self.without = len(long) - len(self.videos)
         self._cache: dict[str, dict[str, Frames]] = {}
         self._cache_left = cache_mb << 20
+        if long and not self.videos:
+            why = sorted({self.manifest.videos[i].silence for i in long})
+            raise TrainError(
+                f"data: no {split} video of {data} has {' or '.join(views)} ({'; '.join(why[:3])})"
+            )
         if not self.videos:
             raise TrainError(
                 f"data: no {split} video of {data} has {frames} frames ({self.left_out} are shorter); "
@@ -74,11 +84,13 @@ class ClipDataset(Dataset[dict[str, Any]]):
         video = self.manifest.videos[index]
         rng = np.random.default_rng(seed)
         clips: dict[str, list[Frames]] = {record: [] for record in self.readers}
-        for _ in range(2):
-            start = int(rng.integers(video.frames - self.frames + 1))
+        starts = starts_apart(video.frames, self.frames, rng) if self.apart else None
+        for number in range(2):
+            start = starts[number] if starts else int(rng.integers(video.frames - self.frames + 1))
             box = (rng.random(4), self.min_area)
             for record, view in self.readers.items():
-                clips[record].append(view.clip(self.read(video, view, start), self.crop, *box))
+                signal = self.read(video, view, start) if view.has(video) else None
+                clips[record].append(view.blank() if signal is None else view.clip(signal, self.crop, *box))
         return {
             "video": index,
             **{record: torch.from_numpy(np.stack(pair)) for record, pair in clips.items()},
@@ -91,6 +103,7 @@ class ClipDataset(Dataset[dict[str, Any]]):
             cached = {
                 record: reader.load(self.store, video, 0, video.frames)
                 for record, reader in self.readers.items()
+                if reader.has(video)
             }
             self._cache[video.id] = cached
             self._cache_left -= sum(signal.nbytes for signal in cached.values())
@@ -106,9 +119,12 @@ class ClipDataset(Dataset[dict[str, Any]]):
         video = self.manifest.videos[self.videos[position]]
         starts = self.starts(video, clips)
         of_record = {
-            record: np.stack([view.clip(self.read(video, view, start), self.crop) for start in starts])
+            record: np.stack([
+                view.clip(self.read(video, view, start), self.crop) if view.has(video) else view.blank()
+                for start in starts
+            ])
             for record, view in self.readers.items()
-        }
+        }  # fmt: skip
         return {name: of_record[view.stored] for name, view in self.views.items()}
 
     def test_crops(self, position: int, clips: int, name: str, ten: bool) -> Frames:
@@ -120,6 +136,19 @@ class ClipDataset(Dataset[dict[str, Any]]):
     def starts(self, video: Video, clips: int) -> list[int]:
         """The first frames of `clips` evenly spaced clips."""
         return np.linspace(0, video.frames - self.frames, clips).round().astype(int).tolist()
+
+
+def starts_apart(frames: int, length: int, rng: np.random.Generator) -> tuple[int, int]:
+    """First frames of two clips of `length` frames that share none, in random order; of a video too short for two, its
+    ends.
+    """
+    room = frames - length
+    if room < length:
+        first, second = 0, room
+    else:
+        first, second = sorted(rng.integers(room - length + 1, size=2).tolist())
+        second += length
+    return (first, second) if rng.random() < 0.5 else (second, first)
 
 
 class ClipSampler(Sampler[list[Ticket]]):

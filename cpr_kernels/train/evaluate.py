@@ -47,29 +47,35 @@ class Protocol:
 def retrieval(
     data: Path, encoders: Mapping[str, nn.Module], protocol: Protocol, device: str = "cpu"
 ) -> Recall:
-    """R@k by view, and of all views together when there are several (the sum of their cosines)."""
+    """R@k by view, and of all views together when there are several (the sum of their cosines).
+
+    A view is measured on the videos that have it; in the sum, a view that a video lacks counts 0.
+    """
     features: dict[str, dict[str, Tensor]] = {}
+    has: dict[str, dict[str, Tensor]] = {}
     labels: dict[str, Tensor] = {}
     for split in ("train", "test"):
         dataset = ClipDataset(
             data, protocol.frames, protocol.crop, views=tuple(encoders), split=split, cache_mb=0
         )
-        if dataset.left_out:
-            console().print(
-                f"{dataset.left_out} {split} videos have fewer than {protocol.frames} frames: left out"
-            )
+        videos = [dataset.manifest.videos[i] for i in dataset.videos]
+        has[split] = {
+            name: torch.tensor([view.has(v) for v in videos]) for name, view in dataset.views.items()
+        }
+        _tell_left_out(dataset, split, has[split])
         features[split] = encode(dataset, encoders, protocol, torch.device(device))
-        labels[split] = torch.tensor([dataset.manifest.videos[i].label for i in dataset.videos])
+        labels[split] = torch.tensor([video.label for video in videos])
+    recall = {}
     for view in encoders:
-        mean = features["train"][view].mean(dim=0) if protocol.center == "train" else 0.0
+        here = {split: has[split][view] for split in features}
+        mean = features["train"][view][here["train"]].mean(dim=0) if protocol.center == "train" else 0.0
         for split in features:
-            features[split][view] = functional.normalize(features[split][view] - mean, dim=1)
-    recall = {
-        view: retrieval_recall_at_k(
-            features["test"][view], features["train"][view], labels["test"], labels["train"], protocol.ks
-        )
-        for view in encoders
-    }
+            centred = functional.normalize(features[split][view] - mean, dim=1)
+            features[split][view] = torch.where(here[split][:, None], centred, 0)
+        recall[view] = retrieval_recall_at_k(
+            features["test"][view][here["test"]], features["train"][view][here["train"]],
+            labels["test"][here["test"]], labels["train"][here["train"]], protocol.ks,
+        )  # fmt: skip
     if len(encoders) > 1:
         test, train = (
             torch.cat([features[split][view] for view in encoders], dim=1) for split in ("test", "train")
@@ -78,6 +84,20 @@ def retrieval(
             test, train, labels["test"], labels["train"], protocol.ks
         )
     return recall
+
+
+def _tell_left_out(dataset: ClipDataset, split: str, has: Mapping[str, Tensor]) -> None:
+    if dataset.left_out:
+        console().print(
+            f"{dataset.left_out} {split} videos have fewer than {dataset.frames} frames: left out"
+        )
+    if dataset.without:
+        console().print(f"{dataset.without} {split} videos have no {' and no '.join(has)}: left out")
+    for view, held in has.items():
+        if lacking := int((~held).sum()):
+            console().print(
+                f"{lacking} of {len(held)} {split} videos have no {view}: left out of its R@k, 0 in the sum"
+            )
 
 
 @torch.no_grad()
@@ -89,11 +109,12 @@ def encode(
     batch: int = 8,
 ) -> dict[str, Tensor]:
     """{view: [M, F]}: pooled backbone features of every video of a split, averaged over its clips, on the
-    CPU.
+    CPU; 0 where a video lacks the view.
     """
     modes = {view: encoder.training for view, encoder in encoders.items()}
     views = chosen(tuple(encoders))
     parts: dict[str, list[Tensor]] = {view: [] for view in encoders}
+    sizes: dict[str, Any] = {view: encoder.feature_size for view, encoder in encoders.items()}
     try:
         for encoder in encoders.values():
             encoder.eval().to(device)
@@ -101,13 +122,16 @@ def encode(
             for start in bar.track(range(0, len(dataset), batch), description="encode"):
                 positions = range(start, min(start + batch, len(dataset)))
                 cut = [dataset.evenly_spaced(position, protocol.clips) for position in positions]
+                videos = [dataset.manifest.videos[dataset.videos[position]] for position in positions]
                 for view, encoder in encoders.items():
-                    frames = torch.cat([torch.from_numpy(video[view]) for video in cut]).to(device)
+                    held = [row for row, video in enumerate(videos) if views[view].has(video)]
                     features: Any = encoder.features
-                    pooled = features(channels_last(views[view].plain(frames))).view(
-                        len(cut), protocol.clips, -1
-                    )
-                    parts[view].append(pooled.mean(dim=1).cpu())
+                    pooled = torch.zeros(len(cut), int(sizes[view]))
+                    if held:
+                        frames = torch.cat([torch.from_numpy(cut[row][view]) for row in held]).to(device)
+                        rows = features(channels_last(views[view].plain(frames)))
+                        pooled[held] = rows.view(len(held), protocol.clips, -1).mean(dim=1).cpu()
+                    parts[view].append(pooled)
     finally:
         for view, encoder in encoders.items():
             encoder.train(modes[view])

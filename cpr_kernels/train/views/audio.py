@@ -68,6 +68,10 @@ class Audio(View):
         sides = ((0, 0), (-extra // 2, -extra - -extra // 2))
         return np.pad(signal, sides, constant_values=round(float(signal.mean())))
 
+    def test_crops(self, signal: Frames, size: int, ten: bool) -> Frames:
+        """The one clip [1, BANDS, COLUMNS]: a spectrogram has no corners."""
+        return self.clip(signal, size)[None]
+
     def augmented(self, clips: Tensor, draws: Draws, how: Augment) -> Tensor:
         """[2, B, BANDS, COLUMNS] uint8 to [2, B, 1, BANDS, COLUMNS]."""
         own = torch.rand(*clips.shape[:2], BENDS + 4, generator=draws.generator).to(clips.device)
