@@ -77,6 +77,6 @@ $(VENV)/.train: $(VENV)/.torch $(BUILT)
 
 $(VENV)/.dev: $(VENV)/.torch $(BUILT)
 	@echo "building and installing cpr_kernels, with all that its tests need, into $(VENV): about a minute"
-	@$(PIP) -e '.[train,dev]'
+	@$(PIP) -e '.[train,dev,faiss]'
 	@$(BIN)/python -c 'import triton' 2>/dev/null || $(PIP) '$(TRITON)' || echo "no $(TRITON) here: its tests will skip"
 	@touch $@ $(VENV)/.train

@@ -19,13 +19,17 @@ from .losses import MILNCELoss, mil_nce
 from .metrics import class_mining_recall, positive_mining_recall, retrieval_recall_at_k
 from .mining import (
     CascadeTrace,
+    FaissIndex,
+    RebuildPolicy,
     Schedule,
+    SearchSettings,
     Stage,
     cascade_rerank,
     cascade_topk,
     cascade_trace,
     coclr_schedule,
     cpr_schedule,
+    faiss_recall,
     oracle_schedule,
     parse_schedule,
 )
@@ -36,10 +40,13 @@ __version__ = "0.1.0"
 
 __all__ = [
     "CascadeTrace",
+    "FaissIndex",
     "MILNCELoss",
     "MemoryBank",
     "MultiViewQueue",
+    "RebuildPolicy",
     "Schedule",
+    "SearchSettings",
     "Stage",
     "cascade_rerank",
     "cascade_topk",
@@ -49,6 +56,7 @@ __all__ = [
     "cpr_schedule",
     "ema_update_",
     "explain",
+    "faiss_recall",
     "mil_nce",
     "oracle_schedule",
     "parse_schedule",

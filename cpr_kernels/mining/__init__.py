@@ -9,25 +9,34 @@ import torch
 from torch import Tensor
 
 from ..calls import CascadeCall, RerankCall
-from . import native, reference, triton_backend
+from . import faiss_backend, native, reference, triton_backend
+from .faiss_index import FaissIndex, RebuildPolicy, SearchSettings, Staleness
+from .faiss_search import FaissRecall, faiss_recall
 from .schedule import Schedule, Stage, coclr_schedule, cpr_schedule, oracle_schedule, parse_schedule
 
 __all__ = [
     "CascadeTrace",
+    "FaissIndex",
+    "FaissRecall",
+    "RebuildPolicy",
     "Schedule",
+    "SearchSettings",
     "Stage",
     "StageTrace",
+    "Staleness",
     "cascade_rerank",
     "cascade_topk",
     "cascade_trace",
     "coclr_schedule",
     "cpr_schedule",
+    "faiss_recall",
     "oracle_schedule",
     "parse_schedule",
 ]
 
-# in order of preference; each has NAME, why_not(call), run(call)
-BACKENDS = (native, triton_backend, reference)
+# in order of preference; each has NAME, why_not(call), run(call). Behind the reference, which never refuses: only when
+# asked for
+BACKENDS = (native, triton_backend, reference, faiss_backend)
 RERANK_BACKENDS = (native, triton_backend, reference)  # likewise, with rerank(call)
 
 
@@ -82,7 +91,7 @@ def cascade_topk(
     query_ids: Tensor | None = None,
     key_ids: Tensor | None = None,
     exclude: Tensor | None = None,
-    backend: str = "auto",
+    backend: str | FaissIndex = "auto",
 ) -> tuple[Tensor, Tensor]:
     """Mine positives: stage after stage, keep the queue entries most similar in one view, then in another.
 
@@ -99,7 +108,8 @@ def cascade_topk(
         query_ids: [B] int64 source of each query; entries of the same source are never selected.
         key_ids: [N] int64 source of each entry; a negative id is an empty slot, never selected.
         exclude: [B, N] bool; True is never selected. Prefer ids: this is the only B x N array involved.
-        backend: ``"auto"``, or a name of :func:`explain`'s table; one that cannot run is an error.
+        backend: ``"auto"``, or a name of :func:`explain`'s table; one that cannot run is an error. Or a
+            :class:`FaissIndex` over these keys, which then proposes the survivors of stage 1.
 
     Returns:
         ``indices [B, k]`` int64 padded with -1, and ``scores [B, k]`` float32 of the last stage, padded with
@@ -109,6 +119,9 @@ def cascade_topk(
     Raises:
         ValueError: an argument that does not fit, named with what was expected and what came.
     """
+    if not isinstance(backend, str):
+        masks = {"query_ids": query_ids, "key_ids": key_ids, "exclude": exclude}
+        return backend.cascade_topk(queries, keys, schedule, **masks)
     call = as_call(queries, keys, schedule, query_ids, key_ids, exclude)
     if backend == "auto":
         return torch.ops.cpr.cascade_topk(*call)

@@ -1,0 +1,275 @@
+"""One FAISS index, and which queue entry each of its vectors is. FAISS is imported when a store is made."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+
+IN_BLOCKS = 65_536  # rows converted and added at a time
+TRAIN_ROWS_A_CELL = 64  # for k-means; FAISS itself asks for 39 and never uses more than 256
+GPU_MAX_K = 2048  # faiss/gpu: GPU_MAX_SELECTION_K, the most neighbours that a search returns
+DEFAULT_EF = 64  # HNSW: candidates kept while searching, at least
+
+
+def import_faiss() -> Any:
+    """The faiss module; torch is there already, so that the two OpenMP runtimes do not fight.
+
+    Raises:
+        ImportError: naming the extra.
+    """
+    try:
+        import faiss
+    except ImportError as error:
+        raise ImportError(
+            "FAISS is not installed; pip install 'cpr_kernels[faiss]' (CPU) or 'cpr_kernels[faiss-gpu]'"
+        ) from error
+    return faiss
+
+
+def why_no_gpu() -> str | None:
+    """None where FAISS can put an index on a GPU, else the sentence that says why not."""
+    faiss = import_faiss()
+    if not hasattr(faiss, "StandardGpuResources"):
+        return "the installed FAISS is a CPU build; pip install 'cpr_kernels[faiss-gpu]' instead of [faiss]"
+    if faiss.get_num_gpus() == 0:
+        return "FAISS finds no GPU on this machine"
+    return None
+
+
+@contextmanager
+def torch_threads(faiss: Any) -> Iterator[None]:
+    """FAISS runs on as many threads as torch; what it was set to is restored."""
+    before = faiss.omp_get_max_threads()
+    faiss.omp_set_num_threads(torch.get_num_threads())
+    try:
+        yield
+    finally:
+        faiss.omp_set_num_threads(before)
+
+
+def _one_line(error: BaseException) -> str:
+    """What FAISS's error says, without its source place."""
+    return re.sub(r"^Error in .*?\.(cpp|h):\d+: (Error: )?", "", str(error).replace("\n", " ")).strip()
+
+
+def kind_of(faiss: Any, index: Any) -> str:
+    """ "flat", "ivf" or "hnsw"; "" for what this library does not drive."""
+    plain = faiss.downcast_index(index)
+    if isinstance(plain, faiss.IndexHNSW):
+        return "hnsw"
+    if isinstance(plain, faiss.IndexIVF):
+        return "ivf"
+    return "flat" if isinstance(plain, faiss.IndexFlat) else ""
+
+
+def padded_dim(dim: int, factory: str) -> int:
+    """`dim`, rounded up to a multiple of PQ's parts: zeros change no inner product."""
+    parts = re.search(r"PQ(\d+)", factory)
+    unit = int(parts[1]) if parts and int(parts[1]) > 0 else 1
+    return -(-dim // unit) * unit
+
+
+class VectorStore:
+    """Vectors of queue entries in a FAISS index: add, drop, search by inner product; answers are entries.
+
+    Entries leave in the way the index allows: IVF removes them, Flat overwrites them, HNSW and GPU indexes keep
+    the vector, which then belongs to nobody (`dead`) until a rebuild.
+
+    Args:
+        factory: "Flat", "IVF<cells>,Flat", "IVF<cells>,PQ<bytes>" or "HNSW<links>".
+        dim: of the vectors.
+        size: N, entries of the queue.
+        gpu: put it on the first GPU.
+
+    Raises:
+        ImportError: FAISS is missing.
+        ValueError: a factory string that FAISS or this library does not know, or a GPU that is not there.
+    """
+
+    def __init__(self, factory: str, dim: int, size: int, gpu: bool = False) -> None:
+        faiss = import_faiss()
+        if gpu and (reason := why_no_gpu()):
+            raise ValueError(f"FaissIndex: device='cuda' cannot be used: {reason}")
+        try:
+            index = faiss.index_factory(padded_dim(dim, factory), factory, faiss.METRIC_INNER_PRODUCT)
+        except RuntimeError as error:
+            raise ValueError(f"FaissIndex: factory={factory!r}: {_one_line(error)}") from error
+        self._drive(index, factory, size)
+        self.gpu = gpu
+        self.by_slot = self.kind == "ivf" and not gpu
+        if self.by_slot:
+            self.index.set_direct_map_type(faiss.DirectMap.Hashtable)
+        if gpu:
+            self._to_gpu()
+
+    @classmethod
+    def around(cls, index: Any, factory: str, dim: int, size: int) -> VectorStore:
+        """Drive a FAISS index that is there already; its labels are entries if it is an IVF index.
+
+        Raises:
+            ValueError: an index of another kind, dimension or metric.
+        """
+        made = cls.__new__(cls)
+        made._drive(index, factory, size)
+        if index.metric_type != made.faiss.METRIC_INNER_PRODUCT:
+            raise ValueError(
+                "FaissIndex: the index is not by inner product; build it with METRIC_INNER_PRODUCT"
+            )
+        if index.d != padded_dim(dim, factory):
+            raise ValueError(
+                f"FaissIndex: the index holds vectors of {index.d} numbers, but its views have {dim} together"
+            )
+        made.gpu, made.by_slot = False, made.kind == "ivf"
+        return made
+
+    def _drive(self, index: Any, factory: str, size: int) -> None:
+        self.faiss, self.factory = import_faiss(), factory
+        self.index = self.faiss.downcast_index(index)
+        self._owner = index  # its Python object frees the C++ one
+        self.dim = int(index.d)
+        self.kind = kind_of(self.faiss, self.index)
+        if not self.kind:
+            raise ValueError(
+                f"FaissIndex: factory={factory!r} makes a {type(self.index).__name__}; "
+                "use Flat, IVF<cells>,Flat, IVF<cells>,PQ<bytes> or HNSW<links>"
+            )
+        self.cells = self.index.nlist if self.kind == "ivf" else 1
+        self.exact = self.kind == "flat"
+        self.coded = self.kind == "ivf" and not isinstance(self.index, self.faiss.IndexIVFFlat)
+        self.label_of = np.full(size, -1, np.int64)  # [N] of each entry, -1: not in the index
+        self.place_labels(np.zeros(0, np.int64))
+
+    def place_labels(self, slot_of: np.ndarray) -> None:
+        """Say whose the vectors are: the entry of each label, -1 for nobody's. Not used where labels are entries."""
+        self.slot_of = slot_of
+        self.free = np.flatnonzero(slot_of < 0)
+        self.label_of.fill(-1)
+        owned = np.flatnonzero(slot_of >= 0)
+        self.label_of[slot_of[owned]] = owned
+
+    def _to_gpu(self) -> None:
+        if self.kind == "hnsw":
+            raise ValueError("FaissIndex: FAISS has no HNSW for GPUs; use Flat or IVF there")
+        self.resources = self.faiss.StandardGpuResources()
+        self.index = self.faiss.index_cpu_to_gpu(self.resources, 0, self.index)
+
+    @property
+    def held(self) -> int:
+        """Vectors in the index, dead ones included."""
+        return int(self.index.ntotal)
+
+    @property
+    def dead(self) -> int:
+        """Vectors that belong to no entry any more."""
+        return 0 if self.by_slot else len(self.free)
+
+    @property
+    def max_k(self) -> int:
+        """The most neighbours that one search returns."""
+        return GPU_MAX_K if self.gpu else 2**31 - 1
+
+    def padded(self, rows: np.ndarray) -> np.ndarray:
+        """Rows [n, dim] of the index from rows of the views' size."""
+        if rows.shape[1] == self.dim:
+            return np.ascontiguousarray(rows, dtype=np.float32)
+        wide = np.zeros((rows.shape[0], self.dim), np.float32)
+        wide[:, : rows.shape[1]] = rows
+        return wide
+
+    def train(self, rows: np.ndarray) -> None:
+        """Learn cells and codes from rows [n, dim]; nothing to learn for Flat and HNSW.
+
+        Raises:
+            ValueError: fewer rows than cells or codes.
+        """
+        if self.index.is_trained:
+            return
+        if rows.shape[0] < max(self.cells, 256 if self.coded else 1):
+            raise ValueError(
+                f"FaissIndex: factory={self.factory!r} learns from at least "
+                f"{max(self.cells, 256 if self.coded else 1)} entries, and the queue holds {rows.shape[0]}; "
+                "build it later, or with fewer cells"
+            )
+        self._set_training()
+        with torch_threads(self.faiss):
+            self.index.train(self.padded(rows))
+
+    def _set_training(self) -> None:
+        """No advice on stderr about the number of rows (`train` asks for what is needed), and no order of the codes
+        for Hamming filters: nothing here filters so, and it takes most of the training.
+        """
+        if self.kind == "ivf":
+            self.index.cp.min_points_per_centroid = 1
+        if hasattr(self.index, "pq"):
+            self.index.pq.cp.min_points_per_centroid = 1
+            self.index.do_polysemous_training = False
+
+    def add(self, rows: np.ndarray, slots: np.ndarray) -> None:
+        """Vectors [n, dim] of entries `slots` [n], none of which is in the index."""
+        rows = self.padded(rows)
+        with torch_threads(self.faiss):
+            if self.by_slot:
+                self.index.add_with_ids(rows, slots)
+                return
+            reused = min(len(self.free), len(slots)) if self.exact and not self.gpu else 0
+            labels = np.concatenate([self.free[:reused], self.held + np.arange(len(slots) - reused)])
+            if reused:
+                held = self.faiss.rev_swig_ptr(self.index.get_xb(), self.held * self.dim)
+                held.reshape(self.held, self.dim)[labels[:reused]] = rows[:reused]
+            if reused < len(slots):
+                self.index.add(rows[reused:])
+        self.free = self.free[reused:]
+        self.slot_of = np.concatenate([self.slot_of, np.full(self.held - len(self.slot_of), -1, np.int64)])
+        self.slot_of[labels], self.label_of[slots] = slots, labels
+
+    def drop(self, slots: np.ndarray) -> None:
+        """Take entries out; those that are not in the index are passed over."""
+        if self.by_slot:
+            self.index.remove_ids(self.faiss.IDSelectorArray(np.ascontiguousarray(slots)))
+            return
+        labels = self.label_of[slots]
+        labels = labels[labels >= 0]
+        self.slot_of[labels], self.label_of[slots] = -1, -1
+        self.free = np.concatenate([self.free, labels])
+
+    def probes(self, fetch: int, asked: int | None, effort: int) -> int:
+        """Cells that a search visits: enough to hold eight times what is fetched, or what was asked for."""
+        enough = max(-(-8 * fetch * self.cells // max(self.held, 1)), self.cells // 32, 1)
+        return min((asked or enough) * effort, self.cells)
+
+    def search(
+        self, vectors: np.ndarray, fetch: int, effort: int = 1, asked: int | None = None
+    ) -> tuple[np.ndarray, np.ndarray, bool]:
+        """The `fetch` best entries of each vector [B, dim]: slots [B, fetch] (-1: none, or nobody's), their
+        scores, and whether every vector of the index was looked at.
+        """
+        fetch = max(1, min(fetch, max(self.held, 1), self.max_k))
+        options: dict[str, Any] = {}
+        whole = fetch >= self.held and self.kind != "hnsw"  # a walk may miss some
+        if self.kind == "ivf":
+            probes = self.probes(fetch, asked, effort)
+            options["params"] = self.faiss.SearchParametersIVF(nprobe=probes)
+            whole = whole and probes >= self.cells
+        elif self.kind == "hnsw":
+            ef = max(asked or DEFAULT_EF, fetch) * effort
+            options["params"] = self.faiss.SearchParametersHNSW(efSearch=min(ef, max(self.held, 1)))
+        with torch_threads(self.faiss):
+            scores, labels = self.index.search(self.padded(vectors), fetch, **options)
+        if not self.by_slot and len(self.slot_of):
+            labels = np.where(labels >= 0, self.slot_of[labels], -1)
+        return labels, scores, whole
+
+    def misfit(self, rows: np.ndarray) -> float:
+        """Mean squared distance of rows [n, dim] to their cells' centres; 0 where there are no cells."""
+        if self.kind != "ivf" or not len(rows):
+            return 0.0
+        rows = self.padded(rows)
+        with torch_threads(self.faiss):
+            _, cells = self.index.quantizer.search(rows, 1)
+            centres = self.index.quantizer.reconstruct_batch(cells[:, 0])
+        return float(((rows - centres) ** 2).sum(axis=1).mean())
