@@ -3,12 +3,12 @@
 // has the same bits in both ops. Nothing of size B x C x D exists, nor anything that grows with N.
 #include "../cascade_rerank.h"
 
-#include <cstdlib>
 
 #include "arena.h"
 #include "cascade_plan.h"
 #include "filter.h"
 #include "resolve.h"
+#include "workspace.h"
 
 namespace cpr {
 namespace CPR_ISA_NAMESPACE {
@@ -161,7 +161,7 @@ bool rerank(const RerankArgs& args, const CascadePlan& plan) {
   const int threads = static_cast<int>(cascade.threads < 1                     ? 1
                                        : cascade.threads < cascade.num_queries ? cascade.threads
                                                                                : cascade.num_queries);
-  char* memory = static_cast<char*>(std::aligned_alloc(64, static_cast<size_t>(thread_bytes * threads)));
+  char* memory = take_workspace(thread_bytes * threads);
   if (!memory) return false;
   arena = {memory, 0};
 #pragma omp parallel num_threads(threads) if (threads > 1)
@@ -173,7 +173,7 @@ bool rerank(const RerankArgs& args, const CascadePlan& plan) {
 #pragma omp for schedule(dynamic)
     for (int64_t q = 0; q < cascade.num_queries; ++q) rerank_query(args, plan, q, m);
   }
-  std::free(memory);
+  give_back_workspace(memory);
   return true;
 }
 

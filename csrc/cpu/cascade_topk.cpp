@@ -8,6 +8,7 @@
 #include "cascade_plan.h"
 #include "filter.h"
 #include "resolve.h"
+#include "workspace.h"
 
 namespace cpr {
 namespace CPR_ISA_NAMESPACE {
@@ -230,8 +231,7 @@ int64_t run(const CascadeArgs& args, const CascadePlan& plan, const Shape& shape
   const int64_t shared_bytes = arena.used;
   ThreadMemory::take(arena, args, plan, shape, max_dim);
   const int64_t thread_bytes = arena.used - shared_bytes + 64 * shape.parts;
-  char* memory = static_cast<char*>(
-      std::aligned_alloc(64, static_cast<size_t>(shared_bytes + round_up(thread_bytes, 64) * shape.threads)));
+  char* memory = take_workspace(shared_bytes + round_up(thread_bytes, 64) * shape.threads);
   if (!memory) return -1;
   arena = {memory, 0};
   const SharedMemory shared = SharedMemory::take(arena, plan, shape, total_dim);
@@ -278,7 +278,7 @@ int64_t run(const CascadeArgs& args, const CascadePlan& plan, const Shape& shape
       }
     }
   }
-  std::free(memory);
+  give_back_workspace(memory);
   return missed;
 }
 

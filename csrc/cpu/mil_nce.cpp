@@ -5,11 +5,11 @@
 
 #include <cfloat>
 #include <cmath>
-#include <cstdlib>
 
 #include "cascade_plan.h"
 #include "score.h"
 #include "select.h"
+#include "workspace.h"
 
 namespace cpr {
 namespace CPR_ISA_NAMESPACE {
@@ -371,7 +371,7 @@ char* allocate(Sweep& sweep, bool with_partials, int64_t thread_bytes, char** th
       with_partials ? sweep.blocks * sweep.chunks * round_up(Partial::floats(dim, sweep.gradient), 16) * 4
                     : 0;
   const int64_t total = packed + pairs + counts + partials + round_up(thread_bytes, 64) * sweep.args.threads;
-  char* memory = static_cast<char*>(std::aligned_alloc(64, static_cast<size_t>(round_up(total + 64, 64))));
+  char* memory = take_workspace(total);
   if (!memory) return nullptr;
   sweep.packed = reinterpret_cast<float*>(memory);
   sweep.pairs = reinterpret_cast<Pair*>(memory + packed);
@@ -407,7 +407,7 @@ bool mil_nce_sweep(const LossArgs& args, const LossOut& out) {
 #pragma omp for schedule(static)
     for (int64_t q = 0; q < args.num_queries; ++q) combine(sweep, q, row, out);
   }
-  std::free(memory);
+  give_back_workspace(memory);
   return true;
 }
 
@@ -487,7 +487,7 @@ bool mil_nce_keys_gradient(const LossArgs& args, const float* grad_loss, const f
       }
     }
   }
-  std::free(memory);
+  give_back_workspace(memory);
   return true;
 }
 

@@ -77,8 +77,8 @@ inline void multiply(const float* a, int64_t a_row, int64_t a_step, const float*
 #pragma GCC unroll 16
     for (int i = 0; i < MR; ++i) {
       const int64_t row = i % 4 == 0 ? 0 : i % 4 == 1 ? one_row : i % 4 == 2 ? 2 * one_row : three_rows;
-      const F value =
-          set1(*reinterpret_cast<const float*>(group[i / 4] + row + ahead_by * a_step * int64_t{sizeof(float)}));
+      const F value = set1(
+          *reinterpret_cast<const float*>(group[i / 4] + row + ahead_by * a_step * int64_t{sizeof(float)}));
 #pragma GCC unroll 4
       for (int j = 0; j < NR; ++j) sums[i][j] = fma(value, column[j], sums[i][j]);
     }
@@ -86,7 +86,8 @@ inline void multiply(const float* a, int64_t a_row, int64_t a_step, const float*
   const auto advance = [&](int64_t steps) __attribute__((always_inline)) {
     for (int g = 0; g < (MR + 3) / 4; ++g) group[g] += steps * a_step * int64_t{sizeof(float)};
     b += steps * b_row;
-    if (MR > 8) __asm__("" : "+r"(one_row), "+r"(three_rows));  // or the compiler makes a pointer a row of them
+    if (MR > 8)
+      __asm__("" : "+r"(one_row), "+r"(three_rows));  // or the compiler makes a pointer a row of them
   };
   int64_t k = 0;
   for (; k + 4 <= depth; k += 4) {

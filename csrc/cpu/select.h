@@ -179,20 +179,50 @@ inline int64_t scores_between(const float* scores, int64_t n, float high, float 
   return kept;
 }
 
+// Lanes i of a vector with i & K and i & J both zero or both not.
+constexpr unsigned alike(int k, int j) {
+  unsigned lanes = 0;
+  for (int i = 0; i < W; ++i)
+    if (((i & k) == 0) == ((i & j) == 0)) lanes |= 1u << i;
+  return lanes;
+}
+
+// One step of a bitonic network over V vectors: places J apart are put in order, highest first where the
+// place has no bit K.
+template <int V, int K, int J>
+inline void exchange(F* v) {
+#pragma GCC unroll 8
+  for (int a = 0; a < V; ++a) {
+    if constexpr (J >= W) {
+      const int b = a ^ (J / W);
+      if (b < a) continue;
+      const F high = max(v[a], v[b]), low = min(v[a], v[b]);
+      v[a] = (a * W & K) ? low : high;
+      v[b] = (a * W & K) ? high : low;
+    } else {
+      const F other = swap_lanes<J>(v[a]), high = max(v[a], other), low = min(v[a], other);
+      constexpr unsigned lanes = alike(K < W ? K : 0, J);
+      v[a] = (a * W & K) && K >= W ? blend<lanes>(low, high) : blend<lanes>(high, low);
+    }
+  }
+  if constexpr (J > 1) exchange<V, K, J / 2>(v);
+}
+
+// Sorts V vectors of scores, none of them NaN, highest first.
+template <int V, int K = 2>
+inline void sort_scores(F* v) {
+  exchange<V, K, K / 2>(v);
+  if constexpr (K < V * W) sort_scores<V, 2 * K>(v);
+}
+
 // Evenly spaced scores, highest first: sorted [SAMPLED].
 inline void sorted_sample(const float* scores, int64_t n, float* sorted) {
-  float sample[SAMPLED + 16];
+  float sample[SAMPLED];
   for (int64_t i = 0; i < SAMPLED; ++i) sample[i] = scores[i * n / SAMPLED];
-  for (int64_t i = 0; i < SAMPLED; ++i) {
-    const F score = set1(sample[i]);
-    int rank = 0;
-    for (int64_t j = 0; j < SAMPLED; j += W) {
-      const F other = load(sample + j);
-      const Mask earlier = i > j ? first_lanes(i - j) : Mask{0};
-      rank += count(static_cast<Mask>(gt(other, score) | (eq(other, score) & earlier)));
-    }
-    sorted[rank] = sample[i];
-  }
+  F v[SAMPLED / W];
+  for (int64_t a = 0; a < SAMPLED / W; ++a) v[a] = load(sample + a * W);
+  sort_scores<SAMPLED / W>(v);
+  for (int64_t a = 0; a < SAMPLED / W; ++a) store(sorted + a * W, v[a]);
 }
 
 // The m-th best (1 <= m <= n) of the entries, as a cut that exactly m of them are within. Scores alone are

@@ -88,6 +88,19 @@ inline void transpose(const float* src, int64_t src_stride, float* dst, int64_t 
   }
 }
 
+// Lane i gets lane i ^ J.
+template <int J>
+inline F swap_lanes(F x) {
+  if constexpr (J == 1) return _mm256_permute_ps(x, 0xB1);
+  if constexpr (J == 2) return _mm256_permute_ps(x, 0x4E);
+  if constexpr (J == 4) return _mm256_permute2f128_ps(x, x, 0x01);
+}
+template <unsigned M>
+inline F blend(F yes, F no) {
+  return _mm256_blend_ps(no, yes, static_cast<int>(M));
+}
+inline F min(F a, F b) { return _mm256_min_ps(a, b); }
+
 inline F widen_bfloat16(const uint16_t* p) {
   const __m128i half = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
   return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(half), 16));

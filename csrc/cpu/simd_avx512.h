@@ -76,6 +76,20 @@ inline void transpose(const float* src, int64_t src_stride, float* dst, int64_t 
   }
 }
 
+// Lane i gets lane i ^ J.
+template <int J>
+inline F swap_lanes(F x) {
+  if constexpr (J == 1) return _mm512_permute_ps(x, 0xB1);
+  if constexpr (J == 2) return _mm512_permute_ps(x, 0x4E);
+  if constexpr (J == 4) return _mm512_shuffle_f32x4(x, x, 0xB1);
+  if constexpr (J == 8) return _mm512_shuffle_f32x4(x, x, 0x4E);
+}
+template <unsigned M>
+inline F blend(F yes, F no) {
+  return _mm512_mask_blend_ps(static_cast<Mask>(M), no, yes);
+}
+inline F min(F a, F b) { return _mm512_min_ps(a, b); }
+
 inline F widen_bfloat16(const uint16_t* p) {
   const __m256i half = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
   return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16));

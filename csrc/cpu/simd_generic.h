@@ -24,6 +24,16 @@ inline F sub(F a, F b) { return a - b; }
 inline F mul(F a, F b) { return a * b; }
 inline F fma(F a, F b, F c) { return a * b + c; }
 inline F max(F a, F b) { return a > b ? a : b; }
+inline F min(F a, F b) { return a > b ? b : a; }
+// Lane i gets lane i ^ J.
+template <int J>
+inline F swap_lanes(F x) {
+  return F{x[0 ^ J], x[1 ^ J], x[2 ^ J], x[3 ^ J]};
+}
+template <unsigned M>
+inline F blend(F yes, F no) {
+  return F{M & 1 ? yes[0] : no[0], M & 2 ? yes[1] : no[1], M & 4 ? yes[2] : no[2], M & 8 ? yes[3] : no[3]};
+}
 inline float sum(F x) { return (x[0] + x[2]) + (x[1] + x[3]); }
 inline float max_of(F x) {
   const float a = x[0] > x[1] ? x[0] : x[1], b = x[2] > x[3] ? x[2] : x[3];
