@@ -14,8 +14,8 @@ from cpr_kernels.train import TrainError
 from cpr_kernels.train.augment import Augment, augmented
 from cpr_kernels.train.clips import ClipDataset, ClipSampler, clip_loader
 from cpr_kernels.train.crops import resized_crop
+from cpr_kernels.train.s3d import MEAN, STD
 from cpr_kernels.train.views import base, chosen
-from cpr_kernels.train.views.base import MEAN, STD
 from cpr_kernels.train.views.flow import mirrored
 from cpr_kernels.train.views.residual import differences
 

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import math
+from argparse import Namespace
 
 import pytest
 import torch
 from torch.nn.functional import normalize
 
 from cpr_kernels import MemoryBank, mil_nce
+from cpr_kernels.train import TrainError
+from cpr_kernels.train.checkpoint import load_encoder
 from cpr_kernels.train.intra import drawn_nce, intra_negatives
 from cpr_kernels.train.r3d import R3D, R3D18
+from cpr_kernels.train.views import KNOWN
 
 
 def test_the_network_has_the_published_names_and_shapes():
@@ -108,7 +112,45 @@ def test_with_every_row_drawn_once_it_is_the_op_and_so_are_its_gradients():
 def test_the_loss_is_finite_where_the_plain_form_is_not():
     query = torch.tensor([[1.0, 0.0]], requires_grad=True)
     loss = drawn_nce(query, -query.detach(), query.detach(), torch.zeros(1, 3).long(), 1e-3)
-    assert float(loss) == pytest.approx(2000 + math.log(3), abs=0.01)
+    assert loss.item() == pytest.approx(2000 + math.log(3), abs=0.01)
     assert torch.isfinite(torch.autograd.grad(loss.sum(), query)[0]).all()
     with_nothing_drawn = drawn_nce(query, query.detach(), query.detach(), torch.zeros(1, 0).long(), 0.07)
     assert with_nothing_drawn.tolist() == [0.0]
+
+
+@pytest.mark.parametrize("kind", [R3D, R3D18])
+def test_a_published_checkpoint_loads_strictly(kind, tmp_path):
+    network, path = kind(width=0.25), tmp_path / "ckpt_epoch_240.pth"
+    for value in network.state_dict().values():
+        value.copy_(value.float() + 0.01 * torch.rand_like(value.float()))
+    tensors = {f"module.{name}": value for name, value in network.state_dict().items()}
+    state = {"opt": Namespace(model="r3d", nce_k=1024), "model": tensors, "contrast": {}, "epoch": 240}
+    torch.save(state, path)
+    loaded, clip = load_encoder(path), torch.randn(1, 3, 8, 32, 32)
+    assert type(loaded) is kind
+    assert all(torch.equal(value, network.state_dict()[name]) for name, value in loaded.state_dict().items())
+    assert torch.equal(loaded.eval()(clip), network.eval()(clip))
+    for change, says in (
+        (lambda t: t.pop("module.bn1.bias"), "it is missing bn1.bias"),
+        (lambda t: t.update({"module.linear.weight": torch.ones(1)}), "it has unknown linear.weight"),
+        (
+            lambda t: t.update({"module.bn1.bias": torch.ones(3)}),
+            r"other shapes: bn1.bias \[3\] instead of \[16\]",
+        ),
+        (lambda t: t.pop("module.conv1.temporal_spatial_conv.weight"), "is no R3D of IIC"),
+    ):
+        changed = dict(tensors)
+        change(changed)
+        torch.save({**state, "model": changed}, path)
+        with pytest.raises(TrainError, match=says):
+            load_encoder(path)
+
+
+def test_the_network_gets_its_input_as_published():
+    network = R3D(width=0.125).eval()
+    frames = torch.randint(0, 256, (2, 8, 32, 32, 3), dtype=torch.uint8)
+    clips = KNOWN["rgb"].plain(frames)
+    seen = []
+    network.conv1.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    network(clips)
+    assert torch.allclose(seen[0], frames.permute(0, 4, 1, 2, 3) / 255, atol=1e-6)

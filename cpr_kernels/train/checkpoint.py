@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import io
 import pickle
 import zipfile
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 
 from . import TrainError
 from .encoders import new_encoder
+from .published_iic import encoder_of_iic, is_iic
 from .s3d import Encoder
 from .store import write_atomically
 from .tensors import load_tensors, read_facts, save_tensors
@@ -39,7 +41,8 @@ def load(path: Path) -> State:
     if not path.is_file():
         raise TrainError(f"checkpoint: {path} does not exist")
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals([argparse.Namespace]):  # plain settings, in IIC's files
+            state = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         kind = _refused_global(str(error))
         what = (
@@ -74,11 +77,12 @@ def described(encoder: nn.Module) -> dict[str, Any]:
 
 
 def load_encoder(path: Path) -> Any:
-    """An encoder saved by a run (safetensors), of whatever architecture, or the `encoder_q` of a published
-    checkpoint.
+    """An encoder saved by a run (safetensors), of whatever architecture, or that of a published checkpoint: the
+    `encoder_q` of CoCLR and CPR, the R3D of IIC.
     """
     if path.suffix != ".safetensors":
-        return load_published(path)[0]
+        state = load(path)
+        return encoder_of_iic(state, path) if is_iic(state) else load_published(path, state=state)[0]
     facts = read_facts(path)
     if facts.get("kind") != ENCODER_KIND:
         raise TrainError(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from .s3d import scaled_channels
+from .s3d import MEAN, STD, scaled_channels
 
 CHANNELS = (64, 128, 256, 512)
 POINT, CUBE, EVERY, SECOND = (1, 1, 1), (3, 3, 3), (1, 1, 1), (2, 2, 2)  # kernels and strides
@@ -69,7 +69,8 @@ class R3D(nn.Module):
     """3D residual network of IIC (Tao et al. 2020): [B, 3, T, H, W] -> L2-normalised [B, F], F = 512.
 
     It has no projection head: the pooled features are the embedding. `blocks` of each of the four layers is 1 in the
-    published R3D and 2 in R3D-18. `width` scales all channel counts (rounded to multiples of 8). The published
+    published R3D and 2 in R3D-18. Its input is normalised as for the other encoders; it takes that back, since the
+    published weights expect 0..1. `width` scales all channel counts (rounded to multiples of 8). The published
     training feeds the loss with unnormalised features; here they are normalised, as the scores are cosines everywhere.
     """
 
@@ -98,7 +99,8 @@ class R3D(nn.Module):
 
     def features(self, clip: Tensor) -> Tensor:
         """Pooled features [B, F] of clips [B, 3, T, H, W], not normalised."""
-        maps = self.relu1(self.bn1(self.conv1(clip)))
+        mean, std = (clip.new_tensor(values).view(3, 1, 1, 1) for values in (MEAN, STD))
+        maps = self.relu1(self.bn1(self.conv1(clip * std + mean)))
         for number in range(2, 6):
             maps = getattr(self, f"conv{number}")(maps)
         return self.pool(maps).flatten(1)

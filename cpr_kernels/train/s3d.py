@@ -25,6 +25,10 @@ BLOCKS: dict[str, tuple[str, ...]] = {
     "block4": ("MaxPool_4a", "Mixed_4b", "Mixed_4c", "Mixed_4d", "Mixed_4e", "Mixed_4f"),
     "block5": ("MaxPool_5a", "Mixed_5b", "Mixed_5c"),
 }
+MEAN, STD = (
+    (0.485, 0.456, 0.406),
+    (0.229, 0.224, 0.225),
+)  # ImageNet's: how the published encoders get all frames
 # Frames and pixels. Below 5 and 32 the last pooling has nothing left. On the CPU, torch 2.13's weight gradient of a
 # 7-long convolution over 5 to 7 channels-last frames reads and writes outside its memory; 8 and more are sound.
 SMALLEST_CLIP = (8, 32)

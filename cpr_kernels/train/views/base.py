@@ -11,14 +11,12 @@ from torch import Tensor, nn
 
 from ..crops import Frames, corners, resized_crop
 from ..encoders import new_encoder
+from ..s3d import MEAN, STD
 from ..store import FrameStore, Video
 
 if TYPE_CHECKING:
     from ..augment import Augment, Draws
     from ..config import TrainConfig
-
-# ImageNet's, for all frames, flow too: the published encoders' input
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 class View:

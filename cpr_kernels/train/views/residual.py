@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from .base import STD, View, unit, where_clip
+from ..s3d import STD
+from .base import View, unit, where_clip
 
 if TYPE_CHECKING:
     from ..augment import Augment, Draws
