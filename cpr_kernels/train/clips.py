@@ -156,14 +156,16 @@ class ClipSampler(Sampler[list[Ticket]]):
 
     Every pass over the split is a new permutation; what does not fill a batch at its end is left out of that
     pass. The consumer moves `position`, so that a checkpoint holds what was used, not what was prefetched.
+    Of `world` processes each takes its `batch / world` tickets of every batch.
     """
 
-    def __init__(self, videos: int, batch: int, seed: int) -> None:
+    def __init__(self, videos: int, batch: int, seed: int, rank: int = 0, world: int = 1) -> None:
         if not 1 <= batch <= videos:
             raise TrainError(
                 f"clips.batch: {batch} cannot be drawn from {videos} training videos; use {videos} or less"
             )
         self.videos, self.batch, self.seed = videos, batch, seed
+        self.rank, self.world = rank, world
         self.position = 0
 
     @property
@@ -177,7 +179,9 @@ class ClipSampler(Sampler[list[Ticket]]):
         order = np.random.default_rng((self.seed, 0, turn)).permutation(self.videos)
         chosen = order[place * self.batch : (place + 1) * self.batch]
         seeds = np.random.default_rng((self.seed, 1, number)).integers(1 << 62, size=self.batch)
-        return list(zip(chosen.tolist(), seeds.tolist()))
+        share = self.batch // self.world
+        mine = slice(self.rank * share, (self.rank + 1) * share)
+        return list(zip(chosen[mine].tolist(), seeds[mine].tolist()))
 
     def __iter__(self) -> Iterator[list[Ticket]]:
         number = self.position

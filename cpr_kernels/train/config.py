@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from . import TrainError
 from .augment import Augment
+from .compute import Amp
 from .s3d import SMALLEST_CLIP
 from .views import chosen
 
@@ -83,6 +84,8 @@ class Optim:
     decay_at: float = 0.8
     """Share of each phase after which the rate falls to a tenth; 1 never."""
     weight_decay: float = 1e-5
+    accumulate: int = 1
+    """Parts in which a batch goes through the encoders, to fit into memory; batch norm then sees a part at a time."""
     momentum: float = 0.999
     """Momentum of the key encoder (m)."""
     temperature: float = 0.07
@@ -126,6 +129,10 @@ class TrainConfig:
     seed: int = 0
     device: str = "auto"
     """auto takes CUDA where there is one."""
+    amp: Amp = "off"
+    """bf16: convolutions in bfloat16, for GPUs. On two AVX-512 cores with bfloat16 it was 2.5 to 6 times slower."""
+    compile: bool = False
+    """Compile the encoders with torch.compile; the first steps take minutes."""
 
     def check(self) -> None:
         """Raises `TrainError` for the first setting that cannot work, and says what would."""
@@ -137,7 +144,7 @@ class TrainConfig:
             ("infonce-epochs", self.infonce_epochs, 0), ("cycles", self.cycles, 0),
             ("cycle-epochs", self.cycle_epochs, 0), ("mining.topk", self.mining.topk, 1),
             ("mining.stages", self.mining.stages, 1),
-            ("optim.warmup", self.optim.warmup, 0),
+            ("optim.warmup", self.optim.warmup, 0), ("optim.accumulate", self.optim.accumulate, 1),
         ]  # fmt: skip
         for name, value, least in at_least:
             if value < least:
@@ -149,6 +156,11 @@ class TrainConfig:
         ):
             if not 0 <= value <= 1:
                 raise TrainError(f"{name}: must lie in [0, 1], got {value}")
+        if self.clips.batch // self.optim.accumulate < 2:
+            raise TrainError(
+                f"optim.accumulate: {self.optim.accumulate} parts of a batch of {self.clips.batch} hold fewer than "
+                "2 videos each; batch norm needs 2"
+            )
         if self.mining.topk > self.queue:
             raise TrainError(
                 f"mining.topk: {self.mining.topk} positives cannot come from a queue of {self.queue}"

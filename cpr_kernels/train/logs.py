@@ -21,16 +21,18 @@ class RunLog:
     """`log.jsonl` (lines of kind `step` and `epoch`), `mined.jsonl` (the last batch of each epoch) and
     `tensorboard/`.
 
-    Opened at step `resume_at`, it first drops what a killed run had written at or after that step.
+    Opened at step `resume_at`, it first drops what a killed run had written at or after that step. With `writes`
+    False, for all ranks but the first, nothing is written.
     """
 
-    def __init__(self, run: Path, resume_at: int = 0) -> None:
-        for name in ("log.jsonl", "mined.jsonl"):
+    def __init__(self, run: Path, resume_at: int = 0, writes: bool = True) -> None:
+        names = ("log.jsonl", "mined.jsonl")
+        for name in names if writes else ():
             truncate(run / name, resume_at)
-        self._log = (run / "log.jsonl").open("a")
-        self._mined = (run / "mined.jsonl").open("a")
+        files = [run / name if writes else Path(os.devnull) for name in names]
+        self._log, self._mined = files[0].open("a"), files[1].open("a")
         self._board: Any = None
-        if importlib.util.find_spec("tensorboard") is not None:
+        if writes and importlib.util.find_spec("tensorboard") is not None:
             from torch.utils.tensorboard import SummaryWriter
 
             self._board = SummaryWriter(str(run / "tensorboard"), purge_step=resume_at)
@@ -55,7 +57,7 @@ class RunLog:
         """The epoch's PMR, median CMR and CMR per class, for every way of mining."""
         self._log.write(json.dumps({"kind": "epoch", **facts, "mining": summary}) + "\n")
         for name, figures in summary.items():
-            flat = {f"epoch_{key}/{name}": figures[key] for key in ("pmr", "cmr_median")}
+            flat = {f"epoch_{key}/{name}": figures[key] for key in ("pmr", "r1", "cmr_median")}
             flat.update({f"cmr_{name}/{label}": value for label, value in figures["cmr"].items()})
             self._scalars(facts["step"], flat)
 
@@ -68,7 +70,8 @@ class RunLog:
         """Hands everything to the disk, so that a checkpoint never knows more than the log."""
         for file in (self._log, self._mined):
             file.flush()
-            os.fsync(file.fileno())
+            if file.name != os.devnull:
+                os.fsync(file.fileno())
         if self._board is not None:
             self._board.flush()
 

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from . import Interrupted, TrainError
+from . import Interrupted, TrainError, parallel
 from .augment import augmented
 from .checkpoint import encoder_file, load, load_encoder, save, save_encoder
 from .clips import Batch, ClipDataset, ClipSampler, clip_loader, default_workers
@@ -23,7 +23,7 @@ from .compute import device_of
 from .config import Optim, TrainConfig, from_json, to_json
 from .interrupt import stop_flag
 from .logs import RunLog
-from .model import MultiViewModel, new_encoders
+from .model import Inputs, MultiViewModel, new_encoders
 from .plan import Moment, Phase, locate, make_plan, total_steps
 from .progress import progress_bar
 from .quality import MiningMeter, rival_schedules
@@ -56,48 +56,70 @@ def pretrain(config: TrainConfig, resume: bool = False) -> Path:
         TrainError: a setting that cannot work, a folder that holds another run, nothing to resume.
         Interrupted: stopped by SIGINT or SIGTERM, resumable.
     """
+    with parallel.process_group(config.device) as device:
+        return _pretrain(config, resume, device)
+
+
+def _pretrain(config: TrainConfig, resume: bool, device: str) -> Path:
     run = Path(config.out)
-    state = _claim(run, config, resume)
-    trainer = build(config)
-    start = 0
-    if state is not None:
-        start = restore(trainer, state)
-    steps_per_epoch = trainer.sampler.steps_per_pass
-    end = total_steps(trainer.plan, steps_per_epoch)
-    log = RunLog(run, resume_at=start)
-    with progress_bar() as bar, stop_flag() as stop, log, torch.random.fork_rng(_cuda(trainer)):
+    state = _refuse_another(run, config, resume)
+    trainer = build(config, device)
+    writes = parallel.rank() == 0
+    start = 0 if state is None else restore(trainer, state)
+    parallel.wait_for_all()  # all have seen whether the folder is free
+    if writes:
+        write_atomically(run / "config.json", to_json(config).encode())
+    end, began = total_steps(trainer.plan, trainer.sampler.steps_per_pass), time.perf_counter()
+    log = RunLog(run, resume_at=start, writes=writes)
+    with progress_bar(writes) as bar, stop_flag() as stop, log, torch.random.fork_rng(_cuda(trainer)):
         _seed(trainer, state)
         task = bar.add_task("pretrain", total=end, completed=start)
-        if trainer.dataset.left_out:
+        if trainer.dataset.left_out and writes:
             bar.console.print(
                 f"{trainer.dataset.left_out} videos are shorter than {config.clips.frames} frames: left out"
             )
         for step, batch in enumerate(_batches(trainer, start, end), start=start):
-            moment = locate(trainer.plan, steps_per_epoch, step)
+            moment = locate(trainer.plan, trainer.sampler.steps_per_pass, step)
             figures = run_step(trainer, moment, step, batch, log)
-            bar.update(task, advance=1, status=f"{trainer.plan[moment.phase].name}{_brief(figures)}")
-            if moment.ends_phase:
-                _save_encoders(trainer, moment, run)
-            if moment.ends_epoch or moment.ends_phase or stop or step == end - 1:
-                log.flush()
-                save(run / "checkpoint.pt", snapshot(trainer, step + 1))
-            if stop:
+            rate = 2 * config.clips.batch * (step + 1 - start) / (time.perf_counter() - began)
+            name = trainer.plan[moment.phase].name
+            bar.update(task, advance=1, status=f"{rate:.0f} clips/s  {name}{_brief(figures)}")
+            stopping = parallel.any_rank(bool(stop), trainer.device)
+            if moment.ends_epoch or moment.ends_phase or stopping or step == end - 1:
+                _keep(trainer, moment, step, log, writes)
+            if stopping:
                 raise Interrupted(
                     f"stopped after step {step + 1} of {end}; continue with: cpr pretrain --resume {run}"
                 )
     return run
 
 
-def build(config: TrainConfig) -> Trainer:
+def _keep(trainer: Trainer, moment: Moment, step: int, log: RunLog, writes: bool) -> None:
+    """The checkpoint after a step, and the encoders at the end of a phase, when all ranks agree on them."""
+    model, run = trainer.model, Path(trainer.config.out)
+    parallel.check_same(
+        {"online encoders": model.online, "momentum encoders": model.momentum, "queue": model.queue},
+        trainer.device,
+    )  # fmt: skip
+    if writes:
+        if moment.ends_phase:
+            _save_encoders(trainer, moment, run)
+        log.flush()
+        save(run / "checkpoint.pt", snapshot(trainer, step + 1))
+    parallel.wait_for_all()
+
+
+def build(config: TrainConfig, device_name: str | None = None) -> Trainer:
     """Data, plan, model and optimiser of a config; reads the data set, writes nothing."""
     config.check()
-    device = device_of(config.device)
+    parallel.share_of(config.clips.batch)
+    device = device_of(device_name or config.device)
     clips = config.clips
     dataset = ClipDataset(
         config.data, clips.frames, clips.crop, views=config.views, min_area=config.augment.min_area,
         cache_mb=clips.cache_mb,
     )  # fmt: skip
-    sampler = ClipSampler(len(dataset), clips.batch, config.seed)
+    sampler = ClipSampler(len(dataset), clips.batch, config.seed, parallel.rank(), parallel.world())
     videos = dataset.manifest.videos
     classes = torch.tensor([video.label for video in videos])
     model = MultiViewModel(config, _initial_encoders(config), classes).to(device)
@@ -124,41 +146,48 @@ def run_step(trainer: Trainer, moment: Moment, step: int, batch: Batch, log: Run
         model.start_phase(phase)
         trainer.optimizer = _optimizer(config, model, phase)
         trainer.meter.reset()
-    generator = torch.Generator().manual_seed(
-        int(np.random.SeedSequence((config.seed, 2, step)).generate_state(1)[0])
-    )
-    clips = augmented(batch, trainer.dataset.views, config.augment, generator, trainer.device)
-    videos = batch["video"].to(trainer.device)
-    sources = trainer.sources[videos]
+    inputs, generator = _inputs(trainer, batch, step)
     if moment.epoch < 0:
-        model.fill_step(clips, sources, videos, phase)
+        model.fill_step(inputs, phase)
         return {}
-    own = (torch.rand(len(videos), generator=generator) >= config.mining.own_drop).to(trainer.device)
+    own = torch.rand(len(inputs.videos), generator=generator) >= config.mining.own_drop
     full = moment.step_in_phase * config.clips.batch >= config.queue
     measured = rival_schedules(config.views, phase.topk) if full else {}
     entries = model.queue.labels.clone()  # which video each entry holds, before this batch replaces some
     trainer.optimizer.zero_grad(set_to_none=True)
-    result = model.train_step(clips, sources, videos, phase, measured, own if phase.schedule else None)
-    figures = {f"loss_{view}": float(loss) for view, loss in result.losses.items()}
-    if not all(math.isfinite(loss) for loss in figures.values()):
+    result = model.train_step(inputs, phase, measured, own.to(trainer.device) if phase.schedule else None)
+    losses = parallel.means([float(loss) for loss in result.losses.values()], trainer.device)
+    figures = {f"loss_{view}": loss for view, loss in zip(result.losses, losses)}
+    if not all(math.isfinite(loss) for loss in losses):
         raise TrainError(
             f"step {step}: the loss is not finite ({figures}); lower --optim.lr or raise --optim.temperature"
         )
     for group in trainer.optimizer.param_groups:
         group["lr"] = learning_rate(config.optim, phase, moment)
     trainer.optimizer.step()
-    for name, indices in result.mined.items():
+    videos = parallel.gathered(inputs.videos)
+    mined = {name: parallel.gathered(indices) for name, indices in result.mined.items()}
+    for name, indices in mined.items():
         figures[f"pmr_{name}"] = trainer.meter.update(name, indices, videos, entries)
     figures["seconds"] = time.perf_counter() - began
     facts = {"step": step, "phase": phase.name, "epoch": moment.epoch}
     log.step(facts, figures)
     if moment.ends_epoch:
         log.epoch(facts, trainer.meter.summary())
-        log.mined(
-            facts, videos, {name: mined_videos(indices, entries) for name, indices in result.mined.items()}
-        )
+        log.mined(facts, videos, {name: mined_videos(indices, entries) for name, indices in mined.items()})
         trainer.meter.reset()
     return figures
+
+
+def _inputs(trainer: Trainer, batch: Batch, step: int) -> tuple[Inputs, torch.Generator]:
+    """This rank's augmented share of the batch, and the generator of its further draws."""
+    config, rank = trainer.config, parallel.rank()
+    own = (config.seed, 2, step, rank) if rank else (config.seed, 2, step)
+    generator = torch.Generator().manual_seed(int(np.random.SeedSequence(own).generate_state(1)[0]))
+    clips = augmented(batch, trainer.dataset.views, config.augment, generator, trainer.device)
+    videos = batch["video"].to(trainer.device)
+    common = int(np.random.SeedSequence((config.seed, 4, step)).generate_state(1)[0])
+    return Inputs(clips, trainer.sources[videos], videos, common), generator
 
 
 def learning_rate(optim: Optim, phase: Phase, moment: Moment) -> float:
@@ -224,16 +253,14 @@ def config_of(run: Path) -> TrainConfig:
     return from_json(path.read_text())
 
 
-def _claim(run: Path, config: TrainConfig, resume: bool) -> dict[str, Any] | None:
-    """Makes the run's folder, or reads its checkpoint; refuses to mix two runs."""
+def _refuse_another(run: Path, config: TrainConfig, resume: bool) -> dict[str, Any] | None:
+    """The checkpoint to go on from, if there is one; refuses to mix two runs."""
     known = (run / "config.json").is_file()
     if not resume:
         if known:
             raise TrainError(
                 f"out: {run} holds a run already; continue it with --resume {run}, or give another --out"
             )
-        config.check()
-        write_atomically(run / "config.json", to_json(config).encode())
         return None
     if not known:
         raise TrainError(f"resume: {run} holds no run (no config.json)")

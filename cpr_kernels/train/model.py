@@ -4,19 +4,50 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from .. import MultiViewQueue, Schedule, ema_update_, mil_nce
+from .compute import autocast
 from .config import SIBLINGS, TrainConfig
+from .parallel import averaged, buffers_of_first_rank, shuffled, unsynchronised
 from .plan import Phase
 from .quality import mine
 from .views import chosen
 
-Clips = dict[str, Tensor]  # {view: [2, B, ...]}, the two clips of each video, as `View.augmented` gives them
+Clips = dict[str, Tensor]
 
 CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}  # by dimensions
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """A batch, augmented, or this rank's share of it.
+
+    clips: {view: [2, B, ...]}, the two clips of each video, as `View.augmented` gives them. sources, videos: [B]
+    int64; entries of the queue with a clip's source are its siblings. seed: the same on all ranks, another each step.
+    """
+
+    clips: Clips
+    sources: Tensor
+    videos: Tensor
+    seed: int = 0
+
+    def split(self, parts: int) -> list[Inputs]:
+        """So many parts of about one size, in order."""
+        rows = torch.arange(len(self.sources)).tensor_split(min(parts, len(self.sources)))
+        if len(rows) == 1:
+            return [self]
+        return [
+            Inputs(
+                {view: clips[:, some[0] : some[-1] + 1] for view, clips in self.clips.items()},
+                self.sources[some[0] : some[-1] + 1], self.videos[some[0] : some[-1] + 1], self.seed + number,
+            )
+            for number, some in enumerate(rows)
+        ]  # fmt: skip
 
 
 @dataclass
@@ -41,16 +72,21 @@ class MultiViewModel(nn.Module):
         self.online = nn.ModuleDict(encoders)
         self.momentum = nn.ModuleDict({view: copy.deepcopy(encoder) for view, encoder in encoders.items()})
         self.momentum.requires_grad_(False)
+        self.parallel: dict[str, nn.Module] = {}  # the trained encoders, averaging gradients over ranks
         self.queue = MultiViewQueue(dict.fromkeys(encoders, config.embedding), config.queue)
         self.register_buffer("classes", classes, persistent=False)
         for parameter in self.parameters():
             if parameter.dim() in CHANNELS_LAST:
                 parameter.data = parameter.data.to(memory_format=CHANNELS_LAST[parameter.dim()])
+        if config.compile:
+            for encoder in (*self.online.values(), *self.momentum.values()):
+                encoder.compile()
 
     def start_phase(self, phase: Phase) -> None:
         """Momentum encoders restart from the online ones; the queue is emptied: its keys came from other
         encoders.
         """
+        buffers_of_first_rank(self.online)
         for view in self.online:
             self.momentum[view].load_state_dict(self.online[view].state_dict())
         self.queue.ids.fill_(-1)
@@ -67,21 +103,32 @@ class MultiViewModel(nn.Module):
             trained = view in phase.train
             self.online[view].train(trained).requires_grad_(trained)
             self.momentum[view].train(trained)
+        self.parallel = {view: averaged(self.online[view]) for view in phase.train}
+
+    def encode(self, encoder: nn.Module, clips: Tensor) -> Tensor:
+        """L2-normalised embeddings [B, D], float32 whatever the convolutions run in."""
+        amp = self.config.amp
+        with autocast(clips.device, amp):
+            embeddings: Tensor = encoder(channels_last(clips))
+        return embeddings if amp == "off" else functional.normalize(embeddings.float(), dim=1)
 
     @torch.no_grad()
-    def keys(self, clips: Clips, phase: Phase) -> dict[str, Tensor]:
+    def keys(self, inputs: Inputs, phase: Phase) -> dict[str, Tensor]:
         """{view: [B, D]} of the second clips: momentum encoders for trained views, the frozen encoders for
         the others.
         """
         keys = {}
         for view in self.online:
-            encoder = self.momentum[view] if view in phase.train else self.online[view]
-            keys[view] = encoder(channels_last(clips[view][1]))
+            clips = inputs.clips[view][1]
+            if view in phase.train:
+                keys[view] = shuffled(partial(self.encode, self.momentum[view]), clips, inputs.seed)
+            else:
+                keys[view] = self.encode(self.online[view], clips)
         return keys
 
     @torch.no_grad()
     def anchors(
-        self, clips: Clips, keys: dict[str, Tensor], queries: dict[str, Tensor], phase: Phase
+        self, inputs: Inputs, keys: dict[str, Tensor], queries: dict[str, Tensor], phase: Phase
     ) -> dict[str, Tensor]:
         """{view: [B, D]}: what stands for each clip while mining, as `mining.query` and `frozen_query` say."""
         anchors, mining = dict(keys), self.config.mining
@@ -89,54 +136,79 @@ class MultiViewModel(nn.Module):
             anchors.update({view: query.detach() for view, query in queries.items()})
         if mining.frozen_query == "online" and phase.schedule:
             frozen = [view for view in self.online if view not in phase.train]
-            anchors.update({view: self.online[view](channels_last(clips[view][0])) for view in frozen})
+            anchors.update({view: self.encode(self.online[view], inputs.clips[view][0]) for view in frozen})
         return anchors
 
-    def fill_step(self, clips: Clips, sources: Tensor, videos: Tensor, phase: Phase) -> None:
+    def fill_step(self, inputs: Inputs, phase: Phase) -> None:
         """Only adds this batch's keys to the queue."""
-        self.queue.enqueue(self.keys(clips, phase), sources, labels=videos)
+        self.queue.enqueue(self.keys(inputs, phase), inputs.sources, labels=inputs.videos)
 
     def train_step(
-        self, clips: Clips, sources: Tensor, videos: Tensor, phase: Phase, measured: dict[str, Schedule],
-        use_own: Tensor | None,
-    ) -> StepResult:  # fmt: skip
+        self, inputs: Inputs, phase: Phase, measured: dict[str, Schedule], use_own: Tensor | None
+    ) -> StepResult:
         """Losses of a batch with their gradients, and what was mined; then its keys enter the queue.
 
-        sources, videos: [B] int64; entries with a clip's source are its siblings. `measured` are further
-        schedules to mine with, for the figures. `use_own` [B] bool: see `mil_nce`.
+        `measured` are further schedules to mine with, for the figures. `use_own` [B] bool: see `mil_nce`. With
+        `optim.accumulate` the batch goes through the encoders in that many parts; all see the same queue.
         """
-        config = self.config
         for view in phase.train:
-            ema_update_(self.online[view], self.momentum[view], config.optim.momentum)
-        keys = self.keys(clips, phase)
-        queries = {view: self.online[view](channels_last(clips[view][0])) for view in phase.train}
-        anchors = self.anchors(clips, keys, queries, phase)
+            ema_update_(self.online[view], self.momentum[view], self.config.optim.momentum)
+        parts = inputs.split(self.config.optim.accumulate)
+        results, all_keys, row = [], [], 0
+        for number, part in enumerate(parts):
+            own = None if use_own is None else use_own[row : row + len(part.sources)]
+            row += len(part.sources)
+            waiting = list(self.parallel.values()) if number < len(parts) - 1 else []
+            with unsynchronised(waiting):
+                result, keys = self._part_step(
+                    part, phase, measured, own, len(part.sources) / len(inputs.sources)
+                )
+            results.append(result)
+            all_keys.append(keys)
+        whole = {view: torch.cat([keys[view] for keys in all_keys]) for view in self.online}
+        self.queue.enqueue(whole, inputs.sources, labels=inputs.videos)
+        return StepResult(
+            {view: torch.stack([result.losses[view] for result in results]).sum() for view in phase.train},
+            {name: torch.cat([result.mined[name] for result in results]) for name in results[0].mined},
+        )
+
+    def _part_step(
+        self,
+        inputs: Inputs,
+        phase: Phase,
+        measured: dict[str, Schedule],
+        use_own: Tensor | None,
+        share: float,
+    ) -> tuple[StepResult, dict[str, Tensor]]:
+        """Losses, times the part's share of the batch, and their gradients; what was mined; the keys."""
+        keys = self.keys(inputs, phase)
+        queries = {view: self.encode(self.parallel[view], inputs.clips[view][0]) for view in phase.train}
+        anchors = self.anchors(inputs, keys, queries, phase)
         schedules = {**({"mined": phase.schedule} if phase.schedule else {}), **measured}
-        mined = mine(anchors, self.queue, schedules, sources)
-        nothing = torch.empty(len(sources), 0, dtype=torch.int64, device=sources.device)
-        siblings, query_ids, key_ids = self._relations(sources, videos, phase)
+        mined = mine(anchors, self.queue, schedules, inputs.sources)
+        nothing = torch.empty(len(inputs.sources), 0, dtype=torch.int64, device=inputs.sources.device)
+        siblings, query_ids, key_ids = self._relations(inputs, phase)
         losses = {
-            view: mil_nce(
+            view: share * mil_nce(
                 query, keys[view], self.queue.views[view], mined.get("mined", nothing),
-                config.optim.temperature, query_ids=query_ids, key_ids=key_ids, use_own=use_own,
+                self.config.optim.temperature, query_ids=query_ids, key_ids=key_ids, use_own=use_own,
                 siblings=SIBLINGS[siblings],
             )
             for view, query in queries.items()
         }  # fmt: skip
         torch.stack(list(losses.values())).sum().backward()
-        self.queue.enqueue(keys, sources, labels=videos)
-        return StepResult({view: loss.detach() for view, loss in losses.items()}, mined)
+        return StepResult({view: loss.detach() for view, loss in losses.items()}, mined), keys
 
-    def _relations(self, sources: Tensor, videos: Tensor, phase: Phase) -> tuple[str, Tensor, Tensor]:
+    def _relations(self, inputs: Inputs, phase: Phase) -> tuple[str, Tensor, Tensor]:
         """The loss's rule for entries with a clip's id, and the ids [B] and [N]: sources, or classes where
         labels are the positives.
         """
         if phase.supervised:
             held = self.queue.labels  # the video of each entry
-            return "positive", self.classes[videos], torch.where(held >= 0, self.classes[held], -1)
+            return "positive", self.classes[inputs.videos], torch.where(held >= 0, self.classes[held], -1)
         mining = self.config.mining
         rule = mining.siblings if phase.schedule else mining.infonce_siblings
-        return rule, sources, self.queue.ids
+        return rule, inputs.sources, self.queue.ids
 
 
 def channels_last(tensor: Tensor) -> Tensor:

@@ -30,7 +30,7 @@ def console() -> Console:
     return Console(file=sys.stderr, highlight=False, soft_wrap=True)
 
 
-def progress_bar() -> Progress:
+def progress_bar(shown: bool = True) -> Progress:
     """A bar with count, time spent and time left; `status` of a task is free text at its end."""
     return Progress(
         TextColumn("{task.description}"),
@@ -41,6 +41,7 @@ def progress_bar() -> Progress:
         TimeRemainingColumn(),
         _Status(),
         console=console(),
+        disable=not shown,
     )
 
 

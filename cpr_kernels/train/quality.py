@@ -37,8 +37,7 @@ class MiningMeter:
         counted = torch.where(is_train, self.class_of, -1)
         self.pmr = {name: PositiveMiningRecall().to(device) for name in names}
         self.cmr = {name: ClassMiningRecall(counted).to(device) for name in names}
-        for metric in (*self.pmr.values(), *self.cmr.values()):
-            metric.persistent(True)
+        self.first = {name: PositiveMiningRecall().to(device) for name in names}
 
     def update(self, name: str, indices: Tensor, videos: Tensor, entries: Tensor) -> float:
         """Adds a step: mined [B, k], the queries' videos [B], the entries' videos [N]; returns the step's
@@ -48,18 +47,22 @@ class MiningMeter:
         query_labels = self.class_of[videos]
         before = (self.pmr[name].hits.clone(), self.pmr[name].mined.clone())
         self.pmr[name].update(indices, query_labels, key_labels)
+        self.first[name].update(indices[:, :1], query_labels, key_labels)
         self.cmr[name].update(indices, query_labels, key_labels, entries)
         hits, mined = self.pmr[name].hits - before[0], self.pmr[name].mined - before[1]
         return float(hits / mined) if mined else float("nan")
 
     def summary(self) -> dict[str, dict[str, object]]:
-        """{name: PMR, median CMR and CMR per class} of what was mined since the last reset."""
+        """{name: PMR, R@1 (PMR of the best pick), median CMR and CMR per class} of what was mined since the last
+        reset.
+        """
         result: dict[str, dict[str, object]] = {}
         for name in self.pmr:
             if int(self.pmr[name].mined):
                 per_class = self.cmr[name].per_class()
                 result[name] = {
                     "pmr": float(self.pmr[name].hits / self.pmr[name].mined),
+                    "r1": float(self.first[name].hits / self.first[name].mined),
                     "cmr_median": median_recall(per_class),
                     "cmr": {self.classes[label]: recall for label, recall in per_class.items()},
                 }
@@ -67,13 +70,19 @@ class MiningMeter:
 
     def reset(self) -> None:
         """Starts the next epoch."""
-        for metric in (*self.pmr.values(), *self.cmr.values()):
+        for metric in (*self.pmr.values(), *self.first.values(), *self.cmr.values()):
             metric.reset()
 
     def state_dict(self) -> dict[str, dict[str, Tensor]]:
         """The counts so far, so that an epoch can be resumed in its middle."""
         return {
-            name: {"hits": self.pmr[name].hits, "mined": self.pmr[name].mined, "found": self.cmr[name].found}
+            name: {
+                "hits": self.pmr[name].hits,
+                "mined": self.pmr[name].mined,
+                "found": self.cmr[name].found,
+                "first_hits": self.first[name].hits,
+                "first_mined": self.first[name].mined,
+            }
             for name in self.pmr
         }
 
@@ -83,6 +92,8 @@ class MiningMeter:
             self.pmr[name].hits.copy_(counts["hits"])
             self.pmr[name].mined.copy_(counts["mined"])
             self.cmr[name].found.copy_(counts["found"])
+            self.first[name].hits.copy_(counts["first_hits"])
+            self.first[name].mined.copy_(counts["first_mined"])
 
 
 def mine(

@@ -1,0 +1,161 @@
+"""Two processes hold one run: same queue, same weights; and parts of a batch, bfloat16 and compilation."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from train_sets import tiny
+
+from cpr_kernels.train import TrainError, parallel
+from cpr_kernels.train.checkpoint import load
+from cpr_kernels.train.config import Mining, Optim, TrainConfig, to_json
+from cpr_kernels.train.logs import read_lines
+from cpr_kernels.train.loop import _batches, _inputs, build
+from cpr_kernels.train.model import MultiViewModel
+from cpr_kernels.train.quality import rival_schedules
+
+pytest_plugins = ["train_fixtures"]
+
+ROOT = Path(__file__).parents[1]
+WORKER = """
+import sys, torch
+import torch.distributed as dist
+from pathlib import Path
+from cpr_kernels.train import parallel
+from cpr_kernels.train.config import from_json
+from cpr_kernels.train.loop import pretrain
+import cpr_kernels.train.loop as loop
+from cpr_kernels.train.checkpoint import save
+
+out = Path(sys.argv[1])
+kept = loop._keep
+def keep(trainer, moment, step, log, writes):
+    save(out / f"rank{parallel.rank()}-{step}.pt", {"model": trainer.model.state_dict()})
+    kept(trainer, moment, step, log, writes)
+loop._keep = keep
+pretrain(from_json((out / "wanted.json").read_text()))
+with parallel.process_group("cpu"):  # clips that all differ come back in their places
+    clips = torch.arange(4.0)[:, None] + 10 * parallel.rank()
+    seen = []
+    keys = parallel.shuffled(lambda some: seen.append(some) or some * 2, clips, seed=3)
+    assert torch.equal(keys, 2 * clips)
+    save(out / f"seen{parallel.rank()}.pt", {"seen": seen[0]})
+    odd = torch.nn.Linear(1, 1)
+    torch.nn.init.constant_(odd.weight, parallel.rank())
+    try:
+        parallel.check_same({"odd layer": odd}, torch.device("cpu"))
+    except parallel.TrainError as error:
+        assert "the odd layer differs" in str(error)
+    else:
+        raise AssertionError("ranks that differ must be noticed")
+"""
+
+
+@pytest.fixture(scope="module")
+def two_ranks(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of two processes under torchrun, each rank's state kept beside it."""
+    out = tmp_path_factory.mktemp("two")
+    config = tiny(data, out / "run", infonce_epochs=1, queue=24, optim=Optim(momentum=0.9, accumulate=2))
+    (out / "wanted.json").write_text(to_json(config))
+    (out / "worker.py").write_text(WORKER)
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    ran = subprocess.run(
+        [*command, str(out / "worker.py"), str(out)], env=environment, capture_output=True, text=True, timeout=150
+    )
+    assert ran.returncode == 0, ran.stderr[-3000:]
+    return out
+
+
+def test_ranks_hold_the_same_queue_and_weights(two_ranks: Path) -> None:
+    steps = sorted(int(path.stem.split("-")[1]) for path in two_ranks.glob("rank0-*.pt"))
+    assert len(steps) == 3  # InfoNCE, RGB, flow: an epoch each
+    for step in steps:
+        first, second = (load(two_ranks / f"rank{rank}-{step}.pt")["model"] for rank in range(2))
+        own = {
+            name for name in first if "running" in name or "num_batches" in name
+        }  # batch norm sees its rank's
+        differ = [name for name in first if name not in own and not torch.equal(first[name], second[name])]
+        assert differ == [] and int(first["queue.count"]) == 24
+    lines = read_lines(two_ranks / "run" / "log.jsonl")
+    epochs = [line for line in lines if line["kind"] == "epoch"]
+    assert [line["phase"] for line in epochs] == ["infonce", "cycle1-rgb", "cycle1-flow"]
+    mined = read_lines(two_ranks / "run" / "mined.jsonl")[-1]
+    assert len(mined["videos"]) == 12 == len(set(mined["videos"]))  # both ranks' halves of the batch
+    assert load(two_ranks / "run" / "checkpoint.pt")["step"] == steps[-1] + 1
+
+
+def test_keys_are_encoded_in_random_company(two_ranks: Path) -> None:
+    seen = [load(two_ranks / f"seen{rank}.pt")["seen"][:, 0].tolist() for rank in range(2)]
+    assert sorted(seen[0] + seen[1]) == [0, 1, 2, 3, 10, 11, 12, 13]
+    assert any(value >= 10 for value in seen[0])
+
+
+def test_one_process_is_left_alone() -> None:
+    assert parallel.world() == 1 and parallel.rank() == 0 and parallel.share_of(7) == 7
+    module, rows = torch.nn.Linear(2, 2), torch.rand(3, 2)
+    assert parallel.averaged(module) is module and parallel.gathered(rows) is rows
+    assert torch.equal(parallel.shuffled(module, rows, 0), module(rows))
+
+
+def one_step(config: TrainConfig) -> tuple[MultiViewModel, Any]:
+    """Gradients and result of one step with a full queue, batch norm held still."""
+    trainer = build(replace(config, infonce_epochs=0))
+    model, phase = trainer.model, trainer.plan[0]
+    model.start_phase(phase)
+    batches = _batches(trainer, 0, 3)
+    for step in range(2):
+        model.fill_step(_inputs(trainer, next(batches), step)[0], phase)
+    model.eval()
+    measured = rival_schedules(config.views, 2)
+    return model, model.train_step(_inputs(trainer, next(batches), 2)[0], phase, measured, None)
+
+
+def test_a_batch_in_parts_is_the_batch(data: Path, tmp_path: Path) -> None:
+    config = tiny(data, tmp_path, mining=Mining(stages=3, topk=2, query="online", frozen_query="online"))
+    (whole, one), (parts, several) = (
+        one_step(replace(config, optim=replace(config.optim, accumulate=n))) for n in (1, 5)
+    )
+    assert torch.allclose(one.losses["rgb"], several.losses["rgb"], rtol=1e-5)
+    assert one.mined.keys() == several.mined.keys() and one.mined["mined"].shape == (12, 2)
+    assert all(torch.equal(one.mined[name], several.mined[name]) for name in one.mined)
+    for a, b in zip(whole.online["rgb"].parameters(), parts.online["rgb"].parameters()):
+        assert torch.allclose(a.grad, b.grad, rtol=1e-3, atol=1e-5)
+    assert torch.allclose(whole.queue.views["flow"], parts.queue.views["flow"], atol=1e-5)
+    assert torch.equal(whole.queue.ids, parts.queue.ids)
+
+
+def test_bfloat16_keeps_queue_loss_and_weights_in_float32(data: Path, tmp_path: Path) -> None:
+    (_, exact), (model, rough) = (one_step(tiny(data, tmp_path, amp=amp)) for amp in ("off", "bf16"))
+    assert rough.losses["rgb"].dtype == torch.float32
+    assert float(rough.losses["rgb"]) == pytest.approx(float(exact.losses["rgb"]), rel=0.1)
+    assert float(rough.losses["rgb"]) != float(exact.losses["rgb"])
+    norms = model.queue.views["rgb"].norm(dim=1)
+    assert torch.allclose(norms, torch.ones_like(norms), atol=1e-5)
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
+
+
+def test_encoders_can_be_compiled(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Compiled in place: names stay, so checkpoints fit either way. Eager stands in for the slow compiler."""
+    plain = torch.nn.Module.compile
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self: plain(self, backend="eager"))
+    (one, a), (two, b) = (one_step(tiny(data, tmp_path, compile=compiled)) for compiled in (False, True))
+    assert two.state_dict().keys() == one.state_dict().keys()
+    assert torch.allclose(a.losses["rgb"], b.losses["rgb"], rtol=1e-5)
+
+
+def test_batches_that_do_not_divide_are_refused(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(TrainError, match="7 parts of a batch of 12 hold fewer than 2 videos each"):
+        tiny(data, tmp_path, optim=Optim(accumulate=7)).check()
+    monkeypatch.setattr(parallel, "world", lambda: 5)
+    with pytest.raises(TrainError, match="12 videos do not divide among 5 processes"):
+        build(tiny(data, tmp_path))
