@@ -68,7 +68,11 @@ def two_ranks(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     ran = subprocess.run(
-        [*command, str(out / "worker.py"), str(out)], env=environment, capture_output=True, text=True, timeout=150
+        [*command, str(out / "worker.py"), str(out)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=150,
     )
     assert ran.returncode == 0, ran.stderr[-3000:]
     return out
