@@ -35,6 +35,7 @@ from .mining import (
 )
 from .momentum import ema_update_
 from .queue import MultiViewQueue
+from .sharded_queue import ShardedMultiViewQueue, reshard
 
 __version__ = "0.1.0"
 
@@ -47,6 +48,7 @@ __all__ = [
     "RebuildPolicy",
     "Schedule",
     "SearchSettings",
+    "ShardedMultiViewQueue",
     "Stage",
     "cascade_rerank",
     "cascade_topk",
@@ -61,6 +63,7 @@ __all__ = [
     "oracle_schedule",
     "parse_schedule",
     "positive_mining_recall",
+    "reshard",
     "retrieval_recall_at_k",
 ]
 

@@ -22,6 +22,8 @@ Masks: TypeAlias = tuple[Address, ...]
 Swept: TypeAlias = tuple[Address, ...]
 # query ids, key ids, exclude, its stride
 CascadeMasks: TypeAlias = tuple[Address, Address, Address, int]
+# scores, index, length, queries, rows, pitch
+Lists: TypeAlias = tuple[Address, Address, Address, int, int, int]
 # indices, scores
 Mined: TypeAlias = tuple[Address, Address]
 
@@ -44,6 +46,15 @@ def mil_nce_keys_gradient(
     grad_keys: Address, /,
 ) -> None: ...  # fmt: skip
 def enqueue(columns: Columns, size: int, batch: int, pointer: Address, count: Address, /) -> None: ...
+def collect_entries(
+    views: Views, dtype: int, num_keys: int, weights: Sequence[float], masks: CascadeMasks, lists: Lists,
+    threads: int, /,
+) -> None: ...  # fmt: skip
+def count_digits(
+    lists: Lists, row: int, prefix: Address, digit: tuple[int, int, int], matching: tuple[Address, Address],
+    counts: Address, threads: int, /,
+) -> None: ...  # fmt: skip
+def keep_above(lists: Lists, row: int, cut: Address, ties: Address, threads: int, /) -> None: ...
 def sampled_keys(num_keys: int, /) -> list[int]: ...
 def cpu_isas() -> list[str]: ...
 def cpu_isa() -> str: ...

@@ -29,7 +29,11 @@ def choose(table: Sequence[Any], call: Any, name: str = "auto") -> Any:
         ValueError: a name that is not in the table, or a named backend that cannot run this call.
     """
     if name == "auto":
-        return next(backend for backend in table if backend.why_not(call) is None)
+        able = next((backend for backend in table if backend.why_not(call) is None), None)
+        if able is None:
+            why = "; ".join(f"{name}: {reason}" for name, reason in reasons(table, call))
+            raise ValueError(f"no backend can run this call: {why}")
+        return able
     for backend in table:
         if name == backend.NAME:
             reason = backend.why_not(call)
@@ -48,7 +52,7 @@ def reasons(table: Sequence[Any], call: Any) -> list[Choice]:
 def as_text(op: str, choices: Sequence[Choice]) -> str:
     """The table of reasons, one line a backend; the one that `auto` takes is marked."""
     width = max(len(choice.backend) for choice in choices)
-    taken = next(choice.backend for choice in choices if choice.reason is None)
+    taken = next((choice.backend for choice in choices if choice.reason is None), None)
     lines = [op]
     for name, reason in choices:
         mark = "->" if name == taken else "  "

@@ -7,7 +7,7 @@ from typing import Any
 
 from . import losses, mining
 from .backends import Choice, as_text, reasons
-from .checks import check_cascade, check_loss, check_rerank
+from .checks import check_loss, check_rerank
 
 
 def explain(op: Callable[..., Any], *args: Any, **kwargs: Any) -> list[Choice]:
@@ -33,7 +33,7 @@ def explain(op: Callable[..., Any], *args: Any, **kwargs: Any) -> list[Choice]:
     kwargs.pop("backend", None)
     if op is mining.cascade_topk:
         cascade = mining.as_call(*args, **kwargs)
-        check_cascade(cascade)
+        mining.check_call(cascade)
         choices = reasons(mining.BACKENDS, cascade)
     elif op is mining.cascade_rerank:
         rerank = mining.as_rerank_call(*args, **kwargs)

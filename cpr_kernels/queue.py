@@ -23,6 +23,58 @@ def gathered(columns: list[Tensor]) -> list[Tensor]:
     return whole
 
 
+def check_columns(owner: str, views: Mapping[str, int], size: int, dtype: torch.dtype) -> tuple[str, ...]:
+    """The names of a queue's views, once views, size and dtype make sense.
+
+    Raises:
+        ValueError: naming the argument, what was expected and what came.
+    """
+    if not views:
+        raise ValueError(f"{owner}: views is empty; give {{name: D}} for each view")
+    if size < 1:
+        raise ValueError(f"{owner}: size must be >= 1, got {size}")
+    if dtype not in (torch.float32, torch.bfloat16, torch.float16):
+        raise ValueError(f"{owner}: dtype must be float32, bfloat16 or float16, got {dtype}")
+    for name, dim in views.items():
+        if dim < 1:
+            raise ValueError(f"{owner}: view {name!r} must have D >= 1, got {dim}")
+    return tuple(views)
+
+
+def check_rows(
+    views: Mapping[str, Tensor],
+    features: Mapping[str, Tensor],
+    ids: Tensor,
+    labels: Tensor | None,
+    device: torch.device,
+) -> list[Tensor]:
+    """A batch to enqueue, column by column: each view of the queue in order, ids, labels (-1 where unknown).
+
+    Raises:
+        ValueError: a missing or unknown view, or a wrong shape, dtype or device.
+    """
+    if set(features) != set(views):
+        raise ValueError(f"enqueue: features must hold the views {list(views)}, got {list(features)}")
+    first = features[next(iter(views))]
+    rows = first.shape[0] if first.dim() else 0
+    check_ids("enqueue", "ids", ids, rows, "row", device)
+    if labels is None:
+        labels = torch.full_like(ids, -1)
+    check_ids("enqueue", "labels", labels, rows, "row", device)
+    for name, buffer in views.items():
+        value = features[name]
+        if value.dim() != 2 or value.shape[0] != rows or value.shape[1] != buffer.shape[1]:
+            shape = f"[{rows}, {buffer.shape[1]}]"
+            raise ValueError(f"enqueue: features[{name!r}] must have shape {shape}, got {list(value.shape)}")
+        if value.device != buffer.device:
+            raise ValueError(
+                f"enqueue: features[{name!r}] is on {value.device}, the queue on {buffer.device}"
+            )
+        if value.is_complex():
+            raise ValueError(f"enqueue: features[{name!r}] must hold real numbers, got {value.dtype}")
+    return [*(features[name] for name in views), ids, labels]
+
+
 class MultiViewQueue(nn.Module):
     """A first-in first-out queue of N entries, each with one embedding per view, an id and a label.
 
@@ -64,17 +116,9 @@ class MultiViewQueue(nn.Module):
         device: torch.device | str | None = None,
     ) -> None:
         super().__init__()
-        if not views:
-            raise ValueError("MultiViewQueue: views is empty; give {name: D} for each view")
-        if size < 1:
-            raise ValueError(f"MultiViewQueue: size must be >= 1, got {size}")
-        if dtype not in (torch.float32, torch.bfloat16, torch.float16):
-            raise ValueError(f"MultiViewQueue: dtype must be float32, bfloat16 or float16, got {dtype}")
+        self._names = check_columns("MultiViewQueue", views, size, dtype)
         self.size = size
-        self._names = tuple(views)
         for name, dim in views.items():
-            if dim < 1:
-                raise ValueError(f"MultiViewQueue: view {name!r} must have D >= 1, got {dim}")
             self.register_buffer(f"view_{name}", torch.zeros(size, dim, dtype=dtype, device=device))
         self.register_buffer("ids", torch.full((size,), -1, dtype=torch.int64, device=device))
         self.register_buffer("labels", torch.full((size,), -1, dtype=torch.int64, device=device))
@@ -102,30 +146,8 @@ class MultiViewQueue(nn.Module):
         Raises:
             ValueError: a missing or unknown view, or a wrong shape, dtype or device.
         """
-        if set(features) != set(self._names):
-            raise ValueError(
-                f"enqueue: features must hold the views {list(self._names)}, got {list(features)}"
-            )
-        first = features[self._names[0]]
-        rows = first.shape[0] if first.dim() else 0
-        check_ids("enqueue", "ids", ids, rows, "row", self.ids.device)
-        if labels is None:
-            labels = torch.full_like(ids, -1)
-        check_ids("enqueue", "labels", labels, rows, "row", self.ids.device)
+        values = check_rows(self.views, features, ids, labels, self.ids.device)
         buffers = [*self.views.values(), self.ids, self.labels]
-        values = [*(features[name] for name in self._names), ids, labels]
-        for name, buffer, value in zip(self._names, buffers, values):
-            if value.dim() != 2 or value.shape[0] != rows or value.shape[1] != buffer.shape[1]:
-                shape = f"[{rows}, {buffer.shape[1]}]"
-                raise ValueError(
-                    f"enqueue: features[{name!r}] must have shape {shape}, got {list(value.shape)}"
-                )
-            if value.device != buffer.device:
-                raise ValueError(
-                    f"enqueue: features[{name!r}] is on {value.device}, the queue on {buffer.device}"
-                )
-            if value.is_complex():
-                raise ValueError(f"enqueue: features[{name!r}] must hold real numbers, got {value.dtype}")
         rows_of = [value.to(buffer.dtype) for value, buffer in zip(values, buffers)]
         torch.ops.cpr.enqueue_(buffers, self.pointer, self.count, gathered(rows_of))
 

@@ -91,6 +91,8 @@ def test_checks_metrics_momentum_and_queue_stay_below_the_ops():
         "metrics": {"mining", "streaming_metrics"},
         "momentum": set(),
         "queue": {"checks"},
+        "shards": set(),
+        "sharded_queue": {"checks", "queue", "shards"},
         "bank": {"checks", "queue"},
     }
     for name, rooms in allowed.items():

@@ -20,6 +20,8 @@ WIDE_SHARED_BYTES = 132_096  # ATTEND_SHARED_BYTES<256>
 def why_not(call: LossCall) -> str | None:
     """The native core serves CPU tensors, and CUDA tensors where its CUDA part was built, up to float32."""
     device = call.query.device
+    if call.sharded:
+        return call.sharded
     if device.type not in ("cpu", "cuda"):
         return f"there are no native kernels for {device.type} tensors"
     if call.query.dtype not in DTYPE_CODES:

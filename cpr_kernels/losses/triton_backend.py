@@ -17,6 +17,8 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 def why_not(call: LossCall) -> str | None:
     """Triton serves CUDA tensors where it is installed, up to float32."""
+    if call.sharded:
+        return call.sharded
     if call.query.dtype not in DTYPES:
         return f"the Triton kernels compute in float32, and {call.query.dtype} asks for more"
     if call.query.shape[1] > MAX_DIM:

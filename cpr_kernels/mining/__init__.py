@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias, cast
 
 import torch
 from torch import Tensor
 
+from ..backends import choose
 from ..calls import CascadeCall, RerankCall
-from . import faiss_backend, native, reference, triton_backend
+from ..checks import check_cascade
+from ..shards import ShardedKeys, refusals_told, shard_of
+from . import faiss_backend, native, reference, sharded, triton_backend
 from .faiss_index import FaissIndex, RebuildPolicy, SearchSettings, Staleness
 from .faiss_search import FaissRecall, faiss_recall
 from .schedule import Schedule, Stage, coclr_schedule, cpr_schedule, oracle_schedule, parse_schedule
@@ -34,9 +37,11 @@ __all__ = [
     "parse_schedule",
 ]
 
-# in order of preference; each has NAME, why_not(call), run(call). Behind the reference, which never refuses: only when
-# asked for
-BACKENDS = (native, triton_backend, reference, faiss_backend)
+Keys: TypeAlias = Mapping[str, Tensor] | Mapping[str, ShardedKeys]
+
+# in order of preference; each has NAME, why_not(call), run(call). Behind the reference, which refuses nothing but shards:
+# only when asked for
+BACKENDS = (native, triton_backend, sharded, reference, faiss_backend)
 RERANK_BACKENDS = (native, triton_backend, reference)  # likewise, with rerank(call)
 
 
@@ -58,7 +63,7 @@ class CascadeTrace(tuple[StageTrace, ...]):
 
 def as_call(
     queries: Mapping[str, Tensor],
-    keys: Mapping[str, Tensor],
+    keys: Keys,
     schedule: Schedule,
     query_ids: Tensor | None = None,
     key_ids: Tensor | None = None,
@@ -85,7 +90,7 @@ def as_call(
 
 def cascade_topk(
     queries: Mapping[str, Tensor],
-    keys: Mapping[str, Tensor],
+    keys: Keys,
     schedule: Schedule,
     *,
     query_ids: Tensor | None = None,
@@ -102,11 +107,13 @@ def cascade_topk(
 
     Args:
         queries: ``{view: [B, D_v]}``, float32, bfloat16 or float16, one dtype a call.
-        keys: ``{view: [N, D_v]}``, the queue.
+        keys: ``{view: [N, D_v]}``, the queue; or the `views` of a :class:`ShardedMultiViewQueue`, of which every
+            rank then calls this at the same time with queries of its own.
         schedule: a :class:`Schedule`, as made by :func:`cpr_schedule`, :func:`coclr_schedule`,
             :func:`oracle_schedule` or by hand.
         query_ids: [B] int64 source of each query; entries of the same source are never selected.
-        key_ids: [N] int64 source of each entry; a negative id is an empty slot, never selected.
+        key_ids: [N] int64 source of each entry; a negative id is an empty slot, never selected. Of a sharded
+            queue: of the entries that this rank holds.
         exclude: [B, N] bool; True is never selected. Prefer ids: this is the only B x N array involved.
         backend: ``"auto"``, or a name of :func:`explain`'s table; one that cannot run is an error. Or a
             :class:`FaissIndex` over these keys, which then proposes the survivors of stage 1.
@@ -118,31 +125,50 @@ def cascade_topk(
 
     Raises:
         ValueError: an argument that does not fit, named with what was expected and what came.
+        RuntimeError: of a sharded queue: a rank has ended, refused its arguments or makes another call.
     """
+    for key in keys.values():
+        if isinstance(key, ShardedKeys):
+            with refusals_told(key.shard, "cascade_topk"):
+                shard_of(keys.values(), "cascade_topk")  # raises where some views are not sharded
+                call = as_call(queries, keys, schedule, query_ids, key_ids, exclude)
+                check_call(call)
+                chosen = choose(BACKENDS, call, backend if isinstance(backend, str) else faiss_backend.NAME)
+            return chosen.run(call)
     if not isinstance(backend, str):
         masks = {"query_ids": query_ids, "key_ids": key_ids, "exclude": exclude}
-        return backend.cascade_topk(queries, keys, schedule, **masks)
+        return backend.cascade_topk(queries, cast(Mapping[str, Tensor], keys), schedule, **masks)
     call = as_call(queries, keys, schedule, query_ids, key_ids, exclude)
     if backend == "auto":
         return torch.ops.cpr.cascade_topk(*call)
     return torch.ops.cpr._cascade_topk_on(*call, backend=backend)
 
 
+def check_call(call: CascadeCall) -> None:
+    """Refuse what the op refuses, with ValueError; also where the keys are sharded."""
+    if call.sharded:
+        sharded.check(call)
+    else:
+        check_cascade(call)
+
+
 def as_rerank_call(
     queries: Mapping[str, Tensor],
-    keys: Mapping[str, Tensor],
+    keys: Keys,
     schedule: Schedule,
     candidates: Tensor,
     **masks: Tensor | None,
 ) -> RerankCall:
     """The op's arguments from named views; `masks` as :func:`cascade_topk`'s."""
     call = as_call(queries, keys, schedule, **masks)
+    if call.sharded:
+        raise ValueError(f"cascade_rerank: {call.sharded}; only cascade_topk and mil_nce read shards")
     return RerankCall(call.queries, call.keys, candidates, *call[2:])
 
 
 def cascade_rerank(
     queries: Mapping[str, Tensor],
-    keys: Mapping[str, Tensor],
+    keys: Keys,
     schedule: Schedule,
     candidates: Tensor,
     *,
@@ -184,7 +210,7 @@ def cascade_rerank(
 
 def cascade_trace(
     queries: Mapping[str, Tensor],
-    keys: Mapping[str, Tensor],
+    keys: Keys,
     schedule: Schedule,
     *,
     query_ids: Tensor | None = None,
@@ -199,6 +225,6 @@ def cascade_trace(
     traced = []
     for s in range(len(stages)):
         prefix = Schedule(stages[: s + 1])
-        call = as_call(queries, keys, prefix, query_ids, key_ids, exclude)
-        traced.append(StageTrace(stages[s], *torch.ops.cpr.cascade_topk(*call)))
+        mined = cascade_topk(queries, keys, prefix, query_ids=query_ids, key_ids=key_ids, exclude=exclude)
+        traced.append(StageTrace(stages[s], *mined))
     return CascadeTrace(traced)

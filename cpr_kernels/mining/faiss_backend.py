@@ -16,6 +16,8 @@ NAME = "faiss"
 def why_not(call: CascadeCall) -> str | None:
     """FAISS serves CPU tensors where it is installed and stage 1 keeps a small share of the queue."""
     device = call.queries[0].device
+    if call.sharded:
+        return call.sharded
     if importlib.util.find_spec("faiss") is None:
         return "FAISS is not installed; pip install 'cpr_kernels[faiss]'"
     if device.type != "cpu":

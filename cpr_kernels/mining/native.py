@@ -19,6 +19,8 @@ MAX_STAGES, MAX_VIEWS, MAX_ROWS = 32, 8, 8  # csrc/cuda: what fits a kernel's ar
 def why_not(call: CascadeCall | RerankCall) -> str | None:
     """The native core serves CPU tensors, and CUDA tensors where its CUDA part was built."""
     device = call.queries[0].device
+    if call.sharded:
+        return call.sharded
     if device.type == "cuda":
         if isinstance(call, RerankCall):
             return "the CUDA kernels do not rerank candidates yet"

@@ -13,6 +13,8 @@ MAX_KEYS = 2**30  # positions are 32-bit, with room for a block beyond the end
 
 def why_not(call: CascadeCall | RerankCall) -> str | None:
     """Triton serves CUDA tensors where it is installed."""
+    if call.sharded:
+        return call.sharded
     if call.keys[0].shape[0] > MAX_KEYS:
         return f"the Triton kernels count up to {MAX_KEYS} entries, and keys hold {call.keys[0].shape[0]}"
     if isinstance(call, RerankCall):

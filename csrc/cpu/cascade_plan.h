@@ -5,6 +5,7 @@
 #include "../cascade_rerank.h"
 #include "../cascade_topk.h"
 #include "../mil_nce.h"
+#include "../shard.h"
 
 namespace cpr {
 
@@ -59,6 +60,12 @@ struct RerankKernels {
 struct LossKernels {
   bool (*sweep)(const LossArgs&, const LossOut&);
   bool (*keys_gradient)(const LossArgs&, const float*, const float*, const float*, float*);
+};
+
+struct ShardKernels {
+  bool (*collect_entries)(const CascadeArgs&, const CascadePlan&, const EntryLists&);
+  void (*count_digits)(const EntryLists&, int, const DigitSearch&, int32_t*);
+  void (*keep_above)(const EntryLists&, int, const int32_t*, const int32_t*);
 };
 
 void sort_ranking_keys(uint64_t* keys, int64_t n);

@@ -17,12 +17,14 @@ namespace isa_generic {
 extern const CpuKernels kernels;
 extern const LossKernels loss_kernels;
 extern const RerankKernels rerank_kernels;
+extern const ShardKernels shard_kernels;
 }  // namespace isa_generic
 #ifdef CPR_HAS_avx2
 namespace isa_avx2 {
 extern const CpuKernels kernels;
 extern const LossKernels loss_kernels;
 extern const RerankKernels rerank_kernels;
+extern const ShardKernels shard_kernels;
 }  // namespace isa_avx2
 #endif
 #ifdef CPR_HAS_avx512
@@ -30,6 +32,7 @@ namespace isa_avx512 {
 extern const CpuKernels kernels;
 extern const LossKernels loss_kernels;
 extern const RerankKernels rerank_kernels;
+extern const ShardKernels shard_kernels;
 }  // namespace isa_avx512
 #endif
 
@@ -40,6 +43,7 @@ struct Isa {
   const CpuKernels* kernels;
   const LossKernels* losses;
   const RerankKernels* reranks;
+  const ShardKernels* shards;
 };
 
 // What this machine can run, best first.
@@ -49,15 +53,17 @@ std::vector<Isa> runnable() {
   if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
       __builtin_cpu_supports("bmi2"))
-    found.push_back({"avx512", &isa_avx512::kernels, &isa_avx512::loss_kernels, &isa_avx512::rerank_kernels});
+    found.push_back({"avx512", &isa_avx512::kernels, &isa_avx512::loss_kernels, &isa_avx512::rerank_kernels,
+                     &isa_avx512::shard_kernels});
 #endif
 #ifdef CPR_HAS_avx2
   if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi2") &&
       __builtin_cpu_supports("f16c"))
-    found.push_back({"avx2", &isa_avx2::kernels, &isa_avx2::loss_kernels, &isa_avx2::rerank_kernels});
+    found.push_back({"avx2", &isa_avx2::kernels, &isa_avx2::loss_kernels, &isa_avx2::rerank_kernels,
+                     &isa_avx2::shard_kernels});
 #endif
-  found.push_back(
-      {"generic", &isa_generic::kernels, &isa_generic::loss_kernels, &isa_generic::rerank_kernels});
+  found.push_back({"generic", &isa_generic::kernels, &isa_generic::loss_kernels, &isa_generic::rerank_kernels,
+                   &isa_generic::shard_kernels});
   return found;
 }
 
@@ -274,6 +280,21 @@ bool cascade_rerank_cpu(const RerankArgs& args) {
   plan_stages(args.cascade, store, plan);
   plan.list_capacity = args.num_candidates;
   return chosen().reranks->cascade_rerank(args, plan);
+}
+
+bool collect_entries_cpu(const CascadeArgs& args, const EntryLists& out) {
+  PlanStorage store;
+  CascadePlan plan{};
+  plan_stages(args, store, plan);
+  return chosen().shards->collect_entries(args, plan, out);
+}
+
+void count_digits_cpu(const EntryLists& lists, int row, const DigitSearch& search, int32_t* counts) {
+  chosen().shards->count_digits(lists, row, search, counts);
+}
+
+void keep_above_cpu(const EntryLists& lists, int row, const int32_t* cut, const int32_t* ties) {
+  chosen().shards->keep_above(lists, row, cut, ties);
 }
 
 bool mil_nce_sweep_cpu(const LossArgs& args, const LossOut& out) {

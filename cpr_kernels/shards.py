@@ -1,0 +1,254 @@
+"""A queue held in shares by the ranks of a `torch.distributed` group, and how the ranks talk about it."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+OPS = ("enqueue", "cascade_topk", "mil_nce", "mil_nce backward", "labels_at")  # what a call may be, by number
+_REFUSED, _OP, _ROWS, _FACTS, _FIELDS = 0, 1, 2, 3, 8  # columns of a greeting; facts fill the rest
+GREETING_BYTES = 8 * _FIELDS
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One rank's share of a queue of N entries: those with global index in [offset, offset + local).
+
+    Global indices are those of one queue that all entries were written to; rank r holds the `sizes[r]` entries
+    after those of the ranks below it.
+    """
+
+    sizes: tuple[int, ...]  # entries of each rank
+    rank: int
+    group: Any = None  # a ProcessGroup; None is the default group
+
+    @property
+    def world(self) -> int:
+        """Ranks that share the queue."""
+        return len(self.sizes)
+
+    @property
+    def offset(self) -> int:
+        """Global index of this rank's first entry."""
+        return sum(self.sizes[: self.rank])
+
+    @property
+    def local(self) -> int:
+        """Entries that this rank holds."""
+        return self.sizes[self.rank]
+
+    @property
+    def total(self) -> int:
+        """N, entries of all ranks."""
+        return sum(self.sizes)
+
+    def bounds(self) -> list[int]:
+        """Where each rank's entries begin, and N: [W + 1]."""
+        return [sum(self.sizes[:r]) for r in range(self.world + 1)]
+
+
+class ShardedKeys:
+    """One view of a sharded queue, given to `cascade_topk` or `mil_nce` as keys.
+
+    Attributes:
+        rows: [n, D], the entries that this rank holds; the buffer itself, not a copy.
+        shard: which entries of the queue they are.
+    """
+
+    def __init__(self, rows: Tensor, shard: Shard) -> None:
+        if rows.dim() != 2 or rows.shape[0] != shard.local:
+            raise ValueError(
+                f"ShardedKeys: rows must have shape [{shard.local}, D] on rank {shard.rank}, got {list(rows.shape)}"
+            )
+        self.rows = rows
+        self.shard = shard
+
+    @property
+    def shape(self) -> torch.Size:
+        """[N, D] of the whole queue."""
+        return torch.Size([self.shard.total, self.rows.shape[1]])
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the rows."""
+        return self.rows.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Of the rows."""
+        return self.rows.device
+
+    def dim(self) -> int:
+        """2, as of a matrix."""
+        return 2
+
+    def __repr__(self) -> str:
+        shard = self.shard
+        return (
+            f"ShardedKeys(entries {shard.offset} to {shard.offset + shard.local} of {shard.total}, "
+            f"D={self.rows.shape[1]}, rank {shard.rank} of {shard.world})"
+        )
+
+
+def shard_of(keys: Iterable[Any], op: str) -> Shard | None:
+    """The shard that all of `keys` are of; None where none of them is sharded.
+
+    Raises:
+        ValueError: some are sharded and some are not, or they are of different queues.
+    """
+    shards = [key.shard if isinstance(key, ShardedKeys) else None for key in keys]
+    if any(shard != shards[0] for shard in shards):
+        raise ValueError(f"{op}: the views of keys must all be of one sharded queue, or all be tensors")
+    return shards[0] if shards else None
+
+
+def why_not_sharded(keys: Any) -> str | None:
+    """Why a backend that sees this process alone cannot use the keys: they are a share of a queue."""
+    if not isinstance(keys, ShardedKeys):
+        return None
+    shard = keys.shard
+    return f"the keys are rank {shard.rank}'s share of a queue over {shard.world} ranks"
+
+
+def why_not_group(shard: Shard) -> str | None:
+    """Why the ranks cannot be reached: no group, one of another size, or one that carries no CPU tensors."""
+    if shard.world == 1:
+        return None
+    if not (dist.is_available() and dist.is_initialized()):
+        return f"the queue is shared by {shard.world} ranks, and no process group is up"
+    if dist.get_world_size(shard.group) != shard.world:
+        return f"the queue is shared by {shard.world} ranks, and the group has {dist.get_world_size(shard.group)}"
+    if "cpu" not in str(dist.get_backend_config(shard.group)):
+        return "the group carries no CPU tensors; make it with the gloo backend, or 'cpu:gloo,cuda:nccl'"
+    return None
+
+
+def fingerprint(*facts: Any) -> int:
+    """A number that is the same on all ranks where the facts are, as far as 32 bits can tell."""
+    return zlib.crc32(repr(facts).encode())
+
+
+def exchange(shard: Shard, outgoing: Sequence[Tensor], sizes: Sequence[int], what: str) -> list[Tensor]:
+    """Send `outgoing[r]` to rank r; returns what came from each: 1-d, `sizes[r]` elements of the same dtype.
+
+    Every message has a size that both sides know, so there is one collective and no size is ever sent.
+
+    Raises:
+        RuntimeError: a rank has ended, or did not take part within the group's timeout.
+    """
+    flat = [part.reshape(-1) for part in outgoing]
+    if shard.world == 1:
+        return flat
+    send = torch.cat(flat).view(torch.uint8)
+    width = outgoing[0].element_size()
+    received = torch.empty(sum(sizes) * width, dtype=torch.uint8, device=send.device)
+    try:
+        dist.all_to_all_single(
+            received,
+            send,
+            [n * width for n in sizes],
+            [part.numel() * width for part in flat],
+            group=shard.group,
+        )
+    except RuntimeError as error:
+        first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise RuntimeError(
+            f"{what}: rank {shard.rank} of {shard.world} lost the group: a rank has ended, or did not make this call "
+            f"within the group's timeout; restart the run from its last checkpoint ({first_line})"
+        ) from error
+    return list(received.view(outgoing[0].dtype).split(list(sizes)))
+
+
+def greet(shard: Shard, op: str, rows: int, facts: Sequence[tuple[str, int]]) -> list[int]:
+    """Make sure that all ranks make the same call; returns how many rows each brings.
+
+    Args:
+        shard: of the queue that the call is about.
+        op: one of `OPS`.
+        rows: of this rank's batch.
+        facts: up to five (name, number) that must be the same on all ranks.
+
+    Raises:
+        RuntimeError: a rank refused its arguments, makes another call, or a fact differs.
+    """
+    mine = [0, OPS.index(op), rows, *(number for _, number in facts)]
+    table = _greeting(shard, mine, op)
+    refused = [r for r in range(shard.world) if table[r][_REFUSED]]
+    if refused:
+        raise RuntimeError(
+            f"{op}: rank {refused[0]} refused its arguments, so no rank can go on; see its error"
+        )
+    for r, theirs in enumerate(table):
+        if theirs[_OP] != mine[_OP]:
+            raise RuntimeError(
+                f"{op}: rank {r} called {OPS[theirs[_OP]]} while rank {shard.rank} called {op}"
+            )
+        for i, (name, number) in enumerate(facts, start=_FACTS):
+            if theirs[i] != number:
+                raise RuntimeError(
+                    f"{op}: {name} of rank {r} is not that of rank {shard.rank}; all ranks must agree"
+                )
+    return [row[_ROWS] for row in table]
+
+
+def _greeting(shard: Shard, mine: list[int], op: str) -> list[list[int]]:
+    mine = mine + [0] * (_FIELDS - len(mine))
+    hello = torch.tensor(mine, dtype=torch.int64)
+    return [t.tolist() for t in exchange(shard, [hello] * shard.world, [_FIELDS] * shard.world, op)]
+
+
+@contextmanager
+def refusals_told(shard: Shard | None, op: str) -> Iterator[None]:
+    """A ValueError within is also told to the other ranks, which would wait for this one otherwise."""
+    try:
+        yield
+    except ValueError:
+        if shard is not None:
+            with suppress(RuntimeError):
+                _greeting(shard, [1, OPS.index(op)], op)
+        raise
+
+
+def gather_rows(shard: Shard, columns: Sequence[Tensor], rows: Sequence[int], what: str) -> list[Tensor]:
+    """Every rank's rows of each column, in rank order. One message a rank, whatever the dtypes.
+
+    Args:
+        shard: of the queue that the call is about.
+        columns: [B, ...] each, B the rows that this rank brings.
+        rows: how many each rank brings.
+        what: names the call in errors.
+    """
+    packed = pack_rows(columns)  # [B, bytes]
+    parts = exchange(shard, [packed] * shard.world, [n * packed.shape[1] for n in rows], what)
+    return unpack_rows(torch.cat(parts).view(-1, packed.shape[1]), columns)
+
+
+def pack_rows(columns: Sequence[Tensor]) -> Tensor:
+    """Rows of several columns as bytes: [B, bytes of a row]."""
+    count = columns[0].shape[0]
+    return torch.cat(
+        [c.detach().contiguous().view(torch.uint8).reshape(count, _row_bytes(c)) for c in columns], dim=1
+    )
+
+
+def unpack_rows(packed: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
+    """The columns again, with dtype and row shape of `like`."""
+    parts = packed.split([_row_bytes(c) for c in like], dim=1)
+    return [
+        part.clone(memory_format=torch.contiguous_format)
+        .view(-1)
+        .view(c.dtype)
+        .view(packed.shape[0], *c.shape[1:])
+        for part, c in zip(parts, like)
+    ]
+
+
+def _row_bytes(column: Tensor) -> int:
+    return column.element_size() * int(torch.Size(column.shape[1:]).numel())

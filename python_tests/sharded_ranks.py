@@ -1,0 +1,291 @@
+"""What each rank of test_sharded.py runs, in a process of its own: ``sharded_ranks.py FOLDER [RANK WORLD]``.
+
+Without rank and world it is under torchrun. A check that fails is reported, not raised, so that the ranks stay in step.
+"""
+
+from __future__ import annotations
+
+import datetime
+import os
+import sys
+import time
+import traceback
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from cases import SMALL_CASES, CascadeCase, few
+
+from cpr_kernels import (
+    MultiViewQueue,
+    ShardedMultiViewQueue,
+    cascade_rerank,
+    cascade_topk,
+    cpr_schedule,
+    explain,
+    reshard,
+)
+from cpr_kernels.calls import CascadeCall
+from cpr_kernels.mining import native, sharded
+from cpr_kernels.shards import Shard, ShardedKeys
+
+TWO = {"flow": 8, "rgb": 5}
+CASES = [
+    *SMALL_CASES,
+    CascadeCase("all rounds", 13, 3001, TWO, few(1500, 700, 300, 20), ids=True, empty_slots=True),
+    CascadeCase("long last stage", 5, 1500, TWO, few(1400, 900, 800)),
+    CascadeCase("few values", 7, 900, TWO, few(700, 400, 300, 9), high=1, exclude=0.3),
+    CascadeCase("paper", 6, 2048, {"flow": 128, "rgb": 128}, cpr_schedule(num_keys=2048)),
+]
+
+
+def uneven(total: int, world: int, turn: int = 0) -> list[int]:
+    """A total cut into very different shares, one of them empty where there are three or more."""
+    weights = (
+        [(i + turn) % world for i in range(world)]
+        if world > 2
+        else [1 + (i + turn) % 2 * 2 for i in range(2)]
+    )
+    shares = [total * w // sum(weights) for w in weights]
+    shares[shares.index(max(shares))] += total - sum(shares)
+    return shares
+
+
+def share(total: int, world: int, rank: int, turn: int = 0) -> tuple[slice, list[int]]:
+    """This rank's part of an uneven cut, and the cut."""
+    sizes = uneven(total, world, turn)
+    return slice(sum(sizes[:rank]), sum(sizes[: rank + 1])), sizes
+
+
+def shard_call(call: CascadeCall, rank: int, world: int, turn: int) -> tuple[CascadeCall, slice]:
+    """A rank's part of a call of one process: some of the queries, a share of the keys."""
+    here, sizes = share(call.keys[0].shape[0], world, rank, turn)
+    mine, _ = share(call.queries[0].shape[0], world, rank, turn + 1)
+    shard = Shard(tuple(sizes), rank)
+    part = call._replace(
+        queries=[q[mine] for q in call.queries],
+        keys=[ShardedKeys(k[here], shard) for k in call.keys],
+        query_ids=None if call.query_ids is None else call.query_ids[mine],
+        key_ids=None if call.key_ids is None else call.key_ids[here],
+        exclude=None if call.exclude is None else call.exclude[mine],
+    )
+    return part, mine
+
+
+def same_as_one_process(call: CascadeCall, rank: int, world: int, turn: int, name: str) -> None:
+    part, mine = shard_call(call, rank, world, turn)
+    sharded.check(part)
+    assert sharded.why_not(part) is None
+    got, expected = sharded.run(part), native.run(call)
+    assert torch.equal(got[0], expected[0][mine]), f"{name}: indices"
+    assert torch.equal(got[1], expected[1][mine]), f"{name}: scores"
+
+
+def check_integers_with_ties(rank: int, world: int, folder: Path) -> None:
+    for turn, case in enumerate(CASES):
+        same_as_one_process(case.call(), rank, world, turn, case.name)
+
+
+def check_real_values(rank: int, world: int, folder: Path) -> None:
+    g = torch.Generator().manual_seed(3)
+    schedule = ([1.0, 0.0, 0.3, 1.7, 0.0, 1.0, 1.0, 0.0], [2500, 1200, 400, 5])
+    for turn, dtype in enumerate((torch.float32, torch.bfloat16, torch.float16)):
+        queries, keys = ([torch.randn(n, d, generator=g).to(dtype) for d in (96, 200)] for n in (9, 5003))
+        ids = torch.randint(0, 99, (9,), generator=g), torch.randint(-1, 99, (5003,), generator=g)
+        call = CascadeCall(queries, keys, *schedule, *ids, None)
+        same_as_one_process(call, rank, world, turn, str(dtype))
+
+
+def check_little_memory(rank: int, world: int, folder: Path) -> None:
+    """Several sweeps of the keys, for a few queries each: nothing changes."""
+    before, sharded.WORKING_BYTES = sharded.WORKING_BYTES, 60_000
+    try:
+        for turn, case in enumerate(CASES[-4:]):
+            same_as_one_process(case.call(), rank, world, turn, case.name)
+    finally:
+        sharded.WORKING_BYTES = before
+
+
+def batch_of(step: int, rank: int, rows: int) -> tuple[dict[str, torch.Tensor], torch.Tensor, torch.Tensor]:
+    """What a rank brings at a step: any process can make it."""
+    g = torch.Generator().manual_seed(1000 * step + rank)
+    features = {
+        v: torch.nn.functional.normalize(torch.randn(rows, d, generator=g), dim=1) for v, d in TWO.items()
+    }
+    return features, torch.randint(0, 60, (rows,), generator=g), torch.randint(0, 5, (rows,), generator=g)
+
+
+def write_all(whole: MultiViewQueue, batches: list[tuple]) -> None:
+    """All ranks' batches into a whole queue, as one process would."""
+    features = [torch.cat([b[0][v] for b in batches]) for v in TWO]
+    rows = [*features, torch.cat([b[1] for b in batches]), torch.cat([b[2] for b in batches])]
+    columns = [*whole.views.values(), whole.ids, whole.labels]
+    torch.ops.cpr.enqueue_(columns, whole.pointer, whole.count, rows)
+
+
+def assert_part_of(queue: ShardedMultiViewQueue, whole: MultiViewQueue) -> None:
+    here = slice(queue.shard.offset, queue.shard.offset + queue.shard.local)
+    for view, keys in queue.views.items():
+        assert torch.equal(keys.rows, whole.views[view][here])
+    assert torch.equal(queue.ids, whole.ids[here]) and torch.equal(queue.labels, whole.labels[here])
+    assert queue.pointer == whole.pointer and queue.count == whole.count
+
+
+def grow(queue: ShardedMultiViewQueue, whole: MultiViewQueue, steps: range) -> None:
+    """Enqueue in both, ranks bringing different numbers of rows, at times none and at times more than fit."""
+    shard = queue.shard
+    for step in steps:
+        counts = [(7 * step + 5 * r) % 23 * (4 if step % 3 == 2 else 1) for r in range(shard.world)]
+        batches = [batch_of(step, r, n) for r, n in enumerate(counts)]
+        queue.enqueue(*batches[shard.rank])
+        write_all(whole, batches)
+        assert_part_of(queue, whole)
+
+
+def mines_alike(queue: ShardedMultiViewQueue, whole: MultiViewQueue) -> None:
+    features, ids, _ = batch_of(99, queue.shard.rank, 3)
+    schedule = few(70, 30, 5)
+    picks, scores = cascade_topk(features, queue.views, schedule, query_ids=ids, key_ids=queue.ids)
+    expected = cascade_topk(features, whole.views, schedule, query_ids=ids, key_ids=whole.ids)
+    assert torch.equal(picks, expected[0]) and torch.equal(scores, expected[1])
+    labels = torch.where(picks >= 0, whole.labels[picks], -1)
+    assert torch.equal(queue.labels_at(picks), labels)
+
+
+def check_the_queue_is_one_queue(rank: int, world: int, folder: Path) -> None:
+    for sizes in (None, uneven(101, world)):
+        queue, whole = ShardedMultiViewQueue(TWO, 101, sizes=sizes), MultiViewQueue(TWO, 101)
+        grow(queue, whole, range(3))
+        mines_alike(queue, whole)
+        grow(queue, whole, range(3, 8))
+        mines_alike(queue, whole)
+
+
+def check_other_world_sizes(rank: int, world: int, folder: Path) -> None:
+    """The states of all ranks go on in a group of one rank less, in another layout, and in a whole queue."""
+    queue, whole = ShardedMultiViewQueue(TWO, 50, sizes=uneven(50, world)), MultiViewQueue(TWO, 50)
+    grow(queue, whole, range(5))
+    torch.save(queue.state_dict(), folder / f"state{rank}.pt")
+    dist.barrier()
+    states = [torch.load(folder / f"state{r}.pt", mmap=True) for r in range(world)]
+    fewer = dist.new_group(list(range(world - 1)))
+    if rank < world - 1:
+        smaller = ShardedMultiViewQueue(TWO, 50, group=fewer)
+        try:
+            smaller.load_state_dict(states[rank])
+            raise AssertionError("a state of another world size was loaded")
+        except ValueError as error:
+            assert f"rank {rank}'s of {world}" in str(error) and "reshard(states, sizes, rank)" in str(error)
+        smaller.load_state_dict(reshard(states[::-1], smaller.shard.sizes, rank))
+        assert_part_of(smaller, whole)
+        if world > 2:
+            whole_too = MultiViewQueue(TWO, 50)
+            whole_too.load_state_dict(whole.state_dict())
+            grow(smaller, whole_too, range(5, 8))
+            mines_alike(smaller, whole_too)
+    resumed, again = ShardedMultiViewQueue(TWO, 50), MultiViewQueue(TWO, 50)
+    resumed.load_state_dict(reshard(states, resumed.shard.sizes, rank))
+    again.load_state_dict(reshard(states, None))
+    grow(resumed, whole, range(5, 8))
+    assert_part_of(resumed, whole)
+    again.load_state_dict(whole.state_dict())
+    resumed.load_state_dict(reshard([again.state_dict()], resumed.shard.sizes, rank))
+    assert_part_of(resumed, whole)
+
+
+def refused(call, kind: type, *words: str) -> None:
+    """The call raises `kind`, with all the words."""
+    try:
+        call()
+    except kind as error:
+        missing = [word for word in words if word not in str(error)]
+        assert not missing, f"{missing} not in: {error}"
+        return
+    raise AssertionError(f"nothing was raised; expected {words}")
+
+
+def check_disagreement_is_an_error_on_all_ranks(rank: int, world: int, folder: Path) -> None:
+    queue, schedule = ShardedMultiViewQueue(TWO, 40), few(20, 10, 5)
+    features, ids, _ = batch_of(0, rank, 2)
+
+    def mine(features=features, schedule=schedule, **more):
+        return cascade_topk(features, queue.views, schedule, key_ids=queue.ids, **more)
+
+    wrong = {v: f[:, 1:] for v, f in features.items()} if rank == 1 else features
+    if rank == 1:
+        refused(lambda: mine(wrong), ValueError, "queries[0] has D=7, but keys[0] has D=8")
+    else:
+        refused(lambda: mine(wrong), RuntimeError, "rank 1 refused its arguments")
+    mine()  # the group is as good as before
+    other = few(20, 10, 4) if rank == 1 else schedule
+    refused(lambda: mine(schedule=other), RuntimeError, "the schedule of rank")
+    asks = ids if rank == 0 else None
+    refused(lambda: mine(query_ids=asks), RuntimeError, "the choice of ids and exclude of rank")
+    if rank == 0:
+        refused(lambda: queue.enqueue(features, ids), RuntimeError, "rank 1 called cascade_topk")
+    else:
+        refused(mine, RuntimeError, "rank 0 called enqueue while")
+    half = {"flow": queue.views["flow"], "rgb": queue.views["rgb"].rows}
+    refused(lambda: cascade_topk(features, half, schedule), ValueError, "must all be of one sharded queue")
+    rerank = torch.zeros(2, 3).long()
+    refused(
+        lambda: cascade_rerank(features, queue.views, schedule, rerank), ValueError, "share of a queue over"
+    )
+    refused(lambda: mine(backend="native"), ValueError, f"rank {rank}'s share of a queue over {world} ranks")
+    if rank == 1:
+        queue.pointer += 1
+    refused(lambda: queue.enqueue(features, ids), RuntimeError, "the pointer of rank")
+
+
+def check_explain(rank: int, world: int, folder: Path) -> None:
+    queue = ShardedMultiViewQueue(TWO, 40)
+    features, _, _ = batch_of(0, rank, 2)
+    table = dict(explain(cascade_topk, features, queue.views, few(20, 5)))
+    assert table["sharded"] is None
+    assert all(f"share of a queue over {world} ranks" in table[name] for name in ("native", "reference"))
+    table = dict(explain(cascade_topk, features, MultiViewQueue(TWO, 40).views, few(20, 5)))
+    assert table["native"] is None and "not sharded" in table["sharded"]
+
+
+def check_a_lost_rank(rank: int, world: int, folder: Path) -> None:
+    """The last rank ends, or of four ranks never comes: the others say so, within the timeout."""
+    doomed = dist.new_group(timeout=datetime.timedelta(seconds=3))
+    queue = ShardedMultiViewQueue(TWO, 40, group=doomed)
+    features, _, _ = batch_of(0, rank, 2)
+    cascade_topk(features, queue.views, few(20, 5), key_ids=queue.ids)
+    if rank == world - 1:
+        if world == 4:
+            time.sleep(6)
+        return
+    started = time.monotonic()
+    words = (f"rank {rank} of {world} lost the group", "within the group's timeout")
+    refused(lambda: cascade_topk(features, queue.views, few(20, 5)), RuntimeError, *words)
+    assert time.monotonic() - started < 60
+
+
+CHECKS = [check for name, check in list(globals().items()) if name.startswith("check_")]
+
+
+def main(folder: Path, rank: int, world: int, init: str) -> None:
+    """Run every check in order and leave a report."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=init, rank=rank, world_size=world)
+    report = {}
+    for check in CHECKS:
+        started = time.monotonic()
+        try:
+            check(rank, world, folder)
+            report[check.__name__] = None
+        except Exception:
+            report[check.__name__] = traceback.format_exc()
+        print(f"rank {rank}: {check.__name__} {time.monotonic() - started:.1f} s", flush=True)
+    torch.save(report, folder / f"report{rank}.pt")
+    os._exit(0)  # the group is lost by now: there is nothing to take leave of
+
+
+if __name__ == "__main__":
+    if len(sys.argv) > 2:
+        place = Path(sys.argv[1])
+        main(place, int(sys.argv[2]), int(sys.argv[3]), f"file://{place}/store")
+    else:
+        main(Path(sys.argv[1]), int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), "env://")
