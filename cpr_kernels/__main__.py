@@ -16,6 +16,7 @@ COMMANDS = {
     "evaluate": "test-to-train retrieval R@k of a run",
     "finetune": "a classifier on top of learnt features, tested on whole videos",
     "report": "one HTML page of a run: PMR, CMR, R@k, a gallery of mined positives",
+    "explore": "one HTML page to look inside the mining, clip by clip and stage by stage",
     "demo": "all of it on generated clips, or on your own videos, in minutes",
     "doctor": "what was built, what can run here and why not the rest, and a self-test",
 }

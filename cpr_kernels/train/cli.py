@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-import inspect
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-from . import Interrupted, TrainError
-
-STOPPED = 130  # the exit status of a program ended by Ctrl-C
+from . import TrainError
+from .command import by_place, guarded, parse, taken
+from .use import COMMANDS as USE_COMMANDS
 
 
 @dataclass(frozen=True)
@@ -66,9 +64,9 @@ class Evaluate:
 
 @dataclass(frozen=True)
 class Report:
-    """Write a self-contained report.html about one run, or several side by side.
+    """Write a self-contained report.html about one run, or several side by side: `cpr report RUN [RUN ...]`.
 
-    Runs are evaluated first where they are not.
+    Runs are evaluated first where they are not. Beside it lies report_inside.html, the page of `cpr explore`.
     """
 
     runs: list[Path]
@@ -80,7 +78,7 @@ class Report:
 
 def prepare(argv: list[str]) -> int:
     """`cpr prepare`."""
-    options = _parse(Prepare, argv, "prepare")
+    options = parse(Prepare, argv, "prepare")
 
     def work() -> None:
         from .prepare import prepare as run_prepare
@@ -92,7 +90,7 @@ def prepare(argv: list[str]) -> int:
             run_prepare(options.videos, options.out, FrameSettings(**fields), options.processes), options.out
         )
 
-    return _guarded(work)
+    return guarded(work)
 
 
 def pretrain(argv: list[str]) -> int:
@@ -104,8 +102,8 @@ def pretrain(argv: list[str]) -> int:
         from .loop import pretrain as run_pretrain
         from .progress import console
 
-        resumed, rest = _taken(argv, "--resume")
-        preset, rest = _taken(rest, "--preset")
+        resumed, rest = taken(argv, "--resume")
+        preset, rest = taken(rest, "--preset")
         if resumed is not None:
             if rest or preset:
                 raise TrainError(
@@ -120,16 +118,16 @@ def pretrain(argv: list[str]) -> int:
                 "Stop it at any moment; `cpr pretrain --resume RUN` goes on exactly.\n\n--preset NAME:\n"
                 + listed
             )
-            config = _parse(TrainConfig, rest, "pretrain", PRESETS[preset or "paper"](), more)
+            config = parse(TrainConfig, rest, "pretrain", PRESETS[preset or "paper"](), more)
             run = run_pretrain(config)
         console().print(f"done: {run}; next: cpr evaluate --run {run}")
 
-    return _guarded(work)
+    return guarded(work)
 
 
 def evaluate(argv: list[str]) -> int:
     """`cpr evaluate --run RUN`."""
-    options = _parse(Evaluate, argv, "evaluate")
+    options = parse(Evaluate, by_place(argv, "--run"), "evaluate")
 
     def work() -> None:
         from .evaluate import evaluate_run
@@ -143,7 +141,7 @@ def evaluate(argv: list[str]) -> int:
         ]  # fmt: skip
         table("R@k, %", ["after", "view", *(f"R@{k}" for k in ks)], rows)
 
-    return _guarded(work)
+    return guarded(work)
 
 
 def finetune(argv: list[str]) -> int:
@@ -154,7 +152,7 @@ def finetune(argv: list[str]) -> int:
         from .finetune import finetune as run_finetune
         from .progress import table
 
-        settings = _parse(Finetune, argv, "finetune")
+        settings = parse(Finetune, argv, "finetune")
         result = run_finetune(settings)
         shown: dict[str, dict[str, float]] = {
             name: result[name] for name in ("centre", "ten_crop") if name in result
@@ -168,23 +166,27 @@ def finetune(argv: list[str]) -> int:
             f"accuracy on {result['videos']} test videos, %", ["test", "top-1", "top-5", "mean class"], rows
         )
 
-    return _guarded(work)
+    return guarded(work)
 
 
 def report(argv: list[str]) -> int:
     """`cpr report --runs RUN [RUN ...] --out PAGE`."""
-    options = _parse(Report, argv, "report")
+    options = parse(Report, by_place(argv, "--runs"), "report")
 
     def work() -> None:
         from .evaluate import evaluate_run
+        from .explore import explore
         from .report import write_report
 
         for run in options.runs:
             if not (run / "eval.json").is_file():
                 evaluate_run(run)
-        print(write_report(options.runs, options.out, options.title))
+        inside = ""
+        if all((run / "checkpoint.pt").is_file() for run in options.runs):
+            inside = explore(options.runs, options.out.with_name(f"{options.out.stem}_inside.html")).name
+        print(write_report(options.runs, options.out, options.title, inside))
 
-    return _guarded(work)
+    return guarded(work)
 
 
 def demo(argv: list[str]) -> int:
@@ -194,9 +196,9 @@ def demo(argv: list[str]) -> int:
         from .demo import Demo
         from .demo import demo as run_demo
 
-        print(run_demo(_parse(Demo, argv, "demo")))
+        print(run_demo(parse(Demo, argv, "demo")))
 
-    return _guarded(work)
+    return guarded(work)
 
 
 COMMANDS: dict[str, Callable[[list[str]], int]] = {
@@ -206,55 +208,5 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "finetune": finetune,
     "report": report,
     "demo": demo,
+    **USE_COMMANDS,
 }
-
-
-def _parse(
-    kind: Any, argv: list[str], name: str, defaults: dict[str, Any] | None = None, more: str = ""
-) -> Any:
-    """An instance of a dataclass from arguments; `--help` and wrong arguments leave by SystemExit, as in
-    argparse.
-    """
-    try:
-        import tyro
-    except ImportError:
-        raise SystemExit(
-            f"cpr {name}: needs the trainer's packages: pip install 'cpr_kernels[train]'"
-        ) from None
-    description = f"{inspect.cleandoc(kind.__doc__)}\n\n{more}".strip()
-    required = {
-        f.name: tyro.MISSING
-        for f in dataclasses.fields(kind)
-        if f.default is f.default_factory is dataclasses.MISSING
-    }
-    default = kind(**{**required, **defaults}) if defaults else None
-    extra = {} if default is None else {"default": default}
-    return tyro.cli(kind, args=argv, prog=f"cpr {name}", description=description, **extra)
-
-
-def _taken(argv: list[str], option: str) -> tuple[str | None, list[str]]:
-    """The value of an option, and the arguments without it."""
-    for i, argument in enumerate(argv):
-        if argument == option and i + 1 < len(argv):
-            return argv[i + 1], [*argv[:i], *argv[i + 2 :]]
-        if argument.startswith(option + "="):
-            return argument.split("=", 1)[1], [*argv[:i], *argv[i + 1 :]]
-    return None, argv
-
-
-def _guarded(work: Callable[[], None]) -> int:
-    """Runs a command. Errors that the user can mend go up as `TrainError`; a stop by a signal is status
-    130.
-    """
-    try:
-        work()
-    except ModuleNotFoundError as error:
-        if (error.name or "").startswith("cpr_kernels"):
-            raise
-        raise TrainError(f"{error.name} is not installed; pip install 'cpr_kernels[train]'") from error
-    except TrainError as error:
-        if not isinstance(error, Interrupted):
-            raise
-        print(error, file=sys.stderr)
-        return STOPPED
-    return 0

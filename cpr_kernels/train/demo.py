@@ -13,6 +13,7 @@ from . import TrainError
 from .augment import Augment
 from .config import Clips, Mining, Optim, TrainConfig
 from .evaluate import evaluate_run
+from .explore import explore
 from .loop import config_of, pretrain
 from .prepare import prepare, print_summary
 from .progress import console
@@ -62,7 +63,8 @@ def demo(settings: Demo) -> Path:
     timings.measure("pretrain and co-train", lambda: pretrain(config, resume=resume))
     timings.measure("retrieval", lambda: evaluate_run(run, clips=4))
     write_atomically(run / "timings.json", json.dumps(timings.seconds).encode())
-    report = write_report([run], out / "report.html", title="Cascade positive retrieval: demo")
+    inside = explore([run], out / "report_inside.html").name
+    report = write_report([run], out / "report.html", "Cascade positive retrieval: demo", inside)
     console().print(f"report: {report}")
     return report
 

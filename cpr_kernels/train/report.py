@@ -24,10 +24,12 @@ TEMPLATE = "report.html.jinja"
 QUERIES, QUERIES_OF_MANY = 6, 2  # shown for each phase of one run, and of one run among several
 
 
-def write_report(runs: Sequence[Path], out: Path, title: str = "Cascade positive retrieval") -> Path:
+def write_report(
+    runs: Sequence[Path], out: Path, title: str = "Cascade positive retrieval", inside: str = ""
+) -> Path:
     """Writes one HTML page, pictures and plots inside, about one run or several; returns its path.
 
-    A run must have been evaluated (`eval.json`).
+    A run must have been evaluated (`eval.json`). `inside` is the name of an explorer's page beside it, to link to.
     """
     import jinja2
 
@@ -41,7 +43,7 @@ def write_report(runs: Sequence[Path], out: Path, title: str = "Cascade positive
     template = environment.from_string(Path(__file__).with_name(TEMPLATE).read_text())
     page = template.render(
         title=title, lead=_lead(sections), protocol=sections[0]["protocol"], recall=recall, mining=mining,
-        runs=sections, versions=_versions(),
+        runs=sections, versions=_versions(), inside=inside,
     )  # fmt: skip
     write_atomically(out, page.encode())
     return out

@@ -1,0 +1,48 @@
+"""A page in headless Chromium: what its document holds after its scripts ran."""
+
+from __future__ import annotations
+
+import html
+import json
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
+
+
+def browser() -> str:
+    """Chromium's path; the test skips where there is none."""
+    found = next((path for path in map(shutil.which, NAMES) if path), None)
+    if found is None:
+        pytest.skip("no Chromium on PATH: the page is not opened")
+    return found
+
+
+def told_by(page: Path, script: str, profile: Path, fragment: str = "", width: int = 1200) -> Any:
+    """What `script`, the body of an async function run after the page's own, returns, as plain values."""
+    probe = page.with_suffix(".probe.html")
+    ending = (
+        "<script>(async () => { let told; try { told = await (async () => {" + script + "})(); }"
+        " catch (error) { told = {error: String(error)}; }"
+        " const pre = document.createElement('pre'); pre.id = 'probe';"
+        " pre.textContent = JSON.stringify(told); document.body.replaceChildren(pre); })()</script></body>"
+    )
+    probe.write_text(page.read_text().replace("</body>", ending))
+    ran = subprocess.run(
+        [
+            browser(), "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={profile}",
+            f"--window-size={width},1000", "--virtual-time-budget=20000", "--dump-dom",
+            f"file://{probe}{fragment}",
+        ],
+        capture_output=True, text=True, timeout=240,
+    )  # fmt: skip
+    found = re.search(r'<pre id="probe">(.*?)</pre>', ran.stdout, re.DOTALL)
+    assert found, ran.stderr[-2000:] + ran.stdout[-500:]
+    told = json.loads(html.unescape(found[1]))
+    assert not (isinstance(told, dict) and "error" in told), told
+    return told
