@@ -31,7 +31,7 @@ CPR_HOST_DEVICE inline uint32_t ascending_key(float score) {
   score += 0.0f;
   uint32_t bits;
   std::memcpy(&bits, &score, sizeof bits);
-  return (bits & 0x80000000u) ? ~bits : (bits | 0x80000000u);
+  return bits ^ ((0u - (bits >> 31)) | 0x80000000u);  // a negative one's bits turned, else the sign bit set
 }
 
 CPR_HOST_DEVICE inline float score_of_ascending(uint32_t ascending) {

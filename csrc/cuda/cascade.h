@@ -6,18 +6,21 @@ namespace cpr {
 
 constexpr int MAX_ROWS = 8;
 constexpr int MAX_STAGES = 32;
-constexpr uint32_t SORTED_IN_SHARED = 2048;  // longest result sorted where the candidates were
+constexpr uint32_t SORTED_IN_SHARED = 1024;  // longest result sorted where the candidates were
 static_assert(SORTED_IN_SHARED * 8 <= sizeof(SelectMemory::candidates), "the keys to sort fit there");
 
 struct SelectArgs {
   const float* scores;  // [views][queries, pitch], NaN where an entry may never be selected
   int64_t view_stride, pitch;
   int num_views, rows, stages;
-  float weights[MAX_ROWS * 8];  // [rows, num_views]
+  float weights[MAX_ROWS * 8];   // [rows, num_views]
+  int8_t plain[MAX_ROWS];        // the view that a row judges by alone with weight 1, or -1
   uint8_t row_of_stage[MAX_STAGES];
   uint32_t keep[MAX_STAGES];  // at most num_keys
+  int first;  // the first stage that keeps fewer than num_keys; `stages` when none does
   uint32_t num_keys, num_queries;
-  uint32_t* lists;  // [queries][rows + 1, pitch], null when shared memory holds the whole list
+  uint32_t longest;  // of the lists: what the first stage keeps, a multiple of 4
+  uint32_t* lists;   // [queries][rows + 1, longest], null when shared memory holds the longest list
   uint64_t* sorts;  // [queries][sort_size], null when results are short
   int64_t sort_size;
   uint32_t shared_entries;  // what the list in shared memory holds, a multiple of 4
@@ -30,68 +33,129 @@ inline int64_t select_shared_bytes(int rows, uint32_t entries) {
   return static_cast<int64_t>((sizeof(SelectMemory) + 127) / 128 * 128) + int64_t{rows + 1} * entries * 4;
 }
 
-// Keys of judging row `row` at four neighbouring positions: views weighted and added in order, every step
-// rounded; 0 for NaN and beyond the end.
-CPR_DEVICE Four row_keys(const SelectArgs& args, const float* scores, int row, uint32_t first) {
-  float total[4];
+// One view's scores at four neighbouring positions, NaN beyond the end.
+CPR_DEVICE Four view_scores(const SelectArgs& args, const float* scores, int view, uint32_t first) {
+  const uint32_t* row = reinterpret_cast<const uint32_t*>(scores + view * args.view_stride);
+  if (first + 3 < args.num_keys) return *reinterpret_cast<const Four*>(row + first);
+  Four four;
+#pragma unroll
+  for (uint32_t i = 0; i < 4; ++i) four.of[i] = first + i < args.num_keys ? row[first + i] : 0x7FC00000u;
+  return four;
+}
+
+// What judging row `row` gives four neighbouring positions: views weighted and added in order, every step
+// rounded.
+CPR_DEVICE Four row_scores(const SelectArgs& args, const float* scores, int row, uint32_t first) {
+  if (args.plain[row] >= 0) return view_scores(args, scores, args.plain[row], first);
+  Four total{};
   bool started = false;
+#pragma unroll 1
   for (int v = 0; v < args.num_views; ++v) {
     const float weight = args.weights[row * args.num_views + v];
     if (weight == 0.0f) continue;
-    const Four four =
-        load_four(reinterpret_cast<const uint32_t*>(scores + v * args.view_stride), first, args.num_keys);
+    const Four four = view_scores(args, scores, v, first);
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
       const float term = product(float_of(four.of[i]), weight);
-      total[i] = started ? plus(total[i], term) : term;
+      total.of[i] = bits_of(started ? plus(float_of(total.of[i]), term) : term);
     }
     started = true;
   }
+  return total;
+}
+
+CPR_DEVICE bool is_number(uint32_t bits) { return (bits & 0x7FFFFFFFu) <= 0x7F800000u; }
+
+// Keys of four scores; 0 for NaN.
+CPR_DEVICE Four keys_of(const Four& scores) {
   Four keys;
 #pragma unroll
-  for (uint32_t i = 0; i < 4; ++i)
-    keys.of[i] = started && first + i < args.num_keys && total[i] == total[i] ? ascending_key(total[i]) : 0u;
+  for (int i = 0; i < 4; ++i)
+    keys.of[i] = is_number(scores.of[i]) ? ascending_key(float_of(scores.of[i])) : 0u;
   return keys;
 }
 
-// The eligible entries become the first list; returns how many they are.
-CPR_DEVICE uint32_t take_eligible(Team& team, const SelectArgs& args, const float* scores,
-                                  const Entries& to) {
+// Keys of one judging row as they lie in the ring: 0 for an entry that some row judges NaN.
+struct RingKeys {
+  static constexpr bool LACKS = true;
+  const SelectArgs& args;
+  const float* scores;  // of the query
+  int judge;
+  CPR_DEVICE Four four(uint32_t first, uint32_t) const {
+    Four keys = keys_of(row_scores(args, scores, judge, first));
+#pragma unroll 1
+    for (int r = 0; r < args.rows; ++r) {
+      if (r == judge) continue;
+      const Four other = row_scores(args, scores, r, first);
+#pragma unroll
+      for (int i = 0; i < 4; ++i)
+        if (!is_number(other.of[i])) keys.of[i] = 0u;
+    }
+    return keys;
+  }
+  CPR_DEVICE uint32_t one(uint32_t at) const {
+    const Four near = four(at & ~3u, args.num_keys);
+    return at & 2u ? (at & 1u ? near.of[3] : near.of[2]) : (at & 1u ? near.of[1] : near.of[0]);
+  }
+};
+
+// The first list, in order, from the ring: the entries that every row can judge and that the threshold on row
+// `judge` keeps.
+CPR_DEVICE uint32_t keep_from_ring(Team& team, const SelectArgs& args, const float* scores, int judge,
+                                   Threshold cut, const Entries& to) {
   constexpr int HELD = 2;  // rows kept in registers over the barrier (64 a thread); more are formed twice
-  uint32_t taken = 0;
+  uint32_t kept = 0, tied = 0;
   const uint32_t tile = static_cast<uint32_t>(team.threads) * 4;
+#pragma unroll 1
   for (uint32_t base = 0; base < args.num_keys; base += tile) {
     const uint32_t first = base + static_cast<uint32_t>(team.thread) * 4;
-    uint32_t alive = 15u, in_tile;
+    uint32_t there = 15u, above = 0, equal = 0;
     Four held[HELD];
-    const auto look = [&](const Four& keys) {
+    const auto look = [&](int r, const Four& keys) {
 #pragma unroll
-      for (uint32_t i = 0; i < 4; ++i)
-        if (keys.of[i] == 0u) alive &= ~(1u << i);
+      for (uint32_t i = 0; i < 4; ++i) {
+        if (keys.of[i] == 0u) there &= ~(1u << i);
+        if (r != judge) continue;
+        above |= static_cast<uint32_t>(keys.of[i] > cut.key) << i;
+        equal |= static_cast<uint32_t>(keys.of[i] == cut.key) << i;
+      }
     };
 #pragma unroll
     for (int r = 0; r < HELD; ++r)
       if (r < args.rows) {
-        held[r] = row_keys(args, scores, r, first);
-        look(held[r]);
+        held[r] = keys_of(row_scores(args, scores, r, first));
+        look(r, held[r]);
       }
-    for (int r = HELD; r < args.rows; ++r) look(row_keys(args, scores, r, first));
-    const uint32_t place = taken + team.sum_before(static_cast<uint32_t>(count_bits(alive)), &in_tile);
+#pragma unroll 1
+    for (int r = HELD; r < args.rows; ++r) look(r, keys_of(row_scores(args, scores, r, first)));
+    uint32_t stays = above & there, in_tile;
+    equal &= there;
+    if (cut.ties == EVERY_TIE) {
+      stays |= equal;
+    } else {
+      uint32_t seen = tied + team.sum_before(static_cast<uint32_t>(count_bits(equal)), &in_tile);
+#pragma unroll
+      for (uint32_t i = 0; i < 4; ++i)
+        if (equal >> i & 1u) stays |= static_cast<uint32_t>(seen++ < cut.ties) << i;
+      tied += in_tile;
+    }
+    const uint32_t place = kept + team.sum_before(static_cast<uint32_t>(count_bits(stays)), &in_tile);
     const auto write = [&](int r, const Four& keys) {
       uint32_t at = place;
 #pragma unroll
       for (uint32_t i = 0; i < 4; ++i)
-        if (alive >> i & 1u) to.row(r)[at++] = keys.of[i];
+        if (stays >> i & 1u) to.row(r)[at++] = keys.of[i];
     };
 #pragma unroll
     for (int r = 0; r < HELD; ++r)
       if (r < args.rows) write(r, held[r]);
-    for (int r = HELD; r < args.rows; ++r) write(r, row_keys(args, scores, r, first));
+#pragma unroll 1
+    for (int r = HELD; r < args.rows; ++r) write(r, keys_of(row_scores(args, scores, r, first)));
     write(args.rows, Four{{first, first + 1, first + 2, first + 3}});
-    taken += in_tile;
+    kept += in_tile;
   }
   sync_block();
-  return taken;
+  return kept;
 }
 
 // The survivors in order of rank, then padding.
@@ -104,12 +168,14 @@ CPR_DEVICE void write_result(Team& team, SelectMemory& memory, const SelectArgs&
   const uint32_t n = list.n, thread = static_cast<uint32_t>(team.thread),
                  threads = static_cast<uint32_t>(team.threads);
   if (n <= SAMPLE) {
-    if (thread < n) memory.sample[thread] = keys[thread];
+    if (thread < n) memory.sorted[thread] = keys[thread];
     sync_block();
-    rank_sample(team, memory, n);
     if (thread < n) {
-      indices[memory.rank[thread]] = index[thread];
-      best[memory.rank[thread]] = score_of_ascending(keys[thread]);
+      uint32_t rank = 0;  // how many rank before this one
+      for (uint32_t i = 0; i < n; ++i)
+        rank += memory.sorted[i] > keys[thread] || (memory.sorted[i] == keys[thread] && i < thread);
+      indices[rank] = index[thread];
+      best[rank] = score_of_ascending(keys[thread]);
     }
   } else {
     uint32_t size = SAMPLE;
@@ -134,20 +200,35 @@ CPR_DEVICE void select_query(const SelectArgs& args, uint32_t query, unsigned ch
   SelectMemory& memory = *reinterpret_cast<SelectMemory*>(shared);
   uint32_t* in_shared = reinterpret_cast<uint32_t*>(shared + (sizeof(SelectMemory) + 127) / 128 * 128);
   Team team = Team::here(&memory.team);
-  const bool fits = args.num_keys <= args.shared_entries;
+  const float* scores = args.scores + query * args.pitch;
   Entries list{in_shared, args.shared_entries, 0};
-  if (!fits) list = {args.lists + query * (args.rows + 1) * args.pitch, args.pitch, 0};
-  list.n = take_eligible(team, args, args.scores + query * args.pitch, list);
-  for (int s = 0; s < args.stages; ++s) {
-    const uint32_t keep = args.keep[s];
-    if (keep >= list.n) continue;
-    const int judge = args.row_of_stage[s];
-    const Threshold cut = mth_best(team, memory, list.row(judge), list.n, keep);
-    Entries to = list;
-    if (list.memory != in_shared && keep <= args.shared_entries) to = {in_shared, args.shared_entries, 0};
-    to.n = keep_within(team, list, to, args.rows, judge, cut);
-    list = to;
-  }
+  if (args.longest > args.shared_entries)
+    list = {args.lists + query * (args.rows + int64_t{1}) * args.longest, args.longest, 0};
+  int stage = args.first;
+  do {
+    const bool in_ring = stage == args.first;  // the first list is still to be made
+    const bool cuts = stage < args.stages;
+    const int judge = cuts ? args.row_of_stage[stage] : 0;
+    const uint32_t keep = cuts ? args.keep[stage] : 0;
+    if (!in_ring && keep >= list.n) continue;
+    Search search = found(0, EVERY_TIE);
+    if (!in_ring) {
+      search = {{}, list.row(judge), list.n, keep};
+    } else if (cuts) {
+      const uint32_t free = args.shared_entries * static_cast<uint32_t>(args.rows + 1);  // no list there yet
+      const Room room = free > CANDIDATES ? Room{in_shared, free} : Room{memory.candidates[1], CANDIDATES};
+      search = mth_best(team, memory, RingKeys{args, scores, judge}, args.num_keys, keep, room);
+    }
+    if (search.n) search = mth_best(team, memory, ListKeys{search.keys}, search.n, search.m, Room{});
+    if (in_ring) {
+      list.n = keep_from_ring(team, args, scores, judge, search.cut, list);
+    } else {
+      Entries to = list;
+      if (list.memory != in_shared && keep <= args.shared_entries) to = {in_shared, args.shared_entries, 0};
+      to.n = keep_within(team, list, to, args.rows, judge, search.cut);
+      list = to;
+    }
+  } while (++stage < args.stages);
   sync_block();  // whatever the stages left in shared memory has been read
   write_result(team, memory, args, query, list);
   sync_block();  // the next query of this block may begin

@@ -25,8 +25,12 @@ constexpr uint32_t TINY_BLOCKS = 16;
 constexpr int64_t SWEEP_QUERIES = 128;
 constexpr int64_t HUGE_BYTES = int64_t{2}
                                << 30;  // of workspace for scores and lists, unless one query needs more
-constexpr int SMALL_THREADS = 256, LARGE_THREADS = 1024;
-constexpr uint32_t LARGE_FROM = 4096;  // entries from which a query is worth 1,024 threads
+// Threads that select for one query. Up to 4,096 entries are four steps of 256 threads, and eight such blocks
+// share a multiprocessor. Beyond, the 64 registers a thread of select_kernel and 65,536 of a multiprocessor
+// allow two blocks of 512, which hide each other's barriers, where shared memory holds both lists (a block's
+// own kilobyte counted); else one block of 1,024.
+constexpr int SMALL_THREADS = 256, HALF_THREADS = 512, LARGE_THREADS = 1024;
+constexpr int64_t LARGE_FROM = 4096;
 
 struct TinyArgs {
   PrepareList prepare;
@@ -85,6 +89,17 @@ struct Layout {
   int64_t bytes;
 };
 
+// The view that a row of weights takes as it is, alone; -1 when it weighs or adds.
+int only_view(const float* row, int views) {
+  int found = -1;
+  for (int v = 0; v < views; ++v) {
+    if (row[v] == 0.0f) continue;
+    if (found >= 0 || row[v] != 1.0f) return -1;
+    found = v;
+  }
+  return found;
+}
+
 // The rows that stages judge by, over the views that some stage weighs; those views' numbers in `used`.
 const char* plan_rows(const CascadeArgs& args, SelectArgs& select, int (&used)[MAX_VIEWS]) {
   if (args.num_stages > MAX_STAGES) return "the CUDA kernels run at most 32 stages";
@@ -108,7 +123,8 @@ const char* plan_rows(const CascadeArgs& args, SelectArgs& select, int (&used)[M
     if (found == select.rows) {
       if (select.rows == MAX_ROWS)
         return "the CUDA kernels judge by at most 8 distinct weightings of the views";
-      std::copy(row, row + views, select.weights + select.rows++ * views);
+      std::copy(row, row + views, select.weights + select.rows * views);
+      select.plain[select.rows++] = static_cast<int8_t>(only_view(row, views));
     }
     select.row_of_stage[s] = static_cast<uint8_t>(found);
     select.keep[s] = static_cast<uint32_t>(std::min(args.keep[s], args.num_keys));
@@ -149,6 +165,22 @@ void plan_chunk(int64_t num_queries, int64_t ring_a_query, int64_t bytes_a_query
   layout.chunk = std::max<int64_t>(1, std::min(num_queries, most));
 }
 
+// Where lists lie and how many threads work on a query; true when the longest list lies in global memory.
+bool plan_lists(int64_t num_keys, const DeviceLimits& limits, Layout& layout) {
+  SelectArgs& select = layout.select;
+  select.first = 0;
+  while (select.first < select.stages && select.keep[select.first] >= num_keys) ++select.first;
+  const int64_t most = select.first < select.stages ? select.keep[select.first] : num_keys;
+  select.longest = static_cast<uint32_t>(std::max<int64_t>(round_up(most, 4), 4));
+  const int64_t fixed = select_shared_bytes(select.rows, 0), an_entry = 4 * (select.rows + 1);
+  const int64_t room = (limits.shared_bytes - fixed) / an_entry / 4 * 4;
+  select.shared_entries = static_cast<uint32_t>(std::min<int64_t>(select.longest, room));
+  const bool two_fit =
+      select_shared_bytes(select.rows, select.shared_entries) <= (limits.shared_bytes + 1024) / 2 - 1024;
+  layout.threads = num_keys <= LARGE_FROM ? SMALL_THREADS : two_fit ? HALF_THREADS : LARGE_THREADS;
+  return select.longest > select.shared_entries;
+}
+
 const char* plan(const CascadeArgs& args, const DeviceLimits& limits, void* workspace, Layout& layout) {
   layout = {};
   int used[MAX_VIEWS];
@@ -167,18 +199,14 @@ const char* plan(const CascadeArgs& args, const DeviceLimits& limits, void* work
     score.views[v].keys = plan_operand(args, view.keys, view.key_stride, N, view.dim, carver, layout);
   }
   const int64_t pitch = std::max<int64_t>(round_up(N, 4), 4);
-  const int64_t room =
-      (limits.shared_bytes - select_shared_bytes(select.rows, 0)) / (4 * (select.rows + 1)) / 4 * 4;
-  select.shared_entries = static_cast<uint32_t>(std::min(pitch, room));
-  const bool listed = N > select.shared_entries, sorted = std::min(k, N) > SORTED_IN_SHARED;
+  const bool listed = plan_lists(N, limits, layout), sorted = std::min(k, N) > SORTED_IN_SHARED;
   select.sort_size = 0;
   if (sorted)
     for (select.sort_size = SORTED_IN_SHARED; select.sort_size < std::min(k, N);) select.sort_size *= 2;
 
   layout.tiny = limits.clusters_of_16 && args.num_queries <= TINY_QUERIES && N <= TINY_KEYS && !listed;
-  layout.threads = layout.tiny || N <= LARGE_FROM ? SMALL_THREADS : LARGE_THREADS;
   const int64_t ring_a_query = 4 * pitch * select.num_views;
-  const int64_t list_a_query = listed ? 4 * pitch * (select.rows + 1) : 0;
+  const int64_t list_a_query = listed ? int64_t{4} * select.longest * (select.rows + 1) : 0;
   plan_chunk(args.num_queries, ring_a_query, ring_a_query + list_a_query + 8 * select.sort_size,
              limits.cache_bytes, layout);
 
@@ -190,7 +218,7 @@ const char* plan(const CascadeArgs& args, const DeviceLimits& limits, void* work
   score.view_stride = select.view_stride = layout.chunk * pitch;
   score.out = carver.take<float>(select.num_views * layout.chunk * pitch);
   select.scores = score.out;
-  if (listed) select.lists = carver.take<uint32_t>(layout.chunk * (select.rows + 1) * pitch);
+  if (listed) select.lists = carver.take<uint32_t>(layout.chunk * (select.rows + 1) * select.longest);
   if (sorted) select.sorts = carver.take<uint64_t>(layout.chunk * select.sort_size);
   select.k = k;
   layout.bytes = carver.used;

@@ -8,36 +8,36 @@
 
 namespace cpr {
 
-constexpr int SAMPLE = 256;  // entries ranked by comparing all with all; blocks have at least as many threads
-constexpr uint32_t CANDIDATES = 3072;  // what a bracket may leave to a closer look
+constexpr int SAMPLE = 256;            // keys that one warp sorts in its registers
+constexpr uint32_t CANDIDATES = 1792;  // what a bracket may leave to a closer look; two blocks a multiprocessor
 constexpr float SPREAD = 2.2f;         // bracket half-width in standard deviations of the sampled rank
 constexpr int SAMPLED_ROUNDS = 10;     // then only the certain way, so that no data can make the search long
 constexpr uint32_t EVERY_TIE = ~0u;
-
-struct SelectMemory {
-  TeamMemory team;
-  uint32_t sample[SAMPLE];
-  uint32_t sorted[SAMPLE];
-  uint32_t rank[SAMPLE];
-  alignas(16) uint32_t candidates[2][CANDIDATES];
-  uint32_t collected;
-};
-static_assert(sizeof(SelectMemory) <= 30 * 1024,
-              "leaves 192 KB of a 227 KB block to the list of 16,384 entries");
-
-// Entries of one query: `rows` rows of ascending keys, then a row of indices; each row `pitch` long, pitch %
-// 4 == 0.
-struct Entries {
-  uint32_t* memory;
-  int64_t pitch;
-  uint32_t n;
-  CPR_DEVICE uint32_t* row(int r) const { return memory + r * pitch; }
-};
 
 // What a stage keeps: all above `key`, and the first `ties` of exactly that key.
 struct Threshold {
   uint32_t key;
   uint32_t ties;
+};
+
+struct SelectMemory {
+  TeamMemory team;
+  alignas(16) uint32_t sorted[SAMPLE];
+  alignas(16) uint32_t candidates[2][CANDIDATES];
+  uint32_t collected[2];  // in turn: a barrier lies between two uses of one
+  Threshold found;
+};
+// 228 KB of a multiprocessor of 9.0, of which each block takes 1 KB more: 113 KB a block
+static_assert((sizeof(SelectMemory) + 127) / 128 * 128 + 3 * 8192 * 4 <= 113 * 1024,
+              "two blocks with lists of 8,192 entries, two rows and an index, share a multiprocessor");
+
+// Entries of one query: `rows` rows of ascending keys, then a row of indices; each row `pitch` long, pitch %
+// 4 == 0.
+struct Entries {
+  uint32_t* memory;
+  uint32_t pitch;
+  uint32_t n;
+  CPR_DEVICE uint32_t* row(int r) const { return memory + static_cast<int64_t>(r) * pitch; }
 };
 
 struct alignas(16) Four {
@@ -54,53 +54,130 @@ CPR_DEVICE Four load_four(const uint32_t* row, uint32_t first, uint32_t n) {
   return four;
 }
 
-// rank[i]: how many of the n <= SAMPLE keys of memory.sample rank before the i-th; sorted: the keys in that
-// order.
-CPR_DEVICE void rank_sample(Team& team, SelectMemory& memory, uint32_t n) {
-  const int entry = team.thread % SAMPLE, part = team.thread / SAMPLE, parts = team.threads / SAMPLE;
-  if (part == 0) memory.rank[entry] = 0;
-  sync_block();
-  if (static_cast<uint32_t>(entry) < n) {
-    const uint32_t key = memory.sample[entry], begin = n * part / parts, end = n * (part + 1) / parts;
-    uint32_t before = 0;
-    for (uint32_t i = begin; i < end; ++i) {
-      const uint32_t other = memory.sample[i];
-      before += other > key || (other == key && i < static_cast<uint32_t>(entry));
-    }
-    shared_add(&memory.rank[entry], before);
+// Keys that lie in a row, in shared or global memory.
+struct ListKeys {
+  static constexpr bool LACKS = false;  // does a key of 0 stand for an entry that is not there?
+  const uint32_t* row;
+  CPR_DEVICE Four four(uint32_t first, uint32_t n) const { return load_four(row, first, n); }
+  CPR_DEVICE uint32_t one(uint32_t at) const { return row[at]; }
+};
+
+CPR_DEVICE uint32_t greater(uint32_t a, uint32_t b) { return a > b ? a : b; }
+CPR_DEVICE uint32_t lesser(uint32_t a, uint32_t b) { return a < b ? a : b; }
+
+// Neighbours at distance `STEP` within a lane's eight put in order.
+template <int STEP>
+CPR_DEVICE void order_within(uint32_t (&key)[8], bool falling) {
+#pragma unroll
+  for (int r = 0; r < 8; ++r) {
+    if (r & STEP) continue;
+    const uint32_t more = greater(key[r], key[r | STEP]), less = lesser(key[r], key[r | STEP]);
+    key[r] = falling ? more : less;
+    key[r | STEP] = falling ? less : more;
   }
-  sync_block();
-  if (part == 0 && static_cast<uint32_t>(entry) < n) memory.sorted[memory.rank[entry]] = memory.sample[entry];
-  sync_block();
 }
 
-// Exactly the m-th best of at most SAMPLE keys.
+// A warp's 256 keys, the highest first: lane holds those at 8 lane, 8 lane + 1, ... (a bitonic network).
+CPR_DEVICE void sort_sample(uint32_t (&key)[8], int lane) {
+#pragma unroll
+  for (int r = 0; r < 8; r += 2) {  // runs of 2, of 4, of 8
+    const uint32_t more = greater(key[r], key[r + 1]), less = lesser(key[r], key[r + 1]);
+    key[r] = r & 2 ? less : more;
+    key[r + 1] = r & 2 ? more : less;
+  }
+#pragma unroll
+  for (int step = 2; step > 0; step >>= 1)
+#pragma unroll
+    for (int r = 0; r < 8; ++r) {
+      if (r & step) continue;
+      const uint32_t more = greater(key[r], key[r | step]), less = lesser(key[r], key[r | step]);
+      key[r] = r & 4 ? less : more;
+      key[r | step] = r & 4 ? more : less;
+    }
+  order_within<4>(key, (lane & 1) == 0);
+  order_within<2>(key, (lane & 1) == 0);
+  order_within<1>(key, (lane & 1) == 0);
+#pragma unroll 1
+  for (int lanes = 2; lanes <= 32; lanes <<= 1) {  // runs of 16 to 256
+    const bool falling = (lane & lanes) == 0;
+#pragma unroll 1
+    for (int step = lanes >> 1; step > 0; step >>= 1) {
+      const bool takes_more = ((lane & step) == 0) == falling;
+#pragma unroll
+      for (int r = 0; r < 8; ++r) {
+        const uint32_t other = shuffle_xor(key[r], step);
+        key[r] = takes_more ? greater(key[r], other) : lesser(key[r], other);
+      }
+    }
+    order_within<4>(key, falling);
+    order_within<2>(key, falling);
+    order_within<1>(key, falling);
+  }
+}
+
+// 256 of `size` keys, evenly spread, to `memory.sorted`; a barrier later one warp puts them in order there.
+template <class Keys>
+CPR_DEVICE void draw_sample(const Team& team, SelectMemory& memory, const Keys& keys, uint32_t size) {
+  if (team.thread < SAMPLE)
+    memory.sorted[team.thread] =
+        keys.one(static_cast<uint32_t>(static_cast<uint64_t>(team.thread) * size / SAMPLE));
+}
+CPR_DEVICE void sort_drawn(SelectMemory& memory, int lane) {
+  uint32_t key[8];
+#pragma unroll
+  for (int r = 0; r < 8; ++r) key[r] = memory.sorted[lane * 8 + r];
+  sort_sample(key, lane);
+#pragma unroll
+  for (int r = 0; r < 8; ++r) memory.sorted[lane * 8 + r] = key[r];
+}
+
+// Exactly the m-th best of at most SAMPLE keys. One barrier.
 CPR_DEVICE Threshold threshold_of_few(Team& team, SelectMemory& memory, const uint32_t* keys, uint32_t n,
                                       uint32_t m) {
-  if (static_cast<uint32_t>(team.thread) < n) memory.sample[team.thread] = keys[team.thread];
+  if (team.warp == 0) {
+    uint32_t key[8];
+#pragma unroll
+    for (uint32_t r = 0; r < 8; ++r) {
+      const uint32_t at = static_cast<uint32_t>(team.lane) * 8 + r;
+      key[r] = at < n ? keys[at] : 0u;
+    }
+    sort_sample(key, team.lane);
+#pragma unroll
+    for (int r = 0; r < 8; ++r) memory.sorted[team.lane * 8 + r] = key[r];
+    sync_warp();
+    const uint32_t wanted = memory.sorted[m - 1];
+    uint32_t above = 0, from = 0;
+#pragma unroll
+    for (int r = 0; r < 8; ++r) above += key[r] > wanted, from += key[r] >= wanted;
+    above = warp_sum(above);
+    from = warp_sum(from);
+    if (team.lane == 0) memory.found = {wanted, m == from ? EVERY_TIE : m - above};
+  }
   sync_block();
-  rank_sample(team, memory, n);
-  const uint32_t key = memory.sorted[m - 1];
-  uint32_t above[1] = {static_cast<uint32_t>(team.thread) < m && memory.sorted[team.thread] != key};
-  const bool all = m == n || memory.sorted[m] != key;
-  team.sum(above);
-  return {key, all ? EVERY_TIE : m - above[0]};
+  return memory.found;
 }
 
-// Keys at or above, and above, two pivots; those strictly between go to `to`, one in `thin` of them, while
-// they fit.
-struct Counts {
-  uint32_t above_high, from_high, above_low, from_low;
+// Where a count pass puts what it collects.
+struct Room {
+  uint32_t* place;
+  uint32_t size;
 };
-CPR_DEVICE Counts count_around(Team& team, SelectMemory& memory, const uint32_t* keys, uint32_t n,
-                               uint32_t high, uint32_t low, uint32_t thin, uint32_t* to) {
-  if (team.thread == 0) memory.collected = 0;
-  sync_block();
-  uint32_t counts[4] = {0, 0, 0, 0};
+
+// Keys at or above, and above, two pivots, and all that are there; those strictly between go to `to`, one in
+// `thin` of them, while they fit.
+struct Counts {
+  uint32_t above_high, from_high, above_low, from_low, there;
+};
+template <class Keys>
+CPR_DEVICE Counts count_around(Team& team, uint32_t* collected, const Keys& keys, uint32_t n, uint32_t high,
+                               uint32_t low, uint32_t thin, Room to) {
+  uint32_t counts[Keys::LACKS ? 5 : 4] = {};
   const uint32_t before_lane = (1u << team.lane) - 1u, tile = static_cast<uint32_t>(team.threads) * 4;
+  const uint32_t most = ~0u / thin;  // of a position's hash, for it to be picked
+#pragma unroll 1
   for (uint32_t base = 0; base < n; base += tile) {
     const uint32_t first = base + static_cast<uint32_t>(team.thread) * 4;
-    const Four four = load_four(keys, first, n);
+    const Four four = keys.four(first, n);
     uint32_t mask[4], total = 0;
     bool picked[4];
 #pragma unroll
@@ -110,101 +187,133 @@ CPR_DEVICE Counts count_around(Team& team, SelectMemory& memory, const uint32_t*
       counts[1] += key >= high;
       counts[2] += key > low;
       counts[3] += key >= low;
-      picked[i] = key > low && key < high && (thin == 1 || ((first + i) * 2654435761u >> 8) % thin == 0);
+      if constexpr (Keys::LACKS) counts[4] += key != 0u;
+      picked[i] = key > low && key < high && (first + i) * 2654435761u <= most;
       mask[i] = ballot(picked[i]);
       total += static_cast<uint32_t>(count_bits(mask[i]));
     }
     if (total == 0) continue;  // alike for the whole warp
     uint32_t place = 0;
-    if (team.lane == 0) place = shared_add(&memory.collected, total);
+    if (team.lane == 0) place = shared_add(collected, total);
     place = shuffle(place, 0);
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
       const uint32_t at = place + static_cast<uint32_t>(count_bits(mask[i] & before_lane));
-      if (picked[i] && at < CANDIDATES) to[at] = four.of[i];
+      if (picked[i] && at < to.size) to.place[at] = four.of[i];
       place += static_cast<uint32_t>(count_bits(mask[i]));
     }
   }
   team.sum(counts);  // its barrier also ends the collecting
-  return {counts[0], counts[1], counts[2], counts[3]};
+  return {counts[0], counts[1], counts[2], counts[3], Keys::LACKS ? counts[Keys::LACKS ? 4 : 0] : n};
 }
 
-// Two keys of the sorted sample between which the m-th of n almost surely lies; 0 and ~0 where the sample
-// ends.
-CPR_DEVICE void bracket(const SelectMemory& memory, uint32_t n, uint32_t m, uint32_t* high, uint32_t* low) {
+// Two keys of the sorted sample between which the m-th of n almost surely lies, the interval's own ends where
+// the sample ends; returns how many of the n are expected between.
+CPR_DEVICE uint32_t bracket(const SelectMemory& memory, uint32_t n, uint32_t m, uint32_t* high,
+                            uint32_t* low) {
   const float place = static_cast<float>(m) * (static_cast<float>(SAMPLE) / static_cast<float>(n));
   const float inner = place * (1.0f - place / SAMPLE);
   const float spread = 1.0f + SPREAD * sqrtf((inner > 0.0f ? inner : 0.0f) + 0.25f);
-  const int high_at = static_cast<int>(floorf(place - spread)) - 1,
-            low_at = static_cast<int>(floorf(place + spread));
-  if (high_at >= 0) *high = memory.sorted[high_at < SAMPLE ? high_at : SAMPLE - 1];
-  if (low_at < SAMPLE) *low = memory.sorted[low_at < 0 ? 0 : low_at];
+  int high_at = static_cast<int>(floorf(place - spread)) - 1,
+      low_at = static_cast<int>(floorf(place + spread));
+  high_at = high_at < -1 ? -1 : high_at < SAMPLE ? high_at : SAMPLE - 1;
+  low_at = low_at < 0 ? 0 : low_at < SAMPLE ? low_at : SAMPLE;
+  if (high_at >= 0) *high = memory.sorted[high_at];
+  if (low_at < SAMPLE) *low = memory.sorted[low_at];
+  const int between = low_at > high_at ? low_at - high_at : 1;
+  return static_cast<uint32_t>(static_cast<uint64_t>(n) * static_cast<uint32_t>(between) / SAMPLE);
 }
 
-// The m-th best (1 <= m <= n) of a list of keys. Which pivots are tried depends on the order in which warps
-// collect; what comes out does not: it is the m-th best however it is found. Ends because a round without a
-// sample to go by cuts the interval of possible keys to two thirds or less.
-CPR_DEVICE Threshold mth_best(Team& team, SelectMemory& memory, const uint32_t* keys, uint32_t n,
-                              uint32_t m) {
+// What a search has found: the threshold, or, when n > 0, a list in which to look on for the m-th best.
+struct Search {
+  Threshold cut;
+  const uint32_t* keys;
+  uint32_t n, m;
+};
+CPR_DEVICE Search found(uint32_t key, uint32_t ties) { return {{key, ties}, nullptr, 0, 0}; }
+
+// The m-th best (m >= 1, and m <= n for a list) of n keys; {0, EVERY_TIE}, which keeps all that are there,
+// when no more than m are. Which pivots are tried depends on the order in which warps collect; what comes out
+// does not: it is the m-th best however it is found. Ends because a round without a sample to go by cuts the
+// interval of possible keys to two thirds or less. Three barriers a round.
+//
+// Rounds over keys that lack some collect into `room`, and end with a list there; a list's own rounds use
+// memory.candidates.
+template <class Keys>
+CPR_DEVICE Search mth_best(Team& team, SelectMemory& memory, Keys keys, uint32_t n, uint32_t m, Room room) {
   uint32_t floor_key = 0, ceiling = ~0u;  // the m-th best key lies strictly between
-  uint32_t inside = n, rank = m;          // keys strictly between, and which of them is wanted
+  uint32_t inside = n, rank = m;          // keys strictly between (at most), and which of them is wanted
   uint32_t sampled = 0;  // keys of the interval at hand in `pool`, a fair sample; 0: take from the list
-  const uint32_t* pool = keys;
+  const uint32_t* pool = nullptr;
   bool fresh = true;  // the interval holds the whole list
   int side = 0;
-  for (int round = 0; n > SAMPLE; ++round) {
+  if (Keys::LACKS && n == 0) return found(0, EVERY_TIE);
+  for (int round = 0; Keys::LACKS || n > SAMPLE; ++round) {
     uint32_t high = ceiling, low = floor_key;
     const bool by_sample = round < SAMPLED_ROUNDS && (fresh || sampled >= SAMPLE);
+    uint32_t* collected = &memory.collected[team.collecting];
+    team.collecting ^= 1;
+    if (team.thread == 0) *collected = 0;
     if (by_sample) {
-      const uint64_t size = fresh ? n : sampled;
-      if (team.thread < SAMPLE)
-        memory.sample[team.thread] = pool[static_cast<uint64_t>(team.thread) * size / SAMPLE];
+      if (fresh)
+        draw_sample(team, memory, keys, n);
+      else
+        draw_sample(team, memory, ListKeys{pool}, sampled);
       sync_block();
-      rank_sample(team, memory, SAMPLE);
-      bracket(memory, inside, rank, &high, &low);
+      if (team.warp == 0) sort_drawn(memory, team.lane);
+    }
+    sync_block();
+    uint32_t expected = 0;
+    if (by_sample) {
+      expected = bracket(memory, inside, rank, &high, &low);
     } else {
       const uint32_t third = (ceiling - floor_key) / 3;
       high = ceiling - (third ? third : 1);
       low = floor_key + (third ? third : 1);
     }
     fresh = false;
-    const uint32_t expected = inside / 7;  // of a bracket around the middle, the widest there is
-    const uint32_t thin = by_sample && expected > CANDIDATES * 3 / 4 ? 1 + expected / (CANDIDATES / 2) : 1;
-    uint32_t* to = memory.candidates[side];
-    const Counts c = count_around(team, memory, keys, n, high, low, thin, to);
-    const uint32_t collected = memory.collected;
-    sync_block();  // everyone has read `collected` before anyone starts over
+    const Room to = Keys::LACKS ? room : Room{memory.candidates[side], CANDIDATES};
+    const uint32_t thin = expected > to.size / 4 * 3 ? 1 + expected / (to.size / 2) : 1;
+    const Counts c = count_around(team, collected, keys, n, high, low, thin, to);
     sampled = 0;
+    if (Keys::LACKS && m >= c.there) return found(0, EVERY_TIE);
     if (m <= c.above_high) {
       floor_key = high;
       inside = c.above_high;  // at most: those at or above the ceiling are few
       rank = m;
     } else if (m <= c.from_high) {
-      return {high, m == c.from_high ? EVERY_TIE : m - c.above_high};
+      return found(high, m == c.from_high ? EVERY_TIE : m - c.above_high);
     } else if (m <= c.above_low) {
       inside = c.above_low - c.from_high;
       rank = m - c.from_high;
       floor_key = low;
       ceiling = high;
-      pool = to;
+      pool = to.place;
       side ^= 1;
-      if (thin == 1 && inside <= CANDIDATES) {  // all of them are at hand: go on with these alone
-        keys = to;
-        n = inside;
-        m = rank;
-        fresh = true;
+      if (thin == 1 && inside <= to.size) {  // all of them are at hand: go on with these alone
+        if constexpr (Keys::LACKS) {
+          return {{}, to.place, inside, rank};
+        } else {
+          keys = {to.place};
+          n = inside;
+          m = rank;
+          fresh = true;
+        }
       } else {
-        sampled = collected < CANDIDATES ? collected : CANDIDATES;
+        sampled = lesser(*collected, to.size);
       }
     } else if (m <= c.from_low) {
-      return {low, m == c.from_low ? EVERY_TIE : m - c.above_low};
+      return found(low, m == c.from_low ? EVERY_TIE : m - c.above_low);
     } else {
       ceiling = low;
       inside = n - c.from_low;
       rank = m - c.from_low;
     }
   }
-  return threshold_of_few(team, memory, keys, n, m);
+  if constexpr (Keys::LACKS)
+    return found(0, EVERY_TIE);  // not reached
+  else
+    return {threshold_of_few(team, memory, keys.row, n, m), nullptr, 0, 0};
 }
 
 // Entries of `from` that the threshold on row `judge` keeps, in order, to `to`: another list, or `from`
@@ -213,6 +322,7 @@ CPR_DEVICE uint32_t keep_within(Team& team, const Entries& from, const Entries& 
                                 Threshold cut) {
   uint32_t kept = 0, tied = 0;
   const uint32_t tile = static_cast<uint32_t>(team.threads) * 4;
+#pragma unroll 1
   for (uint32_t base = 0; base < from.n; base += tile) {
     const uint32_t first = base + static_cast<uint32_t>(team.thread) * 4;
     const Four judged = load_four(from.row(judge), first, from.n);

@@ -7,23 +7,24 @@ namespace cpr {
 constexpr int MAX_WARPS = 32;
 
 struct TeamMemory {
-  uint32_t sums[2][4][MAX_WARPS];  // two in turn: a barrier lies between two uses of one
+  uint32_t sums[2][5][MAX_WARPS];  // two in turn: a barrier lies between two uses of one
 };
 
 struct Team {
   TeamMemory* memory;
   int thread, threads, lane, warp, warps;
-  int turn;
+  int turn;        // of TeamMemory's two
+  int collecting;  // of the selection's two counters (select.h)
 
   CPR_DEVICE static Team here(TeamMemory* memory) {
     const int thread = thread_index(), threads = block_threads();
-    return {memory, thread, threads, thread & 31, thread >> 5, threads >> 5, 0};
+    return {memory, thread, threads, thread & 31, thread >> 5, threads >> 5, 0, 0};
   }
 
   // Each of N values summed over the block, for every thread. One barrier.
   template <int N>
   CPR_DEVICE void sum(uint32_t (&values)[N]) {
-    static_assert(N <= 4, "TeamMemory holds four sums");
+    static_assert(N <= 5, "TeamMemory holds five sums");
     auto& mine = memory->sums[turn];
     turn ^= 1;
 #pragma unroll
