@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from cpr_kernels.train.clips import ClipDataset
 from cpr_kernels.train.evaluate import Protocol, encode, evaluate_run, retrieval
 from cpr_kernels.train.figures import flow_picture
 from cpr_kernels.train.loop import pretrain
+from cpr_kernels.train.probe import probe
 from cpr_kernels.train.report import write_report
 from cpr_kernels.train.s3d import Encoder
 from cpr_kernels.train.synthetic import SyntheticSettings
@@ -63,15 +65,75 @@ def test_features_do_not_depend_on_their_batch(data: Path) -> None:
     assert torch.allclose(whole, parts, rtol=1e-4, atol=1e-5)
 
 
+def test_features_are_kept_by_the_hash_of_their_encoder(run: Path, tmp_path: Path) -> None:
+    first = json.loads((run / "eval.json").read_text())["phases"]
+    kept = {path: path.stat().st_mtime_ns for path in (run / "features").iterdir()}
+    assert len(kept) == 4  # RGB and flow learn together, then one after the other
+    evaluate_run(run, clips=2, last=True)
+    assert {path: path.stat().st_mtime_ns for path in (run / "features").iterdir()} == kept
+    assert json.loads((run / "eval.json").read_text())["phases"] == first[-1:]
+    other = tmp_path / "copy"
+    shutil.copytree(run, other)
+    last = sorted((other / "encoders").glob("*.rgb.safetensors"))
+    shutil.copy(last[0], last[-1])  # other weights under the old name
+    evaluate_run(other, clips=2, last=True)
+    assert (
+        len(list((other / "features").iterdir())) == 4
+    )  # the first phase's features serve: the same weights
+    changed = json.loads((other / "eval.json").read_text())["phases"][0]
+    assert changed["recall"]["rgb"] == first[0]["recall"]["rgb"]
+    assert changed["probe"]["rgb"] == first[0]["probe"]["rgb"]
+    evaluate_run(run, clips=2)
+
+
+def test_transfer_is_measured_beside_the_run(run: Path, data: Path, tmp_path: Path) -> None:
+    before = (run / "eval.json").read_text()
+    shutil.copytree(data, tmp_path / "elsewhere")
+    evaluate_run(run, clips=2, data=tmp_path / "elsewhere", last=True)
+    assert (run / "eval.json").read_text() == before
+    moved = json.loads((run / "eval-elsewhere.json").read_text())["phases"][-1]
+    assert moved["recall"] == json.loads(before)["phases"][-1]["recall"]  # the same videos
+
+
+def test_probe_finds_the_only_minimum() -> None:
+    generator = torch.Generator().manual_seed(0)
+    centres = 3 * torch.randn(4, 8, generator=generator)
+    labels = torch.arange(4).repeat(20)
+    rows = centres[labels] + torch.randn(80, 8, generator=generator)
+    assert probe(rows, labels, rows, labels) == 1.0
+    moved = probe(
+        100 * rows + 7, labels * 5, 100 * rows + 7, labels * 5
+    )  # scale, shift and names do not matter
+    assert moved == 1.0
+    order = torch.randperm(80, generator=generator)
+    test = centres[labels] + 3 * torch.randn(80, 8, generator=generator)
+    assert probe(rows, labels, test, labels) == probe(rows[order], labels[order], test, labels) < 1
+    unknown = torch.where(labels == 0, 9, labels)  # a class that was never trained is always wrong
+    assert probe(rows, labels, rows, unknown) == 0.75
+    with pytest.raises(TrainError, match="got 1 classes and 80 test videos"):
+        probe(rows[:20], torch.zeros(20, dtype=torch.long), rows, labels)
+
+
 def test_report_is_one_page_with_its_pictures(run: Path, tmp_path: Path) -> None:
     page = write_report([run], tmp_path / "report.html").read_text()
     assert "http" not in re.sub(r"http://www\.w3\.org/\S+", "", page)
     thumbnails = pictures(page)
     assert len(thumbnails) >= 2 * 6 * 3
     assert all(cv2.imdecode(np.frombuffer(body, np.uint8), cv2.IMREAD_COLOR).std() > 1 for body in thumbnails)
-    assert page.count("data:image/svg+xml;base64,") == 1 + 2  # PMR, and CMR of each cycle
+    assert (
+        page.count("data:image/svg+xml;base64,") == 2 + 2
+    )  # PMR and CMR by epoch, and CMR of each cycle by class
     assert page.count('class="clip right"') + page.count('class="clip wrong"') == 2 * 6 * 3 * 2
-    for words in ("flow alone", "RGB alone", "cascade, 3 stages", "R@20", "cycle1-flow", "torch"):
+    for words in (
+        "flow alone",
+        "RGB alone",
+        "cascade, 3 stages",
+        "R@20",
+        "probe",
+        "cycle1-flow",
+        "Least: ",
+        "torch",
+    ):
         assert words in page, words
 
 
@@ -100,7 +162,7 @@ def test_report_compares_runs_and_escapes_names(run: Path, data: Path, tmp_path:
         write_report([run, other], tmp_path / "report.html")
     evaluate_run(other, clips=2)
     page = write_report([run, other], tmp_path / "report.html", title="<script>a & b").read_text()
-    assert "plain, infonce" in page and "cascade, cycle1-rgb" in page
+    assert "plain, infonce" in page and "cascade, cycle1-rgb" in page and "Side by side" in page
     assert "<script>" not in page and "&lt;script&gt;a &amp; b" in page
 
 

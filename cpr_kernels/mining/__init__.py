@@ -39,8 +39,8 @@ __all__ = [
 
 Keys: TypeAlias = Mapping[str, Tensor] | Mapping[str, ShardedKeys]
 
-# in order of preference; each has NAME, why_not(call), run(call). Behind the reference, which refuses nothing but shards:
-# only when asked for
+# in order of preference; each has NAME, why_not(call), run(call). Behind the reference, which refuses nothing but
+# shards: only when asked for
 BACKENDS = (native, triton_backend, sharded, reference, faiss_backend)
 RERANK_BACKENDS = (native, triton_backend, reference)  # likewise, with rerank(call)
 

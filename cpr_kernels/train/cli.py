@@ -27,6 +27,12 @@ class Prepare:
     """Folder of videos, or CSV."""
     out: Path
     """Folder of the data set."""
+    splits: Path | None = None
+    """Folder of official split lists: trainlist01.txt, testlist01.txt and classInd.txt (UCF101), or
+    <class>_test_split1.txt (HMDB51). Videos that they do not list are left out.
+    """
+    fold: int = 1
+    """Which of the official splits, 1 to 3."""
     processes: int = 0
     """Decoding processes; 0 takes one a core."""
     size: int = 128
@@ -47,9 +53,10 @@ class Prepare:
 
 @dataclass(frozen=True)
 class Evaluate:
-    """Measure the features of a run: retrieval of training videos by test videos, R@1, 5, 10 and 20.
+    """Measure the features of a run: retrieval of training videos by test videos, and a linear probe.
 
-    Prints a table by phase and view, and writes eval.json in the run's folder. No randomness.
+    Prints R@1, 5, 10 and 20 and the probe's accuracy by phase and view, and writes eval.json in the run's folder. No
+    randomness; features are kept, so that a second time costs little. --data tests the transfer to another data set.
     """
 
     run: Path
@@ -57,9 +64,11 @@ class Evaluate:
     clips: int = 10
     """Evenly spaced clips of each video, whose features are averaged."""
     data: Path | None = None
-    """Another prepared data set; the run's own by default."""
+    """Another prepared data set (transfer), measured into eval-<its name>.json; the run's own by default."""
     last: bool = False
     """Only the final encoders, not those after each phase."""
+    device: str = "auto"
+    """auto takes CUDA where there is one."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +96,14 @@ def prepare(argv: list[str]) -> int:
 
         fields = {f.name: getattr(options, f.name) for f in dataclasses.fields(FrameSettings)}
         print_summary(
-            run_prepare(options.videos, options.out, FrameSettings(**fields), options.processes), options.out
+            run_prepare(
+                options.videos,
+                options.out,
+                FrameSettings(**fields),
+                options.processes,
+                (options.splits, options.fold) if options.splits else None,
+            ),
+            options.out,
         )
 
     return guarded(work)
@@ -133,13 +149,16 @@ def evaluate(argv: list[str]) -> int:
         from .evaluate import evaluate_run
         from .progress import table
 
-        results = evaluate_run(options.run, options.clips, options.data, options.last)
+        results = evaluate_run(options.run, options.clips, options.data, options.last, options.device)
         ks = list(next(iter(results[0]["recall"].values())))
         rows = [
-            [result["phase"], view, *(f"{100 * share:.1f}" for share in shares.values())]
+            [
+                result["phase"], view, *(f"{100 * share:.1f}" for share in shares.values()),
+                f"{100 * result['probe'][view]:.1f}",
+            ]
             for result in results for view, shares in result["recall"].items()
         ]  # fmt: skip
-        table("R@k, %", ["after", "view", *(f"R@{k}" for k in ks)], rows)
+        table("retrieval and linear probe, %", ["after", "view", *(f"R@{k}" for k in ks), "probe"], rows)
 
     return guarded(work)
 

@@ -1,15 +1,18 @@
-"""How good are the features? Test-to-train retrieval: no training, no randomness, the same numbers every
+"""How good are the features? Test-to-train retrieval and a linear probe: no randomness, the same numbers every
 time.
 """
 
 from __future__ import annotations
 
+import hashlib
+import io
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -18,19 +21,23 @@ from .. import retrieval_recall_at_k
 from . import TrainError
 from .checkpoint import encoder_files, load_encoder
 from .clips import ClipDataset
+from .compute import device_of
 from .loop import config_of
 from .model import channels_last
+from .probe import probe
 from .progress import console, progress_bar
 from .quality import together
 from .store import write_atomically
+from .tensors import file_hash, weights_hash
 from .views import chosen
 
 Recall = dict[str, dict[int, float]]  # {view, and both or all: {k: share}}
+SPLITS = ("train", "test")
 
 
 @dataclass(frozen=True)
 class Protocol:
-    """How retrieval is measured.
+    """How features are measured.
 
     clips: evenly spaced clips of each video, whose features are averaged; frames, crop: their size (centre
     square). center: subtract the training features' mean from all. ks: R@k is the share of test videos with a
@@ -44,60 +51,76 @@ class Protocol:
     ks: tuple[int, ...] = (1, 5, 10, 20)
 
 
+@dataclass(frozen=True)
+class Measured:
+    """Features of both splits: {view: {split: [M, F]}}, and {split: labels [M]}."""
+
+    features: dict[str, dict[str, Tensor]]
+    labels: dict[str, Tensor]
+
+
 def retrieval(
     data: Path, encoders: Mapping[str, nn.Module], protocol: Protocol, device: str = "cpu"
 ) -> Recall:
-    """R@k by view, and of all views together when there are several (the sum of their cosines).
+    """R@k by view, and of all views together when there are several (the sum of their cosines)."""
+    return recall_of(measured(data, encoders, protocol, device), protocol)
 
-    A view is measured on the videos that have it; in the sum, a view that a video lacks counts 0.
-    """
-    features: dict[str, dict[str, Tensor]] = {}
-    has: dict[str, dict[str, Tensor]] = {}
-    labels: dict[str, Tensor] = {}
-    for split in ("train", "test"):
-        dataset = ClipDataset(
-            data, protocol.frames, protocol.crop, views=tuple(encoders), split=split, cache_mb=0
-        )
-        videos = [dataset.manifest.videos[i] for i in dataset.videos]
-        has[split] = {
-            name: torch.tensor([view.has(v) for v in videos]) for name, view in dataset.views.items()
+
+def measured(
+    data: Path, encoders: Mapping[str, nn.Module], protocol: Protocol, device: str = "cpu"
+) -> Measured:
+    """Features of every video of both splits."""
+    features: dict[str, dict[str, Tensor]] = {view: {} for view in encoders}
+    labels = {}
+    for split in SPLITS:
+        dataset = _dataset(data, tuple(encoders), split, protocol)
+        for view, rows in encode(dataset, encoders, protocol, device_of(device)).items():
+            features[view][split] = rows
+        labels[split] = torch.tensor([dataset.manifest.videos[i].label for i in dataset.videos])
+    return Measured(features, labels)
+
+
+def recall_of(found: Measured, protocol: Protocol) -> Recall:
+    """R@k by view, and of all views together when there are several."""
+    unit = {view: _unit_features(splits, protocol) for view, splits in found.features.items()}
+    if len(unit) > 1:
+        unit[together(tuple(unit))] = {
+            split: torch.cat([unit[view][split] for view in found.features], dim=1) for split in SPLITS
         }
-        _tell_left_out(dataset, split, has[split])
-        features[split] = encode(dataset, encoders, protocol, torch.device(device))
-        labels[split] = torch.tensor([video.label for video in videos])
-    recall = {}
-    for view in encoders:
-        here = {split: has[split][view] for split in features}
-        mean = features["train"][view][here["train"]].mean(dim=0) if protocol.center == "train" else 0.0
-        for split in features:
-            centred = functional.normalize(features[split][view] - mean, dim=1)
-            features[split][view] = torch.where(here[split][:, None], centred, 0)
-        recall[view] = retrieval_recall_at_k(
-            features["test"][view][here["test"]], features["train"][view][here["train"]],
-            labels["test"][here["test"]], labels["train"][here["train"]], protocol.ks,
-        )  # fmt: skip
-    if len(encoders) > 1:
-        test, train = (
-            torch.cat([features[split][view] for view in encoders], dim=1) for split in ("test", "train")
+    labels = found.labels
+    return {
+        view: retrieval_recall_at_k(
+            splits["test"], splits["train"], labels["test"], labels["train"], protocol.ks
         )
-        recall[together(tuple(encoders))] = retrieval_recall_at_k(
-            test, train, labels["test"], labels["train"], protocol.ks
-        )
-    return recall
+        for view, splits in unit.items()
+    }
 
 
-def _tell_left_out(dataset: ClipDataset, split: str, has: Mapping[str, Tensor]) -> None:
+def probe_of(found: Measured) -> dict[str, float]:
+    """Top-1 accuracy of a linear probe by view, and of all views' features side by side."""
+    features = dict(found.features)
+    if len(features) > 1:
+        whole = {split: torch.cat([features[view][split] for view in features], dim=1) for split in SPLITS}
+        features[together(tuple(features))] = whole
+    labels = found.labels
+    return {
+        view: probe(splits["train"], labels["train"], splits["test"], labels["test"])
+        for view, splits in features.items()
+    }
+
+
+def _unit_features(splits: Mapping[str, Tensor], protocol: Protocol) -> dict[str, Tensor]:
+    mean = splits["train"].mean(dim=0) if protocol.center == "train" else 0.0
+    return {split: functional.normalize(rows - mean, dim=1) for split, rows in splits.items()}
+
+
+def _dataset(data: Path, views: tuple[str, ...], split: str, protocol: Protocol) -> ClipDataset:
+    dataset = ClipDataset(data, protocol.frames, protocol.crop, views=views, split=split, cache_mb=0)
     if dataset.left_out:
         console().print(
-            f"{dataset.left_out} {split} videos have fewer than {dataset.frames} frames: left out"
+            f"{dataset.left_out} {split} videos have fewer than {protocol.frames} frames: left out"
         )
-    if dataset.without:
-        console().print(f"{dataset.without} {split} videos have no {' and no '.join(has)}: left out")
-    for view, held in has.items():
-        if lacking := int((~held).sum()):
-            console().print(
-                f"{lacking} of {len(held)} {split} videos have no {view}: left out of its R@k, 0 in the sum"
-            )
+    return dataset
 
 
 @torch.no_grad()
@@ -109,12 +132,11 @@ def encode(
     batch: int = 8,
 ) -> dict[str, Tensor]:
     """{view: [M, F]}: pooled backbone features of every video of a split, averaged over its clips, on the
-    CPU; 0 where a video lacks the view.
+    CPU.
     """
     modes = {view: encoder.training for view, encoder in encoders.items()}
     views = chosen(tuple(encoders))
     parts: dict[str, list[Tensor]] = {view: [] for view in encoders}
-    sizes: dict[str, Any] = {view: encoder.feature_size for view, encoder in encoders.items()}
     try:
         for encoder in encoders.values():
             encoder.eval().to(device)
@@ -122,43 +144,87 @@ def encode(
             for start in bar.track(range(0, len(dataset), batch), description="encode"):
                 positions = range(start, min(start + batch, len(dataset)))
                 cut = [dataset.evenly_spaced(position, protocol.clips) for position in positions]
-                videos = [dataset.manifest.videos[dataset.videos[position]] for position in positions]
                 for view, encoder in encoders.items():
-                    held = [row for row, video in enumerate(videos) if views[view].has(video)]
+                    frames = torch.cat([torch.from_numpy(video[view]) for video in cut]).to(device)
                     features: Any = encoder.features
-                    pooled = torch.zeros(len(cut), int(sizes[view]))
-                    if held:
-                        frames = torch.cat([torch.from_numpy(cut[row][view]) for row in held]).to(device)
-                        rows = features(channels_last(views[view].plain(frames)))
-                        pooled[held] = rows.view(len(held), protocol.clips, -1).mean(dim=1).cpu()
-                    parts[view].append(pooled)
+                    pooled = features(channels_last(views[view].plain(frames))).view(
+                        len(cut), protocol.clips, -1
+                    )
+                    parts[view].append(pooled.mean(dim=1).cpu())
     finally:
         for view, encoder in encoders.items():
             encoder.train(modes[view])
     return {view: torch.cat(rows) for view, rows in parts.items()}
 
 
-def evaluate_run(
-    run: Path, clips: int = 10, data: Path | None = None, last: bool = False
-) -> list[dict[str, Any]]:
-    """R@k after every phase of a run, and of what it started from; writes `eval.json` in its folder.
+def cached_features(
+    path: Path, view: str, data: Path, protocol: Protocol, cache: Path, device: str = "auto"
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """{split: features [M, F]} and {split: labels [M]} of an encoder's file, computed once.
 
-    `last` measures the final encoders only.
+    They are kept in `cache` under a hash of the encoder's weights, the data set's manifest, the view and the
+    protocol: of other weights, never under the same name.
+    """
+    manifest = Path(data) / "manifest.json"
+    what = [weights_hash(path), file_hash(manifest) if manifest.is_file() else "", view]
+    what += [str(asdict(protocol)[name]) for name in ("frames", "crop", "clips")]
+    kept = cache / f"{hashlib.sha256(' '.join(what).encode()).hexdigest()[:32]}.npz"
+    if kept.is_file():
+        with np.load(kept) as file:
+            arrays = {name: torch.from_numpy(file[name]) for name in file.files}
+    else:
+        found = measured(data, {view: load_encoder(path)}, protocol, device)
+        arrays = {f"features_{split}": found.features[view][split] for split in SPLITS}
+        arrays.update({f"labels_{split}": found.labels[split] for split in SPLITS})
+        buffer = io.BytesIO()
+        np.savez(buffer, **{name: value.numpy() for name, value in arrays.items()})  # type: ignore[arg-type]
+        write_atomically(kept, buffer.getvalue())
+    return (
+        {split: arrays[f"features_{split}"] for split in SPLITS},
+        {split: arrays[f"labels_{split}"] for split in SPLITS},
+    )
+
+
+def evaluate_files(
+    files: Mapping[str, Path], data: Path, protocol: Protocol, cache: Path, device: str = "auto"
+) -> dict[str, Any]:
+    """R@k and linear probe of one encoder a view."""
+    features: dict[str, dict[str, Tensor]] = {}
+    labels: dict[str, Tensor] = {}
+    for view, path in files.items():
+        features[view], labels = cached_features(path, view, data, protocol, cache, device)
+    found = Measured(features, labels)
+    return {"recall": recall_of(found, protocol), "probe": probe_of(found)}
+
+
+def evaluate_run(
+    run: Path, clips: int = 10, data: Path | None = None, last: bool = False, device: str = "auto"
+) -> list[dict[str, Any]]:
+    """R@k and linear probe after every phase of a run, and of what it started from; writes `eval.json` in its
+    folder, or `eval-<name>.json` for another data set `data` (transfer).
+
+    `last` measures the final encoders only. Features are kept in the run's folder `features`.
     """
     config = config_of(run)
     phases = encoder_files(run)
     if not phases:
         raise TrainError(f"run: {run} has no encoder yet; they are saved at the end of each phase")
     if len(config.init) == len(config.views):
-        phases.insert(0, ("start", config.init))
+        phases.insert(0, ("start", dict(config.init)))
     if last:
         phases = phases[-1:]
     protocol = Protocol(config.clips.frames, config.clips.crop, clips)
-    results = []
-    for phase, files in phases:
-        encoders = {view: load_encoder(files[view]) for view in config.views}
-        recall = retrieval(data or config.data, encoders, protocol)
-        results.append({"phase": phase, "recall": recall})
-    body = {"data": str(data or config.data), "protocol": asdict(protocol), "phases": results}
-    write_atomically(run / "eval.json", json.dumps(body, indent=1).encode())
+    source = data or config.data
+    results = [
+        {
+            "phase": phase,
+            **evaluate_files(
+                {view: files[view] for view in config.views}, source, protocol, run / "features", device
+            ),
+        }
+        for phase, files in phases
+    ]
+    body = {"data": str(source), "protocol": asdict(protocol), "phases": results}
+    name = "eval.json" if data is None else f"eval-{Path(data).name}.json"
+    write_atomically(run / name, json.dumps(body, indent=1).encode())
     return results

@@ -7,10 +7,13 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
+from .store import write_atomically
 
 Curve = Sequence[tuple[float, float]]
 
@@ -24,12 +27,36 @@ STYLES: dict[str, tuple[str, Any]] = {
     "both": ("#888888", ":"),
     "all": ("#888888", ":"),
 }
-MORE = ("#D55E00", "#F0E442", "#000000")  # for what has no colour of its own
+MORE = (
+    "#0072B2",
+    "#E69F00",
+    "#009E73",
+    "#D55E00",
+    "#CC79A7",
+    "#56B4E9",
+    "#888888",
+)  # for what has no colour of its own
 INK = "#888888"  # readable on white and on black
 
 
-def curves(lines: Mapping[str, Curve], names: Mapping[str, str], phases: Sequence[tuple[float, str]]) -> str:
-    """PMR over epochs: {key: [(epoch, share)]}, legend names, and (first epoch, name) of each phase."""
+def curves(
+    lines: Mapping[str, Curve], names: Mapping[str, str], phases: Sequence[tuple[float, str]], label: str
+) -> str:
+    """Shares over epochs: {key: [(epoch, share)]}, legend names, (first epoch, name) of each phase, axis label."""
+    return _svg(_curves(lines, names, phases, label))
+
+
+def save_curves(path: Path, lines: Mapping[str, Curve], label: str) -> None:
+    """The same as an SVG file; keys serve as names."""
+    buffer = io.BytesIO()
+    figure = _curves(lines, {key: key for key in lines}, [], label)
+    figure.savefig(buffer, format="svg", metadata={"Date": None})
+    write_atomically(path, buffer.getvalue())
+
+
+def _curves(
+    lines: Mapping[str, Curve], names: Mapping[str, str], phases: Sequence[tuple[float, str]], label: str
+) -> Any:
     figure, axes = _canvas(5.6, 3.0)
     for i, (key, points) in enumerate(lines.items()):
         colour, style = style_of(key, i)
@@ -50,10 +77,10 @@ def curves(lines: Mapping[str, Curve], names: Mapping[str, str], phases: Sequenc
             name, (start, 1.01), xycoords=("data", "axes fraction"), fontsize=8, color=INK, ha="left"
         )
     axes.set_xlabel("epoch")
-    axes.set_ylabel("PMR, % of mined positives")
+    axes.set_ylabel(label)
     axes.set_ylim(bottom=0)
     _legend(axes)
-    return _svg(figure)
+    return figure
 
 
 def style_of(key: str, number: int) -> tuple[str, Any]:

@@ -33,20 +33,27 @@ class Prepared:
     kept: int
 
 
-def prepare(videos: Path, out: Path, settings: FrameSettings | None = None, processes: int = 0) -> Prepared:
+def prepare(
+    videos: Path,
+    out: Path,
+    settings: FrameSettings | None = None,
+    processes: int = 0,
+    lists: tuple[Path, int] | None = None,
+) -> Prepared:
     """Stores the RGB and flow frames of every readable video of a folder or CSV, and its sound where it has one, in one
     LMDB at `out`.
 
     What is stored already, with the same settings and from an unchanged file, is kept: kill it at any moment
     and run it again. Broken, short and missing files are skipped and listed with their reason, in
-    `manifest.json`, in `skipped.txt` and at the end. `processes=0` takes one a core.
+    `manifest.json`, in `skipped.txt` and at the end. `processes=0` takes one a core. `lists`: a folder of official
+    split lists, and which of its splits.
 
     Raises:
         TrainError: no video at all, none readable, other settings than those `out` was made with, a full
         disk.
     """
     settings = settings or FrameSettings()
-    sources, skipped = list_sources(Path(videos))
+    sources, skipped = list_sources(Path(videos), *(lists or ()))
     store = FrameStore(Path(out), writable=True)
     try:
         _same_settings(store, settings)

@@ -43,7 +43,7 @@ def write_report(
     template = environment.from_string(Path(__file__).with_name(TEMPLATE).read_text())
     page = template.render(
         title=title, lead=_lead(sections), protocol=sections[0]["protocol"], recall=recall, mining=mining,
-        runs=sections, versions=_versions(), inside=inside,
+        runs=sections, versions=_versions(), inside=inside, compared=_side_by_side(sections) if several else None,
     )  # fmt: skip
     write_atomically(out, page.encode())
     return out
@@ -65,9 +65,13 @@ def _section(run: Path, shown: int) -> dict[str, Any]:
         "epochs": epochs,
         "evaluation": evaluation["phases"],
         "protocol": Protocol(**evaluation["protocol"]),
-        "pmr_plot": _pmr_plot(epochs, names),
+        "pmr_plot": _curves(epochs, names, "pmr", "PMR, % of mined positives"),
+        "cmr_plot": _curves(epochs, names, "cmr_median", "median CMR, % of a class's videos"),
         "cmr_plots": [
-            {"phase": line["phase"], "image": _cmr_plot(line["mining"], names)}
+            {
+                "phase": line["phase"], "image": _cmr_plot(line["mining"], names),
+                "ends": _best_and_worst(line["mining"]["mined"]["cmr"]),
+            }
             for line in last_epochs(epochs) if "mined" in line["mining"]
         ],
         "galleries": _galleries(run, _Album(FrameStore(config.data), manifest), names, shown),
@@ -101,16 +105,45 @@ def last_epochs(epochs: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return list(last.values())
 
 
-def _pmr_plot(epochs: list[dict[str, Any]], names: dict[str, str]) -> str:
+def _best_and_worst(cmr: dict[str, float], shown: int = 3) -> str:
+    """The classes of which most and least was found, in words."""
+    ranked = sorted(cmr.items(), key=lambda entry: -entry[1])
+    top, bottom = (
+        ", ".join(f"{label} {100 * share:.0f} %" for label, share in some)
+        for some in (ranked[:shown], ranked[-shown:])
+    )
+    return f"Most found: {top}. Least: {bottom}."
+
+
+def _curves(epochs: list[dict[str, Any]], names: dict[str, str], figure: str, label: str) -> str:
     lines: dict[str, list[tuple[float, float]]] = {}
     phases: list[tuple[float, str]] = []
     for number, line in enumerate(epochs, start=1):
         if not phases or phases[-1][1] != line["phase"]:
             phases.append((number, line["phase"]))
         for way, figures_of_way in line["mining"].items():
-            lines.setdefault(way, []).append((number, figures_of_way["pmr"]))
+            lines.setdefault(way, []).append((number, figures_of_way[figure]))
     ordered = {way: lines[way] for way in names if way in lines}
-    return figures.curves(ordered, names, phases) if ordered else ""
+    return figures.curves(ordered, names, phases, label) if ordered else ""
+
+
+def _side_by_side(sections: list[dict[str, Any]]) -> dict[str, Any]:
+    """A row a run: its last phase's mining, retrieval and probe; and the PMR of what was mined, run by run."""
+    rows, lines = [], {}
+    for section in sections:
+        mined = [line["mining"]["mined"] for line in section["epochs"] if "mined" in line["mining"]]
+        last = section["evaluation"][-1]
+        rows.append({
+            "title": section["title"], "method": section["names"]["mined"],
+            "pmr": mined[-1]["pmr"] if mined else None, "cmr": mined[-1]["cmr_median"] if mined else None,
+            "r1": ", ".join(f"{view} {100 * shares['1']:.1f}" for view, shares in last["recall"].items()),
+            "probe": ", ".join(f"{view} {100 * share:.1f}" for view, share in last.get("probe", {}).items()),
+        })  # fmt: skip
+        if mined:
+            lines[section["title"]] = [(number, way["pmr"]) for number, way in enumerate(mined, start=1)]
+    names = {title: title for title in lines}
+    plot = figures.curves(lines, names, [], "PMR, % of mined positives") if lines else ""
+    return {"rows": rows, "plot": plot}
 
 
 def _cmr_plot(mining: dict[str, Any], names: dict[str, str]) -> str:
@@ -189,6 +222,7 @@ def _recall_rows(section: dict[str, Any], several: bool) -> list[dict[str, Any]]
                     "name": name,
                     "view": view,
                     "shares": list(shares.values()),
+                    "probe": phase.get("probe", {}).get(view),
                     "strong": view in ("both", "all"),
                 }
             )
@@ -203,7 +237,7 @@ def _mining_rows(section: dict[str, Any], several: bool) -> list[dict[str, Any]]
             figures_of_way = line["mining"][way]
             rows.append({
                 "phase": phase, "name": section["names"][way], "pmr": figures_of_way["pmr"],
-                "cmr": figures_of_way["cmr_median"], "strong": way == "mined",
+                "r1": figures_of_way.get("r1"), "cmr": figures_of_way["cmr_median"], "strong": way == "mined",
             })  # fmt: skip
     return rows
 

@@ -12,9 +12,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from . import TrainError
+from .splits import by_official_lists
 
 SPLITS = ("train", "test")
 UCF_NAME = re.compile(r"^v_(?P<name>.+)_g(?P<group>\d+)_c(?P<clip>\d+)$")
+# HMDB51: source, class, visible parts, camera motion, people, view, quality, clip number
+HMDB_NAME = re.compile(r"^(?P<source>.+)_[fhlu]_(cm|nm)_np\d_(ba|bl|br|fr|le|ri)_(bad|goo|med)_\d+$")
 UCF_TEST_GROUPS = range(1, 8)  # split 1 of UCF101 tests on groups 1 to 7
 TEST_SHARE = 0.25
 
@@ -30,13 +33,17 @@ class Source:
     split: str = ""
 
 
-def list_sources(videos: Path) -> tuple[list[Source], list[tuple[str, str]]]:
+def list_sources(
+    videos: Path, splits: Path | None = None, fold: int = 1
+) -> tuple[list[Source], list[tuple[str, str]]]:
     """The videos of a folder or of a CSV list, sorted by id, and what was passed over as (name, reason).
 
     A folder holds one folder a class (`folder/<class>/<file>`), optionally below `train` and `test`.
     A CSV has a header with `path` and `label`, and optionally `split` (train or test) and `group`; its paths
     are relative to the CSV. Names like `v_Archery_g01_c02` give the group, and the official split 1 of
     UCF101. Otherwise a quarter of each class's groups, chosen by a hash of their names, is the test split.
+    `splits`, a folder of official lists (UCF101's or HMDB51's), decides for number `fold` of its splits, and leaves
+    out what it does not list.
     """
     if not videos.exists():
         raise TrainError(f"videos: {videos} does not exist; give a folder with one folder a class, or a CSV")
@@ -46,13 +53,19 @@ def list_sources(videos: Path) -> tuple[list[Source], list[tuple[str, str]]]:
             f"videos: no video found in {videos}; expected {videos.name}/<class>/<video> "
             "or a CSV with the columns path and label"
         )
-    return with_splits(sorted(listed, key=lambda source: source.id)), passed_over
+    listed.sort(key=lambda source: source.id)
+    if splits is None:
+        return with_splits(listed), passed_over
+    listed, unlisted = by_official_lists(listed, splits, fold)
+    return listed, passed_over + unlisted
 
 
 def group_of(label: str, stem: str) -> str:
-    """The source footage of a file: class and group for UCF101 names, else the file itself."""
-    match = UCF_NAME.match(stem)
-    return f"{label}/g{match['group']}" if match else f"{label}/{stem}"
+    """The source footage of a file: class and group for UCF101 names, the film for HMDB51's, else the file itself."""
+    if match := UCF_NAME.match(stem):
+        return f"{label}/g{match['group']}"
+    match = HMDB_NAME.match(stem)
+    return f"{label}/{match['source']}" if match else f"{label}/{stem}"
 
 
 def with_splits(sources: list[Source]) -> list[Source]:

@@ -61,8 +61,22 @@ def load_tensors(path: Path, module: nn.Module) -> None:
         raise TrainError(f"checkpoint: {path} does not fit {type(module).__name__}: {reason[:300]}") from None
 
 
+def weights_hash(path: Path) -> str:
+    """SHA-256 of a safetensors file without its header's facts: equal for equal weights of one network. Of any other
+    file, all of it.
+    """
+    if path.suffix != ".safetensors":
+        return file_hash(path)
+    digest = hashlib.sha256(str(read_facts(path).get("architecture")).encode())
+    with path.open("rb") as file:
+        file.seek(8 + int.from_bytes(file.read(8), "little"))
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
 def file_hash(path: Path) -> str:
-    """SHA-256 of a file, hexadecimal: what a feature cache is keyed by."""
+    """SHA-256 of a file, hexadecimal."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(1 << 20):

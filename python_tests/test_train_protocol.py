@@ -1,0 +1,106 @@
+"""The comparison of methods in one command: common warm-up, one budget, resumable, tables that say what was measured."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from train_sets import tiny
+
+from bench import protocol
+from bench.protocol_tables import diagnosis
+from cpr_kernels.train import TrainError
+from cpr_kernels.train.config import Mining
+from cpr_kernels.train.loop import config_of
+from cpr_kernels.train.plan import make_plan
+
+pytest_plugins = ["train_fixtures"]
+
+
+@pytest.fixture(scope="module")
+def base(data: Path, tmp_path_factory: pytest.TempPathFactory) -> protocol.Budget:
+    out = tmp_path_factory.mktemp("protocol")
+    return protocol.Budget(
+        tiny(data, out, infonce_epochs=1, cycle_epochs=1, queue=24, mining=Mining(topk=2)), clips_per_video=1
+    )
+
+
+@pytest.fixture(scope="module")
+def document(base: protocol.Budget) -> dict:
+    return protocol.run_protocol(base, base.config.out, [3], ["coclr", "cpr-3"])
+
+
+def test_methods_start_from_the_common_warm_up(base: protocol.Budget, document: dict) -> None:
+    out = base.config.out / "seed3"
+    coclr, cpr = (config_of(out / name) for name in ("coclr", "cpr-3"))
+    assert coclr.init == cpr.init and all(
+        path.parent == out / "warm-up" / "encoders" for path in cpr.init.values()
+    )
+    assert coclr.seed == cpr.seed == 3 and cpr.infonce_epochs == 0
+    assert [str(phase.schedule) for phase in make_plan(cpr)] == [
+        "flow:12,rgb:6,flow:2",
+        "rgb:12,flow:6,rgb:2",
+    ]
+    runs = document["results"]
+    assert runs["coclr"]["3"]["trained_steps"] == runs["cpr-3"]["3"]["trained_steps"] == 8
+    assert set(runs["coclr"]["3"]["mining"]) == {"rgb", "flow"}
+
+
+def test_tables_say_what_was_measured(base: protocol.Budget, document: dict) -> None:
+    text = (base.config.out / "protocol.md").read_text()
+    r1 = document["results"]["cpr-3"]["3"]["recall"]["both"]["1"]
+    line = next(line for line in text.splitlines() if line.startswith("| cpr-3") and "| both" in line)
+    assert f"{100 * r1:.1f}" in line
+    assert json.loads((base.config.out / "protocol.json").read_text())["results"] == document["results"]
+    assert (base.config.out / "curves.svg").read_text().startswith("<?xml")
+    found = document["diagnosis"]["3"]
+    assert found["entries"] == 24 and len(found["purity"]["cascade, 3 stages, flow first"]) == 3
+    assert "cascade, 7 stages, flow first" not in found["purity"]  # 24 entries halved six times are none
+    assert found["purity"]["flow alone"] == pytest.approx(purity_by_hand(base), abs=1e-9)
+
+
+def purity_by_hand(base: protocol.Budget) -> list[float]:
+    """Top-2 by flow of every entry among the entries of other sources, entry by entry."""
+    from cpr_kernels.train.checkpoint import load
+    from cpr_kernels.train.store import Manifest
+
+    state = load(base.config.out / "seed3" / "warm-up" / "checkpoint.pt")["model"]
+    videos = [Manifest.load(base.config.data).videos[i] for i in state["queue.labels"].tolist()]
+    rows, right = state["queue.view_flow"], 0
+    for i, video in enumerate(videos):
+        others = [j for j, other in enumerate(videos) if other.group != video.group]
+        best = sorted(others, key=lambda j: -float(torch.dot(rows[i], rows[j])))[:2]
+        right += sum(videos[j].label == video.label for j in best)
+    return [right / (2 * len(videos))]
+
+
+def test_same_command_goes_on_and_leaves_what_is_done(base: protocol.Budget, document: dict) -> None:
+    files = {path: path.stat().st_mtime_ns for path in base.config.out.rglob("checkpoint.pt")}
+    again = protocol.run_protocol(base, base.config.out, [3], ["coclr", "cpr-3"])
+    assert {path: path.stat().st_mtime_ns for path in base.config.out.rglob("checkpoint.pt")} == files
+    assert again["results"] == document["results"]
+    assert diagnosis(base.config.out / "seed3" / "warm-up", base.config) == document["diagnosis"]["3"]
+
+
+def test_every_method_has_the_same_budget(
+    data: Path, tmp_path: Path, base: protocol.Budget, document: dict
+) -> None:
+    for preset in ("cpu", "gpu"):
+        config = protocol.budget(preset, data, base.config.out, "cpu").config
+        config.check()
+        epochs = set()
+        for method in protocol.METHODS:
+            made = protocol.method_config(config, base.config.out, 3, method)
+            made.check()
+            epochs.add(sum(phase.epochs for phase in make_plan(made)))
+        assert len(epochs) == 1
+    with pytest.raises(TrainError, match="1 epochs a view do not divide into 5 cycles"):
+        protocol.method_config(base.config, base.config.out, 3, "cpr-7-progressive")
+
+
+def test_bad_arguments_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert protocol.main(["--data", str(tmp_path), "--out", str(tmp_path / "o")]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("bench.protocol: data:") and said.count("\n") == 1
