@@ -25,7 +25,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m bench",
         description="Measure cpr_kernels against its peers. Answers are checked before times are taken.",
-        epilog="python -m bench readme [--readme FILE] [--out DIR] rewrites the README's performance section.",
+        epilog="python -m bench readme [--readme FILE] [--out DIR] rewrites the README's performance section; "
+        "python -m bench scale measures queues of 1e5 entries and more, with FAISS.",
     )
     parser.add_argument("--op", choices=[*OPS, "all"], default="all", help="what to measure (default: all)")
     parser.add_argument(
@@ -164,6 +165,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if argv[:1] == ["readme"]:
             return _readme(argv[1:])
+        if argv[:1] == ["scale"]:
+            from . import scale
+
+            return scale.main(argv[1:], RESULTS)
         args = _parser().parse_args(argv)
         if args.list:
             _print_list()

@@ -1,0 +1,190 @@
+"""Tables, plots and the README's section of ``python -m bench scale``, made from its result files."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from .machine import slug
+from .peer import not_installed
+from .readme import write_text
+from .text import duration, markdown, size
+
+Document = dict[str, Any]
+BEGIN, END = "<!-- scale:begin -->", "<!-- scale:end -->"
+_COLOURS = ("#d1495b", "#30638e", "#edae49", "#a98467", "#7a9e7e", "#8d6a9f")
+
+
+def stem(document: Document) -> str:
+    """The file name of a document without its ending."""
+    return f"{document['date']}-scale-{slug(document['machine'])}"
+
+
+def ok_rows(document: Document, bank: str = "") -> list[dict[str, Any]]:
+    """Rows with figures, of one bank or of all."""
+    return [row for row in document["measured"] if row["status"] == "ok" and bank in ("", row["bank"])]
+
+
+def _cells(row: dict[str, Any]) -> list[str]:
+    indexed = "index_bytes" in row
+    return [
+        row["method"],
+        f"{row['size']:,}",
+        row["schedule"],
+        duration(row["call_s"]),
+        f"{row['times_exact']:.2f}x" if indexed else "",
+        f"{row['topk']:.3f}",
+        f"{row['first_stage']:.3f}",
+        f"{row['pmr']:.3f}",
+        "" if row.get("peak_bytes") is None else size(row["peak_bytes"]),
+        size(row["index_bytes"]) if indexed else "",
+        duration(row["build_s"]) if indexed else "",
+        duration(row["update_s"]) if indexed else "",
+    ]
+
+
+def tables(document: Document) -> str:
+    """One table a bank, and what was left out."""
+    header = [
+        "method",
+        "N",
+        "schedule",
+        "call of 64",
+        "faster than exact",
+        "recall, final",
+        "recall, stage 1",
+    ]
+    header += ["PMR", "peak of a call", "index", "build", "replace 64"]
+    parts = []
+    for bank, about in document["banks"].items():
+        lines = [_cells(row) for row in ok_rows(document, bank)]
+        if lines:
+            parts.append(f"**{bank}**: {about}; then copies of them with noise.\n\n{markdown(header, lines)}")
+    left = {
+        f"{r['method']} at N={r['size']:,}: {r['reason']}"
+        for r in document["measured"]
+        if r["status"] != "ok"
+    }
+    parts += [f"Not run: {line}." for line in [*sorted(left), *document["refused"]]]
+    return "\n\n".join(parts)
+
+
+def write(document: Document, out: Path) -> list[Path]:
+    """The tables as Markdown, and the plots where matplotlib is."""
+    made = [out / f"{stem(document)}.md"]
+    machine, v = document["machine"], document["versions"]
+    where = (
+        f"{machine['cpu']}, {machine['threads']} threads, {machine['isa']}; torch {v['torch']}, "
+        f"faiss-cpu {v.get('faiss-cpu', 'not installed')}; commit {document['commit']}, {document['date']}"
+    )
+    write_text(made[0], f"# Long queues\n\n{where}\n\n{tables(document)}\n")
+    if not_installed("matplotlib", "matplotlib") is None and ok_rows(document):
+        made += _plots(document, out / stem(document))
+    return made
+
+
+def _plots(document: Document, target: Path) -> list[Path]:
+    """Time, memory and final recall of the first bank under its longest schedule, against N."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    bank = next(iter(document["banks"]))
+    rows = ok_rows(document, bank)
+    schedule = max((row["schedule"] for row in rows), key=len)
+    rows = [row for row in rows if row["schedule"] == schedule]
+    panels = [
+        ("call of 64 queries (ms)", lambda r: 1e3 * r["call_s"], True),
+        (
+            "index and peak of a call (MB)",
+            lambda r: (r.get("index_bytes", 0) + (r["peak_bytes"] or 0)) / 1e6,
+            True,
+        ),
+        ("recall of the final entries", lambda r: r["topk"], False),
+        ("PMR", lambda r: r["pmr"], False),
+    ]
+    with pyplot.rc_context({"svg.hashsalt": "cpr_kernels", "svg.fonttype": "none", "font.size": 9}):
+        figure, axes = pyplot.subplots(1, len(panels), figsize=(13, 3.6), layout="constrained")
+        names = dict.fromkeys(row["method"] for row in rows)
+        for axis, (title, value, logarithmic) in zip(axes, panels):
+            for name, colour in zip(names, _COLOURS):
+                points = sorted((row["size"], value(row)) for row in rows if row["method"] == name)
+                axis.plot(*zip(*points), "o-", label=name, color=colour, markersize=4, linewidth=1.4)
+            axis.set_xscale("log")
+            if logarithmic:
+                axis.set_yscale("log")
+            axis.set_title(title, fontsize=9, loc="left")
+            axis.set_xlabel("queue entries N")
+            axis.grid(visible=True, color="#e6e8eb", linewidth=0.6)
+            axis.spines[["top", "right"]].set_visible(False)
+        handles, labels = axes[0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False)
+        figure.suptitle(f"{bank}, replicated with noise: {schedule}", x=0.01, ha="left", weight="bold")
+        made = [target.with_name(f"{target.name}.{ending}") for ending in ("png", "svg")]
+        figure.savefig(made[0], dpi=140)
+        figure.savefig(made[1], metadata={"Date": None})
+        pyplot.close(figure)
+    return made
+
+
+def newest(folder: Path) -> Document:
+    """The last scale document in a folder.
+
+    Raises:
+        ValueError: there is none.
+    """
+    found = [json.loads(path.read_text()) for path in sorted(folder.glob("*-scale-*.json"))]
+    if not found:
+        raise ValueError(f"{folder} holds no scale results: run `python -m bench scale` first")
+    return max(found, key=lambda document: str(document["date"]))
+
+
+def summary(document: Document, results: str) -> str:
+    """The README's lines: the first bank under its longest schedule, one row a method and length."""
+    bank, about = next(iter(document["banks"].items()))
+    rows = ok_rows(document, bank)
+    schedule = max((row["schedule"] for row in rows), key=len)
+    lines = [
+        [
+            row["method"], f"{row['size']:,}", duration(row["call_s"]),
+            f"{row['times_exact']:.2f}x" if row["factory"] else "",
+            f"{row['topk']:.3f}", f"{row['pmr']:.3f}", size(row["index_bytes"]) if "index_bytes" in row else "",
+            duration(row["build_s"]) if "build_s" in row else "",
+        ]
+        for row in rows
+        if row["schedule"] == schedule
+    ]  # fmt: skip
+    header = [
+        "method",
+        "N",
+        "64 queries",
+        "faster than exact",
+        "recall of the final 5",
+        "PMR",
+        "index",
+        "build",
+    ]
+    machine = document["machine"]
+    return (
+        f"`python -m bench scale`: {about}, then copies of them with noise up to N (so these are no independent "
+        f"videos); schedule `{schedule}`; {machine['cpu']}, {machine['threads']} threads, commit "
+        f"{document['commit']} ([all rows]({results}/{stem(document)}.md)).\n\n{markdown(header, lines)}"
+    )
+
+
+def rewrite_readme(readme: Path, results: Path) -> None:
+    """Replace what stands between the scale markers of the README.
+
+    Raises:
+        ValueError: the README lacks a marker, or there are no results.
+    """
+    text = readme.read_text()
+    if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
+        raise ValueError(f"{readme}: expected one {BEGIN} and, after it, one {END}")
+    before, rest = text.split(BEGIN)
+    after = rest.split(END)[1]
+    link = Path(os.path.relpath(results.resolve(), readme.resolve().parent)).as_posix()
+    write_text(readme, f"{before}{BEGIN}\n{summary(newest(results), link)}\n{END}{after}")
