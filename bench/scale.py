@@ -103,7 +103,9 @@ def _run(bank: Bank, schedule: Schedule, index: FaissIndex | None, exact: Tensor
         return cascade_topk(bank.queries, bank.keys, schedule, **masks, backend="native")[0]
 
     def indexed() -> Tensor:
-        return cascade_topk(bank.queries, bank.keys, schedule, **masks, backend=index or "native")[0]
+        return cascade_topk(
+            bank.queries, bank.keys, schedule, **masks, backend="native" if index is None else index
+        )[0]
 
     call = exactly if index is None else indexed
     mined = call()

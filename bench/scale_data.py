@@ -85,12 +85,14 @@ def bases() -> list[Base]:
 
 def make_bank(base: Base, size: int, num_queries: int = 64) -> Bank:
     """A queue of `size` entries: every video once, then copies with noise, normalised again; the queries are videos
-    of the table, spread evenly. A copy keeps its video's source id and label.
+    of the table, spread evenly. A copy keeps its video's source id and label; videos of the queries' own sources
+    are not copied, so that a query has as many siblings as in the table.
     """
     count = len(base.ids)
     asked = torch.arange(num_queries) * count // num_queries
     dtype = torch.float16 if size >= HALF_FROM else torch.float32
-    of = torch.arange(size) % count
+    copied = (~torch.isin(base.ids, base.ids[asked])).nonzero()[:, 0]
+    of = torch.cat([torch.arange(count), copied[torch.arange(max(size - count, 0)) % len(copied)]])[:size]
     keys = {}
     for view, rows in base.views.items():
         g = torch.Generator().manual_seed(sum(map(ord, view)))

@@ -169,8 +169,8 @@ def summary(document: Document, results: str) -> str:
     ]
     machine = document["machine"]
     return (
-        f"`python -m bench scale`: {about}, then copies of them with noise up to N (so these are no independent "
-        f"videos); schedule `{schedule}`; {machine['cpu']}, {machine['threads']} threads, commit "
+        f"`python -m bench scale`: {about}, then copies of them with noise up to N (no independent videos, and none of "
+        f"the queries' own); schedule `{schedule}`; {machine['cpu']}, {machine['threads']} threads, commit "
         f"{document['commit']} ([all rows]({results}/{stem(document)}.md)).\n\n{markdown(header, lines)}"
     )
 

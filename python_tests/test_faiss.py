@@ -260,6 +260,7 @@ REFUSALS = [
     (lambda keys: FaissIndex(keys, "flow").update(keys, torch.tensor([800])), "slots must lie in [0, 800), got 800 to 800"),
     (lambda keys: SearchSettings(effort=0), "effort must be >= 1 or None, got 0"),
     (lambda keys: SearchSettings(overfetch=0.5), "overfetch must be >= 1 or None, got 0.5"),
+    (lambda keys: SearchSettings(spare=0), "spare must be >= 1, got 0"),
     (calls(rows=801), "keys['flow'] must have shape [800, 16], got shape [801, 16]"),
     (calls(dim=15), "keys['flow'] must have shape [800, 16], got shape [800, 15]"),
     (calls(views="rgb"), "stage 1 (flow:40) judges by view 'flow', but the index holds rgb"),

@@ -84,16 +84,20 @@ class SearchSettings:
     Args:
         effort: cells visited (IVF) or candidates held while walking (HNSW); None: chosen by what is fetched.
         overfetch: how many times stage 1's count is fetched and then ranked exactly; None: 1, and 2 for PQ codes.
+        spare: entries fetched beyond that; as many as one source has in the queue save the second search.
     """
 
     effort: int | None = None
     overfetch: float | None = None
+    spare: int = 16
 
     def __post_init__(self) -> None:
         if self.effort is not None and self.effort < 1:
             raise ValueError(f"SearchSettings: effort must be >= 1 or None, got {self.effort}")
         if self.overfetch is not None and not 1 <= self.overfetch < 1e6:
             raise ValueError(f"SearchSettings: overfetch must be >= 1 or None, got {self.overfetch}")
+        if self.spare < 1:
+            raise ValueError(f"SearchSettings: spare must be >= 1, got {self.spare}")
 
 
 class FaissIndex:

@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from .faiss_index import FaissIndex
     from .schedule import Schedule
 
-SPARE = 16  # fetched beyond what stage 1 keeps: room for the query's own video and for ties
 EXACT_FROM = 0.25  # a search for more than this share of the index costs more than the exact cascade
 SCORE_ERROR = 2.0**-17  # of |query| |key|: two ways of summing 128 products in float32 differ by less
 
@@ -69,7 +68,7 @@ def propose(
     pending = np.flatnonzero(np.isfinite(norms))
     beyond = [np.flatnonzero(~np.isfinite(norms))]  # scores that are not numbers: exactly
     overfetch = index.settings.overfetch or (2.0 if store.coded else 1.0)
-    fetch, effort, rounds, widened = min(int(keep * overfetch) + SPARE, store.max_k), 1, 0, 0
+    fetch, effort, rounds, widened = min(int(keep * overfetch) + index.settings.spare, store.max_k), 1, 0, 0
     most = min(max(EXACT_FROM * store.held, 2 * fetch), store.max_k)
     parts: list[Tensor] = []
     while len(pending) and store.held:
