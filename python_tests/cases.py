@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from cpr_kernels import Schedule, coclr_schedule, cpr_schedule, oracle_schedule
-from cpr_kernels.calls import CascadeCall, LossCall
+from cpr_kernels.calls import CascadeCall, LossCall, RerankCall
 from cpr_kernels.mining import as_call
 
 FLOAT, BF16, HALF = torch.float32, torch.bfloat16, torch.float16
@@ -208,6 +208,15 @@ LARGE_CASES = [
 ]
 
 CASCADE_CASES = SMALL_CASES + LARGE_CASES
+
+
+def listed(call: CascadeCall, count: int, seed: int = 0) -> RerankCall:
+    """The call over `count` candidates a query in any order, with repeats, and padding in between."""
+    num_queries, num_keys = call.queries[0].shape[0], call.keys[0].shape[0]
+    g = torch.Generator().manual_seed(seed)
+    candidates = torch.randint(-1, max(num_keys, 0), (num_queries, count), generator=g)
+    candidates[torch.rand(candidates.shape, generator=g) < 0.1] = -1
+    return RerankCall(call.queries, call.keys, candidates.to(call.queries[0].device), *call[2:])
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from cases import LARGE_CASES, SMALL_CASES, CascadeCase, few, name_of
+from cases import LARGE_CASES, SMALL_CASES, CascadeCase, few, listed, name_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_mining import cascade_calls, oracle, real, same
@@ -27,15 +27,6 @@ LISTED = (
     "infinities, long",
     "deep features",
 )
-
-
-def listed(call: CascadeCall, count: int, seed: int = 0) -> RerankCall:
-    """`count` candidates a query in any order: repeats, and padding in between."""
-    num_queries, num_keys = call.queries[0].shape[0], call.keys[0].shape[0]
-    g = torch.Generator().manual_seed(seed)
-    candidates = torch.randint(-1, max(num_keys, 0), (num_queries, count), generator=g)
-    candidates[torch.rand(candidates.shape, generator=g) < 0.1] = -1
-    return RerankCall(call.queries, call.keys, candidates, *call[2:])
 
 
 def unlisted(call: RerankCall) -> Tensor:

@@ -76,6 +76,31 @@ def test_score_tiles(arch: int, dtype: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("arch", ARCHES)
+@pytest.mark.parametrize("dtype", ["*fp32", "*bf16"])
+def test_candidate_scores(arch: int, dtype: str, tmp_path: Path) -> None:
+    import triton
+
+    from cpr_kernels.mining import triton_rerank as kernels
+
+    types = {"query": dtype, "key": dtype, "listed": "*i64", "out": "*fp32", **MASKS} | integers(
+        "num_listed",
+        "blocks",
+        "dim",
+        "query_stride",
+        "key_stride",
+        "listed_stride",
+        "out_stride",
+        "exclude_stride",
+    )
+    constants = {"exclude": None, "HAS_EXCLUDE": False, **FLAGS}
+    blocks = {"BLOCK_C": kernels.BLOCK_C, "BLOCK_D": kernels.BLOCK_D}
+    needs = check(
+        kernels.score_candidates, arch, types, constants, triton.Config(blocks, num_warps=4), tmp_path
+    )
+    assert needs.registers <= 96  # five blocks of 128 threads a multiprocessor hide the gathers
+
+
+@pytest.mark.parametrize("arch", ARCHES)
 @pytest.mark.parametrize(("k", "ranked"), [(5, True), (4096, False)])
 def test_select(arch: int, k: int, ranked: bool, tmp_path: Path) -> None:
     from cpr_kernels.mining import triton_kernels as kernels

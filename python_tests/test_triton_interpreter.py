@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from cases import LOSS_CASES, SMALL_CASES
+from triton_interpreter import RERANKED
 
 import cpr_kernels
 
@@ -47,6 +48,17 @@ def loss() -> dict[str, str]:
 @pytest.mark.parametrize("name", [case.name for case in SMALL_CASES])
 def test_cascade_equals_the_reference(cascade: dict[str, str], name: str) -> None:
     assert cascade[name] == ""
+
+
+@pytest.fixture(scope="module")
+def rerank() -> dict[str, str]:
+    """All small cascade cases over listed candidates, run once."""
+    return run_script("rerank")
+
+
+@pytest.mark.parametrize("name", RERANKED)
+def test_rerank_equals_the_reference(rerank: dict[str, str], name: str) -> None:
+    assert rerank[name] == ""
 
 
 @pytest.mark.parametrize("name", [c.name for c in LOSS_CASES if c.queries * c.keys <= 3000])

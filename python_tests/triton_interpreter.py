@@ -13,9 +13,12 @@ from typing import Any
 
 import numpy
 import torch
-from cases import LOSS_CASES, SMALL_CASES, CascadeCase, LossCase
+from cases import LOSS_CASES, SMALL_CASES, CascadeCase, LossCase, listed
 
-numpy.seterr(all="ignore")  # the interpreter multiplies inf * 0 in numpy, as the cases ask
+RERANKED = (
+    "one of each", "no query", "empty queue", "k beyond the queue", "primes", "mixed weights", "bf16", "strided",
+    "everything at once", "all equal", "NaN", "infinities", "exclude nearly all",
+)  # fmt: skip
 
 
 def cascade(case: CascadeCase) -> str:
@@ -26,8 +29,21 @@ def cascade(case: CascadeCase) -> str:
     reason = triton_backend.why_not(call)
     if reason:
         return reason
-    expected = reference.run(call)
-    indices, scores = triton_backend.run(call)
+    return differing(triton_backend.run(call), reference.run(call))
+
+
+def rerank(case: CascadeCase) -> str:
+    """The same of the case over listed candidates."""
+    from cpr_kernels.mining import reference, triton_backend
+
+    call = listed(case.call(), 45 if case.name != "one of each" else 0)
+    reason = triton_backend.why_not(call)
+    return reason or differing(triton_backend.rerank(call), reference.rerank(call))
+
+
+def differing(got: Any, expected: Any) -> str:
+    """How a result differs from the reference's, if at all."""
+    indices, scores = got
     if not torch.equal(indices, expected[0]):
         return f"indices {indices.tolist()} instead of {expected[0].tolist()}"
     return "" if torch.equal(scores, expected[1]) else f"scores {scores.tolist()}"
@@ -65,8 +81,11 @@ def loss(case: LossCase) -> str:
 
 def main(kind: str) -> None:
     """Every case of one table."""
-    check: Any = cascade if kind == "cascade" else loss
-    cases: Any = SMALL_CASES if kind == "cascade" else [c for c in LOSS_CASES if c.queries * c.keys <= 3000]
+    numpy.seterr(all="ignore")  # the interpreter multiplies inf * 0 in numpy, as the cases ask
+    check: Any = {"cascade": cascade, "rerank": rerank, "loss": loss}[kind]
+    cases: Any = [c for c in LOSS_CASES if c.queries * c.keys <= 3000] if kind == "loss" else SMALL_CASES
+    if kind == "rerank":
+        cases = [case for case in cases if case.name in RERANKED]
     for case in cases:
         try:
             wrong = check(case)

@@ -1,4 +1,4 @@
-"""The Triton backend of `cpr::cascade_topk`; the kernels are imported when a call runs on them."""
+"""The Triton backend of the cascade, over all entries or listed ones; its kernels are imported when a call runs."""
 
 from __future__ import annotations
 
@@ -15,10 +15,8 @@ def why_not(call: CascadeCall | RerankCall) -> str | None:
     """Triton serves CUDA tensors where it is installed."""
     if call.sharded:
         return call.sharded
-    if call.keys[0].shape[0] > MAX_KEYS:
+    if not isinstance(call, RerankCall) and call.keys[0].shape[0] > MAX_KEYS:
         return f"the Triton kernels count up to {MAX_KEYS} entries, and keys hold {call.keys[0].shape[0]}"
-    if isinstance(call, RerankCall):
-        return "the Triton kernels do not rerank candidates yet"
     return why_not_triton(call.queries[0].device)
 
 
@@ -27,3 +25,10 @@ def run(call: CascadeCall) -> tuple[Tensor, Tensor]:
     from . import triton_kernels
 
     return triton_kernels.run(call)
+
+
+def rerank(call: RerankCall) -> tuple[Tensor, Tensor]:
+    """`(indices [B, k], scores [B, k])`; see `reference.rerank` for the meaning."""
+    from . import triton_rerank
+
+    return triton_rerank.rerank(call)

@@ -8,6 +8,8 @@ lower index by position. A stage's threshold is found by counting, two bits of t
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import triton
 import triton.language as tl
@@ -287,32 +289,44 @@ def _in_order(indices: Tensor, scores: Tensor) -> tuple[Tensor, Tensor]:
     return indices.gather(1, order), scores
 
 
-@torch.no_grad()
-def run(call: CascadeCall) -> tuple[Tensor, Tensor]:
-    """`(indices [B, k], scores [B, k])`; see `reference.run` for the meaning."""
+def select_and_order(
+    call: CascadeCall, rows: Rows, length: int, score: Callable[[int, Tensor], None]
+) -> tuple[Tensor, Tensor]:
+    """Positions [B, k] and scores [B, k] of the cascade over score rows of `length`, a chunk of queries at a time.
+
+    `score(first, ring [slots, part, pitch])` writes the scores of queries from `first` on.
+    """
     query = call.queries[0]
-    num_queries, num_keys, k = query.shape[0], call.keys[0].shape[0], call.stage_keep[-1]
+    num_queries, k = query.shape[0], call.stage_keep[-1]
     indices = torch.empty(num_queries, k, dtype=torch.int64, device=query.device)
     scores = torch.empty(num_queries, k, dtype=torch.float32, device=query.device)
     if num_queries == 0:
         return indices, scores
-    rows = plan_rows(call)
     slots, count = len(rows.views), len(rows.weights) // len(rows.views)
-    chunk = chunk_of(num_queries, num_keys, slots)
-    pitch = max(1, -(-num_keys // 4) * 4)
+    chunk = chunk_of(num_queries, length, slots)
+    pitch = max(1, -(-length // 4) * 4)
     ring = torch.empty(slots, chunk, pitch, dtype=torch.float32, device=query.device)
     lists = torch.empty(chunk, 2, count + 1, pitch, dtype=torch.int32, device=query.device)
     ranked = k <= RANKED_IN_KERNEL
     for first in range(0, num_queries, chunk):
         part = min(chunk, num_queries - first)
-        if num_keys:
-            _score_rows(call, rows, first, ring[:, :part])
+        if length:
+            score(first, ring[:, :part])
         select_query[(part,)](
-            ring, lists, indices[first:], scores[first:], num_keys, ring.stride(0), ring.stride(1), pitch,
+            ring, lists, indices[first:], scores[first:], length, ring.stride(0), ring.stride(1), pitch,
             KEEP=tuple(min(keep, 2**31 - 1) for keep in call.stage_keep), JUDGE=rows.row_of_stage,
             WEIGHTS=rows.weights, STAGES=len(call.stage_keep), ROWS=count, VIEWS=slots, K=k, RANKED=ranked,
             BLOCK_K=max(16, triton.next_power_of_2(k)) if ranked else 16,
-            **select_config(num_keys), num_stages=1,
+            **select_config(length), num_stages=1,
             enable_fp_fusion=False,  # a weighted view is rounded before it is added, as everywhere
         )  # fmt: skip
     return (indices, scores) if ranked else _in_order(indices, scores)
+
+
+@torch.no_grad()
+def run(call: CascadeCall) -> tuple[Tensor, Tensor]:
+    """`(indices [B, k], scores [B, k])`; see `reference.run` for the meaning."""
+    rows = plan_rows(call)
+    return select_and_order(
+        call, rows, call.keys[0].shape[0], lambda first, ring: _score_rows(call, rows, first, ring)
+    )
