@@ -40,6 +40,10 @@ def mil_nce_sweep(
     features: Features, dtype: int, sizes: Sizes, positives: Address, temperature: float, masks: Masks,
     siblings: int, threads: int, out: Swept, /,
 ) -> None: ...  # fmt: skip
+def mil_nce_share(
+    features: Features, dtype: int, sizes: Sizes, positives: Address, temperature: float, masks: Masks,
+    siblings: int, threads: int, sums: Address, attended: Address, /,
+) -> None: ...  # fmt: skip
 def mil_nce_keys_gradient(
     features: Features, dtype: int, sizes: Sizes, positives: Address, temperature: float, masks: Masks,
     siblings: int, threads: int, grad_loss: Address, lse_all: Address, lse_positive: Address,

@@ -7,7 +7,7 @@ from typing import Any
 
 from . import losses, mining
 from .backends import Choice, as_text, reasons
-from .checks import check_loss, check_rerank
+from .checks import check_rerank
 
 
 def explain(op: Callable[..., Any], *args: Any, **kwargs: Any) -> list[Choice]:
@@ -42,7 +42,7 @@ def explain(op: Callable[..., Any], *args: Any, **kwargs: Any) -> list[Choice]:
     elif op is losses.mil_nce:
         kwargs.pop("reduction", None)
         loss = losses.as_call(*args, **kwargs)
-        check_loss(loss)
+        losses.check_call(loss)
         choices = reasons(losses.BACKENDS, loss)
     else:
         raise ValueError(f"explain: op must be cascade_topk, cascade_rerank or mil_nce, got {op!r}")

@@ -146,6 +146,17 @@ PYBIND11_MODULE(_core, m) {
                    at<float>(grad_query)}))
             throw std::bad_alloc();
         });
+  m.def("mil_nce_share",
+        [](const std::tuple<Address, int64_t, Address, int64_t, Address, int64_t>& features, int dtype,
+           const std::tuple<int64_t, int64_t, int64_t, int64_t>& sizes, Address positives, float temperature,
+           const std::tuple<Address, Address, Address>& masks, int siblings, int threads, Address sums,
+           Address attended) {
+          const py::gil_scoped_release unlocked;
+          if (!cpr::mil_nce_share_cpu(
+                  loss_args(features, dtype, sizes, positives, temperature, masks, siblings, threads),
+                  {at<float>(sums), at<float>(attended)}))
+            throw std::bad_alloc();
+        });
   m.def("mil_nce_keys_gradient",
         [](const std::tuple<Address, int64_t, Address, int64_t, Address, int64_t>& features, int dtype,
            const std::tuple<int64_t, int64_t, int64_t, int64_t>& sizes, Address positives, float temperature,

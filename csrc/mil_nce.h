@@ -34,6 +34,14 @@ struct LossOut {
 
 bool mil_nce_sweep_cpu(const LossArgs& args, const LossOut& out);
 
+// What a share of the keys adds to the sums of each query; the own pair is not among them.
+struct LossShare {
+  float* sums;      // [B, 4] highest score, sum of exp((score - it) / T), and both of the positives; 0: none
+  float* attended;  // [B, 2, D] or null: keys weighted by those exponentials, and positives by theirs
+};
+
+bool mil_nce_share_cpu(const LossArgs& args, const LossShare& out);
+
 // d (grad_loss . loss) / d keys: grad_keys [N, D] float32.
 bool mil_nce_keys_gradient_cpu(const LossArgs& args, const float* grad_loss, const float* lse_all,
                                const float* lse_positive, float* grad_keys);

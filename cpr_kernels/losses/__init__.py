@@ -5,13 +5,16 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from ..backends import choose
 from ..calls import LossCall
-from . import native, reference, triton_backend
+from ..checks import check_loss
+from ..shards import ShardedKeys, refusals_told
+from . import native, reference, sharded, triton_backend
 
 __all__ = ["MILNCELoss", "mil_nce"]
 
-# in order of preference; each has NAME, why_not(call), sweep(...), keys_gradient(...)
-BACKENDS = (native, triton_backend, reference)
+# in order of preference; each has NAME, why_not(call), sweep(...), keys_gradient(...); sharded has run(call) instead
+BACKENDS = (native, triton_backend, sharded, reference)
 
 _REDUCTIONS = ("mean", "sum", "none")
 
@@ -30,7 +33,7 @@ def _reduced(loss: Tensor, reduction: str) -> Tensor:
 def as_call(
     query: Tensor,
     positive: Tensor,
-    keys: Tensor,
+    keys: Tensor | ShardedKeys,
     positives: Tensor | None = None,
     temperature: float = 0.07,
     query_ids: Tensor | None = None,
@@ -44,10 +47,18 @@ def as_call(
     return LossCall(query, positive, keys, positives, temperature, query_ids, key_ids, use_own, siblings)
 
 
+def check_call(call: LossCall) -> None:
+    """Refuse what the op refuses, with ValueError; also where the keys are sharded."""
+    if call.sharded:
+        sharded.check(call)
+    else:
+        check_loss(call)
+
+
 def mil_nce(
     query: Tensor,
     positive: Tensor,
-    keys: Tensor,
+    keys: Tensor | ShardedKeys,
     positives: Tensor | None = None,
     temperature: float = 0.07,
     *,
@@ -68,11 +79,13 @@ def mil_nce(
     Args:
         query: [B, D], float32, bfloat16, float16 (or float64, slow).
         positive: [B, D], the query's own key.
-        keys: [N, D], the queue.
+        keys: [N, D], the queue; or a view of a :class:`ShardedMultiViewQueue`, of which every rank then calls this
+            at the same time with queries of its own (and `backward`, where the keys take a gradient).
         positives: [B, P] int64 indices into keys, -1 is padding, a repeat counts once; None for InfoNCE.
         temperature: divisor of the logits, > 0.
         query_ids: [B] int64 source of each query.
-        key_ids: [N] int64 source of each entry; entries with a negative id take no part.
+        key_ids: [N] int64 source of each entry; entries with a negative id take no part. Of a sharded queue: of
+            the entries that this rank holds.
         use_own: [B] bool; False takes the own pair out of the numerator (not the denominator) where another
             positive exists.
         siblings: what entries with the query's id are: 1 positives, 2 left out of both sums, 0 negatives.
@@ -85,8 +98,17 @@ def mil_nce(
 
     Raises:
         ValueError: an argument that does not fit, named with what was expected and what came.
+        RuntimeError: of a sharded queue: a rank has ended, refused its arguments or makes another call.
     """
     _check_reduction(reduction)
+    if isinstance(keys, ShardedKeys):
+        with refusals_told(keys.shard, "mil_nce"):
+            call = as_call(
+                query, positive, keys, positives, temperature, query_ids, key_ids, use_own, siblings
+            )
+            check_call(call)
+            choose(BACKENDS, call, backend)  # raises for every other name
+        return _reduced(sharded.run(call), reduction)
     call = as_call(query, positive, keys, positives, temperature, query_ids, key_ids, use_own, siblings)
     if backend == "auto":
         return _reduced(torch.ops.cpr.mil_nce(*call), reduction)
@@ -121,7 +143,7 @@ class MILNCELoss(nn.Module):
         self,
         query: Tensor,
         positive: Tensor,
-        keys: Tensor,
+        keys: Tensor | ShardedKeys,
         positives: Tensor | None = None,
         *,
         query_ids: Tensor | None = None,

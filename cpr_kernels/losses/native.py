@@ -84,6 +84,23 @@ def sweep(call: LossCall, want_gradient: bool) -> Sweep:
     return out
 
 
+def share(call: LossCall, want_gradient: bool) -> tuple[Tensor, Tensor]:
+    """What these keys add to each query's sums, the own pair aside; for keys that are a share of a queue.
+
+    Returns:
+        sums [B, 4]: the highest score, the sum of ``exp((score - highest) / temperature)``, and both of the
+        positives (a sum of 0: there are none); attended [B, 2, D]: keys weighted by those exponentials, and
+        positives by theirs (D = 0 when no gradient is wanted).
+    """
+    rows, dim = call.query.shape
+    sums = torch.empty(rows, 4, dtype=torch.float32)
+    attended = torch.empty(rows, 2, dim if want_gradient else 0, dtype=torch.float32)
+    arguments = _Arguments(call)
+    places = (sums.data_ptr(), attended.data_ptr() if want_gradient else 0)
+    _core.mil_nce_share(*arguments.packed(), torch.get_num_threads(), *places)
+    return sums, attended
+
+
 def keys_gradient(call: LossCall, grad_loss: Tensor, lse_all: Tensor, lse_positive: Tensor) -> Tensor:
     """d (grad_loss . loss) / d keys: [N, D] in the keys' dtype; see `reference.keys_gradient`."""
     device = call.query.device

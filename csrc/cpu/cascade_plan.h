@@ -60,6 +60,7 @@ struct RerankKernels {
 struct LossKernels {
   bool (*sweep)(const LossArgs&, const LossOut&);
   bool (*keys_gradient)(const LossArgs&, const float*, const float*, const float*, float*);
+  bool (*share)(const LossArgs&, const LossShare&);
 };
 
 struct ShardKernels {

@@ -301,6 +301,10 @@ bool mil_nce_sweep_cpu(const LossArgs& args, const LossOut& out) {
   return args.num_queries == 0 || chosen().losses->sweep(args, out);
 }
 
+bool mil_nce_share_cpu(const LossArgs& args, const LossShare& out) {
+  return args.num_queries == 0 || chosen().losses->share(args, out);
+}
+
 bool mil_nce_keys_gradient_cpu(const LossArgs& args, const float* grad_loss, const float* lse_all,
                                const float* lse_positive, float* grad_keys) {
   if (args.num_queries == 0) {
