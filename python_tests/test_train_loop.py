@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -205,6 +207,54 @@ def test_config_text_and_presets_come_back(data: Path, tmp_path: Path) -> None:
     assert from_json(to_json(config)) == config
     assert with_preset("small", data=data, queue=128).clips == small()["clips"]
     assert with_preset("paper", data=data) == TrainConfig(data)
+    assert with_preset("k400+coclr", data=data).queue == 16384
+    mixed = with_preset("small+cpr3+published", data=data)
+    assert mixed.mining == Mining(stages=3, query="online", own_drop=0.9) and mixed.width == 0.25
+    grown = with_preset("small+progressive", data=data)
+    assert (grown.cycles, grown.cycle_epochs, grown.mining.progressive) == (5, 3, True)
+    assert [phase.topk for phase in make_plan(grown)[1::2]] == [1, 2, 3, 4, 5]
+    assert with_preset("ubernce", data=data).mining.method == "ubernce"
+    with pytest.raises(TrainError, match="preset: must be one of paper, k400, small"):
+        with_preset("small+simclr", data=data)
+
+
+def test_a_full_disk_costs_nothing_that_was_there(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = tiny(data, tmp_path / "r", infonce_epochs=0, cycle_epochs=1)
+    written, plain = [], Path.write_bytes
+
+    def fills_up(path: Path, body: bytes) -> int:
+        written.append(path)
+        if len(written) > 4:  # config, then encoder, encoder and checkpoint of the first phase
+            plain(path, body[: len(body) // 2])
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return plain(path, body)
+
+    with monkeypatch.context() as full:
+        full.setattr(Path, "write_bytes", fills_up)
+        with pytest.raises(
+            TrainError, match=r"cannot be written \(No space left on device\).*free some space"
+        ):
+            pretrain(config)
+    assert load(config.out / "checkpoint.pt")["step"] == 6 and list(config.out.rglob("*.part")) == []
+    straight = pretrain(replace(config, out=tmp_path / "s"))
+    pretrain(config, resume=True)
+    assert_same_run(straight, config.out)
+
+
+def test_checkpoint_of_another_model_is_refused(straight: Path, data: Path, tmp_path: Path) -> None:
+    config = tiny(data, tmp_path / "r", width=0.1)
+    config.out.mkdir()
+    (config.out / "config.json").write_text(to_json(config))
+    shutil.copy(straight / "checkpoint.pt", config.out)
+    with pytest.raises(
+        TrainError, match=r"resume: .*checkpoint\.pt is not of this run's model \(.*size mismatch"
+    ):
+        pretrain(config, resume=True)
+    (config.out / "checkpoint.pt").write_bytes((straight / "checkpoint.pt").read_bytes()[:5000])
+    with pytest.raises(TrainError, match="cut short"):
+        pretrain(config, resume=True)
 
 
 def test_logs_are_cut_back_to_the_checkpoint(tmp_path: Path) -> None:

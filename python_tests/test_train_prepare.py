@@ -89,16 +89,20 @@ def test_bad_files_are_skipped_with_their_reason(clip_folder: Path, tmp_path: Pa
     (folder / "SwingRings" / "notes.txt").write_text("not a video")
     (folder / "loose.mp4").write_bytes(good[0].read_bytes())
     write_mp4(folder / "Short" / "short.mp4", np.zeros((5, 32, 32, 3), np.uint8))
+    write_mp4(folder / "Still" / "still.mp4", np.zeros((12, 32, 32, 3), np.uint8))
+    (folder / "Nothing").mkdir()
     prepared = prepare(folder, tmp_path / "d", DRAFT)
     reasons = dict(prepared.manifest.skipped)
     assert [video.id for video in prepared.manifest.videos] == [f"SwingRings/{path.name}" for path in good]
     assert prepared.manifest.classes == ["SwingRings"]
     assert reasons["Short/short.mp4"] == "too short: 5 frames, at least 9 are needed"
+    assert reasons["Still/still.mp4"] == "no motion: all 12 frames are the same"
+    assert reasons["Nothing/"] == "empty folder"
     assert reasons["loose.mp4"] == "not inside a class folder"
     for name in ("cut.mp4", "empty.mp4", "notes.txt"):
         assert reasons[f"SwingRings/{name}"].startswith("not a video"), reasons
     assert reasons["SwingRings/damaged.mp4"].startswith("broken after ")
-    assert len((tmp_path / "d" / "skipped.txt").read_text().splitlines()) == 6
+    assert len((tmp_path / "d" / "skipped.txt").read_text().splitlines()) == 8
 
 
 def test_csv_lists_splits_groups_and_missing_files(clip_folder: Path, tmp_path: Path) -> None:

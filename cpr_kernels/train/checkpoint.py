@@ -6,6 +6,7 @@ import argparse
 import io
 import pickle
 import zipfile
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -76,13 +77,18 @@ def described(encoder: nn.Module) -> dict[str, Any]:
     return {name: getattr(encoder, name) for name in ("architecture", "width", "embedding")}
 
 
-def load_encoder(path: Path) -> Any:
+def load_encoder(path: Path, say: Callable[[str], None] | None = None) -> Any:
     """An encoder saved by a run (safetensors), of whatever architecture, or that of a published checkpoint: the
-    `encoder_q` of CoCLR and CPR, the R3D of IIC.
+    `encoder_q` of CoCLR and CPR, the R3D of IIC. Of a published one, `say` is told what was loaded and what was not.
     """
     if path.suffix != ".safetensors":
         state = load(path)
-        return encoder_of_iic(state, path) if is_iic(state) else load_published(path, state=state)[0]
+        if is_iic(state):
+            return encoder_of_iic(state, path)
+        encoder, report = load_published(path, state=state)
+        if say is not None:
+            say(f"{path}: {report}")
+        return encoder
     facts = read_facts(path)
     if facts.get("kind") != ENCODER_KIND:
         raise TrainError(

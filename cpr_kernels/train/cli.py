@@ -113,7 +113,8 @@ def pretrain(argv: list[str]) -> int:
     """`cpr pretrain [--preset NAME] --data DATA ...` or `cpr pretrain --resume RUN`."""
 
     def work() -> None:
-        from .config import PRESETS, TrainConfig
+        from .config import METHOD_PRESETS, PRESETS, TrainConfig
+        from .config import preset as preset_settings
         from .loop import config_of
         from .loop import pretrain as run_pretrain
         from .progress import console
@@ -127,14 +128,15 @@ def pretrain(argv: list[str]) -> int:
                 )
             run = run_pretrain(config_of(Path(resumed)), resume=True)
         else:
-            if preset is not None and preset not in PRESETS:
-                raise TrainError(f"preset: must be one of {', '.join(PRESETS)}, got {preset!r}")
-            listed = "\n".join(f"  {name}: {(make.__doc__ or '').strip()}" for name, make in PRESETS.items())
-            more = (
-                "Stop it at any moment; `cpr pretrain --resume RUN` goes on exactly.\n\n--preset NAME:\n"
-                + listed
-            )
-            config = parse(TrainConfig, rest, "pretrain", PRESETS[preset or "paper"](), more)
+            defaults = preset_settings(preset or "paper")
+            presets = [f"  {name}: {(make.__doc__ or '').strip()}" for name, make in PRESETS.items()]
+            more = "\n".join([
+                "Stop it at any moment; `cpr pretrain --resume RUN` goes on exactly. On several GPUs: "
+                "`torchrun --nproc-per-node N -m cpr_kernels pretrain ...`.",
+                "\n--preset NAME:", *presets,
+                f"  or a method, alone or added as in small+coclr: {', '.join(METHOD_PRESETS)}",
+            ])  # fmt: skip
+            config = parse(TrainConfig, rest, "pretrain", defaults, more)
             run = run_pretrain(config)
         console().print(f"done: {run}; next: cpr evaluate --run {run}")
 

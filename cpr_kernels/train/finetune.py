@@ -348,7 +348,12 @@ def _restore(
     if state["classes"] != classifier.classes:
         raise TrainError("data: its classes changed since this classifier was begun; give another --out")
     sampler.load_state_dict(state["sampler"])
-    classifier.load_state_dict(state["model"])
+    try:
+        classifier.load_state_dict(state["model"])
+    except RuntimeError as error:
+        raise TrainError(
+            f"out: its checkpoint is of another network ({' '.join(str(error).split())[:200]})"
+        ) from None
     optimizer.load_state_dict(state["optimizer"])
     return sampler.position
 

@@ -25,7 +25,7 @@ from .interrupt import stop_flag
 from .logs import RunLog
 from .model import Inputs, MultiViewModel, new_encoders
 from .plan import Moment, Phase, locate, make_plan, total_steps
-from .progress import progress_bar
+from .progress import console, progress_bar
 from .quality import MiningMeter, rival_schedules
 from .store import write_atomically
 
@@ -220,6 +220,16 @@ def snapshot(trainer: Trainer, step: int) -> dict[str, Any]:
 
 def restore(trainer: Trainer, state: dict[str, Any]) -> int:
     """Puts a snapshot back; returns the step to go on with."""
+    try:
+        return _restore(trainer, state)
+    except (RuntimeError, KeyError, ValueError, IndexError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise TrainError(
+            f"resume: {trainer.config.out / 'checkpoint.pt'} is not of this run's model ({reason})"
+        ) from None
+
+
+def _restore(trainer: Trainer, state: dict[str, Any]) -> int:
     step = int(state["step"])
     trainer.sampler.load_state_dict(state["sampler"])
     trainer.model.load_state_dict(state["model"])
@@ -274,7 +284,7 @@ def _refuse_another(run: Path, config: TrainConfig, resume: bool) -> dict[str, A
 def _initial_encoders(config: TrainConfig) -> dict[str, nn.Module]:
     encoders = new_encoders(config)
     for view, path in config.init.items():
-        loaded = load_encoder(path)
+        loaded = load_encoder(path, say=console().print if parallel.rank() == 0 else None)
         got, wanted = (
             [getattr(encoder, name) for name in ("architecture", "width", "embedding")]
             for encoder in (loaded, encoders[view])

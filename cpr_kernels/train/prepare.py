@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from . import TrainError
-from .progress import progress_bar, table
+from .progress import console, progress_bar, table
 from .sound import NoSound, log_mel, packed_spectrogram, read_sound
 from .sources import Source, list_sources
 from .store import VERSION, FrameStore, Manifest, Video, packed, record_key
@@ -100,6 +100,11 @@ def print_summary(prepared: Prepared, out: Path) -> None:
     mute = Counter(video.silence for video in manifest.videos)
     rows = [["sound", str(mute.pop("", 0))], *([reason, str(n)] for reason, n in mute.most_common())]
     table(f"sound of {len(manifest.videos)} videos", ["", "videos"], rows[:12])
+    for split, place in (("training", 0), ("test", 1)):
+        lacking = [name for name, count in zip(manifest.classes, counts) if not count[place]]
+        if lacking:
+            more = f" and {len(lacking) - 5} more" if len(lacking) > 5 else ""
+            console().print(f"without a {split} video: {', '.join(lacking[:5])}{more}")
     if manifest.skipped:
         shown = [list(row) for row in manifest.skipped[:20]]
         if len(manifest.skipped) > len(shown):

@@ -94,6 +94,8 @@ def _from_folder(root: Path) -> tuple[list[Source], list[tuple[str, str]]]:
     listed, passed_over = [], []
     for path in sorted(root.rglob("*")):
         relative = path.relative_to(root)
+        if path.is_dir() and not path.name.startswith(".") and not any(path.iterdir()):
+            passed_over.append((f"{relative.as_posix()}/", "empty folder"))
         if not path.is_file() or any(part.startswith(".") for part in relative.parts):
             continue
         parts = list(relative.parts)

@@ -8,6 +8,7 @@ is stored whole or not at all. `manifest.json` is written last, when all are in.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -27,6 +28,7 @@ from .videos import FrameSettings, decode_flow, decode_rgb
 
 VERSION, READABLE = 2, (1, 2)  # 1 had no sound
 FIRST_MAP_SIZE = 1 << 28
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # no space, a used-up quota, a limit on file sizes
 
 
 @dataclass(frozen=True)
@@ -189,6 +191,14 @@ def packed(frames: list[bytes]) -> bytes:
 
 def write_atomically(path: Path, body: bytes) -> None:
     """Replaces a file whole: a reader, or a kill at any moment, sees the old one or the new one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing([path]) as [part]:
-        part.write_bytes(body)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with replacing([path]) as [part]:
+            part.write_bytes(body)
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        raise TrainError(
+            f"out: {path} cannot be written ({error.strerror}); what was there before is whole: free some space, "
+            "then go on as after a stop"
+        ) from error

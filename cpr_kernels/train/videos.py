@@ -123,6 +123,8 @@ def read_views(path: Path, settings: FrameSettings) -> tuple[list[bytes], list[b
         previous = grey
     if len(rgb) < settings.min_frames:
         raise UnreadableVideo(f"too short: {len(rgb)} frames, at least {settings.min_frames} are needed")
+    if len(set(rgb)) == 1:
+        raise UnreadableVideo(f"no motion: all {len(rgb)} frames are the same")
     return rgb[:-1], flow
 
 
