@@ -61,7 +61,7 @@ def methods(size: int) -> list[Method]:
         Method(EXACT, "", exact=True),
         Method("FAISS Flat", "Flat", exact=True),
         Method("FAISS IVF-Flat", f"IVF{cells},Flat"),
-        Method("FAISS IVF-Flat, 1/8 of the cells", f"IVF{cells},Flat", cells // 8),
+        Method("FAISS IVF-Flat, 1/128 of the cells", f"IVF{cells},Flat", max(cells // 128, 1)),
         Method("FAISS IVF-PQ", f"IVF{cells},PQ16"),
         Method("FAISS HNSW", "HNSW32"),
     ]

@@ -181,6 +181,8 @@ def rewrite_readme(readme: Path, results: Path) -> None:
     Raises:
         ValueError: the README lacks a marker, or there are no results.
     """
+    if not readme.is_file():
+        raise ValueError(f"--readme {readme}: no such file")
     text = readme.read_text()
     if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
         raise ValueError(f"{readme}: expected one {BEGIN} and, after it, one {END}")
