@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from cpr_kernels import FaissIndex, Schedule, SearchSettings, cascade_topk, faiss_recall, parse_schedule
-from cpr_kernels.mining.faiss_plan import why_not_schedule
+from cpr_kernels.mining.faiss_plan import cells_for, why_not_schedule
 
 from .machine import commit, configure, describe, versions
 from .memory import _hand_back_free_memory, _status, cannot_measure, peak_of
@@ -35,6 +35,7 @@ SCHEDULES = {
     "drawn": ("flow:5", "flow:100,rgb:20,flow:5"),
 }
 HNSW_UP_TO = 100_000
+MOST_CELLS = 4096  # more would learn for minutes on two cores
 REPLACED = 64  # entries an update replaces: a batch
 TIMED = 5
 
@@ -56,7 +57,7 @@ class Method(NamedTuple):
 
 def methods(size: int) -> list[Method]:
     """What is compared on a queue of `size` entries, the exact cascade first."""
-    cells = max(16, min(4096, 2 ** (int(4 * size**0.5).bit_length() - 1)))  # about 4 sqrt(N)
+    cells = min(cells_for(size), MOST_CELLS)
     return [
         Method(EXACT, "", exact=True),
         Method("FAISS Flat", "Flat", exact=True),

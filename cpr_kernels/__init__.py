@@ -32,6 +32,7 @@ from .mining import (
     faiss_recall,
     oracle_schedule,
     parse_schedule,
+    plan_faiss,
 )
 from .momentum import ema_update_
 from .queue import MultiViewQueue
@@ -62,6 +63,7 @@ __all__ = [
     "mil_nce",
     "oracle_schedule",
     "parse_schedule",
+    "plan_faiss",
     "positive_mining_recall",
     "reshard",
     "retrieval_recall_at_k",

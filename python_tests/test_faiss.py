@@ -23,7 +23,9 @@ from cpr_kernels import (
     explain,
     faiss_recall,
     parse_schedule,
+    plan_faiss,
 )
+from cpr_kernels.mining.faiss_plan import CROSSOVER, crossover
 
 faiss = pytest.importorskip("faiss", reason="FAISS is not installed (extra [faiss])")
 
@@ -313,6 +315,27 @@ def test_explain_names_faiss_last_and_why_not(capsys: pytest.CaptureFixture[str]
     refused = explain(cascade_topk, clustered(2), keys, parse_schedule("flow:450,rgb:5"))[-1]
     assert "stage 1 keeps 450 of 900 entries (50%)" in str(refused.reason)
     assert capsys.readouterr().out.count("-> native") == 2  # never taken unasked
+
+
+def test_the_planner_says_which_queue_and_schedule_pay() -> None:
+    few_kept, many_kept = parse_schedule("flow:100,rgb:5"), parse_schedule("flow:3000,rgb:5")
+    yes = plan_faiss(1_000_000, few_kept)
+    assert yes.use and yes.factory == "IVF2048,Flat" and "recall" in yes.reason
+    small = plan_faiss(2000, few_kept)
+    assert not small.use and "2,000: the exact cascade is faster" in small.reason
+    half = plan_faiss(1_000_000, parse_schedule("flow:500000,rgb:5"))
+    assert not half.use and "500,000 of 1,000,000 entries (50%)" in half.reason
+    on_gpu = plan_faiss(1_000_000, many_kept, device="cuda")
+    assert not on_gpu.use and "on a GPU returns at most 2,048" in on_gpu.reason
+    assert "nothing has been measured" in plan_faiss(1_000_000, few_kept, device="cuda").reason
+    for keep, least in CROSSOVER:
+        assert crossover(keep) == least
+    found = [crossover(keep) for keep in (1, 5, 30, 100, 400, 1000, 5000)]
+    assert found == sorted(found) and found[-1] == 5 * found[-2]
+    with pytest.raises(ValueError, match="num_keys must be >= 1"):
+        plan_faiss(0, few_kept)
+    with pytest.raises(ValueError, match="device must be"):
+        plan_faiss(9, few_kept, device="tpu")
 
 
 def test_a_queue_that_fills_up() -> None:

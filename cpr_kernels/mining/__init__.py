@@ -14,12 +14,14 @@ from ..checks import check_cascade
 from ..shards import ShardedKeys, refusals_told, shard_of
 from . import faiss_backend, native, reference, sharded, triton_backend
 from .faiss_index import FaissIndex, RebuildPolicy, SearchSettings, Staleness
+from .faiss_plan import FaissPlan, plan_faiss
 from .faiss_search import FaissRecall, faiss_recall
 from .schedule import Schedule, Stage, coclr_schedule, cpr_schedule, oracle_schedule, parse_schedule
 
 __all__ = [
     "CascadeTrace",
     "FaissIndex",
+    "FaissPlan",
     "FaissRecall",
     "RebuildPolicy",
     "Schedule",
@@ -35,6 +37,7 @@ __all__ = [
     "faiss_recall",
     "oracle_schedule",
     "parse_schedule",
+    "plan_faiss",
 ]
 
 Keys: TypeAlias = Mapping[str, Tensor] | Mapping[str, ShardedKeys]
