@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
 from pathlib import Path
 
@@ -18,6 +19,8 @@ def test_the_python_blocks_run_in_order(capsys: pytest.CaptureFixture[str]) -> N
     assert len(blocks) >= 2
     scope: dict[str, object] = {}
     for block in blocks:
+        if "FaissIndex" in block and importlib.util.find_spec("faiss") is None:
+            continue  # an extra that is not installed
         exec(compile(block, "README.md", "exec"), scope)
     positives = scope["positives"]
     assert tuple(positives.shape) == (16, 5) and (positives >= 0).all()  # type: ignore[attr-defined]
