@@ -21,7 +21,7 @@ import torch
 
 from cpr_kernels.train import Interrupted, TrainError
 from cpr_kernels.train.checkpoint import encoder_files
-from cpr_kernels.train.config import Clips, Mining, Optim, TrainConfig
+from cpr_kernels.train.config import Clips, Mining, Optim, TrainConfig, to_json
 from cpr_kernels.train.evaluate import evaluate_run
 from cpr_kernels.train.figures import save_curves
 from cpr_kernels.train.logs import read_lines
@@ -76,7 +76,7 @@ def budget(preset: str, data: Path, out: Path, device: str) -> Budget:
 
 def warm_up_config(base: TrainConfig, out: Path, seed: int) -> TrainConfig:
     """InfoNCE of both views, from scratch."""
-    return replace(base, out=out / f"seed{seed}" / WARM_UP, cycles=0, seed=seed)
+    return replace(base, out=out / f"seed{seed}" / WARM_UP, cycles=0, cycle_epochs=0, seed=seed)
 
 
 def method_config(base: TrainConfig, out: Path, seed: int, method: str) -> TrainConfig:
@@ -102,9 +102,13 @@ def method_config(base: TrainConfig, out: Path, seed: int, method: str) -> Train
 def train(config: TrainConfig, clips: int) -> None:
     """Runs, continues, or leaves alone what is finished; then measures its last encoders."""
     known = (config.out / "config.json").is_file()
+    if known and to_json(config_of(config.out)) != to_json(config):
+        raise TrainError(
+            f"out: {config.out} was made with other settings; repeat its arguments, or give another --out"
+        )
     finished = (config.out / "eval.json").is_file()
     if not finished:
-        pretrain(config_of(config.out) if known else config, resume=known)
+        pretrain(config, resume=known)
         evaluate_run(config.out, clips=clips, last=True, device=config.device)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -82,6 +83,12 @@ def test_same_command_goes_on_and_leaves_what_is_done(base: protocol.Budget, doc
     assert {path: path.stat().st_mtime_ns for path in base.config.out.rglob("checkpoint.pt")} == files
     assert again["results"] == document["results"]
     assert diagnosis(base.config.out / "seed3" / "warm-up", base.config) == document["diagnosis"]["3"]
+
+
+def test_other_arguments_do_not_mix_with_what_is_there(base: protocol.Budget, document: dict) -> None:
+    other = protocol.Budget(replace(base.config, cycle_epochs=2), 1)
+    with pytest.raises(TrainError, match=r"seed3/coclr was made with other settings"):
+        protocol.run_protocol(other, base.config.out, [3], ["coclr"])
 
 
 def test_every_method_has_the_same_budget(

@@ -203,7 +203,10 @@ def mined_videos(indices: Tensor, entries: Tensor) -> Tensor:
 
 
 def snapshot(trainer: Trainer, step: int) -> dict[str, Any]:
-    """Everything that the next step depends on, as tensors and plain values."""
+    """Everything that the next step depends on, as tensors and plain values.
+
+    There is no scheduler, since the rate is a function of the step, and no loss scaler, since bfloat16 needs none.
+    """
     trainer.sampler.position = step
     return {
         "step": step,

@@ -29,7 +29,10 @@ def infonce(config: TrainConfig, trained: str, topk: int) -> Positives:
 
 
 def ubernce(config: TrainConfig, trained: str, topk: int) -> Positives:
-    """Every entry of the clip's class: labels as ids, the upper bound of mining (Han et al. 2020)."""
+    """Every entry of the clip's class, labels as ids: the upper bound of mining (Han et al. 2020).
+
+    The loss is eq. 2's, the log of a sum over positives; the published UberNCE takes the mean of their logs.
+    """
     return Positives(supervised=True)
 
 

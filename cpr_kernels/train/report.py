@@ -134,7 +134,8 @@ def _side_by_side(sections: list[dict[str, Any]]) -> dict[str, Any]:
         mined = [line["mining"]["mined"] for line in section["epochs"] if "mined" in line["mining"]]
         last = section["evaluation"][-1]
         rows.append({
-            "title": section["title"], "method": section["names"]["mined"],
+            "title": section["title"],
+            "method": section["names"]["mined"] if section["config"].cycles else "none: pretraining only",
             "pmr": mined[-1]["pmr"] if mined else None, "cmr": mined[-1]["cmr_median"] if mined else None,
             "r1": ", ".join(f"{view} {100 * shares['1']:.1f}" for view, shares in last["recall"].items()),
             "probe": ", ".join(f"{view} {100 * share:.1f}" for view, share in last.get("probe", {}).items()),
