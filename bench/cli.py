@@ -26,7 +26,8 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m bench",
         description="Measure cpr_kernels against its peers. Answers are checked before times are taken.",
         epilog="python -m bench readme [--readme FILE] [--out DIR] rewrites the README's performance section; "
-        "python -m bench scale measures queues of 1e5 entries and more, with FAISS.",
+        "python -m bench scale measures queues of 1e5 entries and more, with FAISS; "
+        "python -m bench sharded prints a cost model of a queue shared by many ranks.",
     )
     parser.add_argument("--op", choices=[*OPS, "all"], default="all", help="what to measure (default: all)")
     parser.add_argument(
@@ -169,6 +170,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             from . import scale
 
             return scale.main(argv[1:], RESULTS)
+        if argv[:1] == ["sharded"]:
+            from . import sharded
+
+            return sharded.main(argv[1:])
         args = _parser().parse_args(argv)
         if args.list:
             _print_list()

@@ -22,6 +22,7 @@ from cpr_kernels import (
     ShardedMultiViewQueue,
     cascade_rerank,
     cascade_topk,
+    cascade_trace,
     cpr_schedule,
     explain,
     mil_nce,
@@ -35,9 +36,9 @@ from cpr_kernels.shards import Shard, ShardedKeys
 TWO = {"flow": 8, "rgb": 5}
 CASES = [
     *SMALL_CASES,
-    CascadeCase("all rounds", 13, 3001, TWO, few(1500, 700, 300, 20), ids=True, empty_slots=True),
-    CascadeCase("long last stage", 5, 1500, TWO, few(1400, 900, 800)),
-    CascadeCase("few values", 7, 900, TWO, few(700, 400, 300, 9), high=1, exclude=0.3),
+    CascadeCase("all rounds", 13, 3001, TWO, few(3001, 1500, 700, 300, 20), ids=True, empty_slots=True),
+    CascadeCase("long last stage", 5, 1500, TWO, few(1500, 1400, 900, 800)),
+    CascadeCase("few values", 7, 900, TWO, few(900, 700, 400, 300, 9), high=1, exclude=0.3),
     CascadeCase("paper", 6, 2048, {"flow": 128, "rgb": 128}, cpr_schedule(num_keys=2048)),
 ]
 
@@ -155,12 +156,70 @@ def check_the_loss(rank: int, world: int, folder: Path) -> None:
 
 def check_little_memory(rank: int, world: int, folder: Path) -> None:
     """Several sweeps of the keys, for a few queries each: nothing changes."""
-    before, sharded.WORKING_BYTES = sharded.WORKING_BYTES, 60_000
+    before = sharded.WORKING_BYTES, sharded.KEYS_A_LIST_BYTE
+    sharded.WORKING_BYTES, sharded.KEYS_A_LIST_BYTE = 60_000, 1 << 40
     try:
         for turn, case in enumerate(CASES[-4:]):
             same_as_one_process(case.call(), rank, world, turn, case.name)
     finally:
-        sharded.WORKING_BYTES = before
+        sharded.WORKING_BYTES, sharded.KEYS_A_LIST_BYTE = before
+
+
+class Counted:
+    """What this rank sends to others by `all_to_all_single` while it is entered."""
+
+    def __enter__(self) -> Counted:
+        self.bytes, self.exchanges, self._send = 0, 0, dist.all_to_all_single
+
+        def counting(received, sent, arriving, leaving, group=None):
+            rank = dist.get_rank(group)
+            self.bytes += sum(n for r, n in enumerate(leaving) if r != rank) * sent.element_size()
+            self.exchanges += 1
+            return self._send(received, sent, arriving, leaving, group=group)
+
+        dist.all_to_all_single = counting
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        dist.all_to_all_single = self._send
+
+
+def check_bytes_sent(rank: int, world: int, folder: Path) -> None:
+    """Counts what the calls of one step send, for test_sharded.py to hold against the model of bench/."""
+    entries, batch, dims = 600 * world, 5, {"flow": 24, "rgb": 16}
+    queue, g = ShardedMultiViewQueue(dims, entries), torch.Generator().manual_seed(5)
+
+    def rows(n: int) -> dict[str, torch.Tensor]:
+        return {
+            v: torch.nn.functional.normalize(torch.randn(n, d, generator=g), dim=1) for v, d in dims.items()
+        }
+
+    filling = [(rows(600), torch.arange(600 * r, 600 * r + 600)) for r in range(world)]
+    queue.enqueue(*filling[rank])
+    queries = [rows(batch) for _ in range(world)]
+    mine, ids, counted = queries[rank], torch.arange(10_000, 10_000 + batch), {}
+    schedules = {
+        "own best": few(entries, entries // 2, 260, 30),
+        "survivors": few(entries, entries // 2, 300, 200, 9),
+    }
+    for name, schedule in schedules.items():
+        with Counted() as counted[name]:
+            picks, _ = cascade_topk(mine, queue.views, schedule, query_ids=ids, key_ids=queue.ids)
+    trace = cascade_trace(mine, queue.views, schedules["survivors"], query_ids=ids, key_ids=queue.ids)
+    sent_here = trace[2].indices  # [B, 200] survivors of the stage after which they are sent
+    here = (sent_here >= queue.shard.offset) & (sent_here < queue.shard.offset + queue.shard.local)
+    query, key = mine["flow"].clone().requires_grad_(), mine["flow"]
+    view = queue.views["flow"]
+    masks = {"query_ids": ids, "key_ids": queue.ids}
+    with Counted() as counted["loss"]:
+        mil_nce(query, key, view, picks, **masks).backward()
+    with Counted() as counted["loss, keys too"]:
+        leaf = ShardedKeys(view.rows.clone().requires_grad_(), queue.shard)
+        mil_nce(query, key, leaf, picks, **masks).backward()
+    with Counted() as counted["enqueue"]:
+        queue.enqueue(mine, ids)
+    traffic = {name: (count.bytes, count.exchanges) for name, count in counted.items()}
+    torch.save({"sent": traffic, "survivors elsewhere": int((~here).sum())}, folder / f"bytes{rank}.pt")
 
 
 def batch_of(step: int, rank: int, rows: int) -> tuple[dict[str, torch.Tensor], torch.Tensor, torch.Tensor]:
@@ -201,7 +260,7 @@ def grow(queue: ShardedMultiViewQueue, whole: MultiViewQueue, steps: range) -> N
 
 def mines_alike(queue: ShardedMultiViewQueue, whole: MultiViewQueue) -> None:
     features, ids, _ = batch_of(99, queue.shard.rank, 3)
-    schedule = few(70, 30, 5)
+    schedule = few(101, 70, 30, 5)
     picks, scores = cascade_topk(features, queue.views, schedule, query_ids=ids, key_ids=queue.ids)
     expected = cascade_topk(features, whole.views, schedule, query_ids=ids, key_ids=whole.ids)
     assert torch.equal(picks, expected[0]) and torch.equal(scores, expected[1])
@@ -268,7 +327,7 @@ def refused(call, kind: type, *words: str) -> None:
 
 
 def check_disagreement_is_an_error_on_all_ranks(rank: int, world: int, folder: Path) -> None:
-    queue, schedule = ShardedMultiViewQueue(TWO, 40), few(20, 10, 5)
+    queue, schedule = ShardedMultiViewQueue(TWO, 40), few(40, 20, 10, 5)
     features, ids, _ = batch_of(0, rank, 2)
 
     def mine(features=features, schedule=schedule, **more):
@@ -280,7 +339,7 @@ def check_disagreement_is_an_error_on_all_ranks(rank: int, world: int, folder: P
     else:
         refused(lambda: mine(wrong), RuntimeError, "rank 1 refused its arguments")
     mine()  # the group is as good as before
-    other = few(20, 10, 4) if rank == 1 else schedule
+    other = few(40, 20, 10, 4) if rank == 1 else schedule
     refused(lambda: mine(schedule=other), RuntimeError, "the schedule of rank")
     asks = ids if rank == 0 else None
     refused(lambda: mine(query_ids=asks), RuntimeError, "the choice of ids and exclude of rank")
@@ -321,10 +380,10 @@ def check_disagreement_is_an_error_on_all_ranks(rank: int, world: int, folder: P
 def check_explain(rank: int, world: int, folder: Path) -> None:
     queue = ShardedMultiViewQueue(TWO, 40)
     features, _, _ = batch_of(0, rank, 2)
-    table = dict(explain(cascade_topk, features, queue.views, few(20, 5)))
+    table = dict(explain(cascade_topk, features, queue.views, few(40, 20, 5)))
     assert table["sharded"] is None
     assert all(f"share of a queue over {world} ranks" in table[name] for name in ("native", "reference"))
-    table = dict(explain(cascade_topk, features, MultiViewQueue(TWO, 40).views, few(20, 5)))
+    table = dict(explain(cascade_topk, features, MultiViewQueue(TWO, 40).views, few(40, 20, 5)))
     assert table["native"] is None and "not sharded" in table["sharded"]
 
 
@@ -333,7 +392,7 @@ def check_a_lost_rank(rank: int, world: int, folder: Path) -> None:
     doomed = dist.new_group(timeout=datetime.timedelta(seconds=10))
     queue = ShardedMultiViewQueue(TWO, 40, group=doomed)
     features, _, _ = batch_of(0, rank, 2)
-    cascade_topk(features, queue.views, few(20, 5), key_ids=queue.ids)
+    cascade_topk(features, queue.views, few(40, 20, 5), key_ids=queue.ids)
     others = [folder / f"gave_up{r}" for r in range(world - 1)]
     started = time.monotonic()
     if rank == world - 1:
@@ -341,7 +400,7 @@ def check_a_lost_rank(rank: int, world: int, folder: Path) -> None:
             time.sleep(0.1)
         return
     words = (f"rank {rank} of {world} lost the group", "within the group's timeout")
-    refused(lambda: cascade_topk(features, queue.views, few(20, 5)), RuntimeError, *words)
+    refused(lambda: cascade_topk(features, queue.views, few(40, 20, 5)), RuntimeError, *words)
     assert time.monotonic() - started < 90
     others[rank].touch()
 

@@ -28,7 +28,8 @@ DIGITS = (6, 6, 5, 5, 5, 5)  # bits of a score's key settled at each exchange: 3
 DIGIT_COUNTS = sum(1 << bits for bits in DIGITS)  # numbers that a rank sends to find one threshold
 SEND_SURVIVORS = 256  # from this `keep` on, what survives goes to the query's rank
 SEND_OWN_BEST = 64  # from this `keep` on, each rank sends its own best at once
-WORKING_BYTES = 1 << 28  # of lists at a time; what is left waits for the next sweep of the keys
+WORKING_BYTES = 1 << 28  # of lists at a time, or a quarter of what the largest share of the features takes;
+KEYS_A_LIST_BYTE = 4  # queries whose lists do not fit wait for the next sweep of the keys
 SLACK = 16  # csrc/shard.h: LIST_SLACK
 
 
@@ -69,8 +70,7 @@ def run(call: CascadeCall) -> tuple[Tensor, Tensor]:
     k = call.stage_keep[-1]
     indices = torch.full((batch[shard.rank], k), -1, dtype=torch.int64)
     scores = torch.full((batch[shard.rank], k), -torch.inf)
-    entry_bytes = 4 * (len(work.weights) // len(rows.views) + 2)
-    together = max(1, WORKING_BYTES // ((max(shard.sizes) + SLACK) * entry_bytes))
+    together = _queries_at_a_time(shard, work)
     lists = _Lists(min(together, sum(batch)), work.judges, shard.local)
     done = 0
     for first in range(0, sum(batch), together):
@@ -83,6 +83,14 @@ def run(call: CascadeCall) -> tuple[Tensor, Tensor]:
         work.collect(first, lists)
         _cascade(call, rows, lists, _Group(shard, owned), indices[part], scores[part])
     return indices, scores
+
+
+def _queries_at_a_time(shard: Shard, work: _Share) -> int:
+    """Queries whose lists fit the working memory: the same on every rank."""
+    entries = max(shard.sizes)
+    features = entries * sum(key.shape[1] * key.element_size() for key in work.keys)
+    room = max(WORKING_BYTES, features // KEYS_A_LIST_BYTE)
+    return max(1, room // ((entries + SLACK) * 4 * (work.judges + 2)))
 
 
 def _facts(call: CascadeCall, shard: Shard) -> list[tuple[str, int]]:

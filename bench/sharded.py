@@ -1,0 +1,99 @@
+"""``python -m bench sharded``: the cost model of a sharded queue as tables. A model on paper: nothing is timed."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+
+from cpr_kernels import cpr_schedule
+
+from .sharded_model import (
+    CLUSTERS,
+    Cluster,
+    Message,
+    Queue,
+    cascade_cost,
+    cascade_messages,
+    enqueue_messages,
+    loss_messages,
+    network_seconds,
+    sweeps,
+)
+from .text import duration, markdown, size
+
+RANKS, ENTRIES, BATCH, DIMS, POSITIVES = (8, 64, 512), (10**6, 10**7, 10**8, 10**9), 64, (128, 128), 5
+TITLE = "A MODEL ON PAPER, not a measurement: byte counts are checked against real runs, seconds are not."
+
+
+def _sent(messages: Sequence[Message]) -> float:
+    return sum(message.bytes for message in messages)
+
+
+def bytes_table() -> str:
+    """What a rank sends in each call of a step, by the number of ranks; the same for every N."""
+    header = ["ranks", "cascade_topk", "of it thresholds", "mil_nce", "enqueue", "exchanges"]
+    lines = []
+    for ranks in RANKS:
+        queue = Queue(ENTRIES[0], ranks, BATCH, DIMS)
+        cascade = cascade_messages(queue, cpr_schedule(num_keys=queue.entries))
+        loss, enqueue = loss_messages(queue, POSITIVES), enqueue_messages(queue)
+        thresholds = next(message.bytes for message in cascade if message.name == "thresholds")
+        calls = sum(message.exchanges for message in [*cascade, *loss, *enqueue])
+        sizes = [size(count) for count in (_sent(cascade), thresholds, _sent(loss), _sent(enqueue))]
+        lines.append([str(ranks), *sizes, str(calls)])
+    return markdown(header, lines)
+
+
+def time_table(cluster: Cluster) -> str:
+    """Seconds of one `cascade_topk`, part by part, and of `mil_nce`'s messages."""
+    header = [
+        "ranks x entries",
+        "a rank holds",
+        "scores",
+        "lists",
+        "network",
+        "together",
+        "sweeps of the keys",
+    ]
+    lines = []
+    for ranks in RANKS:
+        for entries in ENTRIES:
+            queue = Queue(entries, ranks, BATCH, DIMS)
+            schedule = cpr_schedule(num_keys=entries)
+            cost = cascade_cost(queue, schedule, cluster)
+            times = [duration(t) for t in (cost.scores, cost.lists, cost.network, cost.seconds)]
+            held = size(queue.share * (queue.feature_bytes + 16))
+            lines.append(
+                [f"{ranks} x {entries:.0e}".replace("e+0", "e"), held, *times, str(sweeps(queue, schedule))]
+            )
+    return markdown(header, lines)
+
+
+def report() -> str:
+    """All tables, with what is assumed."""
+    parts = [
+        TITLE,
+        f"{BATCH} queries a rank, {len(DIMS)} views of D={DIMS[0]} in float32, 7 stages that halve the queue, "
+        f"{POSITIVES} positives. Bytes are what one rank sends to all others in one call, and do not depend on N:",
+        bytes_table(),
+    ]
+    for cluster in CLUSTERS:
+        parts += [
+            f"Assumed: {cluster.name}; a rank sends {cluster.link / 1e9:g} GB/s, an exchange takes "
+            f"{duration(cluster.latency)} and {duration(cluster.message)} for each other rank, products run at "
+            f"{cluster.flops / 1e12:g} TFLOP/s, lists at {cluster.memory / 1e9:g} GB/s, nothing overlaps. "
+            "One `cascade_topk` on every rank:",
+            time_table(cluster),
+        ]
+        loss = [network_seconds(loss_messages(Queue(1, w, BATCH, DIMS), POSITIVES), Queue(1, w, BATCH, DIMS), cluster)
+                for w in RANKS]  # fmt: skip
+        by_ranks = ", ".join(f"{duration(t)} at {w}" for w, t in zip(RANKS, loss))
+        parts.append(f"The messages of `mil_nce`, whatever N: {by_ranks} ranks.")
+    return "\n\n".join(parts)
+
+
+def main(argv: Sequence[str]) -> int:
+    """Print the model."""
+    argparse.ArgumentParser(prog="python -m bench sharded", description=__doc__).parse_args(argv)
+    print(report())
+    return 0
