@@ -16,7 +16,6 @@ from cpr_kernels.train import Interrupted, TrainError, finetune
 from cpr_kernels.train.augment import Augment
 from cpr_kernels.train.checkpoint import load_encoder, save_encoder
 from cpr_kernels.train.classifier import Classifier, ClipSettings, load_classifier
-from cpr_kernels.train.cli import COMMANDS
 from cpr_kernels.train.clips import ClipDataset
 from cpr_kernels.train.crops import corners
 from cpr_kernels.train.finetune import Finetune, accuracy, decay, fused, video_scores
@@ -142,14 +141,15 @@ def test_bad_requests_are_one_sentence(
     good = small(data, tmp_path / "x", encoder_file)
     cases: list[tuple[Finetune, str]] = [
         (replace(good, encoder=None), "exactly one of --run, --encoder and --scratch, got none"),
-        (replace(good, run=tmp_path), "got run and encoder"),
+        (replace(good, run=tiny_run(data, tmp_path)), "got run and encoder"),
         (replace(good, view="sound"), "no view 'sound'"),
         (replace(good, encoder=tmp_path / "none.safetensors"), "does not exist"),
         (
             replace(good, encoder=straight / "classifier.safetensors"),
             "holds a cpr_kernels classifier, no encoder",
         ),
-        (replace(good, encoder=None, run=tmp_path), "has no encoder yet"),
+        (replace(good, encoder=None, run=tmp_path), "holds no run"),
+        (replace(good, encoder=None, run=tiny_run(data, tmp_path)), "has no encoder yet"),
         (replace(good, out=straight, lr=0.5), r"made with other settings \(.*lr 0\.001 -> 0\.5"),
         (replace(good, out=tiny_run(data, tmp_path)), "holds a pretraining run"),
         (replace(good, device="tpu"), "device: 'tpu' cannot be used here"),
@@ -163,13 +163,15 @@ def test_bad_requests_are_one_sentence(
     cut.write_bytes(encoder_file.read_bytes()[:100])
     with pytest.raises(TrainError, match="cannot be read: cut short"):
         read_facts(cut)
-    assert COMMANDS["finetune"] is not None
+    of_run = replace(good, run=tiny_run(data, tmp_path), frames=0, crop=0).resolved()
+    assert (of_run.frames, of_run.crop) == (8, 32)  # as the run was made
+    assert replace(good, frames=0, crop=0).resolved().crop == 128
 
 
 def tiny_run(data: Path, tmp_path: Path) -> Path:
     """A folder that a pretraining run has claimed."""
     from cpr_kernels.train.config import to_json
 
-    (tmp_path / "claimed").mkdir()
+    (tmp_path / "claimed").mkdir(exist_ok=True)
     (tmp_path / "claimed" / "config.json").write_text(to_json(tiny(data, tmp_path / "claimed")))
     return tmp_path / "claimed"

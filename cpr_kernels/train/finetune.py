@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +20,11 @@ from .checkpoint import encoder_files, load, load_encoder, save
 from .classifier import Classifier, ClipSettings, save_classifier
 from .clips import Batch, ClipDataset, ClipSampler, clip_loader, default_workers
 from .compute import Amp, autocast, device_of
+from .config import Clips
 from .encoders import new_encoder
 from .interrupt import stop_flag
 from .logs import RunLog
+from .loop import config_of
 from .progress import progress_bar
 from .store import write_atomically
 from .views import chosen
@@ -36,7 +38,11 @@ class Finetune:
 
     The backbone learns too, at a tenth of the rate. Tested by the centre and by ten crops of evenly spaced clips,
     averaged; the folder gets classifier.safetensors, test.npz (class probabilities of every test video) and
-    result.json. Several folders' probabilities are averaged by --fuse (two-stream).
+    result.json. Several folders' probabilities are averaged by --fuse (two-stream):
+
+    cpr finetune --run runs/mine --data data/mine --view flow --out runs/mine-flow
+
+    cpr finetune --run runs/mine --data data/mine --view rgb --out runs/mine-rgb --fuse runs/mine-flow
     """
 
     data: Path
@@ -61,10 +67,10 @@ class Finetune:
     """Share of the features that are left out in training."""
     batch: int = 32
     """Videos in a batch."""
-    frames: int = 32
-    """Consecutive frames of a clip."""
-    crop: int = 128
-    """Pixels of a clip's side."""
+    frames: int = 0
+    """Consecutive frames of a clip; 0 takes the run's (without a run 32)."""
+    crop: int = 0
+    """Pixels of a clip's side; 0 takes the run's (without a run 128)."""
     clips: int = 10
     """Evenly spaced clips of each test video."""
     ten_crop: bool = True
@@ -80,6 +86,11 @@ class Finetune:
     cache_mb: int = 1024
     seed: int = 0
     device: str = "auto"
+
+    def resolved(self) -> Finetune:
+        """The same with the clip's size filled in from the run."""
+        given = config_of(self.run).clips if self.run is not None else Clips()
+        return replace(self, frames=self.frames or given.frames, crop=self.crop or given.crop)
 
     def check(self) -> None:
         """Raises `TrainError` for the first setting that cannot work."""
@@ -105,6 +116,7 @@ def finetune(settings: Finetune) -> dict[str, Any]:
         TrainError: settings that cannot work, or a folder that holds something else.
         Interrupted: stopped by SIGINT or SIGTERM; the same command goes on.
     """
+    settings = settings.resolved()
     settings.check()
     out, wanted = settings.out, _refuse_another(settings)
     device = device_of(settings.device)
