@@ -121,13 +121,17 @@ sanitize() {
     "$PY" "$REPO/python_tests/gpu_small.py" quick
 }
 
-# measure NAME MOST_SECONDS ARGUMENTS...: figures that take too long are missing, not wrong; those of the workloads that
-# were done are in results/NAME all the same
+# figures NAME MOST_SECONDS COMMAND...: a step that measures; what takes too long is missing, not wrong
+figures() {
+  FORGIVEN=$1 step "$@"
+  case $? in 0 | 124 | 125 | 137) ;; *) echo "$1: FAILED" >> "$FAULTS" ;; esac
+}
+
+# measure NAME MOST_SECONDS ARGUMENTS...: the benchmarks; the workloads that were done are in results/NAME all the same
 measure() {
   local name=bench_$1 most=$2
   shift 2
-  FORGIVEN=$name step "$name" "$most" "${IN_SITE[@]}" "$PY" -m bench --device cuda --out "$OUT/results/$name" "$@"
-  case $? in 0 | 124 | 125 | 137) ;; *) echo "$name: FAILED" >> "$FAULTS" ;; esac
+  figures "$name" "$most" "${IN_SITE[@]}" "$PY" -m bench --device cuda --out "$OUT/results/$name" "$@"
 }
 
 # `timeout` runs commands, not functions: these two go through a shell that knows them
@@ -168,6 +172,7 @@ if [ "$NATIVE_FAULTS" -eq 0 ]; then
   GOALS=(--workload ucf-b16 --workload k400-b64 --workload k400-b512)
   measure cascade 60 --op cascade --no-compile --budget 3 "${GOALS[@]}"
   measure loss 60 --op loss --no-compile --budget 3 "${GOALS[@]}"
+  figures tune 50 "${IN_SITE[@]}" "$PY" -m bench.gpu_tune --out "$OUT/results/tune.md"
   measure cascade_all 120 --op cascade --no-growth --budget 2
   measure loss_all 90 --op loss --no-growth --budget 2
   measure train_step 40 --op train_step --no-growth --budget 2
@@ -178,7 +183,7 @@ fi
 echo
 echo "== $OUT/summary.txt, after $SECONDS s"
 cat "$TABLE"
-for report in "$OUT"/results/bench_cascade/report.md "$OUT"/results/bench_loss/report.md; do
+for report in "$OUT"/results/bench_cascade/report.md "$OUT"/results/bench_loss/report.md "$OUT"/results/tune.md; do
   [ -f "$report" ] && head -30 "$report"
 done
 if [ -s "$FAULTS" ]; then

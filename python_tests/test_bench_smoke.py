@@ -22,6 +22,7 @@ from bench import (  # noqa: E402
     enqueue,
     goals,
     gpu_peers,
+    gpu_tune,
     loss,
     memory,
     readme,
@@ -408,3 +409,26 @@ def test_gpu_peers_restate_the_work(monkeypatch):
         (loss, infonce, "liger-kernel"),
     ):
         assert op.gate(workload, SETTINGS).why_wrong(found[name]) is None, name
+
+
+def test_choices_for_a_device_are_timed_and_a_wrong_answer_is_seen(monkeypatch, capsys):
+    assert gpu_tune.main([]) == 2 and "CUDA" in capsys.readouterr().err
+    workload, chosen, lines = by_name("cascade", "quick"), [], []
+    table = cascade.make_inputs(workload, SETTINGS)
+    core = SimpleNamespace(cuda_tune=lambda **choice: chosen.append(choice))
+
+    def sometimes_wrong(*args, **kwargs):
+        answer = torch.ones(2)
+        return answer, answer * (2 if chosen[-1] == {"score_queries": 64} else 1)
+
+    monkeypatch.setattr(gpu_tune, "make_table", lambda workload, device: table)
+    monkeypatch.setattr(gpu_tune, "cascade_topk", sometimes_wrong)
+    monkeypatch.setattr(gpu_tune, "graphed", lambda call: call)
+    monkeypatch.setattr(gpu_tune, "cuda_sampler", timing.cpu_sampler)
+    monkeypatch.setattr(gpu_tune, "applies", lambda choice, workload: True)
+    assert not gpu_tune.tune(workload, core, lines.append)
+    assert sum("WRONG" in line for line in lines) == 1 and len(lines) == len(gpu_tune.CHOICES)
+    assert chosen[1::2] == [{}] * len(gpu_tune.CHOICES)  # the rules again after each
+    monkeypatch.undo()
+    timed = [c for c in gpu_tune.CHOICES if gpu_tune.applies(c, by_name("cascade", "k400-b64"))]
+    assert {} in timed and {"sweep": 128} not in timed and {"sweep": 64} in timed

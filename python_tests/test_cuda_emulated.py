@@ -125,7 +125,7 @@ def shape(queries: int, keys: int, dtype: torch.dtype = torch.bfloat16, dim: int
         (H200, 17, 2048, "ring", 17),
         (H200, 16, 4097, "ring", 16),
         (H200, 64, 16384, "ring", 64),
-        (H200, 512, 16384, "ring", 128),  # 128 KB a query: 240 fit 30 MB, in blocks of 128
+        (H200, 512, 16384, "ring", 192),  # 128 KB a query: 240 fit 30 MB, in blocks of 64; three sweeps
         (H200, 512, 2048, "ring", 512),
         (H200, 4096, 1_000_000, "huge", 128),  # 8 MB of scores and 6 MB of lists a query
         (A100, 16, 2048, "ring", 16),
@@ -142,6 +142,37 @@ def test_shapes_go_where_the_rules_say(
     assert (took, queries_a_sweep) == (path, chunk)
     assert size <= 2 << 30
     assert size < queries * keys * 2 * 4 * 0.75 or path != "huge"
+
+
+@pytest.mark.parametrize(
+    "choice",
+    [
+        {"sweep": 20},
+        {"score_queries": 128},
+        {"score_queries": 64, "select_threads": 1024},
+        {"early_start": True},
+    ],
+    ids=str,
+)
+def test_what_is_tuned_changes_no_bit(choice: dict[str, Any]) -> None:
+    from cuda_tools import emulated
+
+    core = emulated()
+    core.set_seed(5)
+    core.set_limits(*H200_SLICE)
+    g = torch.Generator().manual_seed(11)
+    query, keys = torch.randn(70, 40, generator=g), torch.randn(5000, 40, generator=g)
+    call = CascadeCall(
+        [query, query], [keys, keys.flip(0)], [1.0, 0.0, 0.0, 1.0], [2000, 9], None, None, None
+    )
+    expected = native.run_on_stream(call, core, 0)
+    core.cuda_tune(**choice)
+    try:
+        same(native.run_on_stream(call, core, 0), expected)
+    finally:
+        core.cuda_tune()
+    with pytest.raises(ValueError, match="score_queries must be 0, 16, 64 or 128"):
+        core.cuda_tune(score_queries=5)
 
 
 @settings(max_examples=40, deadline=None)

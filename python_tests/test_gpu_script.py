@@ -35,6 +35,7 @@ case "$*" in
     [ "$BAD" = "skipped $name" ] && { echo "3 passed, 1 skipped"; exit 0; }
     echo "4 passed";;
   *gpu_small*) [ "$BAD" != smoke ] && echo "0 wrong";;
+  *"-m bench.gpu_tune"*) [ "$BAD" != tune ];;
   *"-m bench"*) [ "$SLOW" = bench ] && sleep 60; [ "$BAD" != bench ];;
   *) exit 3;;
 esac""",
@@ -72,7 +73,17 @@ def test_all_right(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "bad",
-    ["machine", "build", "smoke", "native", "skipped triton_rest", "triton_cases", "racecheck", "bench"],
+    [
+        "machine",
+        "build",
+        "smoke",
+        "native",
+        "skipped triton_rest",
+        "triton_cases",
+        "racecheck",
+        "bench",
+        "tune",
+    ],
 )
 def test_a_fault_is_named_and_ends_with_1(tmp_path: Path, bad: str) -> None:
     code, said, out = run(tmp_path, bad)

@@ -13,6 +13,7 @@
 #include "../mil_nce.h"
 #include "info.h"
 #include "limits.h"
+#include "tuning.h"
 
 namespace cpr {
 namespace cuda_door {
@@ -131,6 +132,18 @@ inline void bind(py::module_& m) {
         return std::make_tuple(limits.capability, limits.shared_bytes, limits.cache_bytes);
       },
       "Compute capability (90 for 9.0), shared memory a block may have and L2 bytes of the current device.");
+  m.def(
+      "cuda_tune",
+      [](int64_t sweep, int score_queries, int select_threads, bool early_start) {
+        if (score_queries != 0 && score_queries != 16 && score_queries != 64 && score_queries != 128)
+          throw std::invalid_argument("score_queries must be 0, 16, 64 or 128");
+        if (select_threads != 0 && select_threads != 256 && select_threads != 512 && select_threads != 1024)
+          throw std::invalid_argument("select_threads must be 0, 256, 512 or 1024");
+        tuning() = {sweep, score_queries, select_threads, early_start};
+      },
+      py::arg("sweep") = 0, py::arg("score_queries") = 0, py::arg("select_threads") = 0,
+      py::arg("early_start") = false,
+      "Choices for experiments (csrc/cuda/tuning.h); without arguments, the planner's rules again.");
   m.def(
       "cuda_cascade_plan",
       [](const Views& views, int dtype, int64_t num_queries, int64_t num_keys,

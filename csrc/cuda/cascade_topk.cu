@@ -22,7 +22,7 @@ namespace {
 
 constexpr int64_t TINY_QUERIES = 16, TINY_KEYS = 4096;
 constexpr uint32_t TINY_BLOCKS = 16;
-constexpr int64_t SWEEP_QUERIES = 128;
+constexpr int64_t SWEEP_QUERIES = 128, SWEEP_UNIT = 64;
 constexpr int64_t HUGE_BYTES = int64_t{2}
                                << 30;  // of workspace for scores and lists, unless one query needs more
 // Threads that select for one query. Up to 4,096 entries are four steps of 256 threads, and eight such blocks
@@ -45,6 +45,8 @@ template <bool BFLOAT, int PLANES, int BM>
 CPR_KERNEL(SCORE_THREADS, PLANES == 2 && BM == 128 ? 1 : 2)
 score_kernel(ScoreArgs args) {
   CPR_SHARED_MEMORY(shared);
+  await_previous_kernel();
+  let_next_kernel_start();
   const uint32_t query_tiles = (args.num_queries + BM - 1) / BM;
   score_tile<BFLOAT, PLANES, BM>(args, static_cast<int>(block_index_y()), block_index() % query_tiles * BM,
                                  block_index() / query_tiles * TILE_KEYS, shared);
@@ -53,6 +55,8 @@ score_kernel(ScoreArgs args) {
 // Grid: x over queries.
 CPR_KERNEL(LARGE_THREADS, 1) select_kernel(SelectArgs args) {
   CPR_SHARED_MEMORY(shared);
+  await_previous_kernel();
+  let_next_kernel_start();
   select_query(args, block_index(), shared);
 }
 
@@ -156,13 +160,18 @@ Operand plan_operand(const CascadeArgs& args, const void* rows, int64_t stride, 
           stride};
 }
 
-// Queries a sweep; see the head of this file.
+// Queries a sweep; see the head of this file. Sweeps are of one size, for the last one is as long as the rest.
 void plan_chunk(int64_t num_queries, int64_t ring_a_query, int64_t bytes_a_query, int64_t cache_bytes,
                 Layout& layout) {
-  const int64_t fitting = cache_bytes / 2 / ring_a_query / SWEEP_QUERIES * SWEEP_QUERIES;
-  layout.in_cache = fitting > 0 || num_queries * ring_a_query <= cache_bytes / 2;
-  const int64_t most = fitting > 0 ? fitting : std::min(SWEEP_QUERIES, HUGE_BYTES / bytes_a_query);
-  layout.chunk = std::max<int64_t>(1, std::min(num_queries, most));
+  const int64_t fitting = cache_bytes / 2 / ring_a_query / SWEEP_UNIT * SWEEP_UNIT;
+  layout.in_cache = fitting >= SWEEP_QUERIES || num_queries * ring_a_query <= cache_bytes / 2;
+  int64_t most = layout.in_cache ? std::max(fitting, SWEEP_UNIT)
+                                 : std::min(SWEEP_QUERIES, HUGE_BYTES / std::max<int64_t>(bytes_a_query, 1));
+  if (tuning().sweep > 0) most = tuning().sweep;
+  most = std::max<int64_t>(1, most);
+  const int64_t sweeps = std::max<int64_t>(1, (num_queries + most - 1) / most);
+  layout.chunk = std::max<int64_t>(
+      1, std::min({num_queries, most, round_up((num_queries + sweeps - 1) / sweeps, SWEEP_UNIT)}));
 }
 
 // Where lists lie and how many threads work on a query; true when the longest list lies in global memory.
@@ -178,6 +187,7 @@ bool plan_lists(int64_t num_keys, const DeviceLimits& limits, Layout& layout) {
   const bool two_fit =
       select_shared_bytes(select.rows, select.shared_entries) <= (limits.shared_bytes + 1024) / 2 - 1024;
   layout.threads = num_keys <= LARGE_FROM ? SMALL_THREADS : two_fit ? HALF_THREADS : LARGE_THREADS;
+  if (tuning().select_threads > 0) layout.threads = tuning().select_threads;
   return select.longest > select.shared_entries;
 }
 
@@ -236,13 +246,23 @@ void aim(const CascadeArgs& args, int64_t first, int64_t count, Layout& layout) 
 }
 
 template <bool BFLOAT, int PLANES, int BM>
-const char* launch_score(const ScoreArgs& args, void* stream) {
+const char* launch_score(const ScoreArgs& args, bool follows, void* stream) {
   Grid grid;
   grid.x = (args.num_queries + BM - 1) / BM * ((args.num_keys + TILE_KEYS - 1) / TILE_KEYS);
   grid.y = static_cast<uint32_t>(args.num_views);
   grid.threads = SCORE_THREADS;
   grid.shared = SCORE_SHARED_BYTES<BM, PLANES>;
+  grid.follows = follows;
   return launch(score_kernel<BFLOAT, PLANES, BM>, grid, args, stream);
+}
+
+// Queries of a score tile. 128 reuse each key twice as often from shared memory as 64, and are taken where no
+// tile is left half empty; the order of a sum is the same in all.
+int score_tile_queries(int64_t chunk) {
+  if (tuning().score_queries > 0) return tuning().score_queries;
+  if (chunk <= 16) return 16;
+  const bool half_empty = chunk < 256 && chunk % 128 > 0 && chunk % 128 <= 64;
+  return half_empty ? 64 : 128;
 }
 
 template <bool BFLOAT, int PLANES>
@@ -263,15 +283,18 @@ const char* run(const CascadeArgs& args, Layout& layout, void* stream) {
     const int64_t count = std::min(layout.chunk, args.num_queries - first);
     aim(args, first, count, layout);
     const char* error = nullptr;
+    const int tile = score_tile_queries(layout.chunk);
+    const bool follows = layout.prepares > 0 || first > 0;
     if (args.num_keys > 0)
-      error = layout.chunk <= 16   ? launch_score<BFLOAT, PLANES, 16>(layout.score, stream)
-              : layout.chunk <= 64 ? launch_score<BFLOAT, PLANES, 64>(layout.score, stream)
-                                   : launch_score<BFLOAT, PLANES, 128>(layout.score, stream);
+      error = tile == 16   ? launch_score<BFLOAT, PLANES, 16>(layout.score, follows, stream)
+              : tile == 64 ? launch_score<BFLOAT, PLANES, 64>(layout.score, follows, stream)
+                           : launch_score<BFLOAT, PLANES, 128>(layout.score, follows, stream);
     if (error) return error;
     Grid grid;
     grid.x = static_cast<uint32_t>(count);
     grid.threads = layout.threads;
     grid.shared = select_shared_bytes(layout.select.rows, layout.select.shared_entries);
+    grid.follows = args.num_keys > 0;
     error = launch(select_kernel, grid, layout.select, stream);
     if (error) return error;
   }

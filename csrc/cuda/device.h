@@ -26,7 +26,21 @@ CPR_DEVICE void sync_block() { __syncthreads(); }
 CPR_DEVICE void sync_warp() { __syncwarp(); }
 CPR_DEVICE void sync_cluster() {
 #if __CUDA_ARCH__ >= 900
+  __syncwarp();  // the instruction wants whole warps
   asm volatile("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;" ::: "memory");
+#endif
+}
+
+// For kernels that may start before the one before them on the stream has ended (host.h): until it has, and
+// its memory can be read. Every kernel waits before it touches memory, so that none overtakes two.
+CPR_DEVICE void await_previous_kernel() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+CPR_DEVICE void let_next_kernel_start() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
 #endif
 }
 

@@ -223,6 +223,9 @@ inline void sync_cluster() {
   emulate::arrive(emulate::world()->cluster, static_cast<uint32_t>(emulate::world()->fibers.size()));
 }
 
+inline void await_previous_kernel() {}  // kernels run one after the other
+inline void let_next_kernel_start() {}
+
 inline uint32_t ballot(bool yes) {
   const emulate::Slot* all = emulate::exchange(yes);
   uint32_t bits = 0;

@@ -26,6 +26,7 @@ CPR_KERNEL(THREADS, 1) copy_rows_kernel(EnqueueArgs args) {
   struct alignas(16) Sixteen {
     uint64_t of[2];
   };
+  let_next_kernel_start();
   const Column& column = args.columns[block_index_y()];
   const int64_t skipped = args.batch > args.size ? args.batch - args.size : 0, start = start_of(args);
   for (int64_t i = skipped + block_index(); i < args.batch; i += grid_blocks()) {
@@ -42,6 +43,7 @@ CPR_KERNEL(THREADS, 1) copy_rows_kernel(EnqueueArgs args) {
 
 // One thread, after all rows: the next kernel on the stream.
 CPR_KERNEL(32, 1) advance_kernel(EnqueueArgs args) {
+  await_previous_kernel();
   if (thread_index() != 0) return;
   *args.pointer = (start_of(args) + args.batch) % args.size;
   *args.count = *args.count + args.batch < args.size ? *args.count + args.batch : args.size;
@@ -66,6 +68,7 @@ const char* enqueue_cuda(const Column* columns, int num_columns, int64_t size, i
   if (const char* error = launch(copy_rows_kernel, grid, args, stream)) return error;
   grid = Grid{};
   grid.threads = 32;
+  grid.follows = true;
   return launch(advance_kernel, grid, args, stream);
 }
 

@@ -2,9 +2,13 @@
 #pragma once
 #include <cstdint>
 #include <cstring>
+#include <map>
+#include <mutex>
+#include <tuple>
 
 #include "device.h"
 #include "limits.h"
+#include "tuning.h"
 
 namespace cpr {
 
@@ -13,6 +17,7 @@ struct Grid {
   int threads = 256;
   int64_t shared = 0;
   uint32_t cluster = 1;
+  bool follows = false;  // a kernel of ours that lets this one start early, and that this one awaits
 };
 
 #ifdef CPR_EMULATE
@@ -41,53 +46,108 @@ inline const char* fill_zero(void* memory, int64_t bytes, void*) {
 
 #else
 
-// A kernel's attributes set, and a launch described. `attribute` must live as long as `config`.
-inline cudaError_t configure(const void* function, const Grid& grid, void* stream, cudaLaunchConfig_t& config,
-                             cudaLaunchAttribute& attribute) {
+// What was found out or set for a kernel on a device, once and not at every call.
+template <class Value>
+struct Remembered {
+  using Key = std::tuple<const void*, int, int64_t>;  // kernel, device, shared memory
+  std::map<Key, Value> values;
+  std::mutex alone;
+  template <class Find>
+  Value of(const void* function, int64_t shared, Find find) {
+    int device = 0;
+    cudaGetDevice(&device);
+    const std::lock_guard<std::mutex> guard(alone);
+    const Key key{function, device, shared};
+    const auto known = values.find(key);
+    return known != values.end() ? known->second : values[key] = find();
+  }
+};
+
+// A kernel's attributes for the device: shared memory beyond 48 KB is asked for, all of the multiprocessor's
+// is preferred to cache then, and clusters beyond 8 blocks are not portable.
+inline cudaError_t set_attributes(const void* function, const Grid& grid) {
   cudaError_t error = cudaSuccess;
-  if (grid.shared > 48 * 1024)
+  if (grid.shared > 48 * 1024) {
     error = cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                  static_cast<int>(grid.shared));
+    if (error == cudaSuccess)
+      error = cudaFuncSetAttribute(function, cudaFuncAttributePreferredSharedMemoryCarveout,
+                                   static_cast<int>(cudaSharedmemCarveoutMaxShared));
+  }
   if (error == cudaSuccess && grid.cluster > 8)
     error = cudaFuncSetAttribute(function, cudaFuncAttributeNonPortableClusterSizeAllowed, 1);
-  config.gridDim = dim3(grid.x, grid.y, grid.z);
-  config.blockDim = dim3(static_cast<unsigned>(grid.threads), 1, 1);
-  config.dynamicSmemBytes = static_cast<size_t>(grid.shared);
-  config.stream = static_cast<cudaStream_t>(stream);
-  if (grid.cluster > 1) {
-    attribute.id = cudaLaunchAttributeClusterDimension;
-    attribute.val.clusterDim.x = grid.cluster;
-    attribute.val.clusterDim.y = attribute.val.clusterDim.z = 1;
-    config.attrs = &attribute;
-    config.numAttrs = 1;
-  }
   return error;
+}
+
+// A launch as the runtime wants it.
+struct Launch {
+  cudaLaunchConfig_t config = {};
+  cudaLaunchAttribute attributes[2] = {};
+
+  Launch(const Grid& grid, void* stream) {
+    config.gridDim = dim3(grid.x, grid.y, grid.z);
+    config.blockDim = dim3(static_cast<unsigned>(grid.threads), 1, 1);
+    config.dynamicSmemBytes = static_cast<size_t>(grid.shared);
+    config.stream = static_cast<cudaStream_t>(stream);
+    config.attrs = attributes;
+    if (grid.cluster > 1) {
+      cudaLaunchAttribute& attribute = attributes[config.numAttrs++];
+      attribute.id = cudaLaunchAttributeClusterDimension;
+      attribute.val.clusterDim.x = grid.cluster;
+      attribute.val.clusterDim.y = attribute.val.clusterDim.z = 1;
+    }
+    if (grid.follows && tuning().early_start) {
+      cudaLaunchAttribute& attribute = attributes[config.numAttrs++];
+      attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+      attribute.val.programmaticStreamSerializationAllowed = 1;
+    }
+  }
+  Launch(const Launch&) = delete;  // config points into this
+};
+
+// Shared memory allowed to a kernel only ever grows, so that no thread takes from another what it is about to
+// use.
+inline cudaError_t prepare_launch(const void* function, const Grid& grid) {
+  static Remembered<cudaError_t> attributes;
+  if (grid.shared <= 48 * 1024 && grid.cluster <= 8) return cudaSuccess;
+  static std::map<std::pair<const void*, int>, int64_t> largest;
+  return attributes.of(function, grid.shared, [&] {
+    int device = 0;
+    cudaGetDevice(&device);
+    int64_t& most = largest[{function, device}];
+    if (grid.shared < most) return cudaSuccess;
+    const cudaError_t error = set_attributes(function, grid);
+    if (error == cudaSuccess) most = grid.shared;
+    return error;
+  });
 }
 
 // Can the device hold such a cluster at all? (A slice of a device may not.)
 template <class Args>
 bool cluster_fits(void (*kernel)(Args), const Grid& grid) {
-  cudaLaunchConfig_t config = {};
-  cudaLaunchAttribute attribute = {};
-  int clusters = 0;
+  static Remembered<bool> fits;
   const void* function = reinterpret_cast<const void*>(kernel);
-  const bool known = configure(function, grid, nullptr, config, attribute) == cudaSuccess &&
-                     cudaOccupancyMaxActiveClusters(&clusters, function, &config) == cudaSuccess;
+  const bool ready = prepare_launch(function, grid) == cudaSuccess;
+  const bool known = fits.of(function, grid.shared, [&] {
+    int clusters = 0;
+    const Launch launch(grid, nullptr);
+    return ready && cudaOccupancyMaxActiveClusters(&clusters, function, &launch.config) == cudaSuccess &&
+           clusters > 0;
+  });
   if (!known) cudaGetLastError();
-  return known && clusters > 0;
+  return known;
 }
 
 template <class Args>
 const char* launch(void (*kernel)(Args), const Grid& grid, const Args& args, void* stream) {
   static_assert(sizeof(Args) <= 4096, "kernel arguments are passed by value");
   const void* function = reinterpret_cast<const void*>(kernel);
-  cudaLaunchConfig_t config = {};
-  cudaLaunchAttribute attribute = {};
-  cudaError_t error = configure(function, grid, stream, config, attribute);
+  cudaError_t error = prepare_launch(function, grid);
   if (error == cudaSuccess) {
+    const Launch as(grid, stream);
     Args copy = args;
     void* list[] = {&copy};
-    error = cudaLaunchKernelExC(&config, function, list);
+    error = cudaLaunchKernelExC(&as.config, function, list);
   }
   if (error == cudaSuccess) return nullptr;
   cudaGetLastError();  // the error is reported here, not by the next call

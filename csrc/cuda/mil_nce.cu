@@ -92,6 +92,7 @@ CPR_DEVICE void add_positives(const LossArgs& args, int64_t query, int warp, int
 // Grid: x over queries.
 CPR_KERNEL(FINISH_THREADS, 1) finish_kernel(FinishArgs args) {
   CPR_SHARED_MEMORY(shared);
+  await_previous_kernel();
   FinishMemory& memory = *reinterpret_cast<FinishMemory*>(shared);
   const LossArgs& loss = args.loss;
   const int64_t query = block_index(), rows = loss.num_queries;
@@ -164,6 +165,8 @@ template <int DEPTHS, bool GRADIENT>
 CPR_KERNEL(ATTEND_THREADS, 1)
 attend_kernel(AttendArgs args) {
   CPR_SHARED_MEMORY(shared);
+  await_previous_kernel();
+  let_next_kernel_start();
   attend<DEPTHS, GRADIENT>(args, shared);
 }
 
@@ -222,6 +225,7 @@ const char* launch_attend(const AttendArgs& args, int depths, int64_t parts, voi
   grid.y = static_cast<uint32_t>(parts);
   grid.z = depths == 256 && (GRADIENT || args.attended) ? 2 : 1;
   grid.threads = ATTEND_THREADS;
+  grid.follows = true;
   if (depths == 64)
     return grid.shared = ATTEND_SHARED_BYTES<64>, launch(attend_kernel<64, GRADIENT>, grid, args, stream);
   if (depths == 128)
@@ -273,6 +277,7 @@ const char* mil_nce_sweep_cuda(const LossArgs& args, const LossOut& out, void* w
   grid.x = static_cast<uint32_t>(args.num_queries);
   grid.threads = FINISH_THREADS;
   grid.shared = sizeof(FinishMemory);
+  grid.follows = args.num_keys > 0;
   return launch(
       finish_kernel, grid,
       FinishArgs{args, out, static_cast<int>(layout.parts), layout.top, layout.mass, layout.attended},

@@ -10,6 +10,7 @@ namespace {
 
 // Grid: x over blocks of eight rows, y over operands.
 CPR_KERNEL(SCORE_THREADS, 1) prepare_kernel(PrepareList args) {
+  let_next_kernel_start();
   prepare_rows(args.of[block_index_y()], block_index(), grid_blocks());
 }
 

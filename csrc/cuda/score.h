@@ -131,8 +131,17 @@ struct TileShape {
   static_assert(M16 * WARPS_M * 16 == BM && N8 % 2 == 0, "whole pieces, keys in pairs");
 };
 
+// What the epilogue asks of a tile's rows, beside the sums.
+template <int BM>
+struct TileRows {
+  int64_t query_id[BM], key_id[TILE_KEYS];  // -1 and 0 where there are no ids: a pair that excludes nothing
+  int query_exponent[BM], key_exponent[TILE_KEYS];
+};
+
 template <int BM, int PLANES>
-constexpr int SCORE_SHARED_BYTES = STEPS * PLANES * (BM + TILE_KEYS) * DEPTH * 2;
+constexpr int SCORE_STAGES_BYTES = STEPS * PLANES * (BM + TILE_KEYS) * DEPTH * 2;
+template <int BM, int PLANES>
+constexpr int SCORE_SHARED_BYTES = SCORE_STAGES_BYTES<BM, PLANES> + static_cast<int>(sizeof(TileRows<BM>));
 static_assert(SCORE_SHARED_BYTES<128, 2> <= 99 * 1024,
               "two planes of the largest tile fit every device from 8.0 on");
 
@@ -171,26 +180,19 @@ CPR_DEVICE float plain_product(const ScoreView& view, int64_t query, int64_t key
   return sum;
 }
 
-// What the epilogue asks of a tile's rows, beside the sums.
-template <int BM>
-struct TileRows {
-  int64_t query_id[BM], key_id[TILE_KEYS];  // -1 and 0 where there are no ids: a pair that excludes nothing
-  int query_exponent[BM], key_exponent[TILE_KEYS];
-};
-
 template <int BM, int PLANES>
 CPR_DEVICE void load_tile_rows(const ScoreArgs& args, const ScoreView& view, uint32_t query0, uint32_t key0,
                                TileRows<BM>& rows) {
   for (int i = thread_index(); i < BM + TILE_KEYS; i += SCORE_THREADS) {
     const bool of_query = i < BM;
     const uint32_t at = of_query ? query0 + static_cast<uint32_t>(i) : key0 + static_cast<uint32_t>(i - BM);
-    if (at >= (of_query ? args.num_queries : args.num_keys)) continue;
+    const bool real = at < (of_query ? args.num_queries : args.num_keys);
     if (of_query) {
-      rows.query_id[i] = args.query_ids ? args.query_ids[at] : -1;
-      if (PLANES == 2) rows.query_exponent[i] = view.queries.exponents[args.first_query + at];
+      rows.query_id[i] = real && args.query_ids ? args.query_ids[at] : -1;
+      rows.query_exponent[i] = PLANES == 2 && real ? view.queries.exponents[args.first_query + at] : 0;
     } else {
-      rows.key_id[i - BM] = args.key_ids ? args.key_ids[at] : 0;
-      if (PLANES == 2) rows.key_exponent[i - BM] = view.keys.exponents[at];
+      rows.key_id[i - BM] = real && args.key_ids ? args.key_ids[at] : 0;
+      rows.key_exponent[i - BM] = PLANES == 2 && real ? view.keys.exponents[at] : 0;
     }
   }
 }
@@ -211,6 +213,71 @@ CPR_DEVICE float finish_score(const ScoreArgs& args, const ScoreView& view, cons
   return scaled(high + cross * (1.0f / LOW_SCALE), of_query + of_key);
 }
 
+// Exponents that a product takes without a check: sums are multiples of 2^-59 and below 2^31, so that neither
+// of two scalings by up to 2^24 leaves the normal numbers, and both are exact.
+constexpr int USUAL = 24;
+CPR_DEVICE bool usual(int exponent) { return exponent >= -USUAL && exponent <= USUAL; }
+
+struct alignas(8) Two {
+  float of[2];
+};
+
+// A warp's sums to `out` as scores: `to` is where the tile's first score goes. Most pairs are excluded by
+// nothing and of usual size, which is asked once a thread and not once a score.
+template <int BM, int PLANES>
+CPR_DEVICE void write_scores(const ScoreArgs& args, const ScoreView& view, const TileRows<BM>& rows,
+                             uint32_t query0, uint32_t key0, int m0, int n0, float* to,
+                             float (&high)[TileShape<BM>::M16][TileShape<BM>::N8][4],
+                             float (&cross)[PLANES == 2 ? TileShape<BM>::M16 : 1]
+                                           [PLANES == 2 ? TileShape<BM>::N8 : 1][4]) {
+  using S = TileShape<BM>;
+  const int lane = thread_index() & 31, row0 = m0 + lane / 4, column0 = n0 + lane % 4 * 2;
+  bool plain = !args.key_ids && !args.exclude;
+  if constexpr (PLANES == 2) {
+#pragma unroll
+    for (int m = 0; m < 2 * S::M16; ++m) plain = plain && usual(rows.query_exponent[row0 + 8 * m]);
+#pragma unroll
+    for (int n = 0; n < 2 * S::N8; ++n)
+      plain = plain && usual(rows.key_exponent[column0 + n / 2 * 8 + n % 2]);
+  }
+#pragma unroll
+  for (int n = 0; n < S::N8; ++n) {
+    const int column = column0 + n * 8;
+    float of_key[2] = {1.0f, 1.0f};
+    if (PLANES == 2 && plain) {
+#pragma unroll
+      for (int i = 0; i < 2; ++i) of_key[i] = power_of_two(rows.key_exponent[column + i]);
+    }
+#pragma unroll
+    for (int m = 0; m < S::M16; ++m)
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        const int row = row0 + m * 16 + 8 * half;
+        if (query0 + static_cast<uint32_t>(row) >= args.num_queries) continue;
+        const float of_query = PLANES == 2 && plain ? power_of_two(rows.query_exponent[row]) : 1.0f;
+        Two pair;
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+          const int c = 2 * half + i;
+          const float main = high[m][n][c],
+                      rest = PLANES == 2 ? cross[PLANES == 2 ? m : 0][PLANES == 2 ? n : 0][c] : 0.0f;
+          if (!plain)
+            pair.of[i] = key0 + static_cast<uint32_t>(column + i) < args.num_keys
+                             ? finish_score<BM, PLANES>(args, view, rows, query0, key0, row, column + i, main,
+                                                        rest)
+                             : 0.0f;
+          else
+            pair.of[i] = PLANES == 2 ? (main + rest * (1.0f / LOW_SCALE)) * of_query * of_key[i] : main;
+        }
+        float* at = to + row * args.pitch + column;
+        if (key0 + static_cast<uint32_t>(column) + 1 < args.num_keys)
+          *reinterpret_cast<Two*>(at) = pair;
+        else if (key0 + static_cast<uint32_t>(column) < args.num_keys)
+          *at = pair.of[0];
+      }
+  }
+}
+
 // out[query0.., key0..] of one view. The order of every sum depends on nothing but the features' size.
 template <bool BFLOAT, int PLANES, int BM>
 CPR_DEVICE void score_tile(const ScoreArgs& args, int view_index, uint32_t query0, uint32_t key0,
@@ -219,6 +286,7 @@ CPR_DEVICE void score_tile(const ScoreArgs& args, int view_index, uint32_t query
   constexpr int ROWS = BM + TILE_KEYS, STAGE = PLANES * ROWS * DEPTH;
   const ScoreView& view = args.views[view_index];
   uint16_t* stages = reinterpret_cast<uint16_t*>(shared);
+  TileRows<BM>& rows = *reinterpret_cast<TileRows<BM>*>(shared + SCORE_STAGES_BYTES<BM, PLANES>);
   const int lane = thread_index() & 31, warp = thread_index() >> 5;
   const int m0 = warp % S::WARPS_M * S::M16 * 16, n0 = warp / S::WARPS_M * S::N8 * 8;
   const int steps = (view.dim + DEPTH - 1) / DEPTH;
@@ -228,6 +296,7 @@ CPR_DEVICE void score_tile(const ScoreArgs& args, int view_index, uint32_t query
     if (i < steps) fetch_step<BM, PLANES>(args, view, query0, key0, i, stages + i * STAGE);
     copy_commit();
   }
+  load_tile_rows<BM, PLANES>(args, view, query0, key0, rows);
   for (int step = 0; step < steps; ++step) {
     copy_wait<STEPS - 2>();
     sync_block();  // the step's features are there, and everyone is done with the stage filled next
@@ -266,32 +335,10 @@ CPR_DEVICE void score_tile(const ScoreArgs& args, int view_index, uint32_t query
     }
   }
   copy_wait<0>();
-  sync_block();  // the stages are free: the rows' ids and exponents take their place
-  TileRows<BM>& rows = *reinterpret_cast<TileRows<BM>*>(shared);
-  static_assert(sizeof(TileRows<BM>) <= SCORE_SHARED_BYTES<BM, PLANES>, "the rows fit where the stages were");
-  load_tile_rows<BM, PLANES>(args, view, query0, key0, rows);
-  sync_block();
-
-  float* out = args.out + view_index * args.view_stride;
-#pragma unroll
-  for (int m = 0; m < S::M16; ++m)
-#pragma unroll
-    for (int n = 0; n < S::N8; ++n)
-#pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        const int row = m0 + m * 16 + lane / 4 + 8 * half, column = n0 + n * 8 + lane % 4 * 2;
-        if (query0 + static_cast<uint32_t>(row) >= args.num_queries) continue;
-        float* to = out + (query0 + static_cast<uint32_t>(row)) * args.pitch + key0 + column;
-#pragma unroll
-        for (int i = 0; i < 2; ++i) {
-          if (key0 + static_cast<uint32_t>(column + i) >= args.num_keys) continue;
-          const int c = 2 * half + i;
-          to[i] = finish_score<BM, PLANES>(
-              args, view, rows, query0, key0, row, column + i, high[m][n][c],
-              PLANES == 2 ? cross[PLANES == 2 ? m : 0][PLANES == 2 ? n : 0][c] : 0.0f);
-        }
-      }
-  sync_block();  // the rows have been read
+  sync_block();  // the rows are there whatever the number of steps
+  write_scores<BM, PLANES>(args, view, rows, query0, key0, m0, n0,
+                           args.out + view_index * args.view_stride + query0 * args.pitch + key0, high, cross);
+  sync_block();  // the rows have been read, and the stages may be filled again
 }
 
 }  // namespace cpr

@@ -1,0 +1,20 @@
+// Choices that only a device can judge, set by experiments (bench/gpu_tune.py) and left alone otherwise. None
+// changes a bit of any result.
+#pragma once
+#include <cstdint>
+
+namespace cpr {
+
+struct Tuning {
+  int64_t sweep = 0;         // queries a sweep at most; 0: the planner's rule
+  int score_queries = 0;     // queries a score tile: 16, 64 or 128; 0: the planner's rule
+  int select_threads = 0;    // of a block that selects: 256, 512 or 1024; 0: the planner's rule
+  bool early_start = false;  // kernels of 9.0 and newer start while the one before them ends
+};
+
+inline Tuning& tuning() {
+  static Tuning chosen;
+  return chosen;
+}
+
+}  // namespace cpr
