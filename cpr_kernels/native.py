@@ -43,13 +43,6 @@ def why_not_cuda(device: torch.device) -> str | None:
     return None
 
 
-@functools.cache
-def shared_memory(device: torch.device) -> int:
-    """Bytes of shared memory that a block may ask for on a CUDA device."""
-    with on_current_stream(device):
-        return _core.cuda_limits()[1]
-
-
 @contextmanager
 def on_current_stream(device: torch.device) -> Iterator[int]:
     """Make `device` current, and give the handle of its current stream."""

@@ -26,6 +26,7 @@ REGISTERS = {
     "tiny_kernel<0,2>": 128, "tiny_kernel<0,1>": 128, "tiny_kernel<1,1>": 128, "select_kernel": 64,
     "prepare_kernel": 64, "attend_kernel<64,0>": 168, "attend_kernel<128,0>": 255, "attend_kernel<256,0>": 255,
     "attend_kernel<64,1>": 168, "attend_kernel<128,1>": 255, "attend_kernel<256,1>": 255, "finish_kernel": 96,
+    "attend_wide_kernel<0>": 255, "attend_wide_kernel<1>": 255,
     "copy_rows_kernel": 64, "advance_kernel": 64,
 }  # fmt: skip
 

@@ -212,8 +212,29 @@ def test_the_batch_split_does_not_change_a_bit(core: Any) -> None:
         same(some, (whole[0][part], whole[1][part]))
 
 
-@pytest.mark.parametrize("case", [*LOSS_CASES, LossCase("wide features", 9, 70, 200, ids=9)], ids=name_of)
+WIDE_CASES = [
+    LossCase("wide features", 9, 70, 200, ids=9),
+    LossCase("wider than a block", 66, 70, 257, ids=9),
+    LossCase("wide, siblings left out", 5, 33, 600, ids=5, siblings=2, use_own=True),
+    LossCase("wide, large scores", 3, 90, 384, scale=20.0, dtype=torch.bfloat16),
+]
+
+
+@pytest.mark.parametrize("case", WIDE_CASES[:1], ids=name_of)
+def test_losses_where_a_block_has_little_memory(
+    core: Any, case: LossCase, guarded: list[torch.Tensor]
+) -> None:
+    core.set_limits(*RTX)
+    check_loss(core, case, guarded)
+
+
+@pytest.mark.parametrize("case", [*LOSS_CASES, *WIDE_CASES], ids=name_of)
 def test_losses(core: Any, case: LossCase, guarded: list[torch.Tensor]) -> None:
+    check_loss(core, case, guarded)
+
+
+def check_loss(core: Any, case: LossCase, guarded: list[torch.Tensor]) -> None:
+    """Loss, statistics and gradients near the reference in float64."""
     call, exact_call = case.call(), case.call(dtype=torch.float64)
     exact = loss_reference.sweep(exact_call, True)
     grad_loss = torch.linspace(-1, 1, call.query.shape[0])

@@ -193,8 +193,14 @@ def test_graph_replay(backend: str, queries: int, keys: int) -> None:
         assert int(queue.pointer) == (pointer + queries) % 256
 
 
+WIDE = [
+    LossCase("wide features", 90, 1700, 200, ids=90),
+    LossCase("very wide features", 90, 1700, 700, ids=90),
+]
+
+
 @both
-@pytest.mark.parametrize("case", [*LOSS_CASES, LossCase("wide features", 90, 1700, 200, ids=90)], ids=name_of)
+@pytest.mark.parametrize("case", [*LOSS_CASES, *WIDE], ids=name_of)
 def test_loss_is_near_the_reference(case: LossCase, backend: str) -> None:
     call, exact_call = case.call("cuda"), case.call(dtype=torch.float64)
     assert LOSSES[backend].why_not(call) is None

@@ -9,12 +9,10 @@ from torch import Tensor
 
 from .. import _core
 from ..calls import LossCall
-from ..native import DTYPE_CODES, address, on_current_stream, row_contiguous, shared_memory, why_not_cuda
+from ..native import DTYPE_CODES, address, on_current_stream, row_contiguous, why_not_cuda
 from .reference import Sweep
 
 NAME = "native"
-MAX_DIM, NARROW_DIM = 256, 128  # csrc/cuda/mil_nce.cu
-WIDE_SHARED_BYTES = 132_096  # ATTEND_SHARED_BYTES<256>
 
 
 def why_not(call: LossCall) -> str | None:
@@ -27,24 +25,8 @@ def why_not(call: LossCall) -> str | None:
     if call.query.dtype not in DTYPE_CODES:
         return f"the native kernels compute in float32, and {call.query.dtype} asks for more"
     if device.type == "cuda":
-        return why_not_cuda(device) or _beyond_limits(call)
+        return why_not_cuda(device)
     return None
-
-
-def _beyond_limits(call: LossCall) -> str | None:
-    """The sentence for features that the CUDA kernels cannot hold on chip."""
-    dim = call.query.shape[1]
-    if dim > MAX_DIM:
-        return f"the CUDA kernels hold features of at most {MAX_DIM} numbers, and D={dim}"
-    if dim > NARROW_DIM and shared_memory(call.query.device) < WIDE_SHARED_BYTES:
-        return (
-            f"features of more than {NARROW_DIM} numbers need {WIDE_SHARED_BYTES} bytes of shared memory a block, "
-            f"and {call.query.device} has {shared_memory(call.query.device)}"
-        )
-    return None
-
-
-Addresses = tuple[int, ...]
 
 
 class _Arguments:

@@ -29,6 +29,7 @@ struct AttendArgs {
   const int64_t* positives;                         // [num_columns, num_positives]
   int64_t num_positives;
   float* grad;  // [num_rows, dim]
+  int chunks;   // of OUT_DEPTH features, where a block cannot hold all of a row's (attend_wide.h)
 };
 
 // Where piece `piece` of 8 features lies in a tile of rows of DEPTHS: eight rows' pieces hit all banks.
@@ -53,16 +54,18 @@ template <int DEPTHS>
 constexpr int ATTEND_SHARED_BYTES =
     2 * (ATTEND_ROW_TILE<DEPTHS> + 2 * ATTEND_COLUMN_TILE<DEPTHS>)+static_cast<int>(sizeof(ColumnFacts));
 
-// Start copying `count` rows of both planes. Rows beyond the end repeat the last one.
+// Start copying `count` rows of both planes, DEPTHS features from feature `feature` on. Rows beyond the end
+// repeat the last one.
 template <int DEPTHS>
-CPR_DEVICE void fetch_rows(const Operand& from, uint32_t first, uint32_t total, int count, uint16_t* to) {
+CPR_DEVICE void fetch_rows(const Operand& from, uint32_t first, uint32_t total, int count, int feature,
+                           uint16_t* to) {
   constexpr int PIECES = DEPTHS / 8;
   for (int i = thread_index(); i < 2 * count * PIECES; i += ATTEND_THREADS) {
     const int piece = i % PIECES, row = i / PIECES % count, plane = i / PIECES / count;
     const uint32_t at =
         first + static_cast<uint32_t>(row) < total ? first + static_cast<uint32_t>(row) : total - 1;
     copy_async(to + plane * count * DEPTHS + wide_swizzled<DEPTHS>(row, piece),
-               from.planes + plane * from.plane + at * from.pitch + piece * 8, true);
+               from.planes + plane * from.plane + at * from.pitch + feature + piece * 8, true);
   }
 }
 
@@ -72,7 +75,8 @@ struct Attention {
   static constexpr int OUT = DEPTHS < OUT_DEPTH ? DEPTHS : OUT_DEPTH;
   static constexpr int N8 = ATTEND_COLUMNS / 8;
   const uint16_t *row_tile, *column_tile;
-  int lane, row0, out0;  // the warp's first row in the tile, and the block's first feature
+  int lane, row0;  // the warp's first row in the tile
+  int out0;        // the block's first feature in the column tile
   float sums[OUT / 8][4];
   int power[2];  // sums are in units of 2^power, for the lane's two rows
 
@@ -83,6 +87,15 @@ struct Attention {
     for (int n = 0; n < N8; ++n)
 #pragma unroll
       for (int c = 0; c < 4; ++c) to[n][c] = 0.0f;
+    add_scores(to, cross);
+#pragma unroll
+    for (int n = 0; n < N8; ++n)
+#pragma unroll
+      for (int c = 0; c < 4; ++c) to[n][c] += cross[n][c];
+  }
+
+  // The products of the tiles at hand: high by high to `to`, the two others to `cross`.
+  CPR_DEVICE void add_scores(float (&to)[N8][4], float (&cross)[N8][4]) const {
 #pragma unroll 2
     for (int k = 0; k < DEPTHS / 16; ++k) {
       uint32_t a[2][4];
@@ -106,10 +119,6 @@ struct Attention {
         }
       }
     }
-#pragma unroll
-    for (int n = 0; n < N8; ++n)
-#pragma unroll
-      for (int c = 0; c < 4; ++c) to[n][c] += cross[n][c];
   }
 
   // sums = sums * shrink + weights x columns, shrink by row. Weights are in the columns' own scale already.
@@ -164,13 +173,13 @@ struct Attention {
     }
   }
 
-  // Write the lane's sums of row half `half` to `to` [dim].
-  CPR_DEVICE void store(float* to, int half, int dim) const {
+  // Write the lane's sums of row half `half` to `to` [dim], from feature `first` on.
+  CPR_DEVICE void store(float* to, int half, int first, int dim) const {
 #pragma unroll
     for (int n = 0; n < OUT / 8; ++n)
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
-        const int d = out0 + n * 8 + lane % 4 * 2 + i;
+        const int d = first + n * 8 + lane % 4 * 2 + i;
         if (d < dim) to[d] = scaled(sums[n][2 * half + i], power[half]);
       }
   }
@@ -203,6 +212,109 @@ CPR_DEVICE void load_facts(const AttendArgs& args, uint32_t first, uint32_t row0
   }
 }
 
+// A lane's two rows: what they are, and their running sums.
+struct LaneRows {
+  int64_t id[2];
+  int exponent[2];
+  float top[2] = {-3.402823466e38f, -3.402823466e38f}, mass[2] = {0.0f, 0.0f};
+
+  CPR_DEVICE LaneRows(const AttendArgs& args, uint32_t first) {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const uint32_t row = first + static_cast<uint32_t>(8 * half),
+                     at = row < args.num_rows ? row : args.num_rows - 1;
+      id[half] = args.row_ids ? args.row_ids[at] : (args.empty_rows ? 0 : -1);
+      exponent[half] = args.rows.exponents[at];
+    }
+  }
+};
+
+// Scores of the columns [first, ..) become weights of their features, in the columns' own scale; `shrink` is
+// what the sums so far are worth then.
+template <bool GRADIENT>
+CPR_DEVICE void weigh(const AttendArgs& args, const ColumnFacts& facts, uint32_t first, uint32_t end,
+                      int row_in_tile, LaneRows& rows, float (&weights)[ATTEND_COLUMNS / 8][4],
+                      float (&shrink)[2]) {
+  constexpr int N8 = ATTEND_COLUMNS / 8;
+  const int lane = thread_index() & 31;
+  uint32_t taking = 0;  // bit 4 n + c
+#pragma unroll
+  for (int n = 0; n < N8; ++n)
+#pragma unroll
+    for (int c = 0; c < 4; ++c) {
+      const int column = n * 8 + lane % 4 * 2 + c % 2;
+      if (first + static_cast<uint32_t>(column) >= end) continue;
+      const int64_t id = facts.id[column], filled = args.empty_rows ? rows.id[c / 2] : id;
+      const int of_row = rows.exponent[c / 2], of_column = facts.exponent[column];
+      weights[n][c] = of_row == ODD || of_column == ODD ? float_of(0x7FC00000u)
+                                                        : scaled(weights[n][c], of_row + of_column);
+      if (filled >= 0 && !(args.siblings == 2 && id == rows.id[c / 2])) taking |= 1u << (4 * n + c);
+    }
+  shrink[0] = shrink[1] = 1.0f;
+  if constexpr (!GRADIENT) {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      float most = rows.top[half];
+#pragma unroll
+      for (int n = 0; n < N8; ++n)
+#pragma unroll
+        for (int c = 2 * half; c < 2 * half + 2; ++c)
+          if (taking >> (4 * n + c) & 1u) most = fmaxf(most, weights[n][c]);
+      most = fmaxf(most, shuffle_xor(most, 1));
+      most = fmaxf(most, shuffle_xor(most, 2));
+      shrink[half] = expf((rows.top[half] - most) * args.scale);
+      rows.top[half] = most;
+      rows.mass[half] *= shrink[half];
+    }
+  }
+#pragma unroll
+  for (int n = 0; n < N8; ++n)
+#pragma unroll
+    for (int c = 0; c < 4; ++c) {
+      const int column = n * 8 + lane % 4 * 2 + c % 2;
+      float weight = 0.0f;
+      if (taking >> (4 * n + c) & 1u) {
+        if constexpr (GRADIENT) {
+          const float logit = weights[n][c] * args.scale;
+          const bool positive = (facts.listed[row_in_tile + c / 2 * 8] >> column & 1u) ||
+                                (args.siblings == 1 && facts.id[column] == rows.id[c / 2]);
+          weight = expf(logit - facts.all[column]);
+          if (positive) weight -= expf(logit - facts.positive[column]);
+          weight *= facts.grad[column];
+        } else {
+          weight = expf((weights[n][c] - rows.top[c / 2]) * args.scale);
+          rows.mass[c / 2] += weight;
+        }
+        if (facts.exponent[column] != ODD) weight = scaled(weight, facts.exponent[column]);
+      }
+      weights[n][c] = weight;
+    }
+}
+
+// What a block has summed, to where the next kernel or the caller reads it; features from `first` on.
+template <bool GRADIENT, class A>
+CPR_DEVICE void write_rows(const AttendArgs& args, const A& attention, const LaneRows& rows, uint32_t row0,
+                           uint32_t part, int first) {
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    float whole = rows.mass[half];  // of four lanes, in a fixed order
+    whole += shuffle_xor(whole, 1);
+    whole += shuffle_xor(whole, 2);
+    const uint32_t row = row0 + static_cast<uint32_t>(8 * half);
+    if (row >= args.num_rows) continue;
+    if constexpr (GRADIENT) {
+      attention.store(args.grad + static_cast<int64_t>(row) * args.dim, half, first, args.dim);
+    } else {
+      const int64_t at = static_cast<int64_t>(part) * args.num_rows + row;
+      if (attention.lane % 4 == 0 && first == 0) {
+        args.top[at] = rows.top[half];
+        args.mass[at] = whole;
+      }
+      if (args.attended) attention.store(args.attended + at * args.dim, half, first, args.dim);
+    }
+  }
+}
+
 // The query's sums over a part of the keys (GRADIENT false: rows are queries, columns keys), or a key's
 // gradient over all queries (GRADIENT true: rows are keys, columns queries). Grid: x over row tiles, y over
 // parts, z over features.
@@ -212,26 +324,17 @@ CPR_DEVICE void attend(const AttendArgs& args, unsigned char* shared) {
   uint16_t* row_tile = reinterpret_cast<uint16_t*>(shared);
   uint16_t* stages = row_tile + ATTEND_ROW_TILE<DEPTHS>;
   ColumnFacts& facts = *reinterpret_cast<ColumnFacts*>(stages + 2 * ATTEND_COLUMN_TILE<DEPTHS>);
-  const int lane = thread_index() & 31, warp = thread_index() >> 5;
+  const int lane = thread_index() & 31, warp = thread_index() >> 5, row_in_tile = warp * 16 + lane / 4;
   const uint32_t row0 = block_index() * ATTEND_ROWS, part = block_index_y();
   const uint32_t begin = part * args.part_columns;
   const uint32_t end =
       begin + args.part_columns < args.num_columns ? begin + args.part_columns : args.num_columns;
   const bool summing = GRADIENT || args.attended;
-  A attention{row_tile, nullptr,     lane, warp * 16, static_cast<int>(block_index_z()) * A::OUT,
-              {},       {-120, -120}};
-  float top[2] = {-3.402823466e38f, -3.402823466e38f}, mass[2] = {0.0f, 0.0f};
-  int64_t row_id[2];
-  int row_exponent[2];
-#pragma unroll
-  for (int half = 0; half < 2; ++half) {
-    const uint32_t row = row0 + static_cast<uint32_t>(warp * 16 + lane / 4 + 8 * half),
-                   at = row < args.num_rows ? row : args.num_rows - 1;
-    row_id[half] = args.row_ids ? args.row_ids[at] : (args.empty_rows ? 0 : -1);
-    row_exponent[half] = args.rows.exponents[at];
-  }
-  fetch_rows<DEPTHS>(args.rows, row0, args.num_rows, ATTEND_ROWS, row_tile);
-  if (begin < end) fetch_rows<DEPTHS>(args.columns, begin, args.num_columns, ATTEND_COLUMNS, stages);
+  const int out0 = static_cast<int>(block_index_z()) * A::OUT;
+  A attention{row_tile, nullptr, lane, warp * 16, out0, {}, {-120, -120}};
+  LaneRows rows(args, row0 + static_cast<uint32_t>(row_in_tile));
+  fetch_rows<DEPTHS>(args.rows, row0, args.num_rows, ATTEND_ROWS, 0, row_tile);
+  if (begin < end) fetch_rows<DEPTHS>(args.columns, begin, args.num_columns, ATTEND_COLUMNS, 0, stages);
   copy_commit();
 
   int turn = 0;
@@ -239,90 +342,19 @@ CPR_DEVICE void attend(const AttendArgs& args, unsigned char* shared) {
     copy_wait<0>();
     sync_block();  // this step's columns are there; the last step's facts and columns have been used
     if (first + ATTEND_COLUMNS < end)
-      fetch_rows<DEPTHS>(args.columns, first + ATTEND_COLUMNS, args.num_columns, ATTEND_COLUMNS,
+      fetch_rows<DEPTHS>(args.columns, first + ATTEND_COLUMNS, args.num_columns, ATTEND_COLUMNS, 0,
                          stages + (turn ^ 1) * ATTEND_COLUMN_TILE<DEPTHS>);
     copy_commit();
     load_facts<GRADIENT>(args, first, row0, facts);
     sync_block();
     attention.column_tile = stages + turn * ATTEND_COLUMN_TILE<DEPTHS>;
-    float weights[A::N8][4];
+    float weights[A::N8][4], shrink[2];
     attention.scores(weights);
-
-    uint32_t taking = 0;  // bit 4 n + c
-#pragma unroll
-    for (int n = 0; n < A::N8; ++n)
-#pragma unroll
-      for (int c = 0; c < 4; ++c) {
-        const int column = n * 8 + lane % 4 * 2 + c % 2;
-        if (first + static_cast<uint32_t>(column) >= end) continue;
-        const int64_t id = facts.id[column], filled = args.empty_rows ? row_id[c / 2] : id;
-        const int of_row = row_exponent[c / 2], of_column = facts.exponent[column];
-        weights[n][c] = of_row == ODD || of_column == ODD ? float_of(0x7FC00000u)
-                                                          : scaled(weights[n][c], of_row + of_column);
-        if (filled >= 0 && !(args.siblings == 2 && id == row_id[c / 2])) taking |= 1u << (4 * n + c);
-      }
-
-    float shrink[2] = {1.0f, 1.0f};
-    if constexpr (!GRADIENT) {
-#pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        float most = top[half];
-#pragma unroll
-        for (int n = 0; n < A::N8; ++n)
-#pragma unroll
-          for (int c = 2 * half; c < 2 * half + 2; ++c)
-            if (taking >> (4 * n + c) & 1u) most = fmaxf(most, weights[n][c]);
-        most = fmaxf(most, shuffle_xor(most, 1));
-        most = fmaxf(most, shuffle_xor(most, 2));
-        shrink[half] = expf((top[half] - most) * args.scale);
-        top[half] = most;
-        mass[half] *= shrink[half];
-      }
-    }
-#pragma unroll
-    for (int n = 0; n < A::N8; ++n)
-#pragma unroll
-      for (int c = 0; c < 4; ++c) {
-        const int column = n * 8 + lane % 4 * 2 + c % 2;
-        float weight = 0.0f;
-        if (taking >> (4 * n + c) & 1u) {
-          if constexpr (GRADIENT) {
-            const float logit = weights[n][c] * args.scale;
-            const bool positive = (facts.listed[warp * 16 + lane / 4 + c / 2 * 8] >> column & 1u) ||
-                                  (args.siblings == 1 && facts.id[column] == row_id[c / 2]);
-            weight = expf(logit - facts.all[column]);
-            if (positive) weight -= expf(logit - facts.positive[column]);
-            weight *= facts.grad[column];
-          } else {
-            weight = expf((weights[n][c] - top[c / 2]) * args.scale);
-            mass[c / 2] += weight;
-          }
-          if (facts.exponent[column] != ODD) weight = scaled(weight, facts.exponent[column]);
-        }
-        weights[n][c] = weight;
-      }
+    weigh<GRADIENT>(args, facts, first, end, row_in_tile, rows, weights, shrink);
     if (summing) attention.add(weights, shrink);
   }
   copy_wait<0>();
-
-#pragma unroll
-  for (int half = 0; half < 2; ++half) {
-    float whole = mass[half];  // of four lanes, in a fixed order
-    whole += shuffle_xor(whole, 1);
-    whole += shuffle_xor(whole, 2);
-    const uint32_t row = row0 + static_cast<uint32_t>(warp * 16 + lane / 4 + 8 * half);
-    if (row >= args.num_rows) continue;
-    if constexpr (GRADIENT) {
-      attention.store(args.grad + static_cast<int64_t>(row) * args.dim, half, args.dim);
-    } else {
-      const int64_t at = static_cast<int64_t>(part) * args.num_rows + row;
-      if (lane % 4 == 0 && attention.out0 == 0) {
-        args.top[at] = top[half];
-        args.mass[at] = whole;
-      }
-      if (args.attended) attention.store(args.attended + at * args.dim, half, args.dim);
-    }
-  }
+  write_rows<GRADIENT>(args, attention, rows, row0 + static_cast<uint32_t>(row_in_tile), part, out0);
 }
 
 }  // namespace cpr

@@ -6,14 +6,14 @@
 #include <algorithm>
 
 #include "../mil_nce.h"
-#include "attend.h"
+#include "attend_wide.h"
 #include "host.h"
 #include "prepare.h"
 
 namespace cpr {
 namespace {
 
-constexpr int64_t MAX_DIM = 256;
+constexpr int FINISH_DIM = 256;  // features that a block of finish_kernel gathers; more are cut over blocks
 constexpr int64_t BLOCKS_WANTED =
     264;  // two for each of 132 multiprocessors; the shape alone decides, not the device
 constexpr int FINISH_THREADS = 256;
@@ -31,22 +31,27 @@ struct FinishMemory {
   float part_factor[BLOCKS_WANTED + 8];
   float own, top, mass;
   float positive_top[FINISH_WARPS], positive_mass[FINISH_WARPS];
-  float positive_sum[FINISH_WARPS][MAX_DIM];
+  float positive_sum[FINISH_WARPS][FINISH_DIM];
 };
 
-// A warp's running sums over positives: highest score, mass, and lane's share of the summed features.
+// A warp's running sums over positives: highest score, mass, and lane's share of the summed features, those
+// from `first` on.
 struct Positives {
+  int64_t first;
   float top = LOWEST, mass = 0.0f;
-  float sum[MAX_DIM / 32] = {};
+  float sum[FINISH_DIM / 32] = {};
+
+  CPR_DEVICE explicit Positives(int64_t first_feature) : first(first_feature) {}
 
   CPR_DEVICE void add(const LossArgs& args, int64_t query, int64_t key, int lane) {
-    float features[MAX_DIM / 32], score = 0.0f;
+    float features[FINISH_DIM / 32], score = 0.0f;
+    for (int64_t d = lane; d < args.dim; d += 32)
+      score += element(args.keys, args.dtype, key * args.key_stride + d) *
+               element(args.query, args.dtype, query * args.query_stride + d);
 #pragma unroll
-    for (int i = 0; i < MAX_DIM / 32; ++i) {
-      const int64_t d = lane + 32 * i;
+    for (int i = 0; i < FINISH_DIM / 32; ++i) {
+      const int64_t d = first + lane + 32 * i;
       features[i] = d < args.dim ? element(args.keys, args.dtype, key * args.key_stride + d) : 0.0f;
-      score +=
-          d < args.dim ? features[i] * element(args.query, args.dtype, query * args.query_stride + d) : 0.0f;
     }
 #pragma unroll
     for (int step = 16; step; step >>= 1) score += shuffle_xor(score, step);
@@ -54,7 +59,7 @@ struct Positives {
     const float shrink = expf((top - highest) * scale), weight = expf((score - highest) * scale);
     mass = mass * shrink + weight;
 #pragma unroll
-    for (int i = 0; i < MAX_DIM / 32; ++i) sum[i] = sum[i] * shrink + weight * features[i];
+    for (int i = 0; i < FINISH_DIM / 32; ++i) sum[i] = sum[i] * shrink + weight * features[i];
     top = highest;
   }
 };
@@ -89,7 +94,8 @@ CPR_DEVICE void add_positives(const LossArgs& args, int64_t query, int warp, int
   }
 }
 
-// Grid: x over queries.
+// Grid: x over queries, y over features, 256 a block; each block forms the query's own numbers, and the first
+// writes them.
 CPR_KERNEL(FINISH_THREADS, 1) finish_kernel(FinishArgs args) {
   CPR_SHARED_MEMORY(shared);
   await_previous_kernel();
@@ -99,14 +105,15 @@ CPR_KERNEL(FINISH_THREADS, 1) finish_kernel(FinishArgs args) {
   const int thread = thread_index(), lane = thread & 31, warp = thread >> 5;
   const float scale = 1.0f / loss.temperature;
 
-  Positives positives;
+  const int64_t first_feature = static_cast<int64_t>(block_index_y()) * FINISH_DIM;
+  Positives positives(first_feature);
   add_positives(loss, query, warp, lane, positives);
   if (lane == 0) {
     memory.positive_top[warp] = positives.top;
     memory.positive_mass[warp] = positives.mass;
   }
 #pragma unroll
-  for (int i = 0; i < MAX_DIM / 32; ++i) memory.positive_sum[warp][lane + 32 * i] = positives.sum[i];
+  for (int i = 0; i < FINISH_DIM / 32; ++i) memory.positive_sum[warp][lane + 32 * i] = positives.sum[i];
   if (warp == 0) {
     float own = 0.0f;
     for (int64_t d = lane; d < loss.dim; d += 32)
@@ -142,23 +149,35 @@ CPR_KERNEL(FINISH_THREADS, 1) finish_kernel(FinishArgs args) {
     positive_mass += expf((memory.positive_top[w] - positive_top) * scale) * memory.positive_mass[w];
   const float own_of_all = expf((own - top) * scale) / mass;
   const float own_of_positive = own_counts ? expf((own - positive_top) * scale) / positive_mass : 0.0f;
-  if (thread == 0) {
+  if (thread == 0 && first_feature == 0) {
     args.out.loss[query] = (top - positive_top) * scale + (logf(mass) - logf(positive_mass));
     args.out.lse_all[query] = top * scale + logf(mass);
     args.out.lse_positive[query] = positive_top * scale + logf(positive_mass);
     args.out.own_weight[query] = own_of_all - own_of_positive;
   }
   if (!args.out.grad_query) return;
-  for (int64_t d = thread; d < loss.dim; d += FINISH_THREADS) {
+  const int64_t d = first_feature + thread;
+  if (d < loss.dim) {
     float of_all = 0.0f, of_positive = 0.0f;
     for (int p = 0; p < args.parts; ++p)
       of_all += memory.part_factor[p] * args.attended[(p * rows + query) * loss.dim + d];
     for (int w = 0; w < FINISH_WARPS; ++w)
-      of_positive += expf((memory.positive_top[w] - positive_top) * scale) * memory.positive_sum[w][d];
+      of_positive += expf((memory.positive_top[w] - positive_top) * scale) * memory.positive_sum[w][thread];
     const float own_feature = element(loss.positive, loss.dtype, query * loss.positive_stride + d);
     args.out.grad_query[query * loss.dim + d] =
         (of_all / mass - of_positive / positive_mass + (own_of_all - own_of_positive) * own_feature) * scale;
   }
+}
+
+static_assert(FINISH_DIM == FINISH_THREADS, "a thread a feature");
+
+template <bool GRADIENT>
+CPR_KERNEL(ATTEND_THREADS, 1)
+attend_wide_kernel(AttendArgs args) {
+  CPR_SHARED_MEMORY(shared);
+  await_previous_kernel();
+  let_next_kernel_start();
+  attend_wide<GRADIENT>(args, shared);
 }
 
 template <int DEPTHS, bool GRADIENT>
@@ -173,7 +192,8 @@ attend_kernel(AttendArgs args) {
 int64_t round_up(int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit; }
 
 struct Layout {
-  int depths;
+  int depths;  // features of a padded row
+  bool wide;   // more than a block holds
   PrepareList prepare;
   Operand queries, keys;
   int64_t parts, part_columns;
@@ -194,10 +214,10 @@ Operand plan_operand(const LossArgs& args, const void* rows, int64_t stride, int
 const char* plan(const LossArgs& args, bool sweep, bool gradient, const DeviceLimits& limits, void* workspace,
                  Layout& layout) {
   layout = {};
-  if (args.dim > MAX_DIM) return "the CUDA loss kernels hold features of at most 256 numbers";
-  layout.depths = args.dim <= 64 ? 64 : args.dim <= 128 ? 128 : 256;
-  if (layout.depths == 256 && limits.shared_bytes < ATTEND_SHARED_BYTES<256>)
-    return "features of more than 128 numbers need 131 KB of shared memory a block, and this device has less";
+  if (args.dim > INT32_MAX - OUT_DEPTH) return "features of more than 2^31 numbers";
+  layout.depths = args.dim <= 64 ? 64 : static_cast<int>(round_up(std::max<int64_t>(args.dim, 1), OUT_DEPTH));
+  // two planes of 64 rows and twice 32 columns of 256 features are 131 KB: 8.0 and 9.0 have them, 8.6 has not
+  layout.wide = layout.depths > 256 || (layout.depths == 256 && limits.shared_bytes < ATTEND_SHARED_BYTES<256>);
   Carver carver{static_cast<char*>(workspace)};
   layout.queries = plan_operand(args, args.query, args.query_stride, args.num_queries, layout.depths, carver,
                                 layout.prepare.of[0]);
@@ -205,7 +225,7 @@ const char* plan(const LossArgs& args, bool sweep, bool gradient, const DeviceLi
                              layout.prepare.of[1]);
   if (sweep) {
     const int64_t tiles = (args.num_queries + ATTEND_ROWS - 1) / ATTEND_ROWS *
-                          (layout.depths / std::min(layout.depths, OUT_DEPTH));
+                          ((layout.depths + OUT_DEPTH - 1) / OUT_DEPTH);
     const int64_t wanted = std::max<int64_t>(1, BLOCKS_WANTED / std::max<int64_t>(tiles, 1));
     layout.part_columns = round_up(
         std::max<int64_t>((args.num_keys + wanted - 1) / wanted, 2 * ATTEND_COLUMNS), ATTEND_COLUMNS);
@@ -219,16 +239,19 @@ const char* plan(const LossArgs& args, bool sweep, bool gradient, const DeviceLi
 }
 
 template <bool GRADIENT>
-const char* launch_attend(const AttendArgs& args, int depths, int64_t parts, void* stream) {
+const char* launch_attend(AttendArgs args, const Layout& layout, int64_t parts, void* stream) {
   Grid grid;
   grid.x = (args.num_rows + ATTEND_ROWS - 1) / ATTEND_ROWS;
   grid.y = static_cast<uint32_t>(parts);
-  grid.z = depths == 256 && (GRADIENT || args.attended) ? 2 : 1;
+  args.chunks = (layout.depths + OUT_DEPTH - 1) / OUT_DEPTH;
+  grid.z = GRADIENT || args.attended ? static_cast<uint32_t>(args.chunks) : 1;
   grid.threads = ATTEND_THREADS;
   grid.follows = true;
-  if (depths == 64)
+  if (layout.wide)
+    return grid.shared = WIDE_SHARED_BYTES, launch(attend_wide_kernel<GRADIENT>, grid, args, stream);
+  if (layout.depths == 64)
     return grid.shared = ATTEND_SHARED_BYTES<64>, launch(attend_kernel<64, GRADIENT>, grid, args, stream);
-  if (depths == 128)
+  if (layout.depths == 128)
     return grid.shared = ATTEND_SHARED_BYTES<128>, launch(attend_kernel<128, GRADIENT>, grid, args, stream);
   return grid.shared = ATTEND_SHARED_BYTES<256>, launch(attend_kernel<256, GRADIENT>, grid, args, stream);
 }
@@ -271,11 +294,12 @@ const char* mil_nce_sweep_cuda(const LossArgs& args, const LossOut& out, void* w
     attend.top = layout.top;
     attend.mass = layout.mass;
     attend.attended = layout.attended;
-    if (const char* error = launch_attend<false>(attend, layout.depths, layout.parts, stream)) return error;
+    if (const char* error = launch_attend<false>(attend, layout, layout.parts, stream)) return error;
   }
   Grid grid;
   grid.x = static_cast<uint32_t>(args.num_queries);
   grid.threads = FINISH_THREADS;
+  grid.y = out.grad_query ? static_cast<uint32_t>(std::max<int64_t>(1, round_up(args.dim, FINISH_DIM) / FINISH_DIM)) : 1;
   grid.shared = sizeof(FinishMemory);
   grid.follows = args.num_keys > 0;
   return launch(
@@ -309,7 +333,7 @@ const char* mil_nce_keys_gradient_cuda(const LossArgs& args, const float* grad_l
   attend.positives = args.positives;
   attend.num_positives = args.num_positives;
   attend.grad = grad_keys;
-  return launch_attend<true>(attend, layout.depths, 1, stream);
+  return launch_attend<true>(attend, layout, 1, stream);
 }
 
 }  // namespace cpr
