@@ -29,6 +29,9 @@ def why_not(call: LossCall) -> str | None:
     return None
 
 
+Addresses = tuple[int, ...]
+
+
 class _Arguments:
     """A call as the core takes it; keeps every tensor alive for as long as it lives."""
 
