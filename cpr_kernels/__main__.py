@@ -16,13 +16,23 @@ COMMANDS = {
     "evaluate": "test-to-train retrieval R@k of a run",
     "finetune": "a classifier on top of learnt features, tested on whole videos",
     "report": "one HTML page of a run: PMR, CMR, R@k, a gallery of mined positives",
+    "export": "one file that holds a trained model and works without the trainer",
+    "predict": "classes of videos with such a file, and the known clips nearest to them",
+    "index": "remember videos by their embeddings; add to it at any time",
+    "search": "the known clips that a video is like",
     "explore": "one HTML page to look inside the mining, clip by clip and stage by stage",
     "demo": "all of it on generated clips, or on your own videos, in minutes",
     "doctor": "what was built, what can run here and why not the rest, and a self-test",
 }
 
-# commands that stand without the trainer, and their modules
-LIBRARY = {"mine": "cpr_kernels.cli.mine", "doctor": "cpr_kernels.cli.doctor"}
+# commands that stand without the trainer, and where they are
+LIBRARY = {
+    "mine": ("cpr_kernels.cli.mine", "main"),
+    "predict": ("cpr_kernels.cli.predict", "main"),
+    "index": ("cpr_kernels.cli.index", "main"),
+    "search": ("cpr_kernels.cli.index", "search"),
+    "doctor": ("cpr_kernels.cli.doctor", "main"),
+}
 
 USAGE = """\
 usage: cpr COMMAND ...
@@ -54,7 +64,8 @@ class MissingExtra(ImportError):
 def _load(name: str) -> tuple[Command, tuple[type[Exception], ...]]:
     """The function behind a command, and the exceptions that mean an error of the user."""
     if name in LIBRARY:
-        return importlib.import_module(LIBRARY[name]).main, (ValueError, OSError, ImportError)
+        module, function = LIBRARY[name]
+        return getattr(importlib.import_module(module), function), (ValueError, OSError, ImportError)
     try:
         train = importlib.import_module("cpr_kernels.train")
         commands: dict[str, Command] = importlib.import_module("cpr_kernels.train.cli").COMMANDS

@@ -76,6 +76,16 @@ def test_nobody_imports_the_command_line_but_the_console_script():
     assert not [name for name in imports(PACKAGE / "__main__.py", top_level=True) if name.startswith(".")]
 
 
+def test_a_trained_model_is_used_without_the_trainer_and_without_the_ops():
+    for path in FILES:
+        room = name_of(path).split(".")[0]
+        if room == "deploy":
+            ours = {name for name in imports(path) if name.startswith(".")}
+            assert all(reaches(name, "deploy") or reaches(name, "files") for name in ours), path
+        elif room not in ("cli", "train"):
+            assert not [name for name in imports(path) if reaches(name, "deploy")], path
+
+
 @pytest.mark.parametrize("reference", REFERENCES)
 def test_a_reference_needs_torch_and_the_calls_only(reference):
     path = PACKAGE.joinpath(*reference.split(".")).with_suffix(".py")

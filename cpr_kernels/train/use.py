@@ -20,4 +20,17 @@ def explore(argv: list[str]) -> int:
     return guarded(work)
 
 
-COMMANDS: dict[str, Callable[[list[str]], int]] = {"explore": explore}
+def export(argv: list[str]) -> int:
+    """`cpr export SOURCE --out model.cpr`."""
+
+    def work() -> None:
+        from .export import Export
+        from .export import export as write_artifact
+
+        out = write_artifact(parse(Export, by_place(argv, "--source"), "export"))
+        print(f"{out} ({out.stat().st_size / 1e6:.1f} MB); next: cpr predict {out} VIDEO ...")
+
+    return guarded(work)
+
+
+COMMANDS: dict[str, Callable[[list[str]], int]] = {"explore": explore, "export": export}

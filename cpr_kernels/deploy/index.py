@@ -1,0 +1,211 @@
+"""Which known clips are near? A FAISS index in a folder, with the file and the seconds of every clip.
+
+`manifest.json` names the two files of the current generation (`vectors.N.faiss`, `clips.N.jsonl`), their hashes, and
+the model whose embeddings they hold. A change writes the next generation beside the current one and then replaces the
+manifest: a reader, or a kill at any moment, sees the old index or the new one. Writers take turns by a lock.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from torch import Tensor  # torch before faiss: one OpenMP runtime
+
+from ..files import replacing
+from .artifact import digest
+
+FORMAT, VERSION = "cpr_kernels clip index", 1
+MANIFEST, LOCK = "manifest.json", "lock"
+
+
+@dataclass(frozen=True)
+class Clip:
+    """One row of an index: a part of a file."""
+
+    path: str
+    start: float
+    end: float
+    bytes: int
+    changed_ns: int
+
+
+@dataclass(frozen=True)
+class Near:
+    """A known clip and its cosine with what was asked."""
+
+    clip: Clip
+    score: float
+
+
+class ClipIndex:
+    """Embeddings of clips, searched exactly by inner product.
+
+    Args:
+        folder: where the index lies.
+        model: the id of the model that it must be of; None takes any.
+
+    Attributes:
+        clips: the rows.
+        model: the id of the model whose embeddings these are.
+
+    Raises:
+        ValueError: no index, one of another version or model, or files that are not what the manifest says.
+    """
+
+    def __init__(self, folder: str | Path, model: str | None = None) -> None:
+        self.folder = Path(folder)
+        told = _manifest(self.folder)
+        self.model, self.size, self.generation = told["model"], told["embedding"], told["generation"]
+        if model is not None and model != self.model:
+            raise ValueError(
+                f"index: {folder} holds embeddings of another model (weights {self.model[:12]}, these are "
+                f"{model[:12]}); use the artifact that it was made with, or make a new index"
+            )
+        bodies = {name: _body(self.folder, name, sha) for name, sha in told["files"].items()}
+        names = sorted(bodies)  # clips before vectors
+        self.clips = [Clip(**json.loads(line)) for line in bodies[names[0]].splitlines()]
+        self._index = _faiss().deserialize_index(np.frombuffer(bodies[names[1]], np.uint8))
+        if not len(self.clips) == self._index.ntotal == told["clips"] or self._index.d != self.size:
+            raise ValueError(
+                f"index: {folder} holds {self._index.ntotal} vectors of {self._index.d} numbers and {len(self.clips)} "
+                f"clips, its manifest says {told['clips']} of {self.size}; it was changed by hand: make it again"
+            )
+
+    def search(self, queries: Tensor, topk: int) -> list[list[Near]]:
+        """For each query [B, E] of length 1 its nearest clips, best first; fewer where the index is small."""
+        scores, rows = self._index.search(queries.float().contiguous().numpy(), min(topk, len(self.clips)))
+        return [
+            [Near(self.clips[row], float(score)) for row, score in zip(found, near) if row >= 0]
+            for found, near in zip(rows.tolist(), scores.tolist())
+        ]
+
+    def nearest_files(self, queries: Tensor, topk: int) -> list[Near]:
+        """The `topk` files with the clip nearest to any of the queries [M, E]: each file's best clip, best first."""
+        looked, best = 4 * topk, dict[str, Near]()
+        while True:
+            for near in (near for found in self.search(queries, looked) for near in found):
+                held = best.get(near.clip.path)
+                if held is None or near.score > held.score:
+                    best[near.clip.path] = near
+            if len(best) >= topk or looked >= len(self.clips):
+                return sorted(best.values(), key=lambda near: -near.score)[:topk]
+            looked *= 4
+
+    def vectors(self) -> npt.NDArray[np.float32]:
+        """All rows [N, E]."""
+        found: npt.NDArray[np.float32] = self._index.reconstruct_n(0, len(self.clips))
+        return found
+
+
+def exists(folder: Path) -> bool:
+    """Whether an index lies there."""
+    return (folder / MANIFEST).is_file()
+
+
+@contextmanager
+def writing(folder: Path) -> Iterator[None]:
+    """One writer at a time; others wait."""
+    import fcntl
+
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / LOCK).open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def extend(folder: Path, model: str, clips: Sequence[Clip], embeddings: Tensor) -> int:
+    """Adds rows; those of a file that was in it before are replaced. Returns how many rows the index now has.
+
+    Args:
+        folder: the index, made where there is none.
+        model: id of the model that made the embeddings.
+        clips: one a row.
+        embeddings: [M, E] of length 1.
+    """
+    faiss = _faiss()
+    added = embeddings.detach().float().contiguous().numpy()
+    with writing(folder):
+        kept: list[Clip] = []
+        parts, generation = [added], 1
+        if exists(folder):
+            old = ClipIndex(folder, model)
+            if old.size != added.shape[1]:
+                raise ValueError(
+                    f"index: {folder} holds {old.size} numbers a clip, these have {added.shape[1]}"
+                )
+            changed = {clip.path for clip in clips}
+            rows = [i for i, clip in enumerate(old.clips) if clip.path not in changed]
+            kept, generation = [old.clips[i] for i in rows], old.generation + 1
+            parts.insert(0, old.vectors()[rows])
+        everything = np.concatenate(parts)
+        index = faiss.IndexFlatIP(everything.shape[1])
+        index.add(everything)
+        lines = "".join(json.dumps(asdict(clip)) + "\n" for clip in [*kept, *clips])
+        bodies = {
+            f"clips.{generation}.jsonl": lines.encode(),
+            f"vectors.{generation}.faiss": faiss.serialize_index(index).tobytes(),
+        }
+        _commit(folder, model, generation, everything.shape, bodies)
+    return len(everything)
+
+
+def _commit(
+    folder: Path, model: str, generation: int, shape: tuple[int, ...], bodies: dict[str, bytes]
+) -> None:
+    told = {
+        "format": FORMAT, "version": VERSION, "model": model, "embedding": shape[1], "clips": shape[0],
+        "generation": generation, "files": {name: digest(body) for name, body in bodies.items()},
+    }  # fmt: skip
+    with replacing([folder / name for name in bodies]) as parts:
+        for part, body in zip(parts, bodies.values()):
+            part.write_bytes(body)
+    with replacing([folder / MANIFEST]) as [part]:
+        part.write_text(json.dumps(told, indent=1))
+    for old in (*folder.glob("clips.*.jsonl"), *folder.glob("vectors.*.faiss")):
+        if old.name not in bodies:
+            old.unlink(missing_ok=True)
+
+
+def _manifest(folder: Path) -> dict[str, Any]:
+    path = folder / MANIFEST
+    if not path.is_file():
+        raise ValueError(f"index: {folder} holds no index; make one with `cpr index`")
+    try:
+        told = json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"index: {path} cannot be read ({error}); make the index again") from None
+    if not isinstance(told, dict) or told.get("format") != FORMAT:
+        raise ValueError(f"index: {path} was not written by `cpr index`")
+    if told.get("version") != VERSION:
+        raise ValueError(
+            f"index: {folder} has version {told.get('version')}, this cpr_kernels reads {VERSION}; make it again"
+        )
+    lacking = [n for n in ("model", "embedding", "clips", "generation", "files") if n not in told]
+    if lacking or len(told["files"]) != 2:
+        raise ValueError(f"index: {path} lacks {', '.join(lacking) or 'a file'}; make the index again")
+    return told
+
+
+def _body(folder: Path, name: str, sha256: str) -> bytes:
+    path = folder / name
+    if Path(name).name != name or not path.is_file():
+        raise ValueError(f"index: {path} is missing, which the manifest names; make the index again")
+    body = path.read_bytes()
+    if digest(body) != sha256:
+        raise ValueError(f"index: {path} is not the file that the manifest names; make the index again")
+    return body
+
+
+def _faiss() -> Any:
+    try:
+        import faiss
+    except ImportError as error:
+        raise ImportError("an index needs faiss: pip install 'cpr_kernels[deploy]'") from error
+    return faiss

@@ -1,0 +1,191 @@
+"""An artifact at work: videos in, embeddings and class probabilities out."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from . import artifact
+from .artifact import ArtifactError
+from .video import Frame, Frames, UnreadableVideo, centre_square, flow_estimator, timed_frames
+
+BATCH = 8  # clips in one call of the program
+RECORDS = {"rgb": 3, "flow": 2}  # what clips are cut from, and its channels
+
+
+@dataclass(frozen=True)
+class Clips:
+    """Some clips of a video: `rgb` [M, T, S, S, 3] and, where a view needs it, `flow` [M, T, S, S, 2], uint8; and the
+    seconds at which each begins and ends.
+    """
+
+    records: dict[str, Tensor]
+    times: list[tuple[float, float]]
+
+
+class Model:
+    """A model of `cpr export`, loaded without the trainer.
+
+    Attributes:
+        manifest: what the artifact says about itself.
+        classes: names of the classes; empty for an encoder.
+        embedding: length of an embedding.
+        id: which weights these are; an index remembers it.
+
+    Example:
+        >>> model = Model("model.cpr")
+        >>> probabilities, embeddings, times = model.video("clip.mp4")
+
+    Raises:
+        ArtifactError: missing, damaged, of another version, or not what its manifest says.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.manifest, members = artifact.read(self.path)
+        self.classes: list[str] = list(self.manifest["classes"])
+        self.embedding = int(self.manifest["embedding"])
+        self.id: str = self.manifest["files"][artifact.WEIGHTS]["sha256"]
+        self.views: list[dict[str, str]] = self.manifest["views"]
+        self.clip: dict[str, Any] = self.manifest["clip"]
+        unknown = [view["record"] for view in self.views if view["record"] not in RECORDS]
+        if unknown:
+            raise ArtifactError(
+                f"artifact: {path} is fed by {unknown[0]}, which this cpr_kernels cannot read"
+            )
+        try:
+            program = torch.export.load(io.BytesIO(members[artifact.PROGRAM]))
+        except Exception as error:  # torch raises many kinds here
+            raise ArtifactError(
+                f"artifact: the program of {path} cannot be loaded by torch {torch.__version__} (it was exported by "
+                f"{self.manifest.get('torch')}): {' '.join(str(error).split())[:200]}"
+            ) from error
+        self._module = program.module()
+        self._module.requires_grad_(False)
+        self._check()
+
+    def _check(self) -> None:
+        """One clip of zeros: does the program give what the manifest says?"""
+        frames, side = self.clip["frames"], self.clip["crop"]
+        blank = {
+            name: torch.zeros(1, frames, side, side, channels, dtype=torch.uint8)
+            for name, channels in RECORDS.items()
+        }
+        try:
+            embeddings, probabilities = self(Clips(blank, [(0.0, 0.0)]))
+        except (RuntimeError, ValueError, TypeError, AssertionError, KeyError) as error:
+            raise ArtifactError(
+                f"artifact: the program of {self.path} does not take the clips that its manifest describes: "
+                f"{' '.join(str(error).split())[:200]}"
+            ) from error
+        got = (embeddings.shape[1], 0 if probabilities is None else probabilities.shape[1])
+        if got != (self.embedding, len(self.classes)):
+            raise ArtifactError(
+                f"artifact: the manifest of {self.path} promises {self.embedding} numbers and {len(self.classes)} "
+                f"classes, its program gives {got[0]} and {got[1]}"
+            )
+
+    @torch.no_grad()
+    def __call__(self, clips: Clips) -> tuple[Tensor, Tensor | None]:
+        """Embeddings [M, E] of length 1 and, from a classifier, class probabilities [M, C]; float32."""
+        found: list[tuple[Tensor, ...]] = []
+        for start in range(0, len(clips.times), BATCH):
+            inputs = [clips.records[view["record"]][start : start + BATCH] for view in self.views]
+            found.append(self._module(*inputs))
+        embeddings = torch.cat([part[0] for part in found])
+        return embeddings, torch.cat([part[1] for part in found]) if self.classes else None
+
+    def video(self, path: str | Path, clips: int | None = None) -> Seen:
+        """What the model makes of a video, over `clips` evenly spaced clips of each part of `clip.limit` frames.
+
+        Args:
+            path: the video file.
+            clips: the artifact's own number by default, as in the test after training.
+
+        Raises:
+            UnreadableVideo: missing, broken, or shorter than one clip.
+        """
+        embeddings, probabilities, times = [], [], []
+        for part in self.read(Path(path), clips or int(self.clip["clips"])):
+            vectors, shares = self(part)
+            embeddings.append(vectors)
+            times += part.times
+            if shares is not None:
+                probabilities.append(shares)
+        return Seen(torch.cat(probabilities) if probabilities else None, torch.cat(embeddings), times)
+
+    def read(self, path: Path, clips: int) -> Iterator[Clips]:
+        """The clips of a video, part by part."""
+        found = False
+        count = 0
+        for frames, flow, times in self._parts(path):
+            count += len(frames) + 1
+            usable = len(frames) - int(self.clip["frames"])
+            if usable >= 0:
+                found = True
+                yield self._cut(frames, flow, times, np.linspace(0, usable, clips).round().astype(int))
+        if not found:
+            raise UnreadableVideo(
+                f"too short: {count} frames, at least {int(self.clip['frames']) + 1} are needed"
+            )
+
+    def _parts(self, path: Path) -> Iterator[tuple[list[Frame], list[Frame], list[float]]]:
+        """Frames, flow and seconds of at most `clip.limit` frames at a time; the last frame only ends the flow before
+        it, as in the prepared data.
+        """
+        wants_flow = any(view["record"] == "flow" for view in self.views)
+        between = flow_estimator(self.clip["flow"], float(self.clip["flow_bound"])) if wants_flow else None
+        held: list[tuple[Frame, float]] = []
+        flow: list[Frame] = []
+        for frame, second in timed_frames(path, int(self.clip["size"]), int(self.clip["fps_stride"])):
+            if held:
+                if held[-1][0].shape != frame.shape:
+                    raise UnreadableVideo("the frame size changes inside the video")
+                if between is not None:
+                    flow.append(np.stack(np.split(between(held[-1][0], frame), 2), axis=-1))
+            held.append((frame, second))
+            if len(held) == self.clip["limit"]:
+                yield [image for image, _ in held[:-1]], flow, [second for _, second in held]
+                held, flow = [], []
+        if held:
+            yield [image for image, _ in held[:-1]], flow, [second for _, second in held]
+
+    def _cut(self, frames: list[Frame], flow: list[Frame], times: list[float], starts: Any) -> Clips:
+        length, side = int(self.clip["frames"]), int(self.clip["crop"])
+        kept: dict[str, list[Frames]] = {"rgb": [], **({"flow": []} if flow else {})}
+        for start in starts:
+            for record, source in (("rgb", frames), ("flow", flow)):
+                if record in kept:
+                    kept[record].append(centre_square(np.stack(source[start : start + length]), side))
+        spans = [(times[start], times[start + length]) for start in starts]
+        return Clips({record: torch.from_numpy(np.stack(parts)) for record, parts in kept.items()}, spans)
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What a model makes of one video: by clip, and together.
+
+    clip_probabilities: [M, C] or None. embeddings: [M, E], of length 1. times: begin and end of each clip in seconds.
+    """
+
+    clip_probabilities: Tensor | None
+    embeddings: Tensor
+    times: list[tuple[float, float]]
+
+    @property
+    def probabilities(self) -> Tensor | None:
+        """[C], the mean over the clips; None from an encoder."""
+        return None if self.clip_probabilities is None else self.clip_probabilities.mean(dim=0)
+
+    @property
+    def embedding(self) -> Tensor:
+        """[E], the clips' mean, of length 1."""
+        return functional.normalize(self.embeddings.mean(dim=0), dim=0)

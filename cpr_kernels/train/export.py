@@ -1,0 +1,260 @@
+"""`cpr export`: from a finished training to one file that works without the trainer."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from .. import __version__
+from ..deploy import artifact
+from ..deploy.model import RECORDS
+from . import TrainError
+from .checkpoint import encoder_files, load_encoder
+from .classifier import load_classifier
+from .clips import ClipDataset
+from .evaluate import Protocol, encode
+from .finetune import CLASSIFIER
+from .loop import config_of
+from .model import channels_last
+from .progress import console
+from .store import Manifest
+from .views import View, chosen
+
+MOST_CLIPS = 4096  # the program's free batch size
+
+
+@dataclass(frozen=True)
+class Export:
+    """Write one file that holds a trained model and works without the trainer: `cpr export SOURCE --out model.cpr`.
+
+    SOURCE is a folder of `cpr finetune` (classes and embeddings) or of `cpr pretrain` (embeddings of its last
+    encoders). The file is a zip: weights as safetensors, a torch.export program with a free batch size and the
+    normalisation inside, and a manifest with the preprocessing, the class names and hashes. Use it by `cpr predict`,
+    `index` and `search`, by `cpr_kernels.deploy.Model`, or anywhere by `torch.export.load`.
+    """
+
+    source: Path
+    """Folder made by `cpr finetune` or `cpr pretrain`."""
+    out: Path = Path("model.cpr")
+    """The file to write."""
+    views: tuple[str, ...] = ()
+    """Of a run, the views to take part; all that are cut from frames by default."""
+    clips: int = 10
+    """Evenly spaced clips that are looked at in each part of a video, averaged."""
+    center: int = 200
+    """Training videos whose mean feature is taken off, as retrieval tests do; 0 takes off nothing."""
+    onnx: bool = False
+    """Also write model.onnx into the file; needs onnx and onnxscript."""
+    force: bool = False
+    """Replace --out if it is there."""
+
+    def check(self) -> None:
+        """Raises `TrainError` for the first setting that cannot work."""
+        for name, least in (("clips", 1), ("center", 0)):
+            if getattr(self, name) < least:
+                raise TrainError(f"{name}: must be at least {least}, got {getattr(self, name)}")
+        if self.out.exists() and not self.force:
+            raise TrainError(f"out: {self.out} exists; give another --out, or --force to replace it")
+        if not self.source.is_dir():
+            raise TrainError(f"source: {self.source} is not a folder of `cpr finetune` or `cpr pretrain`")
+
+
+class Deployed(nn.Module):
+    """What an artifact computes: uint8 clips, one tensor a view, to embeddings [M, E] and class probabilities [M, C].
+
+    An embedding is the views' pooled features, each less its centre and of length 1, side by side, of length 1: inner
+    products are the mean cosine of the views, what `cpr evaluate` compares.
+    """
+
+    def __init__(
+        self,
+        encoders: Mapping[str, nn.Module],
+        centres: Mapping[str, Tensor],
+        linear: nn.Linear | None = None,
+    ) -> None:
+        super().__init__()
+        self.views: dict[str, View] = chosen(tuple(encoders))
+        self.encoders = nn.ModuleDict(encoders)
+        self.linear = linear
+        for view, centre in centres.items():
+            self.register_buffer(f"centre_{view}", centre)
+        self.eval()
+
+    def forward(self, *clips: Tensor) -> tuple[Tensor, ...]:
+        """Clips [M, T, S, S, C] uint8, in the order of the views."""
+        parts = []
+        for clip, (name, view) in zip(clips, self.views.items()):
+            encoder: Any = self.encoders[name]
+            features = encoder.features(channels_last(view.plain(clip)))
+            parts.append(functional.normalize(features - getattr(self, f"centre_{name}"), dim=1))
+        embedding = torch.cat(parts, dim=1) / math.sqrt(len(parts))
+        if self.linear is None:
+            return (embedding,)
+        return embedding, functional.softmax(self.linear(features), dim=1)  # one view: its features
+
+
+@dataclass(frozen=True)
+class _Trained:
+    """What is exported: the networks, what they see, and the data set that they learnt from."""
+
+    encoders: dict[str, nn.Module]
+    linear: nn.Linear | None
+    classes: list[str]
+    frames: int
+    crop: int
+    data: Path
+
+
+def export(settings: Export) -> Path:
+    """Writes the artifact; returns its path.
+
+    Raises:
+        TrainError: nothing trained there, a view that an artifact cannot be fed, a data set that is gone, or a file
+            that is there already.
+    """
+    settings.check()
+    source, out = settings.source, settings.out
+    trained = _classifier(source) if (source / CLASSIFIER).is_file() else _run(source, settings.views)
+    _refuse_views(trained.encoders)
+    model = Deployed(trained.encoders, _centres(trained, settings.center), trained.linear)
+    frames = Manifest.load(trained.data).settings
+    records = {name: view.stored for name, view in model.views.items()}
+    example = tuple(
+        torch.randint(0, 256, (2, trained.frames, trained.crop, trained.crop, RECORDS[record])).to(
+            torch.uint8
+        )
+        for record in records.values()
+    )
+    members = {artifact.PROGRAM: program_of(model, example), artifact.WEIGHTS: weights_of(model)}
+    if settings.onnx:
+        members[artifact.ONNX] = onnx_of(model, example, list(records))
+    with torch.no_grad():
+        embedding = model(*example)[0].shape[1]
+    manifest = {
+        "kind": "classifier" if trained.classes else "encoder",
+        "cpr_kernels": __version__,
+        "torch": str(torch.__version__),
+        "source": source.name,
+        "views": [{"name": name, "record": record} for name, record in records.items()],
+        "inputs": [f"{name}: uint8 [M, {', '.join(map(str, clip.shape[1:]))}]" for name, clip in zip(records, example)],
+        "outputs": ["embedding: float32 [M, E]", *["probabilities: float32 [M, C]"] * bool(trained.classes)],
+        "clip": {
+            "frames": trained.frames, "crop": trained.crop, "size": frames.size, "fps_stride": frames.fps_stride,
+            "limit": frames.frames, "clips": settings.clips, "flow": frames.flow, "flow_bound": frames.flow_bound,
+        },
+        "embedding": embedding,
+        "classes": trained.classes,
+    }  # fmt: skip
+    artifact.write(out, manifest, members)
+    return out
+
+
+def program_of(model: nn.Module, example: Sequence[Tensor]) -> bytes:
+    """The `torch.export` program of a model, its batch size free, as the bytes of a .pt2 file."""
+    batch = torch.export.Dim("clips", min=1, max=MOST_CLIPS)
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        program = torch.export.export(
+            model, tuple(example), dynamic_shapes=(tuple({0: batch} for _ in example),)
+        )
+        buffer = io.BytesIO()
+        torch.export.save(program, buffer)
+    return buffer.getvalue()
+
+
+def weights_of(model: nn.Module) -> bytes:
+    """A model's state as safetensors; a tensor with two names is stored under the first."""
+    from safetensors.torch import save
+
+    first: dict[int, str] = {}
+    state = model.state_dict(keep_vars=True)
+    names = {name: first.setdefault(id(value), name) for name, value in state.items()}
+    return save(
+        {name: state[name].detach().contiguous() for name, under in names.items() if name == under},
+        {"format": "pt"},
+    )
+
+
+def onnx_of(model: nn.Module, example: Sequence[Tensor], names: Sequence[str]) -> bytes:
+    """The model as ONNX, inputs named after the views, batch size free.
+
+    Raises:
+        TrainError: onnx or onnxscript is missing.
+    """
+    try:
+        import onnxscript  # noqa: F401
+    except ImportError as error:
+        raise TrainError(f"onnx: {error.name} is not installed: pip install onnx onnxscript") from error
+    batch = torch.export.Dim("clips", min=1, max=MOST_CLIPS)
+    outputs = ["embedding", "probabilities"][: 1 + (getattr(model, "linear", None) is not None)]
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        program = torch.onnx.export(
+            model, tuple(example), input_names=list(names), output_names=outputs, dynamo=True, verbose=False,
+            dynamic_shapes=(tuple({0: batch} for _ in example),),
+        )  # fmt: skip
+    assert program is not None
+    return bytes(program.model_proto.SerializeToString())
+
+
+def _classifier(folder: Path) -> _Trained:
+    classifier = load_classifier(folder / CLASSIFIER)
+    settings = json.loads((folder / "finetune.json").read_text())
+    clip = classifier.clip
+    return _Trained(
+        {clip.view: classifier.encoder}, classifier.linear, classifier.classes, clip.frames, clip.crop,
+        Path(settings["data"]),
+    )  # fmt: skip
+
+
+def _run(folder: Path, asked: Sequence[str]) -> _Trained:
+    if not (folder / "config.json").is_file():
+        raise TrainError(
+            f"source: {folder} holds neither a classifier of `cpr finetune` nor a run of `cpr pretrain`"
+        )
+    config = config_of(folder)
+    phases = encoder_files(folder)
+    if not phases:
+        raise TrainError(f"source: {folder} has no encoder yet; they are saved at the end of each phase")
+    if unknown := [view for view in asked if view not in config.views]:
+        raise TrainError(f"views: {folder} has no view {unknown[0]!r}; it has {', '.join(config.views)}")
+    known = chosen(config.views)
+    views = asked or [view for view in config.views if known[view].stored in RECORDS]
+    if left := [view for view in config.views if view not in views]:
+        console().print(f"left out: {', '.join(left)}")
+    encoders = {view: load_encoder(phases[-1][1][view]) for view in views}
+    return _Trained(encoders, None, [], config.clips.frames, config.clips.crop, config.data)
+
+
+def _refuse_views(encoders: Mapping[str, nn.Module]) -> None:
+    for name, view in chosen(tuple(encoders)).items():
+        if view.stored not in RECORDS:
+            raise TrainError(
+                f"views: {name} is made of {view.stored}, and an artifact is fed by {' and '.join(RECORDS)} only; "
+                "leave it out by --views"
+            )
+
+
+def _centres(trained: _Trained, videos: int) -> dict[str, Tensor]:
+    """The mean feature of some training videos, evenly spread, by view; zeros for none."""
+    if not videos:
+        sizes: dict[str, Any] = {view: encoder.feature_size for view, encoder in trained.encoders.items()}
+        return {view: torch.zeros(int(size)) for view, size in sizes.items()}
+    dataset = ClipDataset(
+        trained.data, trained.frames, trained.crop, views=tuple(trained.encoders), cache_mb=0
+    )
+    apart = max(1, math.ceil(len(dataset.videos) / videos))
+    dataset.videos = dataset.videos[::apart]
+    protocol = Protocol(trained.frames, trained.crop, clips=2)
+    features = encode(dataset, trained.encoders, protocol, torch.device("cpu"))
+    return {view: rows.mean(dim=0) for view, rows in features.items()}
