@@ -69,6 +69,19 @@ def test_nobody_imports_the_trainer_but_the_console_script_lazily():
     assert "cpr_kernels.train" in (PACKAGE / "__main__.py").read_text()  # by name, when a command is run
 
 
+def test_a_view_or_an_encoder_knows_nothing_of_the_loop():
+    """So that a modality or a network is one file: what it stands on is below it, what uses it is above."""
+    above = {"model", "loop", "plan", "methods", "evaluate", "finetune", "report", "cli", "clips", "quality"}
+    below = ("crops", "encoders", "s3d", "store", "sources", "splits", "r3d", "resnet", "sound", "compute")
+    files = [
+        *(PACKAGE / "train" / "views").glob("*.py"),
+        *(PACKAGE / "train" / f"{name}.py" for name in below),
+    ]
+    for path in files:
+        found = imports(path, top_level=True)
+        assert not [name for room in above for name in found if reaches(name, f"train.{room}")], path
+
+
 def test_nobody_imports_the_command_line_but_the_console_script():
     for path in FILES:
         if name_of(path).split(".")[0] not in ("cli", "__main__"):
