@@ -16,6 +16,7 @@ COMMANDS = {
     "evaluate": "test-to-train retrieval R@k of a run",
     "finetune": "a classifier on top of learnt features, tested on whole videos",
     "report": "one HTML page of a run: PMR, CMR, R@k, a gallery of mined positives",
+    "update": "go on with new videos, the old ones in play, and measure what is forgotten",
     "export": "one file that holds a trained model and works without the trainer",
     "predict": "classes of videos with such a file, and the known clips nearest to them",
     "index": "remember videos by their embeddings; add to it at any time",

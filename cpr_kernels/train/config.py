@@ -133,6 +133,8 @@ class TrainConfig:
     """bf16: convolutions in bfloat16, for GPUs. On two AVX-512 cores with bfloat16 it was 2.5 to 6 times slower."""
     compile: bool = False
     """Compile the encoders with torch.compile; the first steps take minutes."""
+    goes_on: Path | None = None
+    """Set by `cpr update`: the note of what this run goes on from."""
 
     def check(self) -> None:
         """Raises `TrainError` for the first setting that cannot work, and says what would."""
@@ -258,6 +260,7 @@ def from_json(text: str) -> TrainConfig:
         body["init"] = {view: path for view, path in old.items() if path is not None}
     body["init"] = {view: Path(path) for view, path in body["init"].items()}
     body["views"] = tuple(body.get("views", ("rgb", "flow")))
+    body["goes_on"] = Path(body["goes_on"]) if body.get("goes_on") else None
     return TrainConfig(**body)
 
 

@@ -21,6 +21,7 @@ from .checkpoint import encoder_file, load, load_encoder, save, save_encoder
 from .clips import Batch, ClipDataset, ClipSampler, clip_loader, default_workers
 from .compute import device_of
 from .config import Optim, TrainConfig, from_json, to_json
+from .go_on import GoOn, MixedSampler, warm_start
 from .interrupt import stop_flag
 from .logs import RunLog
 from .model import Inputs, MultiViewModel, new_encoders
@@ -119,10 +120,14 @@ def build(config: TrainConfig, device_name: str | None = None) -> Trainer:
         config.data, clips.frames, clips.crop, views=config.views, min_area=config.augment.min_area,
         cache_mb=clips.cache_mb,
     )  # fmt: skip
-    sampler = ClipSampler(len(dataset), clips.batch, config.seed, parallel.rank(), parallel.world())
+    note = None if config.goes_on is None else GoOn.load(config.goes_on)
+    order = (clips.batch, config.seed, parallel.rank(), parallel.world())
+    sampler = ClipSampler(len(dataset), *order) if note is None else MixedSampler(dataset, note, *order)
     videos = dataset.manifest.videos
     classes = torch.tensor([video.label for video in videos])
     model = MultiViewModel(config, _initial_encoders(config), classes).to(device)
+    if note is not None:
+        warm_start(model, note)
     plan = make_plan(config)
     names = ["mined", *rival_schedules(config.views, config.mining.topk)]
     return Trainer(
@@ -142,7 +147,9 @@ def run_step(trainer: Trainer, moment: Moment, step: int, batch: Batch, log: Run
     """One step: fills the queue, or trains on a batch; returns its figures."""
     config, phase, model = trainer.config, trainer.plan[moment.phase], trainer.model
     began = time.perf_counter()
-    if moment.starts_phase:
+    if step == 0 and config.goes_on is not None:
+        model.set_modes(phase)  # momentum encoders and queue stay those of the run before
+    elif moment.starts_phase:
         model.start_phase(phase)
         trainer.optimizer = _optimizer(config, model, phase)
         trainer.meter.reset()

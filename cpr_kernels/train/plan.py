@@ -4,7 +4,7 @@ config.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import ceil
 
 from .. import Schedule
@@ -80,6 +80,8 @@ def make_plan(config: TrainConfig) -> list[Phase]:
             )  # fmt: skip
     if not phases:
         raise TrainError("infonce-epochs and cycles are both 0: nothing to do")
+    if config.goes_on is not None:  # its queue is full of the run before
+        phases[0] = replace(phases[0], fill_steps=0)
     return phases
 
 

@@ -47,8 +47,8 @@ class Video:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a data set holds. `videos` are in the order of their ids; a video's index there names it
-    everywhere.
+    """What a data set holds. `videos` are in the order of their ids, after `cpr update` the old ones before the new; a
+    video's index there names it everywhere.
     """
 
     settings: FrameSettings

@@ -33,4 +33,18 @@ def export(argv: list[str]) -> int:
     return guarded(work)
 
 
-COMMANDS: dict[str, Callable[[list[str]], int]] = {"explore": explore, "export": export}
+def update(argv: list[str]) -> int:
+    """`cpr update RUN --videos NEW --out RUN2`."""
+
+    def work() -> None:
+        from .update import Update, show
+        from .update import update as go_on
+
+        settings = parse(Update, by_place(argv, "--run"), "update")
+        show(go_on(settings))
+        print(f"{settings.out}; next: cpr report {settings.out}")
+
+    return guarded(work)
+
+
+COMMANDS: dict[str, Callable[[list[str]], int]] = {"explore": explore, "export": export, "update": update}
