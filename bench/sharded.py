@@ -1,4 +1,7 @@
-"""``python -m bench sharded``: the cost model of a sharded queue as tables. A model on paper: nothing is timed."""
+"""``python -m bench sharded``: the cost model of a sharded queue as tables. A model on paper: nothing is timed.
+
+With ``--measure`` real processes on this machine are timed instead, and checked against one with the whole queue.
+"""
 
 from __future__ import annotations
 
@@ -92,8 +95,56 @@ def report() -> str:
     return "\n\n".join(parts)
 
 
+def measured(ranks: Sequence[int], entries: int, batch: int) -> str:
+    """A table of real runs on this machine, one thread a rank."""
+    from .sharded_run import measure
+
+    header = [
+        "ranks",
+        "entries",
+        "queries in all",
+        "a call",
+        "queries/s",
+        "one process, B queries",
+        "peak a rank",
+    ]
+    lines = []
+    for count in ranks:
+        run = measure(count, entries, batch)
+        lines.append(
+            [
+                str(run.ranks),
+                f"{run.entries:,}",
+                str(run.ranks * run.batch),
+                duration(run.seconds),
+                f"{run.ranks * run.batch / run.seconds:,.0f}",
+                duration(run.alone),
+                size(run.peak),
+            ]
+        )
+    return markdown(header, lines)
+
+
 def main(argv: Sequence[str]) -> int:
-    """Print the model."""
-    argparse.ArgumentParser(prog="python -m bench sharded", description=__doc__).parse_args(argv)
+    """Print the model, or measure."""
+    parser = argparse.ArgumentParser(prog="python -m bench sharded", description=__doc__)
+    parser.add_argument(
+        "--measure", action="store_true", help="time real processes on this machine, not the model"
+    )
+    parser.add_argument("--ranks", type=int, nargs="+", default=[1, 2], help="processes, one thread each")
+    parser.add_argument(
+        "--entries", type=int, default=100_000, help="N of the queue; the check holds it whole"
+    )
+    parser.add_argument("--batch", type=int, default=BATCH, help="B, queries of each rank")
+    args = parser.parse_args(argv)
+    if args.measure:
+        print(
+            f"{args.batch} queries a rank, 2 views of D=128, 7 stages; one thread a rank, gloo; the same bits as one"
+        )
+        print(
+            f"process with the whole queue. That one has rank 0's {args.batch} queries and all the cores.\n"
+        )
+        print(measured(args.ranks, args.entries, args.batch))
+        return 0
     print(report())
     return 0

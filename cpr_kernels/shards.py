@@ -211,7 +211,7 @@ def refusals_told(shard: Shard | None, op: str) -> Iterator[None]:
         yield
     except ValueError:
         if shard is not None:
-            with suppress(RuntimeError):
+            with suppress(RuntimeError, ValueError):  # the first error is the one to see
                 _greeting(shard, [1, OPS.index(op)], op)
         raise
 

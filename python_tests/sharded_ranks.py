@@ -45,11 +45,8 @@ CASES = [
 
 def uneven(total: int, world: int, turn: int = 0) -> list[int]:
     """A total cut into very different shares, one of them empty where there are three or more."""
-    weights = (
-        [(i + turn) % world for i in range(world)]
-        if world > 2
-        else [1 + (i + turn) % 2 * 2 for i in range(2)]
-    )
+    weights = {1: [1], 2: [1, 3]}.get(world, list(range(world)))
+    weights = [weights[(i + turn) % world] for i in range(world)]
     shares = [total * w // sum(weights) for w in weights]
     shares[shares.index(max(shares))] += total - sum(shares)
     return shares
