@@ -77,6 +77,15 @@ def cuda_cascade_topk(
     views: Views, dtype: int, num_queries: int, num_keys: int, weights: Sequence[float], keep: Sequence[int],
     masks: CascadeMasks, out: Mined, workspace: Address, bytes: int, stream: int, /,
 ) -> None: ...  # fmt: skip
+def cuda_cascade_rerank_workspace(
+    views: Views, dtype: int, num_queries: int, num_keys: int, weights: Sequence[float], keep: Sequence[int],
+    candidates: tuple[Address, int, int], masks: CascadeMasks, out: Mined, /,
+) -> int: ...  # fmt: skip
+def cuda_cascade_rerank(
+    views: Views, dtype: int, num_queries: int, num_keys: int, weights: Sequence[float], keep: Sequence[int],
+    candidates: tuple[Address, int, int], masks: CascadeMasks, out: Mined, workspace: Address, bytes: int,
+    stream: int, /,
+) -> None: ...  # fmt: skip
 def cuda_enqueue(
     columns: Columns, size: int, batch: int, pointer: Address, count: Address, stream: int, /
 ) -> None: ...

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 import torch
-from cases import LARGE_CASES, LOSS_CASES, SMALL_CASES, CascadeCase, LossCase, name_of
+from cases import LARGE_CASES, LOSS_CASES, SMALL_CASES, CascadeCase, LossCase, listed, name_of
 from cuda_tools import CUDA_SOURCES
 from hypothesis import given, settings
 from test_mining import cascade_calls, same
@@ -100,6 +100,38 @@ def test_large_cascades(case: CascadeCase, device: tuple[int, ...], guarded: lis
     call = case.call()
     same(native.run_on_stream(call, core, 0), reference.run(call))
     borders_hold(guarded)
+
+
+@pytest.mark.parametrize("case", SMALL_CASES, ids=name_of)
+def test_small_reranks(core: Any, case: CascadeCase, guarded: list[torch.Tensor]) -> None:
+    call = listed(case.call(), 45)
+    same(native.rerank_on_stream(call, core, 0), reference.rerank(call))
+    borders_hold(guarded)
+
+
+@pytest.mark.parametrize(
+    ("name", "device"),
+    [("one off a block", RTX), ("long last stage", H200_SLICE), ("mixed weights, long", RTX)],
+)
+def test_long_lists_rerank(name: str, device: tuple[int, ...], guarded: list[torch.Tensor]) -> None:
+    from cuda_tools import emulated
+
+    core = emulated()
+    core.set_seed(3)
+    core.set_limits(*device)
+    call = listed(next(case for case in LARGE_CASES if case.name == name).call(), 6000)
+    part = call._replace(**{n: getattr(call, n)[:3] for n in ("candidates", "query_ids", "exclude") if getattr(call, n) is not None},
+                         queries=[query[:3] for query in call.queries])  # fmt: skip
+    same(native.rerank_on_stream(part, core, 0), reference.rerank(part))
+    borders_hold(guarded)
+
+
+def test_an_empty_list_and_entries_beyond_the_queue(core: Any) -> None:
+    call = listed(SMALL_CASES[7].call(), 30)
+    none = call._replace(candidates=call.candidates[:, :0])
+    same(native.rerank_on_stream(none, core, 0), reference.rerank(none))
+    wild = call._replace(candidates=call.candidates.masked_fill(call.candidates % 3 == 0, 2**40))
+    same(native.rerank_on_stream(wild, core, 0), reference.rerank(wild))
 
 
 def shape(queries: int, keys: int, dtype: torch.dtype = torch.bfloat16, dim: int = 64) -> CascadeCall:

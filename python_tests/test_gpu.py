@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from cases import CASCADE_CASES, LOSS_CASES, CascadeCase, LossCase, integers, name_of
+from cases import CASCADE_CASES, LOSS_CASES, CascadeCase, LossCase, integers, listed, name_of
 
 from cpr_kernels import MultiViewQueue, Schedule, cascade_topk, coclr_schedule, cpr_schedule, mil_nce
 from cpr_kernels.calls import CascadeCall
@@ -54,6 +54,16 @@ def test_both_backends_can_run_here() -> None:
 @pytest.mark.parametrize("case", CASCADE_CASES, ids=name_of)
 def test_cascade_equals_the_reference(case: CascadeCase, backend: str) -> None:
     same(mined(case.call("cuda"), backend), reference.run(case.call()))
+
+
+@both
+@pytest.mark.parametrize("case", CASCADE_CASES, ids=name_of)
+def test_rerank_equals_the_reference(case: CascadeCase, backend: str) -> None:
+    for count in (0, 45, 1300):
+        call = listed(case.call("cuda"), count)
+        assert MINERS[backend].why_not(call) is None
+        got = torch.ops.cpr._cascade_rerank_on(*call, backend=backend)
+        same(got, reference.rerank(listed(case.call(), count)))
 
 
 @both

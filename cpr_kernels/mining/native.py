@@ -10,6 +10,7 @@ from torch import Tensor
 from .. import _core
 from ..calls import CascadeCall, RerankCall
 from ..native import DTYPE_CODES, address, on_current_stream, row_contiguous, why_not_cuda
+from .rerank_lists import entries_at, in_order
 from .rows import plan_rows
 
 NAME = "native"
@@ -22,8 +23,6 @@ def why_not(call: CascadeCall | RerankCall) -> str | None:
     if call.sharded:
         return call.sharded
     if device.type == "cuda":
-        if isinstance(call, RerankCall):
-            return "the CUDA kernels do not rerank candidates yet"
         return why_not_cuda(device) or _beyond_limits(call)
     if device.type != "cpu":
         return f"there are no native kernels for {device.type} tensors"
@@ -111,8 +110,24 @@ def cuda_plan(call: CascadeCall, core: Any = _core) -> tuple[str, int, int]:
 
 def rerank(call: RerankCall) -> tuple[Tensor, Tensor]:
     """`(indices [B, k], scores [B, k])`; see `reference.rerank` for the meaning."""
+    device = call.queries[0].device
+    if device.type == "cuda":
+        with on_current_stream(device) as stream:
+            return rerank_on_stream(call, _core, stream)
     given = _Arguments(call.cascade)
     candidates = row_contiguous(call.candidates)
     listed = (candidates.data_ptr(), candidates.shape[1], candidates.stride(0))
     _core.cascade_rerank(*given.features, listed, given.masks, given.out, torch.get_num_threads())
     return given.indices, given.scores
+
+
+def rerank_on_stream(call: RerankCall, core: Any, stream: int) -> tuple[Tensor, Tensor]:
+    """Queue the CUDA kernels of `core` on a stream of the current device: places in ordered lists, then entries."""
+    candidates = in_order(call.candidates, call.keys[0].shape[0])
+    given = _Arguments(call.cascade)
+    listed = (candidates.data_ptr(), candidates.shape[1], candidates.stride(0))
+    arguments = (*given.features, listed, given.masks, given.out)
+    size = core.cuda_cascade_rerank_workspace(*arguments)
+    workspace = torch.empty(size, dtype=torch.uint8, device=given.indices.device)
+    core.cuda_cascade_rerank(*arguments, workspace.data_ptr(), size, stream)
+    return entries_at(candidates, given.indices), given.scores

@@ -16,4 +16,6 @@ def in_order(candidates: Tensor, num_keys: int) -> Tensor:
 
 def entries_at(listed: Tensor, positions: Tensor) -> Tensor:
     """The entries [B, k] at positions [B, k] of the lists; -1 stays."""
+    if listed.shape[1] == 0:
+        return positions
     return torch.where(positions >= 0, listed.gather(1, positions.clamp(min=0)), -1)

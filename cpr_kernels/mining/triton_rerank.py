@@ -82,6 +82,4 @@ def rerank(call: RerankCall) -> tuple[Tensor, Tensor]:
             _score(cascade, rows, listed, first, ring)
 
     positions, scores = select_and_order(cascade, rows, listed.shape[1], score)
-    if listed.shape[1] == 0:
-        return positions, scores
     return entries_at(listed, positions), scores

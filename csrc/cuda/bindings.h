@@ -8,7 +8,7 @@
 #include <tuple>
 #include <vector>
 
-#include "../cascade_topk.h"
+#include "../cascade_rerank.h"
 #include "../enqueue.h"
 #include "../mil_nce.h"
 #include "info.h"
@@ -62,6 +62,12 @@ struct Cascade {
     args.scores = at<float>(std::get<1>(out));
   }
 };
+
+using Listed = std::tuple<Address, int64_t, int64_t>;  // candidates, C, stride
+
+inline RerankArgs rerank_args(const Cascade& call, const Listed& listed) {
+  return {call.args, at<const int64_t>(std::get<0>(listed)), std::get<1>(listed), std::get<2>(listed)};
+}
 
 using Features =
     std::tuple<Address, int64_t, Address, int64_t, Address, int64_t>;  // query, positive, keys; strides
@@ -168,6 +174,27 @@ inline void bind(py::module_& m) {
             error = cascade_topk_cuda(call.args, at<void>(workspace), bytes, at<void>(stream));
           }
           check(error);
+        });
+  m.def(
+      "cuda_cascade_rerank_workspace",
+      [](const Views& views, int dtype, int64_t num_queries, int64_t num_keys,
+         const std::vector<float>& weights, const std::vector<int64_t>& keep, const Listed& listed,
+         const std::tuple<Address, Address, Address, int64_t>& masks,
+         const std::tuple<Address, Address>& out) {
+        const Cascade call(views, dtype, num_queries, num_keys, weights, keep, masks, out);
+        int64_t bytes = 0;
+        check(cascade_rerank_cuda_workspace(rerank_args(call, listed), &bytes));
+        return bytes;
+      },
+      "Bytes of workspace that cuda_cascade_rerank needs for these arguments.");
+  m.def("cuda_cascade_rerank",
+        [](const Views& views, int dtype, int64_t num_queries, int64_t num_keys,
+           const std::vector<float>& weights, const std::vector<int64_t>& keep, const Listed& listed,
+           const std::tuple<Address, Address, Address, int64_t>& masks,
+           const std::tuple<Address, Address>& out, Address workspace, int64_t bytes, Address stream) {
+          const Cascade call(views, dtype, num_queries, num_keys, weights, keep, masks, out);
+          const py::gil_scoped_release unlocked;
+          check(cascade_rerank_cuda(rerank_args(call, listed), at<void>(workspace), bytes, at<void>(stream)));
         });
   m.def("cuda_enqueue", [](const Columns& columns, int64_t size, int64_t batch, Address pointer,
                            Address count, Address stream) {

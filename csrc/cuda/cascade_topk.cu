@@ -11,8 +11,9 @@
 //         bound by keys.
 #include <algorithm>
 
-#include "../cascade_topk.h"
+#include "../cascade_rerank.h"
 #include "cascade.h"
+#include "gather.h"
 #include "host.h"
 #include "prepare.h"
 #include "score.h"
@@ -191,7 +192,9 @@ bool plan_lists(int64_t num_keys, const DeviceLimits& limits, Layout& layout) {
   return select.longest > select.shared_entries;
 }
 
-const char* plan(const CascadeArgs& args, const DeviceLimits& limits, void* workspace, Layout& layout) {
+// `gathered`: scores are not products of tiles, so features are used where they lie.
+const char* plan(const CascadeArgs& args, const DeviceLimits& limits, void* workspace, Layout& layout,
+                 bool gathered = false) {
   layout = {};
   int used[MAX_VIEWS];
   if (const char* reason = plan_rows(args, layout.select, used)) return reason;
@@ -204,6 +207,7 @@ const char* plan(const CascadeArgs& args, const DeviceLimits& limits, void* work
     if (view.dim > INT32_MAX - 64) return "a view of more than 2^31 features";
     score.views[v].plain_dim = static_cast<int>(view.dim);
     score.views[v].dim = static_cast<int>(round_up(view.dim, 8));
+    if (gathered) continue;
     score.views[v].queries =
         plan_operand(args, view.queries, view.query_stride, args.num_queries, view.dim, carver, layout);
     score.views[v].keys = plan_operand(args, view.keys, view.key_stride, N, view.dim, carver, layout);
@@ -214,7 +218,8 @@ const char* plan(const CascadeArgs& args, const DeviceLimits& limits, void* work
   if (sorted)
     for (select.sort_size = SORTED_IN_SHARED; select.sort_size < std::min(k, N);) select.sort_size *= 2;
 
-  layout.tiny = limits.clusters_of_16 && args.num_queries <= TINY_QUERIES && N <= TINY_KEYS && !listed;
+  layout.tiny =
+      !gathered && limits.clusters_of_16 && args.num_queries <= TINY_QUERIES && N <= TINY_KEYS && !listed;
   const int64_t ring_a_query = 4 * pitch * select.num_views;
   const int64_t list_a_query = listed ? int64_t{4} * select.longest * (select.rows + 1) : 0;
   plan_chunk(args.num_queries, ring_a_query, ring_a_query + list_a_query + 8 * select.sort_size,
@@ -301,7 +306,77 @@ const char* run(const CascadeArgs& args, Layout& layout, void* stream) {
   return nullptr;
 }
 
+// A call over listed candidates, planned as if they were all the keys there are.
+const char* plan_listed(const RerankArgs& args, void* workspace, Layout& layout, GatherArgs& gather) {
+  const CascadeArgs& cascade = args.cascade;
+  CascadeArgs listed = cascade;
+  listed.num_keys = args.num_candidates;
+  if (const char* reason = plan(listed, limits_of_current_device(), workspace, layout, true)) return reason;
+  SelectArgs unused{};
+  int used[MAX_VIEWS];
+  plan_rows(listed, unused, used);
+  for (int v = 0; v < layout.select.num_views; ++v) {
+    const View& view = cascade.views[used[v]];
+    gather.views[v] = {view.queries, view.keys, view.query_stride, view.key_stride, view.dim};
+  }
+  gather.listed = args.candidates;
+  gather.listed_stride = args.candidates_stride;
+  gather.count = static_cast<uint32_t>(args.num_candidates);
+  gather.out = layout.score.out;
+  gather.view_stride = layout.score.view_stride;
+  gather.pitch = layout.score.pitch;
+  gather.query_ids = cascade.query_ids;
+  gather.key_ids = cascade.key_ids;
+  gather.exclude = cascade.exclude;
+  gather.exclude_stride = cascade.exclude_stride;
+  return nullptr;
+}
+
+template <int TYPE>
+const char* run_listed(const RerankArgs& args, Layout& layout, GatherArgs& gather, void* stream) {
+  for (int64_t first = 0; first < args.cascade.num_queries; first += layout.chunk) {
+    const int64_t count = std::min(layout.chunk, args.cascade.num_queries - first);
+    aim(args.cascade, first, count, layout);
+    gather.first_query = first;
+    const char* error =
+        gather.count ? launch_gather<TYPE>(gather, count, layout.select.num_views, stream) : nullptr;
+    if (error) return error;
+    Grid grid;
+    grid.x = static_cast<uint32_t>(count);
+    grid.threads = layout.threads;
+    grid.shared = select_shared_bytes(layout.select.rows, layout.select.shared_entries);
+    error = launch(select_kernel, grid, layout.select, stream);
+    if (error) return error;
+  }
+  return nullptr;
+}
+
 }  // namespace
+
+const char* cascade_rerank_cuda_workspace(const RerankArgs& args, int64_t* bytes) {
+  Layout layout;
+  GatherArgs gather{};
+  const char* reason = plan_listed(args, nullptr, layout, gather);
+  *bytes = layout.bytes;
+  return reason;
+}
+
+const char* cascade_rerank_cuda(const RerankArgs& args, void* workspace, int64_t bytes, void* stream) {
+  if (args.cascade.num_queries == 0) return nullptr;
+  Layout layout;
+  GatherArgs gather{};
+  if (const char* reason = plan_listed(args, workspace, layout, gather)) return reason;
+  if (layout.bytes > bytes) return "the workspace is smaller than cascade_rerank_cuda_workspace asked for";
+  switch (args.cascade.dtype) {
+    case DType::float32:
+      return run_listed<0>(args, layout, gather, stream);
+    case DType::bfloat16:
+      return run_listed<1>(args, layout, gather, stream);
+    case DType::float16:
+      return run_listed<2>(args, layout, gather, stream);
+  }
+  return "an unknown dtype";
+}
 
 const char* cascade_topk_cuda_plan(const CascadeArgs& args, CudaPlan* to) {
   Layout layout;
