@@ -90,7 +90,6 @@ def _loss_call(args: Sequence[Any]) -> LossCall:
 
 
 def _mil_nce(*args: Any) -> Tensor:
-    _loss_call(args)
     want = torch.is_grad_enabled() and args[0].requires_grad
     return torch.ops.cpr._mil_nce_sweep.default(*args, want_gradient=want, backend="auto")[0]
 
