@@ -277,6 +277,8 @@ LOSS_CASES = [
     LossCase("large scores", 9, 60, 8, scale=30.0),
     LossCase("bf16", 9, 60, 8, dtype=BF16, ids=5),
     LossCase("fp16", 9, 60, 8, dtype=HALF, ids=5),
+    LossCase("wide features", 9, 70, 300, ids=9),
+    LossCase("wide features, siblings left out", 5, 33, 600, ids=5, siblings=2, use_own=True),
     LossCase("everything", 70, 1500, 40, positives=6, ids=40, use_own=True),
     LossCase("paper, UCF101", 16, 2048, 128, positives=5, ids=500),
 ]

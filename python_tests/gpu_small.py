@@ -13,7 +13,7 @@ from cpr_kernels.losses import reference as loss_reference
 from cpr_kernels.mining import native, reference
 
 QUICK = ("primes", "mixed weights", "fp16", "ids and empty slots", "NaN")
-LARGE = ("paper, UCF101", "one off a block", "long last stage")
+LARGE = ("paper, UCF101", "one off a block", "long last stage")  # tiny, ring, results sorted in memory
 
 
 def main() -> int:
@@ -23,7 +23,7 @@ def main() -> int:
     cases = [c for c in SMALL_CASES if not quick or c.name in QUICK] + [
         c for c in LARGE_CASES if c.name in LARGE
     ]
-    for case in cases[: len(cases) - (2 if quick else 0)]:
+    for case in cases[: len(cases) - (1 if quick else 0)]:
         got, expected = native.run(case.call("cuda")), reference.run(case.call())
         if not all(torch.equal(a.cpu(), b) for a, b in zip(got, expected)):
             print(

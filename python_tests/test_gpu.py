@@ -204,8 +204,8 @@ def test_graph_replay(backend: str, queries: int, keys: int) -> None:
 
 
 WIDE = [
-    LossCase("wide features", 90, 1700, 200, ids=90),
-    LossCase("very wide features", 90, 1700, 700, ids=90),
+    LossCase("200 features", 90, 1700, 200, ids=90),
+    LossCase("700 features", 90, 1700, 700, ids=90),
 ]
 
 

@@ -126,8 +126,8 @@ LOSS_SIZES = integers(
 
 
 @pytest.mark.parametrize("arch", ARCHES)
-@pytest.mark.parametrize("dtype", ["*fp32", "*bf16"])
-def test_loss_sweep_and_keys_gradient(arch: int, dtype: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("dtype", "wide"), [("*fp32", False), ("*bf16", False), ("*fp32", True)])
+def test_loss_sweep_and_keys_gradient(arch: int, dtype: str, wide: bool, tmp_path: Path) -> None:
     from cpr_kernels.losses import triton_kernels as kernels
 
     floats = dict.fromkeys(
@@ -143,7 +143,8 @@ def test_loss_sweep_and_keys_gradient(arch: int, dtype: str, tmp_path: Path) -> 
         **LOSS_SIZES,
     }
     constants = {
-        "LEAVE_OUT": False, "GRADIENT": True, "SIBLINGS": 1, "EXACT": "tf32x3", "BLOCK_D": 128,
+        "LEAVE_OUT": False, "GRADIENT": True, "SIBLINGS": 1, "EXACT": "tf32x3", "WIDE": wide,
+        "BLOCK_D": kernels.CHUNK_DIM if wide else 128,
         "PRECISION": "tf32x3" if dtype == "*fp32" else "tf32", **FLAGS,
     }  # fmt: skip
     for kernel, configs, queries in (
@@ -169,7 +170,7 @@ def test_loss_finish(arch: int, tmp_path: Path) -> None:
     }  # fmt: skip
     del types["part_keys"]
     constants = {
-        "HAS_USE_OWN": True, "SIBLINGS": 1, "GRADIENT": True, "BLOCK_P": 8, "BLOCK_D": 128, "SCAN": kernels.SCANNED,
+        "HAS_USE_OWN": True, "SIBLINGS": 1, "GRADIENT": True, "BLOCK_P": 8, "BLOCK_D": 128, "SCAN": kernels.SCANNED, "TAKEN": 16,
         **FLAGS,
     }  # fmt: skip
     check(

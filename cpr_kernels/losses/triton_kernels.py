@@ -5,6 +5,8 @@ gradient. Imported only when a call is to run on them. Every sum has a fixed ord
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
@@ -22,6 +24,7 @@ INTERPRETED = triton.knobs.runtime.interpret
 
 # Larger blocks spill registers on 8.0 or 9.0: three tf32 products keep both operands' parts in them (test_triton_aot).
 SWEEP_QUERIES, GRADIENT_QUERIES = 16, 32
+WHOLE_DIM, CHUNK_DIM = 256, 64  # features that a program holds whole; beyond, tiles of so many
 
 
 def _sweep_configs() -> list[triton.Config]:
@@ -35,22 +38,44 @@ def _gradient_configs() -> list[triton.Config]:
 
 
 @triton.jit
+def _features(base, rows, stride, inside, d, dim):
+    """Features d of some rows in float32, zeros beyond the end: [rows, d]."""
+    there = inside[:, None] & (d < dim)[None, :]
+    return tl.load(base + rows[:, None] * stride + d[None, :], mask=there, other=0.0).to(tl.float32)
+
+
+@triton.jit
+def _wide_scores(
+    left, left_rows, left_stride, in_left, right, right_rows, right_stride, in_right, dim, PRECISION: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    """Inner products [left, right] of rows that are too long to be held, a tile of features after the other."""
+    total = tl.zeros((left_rows.shape[0], right_rows.shape[0]), tl.float32)
+    for first in tl.range(0, dim, BLOCK_D, num_stages=1):  # more would keep two tiles' parts in registers
+        d = first + tl.arange(0, BLOCK_D)
+        a = _features(left, left_rows, left_stride, in_left, d, dim)
+        b = _features(right, right_rows, right_stride, in_right, d, dim)
+        total = tl.dot(a, tl.trans(b), total, input_precision=PRECISION)
+    return total
+
+
+@triton.jit
 def sweep_part(
     query, keys, query_ids, key_ids, top_out, mass_out, attended_out, num_queries, num_keys, dim, query_stride,
     key_stride, part_keys, scale, HAS_QUERY_IDS: tl.constexpr, HAS_KEY_IDS: tl.constexpr, LEAVE_OUT: tl.constexpr,
-    GRADIENT: tl.constexpr, PRECISION: tl.constexpr, EXACT: tl.constexpr, BLOCK_B: tl.constexpr,
+    GRADIENT: tl.constexpr, PRECISION: tl.constexpr, EXACT: tl.constexpr, WIDE: tl.constexpr, BLOCK_B: tl.constexpr,
     BLOCK_D: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
-    """One part of the keys for a block of queries: highest score, mass, and attention output of each."""
+    """One part of the keys for a block of queries: highest score, mass, and attention output of each, for BLOCK_D
+    of the features. WIDE: there are more than that, so the scores are formed tile by tile, in every program alike.
+    """
     b = tl.program_id(0) * BLOCK_B + tl.arange(0, BLOCK_B)
     part = tl.program_id(1)
-    d = tl.arange(0, BLOCK_D)
+    d = tl.program_id(2) * BLOCK_D + tl.arange(0, BLOCK_D)
     in_b, in_d = b < num_queries, d < dim
     rows = b.to(tl.int64)
-    q = tl.load(
-        query + rows[:, None] * query_stride + d[None, :], mask=in_b[:, None] & in_d[None, :], other=0.0
-    )
-    q = q.to(tl.float32)
+    if not WIDE:
+        q = _features(query, rows, query_stride, in_b, d, dim)
     own_id = tl.load(query_ids + b, mask=in_b, other=-1) if HAS_QUERY_IDS else b
     top = tl.full((BLOCK_B,), LOWEST, tl.float32)
     mass = tl.zeros((BLOCK_B,), tl.float32)
@@ -59,16 +84,18 @@ def sweep_part(
     for first in range(part * part_keys, end, BLOCK_N):
         j = first + tl.arange(0, BLOCK_N)
         taking = (j < end)[None, :]
-        place = keys + j.to(tl.int64)[:, None] * key_stride + d[None, :]
-        key = tl.load(place, mask=(j < end)[:, None] & in_d[None, :], other=0.0).to(
-            tl.float32
-        )  # [BLOCK_N, BLOCK_D]
+        key = _features(keys, j.to(tl.int64), key_stride, j < end, d, dim)  # [BLOCK_N, BLOCK_D]
         if HAS_KEY_IDS:
             key_id = tl.load(key_ids + j, mask=j < end, other=-1)
             taking = taking & (key_id >= 0)[None, :]
             if LEAVE_OUT:
                 taking = taking & (key_id[None, :] != own_id[:, None])
-        score = tl.dot(q, tl.trans(key), input_precision=PRECISION)
+        if WIDE:
+            score = _wide_scores(
+                query, rows, query_stride, in_b, keys, j.to(tl.int64), key_stride, j < end, dim, PRECISION, BLOCK_D
+            )  # fmt: skip
+        else:
+            score = tl.dot(q, tl.trans(key), input_precision=PRECISION)
         highest = tl.maximum(top, tl.max(tl.where(taking, score, LOWEST), axis=1))
         weight = tl.where(taking, tl.exp((score - highest[:, None]) * scale), 0.0)
         shrink = tl.exp((top - highest) * scale)
@@ -77,8 +104,9 @@ def sweep_part(
             attended = tl.dot(weight, key, attended * shrink[:, None], input_precision=EXACT)
         top = highest
     at = part.to(tl.int64) * num_queries + rows
-    tl.store(top_out + at, top, mask=in_b)
-    tl.store(mass_out + at, mass, mask=in_b)
+    first_features = in_b & (tl.program_id(2) == 0)
+    tl.store(top_out + at, top, mask=first_features)
+    tl.store(mass_out + at, mass, mask=first_features)
     if GRADIENT:
         tl.store(attended_out + at[:, None] * dim + d[None, :], attended, mask=in_b[:, None] & in_d[None, :])
 
@@ -89,7 +117,7 @@ def finish_query(
     positive_out, weight_out, grad_out, num_queries, num_keys, dim, query_stride, positive_stride, key_stride,
     num_positives, parts, scale, HAS_QUERY_IDS: tl.constexpr, HAS_KEY_IDS: tl.constexpr, HAS_USE_OWN: tl.constexpr,
     SIBLINGS: tl.constexpr, GRADIENT: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_D: tl.constexpr,
-    SCAN: tl.constexpr,
+    SCAN: tl.constexpr, TAKEN: tl.constexpr,
 ):  # fmt: skip
     """One query: parts put together in order, its own pair, its positives; the loss and the query's gradient."""
     b = tl.program_id(0).to(tl.int64)
@@ -142,8 +170,8 @@ def finish_query(
                 key_ids + first + tl.arange(0, SCAN), mask=first + tl.arange(0, SCAN) < num_keys, other=-1
             )
             if tl.sum(((ids >= 0) & (ids == own_id)).to(tl.int32)) > 0:
-                for inner in range(first, first + SCAN, 16):
-                    j = inner + tl.arange(0, 16)
+                for inner in range(first, first + SCAN, TAKEN):
+                    j = inner + tl.arange(0, TAKEN)
                     id16 = tl.load(key_ids + j, mask=j < num_keys, other=-1)
                     same = (id16 >= 0) & (id16 == own_id)
                     rows = keys + j.to(tl.int64)[:, None] * key_stride + d[None, :]
@@ -178,18 +206,16 @@ def finish_query(
 def keys_gradient_block(
     query, keys, positives, query_ids, key_ids, grad_loss, lse_all, lse_positive, grad_out, num_queries, num_keys,
     dim, query_stride, key_stride, num_positives, scale, HAS_QUERY_IDS: tl.constexpr, HAS_KEY_IDS: tl.constexpr,
-    SIBLINGS: tl.constexpr, PRECISION: tl.constexpr, EXACT: tl.constexpr, BLOCK_B: tl.constexpr,
+    SIBLINGS: tl.constexpr, PRECISION: tl.constexpr, EXACT: tl.constexpr, WIDE: tl.constexpr, BLOCK_B: tl.constexpr,
     BLOCK_D: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
-    """d (grad_loss . loss) / d keys for a block of keys, summed over all queries in order."""
+    """d (grad_loss . loss) / d keys for a block of keys and BLOCK_D features, summed over all queries in order."""
     j = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
-    d = tl.arange(0, BLOCK_D)
+    d = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
     in_n, in_d = j < num_keys, d < dim
     wide = j.to(tl.int64)
-    key = tl.load(
-        keys + wide[:, None] * key_stride + d[None, :], mask=in_n[:, None] & in_d[None, :], other=0.0
-    )
-    key = key.to(tl.float32)
+    if not WIDE:
+        key = _features(keys, wide, key_stride, in_n, d, dim)
     filled = in_n
     key_id = wide
     if HAS_KEY_IDS:
@@ -199,9 +225,14 @@ def keys_gradient_block(
     for first in range(0, num_queries, BLOCK_B):
         b = first + tl.arange(0, BLOCK_B)
         in_b = b < num_queries
-        place = query + b.to(tl.int64)[:, None] * query_stride + d[None, :]
-        q = tl.load(place, mask=in_b[:, None] & in_d[None, :], other=0.0).to(tl.float32)
-        logit = tl.dot(key, tl.trans(q), input_precision=PRECISION) * scale  # [BLOCK_N, BLOCK_B]
+        q = _features(query, b.to(tl.int64), query_stride, in_b, d, dim)
+        if WIDE:
+            logit = _wide_scores(
+                keys, wide, key_stride, in_n, query, b.to(tl.int64), query_stride, in_b, dim, PRECISION, BLOCK_D
+            )  # fmt: skip
+        else:
+            logit = tl.dot(key, tl.trans(q), input_precision=PRECISION)  # [BLOCK_N, BLOCK_B]
+        logit = logit * scale
         taking = filled[:, None] & in_b[None, :]
         is_positive = tl.zeros((BLOCK_N, BLOCK_B), tl.int1)
         for p in range(num_positives):
@@ -231,14 +262,20 @@ def _walkable(tensor: Tensor) -> Tensor:
     return tensor if tensor.stride(1) == 1 else tensor.contiguous()
 
 
-def _shared(call: LossCall) -> dict[str, object]:
+def whole_block(dim: int) -> int:
+    """The power of two that holds all features of a row."""
+    return max(16, triton.next_power_of_2(dim))
+
+
+def _shared(call: LossCall) -> dict[str, Any]:
     """Constants that every kernel takes: what is there, how products are formed, block sizes."""
     half = call.query.dtype != torch.float32
     exact = "ieee" if INTERPRETED else "tf32x3"
     return {
         "HAS_QUERY_IDS": call.query_ids is not None,
         "HAS_KEY_IDS": call.key_ids is not None,
-        "BLOCK_D": max(16, triton.next_power_of_2(call.query.shape[1])),
+        "WIDE": call.query.shape[1] > WHOLE_DIM,
+        "BLOCK_D": CHUNK_DIM if call.query.shape[1] > WHOLE_DIM else whole_block(call.query.shape[1]),
         "PRECISION": "tf32" if half and not INTERPRETED else exact,  # 16-bit features are exact in tf32
         "EXACT": exact,
     }
@@ -254,14 +291,18 @@ def sweep(call: LossCall, want_gradient: bool) -> Sweep:
     if rows == 0:
         return out
     given = _shared(call)
-    tiles = triton.cdiv(rows, SWEEP_QUERIES)
-    part_keys = max(MIN_PART, triton.cdiv(triton.cdiv(num_keys, max(1, PROGRAMS_WANTED // tiles)), 64) * 64)
+    tiles, chunks = (
+        triton.cdiv(rows, SWEEP_QUERIES),
+        triton.cdiv(dim, given["BLOCK_D"]) if want_gradient else 1,
+    )
+    share = max(1, PROGRAMS_WANTED // (tiles * chunks))
+    part_keys = max(MIN_PART, triton.cdiv(triton.cdiv(num_keys, share), 64) * 64)
     parts = triton.cdiv(num_keys, part_keys)
     tops, masses = torch.empty(2, max(parts, 1), rows, device=device)
     attended = torch.empty(max(parts, 1) if want_gradient else 0, rows, dim, device=device)
     scale = 1.0 / call.temperature
     if parts:
-        _sweep[(tiles, parts)](
+        _sweep[(tiles, parts, chunks)](
             query, keys, call.query_ids, call.key_ids, tops, masses, attended, rows, num_keys, dim,
             query.stride(0), keys.stride(0), part_keys, scale, LEAVE_OUT=_leaves_out(call), GRADIENT=want_gradient,
             BLOCK_B=SWEEP_QUERIES, **given,
@@ -273,7 +314,8 @@ def sweep(call: LossCall, want_gradient: bool) -> Sweep:
         rows, num_keys, dim, query.stride(0), positive.stride(0), keys.stride(0), listed.shape[1], parts, scale,
         HAS_QUERY_IDS=call.query_ids is not None, HAS_KEY_IDS=call.key_ids is not None,
         HAS_USE_OWN=use_own is not None, SIBLINGS=call.siblings, GRADIENT=want_gradient,
-        BLOCK_P=triton.next_power_of_2(max(1, listed.shape[1])), BLOCK_D=given["BLOCK_D"], SCAN=SCANNED, num_warps=4,
+        BLOCK_P=triton.next_power_of_2(max(1, listed.shape[1])), BLOCK_D=whole_block(dim), SCAN=SCANNED,
+        TAKEN=max(1, min(16, 4096 // whole_block(dim))), num_warps=4,
     )  # fmt: skip
     return out
 
@@ -291,7 +333,7 @@ def keys_gradient(call: LossCall, grad_loss: Tensor, lse_all: Tensor, lse_positi
         return grad.to(keys.dtype)
     listed = call.positives.contiguous()
     state = [t.float().contiguous() for t in (grad_loss, lse_all, lse_positive)]
-    _keys_gradient[lambda meta: (triton.cdiv(num_keys, meta["BLOCK_N"]),)](
+    _keys_gradient[lambda meta: (triton.cdiv(num_keys, meta["BLOCK_N"]), triton.cdiv(dim, meta["BLOCK_D"]))](
         query, keys, listed, call.query_ids, call.key_ids, *state, grad, query.shape[0], num_keys, dim,
         query.stride(0), keys.stride(0), listed.shape[1], 1.0 / call.temperature, SIBLINGS=call.siblings,
         BLOCK_B=GRADIENT_QUERIES, **_shared(call),

@@ -1,14 +1,15 @@
-// cpr::cascade_topk on CUDA. Scores of a chunk of queries go to a ring that stays in L2, never B x N at once;
+// cpr::cascade_topk on CUDA. Scores of a sweep of queries go to a ring that stays in L2, never B x N at once;
 // then one block a query runs all stages by threshold. Three shapes of the same two steps:
-//   tiny  B <= 16, N <= 4096, 9.0 and newer: one cluster of 16 blocks splits the features, scores, and
-//   selects, with
-//         two hardware cluster barriers between: one launch, where three would each wait about 2 us for the
-//         last.
-//   ring  the scores of 128 queries or more, or of all there are, fit half the L2: chunks of that many.
-//   huge  they do not: chunks of up to 128 queries through device memory. A sweep reads 4 D bytes a key and
-//   view, 4 D /
-//         128 = 4 bytes a score at D = 128, as many as writing the score: fewer queries a sweep would be
-//         bound by keys.
+//   tiny  B <= 16, N <= 4,096, 9.0 and newer: one cluster of 16 blocks splits the features, scores and selects,
+//         with two cluster barriers between. One launch, where three would wait about 2 us each for the last.
+//         Sixteen multiprocessors at 64 bytes a clock read 4 MB of keys in 2.3 us, less than the launches saved;
+//         at N = 16,384 they would take 9 us, where the whole device takes 1.
+//   ring  the scores of 128 queries or more, or of all there are, fit half the L2 (the rest is for keys, and for
+//         what the two halves of an L2 hold twice): sweeps of that many, all of one size.
+//   huge  they do not: sweeps of up to 128 queries through device memory. A sweep reads 4 D bytes a key and
+//         view, 4 D / 128 = 4 bytes a score at D = 128, as many as writing the score: fewer queries a sweep
+//         would be bound by keys.
+// All rules are computed, none is measured yet; bench/gpu_tune.py times the others.
 #include <algorithm>
 
 #include "../cascade_rerank.h"
@@ -24,9 +25,8 @@ namespace {
 constexpr int64_t TINY_QUERIES = 16, TINY_KEYS = 4096;
 constexpr uint32_t TINY_BLOCKS = 16;
 constexpr int64_t SWEEP_QUERIES = 128, SWEEP_UNIT = 64;
-constexpr int64_t HUGE_BYTES = int64_t{2}
-                               << 30;  // of workspace for scores and lists, unless one query needs more
-// Threads that select for one query. Up to 4,096 entries are four steps of 256 threads, and eight such blocks
+constexpr int64_t HUGE_BYTES = int64_t{2} << 30;  // of scores and lists, unless one query needs more
+// Threads that select for one query. Up to 4,096 entries are four steps of 256 threads, and four such blocks
 // share a multiprocessor. Beyond, the 64 registers a thread of select_kernel and 65,536 of a multiprocessor
 // allow two blocks of 512, which hide each other's barriers, where shared memory holds both lists (a block's
 // own kilobyte counted); else one block of 1,024.
