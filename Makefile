@@ -20,7 +20,7 @@ PIP := $(BIN)/python -m pip install -qq
 BUILT := pyproject.toml CMakeLists.txt $(wildcard csrc/* csrc/*/*)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format types bench clean
+.PHONY: help demo test lint format types bench docs clean
 .DELETE_ON_ERROR:
 
 help:  ## this list
@@ -46,6 +46,9 @@ types: $(VENV)/.dev  ## mypy
 
 bench: $(VENV)/.dev  ## benchmarks, correctness first; ARGS="--quick" for a look
 	$(BIN)/python -m bench $(ARGS)
+
+docs: $(VENV)/.dev  ## the API reference, from the docstrings, into build/docs; the user guide is docs/guide.md
+	$(BIN)/python -m pdoc -d google -o build/docs cpr_kernels cpr_kernels.deploy cpr_kernels.train
 
 clean:  ## all that the commands above made, except runs/
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
