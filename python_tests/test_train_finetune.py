@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from train_sets import tiny
+from train_sets import lively, tiny
 
 from cpr_kernels.train import Interrupted, TrainError, finetune
 from cpr_kernels.train.augment import Augment
@@ -19,7 +19,6 @@ from cpr_kernels.train.classifier import Classifier, ClipSettings, load_classifi
 from cpr_kernels.train.clips import ClipDataset
 from cpr_kernels.train.crops import corners
 from cpr_kernels.train.finetune import Finetune, accuracy, decay, fused, video_scores
-from cpr_kernels.train.s3d import Encoder
 from cpr_kernels.train.store import Manifest
 from cpr_kernels.train.tensors import read_facts
 
@@ -30,7 +29,7 @@ pytest_plugins = ["train_fixtures"]
 def encoder_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("encoders") / "e.safetensors"
     torch.manual_seed(0)
-    save_encoder(path, Encoder(width=0.05, embedding=16), "rgb", phase="infonce")
+    save_encoder(path, lively(), "rgb", phase="infonce")
     return path
 
 
@@ -108,7 +107,7 @@ def test_ten_crops_are_centre_corners_and_mirrors(data: Path) -> None:
     assert np.array_equal(crops[1], frames[:, :56, :56]) and np.array_equal(crops[4], frames[:, 8:, 40:])
     assert np.array_equal(crops[0], frames[:, 4:60, 20:76])
     torch.manual_seed(0)
-    classifier = Classifier(Encoder(width=0.05, embedding=16), list("abc"), ClipSettings("rgb", 8, 32))
+    classifier = Classifier(lively(), list("abc"), ClipSettings("rgb", 8, 32))
     test = ClipDataset(data, 8, 32, views=("rgb",), split="test", cache_mb=0)
     test.videos = test.videos[:2]
     scores = video_scores(classifier, test, 2, ten=True)

@@ -17,7 +17,8 @@ import torch
 from train_sets import tiny
 
 from cpr_kernels.train import TrainError
-from cpr_kernels.train.checkpoint import encoder_files, load, save
+from cpr_kernels.train.checkpoint import encoder_files, load, load_encoder, save
+from cpr_kernels.train.clips import ClipDataset
 from cpr_kernels.train.config import Mining, Optim, TrainConfig, from_json, small, to_json, with_preset
 from cpr_kernels.train.logs import read_lines, truncate
 from cpr_kernels.train.loop import build, learning_rate, pretrain, restore, snapshot
@@ -128,6 +129,18 @@ def test_run_logs_mining_quality_of_every_way(straight: Path, data: Path) -> Non
         )  # siblings are never mined
         assert all(manifest[pick]["split"] == "train" for pick in picks)
     assert [phase for phase, _ in encoder_files(straight)] == ["infonce", "cycle1-rgb", "cycle1-flow"]
+
+
+def test_frozen_encoders_tell_clips_apart_from_the_start(straight: Path, data: Path) -> None:
+    """After eight steps the running statistics would still be mostly their 0 and 1, and features a constant."""
+    dataset = ClipDataset(data, 8, 32, split="test", cache_mb=0)
+    cut = [dataset.evenly_spaced(position, 1) for position in range(0, 18, 3)]
+    for _, files in encoder_files(straight):
+        for view, path in files.items():
+            clips = dataset.views[view].plain(torch.cat([torch.from_numpy(clip[view]) for clip in cut]))
+            with torch.no_grad():
+                features = load_encoder(path).eval().features(clips)
+            assert features.std(dim=0).mean() > 0.05 * features.abs().mean(), (view, path)
 
 
 @pytest.mark.parametrize("step", [6, 13])

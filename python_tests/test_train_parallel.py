@@ -113,10 +113,13 @@ def one_step(config: TrainConfig) -> tuple[MultiViewModel, Any]:
     """Gradients and result of one step with a full queue, batch norm held still."""
     trainer = build(replace(config, infonce_epochs=0))
     model, phase = trainer.model, trainer.plan[0]
-    model.start_phase(phase)
     batches = _batches(trainer, 0, 3)
     for step in range(2):
-        model.fill_step(_inputs(trainer, next(batches), step)[0], phase)
+        inputs = _inputs(trainer, next(batches), step)[0]
+        if step == 0:
+            model.calibrate(inputs)
+            model.start_phase(phase)
+        model.fill_step(inputs, phase)
     model.eval()
     measured = rival_schedules(config.views, 2)
     return model, model.train_step(_inputs(trainer, next(batches), 2)[0], phase, measured, None)
@@ -131,16 +134,18 @@ def test_a_batch_in_parts_is_the_batch(data: Path, tmp_path: Path) -> None:
     assert one.mined.keys() == several.mined.keys() and one.mined["mined"].shape == (12, 2)
     assert all(torch.equal(one.mined[name], several.mined[name]) for name in one.mined)
     for a, b in zip(whole.online["rgb"].parameters(), parts.online["rgb"].parameters()):
-        assert torch.allclose(a.grad, b.grad, rtol=1e-3, atol=1e-5)
+        assert (a.grad - b.grad).norm() <= 1e-3 * a.grad.norm() + 1e-6
     assert torch.allclose(whole.queue.views["flow"], parts.queue.views["flow"], atol=1e-5)
     assert torch.equal(whole.queue.ids, parts.queue.ids)
 
 
 def test_bfloat16_keeps_queue_loss_and_weights_in_float32(data: Path, tmp_path: Path) -> None:
-    (_, exact), (model, rough) = (one_step(tiny(data, tmp_path, amp=amp)) for amp in ("off", "bf16"))
+    (whole, exact), (model, rough) = (one_step(tiny(data, tmp_path, amp=amp)) for amp in ("off", "bf16"))
     assert rough.losses["rgb"].dtype == torch.float32
-    assert float(rough.losses["rgb"]) == pytest.approx(float(exact.losses["rgb"]), rel=0.1)
+    assert float(rough.losses["rgb"]) == pytest.approx(float(exact.losses["rgb"]), rel=0.3)
     assert float(rough.losses["rgb"]) != float(exact.losses["rgb"])
+    alike = (whole.queue.views["rgb"] * model.queue.views["rgb"]).sum(dim=1)
+    assert 0.7 < alike.mean() < 1  # 8 bits of mantissa through 60 untrained layers of 8 channels
     norms = model.queue.views["rgb"].norm(dim=1)
     assert torch.allclose(norms, torch.ones_like(norms), atol=1e-5)
     assert {p.dtype for p in model.parameters()} == {torch.float32}

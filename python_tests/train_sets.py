@@ -6,16 +6,26 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 for package in ("av", "cv2", "lmdb", "rich", "torchmetrics", "matplotlib", "tyro", "jinja2"):
     pytest.importorskip(package, reason="the trainer's packages: pip install 'cpr_kernels[train]'")
 
 from cpr_kernels.train.augment import Augment  # noqa: E402
 from cpr_kernels.train.config import Clips, Mining, Optim, TrainConfig  # noqa: E402
+from cpr_kernels.train.norms import calibrate_  # noqa: E402
+from cpr_kernels.train.s3d import Encoder  # noqa: E402
 from cpr_kernels.train.videos import FrameSettings  # noqa: E402
 
 DRAFT = FrameSettings(size=32, frames=40, min_frames=9, flow="draft", flow_bound=8.0)
 SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
+
+
+def lively() -> Encoder:
+    """The narrowest encoder, in training mode, whose features tell clips apart in evaluation mode too."""
+    encoder = Encoder(width=0.05, embedding=16)
+    calibrate_(encoder, torch.randn(16, 3, 8, 32, 32, generator=torch.Generator().manual_seed(0)))
+    return encoder
 
 
 def tiny(data: Path, out: Path, **changes: Any) -> TrainConfig:

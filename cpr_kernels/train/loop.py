@@ -154,6 +154,8 @@ def run_step(trainer: Trainer, moment: Moment, step: int, batch: Batch, log: Run
         trainer.optimizer = _optimizer(config, model, phase)
         trainer.meter.reset()
     inputs, generator = _inputs(trainer, batch, step)
+    if step == 0:
+        model.calibrate(inputs)
     if moment.epoch < 0:
         model.fill_step(inputs, phase)
         return {}

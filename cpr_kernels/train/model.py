@@ -13,6 +13,7 @@ from torch.nn import functional
 from .. import MultiViewQueue, Schedule, ema_update_, mil_nce
 from .compute import autocast
 from .config import SIBLINGS, TrainConfig
+from .norms import calibrate_
 from .parallel import averaged, buffers_of_first_rank, shuffled, unsynchronised
 from .plan import Phase
 from .quality import mine
@@ -94,6 +95,11 @@ class MultiViewModel(nn.Module):
         self.queue.pointer.zero_()
         self.queue.count.zero_()
         self.set_modes(phase)
+
+    def calibrate(self, inputs: Inputs) -> None:
+        """Gives encoders that have seen nothing the batch-norm statistics of a first batch; see `calibrate_`."""
+        for view, encoder in self.online.items():
+            calibrate_(encoder, channels_last(inputs.clips[view][0]))
 
     def set_modes(self, phase: Phase) -> None:
         """Trained views in training mode; a frozen view only encodes, with its running batch-norm
