@@ -24,6 +24,7 @@ from cpr_kernels.mining.faiss_plan import cells_for, why_not_schedule
 from .machine import commit, configure, describe, versions
 from .memory import _hand_back_free_memory, _status, cannot_measure, peak_of
 from .peer import Settings, not_installed
+from .readme import write_text
 from .scale_data import Bank, available_bytes, bases, make_bank, sizes_that_fit
 from .scale_report import rewrite_readme, stem, tables, write
 from .text import duration
@@ -35,7 +36,8 @@ SCHEDULES = {
     "drawn": ("flow:5", "flow:100,rgb:20,flow:5"),
 }
 HNSW_UP_TO = 100_000
-MOST_CELLS = 4096  # more would learn for minutes on two cores
+MOST_CELLS = 2048  # more would learn for minutes on two cores
+LONG_FROM = 5_000_000  # entries from which only what takes minutes on two cores is run
 REPLACED = 64  # entries an update replaces: a batch
 TIMED = 5
 
@@ -52,6 +54,8 @@ class Method(NamedTuple):
         """The sentence why it does not run at this length, or None."""
         if self.factory.startswith("HNSW") and size > HNSW_UP_TO:
             return f"building the graph takes minutes per {HNSW_UP_TO:,} entries on two cores"
+        if size >= LONG_FROM and self.factory and not self.factory.endswith(",Flat"):
+            return "takes too long on two cores"
         return not_installed("faiss", "faiss-cpu") if self.factory else None
 
 
@@ -112,13 +116,38 @@ def _run(bank: Bank, schedule: Schedule, index: FaissIndex | None, exact: Tensor
     mined = call()
     row: dict[str, Any] = {"pmr": _pmr(bank, mined), "same_as_exact": bool(torch.equal(mined, exact))}
     row["call_s"], row["times_exact"] = _timed(call, None if index is None else exactly)
-    row["peak_bytes"] = None if cannot_measure("cpu") else peak_of(call, "cpu")
+    if index is not None:
+        row["peak_bytes"] = _peak(call)
     row |= {"first_stage": 1.0, "topk": 1.0, "same_queries": 1.0}
     if index is not None:
         recall = faiss_recall(index, bank.queries, bank.keys, schedule, **masks)
         row |= {"first_stage": recall.first_stage, "topk": recall.topk, "same_queries": recall.same_queries}
         row |= recall.report._asdict()
     return row
+
+
+def _peak(call: Callable[[], Any]) -> int | None:
+    """Bytes of a call at its peak, without what the core keeps between calls."""
+    return None if cannot_measure("cpu") else peak_of(call, "cpu")
+
+
+class Exact:
+    """The exact cascade's answers and peak memory per schedule. The core keeps its working memory between calls, so
+    a call's peak is what it adds to what earlier ones left: counted from the first call of the process.
+    """
+
+    kept = 0
+
+    def __init__(self, bank: Bank, schedules: Sequence[Schedule]) -> None:
+        self.answers: dict[Schedule, Tensor] = {}
+        self.peaks: dict[Schedule, int | None] = {}
+        for schedule in schedules:
+            more = _peak(lambda s=schedule: self._mine(bank, s))  # type: ignore[misc]
+            Exact.kept += more or 0
+            self.peaks[schedule] = None if more is None else Exact.kept
+
+    def _mine(self, bank: Bank, schedule: Schedule) -> None:
+        self.answers[schedule] = cascade_topk(bank.queries, bank.keys, schedule, **_masks(bank))[0]
 
 
 def _build(bank: Bank, method: Method) -> tuple[FaissIndex, dict[str, Any]]:
@@ -139,7 +168,9 @@ def measure(bank: Bank, say: Callable[[str], None]) -> Iterator[dict[str, Any]]:
     size = len(bank.key_ids)
     schedules = [parse_schedule(text) for text in SCHEDULES[bank.name]]
     schedules = [s for s in schedules if why_not_schedule(s[0].keep, size) is None]
-    exact = {s: cascade_topk(bank.queries, bank.keys, s, **_masks(bank))[0] for s in schedules}
+    if size >= LONG_FROM:
+        schedules = schedules[len(schedules) // 2 :][:1]
+    exact = Exact(bank, schedules)
     index: FaissIndex | None = None
     facts: dict[str, Any] = {}
     held = ""
@@ -157,7 +188,8 @@ def measure(bank: Bank, say: Callable[[str], None]) -> Iterator[dict[str, Any]]:
         if index is not None:
             index.settings = SearchSettings(effort=method.effort)
         for schedule in schedules:
-            row = _run(bank, schedule, index if method.factory else None, exact[schedule])
+            row = _run(bank, schedule, index if method.factory else None, exact.answers[schedule])
+            row.setdefault("peak_bytes", exact.peaks[schedule])
             if method.exact and not row["same_as_exact"]:
                 yield {
                     **about,
@@ -177,19 +209,27 @@ def measure(bank: Bank, say: Callable[[str], None]) -> Iterator[dict[str, Any]]:
             }
 
 
-def run(sizes: Sequence[int], settings: Settings, say: Callable[[str], None]) -> dict[str, Any]:
-    """Measure every bank at every length that fits; the first bank at all of them, the others at the first."""
+def run(
+    sizes: Sequence[int],
+    settings: Settings,
+    say: Callable[[str], None],
+    keep: Callable[[dict[str, Any]], object] = lambda document: None,
+) -> dict[str, Any]:
+    """Measure every bank at every length that fits; the first bank at all of them, the others at the first. `keep` is
+    given the document so far after every length.
+    """
     document: dict[str, Any] = {
         "kind": "scale", "date": datetime.date.today().isoformat(), "commit": commit(), "versions": versions(),
-        "machine": describe(settings), "banks": {}, "refused": [], "measured": [],
+        "machine": describe(settings), "banks": {base.name: base.about for base in bases()}, "refused": [], "measured": [],
     }  # fmt: skip
-    for i, base in enumerate(bases()):
-        document["banks"][base.name] = base.about
+    found = bases()
+    for i, base in reversed(list(enumerate(found))):  # the longest queues last
         fit, refused = sizes_that_fit(sizes, base, available_bytes())
         document["refused"] += refused
         for size in fit if i == 0 else fit[:1]:
             say(f"{base.name}, N={size:,}")
             document["measured"] += list(measure(make_bank(base, size), say))
+            keep(document)
     return document
 
 
@@ -218,11 +258,15 @@ def main(argv: Sequence[str], results: Path) -> int:
     settings = Settings(threads=args.threads, quick=args.quick)
     configure(settings)
     sizes = [4_000] if args.quick else sorted(int(size) for size in args.sizes)
-    document = run(sizes, settings, lambda line: print(line, flush=True))
     out = args.out or (None if args.quick else results)
+
+    def keep(document: dict[str, Any]) -> None:
+        if out is not None:
+            out.mkdir(parents=True, exist_ok=True)
+            write_text(out / f"{stem(document)}.json", json.dumps(document, indent=1) + "\n")
+
+    document = run(sizes, settings, lambda line: print(line, flush=True), keep)
     if out is not None:
-        out.mkdir(parents=True, exist_ok=True)
-        (out / f"{stem(document)}.json").write_text(json.dumps(document, indent=1) + "\n")
         for path in write(document, out):
             print(f"wrote {path}")
     print(f"\n{tables(document)}")

@@ -168,10 +168,13 @@ def summary(document: Document, results: str) -> str:
         "build",
     ]
     machine = document["machine"]
+    busy = machine["load_before"] or 0
+    shared = f"; the machine was shared, load {busy:g}: times are long, ratios are of calls in turn"
+    commit = document["commit"] + (shared if busy > machine["cores"] / 2 else "")
     return (
         f"`python -m bench scale`: {about}, then copies of them with noise up to N (no independent videos, and none of "
         f"the queries' own); schedule `{schedule}`; {machine['cpu']}, {machine['threads']} threads, commit "
-        f"{document['commit']} ([all rows]({results}/{stem(document)}.md)).\n\n{markdown(header, lines)}"
+        f"{commit} ([all rows]({results}/{stem(document)}.md)).\n\n{markdown(header, lines)}"
     )
 
 

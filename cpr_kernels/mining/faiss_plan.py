@@ -12,7 +12,7 @@ from .schedule import Schedule
 MAX_SHARE = 0.1  # of the queue that stage 1 may keep: beyond, a search returns entries slower than a sweep scores them
 # What stage 1 keeps, and the queue from which an IVF-Flat search is faster than the exact cascade: 64 queries, two
 # views of 101 numbers, 2 cores with AVX-512, `python -m bench scale`.
-CROSSOVER = ((5, 10_000), (100, 50_000), (1_000, 250_000))
+CROSSOVER = ((5, 30_000), (100, 50_000), (1_000, 250_000))
 MAX_CELLS = 65_536
 
 
