@@ -218,11 +218,12 @@ def run(
     """Measure every bank at every length that fits; the first bank at all of them, the others at the first. `keep` is
     given the document so far after every length.
     """
+    found = bases()
     document: dict[str, Any] = {
         "kind": "scale", "date": datetime.date.today().isoformat(), "commit": commit(), "versions": versions(),
-        "machine": describe(settings), "banks": {base.name: base.about for base in bases()}, "refused": [], "measured": [],
+        "machine": describe(settings), "banks": {base.name: base.about for base in found}, "refused": [],
+        "measured": [],
     }  # fmt: skip
-    found = bases()
     for i, base in reversed(list(enumerate(found))):  # the longest queues last
         fit, refused = sizes_that_fit(sizes, base, available_bytes())
         document["refused"] += refused

@@ -153,6 +153,22 @@ def test_a_ring_queue_is_followed(factory: str) -> None:
     assert own > (0.5 if "PQ" in factory else 0.99)
 
 
+def test_features_that_want_gradients_and_half_precision() -> None:
+    queries, keys = clustered(4, seed=9), clustered(900)
+    expected = cascade_topk(queries, keys, SCHEDULE)
+    for side in (queries, keys):
+        for t in side.values():
+            t.requires_grad_()
+    found = cascade_topk(queries, keys, SCHEDULE, backend=FaissIndex(keys, "flow"))
+    same(found, expected)
+    assert not found[1].requires_grad
+    halves = [{v: t.detach().half() for v, t in side.items()} for side in (queries, keys)]
+    same(
+        cascade_topk(*halves, SCHEDULE, backend=FaissIndex(halves[1], ("flow", "rgb"))),
+        cascade_topk(*halves, SCHEDULE),
+    )
+
+
 def test_emptied_slots_leave() -> None:
     keys, ids = clustered(500), torch.arange(500)
     index = FaissIndex(keys, "flow", "IVF4,Flat", key_ids=ids)
@@ -260,6 +276,7 @@ REFUSALS = [
     (lambda keys: FaissIndex(keys, "flow", device="tpu"), "device must be 'cpu' or 'cuda', got 'tpu'"),
     (lambda keys: FaissIndex(keys, "flow", key_ids=torch.zeros(7).long()), "key_ids must be int64 of shape [800]"),
     (lambda keys: FaissIndex(keys, "flow").update(keys, torch.tensor([800])), "slots must lie in [0, 800), got 800 to 800"),
+    (lambda keys: FaissIndex(keys, "flow", key_ids=torch.arange(800)).update(keys, torch.arange(3)), "update needs key_ids, for the index was built"),
     (lambda keys: SearchSettings(effort=0), "effort must be >= 1 or None, got 0"),
     (lambda keys: SearchSettings(overfetch=0.5), "overfetch must be >= 1 or None, got 0.5"),
     (lambda keys: SearchSettings(spare=0), "spare must be >= 1, got 0"),
@@ -293,6 +310,9 @@ def test_odd_files_are_refused(tmp_path: Path) -> None:
         FaissIndex.load(tmp_path)
     (tmp_path / "about.json").write_text(json.dumps(about | {"format": 9}))
     with pytest.raises(ValueError, match="format 9, expected 1"):
+        FaissIndex.load(tmp_path)
+    (tmp_path / "about.json").write_text("{")
+    with pytest.raises(ValueError, match=r"about.json is not JSON"):
         FaissIndex.load(tmp_path)
     (tmp_path / "about.json").write_text(json.dumps(about))
     (tmp_path / "index.faiss").write_bytes(b"IxFI" + b"\0" * 9)

@@ -28,7 +28,7 @@ def save(index: FaissIndex, folder: Path) -> None:
     about = {
         "format": FORMAT, "views": index.views, "dims": index.dims, "size": index.size, "factory": index.factory,
         "policy": asdict(index.policy), "settings": asdict(index.settings), "held": index.store.held,
-        "longest": index.longest, "moved": asdict(index.moved),
+        "longest": index.longest, "has_ids": index.has_ids, "moved": asdict(index.moved),
     }  # fmt: skip
     plain = faiss.index_gpu_to_cpu(index.store.index) if index.store.gpu else index.store.index
     folder.mkdir(parents=True, exist_ok=True)
@@ -50,7 +50,10 @@ def load(kind: type[FaissIndex], folder: Path, mmap: bool) -> FaissIndex:
             f"FaissIndex.load: {folder} lacks {', '.join(missing)}; a bare FAISS file knows no ids of the queue's "
             "entries: give the folder that FaissIndex.save wrote, or adopt the index with FaissIndex.from_faiss"
         )
-    about = json.loads((folder / "about.json").read_text())
+    try:
+        about = json.loads((folder / "about.json").read_text())
+    except ValueError as error:
+        raise ValueError(f"FaissIndex.load: {folder / 'about.json'} is not JSON ({error})") from error
     if about.get("format") != FORMAT:
         raise ValueError(f"FaissIndex.load: {folder} has format {about.get('format')}, expected {FORMAT}")
     flags = faiss.IO_FLAG_MMAP_IFC | faiss.IO_FLAG_READ_ONLY if mmap else 0
@@ -64,6 +67,7 @@ def load(kind: type[FaissIndex], folder: Path, mmap: bool) -> FaissIndex:
             f"{about['held']}: the files do not belong together; save the index again"
         )
     made = _blank(kind, tuple(about["views"]), tuple(about["dims"]), about["size"], about["factory"])
+    made.has_ids = about["has_ids"]
     made.policy, made.settings = RebuildPolicy(**about["policy"]), SearchSettings(**about["settings"])
     made.read_only, made.longest, made.moved = mmap, about["longest"], Moved(**about["moved"])
     made.store = VectorStore.around(read, made.factory, sum(made.dims), made.size)
@@ -123,6 +127,6 @@ def _blank(
     made = kind.__new__(kind)
     made.views, made.dims, made.size, made.factory, made.device = views, dims, size, factory, "cpu"
     made.policy, made.settings, made.moved = RebuildPolicy(), SearchSettings(), Moved()
-    made.read_only, made.report, made.longest = True, SearchReport(), 0.0
+    made.read_only, made.has_ids, made.report, made.longest = True, False, SearchReport(), 0.0
     made.ids, made.odd = np.zeros(size, np.int64), np.zeros(0, np.int64)
     return made

@@ -171,7 +171,7 @@ class FaissIndex:
     def rows(self, keys: Mapping[str, Tensor], slots: np.ndarray) -> np.ndarray:
         """The index's vectors [n, D] float32 of entries: their views side by side."""
         at = torch.from_numpy(slots)
-        parts = [keys[view][at.to(keys[view].device)].float().cpu() for view in self.views]
+        parts = [keys[view].detach()[at.to(keys[view].device)].float().cpu() for view in self.views]
         return torch.cat(parts, dim=1).numpy()
 
     def rebuild(self, keys: Mapping[str, Tensor], key_ids: Tensor | None = None) -> None:
@@ -179,6 +179,7 @@ class FaissIndex:
         self._refuse_read_only("rebuild")
         self._check_keys(keys)
         self.store = VectorStore(self.factory, sum(self.dims), self.size, self.device == "cuda")
+        self.has_ids = key_ids is not None
         self.ids = np.zeros(self.size, np.int64) if key_ids is None else _ids(key_ids, self.size)
         self.odd = np.zeros(0, np.int64)  # entries with a NaN or infinite feature: candidates of every query
         self.longest = 0.0
@@ -227,6 +228,8 @@ class FaissIndex:
             )
         if key_ids is not None:
             self.ids = _ids(key_ids, self.size)
+        elif self.has_ids:
+            raise ValueError("FaissIndex: update needs key_ids, for the index was built with them")
         self.store.drop(replaced)
         self.odd = self.odd[~np.isin(self.odd, replaced)]
         filled = replaced[self.ids[replaced] >= 0]
