@@ -41,7 +41,9 @@ class ShardedMultiViewQueue(nn.Module):
     after those of the ranks below. Every method and op on it is a collective call: all ranks make it, in the same
     order, each with a batch of its own size.
 
-    A rank that ends, or does not make the call within the timeout of the group, is a RuntimeError on the others.
+    Keep it outside a module wrapped in DDP, which would overwrite its buffers with rank 0's. Calls run eagerly, on
+    CPU tensors, over gloo (or "cpu:gloo,cuda:nccl"). A rank that ends, or does not make the call within the timeout of
+    the group, is a RuntimeError on the others.
 
     Args:
         views: ``{name: D}``, the size of each view's embedding.
@@ -85,6 +87,10 @@ class ShardedMultiViewQueue(nn.Module):
         self.size = size
         up = dist.is_available() and dist.is_initialized()
         world, rank = (dist.get_world_size(group), dist.get_rank(group)) if up else (1, 0)
+        if rank < 0:
+            raise ValueError(
+                "ShardedMultiViewQueue: this process is not in the group; make the queue on its ranks only"
+            )
         self.shard = Shard(_checked_sizes(size, sizes, world), rank, group)
         reason = why_not_group(self.shard)
         if reason:

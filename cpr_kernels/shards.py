@@ -6,6 +6,7 @@ import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -51,7 +52,7 @@ class Shard:
 
     def bounds(self) -> list[int]:
         """Where each rank's entries begin, and N: [W + 1]."""
-        return [sum(self.sizes[:r]) for r in range(self.world + 1)]
+        return [0, *accumulate(self.sizes)]
 
 
 class ShardedKeys:

@@ -302,6 +302,12 @@ def check_other_world_sizes(rank: int, world: int, folder: Path) -> None:
             whole_too.load_state_dict(whole.state_dict())
             grow(smaller, whole_too, range(5, 8))
             mines_alike(smaller, whole_too)
+    else:
+        refused(
+            lambda: ShardedMultiViewQueue(TWO, 50, group=fewer),
+            ValueError,
+            "this process is not in the group",
+        )
     resumed, again = ShardedMultiViewQueue(TWO, 50), MultiViewQueue(TWO, 50)
     resumed.load_state_dict(reshard(states, resumed.shard.sizes, rank))
     again.load_state_dict(reshard(states, None))

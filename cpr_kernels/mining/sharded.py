@@ -3,14 +3,21 @@
 Every rank scores its share for the queries of all ranks, with the native core's own scores, and lists what each
 query may select. A stage's threshold is then found digit by digit: each rank counts its entries by the next bits of
 their score, the query's own rank adds the counts up and answers which digit holds the m-th highest; after 32 bits it
-says how many of those exactly at it each rank keeps, the first in global order. So a stage costs `DIGIT_COUNTS`
-numbers from each rank for each query of another, whatever N. The last few survivors go to the query's rank, which
-ends the cascade. `bench/sharded_model.py` lists the size of every message.
+says how many of those exactly at it each rank keeps, the first in global order. The last few survivors go to the
+query's rank, which ends the cascade. From each rank to each other one go, whatever N:
+
+- once: a greeting of 64 bytes, and its own queries, features and ids;
+- for each threshold: 1,024 bytes (`DIGIT_COUNTS` numbers) for each query of the receiver, 13 for each of its own;
+- at the end: 4 bytes for each query of the receiver and 4 (1 + rows of scores left) for each survivor, of which a query
+  has at most `SEND_SURVIVORS` in all (or k), or `SEND_OWN_BEST` on each rank.
+
+Only `exclude` is sent as it is: B bytes for each entry of the receiver. `bench/sharded_model.py` adds it all up.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -72,10 +79,9 @@ def run(call: CascadeCall) -> tuple[Tensor, Tensor]:
     scores = torch.full((batch[shard.rank], k), -torch.inf)
     together = _queries_at_a_time(shard, work)
     lists = _Lists(min(together, sum(batch)), work.judges, shard.local)
-    done = 0
+    begins, done = [0, *accumulate(batch)], 0
     for first in range(0, sum(batch), together):
         last = min(first + together, sum(batch))
-        begins = [sum(batch[:r]) for r in range(shard.world + 1)]
         owned = [max(0, min(last, begins[r + 1]) - max(first, begins[r])) for r in range(shard.world)]
         part = slice(done, done + owned[shard.rank])
         done = part.stop
