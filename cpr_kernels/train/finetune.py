@@ -25,6 +25,8 @@ from .encoders import new_encoder
 from .interrupt import stop_flag
 from .logs import RunLog
 from .loop import config_of
+from .model import channels_last
+from .norms import calibrate_
 from .progress import progress_bar
 from .store import write_atomically
 from .views import chosen
@@ -265,6 +267,8 @@ def _step(
     torch.manual_seed(int(rng.integers(1 << 62)))
     clips = augmented(batch, chosen((view,)), settings.augment, generator, device)[view].flatten(0, 1)
     labels = classes[batch["video"].to(device)].repeat(2)
+    if step == 0:
+        calibrate_(classifier.encoder, channels_last(clips))  # with --scratch only: others have seen clips
     classifier.train()
     if not settings.backbone_lr:
         classifier.encoder.eval()
