@@ -1,11 +1,12 @@
 """The thin reference trainer (extra `[train]`): videos in, learnt features and a report out.
 
-Reads top to bottom: `sources` (which videos?), `videos` (frames and TV-L1 flow), `store` (one LMDB a data
-set), `prepare` (several processes, resumable), `views` (what a video is seen as: one file a modality), `clips` and
-`augment` (batches), `s3d` (the encoder; `encoders` lists all), `methods` (where positives come from), `plan`,
-`model` and `loop` (InfoNCE, then cascade co-training), `quality` (PMR and CMR), `evaluate` (retrieval), `report`,
-`demo`, `cli`. It may import everything in the package; nothing outside imports it, except the console script,
-lazily.
+Reads top to bottom: `sources` and `splits` (which videos?), `videos` and `sound` (frames, TV-L1 flow, spectrograms),
+`store` (one LMDB a data set), `prepare` (several processes, resumable), `views` (what a video is seen as: one file a
+modality), `clips` and `augment` (batches), `s3d` (the encoder; `encoders` lists all), `config`, `methods` (where
+positives come from), `plan` (what happens at step n), `model`, `parallel` (several processes) and `loop` (InfoNCE, then
+cascade co-training), `quality` (PMR and CMR), `evaluate` and `probe` (retrieval, linear probe), `classifier` and
+`finetune`, `report`, `demo`, `cli`. It may import everything in the package; nothing outside imports it, except the
+console script, lazily.
 """
 
 from __future__ import annotations
