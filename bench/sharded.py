@@ -61,7 +61,7 @@ def time_table(cluster: Cluster) -> str:
     lines = []
     for ranks in RANKS:
         for entries in ENTRIES:
-            queue = Queue(entries, ranks, BATCH, DIMS)
+            queue = Queue(entries, ranks, BATCH, DIMS, working=cluster.working)
             schedule = cpr_schedule(num_keys=entries)
             cost = cascade_cost(queue, schedule, cluster)
             times = [duration(t) for t in (cost.scores, cost.lists, cost.network, cost.seconds)]
@@ -84,7 +84,8 @@ def report() -> str:
         parts += [
             f"Assumed: {cluster.name}; a rank sends {cluster.link / 1e9:g} GB/s, an exchange takes "
             f"{duration(cluster.latency)} and {duration(cluster.message)} for each other rank, products run at "
-            f"{cluster.flops / 1e12:g} TFLOP/s, lists at {cluster.memory / 1e9:g} GB/s, nothing overlaps. "
+            f"{cluster.flops / 1e12:g} TFLOP/s, lists at {cluster.memory / 1e9:g} GB/s "
+            f"and take up to {cluster.working >> 30} GiB (`working_bytes`), nothing overlaps. "
             "One `cascade_topk` on every rank:",
             time_table(cluster),
         ]

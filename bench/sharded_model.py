@@ -37,6 +37,7 @@ class Queue:
     batch: int  # B, queries of each rank
     dims: tuple[int, ...]  # D of each view
     item: int = 4  # bytes a number of the features
+    working: int = 0  # bytes that mining may take on a rank; 0: what cpr_kernels takes by itself
 
     @property
     def share(self) -> int:
@@ -83,7 +84,7 @@ def settle(schedule: Schedule) -> Stages:
 def sweeps(queue: Queue, schedule: Schedule) -> int:
     """How often a rank goes through its entries: the lists of so many queries fit the working memory."""
     rows = len({str(stage.view) for stage in schedule})
-    room = max(WORKING_BYTES, queue.share * queue.feature_bytes // KEYS_A_LIST_BYTE)
+    room = queue.working or max(WORKING_BYTES, queue.share * queue.feature_bytes // KEYS_A_LIST_BYTE)
     together = max(1, room // ((queue.share + 16) * 4 * (rows + 2)))
     return -(-queue.batch * queue.ranks // together)
 
@@ -93,8 +94,8 @@ def cascade_messages(
 ) -> list[Message]:
     """What one rank sends in one `cascade_topk`, entries being spread evenly and every stage finding enough of them.
 
-    No size but that of `exclude` depends on N. The number of exchanges grows with the sweeps, which stop growing with
-    N once the lists may take a quarter of the features' memory.
+    No size but that of `exclude` depends on N. The number of exchanges grows with the sweeps: with N until the lists
+    may take a quarter of the features' memory, not beyond.
     """
     how, peers, runs = settle(schedule), queue.ranks - 1, sweeps(queue, schedule)
     query = queue.feature_bytes + (ID if ids else 0)
@@ -149,11 +150,12 @@ class Cluster(NamedTuple):
     message: float  # seconds for each other rank in an exchange
     flops: float  # a second, in the products
     memory: float  # bytes a second, in the lists
+    working: int  # bytes of lists that a rank has room for
 
 
 CLUSTERS = (
-    Cluster("25 Gb/s Ethernet, ranks of 16 cores", 2.5e9, 50e-6, 5e-6, 1e12, 1e11),
-    Cluster("400 Gb/s InfiniBand, ranks of 64 cores", 40e9, 10e-6, 1e-6, 4e12, 3e11),
+    Cluster("25 Gb/s Ethernet, ranks of 16 cores", 2.5e9, 50e-6, 5e-6, 1e12, 1e11, 16 << 30),
+    Cluster("400 Gb/s InfiniBand, ranks of 64 cores", 40e9, 10e-6, 1e-6, 4e12, 3e11, 128 << 30),
 )
 
 

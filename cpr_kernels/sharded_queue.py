@@ -51,6 +51,9 @@ class ShardedMultiViewQueue(nn.Module):
         sizes: entries of each rank, adding up to N; as even as can be when None. A rank may hold none.
         group: the ranks; None is the default group, or this process alone where none is up.
         dtype: storage, float32, bfloat16 or float16.
+        working_bytes: memory that mining may take on each rank, the same on all. Queries whose lists do not fit (4
+            bytes an entry for each distinct judge, and 8 more) wait for another sweep of the keys, with exchanges of
+            its own. None is 256 MB, or a quarter of what the largest share's features take where that is more.
 
     Attributes:
         ids: [n] int64, source video of each entry that this rank holds; -1 marks an empty slot.
@@ -81,6 +84,7 @@ class ShardedMultiViewQueue(nn.Module):
         sizes: Sequence[int] | None = None,
         group: Any = None,
         dtype: torch.dtype = torch.float32,
+        working_bytes: int | None = None,
     ) -> None:
         super().__init__()
         self._names = check_columns("ShardedMultiViewQueue", views, size, dtype)
@@ -91,7 +95,9 @@ class ShardedMultiViewQueue(nn.Module):
             raise ValueError(
                 "ShardedMultiViewQueue: this process is not in the group; make the queue on its ranks only"
             )
-        self.shard = Shard(_checked_sizes(size, sizes, world), rank, group)
+        if working_bytes is not None and working_bytes < 1:
+            raise ValueError(f"ShardedMultiViewQueue: working_bytes must be >= 1, got {working_bytes}")
+        self.shard = Shard(_checked_sizes(size, sizes, world), rank, group, working_bytes)
         reason = why_not_group(self.shard)
         if reason:
             raise ValueError(f"ShardedMultiViewQueue: {reason}")

@@ -29,6 +29,7 @@ class Shard:
     sizes: tuple[int, ...]  # entries of each rank
     rank: int
     group: Any = None  # a ProcessGroup; None is the default group
+    working_bytes: int | None = None  # that mining may take on each rank; None leaves it to the backend
 
     @property
     def world(self) -> int:

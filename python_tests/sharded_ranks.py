@@ -58,11 +58,13 @@ def share(total: int, world: int, rank: int, turn: int = 0) -> tuple[slice, list
     return slice(sum(sizes[:rank]), sum(sizes[: rank + 1])), sizes
 
 
-def shard_call(call: CascadeCall, rank: int, world: int, turn: int) -> tuple[CascadeCall, slice]:
+def shard_call(
+    call: CascadeCall, rank: int, world: int, turn: int, working_bytes: int | None = None
+) -> tuple[CascadeCall, slice]:
     """A rank's part of a call of one process: some of the queries, a share of the keys."""
     here, sizes = share(call.keys[0].shape[0], world, rank, turn)
     mine, _ = share(call.queries[0].shape[0], world, rank, turn + 1)
-    shard = Shard(tuple(sizes), rank)
+    shard = Shard(tuple(sizes), rank, None, working_bytes)
     part = call._replace(
         queries=[q[mine] for q in call.queries],
         keys=[ShardedKeys(k[here], shard) for k in call.keys],
@@ -73,8 +75,10 @@ def shard_call(call: CascadeCall, rank: int, world: int, turn: int) -> tuple[Cas
     return part, mine
 
 
-def same_as_one_process(call: CascadeCall, rank: int, world: int, turn: int, name: str) -> None:
-    part, mine = shard_call(call, rank, world, turn)
+def same_as_one_process(
+    call: CascadeCall, rank: int, world: int, turn: int, name: str, working_bytes: int | None = None
+) -> None:
+    part, mine = shard_call(call, rank, world, turn, working_bytes)
     sharded.check(part)
     assert sharded.why_not(part) is None
     got, expected = sharded.run(part), native.run(call)
@@ -153,13 +157,8 @@ def check_the_loss(rank: int, world: int, folder: Path) -> None:
 
 def check_little_memory(rank: int, world: int, folder: Path) -> None:
     """Several sweeps of the keys, for a few queries each: nothing changes."""
-    before = sharded.WORKING_BYTES, sharded.KEYS_A_LIST_BYTE
-    sharded.WORKING_BYTES, sharded.KEYS_A_LIST_BYTE = 60_000, 1 << 40
-    try:
-        for turn, case in enumerate(CASES[-4:]):
-            same_as_one_process(case.call(), rank, world, turn, case.name)
-    finally:
-        sharded.WORKING_BYTES, sharded.KEYS_A_LIST_BYTE = before
+    for turn, case in enumerate(CASES[-4:]):
+        same_as_one_process(case.call(), rank, world, turn, case.name, working_bytes=60_000)
 
 
 class Counted:
@@ -345,6 +344,10 @@ def check_disagreement_is_an_error_on_all_ranks(rank: int, world: int, folder: P
     other = few(40, 20, 10, 4) if rank == 1 else schedule
     refused(lambda: mine(schedule=other), RuntimeError, "the schedule of rank")
     asks = ids if rank == 0 else None
+    other_memory = ShardedMultiViewQueue(TWO, 40, working_bytes=1000 + rank).views
+    refused(
+        lambda: cascade_topk(features, other_memory, schedule), RuntimeError, "or its working_bytes, of rank"
+    )
     refused(lambda: mine(query_ids=asks), RuntimeError, "the choice of ids and exclude of rank")
     if rank == 0:
         refused(lambda: queue.enqueue(features, ids), RuntimeError, "rank 1 called cascade_topk")

@@ -158,6 +158,7 @@ def state(sizes: list[int], rank: int) -> dict[str, torch.Tensor]:
 REFUSALS = [
     (lambda: ShardedMultiViewQueue(TWO, 9, sizes=[4, 5]), "one count >= 0 for each of 1 ranks, 9 together, got [4, 5]"),
     (lambda: ShardedMultiViewQueue(TWO, 9, sizes=[8]), "9 together, got [8]"),
+    (lambda: ShardedMultiViewQueue(TWO, 9, working_bytes=0), "working_bytes must be >= 1, got 0"),
     (lambda: ShardedMultiViewQueue({}, 9), "ShardedMultiViewQueue: views is empty"),
     (lambda: ShardedMultiViewQueue(TWO, 9).load_state_dict(state([4, 5], 1)), "the state is rank 1's of 2 (entries [4, 5])"),
     (lambda: ShardedMultiViewQueue(TWO, 9).load_state_dict(MultiViewQueue(TWO, 9).state_dict()), "the state of a whole queue; cut it up with reshard([state], [9], rank=0)"),

@@ -95,7 +95,7 @@ def _queries_at_a_time(shard: Shard, work: _Share) -> int:
     """Queries whose lists fit the working memory: the same on every rank."""
     entries = max(shard.sizes)
     features = entries * sum(key.shape[1] * key.element_size() for key in work.keys)
-    room = max(WORKING_BYTES, features // KEYS_A_LIST_BYTE)
+    room = shard.working_bytes or max(WORKING_BYTES, features // KEYS_A_LIST_BYTE)
     return max(1, room // ((entries + SLACK) * 4 * (work.judges + 2)))
 
 
@@ -108,7 +108,7 @@ def _facts(call: CascadeCall, shard: Shard) -> list[tuple[str, int]]:
         ("the schedule", fingerprint(schedule)),
         ("the size or dtype of the features", fingerprint(features)),
         ("the choice of ids and exclude", fingerprint(masks)),
-        ("the layout of the queue", fingerprint(shard.sizes)),
+        ("the layout of the queue, or its working_bytes,", fingerprint(shard.sizes, shard.working_bytes)),
         ("the core's arithmetic (fused multiply-add or not)", int(_core.cpu_isa() != "generic")),
     ]
 
