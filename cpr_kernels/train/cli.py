@@ -117,6 +117,7 @@ def pretrain(argv: list[str]) -> int:
         from .config import preset as preset_settings
         from .loop import config_of
         from .loop import pretrain as run_pretrain
+        from .parallel import speaks
         from .progress import console
 
         resumed, rest = taken(argv, "--resume")
@@ -138,7 +139,8 @@ def pretrain(argv: list[str]) -> int:
             ])  # fmt: skip
             config = parse(TrainConfig, rest, "pretrain", defaults, more)
             run = run_pretrain(config)
-        console().print(f"done: {run}; next: cpr evaluate --run {run}")
+        if speaks():
+            console().print(f"done: {run}; next: cpr evaluate --run {run}")
 
     return guarded(work)
 

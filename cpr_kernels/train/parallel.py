@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -33,9 +34,17 @@ def process_group(device: str) -> Iterator[str]:
         torch.cuda.set_device(device)
     dist.init_process_group("nccl" if on_gpu else "gloo")
     try:
-        yield device
+        with warnings.catch_warnings():
+            # 1 x 1 x 1 weights have strides that mean the same and look different
+            warnings.filterwarnings("ignore", message="(?s).*Grad strides do not match bucket view strides")
+            yield device
     finally:
         dist.destroy_process_group()
+
+
+def speaks() -> bool:
+    """Whether this process is the one that tells the user; true without torchrun, and before and after the group."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def world() -> int:
