@@ -15,7 +15,7 @@ import pytest
 import sharded_ranks
 import torch
 from cases import LARGE_CASES, LOSS_CASES, CascadeCase, LossCase, few, name_of
-from sharded_ranks import TWO, batch_of, same_as_one_process, shard_loss
+from sharded_parts import CASES, TWO, batch_of, same_as_one_process, shard_loss
 
 import cpr_kernels
 from cpr_kernels import MultiViewQueue, ShardedMultiViewQueue, cascade_topk, mil_nce, reshard
@@ -130,7 +130,7 @@ ONE_RANK = [
 
 
 @pytest.mark.parametrize("threads", [1, 3])
-@pytest.mark.parametrize("case", [*sharded_ranks.CASES[:-4], *ONE_RANK], ids=name_of)
+@pytest.mark.parametrize("case", [*CASES[:-4], *ONE_RANK], ids=name_of)
 def test_one_rank_needs_no_group(case: CascadeCase, threads: int, isa: str) -> None:
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
