@@ -91,9 +91,9 @@ def test_only_present_clips_are_encoded():
 def test_losses_and_keys_of_missing_views_do_not_count():
     presence = presence_of(audio=[True, False, True])
     losses = torch.tensor([1.0, torch.inf, 5.0])
-    assert presence.mean("audio", losses, torch.tensor([0, 1, 2])) == 3
-    assert presence.mean("audio", losses, torch.tensor([1, 1, 1])) == 0
-    assert presence.mean("rgb", losses[[0, 2]], torch.tensor([0, 1])) == 3
+    assert presence.mean("audio", losses, *[torch.tensor([0, 1, 2])] * 2) == 3
+    assert presence.mean("audio", losses, *[torch.tensor([1, 1, 1])] * 2) == 0
+    assert presence.mean("rgb", losses[[0, 2]], *[torch.tensor([0, 1])] * 2) == 3
     held, ids = torch.tensor([2, 1, -1, 0]), torch.tensor([7, 8, -1, 9])
     assert presence.key_ids("audio", ids, held).tolist() == [7, -1, -1, 9]
     assert presence.key_ids("rgb", ids, held) is ids

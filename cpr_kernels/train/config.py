@@ -32,6 +32,8 @@ class Clips:
     """Loader processes; -1 decides by the number of cores (none on two)."""
     cache_mb: int = 1024
     """Decoded videos kept in memory, in MiB (per loader process)."""
+    apart: bool = False
+    """The two clips of a video share no frame, where it is long enough; the three-modality method takes them so."""
 
 
 @dataclass(frozen=True)
@@ -75,14 +77,20 @@ class Mining:
 class Optim:
     """Optimiser and loss."""
 
+    algorithm: Literal["adam", "sgd"] = "adam"
+    """Adam as CoCLR and CPR have it, SGD as IIC has it."""
+    sgd_momentum: float = 0.9
     lr: float = 1e-3
-    """Learning rate of Adam."""
+    """Learning rate."""
     cycle_lr: float | None = None
     """The rate in the cycles, where it should differ; short cycles keep what InfoNCE learnt only with a lower one."""
     warmup: int = 0
     """Steps at the start of each phase over which the rate grows to `lr`; Adam restarts with each phase."""
     decay_at: float = 0.8
     """Share of each phase after which the rate falls to a tenth; 1 never."""
+    steps: tuple[float, ...] = ()
+    """Instead: shares of the whole run, after each of which the rate is multiplied by `step_factor`."""
+    step_factor: float = 0.2
     weight_decay: float = 1e-5
     accumulate: int = 1
     """Parts in which a batch goes through the encoders, to fit into memory; batch norm then sees a part at a time."""
@@ -90,6 +98,18 @@ class Optim:
     """Momentum of the key encoder (m)."""
     temperature: float = 0.07
     """Temperature of the loss (T)."""
+
+
+@dataclass(frozen=True)
+class Iic:
+    """What framework iic adds."""
+
+    negatives: int = 1024
+    """Rows of the memory bank drawn for a clip (K)."""
+    broken: Literal["repeat", "shuffle", "none"] = "repeat"
+    """How the motion of intra-negatives is broken: one frame repeated, or two of four segments exchanged."""
+    bank_momentum: float = 0.5
+    """Weight of the old row where the memory bank is updated."""
 
 
 @dataclass(frozen=True)
@@ -102,6 +122,10 @@ class TrainConfig:
     """Data set made by `cpr prepare`."""
     out: Path = Path("runs/pretrain")
     """Folder of the run: checkpoints, logs, encoders, report."""
+    framework: Literal["moco", "iic"] = "moco"
+    """moco: an encoder a view, momentum encoders and a queue (CoCLR, CPR). iic: one encoder for two views and a memory
+    bank with a row for each training video (IIC, CPR on IIC); `queue` then follows from the data.
+    """
     views: tuple[str, ...] = ("rgb", "flow")
     """What a video is seen as, in the order in which a cycle trains: two are CoCLR and CPR, one is InfoNCE."""
     infonce_epochs: int = 300
@@ -126,6 +150,7 @@ class TrainConfig:
     mining: Mining = field(default_factory=Mining)
     optim: Optim = field(default_factory=Optim)
     augment: Augment = field(default_factory=Augment)
+    iic: Iic = field(default_factory=Iic)
     seed: int = 0
     device: str = "auto"
     """auto takes CUDA where there is one."""
@@ -146,7 +171,8 @@ class TrainConfig:
             ("infonce-epochs", self.infonce_epochs, 0), ("cycles", self.cycles, 0),
             ("cycle-epochs", self.cycle_epochs, 0), ("mining.topk", self.mining.topk, 1),
             ("mining.stages", self.mining.stages, 1),
-            ("optim.warmup", self.optim.warmup, 0), ("optim.accumulate", self.optim.accumulate, 1),
+            ("optim.warmup", self.optim.warmup, 0), ("iic.negatives", self.iic.negatives, 1),
+            ("optim.accumulate", self.optim.accumulate, 1),
         ]  # fmt: skip
         for name, value, least in at_least:
             if value < least:
@@ -155,6 +181,8 @@ class TrainConfig:
             ("mining.own-drop", self.mining.own_drop),
             ("optim.momentum", self.optim.momentum),
             ("optim.decay-at", self.optim.decay_at),
+            ("optim.sgd-momentum", self.optim.sgd_momentum),
+            *(("optim.steps", step) for step in self.optim.steps),
         ):
             if not 0 <= value <= 1:
                 raise TrainError(f"{name}: must lie in [0, 1], got {value}")
@@ -172,8 +200,26 @@ class TrainConfig:
                 "mining.schedule: goes with mining.method custom, and method custom needs it, "
                 f"got method {self.mining.method} and schedule {self.mining.schedule!r}"
             )
+        if self.framework == "iic":
+            self._check_iic()
         if unknown := [view for view in self.init if view not in self.views]:
             raise TrainError(f"init: the run has no view {unknown[0]!r}; it has {', '.join(self.views)}")
+
+    def _check_iic(self) -> None:
+        """Raises `TrainError` for what one encoder and a memory bank cannot do."""
+        if len(self.views) != 2 or "audio" in self.views:
+            raise TrainError(
+                f"views: framework iic takes two views of frames through one encoder, got {', '.join(self.views)}"
+            )
+        for name, value, known in (
+            ("mining.siblings", self.mining.siblings, ("negative", "ignore")),
+            ("mining.method", self.mining.method, ("infonce", "coclr", "cpr", "custom")),
+            ("mining.own-drop", self.mining.own_drop, (0.0,)),
+            ("optim.accumulate", self.optim.accumulate, (1,)),
+            ("goes-on", self.goes_on, (None,)),
+        ):
+            if value not in known:
+                raise TrainError(f"{name}: framework iic knows {' and '.join(map(str, known))}, got {value}")
 
 
 def paper() -> dict[str, Any]:
@@ -204,7 +250,34 @@ def small() -> dict[str, Any]:
     }
 
 
-PRESETS = {"paper": paper, "k400": k400, "small": small}
+def modalities() -> dict[str, Any]:
+    """RGB, flow and sound: S3D and ResNet-18, 5 positives by the frozen views together, two cycles. Needs GPUs."""
+    return {
+        "views": ("rgb", "flow", "audio"),
+        "clips": Clips(apart=True),
+        "mining": Mining(method="coclr"),
+    }
+
+
+def iic() -> dict[str, Any]:
+    """IIC as published: R3D on 16 frames, RGB and residuals, 240 epochs of SGD; with CPR, 5 cycles of 20 more."""
+    return {
+        "framework": "iic",
+        "views": ("rgb", "residual"),
+        "backbone": "r3d",
+        "infonce_epochs": 240,
+        "cycles": 5,
+        "cycle_epochs": 20,
+        "clips": Clips(frames=16, batch=16),
+        "mining": Mining(siblings="negative", progressive=True),
+        "optim": Optim(
+            algorithm="sgd", lr=0.01, weight_decay=1e-4, steps=(45 / 240, 90 / 240, 125 / 240, 160 / 240)
+        ),
+        "augment": Augment(min_area=0.57, flip=0.0, jitter=0.0, grey=0.0, blur=0.0),
+    }
+
+
+PRESETS = {"paper": paper, "k400": k400, "small": small, "modalities": modalities, "iic": iic}
 # Methods of the same loop, to be added to a preset: small+coclr
 METHOD_PRESETS: dict[str, dict[str, Any]] = {
     "infonce": {"method": "infonce"},
@@ -251,8 +324,10 @@ def to_json(config: TrainConfig) -> str:
 def from_json(text: str) -> TrainConfig:
     """The inverse of `to_json`."""
     body = json.loads(text)
-    for name, kind in (("clips", Clips), ("mining", Mining), ("optim", Optim), ("augment", Augment)):
-        body[name] = kind(**body[name])
+    kinds = {"clips": Clips, "mining": Mining, "optim": Optim, "augment": Augment, "iic": Iic}
+    for name, kind in kinds.items():
+        body[name] = kind(**body.get(name, {}))
+    body["optim"] = replace(body["optim"], steps=tuple(body["optim"].steps))
     for name in ("data", "out"):
         body[name] = Path(body[name])
     if "views" not in body:  # a run of before there could be more than two

@@ -6,8 +6,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +22,12 @@ from .clips import Batch, ClipDataset, ClipSampler, clip_loader, default_workers
 from .compute import device_of
 from .config import Optim, TrainConfig, from_json, to_json
 from .go_on import GoOn, MixedSampler, warm_start
+from .iic import BankModel
 from .interrupt import stop_flag
 from .logs import RunLog
 from .model import Inputs, MultiViewModel, new_encoders
 from .plan import Moment, Phase, locate, make_plan, total_steps
+from .presence import Presence
 from .progress import console, progress_bar
 from .quality import MiningMeter, rival_schedules
 from .store import write_atomically
@@ -40,8 +42,9 @@ class Trainer:
     dataset: ClipDataset
     sampler: ClipSampler
     plan: list[Phase]
-    model: MultiViewModel
-    optimizer: torch.optim.Adam
+    model: MultiViewModel | BankModel
+    optimizer: torch.optim.Optimizer
+    presence: Presence
     meter: MiningMeter
     sources: Tensor  # [videos] int64, the source group of each
 
@@ -69,16 +72,14 @@ def _pretrain(config: TrainConfig, resume: bool, device: str) -> Path:
     start = 0 if state is None else restore(trainer, state)
     parallel.wait_for_all()  # all have seen whether the folder is free
     if writes:
-        write_atomically(run / "config.json", to_json(config).encode())
+        write_atomically(run / "config.json", to_json(trainer.config).encode())
     end, began = total_steps(trainer.plan, trainer.sampler.steps_per_pass), time.perf_counter()
     log = RunLog(run, resume_at=start, writes=writes)
     with progress_bar(writes) as bar, stop_flag() as stop, log, torch.random.fork_rng(_cuda(trainer)):
         _seed(trainer, state)
         task = bar.add_task("pretrain", total=end, completed=start)
-        if trainer.dataset.left_out and writes:
-            bar.console.print(
-                f"{trainer.dataset.left_out} videos are shorter than {config.clips.frames} frames: left out"
-            )
+        if writes:
+            _tell_left_out(trainer, bar.console.print)
         for step, batch in enumerate(_batches(trainer, start, end), start=start):
             moment = locate(trainer.plan, trainer.sampler.steps_per_pass, step)
             figures = run_step(trainer, moment, step, batch, log)
@@ -93,6 +94,19 @@ def _pretrain(config: TrainConfig, resume: bool, device: str) -> Path:
                     f"stopped after step {step + 1} of {end}; continue with: cpr pretrain --resume {run}"
                 )
     return run
+
+
+def _tell_left_out(trainer: Trainer, tell: Callable[[str], None]) -> None:
+    """Which videos take no part, or not in every view."""
+    dataset, frames = trainer.dataset, trainer.config.clips.frames
+    if dataset.left_out:
+        tell(f"{dataset.left_out} videos are shorter than {frames} frames: left out")
+    if dataset.without:
+        tell(f"{dataset.without} videos have no {' and no '.join(dataset.views)}: left out")
+    for view, share in trainer.presence.missing.items():
+        tell(
+            f"{100 * share:.1f} % of the training videos have no {view}: it scores 0 for them, and they do not train it"
+        )
 
 
 def _keep(trainer: Trainer, moment: Moment, step: int, log: RunLog, writes: bool) -> None:
@@ -118,14 +132,15 @@ def build(config: TrainConfig, device_name: str | None = None) -> Trainer:
     clips = config.clips
     dataset = ClipDataset(
         config.data, clips.frames, clips.crop, views=config.views, min_area=config.augment.min_area,
-        cache_mb=clips.cache_mb,
+        apart=clips.apart, cache_mb=clips.cache_mb,
     )  # fmt: skip
+    presence = Presence(dataset.manifest, dataset.views, device)
+    if config.framework == "iic":
+        config = replace(config, queue=len(dataset))
     note = None if config.goes_on is None else GoOn.load(config.goes_on)
     order = (clips.batch, config.seed, parallel.rank(), parallel.world())
     sampler = ClipSampler(len(dataset), *order) if note is None else MixedSampler(dataset, note, *order)
-    videos = dataset.manifest.videos
-    classes = torch.tensor([video.label for video in videos])
-    model = MultiViewModel(config, _initial_encoders(config), classes).to(device)
+    model = _model(config, dataset, presence).to(device)
     if note is not None:
         warm_start(model, note)
     plan = make_plan(config)
@@ -138,8 +153,9 @@ def build(config: TrainConfig, device_name: str | None = None) -> Trainer:
         plan=plan,
         model=model,
         optimizer=_optimizer(config, model, plan[0]),
+        presence=presence,
         meter=MiningMeter(dataset.manifest, names, device),
-        sources=torch.tensor([video.group for video in videos], device=device),
+        sources=torch.tensor([video.group for video in dataset.manifest.videos], device=device),
     )
 
 
@@ -160,7 +176,7 @@ def run_step(trainer: Trainer, moment: Moment, step: int, batch: Batch, log: Run
         model.fill_step(inputs, phase)
         return {}
     own = torch.rand(len(inputs.videos), generator=generator) >= config.mining.own_drop
-    full = moment.step_in_phase * config.clips.batch >= config.queue
+    full = model.is_full(moment.step_in_phase * config.clips.batch, moment.phase)
     measured = rival_schedules(config.views, phase.topk) if full else {}
     entries = model.queue.labels.clone()  # which video each entry holds, before this batch replaces some
     trainer.optimizer.zero_grad(set_to_none=True)
@@ -180,6 +196,8 @@ def run_step(trainer: Trainer, moment: Moment, step: int, batch: Batch, log: Run
         figures[f"pmr_{name}"] = trainer.meter.update(name, indices, videos, entries)
     figures["seconds"] = time.perf_counter() - began
     facts = {"step": step, "phase": phase.name, "epoch": moment.epoch}
+    if trainer.presence.missing and moment.ends_epoch:
+        facts["missing"] = trainer.presence.missing
     log.step(facts, figures)
     if moment.ends_epoch:
         log.epoch(facts, trainer.meter.summary())
@@ -202,6 +220,8 @@ def _inputs(trainer: Trainer, batch: Batch, step: int) -> tuple[Inputs, torch.Ge
 def learning_rate(optim: Optim, phase: Phase, moment: Moment) -> float:
     """The rate at a training step of a phase: warm-up, then constant, then a tenth."""
     full = optim.lr if phase.pretrains or optim.cycle_lr is None else optim.cycle_lr
+    if optim.steps:
+        return full * optim.step_factor ** sum(moment.overall >= step for step in optim.steps)
     grown = min(1.0, (moment.step_in_phase - phase.fill_steps + 1) / max(optim.warmup, 1))
     return full * grown * (0.1 if moment.progress >= optim.decay_at else 1.0)
 
@@ -310,9 +330,25 @@ def _initial_encoders(config: TrainConfig) -> dict[str, nn.Module]:
     return encoders
 
 
-def _optimizer(config: TrainConfig, model: MultiViewModel, phase: Phase) -> torch.optim.Adam:
-    parameters = [p for view in phase.train for p in model.online[view].parameters()]
-    return torch.optim.Adam(parameters, lr=config.optim.lr, weight_decay=config.optim.weight_decay)
+def _model(config: TrainConfig, dataset: ClipDataset, presence: Presence) -> MultiViewModel | BankModel:
+    videos, encoders = dataset.manifest.videos, _initial_encoders(config)
+    if parallel.world() > 1 and (config.framework == "iic" or presence.missing):
+        what = (
+            "framework iic" if config.framework == "iic" else f"videos without {', '.join(presence.missing)}"
+        )
+        raise TrainError(f"torchrun: {what} can be trained in one process only; start it without torchrun")
+    if config.framework == "iic":
+        return BankModel(config, encoders[config.views[0]], torch.tensor(dataset.videos), len(videos))
+    return MultiViewModel(config, encoders, torch.tensor([video.label for video in videos]), presence)
+
+
+def _optimizer(config: TrainConfig, model: MultiViewModel | BankModel, phase: Phase) -> torch.optim.Optimizer:
+    parameters, optim = model.trained_parameters(phase), config.optim
+    if optim.algorithm == "sgd":
+        return torch.optim.SGD(
+            parameters, lr=optim.lr, momentum=optim.sgd_momentum, weight_decay=optim.weight_decay
+        )
+    return torch.optim.Adam(parameters, lr=optim.lr, weight_decay=optim.weight_decay)
 
 
 def _batches(trainer: Trainer, start: int, end: int) -> Iterator[Batch]:

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from .. import MultiViewQueue, Schedule, ema_update_, mil_nce
-from .compute import autocast
+from .compute import Amp, autocast
 from .config import SIBLINGS, TrainConfig
 from .norms import calibrate_
 from .parallel import averaged, buffers_of_first_rank, shuffled, unsynchronised
 from .plan import Phase
-from .quality import mine
+from .presence import Presence
 from .views import chosen
 
 Clips = dict[str, Tensor]
@@ -62,19 +64,23 @@ class StepResult:
 class MultiViewModel(nn.Module):
     """Online and momentum encoders of every view, and the queue of past keys; all in `state_dict`.
 
-    encoders: {view: encoder}. classes: [videos] int64, the class of each, read by supervised phases only.
+    encoders: {view: encoder}. classes: [videos] int64, the class of each, read by supervised phases only. presence:
+    which videos have which view; a view that a video lacks is 0 as query and as key, and not trained on.
     """
 
     classes: Tensor
 
-    def __init__(self, config: TrainConfig, encoders: dict[str, nn.Module], classes: Tensor) -> None:
+    def __init__(
+        self, config: TrainConfig, encoders: dict[str, nn.Module], classes: Tensor, presence: Presence
+    ) -> None:
         super().__init__()
-        self.config = config
+        self.config, self.presence = config, presence
         self.online = nn.ModuleDict(encoders)
         self.momentum = nn.ModuleDict({view: copy.deepcopy(encoder) for view, encoder in encoders.items()})
         self.momentum.requires_grad_(False)
         self.parallel: dict[str, nn.Module] = {}  # the trained encoders, averaging gradients over ranks
-        self.queue = MultiViewQueue(dict.fromkeys(encoders, config.embedding), config.queue)
+        sizes: dict[str, Any] = {view: encoder.embedding for view, encoder in encoders.items()}
+        self.queue = MultiViewQueue(sizes, config.queue)
         self.register_buffer("classes", classes, persistent=False)
         for parameter in self.parameters():
             if parameter.dim() in CHANNELS_LAST:
@@ -111,12 +117,17 @@ class MultiViewModel(nn.Module):
             self.momentum[view].train(trained)
         self.parallel = {view: averaged(self.online[view]) for view in phase.train}
 
-    def encode(self, encoder: nn.Module, clips: Tensor) -> Tensor:
-        """L2-normalised embeddings [B, D], float32 whatever the convolutions run in."""
-        amp = self.config.amp
-        with autocast(clips.device, amp):
-            embeddings: Tensor = encoder(channels_last(clips))
-        return embeddings if amp == "off" else functional.normalize(embeddings.float(), dim=1)
+    def trained_parameters(self, phase: Phase) -> list[nn.Parameter]:
+        """What the optimiser changes in a phase."""
+        return [p for view in phase.train for p in self.online[view].parameters()]
+
+    def is_full(self, seen: int, phase: int) -> bool:
+        """Whether the queue is full once a phase has seen so many clips."""
+        return seen >= self.config.queue
+
+    def encode(self, inputs: Inputs, view: str, clip: int, encode: Callable[[Tensor], Tensor]) -> Tensor:
+        """Embeddings [B, D] of the first (0) or second (1) clips in a view; 0 for videos that lack it."""
+        return self.presence.encoded(view, inputs.videos, inputs.clips[view][clip], encode)
 
     @torch.no_grad()
     def keys(self, inputs: Inputs, phase: Phase) -> dict[str, Tensor]:
@@ -125,12 +136,15 @@ class MultiViewModel(nn.Module):
         """
         keys = {}
         for view in self.online:
-            clips = inputs.clips[view][1]
             if view in phase.train:
-                keys[view] = shuffled(partial(self.encode, self.momentum[view]), clips, inputs.seed)
+                encode = partial(embeddings_of, self.momentum[view], amp=self.config.amp)
+                keys[view] = self.encode(inputs, view, 1, partial(shuffled, encode, seed=inputs.seed))
             else:
-                keys[view] = self.encode(self.online[view], clips)
+                keys[view] = self.encode(inputs, view, 1, self._frozen(view))
         return keys
+
+    def _frozen(self, view: str) -> Callable[[Tensor], Tensor]:
+        return partial(embeddings_of, self.online[view], amp=self.config.amp)
 
     @torch.no_grad()
     def anchors(
@@ -142,7 +156,7 @@ class MultiViewModel(nn.Module):
             anchors.update({view: query.detach() for view, query in queries.items()})
         if mining.frozen_query == "online" and phase.schedule:
             frozen = [view for view in self.online if view not in phase.train]
-            anchors.update({view: self.encode(self.online[view], inputs.clips[view][0]) for view in frozen})
+            anchors.update({view: self.encode(inputs, view, 0, self._frozen(view)) for view in frozen})
         return anchors
 
     def fill_step(self, inputs: Inputs, phase: Phase) -> None:
@@ -166,9 +180,7 @@ class MultiViewModel(nn.Module):
             row += len(part.sources)
             waiting = list(self.parallel.values()) if number < len(parts) - 1 else []
             with unsynchronised(waiting):
-                result, keys = self._part_step(
-                    part, phase, measured, own, len(part.sources) / len(inputs.sources)
-                )
+                result, keys = self._part_step(part, phase, measured, own, inputs.videos)
             results.append(result)
             all_keys.append(keys)
         whole = {view: torch.cat([keys[view] for keys in all_keys]) for view in self.online}
@@ -184,24 +196,32 @@ class MultiViewModel(nn.Module):
         phase: Phase,
         measured: dict[str, Schedule],
         use_own: Tensor | None,
-        share: float,
+        batch: Tensor,
     ) -> tuple[StepResult, dict[str, Tensor]]:
-        """Losses, times the part's share of the batch, and their gradients; what was mined; the keys."""
-        keys = self.keys(inputs, phase)
-        queries = {view: self.encode(self.parallel[view], inputs.clips[view][0]) for view in phase.train}
+        """Losses, as shares of the mean over the `batch` of videos, and their gradients; what was mined; the keys."""
+        presence, keys = self.presence, self.keys(inputs, phase)
+        queries = {
+            view: self.encode(
+                inputs, view, 0, partial(embeddings_of, self.parallel[view], amp=self.config.amp)
+            )
+            for view in phase.train
+        }
         anchors = self.anchors(inputs, keys, queries, phase)
         schedules = {**({"mined": phase.schedule} if phase.schedule else {}), **measured}
-        mined = mine(anchors, self.queue, schedules, inputs.sources)
+        mined = presence.mine(anchors, self.queue, schedules, inputs.sources, inputs.videos)
+        if "mined" in mined:
+            mined["mined"] = presence.targets(phase.train[0], mined["mined"], inputs.videos)
         nothing = torch.empty(len(inputs.sources), 0, dtype=torch.int64, device=inputs.sources.device)
         siblings, query_ids, key_ids = self._relations(inputs, phase)
-        losses = {
-            view: share * mil_nce(
+        losses = {}
+        for view, query in queries.items():
+            each = mil_nce(
                 query, keys[view], self.queue.views[view], mined.get("mined", nothing),
-                self.config.optim.temperature, query_ids=query_ids, key_ids=key_ids, use_own=use_own,
-                siblings=SIBLINGS[siblings],
-            )
-            for view, query in queries.items()
-        }  # fmt: skip
+                self.config.optim.temperature, query_ids=query_ids,
+                key_ids=presence.key_ids(view, key_ids, self.queue.labels), use_own=use_own,
+                siblings=SIBLINGS[siblings], reduction="none",
+            )  # fmt: skip
+            losses[view] = presence.mean(view, each, inputs.videos, batch)
         torch.stack(list(losses.values())).sum().backward()
         return StepResult({view: loss.detach() for view, loss in losses.items()}, mined), keys
 
@@ -215,6 +235,13 @@ class MultiViewModel(nn.Module):
         mining = self.config.mining
         rule = mining.siblings if phase.schedule else mining.infonce_siblings
         return rule, inputs.sources, self.queue.ids
+
+
+def embeddings_of(encoder: nn.Module, clips: Tensor, amp: Amp) -> Tensor:
+    """L2-normalised embeddings [B, D], float32 whatever the convolutions run in."""
+    with autocast(clips.device, amp):
+        embeddings: Tensor = encoder(channels_last(clips))
+    return embeddings if amp == "off" else functional.normalize(embeddings.float(), dim=1)
 
 
 def channels_last(tensor: Tensor) -> Tensor:

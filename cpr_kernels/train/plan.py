@@ -43,7 +43,7 @@ class Phase:
 class Moment:
     """Where a step lies. `epoch` counts from 0 in its phase, and is -1 while the queue is filled.
 
-    `progress` is the share of the phase's training steps that lie behind.
+    `progress` is the share of the phase's training steps that lie behind, `overall` that of the whole run's.
     """
 
     phase: int
@@ -53,6 +53,7 @@ class Moment:
     ends_epoch: bool
     ends_phase: bool
     progress: float
+    overall: float
 
 
 def make_plan(config: TrainConfig) -> list[Phase]:
@@ -61,6 +62,8 @@ def make_plan(config: TrainConfig) -> list[Phase]:
     Raises:
         TrainError: a schedule that the queue is too small for, or nothing to do.
     """
+    if config.framework == "iic":
+        return _plan_of_iic(config)
     phases = []
     if config.infonce_epochs:
         topk = config.mining.topk
@@ -85,6 +88,21 @@ def make_plan(config: TrainConfig) -> list[Phase]:
     return phases
 
 
+def _plan_of_iic(config: TrainConfig) -> list[Phase]:
+    """NCE, then cycles with mined positives; both views train their one encoder all along."""
+    phases = []
+    if config.infonce_epochs:
+        topk = config.mining.topk
+        phases.append(Phase("iic", config.views, config.infonce_epochs, 0, None, topk=topk, pretrains=True))
+    for cycle in range(1, config.cycles + 1 if config.cycle_epochs else 1):
+        topk = topk_of_cycle(config, cycle)
+        schedule = method_of(config, config.views[0], topk).schedule
+        phases.append(Phase(f"cycle{cycle}", config.views, config.cycle_epochs, 0, schedule, topk=topk))
+    if not phases:
+        raise TrainError("infonce-epochs and cycles are both 0: nothing to do")
+    return phases
+
+
 def topk_of_cycle(config: TrainConfig, cycle: int) -> int:
     """Positives mined in a cycle, counted from 1: `topk`, or with `progressive` from 1 in the first cycle to
     `topk` in the last, evenly.
@@ -101,6 +119,7 @@ def topk_of_cycle(config: TrainConfig, cycle: int) -> int:
 
 def locate(plan: list[Phase], steps_per_epoch: int, step: int) -> Moment:
     """Where global step `step` lies in the plan."""
+    behind = 0
     for number, phase in enumerate(plan):
         total = phase.steps(steps_per_epoch)
         if step < total:
@@ -113,8 +132,10 @@ def locate(plan: list[Phase], steps_per_epoch: int, step: int) -> Moment:
                 ends_epoch=trained >= 0 and (trained + 1) % steps_per_epoch == 0,
                 ends_phase=step == total - 1,
                 progress=max(trained, 0) / (phase.epochs * steps_per_epoch),
+                overall=(behind + max(trained, 0)) / (sum(p.epochs for p in plan) * steps_per_epoch),
             )
         step -= total
+        behind += phase.epochs * steps_per_epoch
     raise IndexError("step lies behind the last phase")
 
 

@@ -63,12 +63,19 @@ class Presence:
             return ids
         return torch.where((held >= 0) & self.has[view][held.clamp(min=0)], ids, -1)
 
-    def mean(self, view: str, losses: Tensor, videos: Tensor) -> Tensor:
-        """The mean of losses [B] over the videos that have the view; 0 where none has."""
+    def mean(self, view: str, losses: Tensor, videos: Tensor, batch: Tensor) -> Tensor:
+        """The losses [B] of a part of a batch as its share of the batch's mean, over the videos that have the view; 0
+        where none has.
+        """
+        has, counted = self.of(view, videos), self.of(view, batch)
+        if has is None or counted is None:
+            return losses.sum() / len(batch)
+        return torch.where(has, losses, 0).sum() / counted.sum().clamp(min=1)
+
+    def targets(self, view: str, mined: Tensor, videos: Tensor) -> Tensor:
+        """What was mined [B, k] for the training of a view: nothing (-1) for the videos that lack it."""
         has = self.of(view, videos)
-        if has is None:
-            return losses.mean()
-        return torch.where(has, losses, 0).sum() / has.sum().clamp(min=1)
+        return mined if has is None else torch.where(has[:, None], mined, -1)
 
     def mine(
         self,

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from .. import MultiViewQueue, Schedule, cascade_topk, coclr_schedule, oracle_schedule
+from .. import Schedule, coclr_schedule, oracle_schedule
 from ..metrics import ClassMiningRecall, PositiveMiningRecall, median_recall
 from .store import Manifest
 
@@ -94,15 +94,3 @@ class MiningMeter:
             self.cmr[name].found.copy_(counts["found"])
             self.first[name].hits.copy_(counts["first_hits"])
             self.first[name].mined.copy_(counts["first_mined"])
-
-
-def mine(
-    anchors: Mapping[str, Tensor], queue: MultiViewQueue, schedules: Mapping[str, Schedule], ids: Tensor
-) -> dict[str, Tensor]:
-    """{name: indices [B, k]} of every schedule on the same queue; entries of the query's source are never
-    mined.
-    """
-    return {
-        name: cascade_topk(anchors, queue.views, schedule, query_ids=ids, key_ids=queue.ids)[0]
-        for name, schedule in schedules.items()
-    }
