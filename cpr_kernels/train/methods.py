@@ -57,6 +57,10 @@ def custom(config: TrainConfig, trained: str, topk: int) -> Positives:
     """`mining.schedule` as written, `frozen` and `trained` standing for the views of the phase."""
     made = parse_schedule(config.mining.schedule, num_keys=config.queue)
     made = Schedule([*made[:-1], Stage(made[-1].weights, topk)])
+    if unknown := [name for name in made.views if name not in (FROZEN, TRAINED, *config.views)]:
+        raise ValueError(
+            f"schedule: no view {unknown[0]!r} in this run; it has {', '.join(config.views)}, {FROZEN} and {TRAINED}"
+        )
     return Positives(_named(made, frozen_views(config, trained), trained))
 
 
