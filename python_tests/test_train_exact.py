@@ -21,6 +21,7 @@ from cpr_kernels.train.encoders import ENCODERS
 from cpr_kernels.train.logs import RunLog
 from cpr_kernels.train.loop import _batches, build, run_step
 from cpr_kernels.train.model import MultiViewModel, new_encoders
+from cpr_kernels.train.norms import calibrate_
 from cpr_kernels.train.plan import locate
 
 pytest_plugins = ["train_fixtures"]
@@ -110,6 +111,11 @@ class Plain:
         self.frozen = encoders[judge].eval() if judge else None
         self.queue = []  # (key, judge's key, source, video), oldest first
 
+    def begin(self, clips):
+        calibrate_(self.online, clips[self.view][0])
+        if self.judge:
+            calibrate_(self.frozen, clips[self.judge][0])
+
     def keys(self, clips):
         with torch.no_grad():
             keys = self.momentum(clips[self.view][1])
@@ -156,6 +162,8 @@ def compare(config, plain, phase_steps, monkeypatch):
     trainer, results = trained(config, phase_steps, monkeypatch)
     fill = trainer.plan[0].fill_steps
     for step, (clips, videos, sources) in enumerate(batches(config, phase_steps)):
+        if step == 0:
+            plain.begin(clips)
         if step < fill:
             plain.fill(clips, videos, sources)
             continue

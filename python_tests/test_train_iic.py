@@ -18,6 +18,7 @@ from cpr_kernels.train.encoders import ENCODERS, new_encoder
 from cpr_kernels.train.iic import BROKEN, BankModel
 from cpr_kernels.train.logs import RunLog, read_lines
 from cpr_kernels.train.loop import _batches, build, learning_rate, restore, run_step, snapshot
+from cpr_kernels.train.norms import calibrate_
 from cpr_kernels.train.plan import locate, make_plan, total_steps
 
 pytest_plugins = ["train_fixtures"]
@@ -87,6 +88,8 @@ def test_every_step_is_that_of_a_plain_loop(broken, data, tmp_path, monkeypatch)
     encoder.load_state_dict(build(config).model.encoder.state_dict())
     bank, sources_of, order = {}, {}, trainer.dataset.videos
     for step, (clips, videos, sources) in enumerate(batches(config, count)):
+        if step == 0:
+            calibrate_(encoder, clips["rgb"][0])
         phase = trainer.plan[locate(trainer.plan, 4, step).phase]
         made = {view: encoder.train()(clips[view][0]) for view in VIEWS}
         if broken != "none":

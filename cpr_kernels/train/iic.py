@@ -8,7 +8,8 @@ from torch import Tensor, nn
 from .. import MemoryBank, Schedule, cascade_topk
 from .config import TrainConfig
 from .intra import drawn_nce, intra_negatives
-from .model import CHANNELS_LAST, Inputs, StepResult, embeddings_of
+from .model import CHANNELS_LAST, Inputs, StepResult, channels_last, embeddings_of
+from .norms import calibrate_
 from .plan import Phase
 
 BROKEN = "broken"  # the bank's column of intra-negatives
@@ -51,6 +52,10 @@ class BankModel(nn.Module):
     def start_phase(self, phase: Phase) -> None:
         """Encoder and bank go on as they are."""
         self.set_modes(phase)
+
+    def calibrate(self, inputs: Inputs) -> None:
+        """Gives an encoder that has seen nothing the batch-norm statistics of a first batch; see `calibrate_`."""
+        calibrate_(self.encoder, channels_last(inputs.clips[self.config.views[0]][0]))
 
     def set_modes(self, phase: Phase) -> None:
         """The encoder is trained in every phase."""

@@ -107,7 +107,10 @@ class MultiViewModel(nn.Module):
     def calibrate(self, inputs: Inputs) -> None:
         """Gives encoders that have seen nothing the batch-norm statistics of a first batch; see `calibrate_`."""
         for view, encoder in self.online.items():
-            calibrate_(encoder, channels_last(inputs.clips[view][0]))
+            has = self.presence.of(view, inputs.videos)
+            clips = inputs.clips[view][0] if has is None else inputs.clips[view][0][has]
+            if len(clips):
+                calibrate_(encoder, channels_last(clips))
 
     def set_modes(self, phase: Phase) -> None:
         """Trained views in training mode; a frozen view only encodes, with its running batch-norm
