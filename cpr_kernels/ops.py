@@ -90,7 +90,7 @@ def _loss_call(args: Sequence[Any]) -> LossCall:
 
 
 def _mil_nce(*args: Any) -> Tensor:
-    want = torch.is_grad_enabled() and args[0].requires_grad
+    want = torch.is_grad_enabled() and getattr(args[0], "requires_grad", False)  # None: the sweep refuses it
     return torch.ops.cpr._mil_nce_sweep.default(*args, want_gradient=want, backend="auto")[0]
 
 
