@@ -108,6 +108,19 @@ def test_a_million_entries(backend: str, bend: str) -> None:
 
 
 @both
+def test_more_features_than_31_bits_count(backend: str) -> None:
+    dim, large = 136, torch.cuda.mem_get_info()[0] > 24 << 30  # 4.6 GB of features where there is room
+    rows = (1 << 24) + 5 if large else (1 << 20) + 5
+    keys = torch.randint(-2, 3, (rows, dim), device="cuda", dtype=torch.int8).to(torch.bfloat16)
+    query = torch.randint(-2, 3, (3, dim), device="cuda").to(torch.bfloat16)
+    schedule = Schedule([("rgb", rows // 2), ("rgb", 7)])
+    got = cascade_topk({"rgb": query}, {"rgb": keys}, schedule, backend=backend)
+    scores = torch.cat([query.float() @ part.float().T for part in keys.split(1 << 20)], dim=1)
+    ranked, order = scores.sort(dim=1, descending=True, stable=True)
+    same(got, (order[:, :7], ranked[:, :7]))
+
+
+@both
 def test_runs_streams_and_batch_splits_change_nothing(backend: str) -> None:
     g = torch.Generator().manual_seed(6)
     query, keys = unit(g, 200, 96), unit(g, 9000, 96)
