@@ -145,7 +145,7 @@ def test_retrieval_measures_a_view_where_it_is_and_counts_it_nowhere_else(sound_
     protocol = Protocol(frames=8, crop=32, clips=2)
     recall = retrieval(sound_data, encoders, protocol)
     told = capsys.readouterr().err
-    assert "1 of 3 test videos have no audio: left out of its R@k" in " ".join(told.split())
+    assert "1 of 3 test videos have no audio: left out of its own figures" in " ".join(told.split())
     assert set(recall) == {"rgb", "audio", "both"}
     assert recall["audio"][20] == recall["both"][20] == 1.0
     dataset = ClipDataset(sound_data, 8, 32, views=("rgb", "audio"), split="test")

@@ -35,7 +35,7 @@ class ClipDataset(Dataset[dict[str, Any]]):
     neither the number of workers nor a restart changes them. Both clips of an item have their own time and
     crop; the views of a clip share them. Flow is cropped like the picture and its values are left as they
     are, as in the published code. Videos shorter than `frames` are left out, and those that have none of the views;
-    `left_out` and `without` count them.
+    `left_out` and `without` count them. `keep_lacking` keeps the latter, so that rows are the same for all views.
     With `apart` the two clips share no frame, or where the video is too short for that, lie at its ends. A view that
     a video lacks is a blank in the batch; the others are as ever. `cache_mb` MiB of decoded videos are kept.
     """
@@ -50,6 +50,7 @@ class ClipDataset(Dataset[dict[str, Any]]):
         split: str = "train",
         min_area: float = 0.2,
         apart: bool = False,
+        keep_lacking: bool = False,
         cache_mb: int = 1024,
     ) -> None:
         self.manifest = Manifest.load(Path(data))
@@ -60,7 +61,8 @@ class ClipDataset(Dataset[dict[str, Any]]):
         of_split = [i for i, video in enumerate(self.manifest.videos) if video.split == split]
         long = [i for i in of_split if self.manifest.videos[i].frames >= frames]
         self.left_out = len(of_split) - len(long)
-        self.videos = [i for i in long if any(v.has(self.manifest.videos[i]) for v in self.views.values())]
+        has_any = [i for i in long if any(v.has(self.manifest.videos[i]) for v in self.views.values())]
+        self.videos = long if keep_lacking and has_any else has_any
         self.without = len(long) - len(self.videos)
         self._cache: dict[str, dict[str, Frames]] = {}
         self._cache_left = cache_mb << 20

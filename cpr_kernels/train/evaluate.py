@@ -53,7 +53,7 @@ class Protocol:
 
 @dataclass(frozen=True)
 class Measured:
-    """Features of both splits: {view: {split: [M, F]}}, and {split: labels [M]}."""
+    """Features of both splits: {view: {split: [M, F]}}, all 0 where a video lacks the view, and {split: labels [M]}."""
 
     features: dict[str, dict[str, Tensor]]
     labels: dict[str, Tensor]
@@ -81,45 +81,63 @@ def measured(
 
 
 def recall_of(found: Measured, protocol: Protocol) -> Recall:
-    """R@k by view, and of all views together when there are several."""
+    """R@k by view, on the videos that have it, and of all views together when there are several: there a view that a
+    video lacks counts 0.
+    """
     unit = {view: _unit_features(splits, protocol) for view, splits in found.features.items()}
     if len(unit) > 1:
         unit[together(tuple(unit))] = {
             split: torch.cat([unit[view][split] for view in found.features], dim=1) for split in SPLITS
         }
-    labels = found.labels
-    return {
-        view: retrieval_recall_at_k(
-            splits["test"], splits["train"], labels["test"], labels["train"], protocol.ks
+    recall = {}
+    for view, splits in unit.items():
+        has = {split: rows.any(dim=1) for split, rows in splits.items()}
+        test, train = (
+            (splits[split][has[split]], found.labels[split][has[split]]) for split in ("test", "train")
         )
-        for view, splits in unit.items()
-    }
+        recall[view] = retrieval_recall_at_k(test[0], train[0], test[1], train[1], protocol.ks)
+    return recall
 
 
 def probe_of(found: Measured) -> dict[str, float]:
-    """Top-1 accuracy of a linear probe by view, and of all views' features side by side."""
+    """Top-1 accuracy of a linear probe by view, on the videos that have it, and of all views' features side by side."""
     features = dict(found.features)
     if len(features) > 1:
         whole = {split: torch.cat([features[view][split] for view in features], dim=1) for split in SPLITS}
         features[together(tuple(features))] = whole
-    labels = found.labels
-    return {
-        view: probe(splits["train"], labels["train"], splits["test"], labels["test"])
-        for view, splits in features.items()
-    }
+    accuracy = {}
+    for view, splits in features.items():
+        has = {split: rows.any(dim=1) for split, rows in splits.items()}
+        train, test = (
+            (splits[split][has[split]], found.labels[split][has[split]]) for split in ("train", "test")
+        )
+        accuracy[view] = probe(*train, *test)
+    return accuracy
 
 
 def _unit_features(splits: Mapping[str, Tensor], protocol: Protocol) -> dict[str, Tensor]:
-    mean = splits["train"].mean(dim=0) if protocol.center == "train" else 0.0
-    return {split: functional.normalize(rows - mean, dim=1) for split, rows in splits.items()}
+    has = {split: rows.any(dim=1, keepdim=True) for split, rows in splits.items()}
+    mean = splits["train"][has["train"][:, 0]].mean(dim=0) if protocol.center == "train" else 0.0
+    return {
+        split: torch.where(has[split], functional.normalize(rows - mean, dim=1), 0)
+        for split, rows in splits.items()
+    }
 
 
 def _dataset(data: Path, views: tuple[str, ...], split: str, protocol: Protocol) -> ClipDataset:
-    dataset = ClipDataset(data, protocol.frames, protocol.crop, views=views, split=split, cache_mb=0)
+    dataset = ClipDataset(
+        data, protocol.frames, protocol.crop, views=views, split=split, cache_mb=0, keep_lacking=True
+    )
     if dataset.left_out:
         console().print(
             f"{dataset.left_out} {split} videos have fewer than {protocol.frames} frames: left out"
         )
+    videos = [dataset.manifest.videos[i] for i in dataset.videos]
+    for name, view in dataset.views.items():
+        if lacking := sum(not view.has(video) for video in videos):
+            console().print(
+                f"{lacking} of {len(videos)} {split} videos have no {name}: left out of its own figures, 0 in the sum"
+            )
     return dataset
 
 
@@ -132,11 +150,12 @@ def encode(
     batch: int = 8,
 ) -> dict[str, Tensor]:
     """{view: [M, F]}: pooled backbone features of every video of a split, averaged over its clips, on the
-    CPU.
+    CPU; 0 where a video lacks the view.
     """
     modes = {view: encoder.training for view, encoder in encoders.items()}
     views = chosen(tuple(encoders))
     parts: dict[str, list[Tensor]] = {view: [] for view in encoders}
+    sizes: dict[str, Any] = {view: encoder.feature_size for view, encoder in encoders.items()}
     try:
         for encoder in encoders.values():
             encoder.eval().to(device)
@@ -144,13 +163,16 @@ def encode(
             for start in bar.track(range(0, len(dataset), batch), description="encode"):
                 positions = range(start, min(start + batch, len(dataset)))
                 cut = [dataset.evenly_spaced(position, protocol.clips) for position in positions]
+                videos = [dataset.manifest.videos[dataset.videos[position]] for position in positions]
                 for view, encoder in encoders.items():
-                    frames = torch.cat([torch.from_numpy(video[view]) for video in cut]).to(device)
+                    held = [row for row, video in enumerate(videos) if views[view].has(video)]
                     features: Any = encoder.features
-                    pooled = features(channels_last(views[view].plain(frames))).view(
-                        len(cut), protocol.clips, -1
-                    )
-                    parts[view].append(pooled.mean(dim=1).cpu())
+                    pooled = torch.zeros(len(cut), sizes[view])
+                    if held:
+                        frames = torch.cat([torch.from_numpy(cut[row][view]) for row in held]).to(device)
+                        rows = features(channels_last(views[view].plain(frames)))
+                        pooled[held] = rows.view(len(held), protocol.clips, -1).mean(dim=1).cpu()
+                    parts[view].append(pooled)
     finally:
         for view, encoder in encoders.items():
             encoder.train(modes[view])
