@@ -86,7 +86,7 @@ def write(document: Document, out: Path) -> list[Path]:
 
 
 def _plots(document: Document, target: Path) -> list[Path]:
-    """Time, memory and final recall of the first bank under its longest schedule, against N."""
+    """Speed, memory, final recall and PMR of the first bank under its longest schedule, against N."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -97,7 +97,7 @@ def _plots(document: Document, target: Path) -> list[Path]:
     schedule = max((row["schedule"] for row in rows), key=len)
     rows = [row for row in rows if row["schedule"] == schedule]
     panels = [
-        ("call of 64 queries (ms)", lambda r: 1e3 * r["call_s"], True),
+        ("times as fast as exact, calls in turn", lambda r: r["times_exact"], True),
         (
             "index and peak of a call (MB)",
             lambda r: (r.get("index_bytes", 0) + (r["peak_bytes"] or 0)) / 1e6,
@@ -143,10 +143,11 @@ def newest(folder: Path) -> Document:
 
 
 def summary(document: Document, results: str) -> str:
-    """The README's lines: the first bank under its longest schedule, one row a method and length."""
+    """The README's lines: the first bank under its longest schedule, one row a method and power of ten."""
     bank, about = next(iter(document["banks"].items()))
     rows = ok_rows(document, bank)
     schedule = max((row["schedule"] for row in rows), key=len)
+    shown = {row["size"] for row in rows} & {10**digits for digits in range(5, 10)}
     lines = [
         [
             row["method"], f"{row['size']:,}", duration(row["call_s"]),
@@ -155,7 +156,7 @@ def summary(document: Document, results: str) -> str:
             duration(row["build_s"]) if "build_s" in row else "",
         ]
         for row in rows
-        if row["schedule"] == schedule
+        if row["schedule"] == schedule and row["size"] in (shown or {row["size"]})
     ]  # fmt: skip
     header = [
         "method",
@@ -174,7 +175,8 @@ def summary(document: Document, results: str) -> str:
     return (
         f"`python -m bench scale`: {about}, then copies of them with noise up to N (no independent videos, and none of "
         f"the queries' own); schedule `{schedule}`; {machine['cpu']}, {machine['threads']} threads, commit "
-        f"{commit} ([all rows]({results}/{stem(document)}.md)).\n\n{markdown(header, lines)}"
+        f"{commit} ([all rows]({results}/{stem(document)}.md), "
+        f"[plots]({results}/{stem(document)}.svg)).\n\n{markdown(header, lines)}"
     )
 
 
