@@ -16,7 +16,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from train_sets import tiny
+import train_sets  # noqa: F401  skips without the trainer's packages
 
 from cpr_kernels.__main__ import main
 from cpr_kernels.deploy import Model, artifact
@@ -28,15 +28,14 @@ from cpr_kernels.train.classifier import load_classifier
 from cpr_kernels.train.clips import ClipDataset
 from cpr_kernels.train.export import Export, export, onnx_of, program_of, weights_of
 from cpr_kernels.train.finetune import Finetune, finetune, video_scores
-from cpr_kernels.train.loop import pretrain
 from cpr_kernels.train.views import KNOWN
 
 pytest_plugins = ["train_fixtures"]
 
 
 @pytest.fixture(scope="module")
-def run(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return pretrain(tiny(data, tmp_path_factory.mktemp("runs") / "run", infonce_epochs=1, cycles=0))
+def run(cascade_run: Path) -> Path:
+    return cascade_run
 
 
 @pytest.fixture(scope="module")

@@ -10,22 +10,22 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import train_sets  # noqa: F401  skips without the trainer's packages
 from chromium import told_by
-from train_sets import tiny
 
 from cpr_kernels import cascade_topk, parse_schedule
 from cpr_kernels.__main__ import main
 from cpr_kernels.train import TrainError
 from cpr_kernels.train.checkpoint import load, save
 from cpr_kernels.train.explore import explore, packed, page, queue_of, unpacked
-from cpr_kernels.train.loop import config_of, pretrain
+from cpr_kernels.train.loop import config_of
 
 pytest_plugins = ["train_fixtures"]
 
 
 @pytest.fixture(scope="module")
-def run(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return pretrain(tiny(data, tmp_path_factory.mktemp("runs") / "cascade"))
+def run(cascade_run: Path) -> Path:
+    return cascade_run
 
 
 @pytest.fixture(scope="module")

@@ -10,14 +10,14 @@ from typing import Any
 
 import pytest
 import torch
-from train_sets import tiny
+import train_sets  # noqa: F401  skips without the trainer's packages
 
 from cpr_kernels.__main__ import main
 from cpr_kernels.train import Interrupted, TrainError, loop
 from cpr_kernels.train.checkpoint import encoder_files, load, load_encoder
 from cpr_kernels.train.evaluate import Protocol, retrieval
 from cpr_kernels.train.go_on import GoOn
-from cpr_kernels.train.loop import build, pretrain
+from cpr_kernels.train.loop import build
 from cpr_kernels.train.plan import make_plan
 from cpr_kernels.train.store import FrameStore, Manifest
 from cpr_kernels.train.synthetic import SyntheticSettings, generate
@@ -27,8 +27,8 @@ pytest_plugins = ["train_fixtures"]
 
 
 @pytest.fixture(scope="module")
-def run(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return pretrain(tiny(data, tmp_path_factory.mktemp("runs") / "run", infonce_epochs=1))
+def run(cascade_run: Path) -> Path:
+    return cascade_run
 
 
 @pytest.fixture(scope="module")

@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from train_sets import DRAFT
+from train_sets import DRAFT, tiny
 
+from cpr_kernels.train.loop import pretrain
 from cpr_kernels.train.prepare import prepare
 from cpr_kernels.train.synthetic import SyntheticSettings, generate
 
@@ -41,3 +42,9 @@ def sound_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("sound_data")
     prepare(videos / "list.csv", out, DRAFT)
     return out
+
+
+@pytest.fixture(scope="session")
+def cascade_run(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run, InfoNCE and one cycle. To be read only."""
+    return pretrain(tiny(data, tmp_path_factory.mktemp("finished") / "cascade"))
