@@ -1,0 +1,237 @@
+"""What each further modality brings, and CPR on IIC: every row under one budget, as one command each.
+
+    python -m bench.modalities modalities --videos LIST.csv --dataset ucf101 --with-sound --out FOLDER
+    python -m bench.modalities iic --videos LIST.csv --dataset ucf101 --out FOLDER
+    python -m bench.modalities modalities --videos LIST.csv --dataset utd_mhad_rgb --rows rgb rgb+flow --out FOLDER
+
+LIST.csv has the columns path and label (or class), and optionally split, dataset and has_audio; a folder with one
+folder a class will do too. Every step is resumable: stopped or killed, the same command goes on. FOLDER gets data/,
+seed<n>/<row>/ (runs), result.json, result.md and report.html.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import sys
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+from cpr_kernels.train import Interrupted, TrainError
+from cpr_kernels.train.config import Clips, Iic, Mining, Optim, TrainConfig, iic
+from cpr_kernels.train.logs import read_lines
+from cpr_kernels.train.prepare import prepare
+from cpr_kernels.train.quality import together
+from cpr_kernels.train.report import last_epochs, write_report
+from cpr_kernels.train.store import Manifest
+from cpr_kernels.train.videos import FrameSettings
+
+from .protocol import train
+from .readme import write_text
+from .text import markdown
+
+THREE = ("rgb", "flow", "audio")
+ORACLE = Mining(method="coclr", siblings="ignore", infonce_siblings="ignore")
+MODALITIES: dict[str, dict[str, Any]] = {
+    "rgb": {"views": ("rgb",), "mining": ORACLE},
+    "rgb+flow": {"views": ("rgb", "flow"), "mining": ORACLE},
+    "rgb+flow+audio": {"views": THREE, "mining": ORACLE},
+    "audio, then the frozen together": {
+        "views": THREE, "mining": replace(ORACLE, method="custom", schedule="audio:0.5,frozen:5"),
+    },
+    "cascade, frozen and trained in turn": {
+        "views": THREE, "mining": replace(ORACLE, method="cpr", stages=3),
+    },
+}  # fmt: skip
+BANK = Mining(method="cpr", stages=3, siblings="negative")
+ON_IIC: dict[str, dict[str, Any]] = {
+    "IIC": {"mining": replace(BANK, method="infonce")},
+    "IIC + CPR, top 5": {"mining": BANK},
+    "IIC + CPR, top 1 to 5": {"mining": replace(BANK, progressive=True)},
+}
+EXPERIMENTS = {"modalities": MODALITIES, "iic": ON_IIC}
+FRAMES = {
+    "tiny": FrameSettings(size=32, frames=40, min_frames=9, flow="draft", flow_bound=8.0),
+    "cpu": FrameSettings(size=64, frames=65, min_frames=17, flow="draft", flow_bound=8.0),
+    "gpu": FrameSettings(size=128, flow="fast"),
+}
+
+
+def base_config(experiment: str, scale: str, data: Path, out: Path) -> tuple[TrainConfig, int]:
+    """The budget that all rows of an experiment share, and the test clips of a video.
+
+    tiny: minutes, shows that all runs. cpu: hours on two cores. gpu: the papers' clips and networks. Each view is
+    trained for as many epochs in every row, with clips of a pair from different parts of the video.
+    """
+    size = {
+        "tiny": {"width": 0.05, "clips": Clips(frames=8, crop=32, batch=4, workers=0, apart=True)},
+        "cpu": {"width": 0.25, "clips": Clips(frames=8, crop=64, batch=32, apart=True)},
+        "gpu": {"clips": Clips(frames=32, crop=112, batch=64, apart=True, cache_mb=4096), "amp": "bf16"},
+    }[scale]
+    test_clips = {"tiny": 1, "cpu": 4, "gpu": 5}[scale]
+    if experiment == "iic":
+        settings = {**iic(), **size}
+        epochs = {"tiny": (1, 5, 1, 8), "cpu": (20, 5, 4, 256), "gpu": (120, 5, 24, 1024)}[scale]
+        settings["clips"] = replace(settings["clips"], frames=16 if scale == "gpu" else 8, apart=False)
+        settings.update(infonce_epochs=epochs[0], cycles=epochs[1], cycle_epochs=epochs[2])
+        settings["iic"] = Iic(negatives=epochs[3])
+    else:
+        pretraining, cycle, queue = {"tiny": (1, 1, 8), "cpu": (30, 5, 256), "gpu": (100, 25, 256)}[scale]
+        settings = {
+            **size, "infonce_epochs": pretraining, "cycles": 2, "cycle_epochs": cycle, "queue": queue,
+            "optim": Optim(momentum=0.99, cycle_lr=2e-4, warmup=10),
+        }  # fmt: skip
+    return TrainConfig(data=data, out=out, **settings), test_clips
+
+
+def listed(videos: Path, out: Path, dataset: str | None, with_sound: bool) -> Path:
+    """The list to prepare: `videos` itself, or its rows of one data set, of classes most of whose videos have sound."""
+    if not (dataset or with_sound):
+        return videos
+    if not videos.is_file():
+        raise TrainError(f"videos: --dataset and --with-sound need a CSV list, and {videos} is none")
+    with videos.open(newline="") as file:
+        rows = [row for row in csv.DictReader(file) if not dataset or row.get("dataset") == dataset]
+    label = "label" if rows and "label" in rows[0] else "class"
+    if with_sound:
+        sounds: dict[str, list[bool]] = defaultdict(list)
+        for row in rows:
+            sounds[row[label]].append(row.get("has_audio") == "1")
+        rows = [row for row in rows if mean(sounds[row[label]]) > 0.5]
+    if not rows:
+        raise TrainError(f"videos: {videos} has no row left (dataset {dataset}, with sound {with_sound})")
+    out.mkdir(parents=True, exist_ok=True)
+    lines = ["path,label,split"]
+    lines += [
+        f"{(videos.parent / row['path']).resolve()},{row[label]},{row.get('split', '')}" for row in rows
+    ]
+    write_text(out / "list.csv", "\n".join(lines) + "\n")
+    return out / "list.csv"
+
+
+def run(
+    experiment: str, base: TrainConfig, test_clips: int, seeds: Sequence[int], rows: Sequence[str]
+) -> dict[str, Any]:
+    """All runs, one after the other; returns what result.json holds, which is written after each."""
+    out = base.out
+    results: dict[str, dict[str, Any]] = {row: {} for row in rows}
+    for seed in seeds:
+        for row in rows:
+            config = replace(base, out=folder(out, seed, row), seed=seed, **EXPERIMENTS[experiment][row])
+            train(config, test_clips)
+            results[row][str(seed)] = figures_of(config.out, config.views)
+            write_text(out / "result.json", json.dumps({"experiment": experiment, "rows": results}, indent=1))
+            write_text(out / "result.md", tables(results))
+    return results
+
+
+def folder(out: Path, seed: int, row: str) -> Path:
+    """Where the run of a row lies."""
+    name = "".join(c if c.isalnum() or c in "+-" else "_" for c in row.lower())
+    return out / f"seed{seed}" / name
+
+
+def figures_of(run_folder: Path, views: Sequence[str]) -> dict[str, Any]:
+    """Retrieval and probe of the last encoders, and what was mined in the last epoch of every phase."""
+    last = json.loads((run_folder / "eval.json").read_text())["phases"][-1]
+    lines = read_lines(run_folder / "log.jsonl")
+    epochs = last_epochs([line for line in lines if line["kind"] == "epoch"])
+    missing: dict[str, float] = next((line["missing"] for line in lines if "missing" in line), {})
+    together_name = together(tuple(views)) if len(views) > 1 else views[0]
+    return {
+        "recall": last["recall"], "probe": last["probe"], "together": together_name, "missing": missing,
+        "mining": {line["phase"]: line["mining"] for line in epochs},
+        "seconds": sum(line["seconds"] for line in lines if line["kind"] == "step"),
+    }  # fmt: skip
+
+
+def tables(results: dict[str, dict[str, Any]]) -> str:
+    """Features and mining, a row each, in percent: the mean, and each seed's."""
+    features, mined = [], []
+    for row, of_seed in results.items():
+        found = list(of_seed.values())
+        for view in found[0]["recall"] if found else ():
+            shares = [_cell([one["recall"][view][k] for one in found]) for k in found[0]["recall"][view]]
+            features.append([row, view, *shares, _cell([one["probe"][view] for one in found])])
+        for phase in found[0]["mining"] if found else ():
+            ways = [one["mining"][phase] for one in found]
+            own = [
+                [way["mined"][figure] for way in ways if "mined" in way] for figure in ("pmr", "cmr_median")
+            ]
+            names = dict.fromkeys(name for way in ways for name in way if name != "mined")
+            others = ", ".join(
+                f"{name} {_cell([way[name]['pmr'] for way in ways if name in way])}" for name in names
+            )
+            mined.append([row, phase, *map(_cell, own), others])
+    parts = [
+        markdown(["row", "view", "R@1", "R@5", "R@10", "R@20", "probe"], features) if features else "",
+        markdown(["row", "phase", "PMR", "median CMR", "PMR of other ways, same queue"], mined)
+        if mined
+        else "",
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _cell(shares: list[float]) -> str:
+    each = " (" + ", ".join(f"{100 * share:.1f}" for share in shares) + ")" if len(shares) > 1 else ""
+    return f"{100 * mean(shares):.1f}{each}" if shares else "–"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command line: 0 done, 2 a setting that cannot work, 130 stopped."""
+    parser = argparse.ArgumentParser(prog="python -m bench.modalities", description=(__doc__ or "").strip())
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("experiment", choices=list(EXPERIMENTS))
+    parser.add_argument("--videos", type=Path, required=True, help="CSV list, or folder of class folders")
+    parser.add_argument("--out", type=Path, required=True, help="folder of data, runs and results")
+    parser.add_argument("--dataset", help="only rows of the list with this value in the column dataset")
+    parser.add_argument(
+        "--with-sound", action="store_true", help="only classes most of whose videos have sound"
+    )
+    parser.add_argument("--scale", choices=list(FRAMES), default="cpu")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
+    parser.add_argument("--rows", nargs="+", help="some rows of the table only")
+    parser.add_argument("--infonce-epochs", type=int, help="of the pretraining; the scale's by default")
+    parser.add_argument("--cycle-epochs", type=int, help="for each view and cycle; the scale's by default")
+    parser.add_argument("--device", default="auto")
+    args = parser.parse_args(argv)
+    rows = args.rows or list(EXPERIMENTS[args.experiment])
+    try:
+        if unknown := [row for row in rows if row not in EXPERIMENTS[args.experiment]]:
+            raise TrainError(
+                f"rows: no row {unknown[0]!r}; expected some of {', '.join(EXPERIMENTS[args.experiment])}"
+            )
+        data = args.out / "data"
+        if not (data / "manifest.json").is_file():
+            prepare(listed(args.videos, args.out, args.dataset, args.with_sound), data, FRAMES[args.scale])
+        print(
+            f"{len(Manifest.load(data).videos)} videos of {len(Manifest.load(data).classes)} classes",
+            flush=True,
+        )
+        base, test_clips = base_config(args.experiment, args.scale, data, args.out)
+        given = {"infonce_epochs": args.infonce_epochs, "cycle_epochs": args.cycle_epochs}
+        changes = {name: value for name, value in given.items() if value is not None}
+        results = run(
+            args.experiment, replace(base, device=args.device, **changes), test_clips, args.seeds, rows
+        )
+        write_report(
+            [folder(args.out, args.seeds[0], row) for row in rows], args.out / "report.html",
+            title="What each modality brings" if args.experiment == "modalities" else "CPR on IIC",
+        )  # fmt: skip
+    except Interrupted as stopped:
+        print(f"{stopped} (or the same bench.modalities command)", file=sys.stderr)
+        return 130
+    except (TrainError, OSError) as error:
+        print(f"bench.modalities: {error}", file=sys.stderr)
+        return 2
+    print(tables(results))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,72 @@
+"""The commands of the three-modality and IIC results: tiny runs of them, resumed, with their tables; and bad input."""
+
+from __future__ import annotations
+
+import csv
+import json
+
+from sound_files import sound_set
+from train_sets import tiny  # noqa: F401  (skips where the trainer's packages are missing)
+
+from bench import modalities
+
+pytest_plugins = ["train_fixtures"]
+
+
+def sound_list(folder):
+    """A list as the real one: data sets mixed, and classes of which one has no sound."""
+    (folder / "videos").mkdir()
+    sound_set(folder / "videos")
+    table = folder / "list.csv"
+    with table.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["path", "dataset", "class", "split", "has_audio"])
+        for path in sorted((folder / "videos").rglob("*.mkv")):
+            split = "test" if "_g05_" in path.name else "train"
+            label = path.parent.name
+            writer.writerow([path.relative_to(folder), "ours", label, split, int(label != "mute")])
+        writer.writerow(["elsewhere.mp4", "theirs", "low", "train", 1])
+    return table
+
+
+def test_rows_of_modalities_and_their_tables(tmp_path, capsys):
+    out = tmp_path / "out"
+    command = [
+        "modalities", "--videos", str(sound_list(tmp_path)), "--dataset", "ours", "--with-sound", "--out", str(out),
+        "--scale", "tiny", "--seeds", "0", "--rows", "rgb", "rgb+flow+audio", "--device", "cpu",
+    ]  # fmt: skip
+    assert modalities.main(command) == 0
+    told = capsys.readouterr().out
+    assert "10 videos of 2 classes" in told
+    body = json.loads((out / "result.json").read_text())
+    three = body["rows"]["rgb+flow+audio"]["0"]
+    assert list(three["recall"]) == ["rgb", "flow", "audio", "all"]
+    assert three["missing"] == {}
+    assert set(three["mining"]["cycle2-audio"]) == {"mined", "rgb", "flow", "audio", "all"}
+    assert "| rgb+flow+audio |" in (out / "result.md").read_text()
+    assert "<html" in (out / "report.html").read_text()
+    before = (out / "seed0" / "rgb" / "eval.json").stat().st_mtime_ns
+    assert modalities.main(command) == 0  # all is there: nothing is trained again
+    assert (out / "seed0" / "rgb" / "eval.json").stat().st_mtime_ns == before
+
+
+def test_cpr_on_iic(clip_folder, tmp_path, capsys):
+    row = "IIC + CPR, top 1 to 5"
+    command = ["iic", "--videos", str(clip_folder), "--out", str(tmp_path), "--scale", "tiny", "--seeds", "1"]
+    assert modalities.main([*command, "--rows", row, "--device", "cpu"]) == 0
+    body = json.loads((tmp_path / "result.json").read_text())["rows"][row]["1"]
+    assert list(body["recall"]) == ["rgb", "residual", "both"]
+    assert [phase for phase in body["mining"] if "mined" in body["mining"][phase]] == [
+        f"cycle{n}" for n in (1, 2, 3, 4, 5)
+    ]
+
+
+def test_bad_input_is_a_sentence(tmp_path, capsys):
+    (tmp_path / "list.csv").write_text("path,label\na.mp4,x\n")
+    for options, says in (
+        (["--videos", str(tmp_path), "--with-sound"], "need a CSV list"),
+        (["--videos", str(tmp_path / "list.csv"), "--dataset", "ucf101"], "has no row left"),
+        (["--videos", str(tmp_path / "list.csv"), "--rows", "smell"], "no row 'smell'"),
+    ):
+        assert modalities.main(["modalities", "--out", str(tmp_path / "o"), *options]) == 2
+        assert says in capsys.readouterr().err
