@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,8 @@ import torch
 import train_sets  # noqa: F401  skips without the trainer's packages
 
 from cpr_kernels.__main__ import main
-from cpr_kernels.deploy import Model, artifact
+from cpr_kernels.deploy import ClipIndex, Model, artifact
+from cpr_kernels.deploy import index as index_room
 from cpr_kernels.deploy.model import Clips
 from cpr_kernels.deploy.video import UnreadableVideo, centre_square, timed_frames
 from cpr_kernels.train import TrainError
@@ -257,6 +259,33 @@ def test_an_index_grows_and_finds(seer: Path, clips: list[Path], tmp_path: Path,
     assert main([*index, str(changed)]) == 0  # replaced, not added
     assert "12 clips" in capsys.readouterr().out.splitlines()[-1]
     _refused_indexes(known, seer, str(copy), capsys)
+
+
+def test_a_kill_while_an_index_is_written_leaves_the_old_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("faiss", reason="indexes need faiss: pip install 'cpr_kernels[deploy]'")
+    clip = index_room.Clip("a.mp4", 0.0, 1.0, 10, 20)
+    index_room.extend(tmp_path, "m", [clip], torch.eye(3)[:1])
+    whole, calls = index_room.replacing, []
+
+    def killed(paths: Any) -> Any:
+        calls.append(paths)
+        if len(calls) == 2:  # the new files are there, the manifest is not
+            raise KeyboardInterrupt
+        return whole(paths)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(index_room, "replacing", killed)
+        with pytest.raises(KeyboardInterrupt):
+            index_room.extend(tmp_path, "m", [replace(clip, path="b.mp4")], torch.eye(3)[1:2])
+    assert ClipIndex(tmp_path, "m").clips == [clip]
+    assert index_room.extend(tmp_path, "m", [replace(clip, path="b.mp4")], torch.eye(3)[1:2]) == 2
+    found = ClipIndex(tmp_path).search(torch.eye(3)[1:2], 5)[0]
+    assert [(near.clip.path, near.score) for near in found] == [("b.mp4", 1.0), ("a.mp4", 0.0)]
+    assert len(list(tmp_path.iterdir())) == 4  # the lock, the manifest, one generation
+    with pytest.raises(ValueError, match="of another model"):
+        index_room.extend(tmp_path, "other", [clip], torch.eye(3)[:1])
 
 
 def _refused_indexes(known: Path, seer: Path, video: str, capsys: Any) -> None:

@@ -200,6 +200,29 @@ def test_ten_thousand_entries_are_quick_and_a_phone_needs_no_sideways_scrolling(
     assert max(wide) <= 340
 
 
+def test_three_views_and_one(tmp_path: Path) -> None:
+    body = big(40)
+    [run] = body["runs"]
+    torch.manual_seed(1)
+    run["views"].append({"name": "audio", "label": "sound", **packed(torch.randn(40, 8))})
+    run["schedule"] = "audio:20,flow:10,rgb+audio:5"
+    alone = {**run, "name": "alone", "views": run["views"][:1], "schedule": "rgb:5"}
+    body["runs"] = [run, alone]
+    path = tmp_path / "three.html"
+    path.write_text(page(body))
+    script = """
+        const pick = () => document.querySelectorAll("#panes select[aria-label^=view]");
+        const told = {before: [...pick()].map((one) => one.value), rows: document.querySelectorAll("tbody tr").length};
+        pick()[0].value = "1"; pick()[0].onchange();
+        told.after = [...pick()].map((one) => one.value);
+        choice.panes[0].run = 1; choice.panes[0].schedule = runs[1].schedule; draw();
+        told.alone = document.querySelectorAll("tbody tr").length + document.querySelectorAll(".error").length;
+        return told;
+    """
+    told = told_by(path, script, tmp_path)
+    assert told == {"before": ["2", "0"], "rows": 3, "after": ["1", "0"], "alone": 1}
+
+
 def test_runs_without_traces_are_refused_in_one_line(run: Path, tmp_path: Path, capsys: Any) -> None:
     empty = tmp_path / "empty"
     empty.mkdir()

@@ -5,7 +5,7 @@ const runs = body.runs.map((run) => Object.assign(openRun(run, body.albums), { r
 const el = (id) => document.getElementById(id);
 const SHOWN = 12; // thumbnails of a group before "more"
 
-const choice = { query: 0, stage: 0, compare: false, class: "", panes: [{ run: 0, schedule: runs[0].schedule }, { run: Math.min(1, runs.length - 1), schedule: null }] };
+const choice = { query: 0, stage: 0, axes: null, compare: false, class: "", panes: [{ run: 0, schedule: runs[0].schedule }, { run: Math.min(1, runs.length - 1), schedule: null }] };
 
 const alternatives = (run) => {
   const names = run.views.map((view) => view.name);
@@ -154,8 +154,16 @@ function stageTable(run, traced, shown) {
 
 function scatterOf(run, traced, query, shown) {
   const holder = make("div"), canvas = make("canvas", { tabIndex: -1 });
-  const axes = run.views.length > 1 ? [run.views.length - 1, 0] : [0, -1];
-  if (run.views.length > 2) holder.append(make("p", { className: "soft", textContent: `of ${run.views.length} views, ${run.views[axes[0]].label} and ${run.views[axes[1]].label}; stages by others have no line here` }));
+  const many = run.views.length;
+  const axes = many < 2 ? [0, -1] : (choice.axes ?? [many - 1, 0]).map((view) => Math.min(view, many - 1));
+  if (many > 2) {
+    const line = make("p", { className: "soft", textContent: "across, up: " });
+    axes.forEach((view, i) => {
+      const pick = make("select", { ariaLabel: i ? "view going up" : "view going across", onchange: () => { choice.axes = axes.map((old, k) => (k === i ? +pick.value : old)); draw(); } }, ...run.views.map((one, v) => make("option", { value: v, textContent: one.label, selected: v === view })));
+      line.append(pick, " ");
+    });
+    holder.append(line, make("p", { className: "soft", textContent: "stages by other views have no line here" }));
+  }
   holder.append(canvas);
   canvas.setAttribute("role", "img");
   canvas.setAttribute("aria-label", `entries by similarity, after stage ${shown + 1}`);
