@@ -57,7 +57,7 @@ clean:  ## all that the commands above made, except runs/
 $(VENV)/.torch:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and \
 	  f"Python 3.10 or newer is needed; {sys.executable} is {sys.version.split()[0]}: set PYTHON=")'
-	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv $(VENV)
 	@echo "installing torch into $(VENV)"
 	@if $(BIN)/python -c 'import torch' 2>/dev/null; then \
 	  echo "it is there already"; \
