@@ -123,7 +123,8 @@ def test_report_is_one_page_with_its_pictures(run: Path, tmp_path: Path) -> None
     assert (
         page.count("data:image/svg+xml;base64,") == 2 + 2
     )  # PMR and CMR by epoch, and CMR of each cycle by class
-    assert page.count('class="clip right"') + page.count('class="clip wrong"') == 2 * 6 * 3 * 2
+    mined = page[: page.index("What each modality brings")]
+    assert mined.count('class="clip right"') + mined.count('class="clip wrong"') == 2 * 6 * 3 * 2
     for words in (
         "flow alone",
         "RGB alone",
@@ -152,7 +153,7 @@ def test_report_marks_right_and_wrong_by_label(run: Path, data: Path, tmp_path: 
                 for way in ("mined", "flow", "rgb")
                 for pick in last["picks"][way][row]
             )
-    gallery = page[page.index("Mined positives, cycle1-flow") :]
+    gallery = page[page.index("Mined positives, cycle1-flow") : page.index("What each modality brings")]
     assert gallery.count('class="clip right"') == right
 
 
@@ -197,7 +198,7 @@ def test_commands_teach_and_complain_in_one_line(tmp_path: Path, capsys: pytest.
     with pytest.raises(TrainError, match="holds no prepared data set; make one with `cpr prepare`"):
         COMMANDS["pretrain"](["--preset", "small", "--data", str(tmp_path), "--out", str(tmp_path / "r")])
     with pytest.raises(
-        TrainError, match=r"preset: must be one of paper, k400, small, or a method of .* got 'big'"
+        TrainError, match=r"preset: must be one of paper, k400, small, modalities, iic, or a method of .* got 'big'"
     ):
         COMMANDS["pretrain"](["--preset", "big", "--data", str(tmp_path)])
     with pytest.raises(TrainError, match="a run goes on with its own settings; drop --queue 3"):

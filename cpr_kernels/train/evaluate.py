@@ -84,7 +84,7 @@ def recall_of(found: Measured, protocol: Protocol) -> Recall:
     """R@k by view, on the videos that have it, and of all views together when there are several: there a view that a
     video lacks counts 0.
     """
-    unit = {view: _unit_features(splits, protocol) for view, splits in found.features.items()}
+    unit = {view: unit_features(splits, protocol) for view, splits in found.features.items()}
     if len(unit) > 1:
         unit[together(tuple(unit))] = {
             split: torch.cat([unit[view][split] for view in found.features], dim=1) for split in SPLITS
@@ -115,7 +115,8 @@ def probe_of(found: Measured) -> dict[str, float]:
     return accuracy
 
 
-def _unit_features(splits: Mapping[str, Tensor], protocol: Protocol) -> dict[str, Tensor]:
+def unit_features(splits: Mapping[str, Tensor], protocol: Protocol) -> dict[str, Tensor]:
+    """Centred and L2-normalised features of both splits, as retrieval compares them; all 0 stay 0: a missing view."""
     has = {split: rows.any(dim=1, keepdim=True) for split, rows in splits.items()}
     mean = splits["train"][has["train"][:, 0]].mean(dim=0) if protocol.center == "train" else 0.0
     return {

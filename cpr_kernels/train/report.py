@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from . import TrainError, figures
+from .brings import brought
 from .config import TrainConfig
 from .evaluate import Protocol
 from .logs import read_lines
@@ -56,7 +57,7 @@ def _section(run: Path, shown: int) -> dict[str, Any]:
     if not (run / "eval.json").is_file():
         raise TrainError(f"run: {run} has no eval.json; run `cpr evaluate --run {run}` first")
     evaluation = json.loads((run / "eval.json").read_text())
-    names = ways_of(config)
+    names, album = ways_of(config), _Album(FrameStore(config.data), manifest)
     return {
         "run": run,
         "title": run.name if run.name != "run" else run.parent.name,
@@ -74,7 +75,10 @@ def _section(run: Path, shown: int) -> dict[str, Any]:
             }
             for line in last_epochs(epochs) if "mined" in line["mining"]
         ],
-        "galleries": _galleries(run, _Album(FrameStore(config.data), manifest), names, shown),
+        "galleries": _galleries(run, album, names, shown),
+        "brings": brought(
+            run, config, Protocol(**evaluation["protocol"]), album.clip, shown
+        ) if len(config.views) > 1 else [],
         "settings": _settings(run, config, manifest),
     }  # fmt: skip
 
