@@ -198,7 +198,8 @@ def test_commands_teach_and_complain_in_one_line(tmp_path: Path, capsys: pytest.
     with pytest.raises(TrainError, match="holds no prepared data set; make one with `cpr prepare`"):
         COMMANDS["pretrain"](["--preset", "small", "--data", str(tmp_path), "--out", str(tmp_path / "r")])
     with pytest.raises(
-        TrainError, match=r"preset: must be one of paper, k400, small, modalities, iic, or a method of .* got 'big'"
+        TrainError,
+        match=r"preset: must be one of paper, k400, small, modalities, iic, or a method of .* got 'big'",
     ):
         COMMANDS["pretrain"](["--preset", "big", "--data", str(tmp_path)])
     with pytest.raises(TrainError, match="a run goes on with its own settings; drop --queue 3"):
