@@ -1,7 +1,7 @@
-// The sums of attend.h for features too long for a block to hold: tiles of 128 features at a time come through
-// shared memory, of rows and columns for the scores, then of the columns alone for the block's 128 sums. Each
-// block forms all scores, whichever features it sums: D / 128 times the products of scores. Every block adds
-// them in one order, so that all see the same.
+// The sums of attend.h for features too long for a block to hold: tiles of 128 features at a time come
+// through shared memory, of rows and columns for the scores, then of the columns alone for the block's 128
+// sums. Each block forms all scores, whichever features it sums: D / 128 times the products of scores. Every
+// block adds them in one order, so that all see the same.
 #pragma once
 #include "attend.h"
 
@@ -45,10 +45,11 @@ CPR_DEVICE void attend_wide(const AttendArgs& args, unsigned char* shared) {
   for (uint32_t first = begin; first < end; first += ATTEND_COLUMNS)
     for (int item = 0; item < items; ++item, turn ^= 1) {
       copy_wait<0>();
-      sync_block();  // the item is there; the other stage, and before item 0 the last step's facts, have been used
+      sync_block();  // the item is there; the other stage, and the last step's facts, have been used
       const bool last = item + 1 == items;
       const uint32_t next = last ? first + ATTEND_COLUMNS : first;
-      if (next < end) fetch_item(args, row0, next, last ? 0 : item + 1, out, stages + (turn ^ 1) * WIDE_STAGE);
+      if (next < end)
+        fetch_item(args, row0, next, last ? 0 : item + 1, out, stages + (turn ^ 1) * WIDE_STAGE);
       copy_commit();
       if (item == 0) load_facts<GRADIENT>(args, first, row0, facts);  // read after the next item's barrier
       attention.row_tile = stages + turn * WIDE_STAGE;

@@ -1,11 +1,11 @@
 // cpr::cascade_topk on CUDA. Scores of a sweep of queries go to a ring that stays in L2, never B x N at once;
 // then one block a query runs all stages by threshold. Three shapes of the same two steps:
-//   tiny  B <= 16, N <= 4,096, 9.0 and newer: one cluster of 16 blocks splits the features, scores and selects,
-//         with two cluster barriers between. One launch, where three would wait about 2 us each for the last.
-//         Sixteen multiprocessors at 64 bytes a clock read 4 MB of keys in 2.3 us, less than the launches saved;
-//         at N = 16,384 they would take 9 us, where the whole device takes 1.
-//   ring  the scores of 128 queries or more, or of all there are, fit half the L2 (the rest is for keys, and for
-//         what the two halves of an L2 hold twice): sweeps of that many, all of one size.
+//   tiny  B <= 16, N <= 4,096, 9.0 and newer: one cluster of 16 blocks splits the features, scores and
+//         selects, with two cluster barriers between. One launch, where three would wait about 2 us each for
+//         the last. Sixteen multiprocessors at 64 bytes a clock read 4 MB of keys in 2.3 us, less than the
+//         launches saved; at N = 16,384 they would take 9 us, where the whole device takes 1.
+//   ring  the scores of 128 queries or more, or of all there are, fit half the L2 (the rest is for keys, and
+//         for what the two halves of an L2 hold twice): sweeps of that many, all of one size.
 //   huge  they do not: sweeps of up to 128 queries through device memory. A sweep reads 4 D bytes a key and
 //         view, 4 D / 128 = 4 bytes a score at D = 128, as many as writing the score: fewer queries a sweep
 //         would be bound by keys.
@@ -161,7 +161,8 @@ Operand plan_operand(const CascadeArgs& args, const void* rows, int64_t stride, 
           stride};
 }
 
-// Queries a sweep; see the head of this file. Sweeps are of one size, for the last one is as long as the rest.
+// Queries a sweep; see the head of this file. Sweeps are of one size, for a short one takes as long as the
+// rest.
 void plan_chunk(int64_t num_queries, int64_t ring_a_query, int64_t bytes_a_query, int64_t cache_bytes,
                 Layout& layout) {
   const int64_t fitting = cache_bytes / 2 / ring_a_query / SWEEP_UNIT * SWEEP_UNIT;

@@ -217,7 +217,8 @@ const char* plan(const LossArgs& args, bool sweep, bool gradient, const DeviceLi
   if (args.dim > INT32_MAX - OUT_DEPTH) return "features of more than 2^31 numbers";
   layout.depths = args.dim <= 64 ? 64 : static_cast<int>(round_up(std::max<int64_t>(args.dim, 1), OUT_DEPTH));
   // two planes of 64 rows and twice 32 columns of 256 features are 131 KB: 8.0 and 9.0 have them, 8.6 has not
-  layout.wide = layout.depths > 256 || (layout.depths == 256 && limits.shared_bytes < ATTEND_SHARED_BYTES<256>);
+  layout.wide =
+      layout.depths > 256 || (layout.depths == 256 && limits.shared_bytes < ATTEND_SHARED_BYTES<256>);
   Carver carver{static_cast<char*>(workspace)};
   layout.queries = plan_operand(args, args.query, args.query_stride, args.num_queries, layout.depths, carver,
                                 layout.prepare.of[0]);
@@ -299,7 +300,8 @@ const char* mil_nce_sweep_cuda(const LossArgs& args, const LossOut& out, void* w
   Grid grid;
   grid.x = static_cast<uint32_t>(args.num_queries);
   grid.threads = FINISH_THREADS;
-  grid.y = out.grad_query ? static_cast<uint32_t>(std::max<int64_t>(1, round_up(args.dim, FINISH_DIM) / FINISH_DIM)) : 1;
+  const int64_t pieces = std::max<int64_t>(1, round_up(args.dim, FINISH_DIM) / FINISH_DIM);
+  grid.y = out.grad_query ? static_cast<uint32_t>(pieces) : 1;
   grid.shared = sizeof(FinishMemory);
   grid.follows = args.num_keys > 0;
   return launch(

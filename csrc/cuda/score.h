@@ -336,8 +336,8 @@ CPR_DEVICE void score_tile(const ScoreArgs& args, int view_index, uint32_t query
   }
   copy_wait<0>();
   sync_block();  // the rows are there whatever the number of steps
-  write_scores<BM, PLANES>(args, view, rows, query0, key0, m0, n0,
-                           args.out + view_index * args.view_stride + query0 * args.pitch + key0, high, cross);
+  float* to = args.out + view_index * args.view_stride + query0 * args.pitch + key0;
+  write_scores<BM, PLANES>(args, view, rows, query0, key0, m0, n0, to, high, cross);
   sync_block();  // the rows have been read, and the stages may be filled again
 }
 

@@ -9,7 +9,7 @@
 namespace cpr {
 
 constexpr int SAMPLE = 256;            // keys that one warp sorts in its registers
-constexpr uint32_t CANDIDATES = 1792;  // what a bracket may leave to a closer look; two blocks a multiprocessor
+constexpr uint32_t CANDIDATES = 1792;  // what a bracket may leave to a closer look
 constexpr float SPREAD = 2.2f;         // bracket half-width in standard deviations of the sampled rank
 constexpr int SAMPLED_ROUNDS = 10;     // then only the certain way, so that no data can make the search long
 constexpr uint32_t EVERY_TIE = ~0u;
