@@ -251,12 +251,12 @@ def _lead(sections: list[dict[str, Any]]) -> list[str]:
     """One sentence a run: what mining and retrieval came to."""
     sentences = []
     for section in sections:
-        words = [f"{section['title']}:"]
+        words = [f"{section['title']}:"] if section["title"] else []
         mined = [line["mining"] for line in last_epochs(section["epochs"]) if "mined" in line["mining"]]
         if mined:
             shown = [way for way in section["names"] if way in mined[-1]]
             shares = [f"{section['names'][way]} {100 * mined[-1][way]['pmr']:.0f} %" for way in shown]
-            words.append(f"right among the mined positives: {', '.join(shares)}.")
+            words.append(f"Right among the mined positives: {', '.join(shares)}.")
         measured = section["evaluation"]
         phases = measured if len(measured) == 1 else [measured[0], measured[-1]]
         gains = [
