@@ -42,7 +42,7 @@ MODALITIES: dict[str, dict[str, Any]] = {
     "rgb+flow": {"views": ("rgb", "flow"), "mining": ORACLE},
     "rgb+flow+audio": {"views": THREE, "mining": ORACLE},
     "audio, then the frozen together": {
-        "views": THREE, "mining": replace(ORACLE, method="custom", schedule="audio:0.5,frozen:5"),
+        "views": THREE, "mining": replace(ORACLE, method="custom", schedule="audio:0.5,frozen:1"),
     },
     "cascade, frozen and trained in turn": {
         "views": THREE, "mining": replace(ORACLE, method="cpr", stages=3),
@@ -86,6 +86,7 @@ def base_config(experiment: str, scale: str, data: Path, out: Path) -> tuple[Tra
             **size, "infonce_epochs": pretraining, "cycles": 2, "cycle_epochs": cycle, "queue": queue,
             "optim": Optim(momentum=0.99, cycle_lr=2e-4, warmup=10),
         }  # fmt: skip
+    settings["mining"] = Mining(topk=2 if scale == "tiny" else 5)
     return TrainConfig(data=data, out=out, **settings), test_clips
 
 
@@ -122,7 +123,9 @@ def run(
     results: dict[str, dict[str, Any]] = {row: {} for row in rows}
     for seed in seeds:
         for row in rows:
-            config = replace(base, out=folder(out, seed, row), seed=seed, **EXPERIMENTS[experiment][row])
+            of_row = dict(EXPERIMENTS[experiment][row])
+            of_row["mining"] = replace(of_row["mining"], topk=base.mining.topk)
+            config = replace(base, out=folder(out, seed, row), seed=seed, **of_row)
             train(config, test_clips)
             results[row][str(seed)] = figures_of(config.out, config.views)
             write_text(out / "result.json", json.dumps({"experiment": experiment, "rows": results}, indent=1))

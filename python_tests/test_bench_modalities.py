@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import csv
 import json
+from dataclasses import replace
 
 from sound_files import sound_set
 from train_sets import tiny  # noqa: F401  (skips where the trainer's packages are missing)
 
 from bench import modalities
+from cpr_kernels.train.plan import make_plan
 
 pytest_plugins = ["train_fixtures"]
 
@@ -48,6 +50,17 @@ def test_rows_of_modalities_and_their_tables(tmp_path, capsys):
     before = (out / "seed0" / "rgb" / "eval.json").stat().st_mtime_ns
     assert modalities.main(command) == 0  # all is there: nothing is trained again
     assert (out / "seed0" / "rgb" / "eval.json").stat().st_mtime_ns == before
+
+
+def test_every_row_has_a_plan_at_every_scale(tmp_path):
+    for experiment, rows in modalities.EXPERIMENTS.items():
+        for scale in modalities.FRAMES:
+            base, _ = modalities.base_config(experiment, scale, tmp_path, tmp_path)
+            for row, settings in rows.items():
+                mining = replace(settings["mining"], topk=base.mining.topk)
+                config = replace(base, **{**settings, "mining": mining})
+                config.check()
+                assert len(make_plan(config)) > 2, row
 
 
 def test_cpr_on_iic(clip_folder, tmp_path, capsys):
