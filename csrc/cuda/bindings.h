@@ -147,7 +147,7 @@ inline void bind(py::module_& m) {
           throw std::invalid_argument("select_threads must be 0, 256, 512 or 1024");
         tuning() = {sweep, score_queries, select_threads, early_start};
       },
-      py::arg("sweep") = 0, py::arg("score_queries") = 0, py::arg("select_threads") = 0,
+      py::kw_only(), py::arg("sweep") = 0, py::arg("score_queries") = 0, py::arg("select_threads") = 0,
       py::arg("early_start") = false,
       "Choices for experiments (csrc/cuda/tuning.h); without arguments, the planner's rules again.");
   m.def(
