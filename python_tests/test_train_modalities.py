@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from test_train_exact import Toy
 from toy_view import Edges, SmallNet
 from train_sets import tiny
 
@@ -30,11 +31,12 @@ def fourth_modality(monkeypatch):
     """What its file's author would write into two lists."""
     monkeypatch.setitem(KNOWN, "edges", Edges())
     monkeypatch.setitem(ENCODERS, SmallNet.architecture, SmallNet)
+    monkeypatch.setitem(ENCODERS, Toy.architecture, Toy)  # S3D would take most of the tests' time
 
 
 def settings(data, out, views=THREE, **changes):
     given = {
-        "views": views, "queue": 8, "infonce_epochs": 1, "cycles": 2, "cycle_epochs": 2,
+        "views": views, "backbone": "toy", "queue": 8, "infonce_epochs": 1, "cycles": 2, "cycle_epochs": 2,
         "clips": Clips(frames=8, crop=32, batch=4, workers=0, apart=True),
         "mining": Mining(method="coclr", topk=2), "optim": Optim(momentum=0.9),
     }  # fmt: skip

@@ -24,7 +24,9 @@ class SmallNet(nn.Sequential):
         return nn.functional.normalize(super().forward(clip), dim=1)
 
     def features(self, clip: Tensor) -> Tensor:
-        return self[:5](clip)
+        for layer in list(self)[:5]:
+            clip = layer(clip)
+        return clip
 
 
 class Edges(View):
