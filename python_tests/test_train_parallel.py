@@ -40,8 +40,9 @@ def keep(trainer, moment, step, log, writes):
     save(out / f"rank{parallel.rank()}-{step}.pt", {"model": trainer.model.state_dict()})
     kept(trainer, moment, step, log, writes)
 loop._keep = keep
-pretrain(from_json((out / "wanted.json").read_text()))
-with parallel.process_group("cpu"):  # clips that all differ come back in their places
+with parallel.process_group("cpu"):  # one group for all that follows: a second on the same store may wait for ever
+    pretrain(from_json((out / "wanted.json").read_text()))
+    # clips that all differ come back in their places
     clips = torch.arange(4.0)[:, None] + 10 * parallel.rank()
     seen = []
     keys = parallel.shuffled(lambda some: seen.append(some) or some * 2, clips, seed=3)
