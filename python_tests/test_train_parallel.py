@@ -143,7 +143,8 @@ def test_a_batch_in_parts_is_the_batch(data: Path, tmp_path: Path) -> None:
 def test_bfloat16_keeps_queue_loss_and_weights_in_float32(data: Path, tmp_path: Path) -> None:
     (whole, exact), (model, rough) = (one_step(tiny(data, tmp_path, amp=amp)) for amp in ("off", "bf16"))
     assert rough.losses["rgb"].dtype == torch.float32
-    assert float(rough.losses["rgb"]) == pytest.approx(float(exact.losses["rgb"]), rel=0.3)
+    # cosines off by a tenth are 1.4 in a logit at temperature 0.07
+    assert float(rough.losses["rgb"]) == pytest.approx(float(exact.losses["rgb"]), abs=1.5)
     assert float(rough.losses["rgb"]) != float(exact.losses["rgb"])
     alike = (whole.queue.views["rgb"] * model.queue.views["rgb"]).sum(dim=1)
     assert 0.7 < alike.mean() < 1  # 8 bits of mantissa through 60 untrained layers of 8 channels

@@ -6,6 +6,7 @@ hold the same queue, which is checked at every checkpoint. Only rank 0 writes an
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import os
 import warnings
@@ -38,7 +39,9 @@ def process_group(device: str) -> Iterator[str]:
             # 1 x 1 x 1 weights have strides that mean the same and look different
             warnings.filterwarnings("ignore", message="(?s).*Grad strides do not match bucket view strides")
             yield device
+        dist.barrier()  # a group that ends while another rank still speaks ends that rank too
     finally:
+        gc.collect()  # wrapped modules hold the group, and must go before it
         dist.destroy_process_group()
 
 
