@@ -155,7 +155,8 @@ class TrainConfig:
     device: str = "auto"
     """auto takes CUDA where there is one."""
     amp: Amp = "off"
-    """bf16: convolutions in bfloat16, for GPUs. On two AVX-512 cores with bfloat16 it was 2.5 to 6 times slower."""
+    """bf16: convolutions in bfloat16, for GPUs, where it was not tried yet. On CPUs it is not dependable: a run on
+    real clips stopped at a loss that was not finite."""
     compile: bool = False
     """Compile the encoders with torch.compile; the first steps take minutes."""
     goes_on: Path | None = None
