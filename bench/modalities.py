@@ -22,7 +22,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from cpr_kernels.train import Interrupted, TrainError
+from cpr_kernels.train import TrainError
 from cpr_kernels.train.config import Clips, Iic, Mining, Optim, TrainConfig, iic
 from cpr_kernels.train.logs import read_lines
 from cpr_kernels.train.prepare import prepare
@@ -31,7 +31,7 @@ from cpr_kernels.train.report import last_epochs, write_report
 from cpr_kernels.train.store import Manifest
 from cpr_kernels.train.videos import FrameSettings
 
-from .protocol import train
+from .protocol import ended, train
 from .readme import write_text
 from .text import markdown
 
@@ -203,37 +203,31 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--cycle-epochs", type=int, help="for each view and cycle; the scale's by default")
     parser.add_argument("--device", default="auto")
     args = parser.parse_args(argv)
-    rows = args.rows or list(EXPERIMENTS[args.experiment])
-    try:
-        if unknown := [row for row in rows if row not in EXPERIMENTS[args.experiment]]:
-            raise TrainError(
-                f"rows: no row {unknown[0]!r}; expected some of {', '.join(EXPERIMENTS[args.experiment])}"
-            )
-        data = args.out / "data"
-        if not (data / "manifest.json").is_file():
-            prepare(listed(args.videos, args.out, args.dataset, args.with_sound), data, FRAMES[args.scale])
-        print(
-            f"{len(Manifest.load(data).videos)} videos of {len(Manifest.load(data).classes)} classes",
-            flush=True,
-        )
-        base, test_clips = base_config(args.experiment, args.scale, data, args.out)
-        given = {"infonce_epochs": args.infonce_epochs, "cycle_epochs": args.cycle_epochs}
-        changes = {name: value for name, value in given.items() if value is not None}
-        results = run(
-            args.experiment, replace(base, device=args.device, **changes), test_clips, args.seeds, rows
-        )
-        write_report(
-            [folder(args.out, args.seeds[0], row) for row in rows], args.out / "report.html",
-            title="What each modality brings" if args.experiment == "modalities" else "CPR on IIC",
-        )  # fmt: skip
-    except Interrupted as stopped:
-        print(f"{stopped} (or the same bench.modalities command)", file=sys.stderr)
-        return 130
-    except (TrainError, OSError) as error:
-        print(f"bench.modalities: {error}", file=sys.stderr)
-        return 2
-    print(tables(results))
-    return 0
+    return ended("bench.modalities", lambda: _work(args))
+
+
+def _work(args: argparse.Namespace) -> str:
+    """The data set where there is none yet, all runs, their report, and the tables."""
+    known = EXPERIMENTS[args.experiment]
+    rows = args.rows or list(known)
+    if unknown := [row for row in rows if row not in known]:
+        raise TrainError(f"rows: no row {unknown[0]!r}; expected some of {', '.join(known)}")
+    data = args.out / "data"
+    if not (data / "manifest.json").is_file():
+        prepare(listed(args.videos, args.out, args.dataset, args.with_sound), data, FRAMES[args.scale])
+    manifest = Manifest.load(data)
+    print(f"{len(manifest.videos)} videos of {len(manifest.classes)} classes", flush=True)
+    base, test_clips = base_config(args.experiment, args.scale, data, args.out)
+    given = {"infonce_epochs": args.infonce_epochs, "cycle_epochs": args.cycle_epochs}
+    changes = {name: value for name, value in given.items() if value is not None}
+    base = replace(base, device=args.device, **changes)
+    results = run(args.experiment, base, test_clips, args.seeds, rows)
+    write_report(
+        [folder(args.out, args.seeds[0], row) for row in rows],
+        args.out / "report.html",
+        title="What each modality brings" if args.experiment == "modalities" else "CPR on IIC",
+    )
+    return tables(results)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import mean
@@ -193,19 +193,32 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--workers", type=int, default=-1)
     parser.add_argument("--device", default="auto")
     args = parser.parse_args(argv)
+    return ended("bench.protocol", lambda: _work(args))
+
+
+def ended(command: str, work: Callable[[], str]) -> int:
+    """Print what an experiment's `work` makes of it; the command's exit: 0 done, 2 a setting that cannot work, 130
+    stopped.
+    """
     try:
-        base = _changed(budget(args.preset, args.data, args.out, args.device), args)
-        document = run_protocol(base, args.out, args.seeds, args.methods)
-        folders = [args.out / f"seed{args.seeds[0]}" / name for name in (WARM_UP, *args.methods)]
-        write_report(folders, args.out / "report.html", title="One budget, every method")
+        table = work()
     except Interrupted as stopped:
-        print(f"{stopped} (or the same bench.protocol command)", file=sys.stderr)
+        print(f"{stopped} (or the same {command} command)", file=sys.stderr)
         return 130
     except (TrainError, OSError) as error:
-        print(f"bench.protocol: {error}", file=sys.stderr)
+        print(f"{command}: {error}", file=sys.stderr)
         return 2
-    print(markdown(document))
+    print(table)
     return 0
+
+
+def _work(args: argparse.Namespace) -> str:
+    """All runs, their report, and the table."""
+    base = _changed(budget(args.preset, args.data, args.out, args.device), args)
+    document = run_protocol(base, args.out, args.seeds, args.methods)
+    folders = [args.out / f"seed{args.seeds[0]}" / name for name in (WARM_UP, *args.methods)]
+    write_report(folders, args.out / "report.html", title="One budget, every method")
+    return markdown(document)
 
 
 def _changed(base: Budget, args: argparse.Namespace) -> Budget:

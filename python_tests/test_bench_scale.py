@@ -4,33 +4,15 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-
-ROOT = Path(__file__).resolve().parents[1]
-if str(ROOT) not in sys.path:
-    sys.path.append(str(ROOT))  # last: an installed cpr_kernels stays the one under test
-
-
-def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "bench", "scale", *arguments],
-        cwd=ROOT,
-        env={**os.environ, "OMP_WAIT_POLICY": "passive"},
-        capture_output=True,
-        text=True,
-        timeout=280,
-        check=False,
-    )
+from bench_tools import ROOT, run_bench
 
 
 @pytest.mark.slow
 def test_a_quick_run_measures_writes_and_tells_the_readme(tmp_path: Path) -> None:
-    done = run("--quick", "--out", str(tmp_path))
+    done = run_bench("scale", "--quick", "--out", str(tmp_path))
     assert done.returncode == 0, done.stderr[-3000:]
     (found,) = tmp_path.glob("*-scale-*.json")
     document = json.loads(found.read_text())
@@ -48,7 +30,7 @@ def test_a_quick_run_measures_writes_and_tells_the_readme(tmp_path: Path) -> Non
 
     readme = tmp_path / "README.md"
     readme.write_text("before\n<!-- scale:begin -->\nold\n<!-- scale:end -->\nafter\n")
-    assert run("--readme", str(readme), "--out", str(tmp_path)).returncode == 0
+    assert run_bench("scale", "--readme", str(readme), "--out", str(tmp_path)).returncode == 0
     text = readme.read_text()
     assert text.startswith("before\n") and text.endswith("after\n") and "old" not in text
     assert "| native, exact" in text and "no independent videos" in text

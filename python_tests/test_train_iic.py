@@ -9,15 +9,15 @@ import pytest
 import torch
 from test_train_exact import Toy, batches, trained
 from torch.nn.functional import normalize
-from train_sets import tiny
+from train_sets import steps, tiny
 
 from cpr_kernels import MemoryBank
 from cpr_kernels.train import TrainError
 from cpr_kernels.train.config import Clips, Iic, Mining, Optim, with_preset
 from cpr_kernels.train.encoders import ENCODERS, new_encoder
 from cpr_kernels.train.iic import BROKEN, BankModel
-from cpr_kernels.train.logs import RunLog, read_lines
-from cpr_kernels.train.loop import _batches, build, learning_rate, restore, run_step, snapshot
+from cpr_kernels.train.logs import read_lines
+from cpr_kernels.train.loop import build, learning_rate, restore, snapshot
 from cpr_kernels.train.norms import calibrate_
 from cpr_kernels.train.plan import locate, make_plan, total_steps
 
@@ -38,13 +38,6 @@ def settings(data, out, **changes):
         "optim": Optim(algorithm="sgd", lr=0.05, sgd_momentum=0.0, weight_decay=0.0, steps=(0.3, 0.6), temperature=T),
     }  # fmt: skip
     return tiny(data, out, **{**given, **changes})
-
-
-def steps(trainer, first, last, out):
-    out.mkdir(parents=True, exist_ok=True)
-    with RunLog(out, resume_at=first) as log:
-        for step, batch in enumerate(_batches(trainer, first, last), start=first):
-            run_step(trainer, locate(trainer.plan, trainer.sampler.steps_per_pass, step), step, batch, log)
 
 
 def test_the_plan_trains_both_views_all_along_and_mines_more_from_cycle_to_cycle(data, tmp_path):

@@ -10,15 +10,15 @@ import pytest
 import torch
 from test_train_exact import Toy
 from toy_view import Edges, SmallNet
-from train_sets import tiny
+from train_sets import steps, tiny
 
 from cpr_kernels.train import TrainError, presence
 from cpr_kernels.train.config import Clips, Mining, Optim, with_preset
 from cpr_kernels.train.encoders import ENCODERS
 from cpr_kernels.train.evaluate import evaluate_run
-from cpr_kernels.train.logs import RunLog, read_lines
-from cpr_kernels.train.loop import _batches, build, pretrain, restore, run_step, snapshot
-from cpr_kernels.train.plan import locate, make_plan
+from cpr_kernels.train.logs import read_lines
+from cpr_kernels.train.loop import build, pretrain, restore, snapshot
+from cpr_kernels.train.plan import make_plan
 from cpr_kernels.train.report import write_report
 from cpr_kernels.train.views import KNOWN
 
@@ -41,13 +41,6 @@ def settings(data, out, views=THREE, **changes):
         "mining": Mining(method="coclr", topk=2), "optim": Optim(momentum=0.9),
     }  # fmt: skip
     return tiny(data, out, **{**given, **changes})
-
-
-def steps(trainer, first, last, out):
-    out.mkdir(parents=True, exist_ok=True)
-    with RunLog(out, resume_at=first) as log:
-        for step, batch in enumerate(_batches(trainer, first, last), start=first):
-            run_step(trainer, locate(trainer.plan, trainer.sampler.steps_per_pass, step), step, batch, log)
 
 
 def test_two_cycles_of_a_stage_for_each_modality_with_the_others_as_oracle(sound_data, tmp_path):

@@ -13,7 +13,10 @@ for package in ("av", "cv2", "lmdb", "rich", "torchmetrics", "matplotlib", "tyro
 
 from cpr_kernels.train.augment import Augment  # noqa: E402
 from cpr_kernels.train.config import Clips, Mining, Optim, TrainConfig  # noqa: E402
+from cpr_kernels.train.logs import RunLog  # noqa: E402
+from cpr_kernels.train.loop import Trainer, _batches, run_step  # noqa: E402
 from cpr_kernels.train.norms import calibrate_  # noqa: E402
+from cpr_kernels.train.plan import locate  # noqa: E402
 from cpr_kernels.train.s3d import Encoder  # noqa: E402
 from cpr_kernels.train.videos import FrameSettings  # noqa: E402
 
@@ -43,3 +46,11 @@ def tiny(data: Path, out: Path, **changes: Any) -> TrainConfig:
         "augment": Augment(min_area=0.5),
     }
     return TrainConfig(data, out, **{**settings, **changes})
+
+
+def steps(trainer: Trainer, first: int, last: int, out: Path) -> None:
+    """Training steps `first` to `last`, logged to `out`: the loop of `pretrain`, and nothing around it."""
+    out.mkdir(parents=True, exist_ok=True)
+    with RunLog(out, resume_at=first) as log:
+        for step, batch in enumerate(_batches(trainer, first, last), start=first):
+            run_step(trainer, locate(trainer.plan, trainer.sampler.steps_per_pass, step), step, batch, log)
