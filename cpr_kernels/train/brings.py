@@ -22,7 +22,7 @@ def brought(
     run: Path,
     config: TrainConfig,
     protocol: Protocol,
-    clip: Callable[[int], Mapping[str, str]],
+    clip: Callable[[int], Mapping[str, Any]],
     shown: int,
 ) -> list[dict[str, Any]]:
     """One step for each view after the first: how many test videos' nearest neighbour turns right and wrong by it, and

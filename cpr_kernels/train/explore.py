@@ -92,6 +92,7 @@ def _run(run: Path, albums: dict[Path, Album]) -> dict[str, Any]:
     if folder not in albums:
         albums[folder] = Album(config.data, Manifest.load(config.data))
     album = albums[folder]
+    album.add_views(config.views)
     videos = queue["videos"].tolist()
     if max(videos) >= len(album.manifest.videos):
         raise TrainError(

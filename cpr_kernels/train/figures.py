@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from .sound import DECIBELS
 from .store import write_atomically
 
 Curve = Sequence[tuple[float, float]]
@@ -37,6 +38,7 @@ MORE = (
     "#888888",
 )  # for what has no colour of its own
 INK = "#888888"  # readable on white and on black
+SHOWN_DECIBELS = 60.0  # of a spectrogram, from its loudest place down
 
 
 def curves(
@@ -77,6 +79,7 @@ def _curves(
             name, (start, 1.01), xycoords=("data", "axes fraction"), fontsize=8, color=INK, ha="left"
         )
     axes.set_xlabel("epoch")
+    axes.xaxis.get_major_locator().set_params(integer=True)
     axes.set_ylabel(label)
     axes.set_ylim(bottom=0)
     _legend(axes)
@@ -137,6 +140,22 @@ def flow_picture(flow: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
     saturation = np.clip(peak / scale, 0, 1)
     picture = cv2.cvtColor(np.stack([hue, saturation, np.ones_like(hue)], axis=-1), cv2.COLOR_HSV2RGB)
     return np.asarray((picture * 255).round(), np.uint8)
+
+
+def spectrogram_picture(
+    spectrogram: npt.NDArray[np.uint8], width: int = 96, height: int = 48
+) -> npt.NDArray[np.uint8]:
+    """A stored spectrogram [bands, L] as a picture [height, width, 3]: time to the right, high bands above, from dark
+    blue to yellow (viridis) over the 60 dB below its own loudest place.
+    """
+    import cv2
+
+    low, high = DECIBELS
+    small = cv2.resize(spectrogram[::-1].astype(np.float32), (width, height), interpolation=cv2.INTER_AREA)
+    span = SHOWN_DECIBELS * 255 / (high - low)
+    level = (small - (small.max() - span)) / span
+    grey = np.asarray((np.clip(level, 0, 1) * 255).round(), np.uint8)
+    return np.asarray(cv2.applyColorMap(grey, cv2.COLORMAP_VIRIDIS)[..., ::-1], np.uint8)
 
 
 def _canvas(width: float, height: float) -> tuple[Any, Any]:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from . import TrainError, figures
+from .album import beside
 from .brings import brought
 from .config import TrainConfig
 from .evaluate import Protocol
@@ -57,7 +58,7 @@ def _section(run: Path, shown: int) -> dict[str, Any]:
     if not (run / "eval.json").is_file():
         raise TrainError(f"run: {run} has no eval.json; run `cpr evaluate --run {run}` first")
     evaluation = json.loads((run / "eval.json").read_text())
-    names, album = ways_of(config), _Album(FrameStore(config.data), manifest)
+    names, album = ways_of(config), _Album(FrameStore(config.data), manifest, config.views)
     return {
         "run": run,
         "title": run.name if run.name != "run" else run.parent.name,
@@ -112,6 +113,7 @@ def last_epochs(epochs: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def _best_and_worst(cmr: dict[str, float], shown: int = 3) -> str:
     """The classes of which most and least was found, in words."""
     ranked = sorted(cmr.items(), key=lambda entry: -entry[1])
+    shown = max(1, min(shown, len(ranked) // 2))
     top, bottom = (
         ", ".join(f"{label} {100 * share:.0f} %" for label, share in some)
         for some in (ranked[:shown], ranked[-shown:])
@@ -196,14 +198,14 @@ def _queries(line: dict[str, Any], album: _Album, names: dict[str, str], shown: 
 class _Album:
     """Thumbnails by video, each made once."""
 
-    def __init__(self, store: FrameStore, manifest: Manifest) -> None:
-        self.store, self.manifest = store, manifest
-        self.made: dict[int, dict[str, str]] = {}
+    def __init__(self, store: FrameStore, manifest: Manifest, views: Sequence[str]) -> None:
+        self.store, self.manifest, self.views = store, manifest, views
+        self.made: dict[int, dict[str, Any]] = {}
 
     def label(self, video: int) -> str:
         return self.manifest.classes[self.manifest.videos[video].label]
 
-    def clip(self, video: int) -> dict[str, str]:
+    def clip(self, video: int) -> dict[str, Any]:
         if video not in self.made:
             stored = self.manifest.videos[video]
             frame = self.store.frames(stored.id, "rgb", stored.frames // 2, 1)[0]
@@ -213,7 +215,14 @@ class _Album:
                 "label": self.label(video),
                 "frame": figures.thumbnail(frame),
                 "flow": figures.thumbnail(figures.flow_picture(flow)),
-            }
+                "beside": [
+                    {
+                        "caption": one.caption, "why": one.why,
+                        "picture": "" if one.picture is None else figures.thumbnail(one.picture),
+                    }
+                    for one in beside(self.views, self.store, stored)
+                ],
+            }  # fmt: skip
         return self.made[video]
 
 

@@ -61,8 +61,17 @@ function parseSchedule(text, run) {
   return stages;
 }
 
+// As in training: a stage that only views judge which the query lacks (its row is 0) is left out, and the last one left
+// keeps as many as the last was to.
+function answering(run, stages, query) {
+  const has = run.views.map(({ rows, size }) => rows.subarray(query * size, (query + 1) * size).some((value) => value));
+  const left = stages.filter((stage) => stage.weights.some(([view]) => has[view]));
+  return left.map((stage, s) => (s === left.length - 1 ? { ...stage, keep: stages[stages.length - 1].keep } : stage));
+}
+
 // What each stage keeps and throws out, best first, ties to the lower index; and its threshold.
-function cascade(run, stages, query) {
+function cascade(run, asked, query) {
+  const stages = answering(run, asked, query);
   let pool = [];
   for (let entry = 0; entry < run.entries; entry++) if (run.sources[entry] !== run.sources[query]) pool.push(entry);
   const right = (list) => list.reduce((count, entry) => count + (run.classes[entry] === run.classes[query]), 0);

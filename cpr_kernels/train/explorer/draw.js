@@ -8,20 +8,35 @@ function make(tag, properties = {}, ...children) {
   return element;
 }
 
-const addresses = new Map(); // album and video: address of its strip, made when first shown
+const addresses = new Map(); // album, video and picture: its address, made when first shown
+
+function address(run, entry, picture, encoded) {
+  const key = run.run.album + ":" + run.videos[entry] + ":" + picture;
+  if (!addresses.has(key)) {
+    const bytes = Uint8Array.from(atob(encoded), (letter) => letter.charCodeAt(0));
+    addresses.set(key, URL.createObjectURL(new Blob([bytes], { type: "image/jpeg" })));
+  }
+  return addresses.get(key);
+}
+
+// What the run's views show of a video that its frames do not tell of: its sound.
+function beside(run, entry) {
+  const held = run.album.videos[run.videos[entry]].beside ?? {};
+  return run.views.filter((view) => view.name in held).map((view) => {
+    const { caption, why, jpeg } = held[view.name];
+    const picture = make("i");
+    if (jpeg) picture.style.backgroundImage = `url(${address(run, entry, view.name, jpeg)})`;
+    return make("span", { className: "beside", title: why }, picture, caption);
+  });
+}
 
 function clip(run, entry, kind = "", text = null) {
   const video = run.album.videos[run.videos[entry]];
-  const key = run.run.album + ":" + run.videos[entry];
-  if (!addresses.has(key)) {
-    const bytes = Uint8Array.from(atob(video.strip), (letter) => letter.charCodeAt(0));
-    addresses.set(key, URL.createObjectURL(new Blob([bytes], { type: "image/jpeg" })));
-  }
   const strip = make("span", { className: "strip" });
   const frames = run.album.frames;
-  strip.style.cssText = `background-image:url(${addresses.get(key)});background-size:${100 * frames}% ${run.album.flow ? 200 : 100}%;--frames:${frames};--length:${frames / 8}s`;
+  strip.style.cssText = `background-image:url(${address(run, entry, "strip", video.strip)});background-size:${100 * frames}% ${run.album.flow ? 200 : 100}%;--frames:${frames};--length:${frames / 8}s`;
   const name = run.album.classes[video.class];
-  const button = make("button", { className: "clip " + kind, title: video.id + " · " + name }, strip, make("span", { className: "name", textContent: text ?? name }));
+  const button = make("button", { className: "clip " + kind, title: video.id + " · " + name }, strip, ...beside(run, entry), make("span", { className: "name", textContent: text ?? name }));
   button.dataset.entry = entry;
   return button;
 }

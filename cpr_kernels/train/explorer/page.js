@@ -102,6 +102,14 @@ function drawPane(pane, number) {
     return box;
   }
   const traced = cascade(run, stages, query);
+  if (traced.length < stages.length) {
+    const left = [...new Set(stages.filter((stage) => !traced.some((one) => one.judge === stage.judge)).map((stage) => stage.judge))].join(", ");
+    box.append(make("p", { className: "soft", textContent: `this clip has no ${left}: as in training, that stage is left out` + (traced.length ? "" : ", and nothing is mined") }));
+  }
+  if (!traced.length) {
+    box.append(make("div", { className: "ask" }, clip(run, query, "big chosen")));
+    return box;
+  }
   const shown = Math.min(choice.stage, traced.length - 1);
   const last = traced[traced.length - 1];
   const picks = make("div", { className: "row picks" }, ...last.kept.slice(0, 40).map((entry) => thumb(run, entry, query)));
@@ -184,7 +192,7 @@ function scatterOf(run, traced, query, shown) {
       const values = run.views.map((view, i) => `${view.label} ${similarities(run, i, query)[entry].toFixed(3)}`).join(", ");
       tip = make("div", { className: "tip" }, thumb(run, entry, query), values);
       tip.style.left = Math.min(event.clientX + 14, innerWidth - 135) + "px";
-      tip.style.top = Math.min(event.clientY + 12, innerHeight - 170) + "px";
+      tip.style.top = Math.min(event.clientY + 12, innerHeight - 230) + "px";
       document.body.append(tip);
     };
     canvas.onmouseleave = hide;
@@ -228,8 +236,8 @@ function average(run, stages, place) {
     const until = performance.now() + 12;
     while (sum.at < count && performance.now() < until) {
       const last = cascade(run, stages, Math.floor((sum.at * run.entries) / count)).at(-1);
-      sum.right += last.right;
-      sum.mined += last.kept.length;
+      sum.right += last?.right ?? 0;
+      sum.mined += last?.kept.length ?? 0;
       sum.at++;
     }
     tell();

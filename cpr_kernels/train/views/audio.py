@@ -12,8 +12,9 @@ from torch.nn import functional
 
 from ..crops import Frames
 from ..encoders import new_encoder
+from ..figures import spectrogram_picture
 from ..resnet import SpectrogramEncoder
-from ..sound import BANDS, COLUMNS
+from ..sound import BANDS, COLUMNS, HOP, RATE
 from ..store import FrameStore, Video
 from .base import View, unit
 
@@ -33,6 +34,7 @@ class Audio(View):
     """
 
     name, label, stored = "audio", "audio", "audio"
+    pictured = True
 
     def has(self, video: Video) -> bool:
         """Whether sound of the video is stored."""
@@ -41,6 +43,11 @@ class Audio(View):
     def blank(self) -> Frames:
         """[BANDS, COLUMNS] of zeros."""
         return np.zeros((BANDS, COLUMNS), np.uint8)
+
+    def picture(self, store: FrameStore, video: Video) -> tuple[Frames, str]:
+        """The whole spectrogram, time to the right, high bands above; and how long it is."""
+        spectrogram = store.spectrogram(video.id)
+        return spectrogram_picture(spectrogram), f"{self.label}, {spectrogram.shape[1] * HOP / RATE:.1f} s"
 
     def load(self, store: FrameStore, video: Video, start: int, count: int) -> Frames:
         """The spectrogram [BANDS, L] of video frames start .. start+count-1, L at least `COLUMNS` where there are."""

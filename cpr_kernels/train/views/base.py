@@ -23,12 +23,14 @@ class View:
     """One modality. This base reads frames stored as JPEGs and encodes them with the run's backbone.
 
     name: what options, files and logs call it. label: what figures call it. stored: the record that
-    `cpr prepare` wrote and this view reads; views that share one record share its clips too.
+    `cpr prepare` wrote and this view reads; views that share one record share its clips too. pictured: galleries
+    show its `picture`, beside the frame and the flow that they show of every video.
     """
 
     name: str
     label: str
     stored: str
+    pictured: bool = False
 
     def has(self, video: Video) -> bool:
         """Whether the data set holds this view of a video."""
@@ -36,6 +38,10 @@ class View:
 
     def blank(self) -> Frames:
         """What fills the place of a clip in a batch whose video has no such view; nobody reads it."""
+        raise NotImplementedError
+
+    def picture(self, store: FrameStore, video: Video) -> tuple[Frames, str]:
+        """What galleries show of a whole video that has the view, [H, W, 3] uint8 RGB, and a few words below it."""
         raise NotImplementedError
 
     def load(self, store: FrameStore, video: Video, start: int, count: int) -> Frames:
