@@ -24,6 +24,8 @@ Swept: TypeAlias = tuple[Address, ...]
 CascadeMasks: TypeAlias = tuple[Address, Address, Address, int]
 # scores, index, length, queries, rows, pitch
 Lists: TypeAlias = tuple[Address, Address, Address, int, int, int]
+# compute capability (90 for 9.0), shared memory a block may have, L2 bytes, has it clusters of 16 blocks
+Limits: TypeAlias = tuple[int, int, int, bool]
 # indices, scores
 Mined: TypeAlias = tuple[Address, Address]
 
@@ -59,20 +61,34 @@ def count_digits(
     counts: Address, threads: int, /,
 ) -> None: ...  # fmt: skip
 def keep_above(lists: Lists, row: int, cut: Address, ties: Address, threads: int, /) -> None: ...
+def plan_cuda_cascade(
+    views: Views, dtype: int, num_queries: int, num_keys: int, weights: Sequence[float], keep: Sequence[int],
+    limits: Limits, gathered: bool, /,
+) -> tuple[str, int, int, int, int, bool, str]: ...  # fmt: skip
+def plan_cuda_mil_nce(
+    dtype: int, sizes: tuple[int, int, int], limits: Limits, gradient: bool, /
+) -> tuple[int, int, bool, int]: ...
+def plan_cpu_cascade(
+    views: Views, dtype: int, num_queries: int, num_keys: int, weights: Sequence[float], keep: Sequence[int],
+    threads: int, /,
+) -> tuple[int, int, int, int, int, int, int]: ...  # fmt: skip
+def plan_cpu_mil_nce(
+    dtype: int, sizes: tuple[int, int, int], threads: int, /
+) -> tuple[int, int, int, int]: ...
 def sampled_keys(num_keys: int, /) -> list[int]: ...
 def cpu_isas() -> list[str]: ...
 def cpu_isa() -> str: ...
 def use_cpu_isa(name: str, /) -> bool: ...
 def cuda_unavailable() -> str: ...
 def cuda_use_device(index: int, /) -> None: ...
-def cuda_limits() -> tuple[int, int, int]: ...
+def cuda_limits() -> tuple[int, int, int, bool]: ...
 def cuda_tune(
     *, sweep: int = 0, score_queries: int = 0, select_threads: int = 0, early_start: bool = False
 ) -> None: ...
-def cuda_cascade_plan(
+def cuda_cascade_topk_workspace(
     views: Views, dtype: int, num_queries: int, num_keys: int, weights: Sequence[float], keep: Sequence[int],
     masks: CascadeMasks, out: Mined, /,
-) -> tuple[str, int, int]: ...  # fmt: skip
+) -> int: ...  # fmt: skip
 def cuda_cascade_topk(
     views: Views, dtype: int, num_queries: int, num_keys: int, weights: Sequence[float], keep: Sequence[int],
     masks: CascadeMasks, out: Mined, workspace: Address, bytes: int, stream: int, /,

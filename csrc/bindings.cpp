@@ -10,6 +10,7 @@
 #include "cpu_info.h"
 #include "enqueue.h"
 #include "mil_nce.h"
+#include "plan_bindings.h"
 #include "shard_bindings.h"
 #ifdef CPR_HAS_CUDA
 #include "cuda/bindings.h"
@@ -171,6 +172,7 @@ PYBIND11_MODULE(_core, m) {
         });
   m.def("enqueue", &enqueue);
   cpr::shard_door::bind(m);
+  cpr::plan_door::bind(m);
   m.def("sampled_keys", &cpr::sampled_keys,
         "Keys whose scores bracket the thresholds of a queue this long, for tests.");
   m.def("cpu_isas", &cpr::cpu_isas, "Instruction sets this machine can run, best first.");

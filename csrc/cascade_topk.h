@@ -36,16 +36,22 @@ struct CascadeArgs {
 // tests).
 int64_t cascade_topk_cpu(const CascadeArgs& args);
 
-// How a call would run on the current CUDA device.
-struct CudaPlan {
-  const char* path;  // "tiny", "ring" or "huge": see cuda/cascade_topk.cu
-  int64_t chunk;     // queries a sweep
-  int64_t bytes;     // of workspace
+// How a call would run on the CPU, with the instruction set in use.
+struct CpuPlan {
+  int lanes;       // float32 numbers a vector holds
+  int threads;     // that take part, at most
+  int64_t group;   // queries that share a visit of the keys
+  int64_t groups;  // threads take them in turn
+  int parts;       // of the keys; above 1, threads share a group
+  int passes;      // over the keys, the last over those not seen yet
+  int levels;      // leading stages that are decided while the keys stream by
 };
+
+CpuPlan cascade_topk_cpu_plan(const CascadeArgs& args);
 
 // On the current CUDA device, all pointers but `weights` and `keep` there. Both return null, or why the call
 // cannot run.
-const char* cascade_topk_cuda_plan(const CascadeArgs& args, CudaPlan* plan);
+const char* cascade_topk_cuda_workspace(const CascadeArgs& args, int64_t* bytes);
 const char* cascade_topk_cuda(const CascadeArgs& args, void* workspace, int64_t bytes, void* stream);
 
 }  // namespace cpr

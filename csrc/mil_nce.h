@@ -32,6 +32,16 @@ struct LossOut {
   float* grad_query;    // [B, D] or null
 };
 
+// How a sweep would run on the CPU: threads take (group, part) in turn.
+struct LossPlan {
+  int lanes;      // float32 numbers a vector holds
+  int64_t group;  // queries at a time
+  int64_t groups;
+  int64_t parts;  // of the keys
+};
+
+LossPlan mil_nce_cpu_plan(const LossArgs& args);
+
 bool mil_nce_sweep_cpu(const LossArgs& args, const LossOut& out);
 
 // What a share of the keys adds to the sums of each query; the own pair is not among them.

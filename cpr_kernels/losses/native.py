@@ -22,10 +22,15 @@ def why_not(call: LossCall) -> str | None:
         return call.sharded
     if device.type not in ("cpu", "cuda"):
         return f"there are no native kernels for {device.type} tensors"
+    return why_never(call) or (why_not_cuda(device) if device.type == "cuda" else None)
+
+
+def why_never(call: LossCall) -> str | None:
+    """None where the native kernels can run the call on some device, else the sentence."""
+    if call.sharded:
+        return call.sharded
     if call.query.dtype not in DTYPE_CODES:
         return f"the native kernels compute in float32, and {call.query.dtype} asks for more"
-    if device.type == "cuda":
-        return why_not_cuda(device)
     return None
 
 

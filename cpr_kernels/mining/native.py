@@ -23,14 +23,16 @@ def why_not(call: CascadeCall | RerankCall) -> str | None:
     if call.sharded:
         return call.sharded
     if device.type == "cuda":
-        return why_not_cuda(device) or _beyond_limits(call)
+        return why_not_cuda(device) or why_never(call)
     if device.type != "cpu":
         return f"there are no native kernels for {device.type} tensors"
     return None
 
 
-def _beyond_limits(call: CascadeCall | RerankCall) -> str | None:
-    """The sentence for a schedule that the CUDA kernels cannot hold."""
+def why_never(call: CascadeCall | RerankCall) -> str | None:
+    """None where the CUDA kernels can run the call on some device, else the sentence: what they cannot hold."""
+    if call.sharded:
+        return call.sharded
     stages = len(call.stage_keep)
     if stages <= MAX_ROWS and len(call.queries) <= MAX_VIEWS:
         return None
@@ -95,17 +97,10 @@ def run_on_stream(call: CascadeCall, core: Any, stream: int) -> tuple[Tensor, Te
     """Queue the CUDA kernels of `core` on a stream of the current device; the workspace is torch's memory."""
     given = _Arguments(call)
     arguments = (*given.features, given.masks, given.out)
-    _, _, size = core.cuda_cascade_plan(*arguments)
+    size = core.cuda_cascade_topk_workspace(*arguments)
     workspace = torch.empty(size, dtype=torch.uint8, device=given.indices.device)
     core.cuda_cascade_topk(*arguments, workspace.data_ptr(), size, stream)
     return given.indices, given.scores
-
-
-def cuda_plan(call: CascadeCall, core: Any = _core) -> tuple[str, int, int]:
-    """How the current CUDA device would run a call: "tiny", "ring" or "huge", queries a sweep, bytes of workspace."""
-    given = _Arguments(call)
-    path, chunk, size = core.cuda_cascade_plan(*given.features, given.masks, given.out)
-    return path, chunk, size
 
 
 def rerank(call: RerankCall) -> tuple[Tensor, Tensor]:

@@ -49,8 +49,8 @@ struct CascadePlan {
 };
 
 struct CpuKernels {
-  int lanes;
   int64_t (*cascade_topk)(const CascadeArgs&, const CascadePlan&);
+  CpuPlan (*told)(const CascadeArgs&, const CascadePlan&);
 };
 
 struct RerankKernels {
@@ -61,6 +61,7 @@ struct LossKernels {
   bool (*sweep)(const LossArgs&, const LossOut&);
   bool (*keys_gradient)(const LossArgs&, const float*, const float*, const float*, float*);
   bool (*share)(const LossArgs&, const LossShare&);
+  LossPlan (*told)(const LossArgs&);
 };
 
 struct ShardKernels {

@@ -3,7 +3,6 @@
 // has the same bits in both ops. Nothing of size B x C x D exists, nor anything that grows with N.
 #include "../cascade_rerank.h"
 
-
 #include "arena.h"
 #include "cascade_plan.h"
 #include "filter.h"

@@ -26,7 +26,7 @@ constexpr int64_t CACHED_KEYS = 16 << 20;  // bytes of keys that stay in a last-
 // How a call is cut up: blocks of `width` queries, supers of blocks that share a visit of the keys, rounds of
 // supers.
 struct Shape {
-  int width;
+  int vectors, width;  // width: queries, `vectors` vectors of them
   int64_t blocks, blocks_per_super, supers, supers_per_round;
   int parts;  // of the keys, for threads that share a super
   int threads;
@@ -282,15 +282,16 @@ int64_t run(const CascadeArgs& args, const CascadePlan& plan, const Shape& shape
   return missed;
 }
 
-int64_t cascade(const CascadeArgs& args, const CascadePlan& whole) {
-  CascadePlan plan = whole;
+// How a call is cut up; where threads share a group of queries, what each collects is less.
+Shape shape_of(const CascadeArgs& args, CascadePlan& plan) {
   Shape shape;
   const int64_t panels = (args.num_keys + PANEL - 1) / PANEL;
   shape.threads = args.threads > 1 ? args.threads : 1;
   // wide lists: fewer queries at a time, so that what they collect stays within the round's memory
   const bool narrow_block =
       args.num_queries <= W || List::bytes(plan.rows, plan.list_capacity) * 2 * W > WIDE_BYTES;
-  shape.width = narrow_block ? W : 2 * W;
+  shape.vectors = narrow_block ? 1 : 2;
+  shape.width = shape.vectors * W;
   shape.blocks = (args.num_queries + shape.width - 1) / shape.width;
   int64_t key_bytes = 0;
   for (int v = 0; v < args.num_views; ++v)
@@ -314,7 +315,20 @@ int64_t cascade(const CascadeArgs& args, const CascadePlan& whole) {
   if (shape.supers_per_round > shape.supers) shape.supers_per_round = shape.supers;
   if (static_cast<int64_t>(shape.threads) > shape.supers * shape.parts * 4)
     shape.threads = static_cast<int>(shape.supers * shape.parts * 4);
-  return narrow_block ? run<1>(args, plan, shape) : run<2>(args, plan, shape);
+  return shape;
+}
+
+int64_t cascade(const CascadeArgs& args, const CascadePlan& whole) {
+  CascadePlan plan = whole;
+  const Shape shape = shape_of(args, plan);
+  return shape.vectors == 1 ? run<1>(args, plan, shape) : run<2>(args, plan, shape);
+}
+
+CpuPlan told(const CascadeArgs& args, const CascadePlan& whole) {
+  CascadePlan plan = whole;
+  const Shape shape = shape_of(args, plan);
+  return {W,           shape.threads, shape.blocks_per_super * shape.width, shape.supers, shape.parts,
+          plan.passes, plan.levels};
 }
 
 // The long way for one query: no brackets, every eligible entry collected.
@@ -342,7 +356,7 @@ int64_t select_directly(const CascadeArgs& args, int64_t q) {
 }  // namespace
 
 extern const CpuKernels kernels;
-const CpuKernels kernels = {W, cascade};
+const CpuKernels kernels = {cascade, told};
 
 }  // namespace CPR_ISA_NAMESPACE
 }  // namespace cpr

@@ -262,6 +262,15 @@ int64_t cascade_topk_cpu(const CascadeArgs& args) {
   return chosen().kernels->cascade_topk(args, plan);
 }
 
+CpuPlan cascade_topk_cpu_plan(const CascadeArgs& args) {
+  if (args.num_queries == 0 || args.num_keys == 0) return {};
+  PlanStorage store;
+  CascadePlan plan{};
+  plan_stages(args, store, plan);
+  plan_levels(args, store, plan);
+  return chosen().kernels->told(args, plan);
+}
+
 int64_t cascade_topk_exhaustive(const CascadeArgs& args) {
   PlanStorage store;
   CascadePlan plan{};
@@ -299,6 +308,10 @@ void keep_above_cpu(const EntryLists& lists, int row, const int32_t* cut, const 
 
 bool mil_nce_sweep_cpu(const LossArgs& args, const LossOut& out) {
   return args.num_queries == 0 || chosen().losses->sweep(args, out);
+}
+
+LossPlan mil_nce_cpu_plan(const LossArgs& args) {
+  return args.num_queries == 0 ? LossPlan{} : chosen().losses->told(args);
 }
 
 bool mil_nce_share_cpu(const LossArgs& args, const LossShare& out) {

@@ -139,58 +139,49 @@ void weigh_panel(const Sweep& sweep, const PanelKeys& keys, const PanelMemory& m
   }
 }
 
+// grad [count, dim] of a panel's keys, summed over the queries in order; queries: room [WIDTH, dim].
+void grade_panel(const Sweep& sweep, int64_t first, int64_t count, PanelMemory& m, float* queries,
+                 const float* grad_loss, const float* lse_all, const float* lse_positive, float* grad) {
+  const LossArgs& args = sweep.args;
+  const PanelKeys keys = load_keys(args, first, count, m);
+  std::memset(grad, 0, sizeof(float) * static_cast<size_t>(count * args.dim));
+  for (int64_t b = 0; b < sweep.blocks; ++b) {
+    score_keys(keys, sweep.packed + b * args.dim * WIDTH, args.dim, m.scores);
+    weigh_panel(sweep, keys, m, b, grad_loss, lse_all, lse_positive);
+    const int64_t lanes = args.num_queries - b * WIDTH < WIDTH ? args.num_queries - b * WIDTH : WIDTH;
+    for (int64_t i = 0; i < lanes; ++i)
+      widen_row(row_at(args.query, args.dtype, args.query_stride, b * WIDTH + i), args.dtype, args.dim,
+                queries + i * args.dim);
+    for (int64_t j = 0; j < count; ++j)
+      for (int64_t i = 0; i < lanes; ++i) {
+        const float weight = m.scores[j * WIDTH + i];
+        float* out = grad + j * args.dim;
+        const float* query = queries + i * args.dim;
+        for (int64_t d = 0; d < args.dim; ++d) out[d] += weight * query[d];
+      }
+  }
+}
+
 bool mil_nce_keys_gradient(const LossArgs& args, const float* grad_loss, const float* lse_all,
                            const float* lse_positive, float* grad_keys) {
   Sweep sweep = plan_sweep(args, false);
-  const int64_t rows_bytes = round_up(WIDTH * args.dim * 4, 64);
-  const int64_t thread_bytes = round_up(PanelMemory::bytes(args.dim), 64) + rows_bytes;
-  char* per_thread;
-  char* memory = allocate(sweep, false, thread_bytes, &per_thread);
-  if (!memory) return false;
-  int next = 0;
-#pragma omp parallel num_threads(args.threads) if (args.threads > 1)
-  {
-    const FloatEnvironment exact;
-    int mine;
-#pragma omp atomic capture
-    mine = next++;
-    PanelMemory m;
-    m.wide = reinterpret_cast<float*>(per_thread + mine * thread_bytes);
-    m.scores = m.wide + PANEL * args.dim;
-    float* queries = reinterpret_cast<float*>(per_thread + mine * thread_bytes +
-                                              round_up(PanelMemory::bytes(args.dim), 64));
-#pragma omp for schedule(static)
-    for (int64_t b = 0; b < sweep.blocks; ++b) sweep.prepare(b);
+  return in_every_thread(sweep, false, WIDTH * args.dim, [&](PanelMemory& m, float* queries) {
 #pragma omp for schedule(dynamic)
-    for (int64_t first = 0; first < args.num_keys; first += PANEL) {
-      const int64_t count = args.num_keys - first < PANEL ? args.num_keys - first : PANEL;
-      const PanelKeys keys = load_keys(args, first, count, m);
-      std::memset(grad_keys + first * args.dim, 0, sizeof(float) * static_cast<size_t>(count * args.dim));
-      for (int64_t b = 0; b < sweep.blocks; ++b) {
-        score_keys(keys, sweep.packed + b * args.dim * WIDTH, args.dim, m.scores);
-        weigh_panel(sweep, keys, m, b, grad_loss, lse_all, lse_positive);
-        const int64_t lanes = args.num_queries - b * WIDTH < WIDTH ? args.num_queries - b * WIDTH : WIDTH;
-        for (int64_t i = 0; i < lanes; ++i)
-          widen_row(row_at(args.query, args.dtype, args.query_stride, b * WIDTH + i), args.dtype, args.dim,
-                    queries + i * args.dim);
-        for (int64_t j = 0; j < count; ++j)
-          for (int64_t i = 0; i < lanes; ++i) {
-            const float weight = m.scores[j * WIDTH + i];
-            float* out = grad_keys + (first + j) * args.dim;
-            const float* query = queries + i * args.dim;
-            for (int64_t d = 0; d < args.dim; ++d) out[d] += weight * query[d];
-          }
-      }
-    }
-  }
-  give_back_workspace(memory);
-  return true;
+    for (int64_t first = 0; first < args.num_keys; first += PANEL)
+      grade_panel(sweep, first, args.num_keys - first < PANEL ? args.num_keys - first : PANEL, m, queries,
+                  grad_loss, lse_all, lse_positive, grad_keys + first * args.dim);
+  });
+}
+
+LossPlan told(const LossArgs& args) {
+  const Sweep sweep = plan_sweep(args, false);
+  return {W, WIDTH, sweep.blocks, sweep.chunks};
 }
 
 }  // namespace
 
 extern const LossKernels loss_kernels;
-const LossKernels loss_kernels = {mil_nce_sweep, mil_nce_keys_gradient, mil_nce_share};
+const LossKernels loss_kernels = {mil_nce_sweep, mil_nce_keys_gradient, mil_nce_share, told};
 
 }  // namespace CPR_ISA_NAMESPACE
 }  // namespace cpr

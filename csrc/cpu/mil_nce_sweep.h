@@ -324,13 +324,15 @@ inline char* allocate(Sweep& sweep, bool with_partials, int64_t thread_bytes, ch
   return memory;
 }
 
-// The keys once, for all queries; then finish(sweep, q, row) of each query, with room [2 dim] for sums.
-template <class Finish>
-bool sweep_keys(const LossArgs& args, bool gradient, const Finish& finish) {
-  Sweep sweep = plan_sweep(args, gradient);
-  const int64_t thread_bytes = round_up(PanelMemory::bytes(args.dim) + args.dim * 8, 64);
+// work(panel memory, own [own_floats]) in every thread, the queries packed and their positives listed before;
+// loops over shared work in it are divided among the threads. False when memory ran out.
+template <class Work>
+bool in_every_thread(Sweep& sweep, bool with_partials, int64_t own_floats, const Work& work) {
+  const LossArgs& args = sweep.args;
+  const int64_t panel_bytes = PanelMemory::bytes(args.dim);
+  const int64_t thread_bytes = panel_bytes + round_up(own_floats * 4, 64);
   char* per_thread;
-  char* memory = allocate(sweep, true, thread_bytes, &per_thread);
+  char* memory = allocate(sweep, with_partials, thread_bytes, &per_thread);
   if (!memory) return false;
   int next = 0;
 #pragma omp parallel num_threads(args.threads) if (args.threads > 1)
@@ -343,17 +345,25 @@ bool sweep_keys(const LossArgs& args, bool gradient, const Finish& finish) {
     PanelMemory m;
     m.wide = reinterpret_cast<float*>(place);
     m.scores = m.wide + PANEL * args.dim;
-    float* row = m.scores + PANEL * WIDTH;
 #pragma omp for schedule(static)
     for (int64_t b = 0; b < sweep.blocks; ++b) sweep.prepare(b);
+    work(m, reinterpret_cast<float*>(place + panel_bytes));
+  }
+  give_back_workspace(memory);
+  return true;
+}
+
+// The keys once, for all queries; then finish(sweep, q, row) of each query, with room [2 dim] for sums.
+template <class Finish>
+bool sweep_keys(const LossArgs& args, bool gradient, const Finish& finish) {
+  Sweep sweep = plan_sweep(args, gradient);
+  return in_every_thread(sweep, true, 2 * args.dim, [&](PanelMemory& m, float* row) {
 #pragma omp for schedule(dynamic)
     for (int64_t t = 0; t < sweep.blocks * sweep.chunks; ++t)
       sweep_chunk(sweep, t / sweep.chunks, t % sweep.chunks, m);
 #pragma omp for schedule(static)
     for (int64_t q = 0; q < args.num_queries; ++q) finish(sweep, q, row);
-  }
-  give_back_workspace(memory);
-  return true;
+  });
 }
 
 }  // namespace CPR_ISA_NAMESPACE

@@ -5,14 +5,12 @@
 // Features come as two float16 planes, x = high + low, a row scaled by a power of two (score.h); products are
 // high*high + high*low + low*high. Weights are split the same way, scaled by a running power of two a row.
 #pragma once
+#include "mil_nce_layout.h"
 #include "score.h"
 
 namespace cpr {
 
 constexpr int ATTEND_THREADS = 128;  // 4 warps of 16 rows
-constexpr int ATTEND_ROWS = 64;
-constexpr int ATTEND_COLUMNS = 32;  // a step
-constexpr int OUT_DEPTH = 128;      // features a block sums at most; more are cut over blocks
 
 struct AttendArgs {
   Operand rows, columns;  // planes padded to DEPTHS, both with exponents
@@ -53,6 +51,7 @@ struct ColumnFacts {
 template <int DEPTHS>
 constexpr int ATTEND_SHARED_BYTES =
     2 * (ATTEND_ROW_TILE<DEPTHS> + 2 * ATTEND_COLUMN_TILE<DEPTHS>)+static_cast<int>(sizeof(ColumnFacts));
+static_assert(ATTEND_SHARED_BYTES<256> == ATTEND_256_BYTES, "as the layout counts it");
 
 // Start copying `count` rows of both planes, DEPTHS features from feature `feature` on. Rows beyond the end
 // repeat the last one.

@@ -135,9 +135,11 @@ inline void bind(py::module_& m) {
       "cuda_limits",
       [] {
         const DeviceLimits limits = limits_of_current_device();
-        return std::make_tuple(limits.capability, limits.shared_bytes, limits.cache_bytes);
+        return std::make_tuple(limits.capability, limits.shared_bytes, limits.cache_bytes,
+                               limits.clusters_of_16);
       },
-      "Compute capability (90 for 9.0), shared memory a block may have and L2 bytes of the current device.");
+      "Of the current device: compute capability (90 for 9.0), shared memory a block may have, L2 bytes, and "
+      "whether it has clusters of 16 blocks.");
   m.def(
       "cuda_tune",
       [](int64_t sweep, int score_queries, int select_threads, bool early_start) {
@@ -151,17 +153,17 @@ inline void bind(py::module_& m) {
       py::arg("early_start") = false,
       "Choices for experiments (csrc/cuda/tuning.h); without arguments, the planner's rules again.");
   m.def(
-      "cuda_cascade_plan",
+      "cuda_cascade_topk_workspace",
       [](const Views& views, int dtype, int64_t num_queries, int64_t num_keys,
          const std::vector<float>& weights, const std::vector<int64_t>& keep,
          const std::tuple<Address, Address, Address, int64_t>& masks,
          const std::tuple<Address, Address>& out) {
-        CudaPlan plan{};
-        check(cascade_topk_cuda_plan(
-            Cascade(views, dtype, num_queries, num_keys, weights, keep, masks, out).args, &plan));
-        return std::make_tuple(std::string(plan.path), plan.chunk, plan.bytes);
+        int64_t bytes = 0;
+        check(cascade_topk_cuda_workspace(
+            Cascade(views, dtype, num_queries, num_keys, weights, keep, masks, out).args, &bytes));
+        return bytes;
       },
-      "Path, queries a sweep, and bytes of workspace that cuda_cascade_topk needs for these arguments.");
+      "Bytes of workspace that cuda_cascade_topk needs for these arguments.");
   m.def("cuda_cascade_topk",
         [](const Views& views, int dtype, int64_t num_queries, int64_t num_keys,
            const std::vector<float>& weights, const std::vector<int64_t>& keep,

@@ -1,37 +1,26 @@
 // All stages of one query, by one block: from its rows of scores to its positives.
 #pragma once
+#include "cascade_layout.h"
 #include "select.h"
 
 namespace cpr {
 
-constexpr int MAX_ROWS = 8;
-constexpr int MAX_STAGES = 32;
-constexpr uint32_t SORTED_IN_SHARED = 1024;  // longest result sorted where the candidates were
 static_assert(SORTED_IN_SHARED * 8 <= sizeof(SelectMemory::candidates), "the keys to sort fit there");
+static_assert((sizeof(SelectMemory) + 127) / 128 * 128 == SELECT_MEMORY_BYTES, "as the layout counts it");
 
-struct SelectArgs {
+struct SelectArgs : Judging {
   const float* scores;  // [views][queries, pitch], NaN where an entry may never be selected
   int64_t view_stride, pitch;
-  int num_views, rows, stages;
-  float weights[MAX_ROWS * 8];   // [rows, num_views]
-  int8_t plain[MAX_ROWS];        // the view that a row judges by alone with weight 1, or -1
-  uint8_t row_of_stage[MAX_STAGES];
-  uint32_t keep[MAX_STAGES];  // at most num_keys
-  int first;  // the first stage that keeps fewer than num_keys; `stages` when none does
   uint32_t num_keys, num_queries;
   uint32_t longest;  // of the lists: what the first stage keeps, a multiple of 4
   uint32_t* lists;   // [queries][rows + 1, longest], null when shared memory holds the longest list
-  uint64_t* sorts;  // [queries][sort_size], null when results are short
+  uint64_t* sorts;   // [queries][sort_size], null when results are short
   int64_t sort_size;
   uint32_t shared_entries;  // what the list in shared memory holds, a multiple of 4
   int64_t k;
   int64_t* indices;  // out [queries, k]
   float* best;       // out [queries, k]
 };
-
-inline int64_t select_shared_bytes(int rows, uint32_t entries) {
-  return static_cast<int64_t>((sizeof(SelectMemory) + 127) / 128 * 128) + int64_t{rows + 1} * entries * 4;
-}
 
 // One view's scores at four neighbouring positions, NaN beyond the end.
 CPR_DEVICE Four view_scores(const SelectArgs& args, const float* scores, int view, uint32_t first) {
@@ -198,7 +187,7 @@ CPR_DEVICE void write_result(Team& team, SelectMemory& memory, const SelectArgs&
 
 CPR_DEVICE void select_query(const SelectArgs& args, uint32_t query, unsigned char* shared) {
   SelectMemory& memory = *reinterpret_cast<SelectMemory*>(shared);
-  uint32_t* in_shared = reinterpret_cast<uint32_t*>(shared + (sizeof(SelectMemory) + 127) / 128 * 128);
+  uint32_t* in_shared = reinterpret_cast<uint32_t*>(shared + SELECT_MEMORY_BYTES);
   Team team = Team::here(&memory.team);
   const float* scores = args.scores + query * args.pitch;
   Entries list{in_shared, args.shared_entries, 0};

@@ -6,6 +6,7 @@
 #include <mutex>
 #include <tuple>
 
+#include "carver.h"
 #include "device.h"
 #include "limits.h"
 #include "tuning.h"
@@ -160,18 +161,5 @@ inline const char* fill_zero(void* memory, int64_t bytes, void* stream) {
 }
 
 #endif
-
-// Cuts one block of memory into parts; run on null first to learn the size. Parts begin at multiples of 256
-// bytes.
-struct Carver {
-  char* base;
-  int64_t used = 0;
-  template <class T>
-  T* take(int64_t count) {
-    T* place = reinterpret_cast<T*>(base + used);
-    used += (count * static_cast<int64_t>(sizeof(T)) + 255) / 256 * 256;
-    return place;
-  }
-};
 
 }  // namespace cpr

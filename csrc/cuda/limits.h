@@ -1,4 +1,4 @@
-// What the current device allows.
+// What a device allows, and what the kernels' arguments hold.
 #pragma once
 #include <cstdint>
 
@@ -12,5 +12,9 @@ struct DeviceLimits {
 };
 
 DeviceLimits limits_of_current_device();
+
+constexpr int MAX_VIEWS = 8;
+constexpr int MAX_ROWS = 8;
+constexpr int MAX_STAGES = 32;
 
 }  // namespace cpr

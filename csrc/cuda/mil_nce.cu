@@ -8,14 +8,13 @@
 #include "../mil_nce.h"
 #include "attend_wide.h"
 #include "host.h"
+#include "mil_nce_layout.h"
 #include "prepare.h"
 
 namespace cpr {
 namespace {
 
 constexpr int FINISH_DIM = 256;  // features that a block of finish_kernel gathers; more are cut over blocks
-constexpr int64_t BLOCKS_WANTED =
-    264;  // two for each of 132 multiprocessors; the shape alone decides, not the device
 constexpr int FINISH_THREADS = 256;
 constexpr int FINISH_WARPS = FINISH_THREADS / 32;
 constexpr float LOWEST = -3.402823466e38f;
@@ -189,62 +188,30 @@ attend_kernel(AttendArgs args) {
   attend<DEPTHS, GRADIENT>(args, shared);
 }
 
-int64_t round_up(int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit; }
-
-struct Layout {
-  int depths;  // features of a padded row
-  bool wide;   // more than a block holds
-  PrepareList prepare;
-  Operand queries, keys;
-  int64_t parts, part_columns;
-  float *top, *mass, *attended;
-  int64_t bytes;
-};
-
-Operand plan_operand(const LossArgs& args, const void* rows, int64_t stride, int64_t count, int depths,
-                     Carver& carver, PrepareArgs& prepare) {
-  prepare = {rows, stride,  count,  static_cast<int>(args.dim), depths, args.dtype, true,
-             1.0f, nullptr, nullptr};
-  prepare.planes = carver.take<uint16_t>(2 * count * depths);
-  prepare.exponents = carver.take<int32_t>(count);
-  return {prepare.planes, depths, count * depths, prepare.exponents, nullptr, 0};
+PrepareArgs prepare_args(const LossArgs& args, const void* rows, int64_t stride, int64_t count, int depths,
+                         const LossPlanes& to) {
+  return {rows, stride,    count,       static_cast<int>(args.dim), depths, args.dtype, true,
+          1.0f, to.planes, to.exponents};
 }
 
-// Parts of the keys: enough blocks to fill a large device, none of fewer keys than two steps.
-const char* plan(const LossArgs& args, bool sweep, bool gradient, const DeviceLimits& limits, void* workspace,
-                 Layout& layout) {
-  layout = {};
-  if (args.dim > INT32_MAX - OUT_DEPTH) return "features of more than 2^31 numbers";
-  layout.depths = args.dim <= 64 ? 64 : static_cast<int>(round_up(std::max<int64_t>(args.dim, 1), OUT_DEPTH));
-  // two planes of 64 rows and twice 32 columns of 256 features are 131 KB: 8.0 and 9.0 have them, 8.6 has not
-  layout.wide =
-      layout.depths > 256 || (layout.depths == 256 && limits.shared_bytes < ATTEND_SHARED_BYTES<256>);
-  Carver carver{static_cast<char*>(workspace)};
-  layout.queries = plan_operand(args, args.query, args.query_stride, args.num_queries, layout.depths, carver,
-                                layout.prepare.of[0]);
-  layout.keys = plan_operand(args, args.keys, args.key_stride, args.num_keys, layout.depths, carver,
-                             layout.prepare.of[1]);
-  if (sweep) {
-    const int64_t tiles = (args.num_queries + ATTEND_ROWS - 1) / ATTEND_ROWS *
-                          ((layout.depths + OUT_DEPTH - 1) / OUT_DEPTH);
-    const int64_t wanted = std::max<int64_t>(1, BLOCKS_WANTED / std::max<int64_t>(tiles, 1));
-    layout.part_columns = round_up(
-        std::max<int64_t>((args.num_keys + wanted - 1) / wanted, 2 * ATTEND_COLUMNS), ATTEND_COLUMNS);
-    layout.parts = (args.num_keys + layout.part_columns - 1) / layout.part_columns;
-    layout.top = carver.take<float>(layout.parts * args.num_queries);
-    layout.mass = carver.take<float>(layout.parts * args.num_queries);
-    if (gradient) layout.attended = carver.take<float>(layout.parts * args.num_queries * args.dim);
-  }
-  layout.bytes = carver.used;
-  return nullptr;
+const char* launch_both(const LossArgs& args, const LossLayout& layout, void* stream) {
+  PrepareList list{};
+  list.of[0] =
+      prepare_args(args, args.query, args.query_stride, args.num_queries, layout.depths, layout.queries);
+  list.of[1] = prepare_args(args, args.keys, args.key_stride, args.num_keys, layout.depths, layout.keys);
+  return launch_prepare(list, 2, stream);
+}
+
+Operand operand(const LossPlanes& planes, int64_t count, int depths) {
+  return {planes.planes, depths, count * depths, planes.exponents, nullptr, 0};
 }
 
 template <bool GRADIENT>
-const char* launch_attend(AttendArgs args, const Layout& layout, int64_t parts, void* stream) {
+const char* launch_attend(AttendArgs args, const LossLayout& layout, int64_t parts, void* stream) {
   Grid grid;
   grid.x = (args.num_rows + ATTEND_ROWS - 1) / ATTEND_ROWS;
   grid.y = static_cast<uint32_t>(parts);
-  args.chunks = (layout.depths + OUT_DEPTH - 1) / OUT_DEPTH;
+  args.chunks = layout.chunks();
   grid.z = GRADIENT || args.attended ? static_cast<uint32_t>(args.chunks) : 1;
   grid.threads = ATTEND_THREADS;
   grid.follows = true;
@@ -268,8 +235,8 @@ AttendArgs attend_args(const LossArgs& args) {
 }  // namespace
 
 const char* mil_nce_cuda_workspace(const LossArgs& args, bool sweep, bool gradient, int64_t* bytes) {
-  Layout layout;
-  const char* reason = plan(args, sweep, gradient, limits_of_current_device(), nullptr, layout);
+  LossLayout layout;
+  const char* reason = plan_loss(args, sweep, gradient, limits_of_current_device(), nullptr, layout);
   *bytes = layout.bytes;
   return reason;
 }
@@ -277,16 +244,16 @@ const char* mil_nce_cuda_workspace(const LossArgs& args, bool sweep, bool gradie
 const char* mil_nce_sweep_cuda(const LossArgs& args, const LossOut& out, void* workspace, int64_t bytes,
                                void* stream) {
   if (args.num_queries == 0) return nullptr;
-  Layout layout;
+  LossLayout layout;
   if (const char* reason =
-          plan(args, true, out.grad_query != nullptr, limits_of_current_device(), workspace, layout))
+          plan_loss(args, true, out.grad_query != nullptr, limits_of_current_device(), workspace, layout))
     return reason;
   if (layout.bytes > bytes) return "the workspace is smaller than mil_nce_cuda_workspace asked for";
   if (args.num_keys > 0) {
-    if (const char* error = launch_prepare(layout.prepare, 2, stream)) return error;
+    if (const char* error = launch_both(args, layout, stream)) return error;
     AttendArgs attend = attend_args(args);
-    attend.rows = layout.queries;
-    attend.columns = layout.keys;
+    attend.rows = operand(layout.queries, args.num_queries, layout.depths);
+    attend.columns = operand(layout.keys, args.num_keys, layout.depths);
     attend.num_rows = static_cast<uint32_t>(args.num_queries);
     attend.num_columns = static_cast<uint32_t>(args.num_keys);
     attend.row_ids = args.query_ids;
@@ -300,7 +267,7 @@ const char* mil_nce_sweep_cuda(const LossArgs& args, const LossOut& out, void* w
   Grid grid;
   grid.x = static_cast<uint32_t>(args.num_queries);
   grid.threads = FINISH_THREADS;
-  const int64_t pieces = std::max<int64_t>(1, round_up(args.dim, FINISH_DIM) / FINISH_DIM);
+  const int64_t pieces = std::max<int64_t>(1, rounded_up(args.dim, FINISH_DIM) / FINISH_DIM);
   grid.y = out.grad_query ? static_cast<uint32_t>(pieces) : 1;
   grid.shared = sizeof(FinishMemory);
   grid.follows = args.num_keys > 0;
@@ -315,20 +282,20 @@ const char* mil_nce_keys_gradient_cuda(const LossArgs& args, const float* grad_l
                                        int64_t bytes, void* stream) {
   if (args.num_keys == 0) return nullptr;
   if (args.num_queries == 0) return fill_zero(grad_keys, args.num_keys * args.dim * 4, stream);
-  Layout layout;
-  if (const char* reason = plan(args, false, true, limits_of_current_device(), workspace, layout))
+  LossLayout layout;
+  if (const char* reason = plan_loss(args, false, true, limits_of_current_device(), workspace, layout))
     return reason;
   if (layout.bytes > bytes) return "the workspace is smaller than mil_nce_cuda_workspace asked for";
-  if (const char* error = launch_prepare(layout.prepare, 2, stream)) return error;
+  if (const char* error = launch_both(args, layout, stream)) return error;
   AttendArgs attend = attend_args(args);
-  attend.rows = layout.keys;
-  attend.columns = layout.queries;
+  attend.rows = operand(layout.keys, args.num_keys, layout.depths);
+  attend.columns = operand(layout.queries, args.num_queries, layout.depths);
   attend.num_rows = static_cast<uint32_t>(args.num_keys);
   attend.num_columns = static_cast<uint32_t>(args.num_queries);
   attend.row_ids = args.key_ids;
   attend.column_ids = args.query_ids;
   attend.empty_rows = true;
-  attend.part_columns = static_cast<uint32_t>(round_up(args.num_queries, ATTEND_COLUMNS));
+  attend.part_columns = static_cast<uint32_t>(rounded_up(args.num_queries, ATTEND_COLUMNS));
   attend.grad_loss = grad_loss;
   attend.lse_all = lse_all;
   attend.lse_positive = lse_positive;

@@ -7,6 +7,7 @@
 
 #include "../cascade_topk.h"
 #include "device.h"
+#include "limits.h"
 
 namespace cpr {
 
@@ -46,8 +47,6 @@ CPR_DEVICE float element(const void* rows, DType dtype, int64_t at) {
   const uint16_t bits = static_cast<const uint16_t*>(rows)[at];
   return dtype == DType::bfloat16 ? float_of(static_cast<uint32_t>(bits) << 16) : from_half(bits);
 }
-
-constexpr int MAX_VIEWS = 8;
 
 struct PrepareList {
   PrepareArgs of[2 * MAX_VIEWS];
