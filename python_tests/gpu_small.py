@@ -11,6 +11,7 @@ from cpr_kernels import enqueue
 from cpr_kernels.losses import native as losses
 from cpr_kernels.losses import reference as loss_reference
 from cpr_kernels.mining import native, reference
+from cpr_kernels.plans import limits_of, plan_on_cuda
 
 QUICK = ("primes", "mixed weights", "fp16", "ids and empty slots", "NaN")
 LARGE = ("paper, UCF101", "one off a block", "long last stage")  # tiny, ring, results sorted in memory
@@ -26,9 +27,8 @@ def main() -> int:
     for case in cases[: len(cases) - (1 if quick else 0)]:
         got, expected = native.run(case.call("cuda")), reference.run(case.call())
         if not all(torch.equal(a.cpu(), b) for a, b in zip(got, expected)):
-            print(
-                f"WRONG cascade: {case.name}, path, chunk and workspace {native.cuda_plan(case.call('cuda'))}"
-            )
+            plan = plan_on_cuda(case.call("cuda"), limits_of(torch.device("cuda", 0)))
+            print(f"WRONG cascade: {case.name}, {plan}")
             wrong += 1
     for case in [c for c in LOSS_CASES if c.queries * c.keys <= (1500 if quick else 3000)]:
         call = case.call("cuda")

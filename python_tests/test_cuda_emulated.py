@@ -26,6 +26,7 @@ from cpr_kernels.calls import CascadeCall
 from cpr_kernels.losses import native as loss_native
 from cpr_kernels.losses import reference as loss_reference
 from cpr_kernels.mining import native, reference
+from cpr_kernels.plans import CudaCascadePlan, CudaLimits, plan_on_cuda
 
 pytestmark = pytest.mark.skipif(
     sys.platform != "linux" or shutil.which("g++") is None, reason="the emulation needs g++ on Linux"
@@ -169,9 +170,16 @@ def test_shapes_go_where_the_rules_say(
 ) -> None:
     from cuda_tools import emulated
 
-    emulated().set_limits(*device)
-    took, queries_a_sweep, size = native.cuda_plan(shape(queries, keys), emulated())
-    assert (took, queries_a_sweep) == (path, chunk)
+    core = emulated()
+    core.set_limits(*device)
+    assert core.cuda_limits() == device
+    call = shape(queries, keys)
+    plan = plan_on_cuda(call, CudaLimits(*device))
+    assert isinstance(plan, CudaCascadePlan)
+    assert (plan.path, plan.queries_a_sweep) == (path, chunk)
+    size = plan.workspace_bytes
+    given = native._Arguments(call)
+    assert size == core.cuda_cascade_topk_workspace(*given.features, given.masks, given.out)
     assert size <= 2 << 30
     assert size < queries * keys * 2 * 4 * 0.75 or path != "huge"
 
@@ -311,14 +319,14 @@ def test_enqueue(core: Any, batch: int) -> None:
 def test_limits_are_named(core: Any) -> None:
     call = SMALL_CASES[0].call()
     many = call._replace(stage_weights=[1.0, 0.0] * 33, stage_keep=[1] * 33)
-    assert "at most 32 stages" in str(native._beyond_limits(many))
+    assert "at most 32 stages" in str(native.why_never(many))
     with pytest.raises(RuntimeError, match="at most 32 stages"):
         native.run_on_stream(many, core, 0)
     rows = [float(i) for i in range(1, 19)]
     assert "at most 8 weightings" in str(
-        native._beyond_limits(call._replace(stage_weights=rows, stage_keep=[1] * 9))
+        native.why_never(call._replace(stage_weights=rows, stage_keep=[1] * 9))
     )
-    assert native._beyond_limits(call) is None
+    assert native.why_never(call) is None
 
 
 FAULTS = {
