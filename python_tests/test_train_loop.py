@@ -17,12 +17,14 @@ import torch
 from train_sets import tiny
 
 from cpr_kernels.train import TrainError
+from cpr_kernels.train.alone import alone
 from cpr_kernels.train.checkpoint import encoder_files, load, load_encoder, save
 from cpr_kernels.train.clips import ClipDataset
 from cpr_kernels.train.config import Mining, Optim, TrainConfig, from_json, small, to_json, with_preset
 from cpr_kernels.train.logs import read_lines, truncate
 from cpr_kernels.train.loop import build, learning_rate, pretrain, restore, snapshot
 from cpr_kernels.train.plan import locate, make_plan, total_steps
+from cpr_kernels.train.prepare import prepare
 from cpr_kernels.train.store import write_atomically
 
 pytest_plugins = ["train_fixtures"]
@@ -213,6 +215,26 @@ def test_refusals_are_one_sentence(straight: Path, data: Path, tmp_path: Path) -
         encoder = encoder_files(straight)[0][1]["rgb"]
         build(replace(config, out=tmp_path / "x", width=0.1, init={"rgb": encoder}))
     assert not (tmp_path / "x").exists()
+
+
+def test_two_processes_never_write_one_folder(
+    straight: Path, data: Path, clip_folder: Path, tmp_path: Path
+) -> None:
+    """A worker that outlived its torchrun, or the same command typed twice."""
+    before, sentence = (
+        weights(straight),
+        r"another process \(process \d+ on .+\) is at work in .*, which only one may ",
+    )
+    with (
+        alone(straight, "train"),
+        pytest.raises(TrainError, match=sentence + "train; wait for it, or end it"),
+    ):
+        pretrain(tiny(data, straight), resume=True)
+    with alone(tmp_path / "data", "prepare"), pytest.raises(TrainError, match=sentence + "prepare"):
+        prepare(clip_folder, tmp_path / "data")
+    pretrain(tiny(data, straight), resume=True)  # finished: nothing is left to do
+    after = weights(straight)
+    assert all(torch.equal(before[name], after[name]) for name in before)
 
 
 def test_config_text_and_presets_come_back(data: Path, tmp_path: Path) -> None:

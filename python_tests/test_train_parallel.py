@@ -1,4 +1,4 @@
-"""Two processes hold one run: same queue, same weights; and parts of a batch, bfloat16 and compilation."""
+"""Several processes hold one run: same queue, same weights, killed or not; parts of a batch, bfloat16, compilation."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ from typing import Any
 
 import pytest
 import torch
+from test_train_loop import assert_same_run
 from train_sets import tiny
 
 from cpr_kernels.train import TrainError, parallel
 from cpr_kernels.train.checkpoint import load
-from cpr_kernels.train.config import Mining, Optim, TrainConfig, to_json
+from cpr_kernels.train.config import Mining, Optim, TrainConfig, from_json, to_json
 from cpr_kernels.train.logs import read_lines
 from cpr_kernels.train.loop import _batches, _inputs, build
 from cpr_kernels.train.model import MultiViewModel
@@ -24,9 +25,12 @@ from cpr_kernels.train.quality import rival_schedules
 pytest_plugins = ["train_fixtures"]
 
 ROOT = Path(__file__).parents[1]
+RANKS = 3  # with two, any order of adding gradients gives the same bits
+KILLED_AT = 5  # in the middle of the second epoch: the last checkpoint is of step 4
 WORKER = """
-import sys, torch
+import os, signal, sys, torch
 import torch.distributed as dist
+from dataclasses import replace
 from pathlib import Path
 from cpr_kernels.train import parallel
 from cpr_kernels.train.config import from_json
@@ -34,14 +38,31 @@ from cpr_kernels.train.loop import pretrain
 import cpr_kernels.train.loop as loop
 from cpr_kernels.train.checkpoint import save
 
-out = Path(sys.argv[1])
-kept = loop._keep
+out, killed_at = Path(sys.argv[1]), int(sys.argv[2])
+restarted = int(os.environ["TORCHELASTIC_RESTART_COUNT"])
+kept, run_step = loop._keep, loop.run_step
+def step(trainer, moment, step, batch, log):
+    if step == killed_at and not restarted and parallel.rank() == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return run_step(trainer, moment, step, batch, log)
+loop.run_step = step
 def keep(trainer, moment, step, log, writes):
     save(out / f"rank{parallel.rank()}-{step}.pt", {"model": trainer.model.state_dict()})
     kept(trainer, moment, step, log, writes)
 loop._keep = keep
 with parallel.process_group("cpu"):  # one group for all that follows: a second on the same store may wait for ever
-    pretrain(from_json((out / "wanted.json").read_text()))
+    config = from_json((out / "wanted.json").read_text())
+    pretrain(config, resume=bool(restarted))
+    if restarted:
+        sys.exit()
+    # an encoder that stays frozen is the same on all ranks, though each saw its own clips
+    trainer = loop.build(replace(config, out=out / "none", infonce_epochs=0))
+    inputs = loop._inputs(trainer, next(loop._batches(trainer, 0, 1)), 0)[0]
+    trainer.model.calibrate(inputs)
+    for buffer in trainer.model.online["flow"].buffers():
+        everyone = parallel.gathered(buffer[None])
+        assert all(torch.equal(one, everyone[0]) for one in everyone)
+    assert buffer.numel() and int(buffer.max())
     # clips that all differ come back in their places
     clips = torch.arange(4.0)[:, None] + 10 * parallel.rank()
     seen = []
@@ -59,47 +80,63 @@ with parallel.process_group("cpu"):  # one group for all that follows: a second 
 """
 
 
-@pytest.fixture(scope="module")
-def two_ranks(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of two processes under torchrun, each rank's state kept beside it."""
-    out = tmp_path_factory.mktemp("two")
-    config = tiny(data, out / "run", infonce_epochs=1, queue=24, optim=Optim(momentum=0.9, accumulate=2))
-    (out / "wanted.json").write_text(to_json(config))
+def in_ranks(out: Path, config: TrainConfig, killed_at: int = -1) -> Path:
+    """A run under torchrun, each rank's state kept beside it; a killed one is started again, once."""
+    (out / "wanted.json").write_text(to_json(replace(config, out=out / "run")))
     (out / "worker.py").write_text(WORKER)
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(RANKS), "--standalone"]
+    command += ["--max-restarts", "1"] if killed_at >= 0 else []
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     ran = subprocess.run(
-        [*command, str(out / "worker.py"), str(out)],
+        [*command, str(out / "worker.py"), str(out), str(killed_at)],
         env=environment,
         capture_output=True,
         text=True,
-        timeout=150,
+        timeout=240,
     )
     assert ran.returncode == 0, ran.stderr[-3000:]
     return out
 
 
-def test_ranks_hold_the_same_queue_and_weights(two_ranks: Path) -> None:
-    steps = sorted(int(path.stem.split("-")[1]) for path in two_ranks.glob("rank0-*.pt"))
-    assert len(steps) == 3  # InfoNCE, RGB, flow: an epoch each
+@pytest.fixture(scope="module")
+def ranks(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of several processes that was never stopped."""
+    out = tmp_path_factory.mktemp("ranks")
+    return in_ranks(out, tiny(data, out, optim=Optim(momentum=0.9, accumulate=2)))
+
+
+def test_ranks_hold_the_same_queue_and_weights(ranks: Path) -> None:
+    steps = sorted(int(path.stem.split("-")[1]) for path in ranks.glob("rank0-*.pt"))
+    assert len(steps) == 4  # InfoNCE: two epochs; RGB, flow: an epoch each
     for step in steps:
-        first, second = (load(two_ranks / f"rank{rank}-{step}.pt")["model"] for rank in range(2))
+        first, *others = (load(ranks / f"rank{rank}-{step}.pt")["model"] for rank in range(RANKS))
         own = {
             name for name in first if "running" in name or "num_batches" in name
         }  # batch norm sees its rank's
-        differ = [name for name in first if name not in own and not torch.equal(first[name], second[name])]
-        assert differ == [] and int(first["queue.count"]) == 24
-    lines = read_lines(two_ranks / "run" / "log.jsonl")
+        for other in others:
+            differ = [name for name in first if name not in own and not torch.equal(first[name], other[name])]
+            assert differ == []
+        assert int(first["queue.count"]) == 24
+    lines = read_lines(ranks / "run" / "log.jsonl")
     epochs = [line for line in lines if line["kind"] == "epoch"]
-    assert [line["phase"] for line in epochs] == ["infonce", "cycle1-rgb", "cycle1-flow"]
-    mined = read_lines(two_ranks / "run" / "mined.jsonl")[-1]
-    assert len(mined["videos"]) == 12 == len(set(mined["videos"]))  # both ranks' halves of the batch
-    assert load(two_ranks / "run" / "checkpoint.pt")["step"] == steps[-1] + 1
+    assert [line["phase"] for line in epochs] == ["infonce", "infonce", "cycle1-rgb", "cycle1-flow"]
+    mined = read_lines(ranks / "run" / "mined.jsonl")[-1]
+    assert len(mined["videos"]) == 12 == len(set(mined["videos"]))  # all ranks' parts of the batch
+    assert load(ranks / "run" / "checkpoint.pt")["step"] == steps[-1] + 1
 
 
-def test_keys_are_encoded_in_random_company(two_ranks: Path) -> None:
-    seen = [load(two_ranks / f"seen{rank}.pt")["seen"][:, 0].tolist() for rank in range(2)]
-    assert sorted(seen[0] + seen[1]) == [0, 1, 2, 3, 10, 11, 12, 13]
+def test_a_killed_rank_s_run_resumes_bit_for_bit(ranks: Path, data: Path, tmp_path: Path) -> None:
+    config = from_json((ranks / "wanted.json").read_text())
+    killed = in_ranks(tmp_path, config, KILLED_AT)
+    assert_same_run(ranks / "run", killed / "run")
+    assert len(read_lines(killed / "run" / "log.jsonl")) == 20  # none doubled
+
+
+def test_keys_are_encoded_in_random_company(ranks: Path) -> None:
+    seen = [load(ranks / f"seen{rank}.pt")["seen"][:, 0].tolist() for rank in range(RANKS)]
+    assert sorted(value for of_rank in seen for value in of_rank) == [
+        10 * rank + i for rank in range(RANKS) for i in range(4)
+    ]
     assert any(value >= 10 for value in seen[0])
 
 

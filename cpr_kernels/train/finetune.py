@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from . import Interrupted, TrainError
+from .alone import alone
 from .augment import Augment, augmented
 from .checkpoint import encoder_files, load, load_encoder, save
 from .classifier import Classifier, ClipSettings, save_classifier
@@ -124,8 +125,9 @@ def finetune(settings: Finetune) -> dict[str, Any]:
     device = device_of(settings.device)
     train, test = _dataset(settings, "train"), _dataset(settings, "test")
     classifier = new_classifier(settings, train.manifest.classes).to(device)
-    write_atomically(out / "finetune.json", json.dumps(wanted, indent=1).encode())
-    _fit(classifier, train, settings, device)
+    with alone(out, "train"):
+        write_atomically(out / "finetune.json", json.dumps(wanted, indent=1).encode())
+        _fit(classifier, train, settings, device)
     save_classifier(out / CLASSIFIER, classifier, data=str(settings.data), seed=settings.seed)
     scores = {"centre": video_scores(classifier, test, settings.clips, ten=False, amp=settings.amp)}
     if settings.ten_crop:

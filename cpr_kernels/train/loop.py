@@ -7,6 +7,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from . import Interrupted, TrainError, parallel
+from .alone import alone
 from .augment import augmented
 from .checkpoint import encoder_file, load, load_encoder, save, save_encoder
 from .clips import Batch, ClipDataset, ClipSampler, clip_loader, default_workers
@@ -70,9 +72,17 @@ def _pretrain(config: TrainConfig, resume: bool, device: str) -> Path:
     trainer = build(config, device)
     writes = parallel.rank() == 0
     start = 0 if state is None else restore(trainer, state)
-    parallel.wait_for_all()  # all have seen whether the folder is free
-    if writes:
-        write_atomically(run / "config.json", to_json(trainer.config).encode())
+    with alone(run, "train") if writes else nullcontext():
+        parallel.wait_for_all()  # all have seen whether the folder is free
+        if writes:
+            write_atomically(run / "config.json", to_json(trainer.config).encode())
+        _train(trainer, state, start, writes)
+    return run
+
+
+def _train(trainer: Trainer, state: dict[str, Any] | None, start: int, writes: bool) -> None:
+    """Every step from `start` on, with what is logged and kept of it."""
+    config, run = trainer.config, Path(trainer.config.out)
     end, began = total_steps(trainer.plan, trainer.sampler.steps_per_pass), time.perf_counter()
     log = RunLog(run, resume_at=start, writes=writes)
     with progress_bar(writes) as bar, stop_flag() as stop, log, torch.random.fork_rng(_cuda(trainer)):
@@ -93,7 +103,6 @@ def _pretrain(config: TrainConfig, resume: bool, device: str) -> Path:
                 raise Interrupted(
                     f"stopped after step {step + 1} of {end}; continue with: cpr pretrain --resume {run}"
                 )
-    return run
 
 
 def _tell_left_out(trainer: Trainer, tell: Callable[[str], None]) -> None:

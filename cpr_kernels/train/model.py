@@ -111,6 +111,7 @@ class MultiViewModel(nn.Module):
             clips = inputs.clips[view][0] if has is None else inputs.clips[view][0][has]
             if len(clips):
                 calibrate_(encoder, channels_last(clips))
+        buffers_of_first_rank(self.online)
 
     def set_modes(self, phase: Phase) -> None:
         """Trained views in training mode; a frozen view only encodes, with its running batch-norm

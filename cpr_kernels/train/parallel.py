@@ -102,8 +102,26 @@ def shuffled(encode: Callable[[Tensor], Tensor], clips: Tensor, seed: int) -> Te
 
 
 def averaged(module: nn.Module) -> nn.Module:
-    """A module whose gradients are averaged over the ranks; itself, with one process."""
-    return nn.parallel.DistributedDataParallel(module) if world() > 1 else module
+    """A module whose gradients are averaged over the ranks; itself, with one process.
+
+    DDP lays gradients out anew after its first step, and so adds those of three ranks or more in another order than
+    a run that is resumed there. On CPUs they are therefore added in float64, whose order float32 does not feel.
+    """
+    if world() == 1:
+        return module
+    wrapped = nn.parallel.DistributedDataParallel(module)
+    if dist.get_backend() == "gloo":
+        wrapped.register_comm_hook(
+            None, lambda _, bucket: _exact_mean(bucket)
+        )  # it refuses annotations as text
+    return wrapped
+
+
+def _exact_mean(bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
+    """Gradients averaged over the ranks, the same bits whatever shares their bucket."""
+    gradients = bucket.buffer()
+    total = dist.all_reduce(gradients.double(), async_op=True).get_future()
+    return total.then(lambda summed: gradients.copy_(summed.value()[0] / dist.get_world_size()))
 
 
 @contextmanager

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from . import TrainError
+from .alone import alone
 from .progress import console, progress_bar, table
 from .sound import NoSound, log_mel, packed_spectrogram, read_sound
 from .sources import Source, list_sources
@@ -54,7 +55,20 @@ def prepare(
     """
     settings = settings or FrameSettings()
     sources, skipped = list_sources(Path(videos), *(lists or ()))
-    store = FrameStore(Path(out), writable=True)
+    with alone(Path(out), "prepare"):
+        return _prepare(sources, skipped, Path(videos), Path(out), settings, processes or os.cpu_count() or 1)
+
+
+def _prepare(
+    sources: list[Source],
+    skipped: list[tuple[str, str]],
+    videos: Path,
+    out: Path,
+    settings: FrameSettings,
+    processes: int,
+) -> Prepared:
+    """`prepare` of listed videos; `skipped` is added to."""
+    store = FrameStore(out, writable=True)
     try:
         _same_settings(store, settings)
         entries = {source.id: entry for source in sources if (entry := _stored_entry(store, source))}
@@ -62,7 +76,7 @@ def prepare(
         todo = [source for source in sources if source.id not in entries]
         with progress_bar() as bar:
             task = bar.add_task("prepare", total=len(sources), completed=kept)
-            for source, outcome in _read_all(todo, settings, processes or os.cpu_count() or 1):
+            for source, outcome in _read_all(todo, settings, processes):
                 if isinstance(outcome, str):
                     skipped.append((source.id, outcome))
                 else:
@@ -82,7 +96,7 @@ def prepare(
         example = "; ".join(f"{name}: {reason}" for name, reason in skipped[:2])
         raise TrainError(f"videos: none of the {len(skipped)} files in {videos} could be used ({example})")
     manifest = _manifest(sources, entries, settings, skipped)
-    manifest.save(Path(out))
+    manifest.save(out)
     return Prepared(manifest, stored=len(entries) - kept, kept=kept)
 
 
