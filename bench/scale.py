@@ -1,7 +1,9 @@
-"""``python -m bench scale``: queues from 1e5 entries on, exact and by FAISS: time, memory, recall, PMR.
+"""``python -m bench scale``: long queues, exact, in shares and by FAISS: time, memory, recall, PMR.
 
-Each method mines the same queries from the same queue. Recall is against the exact cascade of the same schedule;
-no time is printed of an exact method whose answer differs. One process, one method after the other.
+Each method mines the same queries from the same queue. Recall is against the exact cascade of the same schedule; no
+time is printed of an exact method whose answer differs (of shares: in one bit). One method after the other: each gives
+its memory back before the next begins, and one that does not fit what is free is left out with the reason. `--plan`
+tells beforehand.
 """
 
 from __future__ import annotations
@@ -9,84 +11,62 @@ from __future__ import annotations
 import argparse
 import datetime
 import json
-import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from statistics import median
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from cpr_kernels import FaissIndex, Schedule, SearchSettings, cascade_topk, faiss_recall, parse_schedule
-from cpr_kernels.mining.faiss_plan import cells_for, why_not_schedule
+from cpr_kernels import Schedule, parse_schedule
+from cpr_kernels.mining.faiss_plan import why_not_schedule
+from cpr_kernels.mining.faiss_search import overlap
 
-from .machine import commit, configure, describe, versions
-from .memory import _hand_back_free_memory, _status, cannot_measure, peak_of
-from .peer import Settings, not_installed
+from .machine import commit, configure, describe, slug, versions
+from .peer import Settings
 from .readme import write_text
-from .scale_data import Bank, available_bytes, bases, make_bank, sizes_that_fit
-from .scale_report import rewrite_readme, stem, tables, write
-from .text import duration
+from .scale_data import Bank, Base, Replicas, bases
+from .scale_memory import Memory, block_bytes, queue_bytes, why_not, why_not_queue
+from .scale_methods import Contender, Exact, Indexed, Method, in_turn, methods
+from .scale_report import Document, newest, rewrite_readme, stem, tables, write
+from .scale_sharded import Shares
+from .text import duration, size
 
-EXACT = "native, exact"
 SCHEDULES = {
     "UCF101, 2 views": ("flow:5", "flow:100,rgb:20,flow:5", "flow:1000,rgb:100,flow:5"),
     "CCV, 3 views": ("flow:1000,rgb:200,audio:40,flow:5",),
     "drawn": ("flow:5", "flow:100,rgb:20,flow:5"),
 }
-HNSW_UP_TO = 100_000
-MOST_CELLS = 2048  # more would learn for minutes on two cores
-LONG_FROM = 5_000_000  # entries from which only what takes minutes on two cores is run
-REPLACED = 64  # entries an update replaces: a batch
-TIMED = 5
+OTHERS_UP_TO = (
+    1_000_000  # entries up to which the tables after the first are measured, at the shortest length
+)
+KEYS = list(dict.fromkeys(method.key for method in methods(1)))
+Row = dict[str, Any]
 
 
-class Method(NamedTuple):
-    """One way to mine a long queue."""
-
-    name: str
-    factory: str  # of FAISS; "" is the exact native cascade
-    effort: int | None = None
-    exact: bool = False
-
-    def why_not(self, size: int) -> str | None:
-        """The sentence why it does not run at this length, or None."""
-        if self.factory.startswith("HNSW") and size > HNSW_UP_TO:
-            return f"building the graph takes minutes per {HNSW_UP_TO:,} entries on two cores"
-        if size >= LONG_FROM and self.factory and not self.factory.endswith(",Flat"):
-            return "takes too long on two cores"
-        return not_installed("faiss", "faiss-cpu") if self.factory else None
+def schedules_of(replicas: Replicas) -> list[Schedule]:
+    """What is mined from a queue: the schedules that an index may serve at this length."""
+    found = [parse_schedule(text) for text in SCHEDULES[replicas.base.name]]
+    return [schedule for schedule in found if why_not_schedule(schedule[0].keep, replicas.size) is None]
 
 
-def methods(size: int) -> list[Method]:
-    """What is compared on a queue of `size` entries, the exact cascade first."""
-    cells = min(cells_for(size), MOST_CELLS)
-    return [
-        Method(EXACT, "", exact=True),
-        Method("FAISS Flat", "Flat", exact=True),
-        Method("FAISS IVF-Flat", f"IVF{cells},Flat"),
-        Method("FAISS IVF-Flat, 1/128 of the cells", f"IVF{cells},Flat", max(cells // 128, 1)),
-        Method("FAISS IVF-PQ", f"IVF{cells},PQ16"),
-        Method("FAISS HNSW", "HNSW32"),
-    ]
-
-
-def _timed(call: Callable[[], Any], beside: Callable[[], Any] | None = None) -> tuple[float, float]:
-    """Median seconds of some calls after one; and how many times as long `beside` takes, calls in turn."""
-    begin = time.perf_counter()
-    call()
-    count = TIMED if time.perf_counter() - begin < 1 else 2
-    seconds, ratios = [], []
-    for _ in range(count):
-        begin = time.perf_counter()
-        call()
-        middle = time.perf_counter()
-        seconds.append(middle - begin)
-        if beside is not None:
-            beside()
-            ratios.append((time.perf_counter() - middle) / seconds[-1])
-    return median(seconds), median(ratios) if ratios else 1.0
+def plan(replicas: Replicas, chosen: Sequence[str], room: int) -> str:
+    """Every method's memory at its peak, the queue's included, and what is left out of the run and why."""
+    held, schedules = queue_bytes(replicas), schedules_of(replicas)
+    dtype = str(replicas.dtype).removeprefix("torch.")
+    lines = [f"{replicas.base.name}, N={replicas.size:,} ({dtype}): {size(room)} may be taken"]
+    reason = why_not_queue(replicas, room)
+    if reason:
+        return f"{lines[0]}\n  left out: {reason}"
+    lines.append(f"  {'the queue and a block of rows':<36} {size(held + block_bytes(replicas)):>8}")
+    for method in methods(replicas.size):
+        if method.key not in chosen:
+            continue
+        needed = method.needs(replicas, schedules)
+        reason = method.why_not(replicas.size) or why_not(needed, room - held)
+        said = f"   left out: {reason}" if reason else ""
+        lines.append(f"  {method.name:<36} {size(held + needed):>8}{said}")
+    return "\n".join(lines)
 
 
 def _pmr(bank: Bank, mined: Tensor) -> float:
@@ -96,179 +76,204 @@ def _pmr(bank: Bank, mined: Tensor) -> float:
     return float(right.sum() / found.sum())
 
 
-def _masks(bank: Bank) -> dict[str, Any]:
-    return {"query_ids": bank.query_ids, "key_ids": bank.key_ids}
+def _row(method: Method, contender: Contender, exact: Exact, schedule: Schedule) -> Row:
+    """One method under one schedule; no figure of an exact one that answers otherwise."""
+    indices, scores = contender.mine(schedule)
+    expected, expected_scores = exact.answers[schedule]
+    same = torch.equal(indices, expected)
+    if method.exact and not (same and (not method.ranks or torch.equal(scores, expected_scores))):
+        return {"status": "refused", "reason": "not the exact answer"}
+    row: Row = {"status": "ok", "pmr": _pmr(exact.bank, indices), "same_as_exact": same}
+    beside = None if contender is exact else lambda: exact.seconds(schedule)
+    row["call_s"], row["times_exact"] = in_turn(lambda: contender.seconds(schedule), beside)
+    row |= {**contender.report(), **contender.peak(schedule)}
+    last, first = overlap(expected, indices), torch.ones(1)
+    if not method.exact:
+        one = Schedule(schedule[:1])
+        first = overlap(exact.answers[one][0], contender.mine(one)[0])
+    row |= {"first_stage": float(first.mean()), "topk": float(last.mean())}
+    return row | {"same_queries": float((last == 1).float().mean())} | contender.facts
 
 
-def _run(bank: Bank, schedule: Schedule, index: FaissIndex | None, exact: Tensor) -> dict[str, Any]:
-    """One method under one schedule; no index: the exact cascade."""
-    masks = _masks(bank)
-
-    def exactly() -> Tensor:
-        return cascade_topk(bank.queries, bank.keys, schedule, **masks, backend="native")[0]
-
-    def indexed() -> Tensor:
-        return cascade_topk(
-            bank.queries, bank.keys, schedule, **masks, backend="native" if index is None else index
-        )[0]
-
-    call = exactly if index is None else indexed
-    mined = call()
-    row: dict[str, Any] = {"pmr": _pmr(bank, mined), "same_as_exact": bool(torch.equal(mined, exact))}
-    row["call_s"], row["times_exact"] = _timed(call, None if index is None else exactly)
-    if index is not None:
-        row["peak_bytes"] = _peak(call)
-    row |= {"first_stage": 1.0, "topk": 1.0, "same_queries": 1.0}
-    if index is not None:
-        recall = faiss_recall(index, bank.queries, bank.keys, schedule, **masks)
-        row |= {"first_stage": recall.first_stage, "topk": recall.topk, "same_queries": recall.same_queries}
-        row |= recall.report._asdict()
-    return row
+def _rows(
+    method: Method,
+    contender: Contender,
+    exact: Exact,
+    schedules: Sequence[Schedule],
+    say: Callable[[str], None],
+) -> Iterator[Row]:
+    for schedule in schedules:
+        row = {"schedule": str(schedule), **_row(method, contender, exact, schedule)}
+        if row["status"] == "ok":
+            found = f"{duration(row['call_s'])}, recall {row['topk']:.3f}, PMR {row['pmr']:.3f}"
+            say(f"  {method.name}, {schedule}: {found}")
+        else:
+            say(f"  REFUSED {method.name}, {schedule}: {row['reason']}")
+        yield row
 
 
-def _peak(call: Callable[[], Any]) -> int | None:
-    """Bytes of a call at its peak, without what the core keeps between calls."""
-    return None if cannot_measure("cpu") else peak_of(call, "cpu")
-
-
-class Exact:
-    """The exact cascade's answers and peak memory per schedule. The core keeps its working memory between calls, so
-    a call's peak is what it adds to what earlier ones left: counted from the first call of the process.
-    """
-
-    kept = 0
-
-    def __init__(self, bank: Bank, schedules: Sequence[Schedule]) -> None:
-        self.answers: dict[Schedule, Tensor] = {}
-        self.peaks: dict[Schedule, int | None] = {}
-        for schedule in schedules:
-            more = _peak(lambda s=schedule: self._mine(bank, s))  # type: ignore[misc]
-            Exact.kept += more or 0
-            self.peaks[schedule] = None if more is None else Exact.kept
-
-    def _mine(self, bank: Bank, schedule: Schedule) -> None:
-        self.answers[schedule] = cascade_topk(bank.queries, bank.keys, schedule, **_masks(bank))[0]
-
-
-def _build(bank: Bank, method: Method) -> tuple[FaissIndex, dict[str, Any]]:
-    """The index, with seconds and resident bytes that it took, and seconds of replacing a batch."""
-    _hand_back_free_memory()
-    before, begin = _status("VmRSS"), time.perf_counter()
-    index = FaissIndex(bank.keys, "flow", method.factory, key_ids=bank.key_ids)
-    built = time.perf_counter() - begin
-    _hand_back_free_memory()
-    taken = max(_status("VmRSS") - before, 0)
-    replaced = torch.arange(REPLACED)
-    update, _ = _timed(lambda: index.update(bank.keys, replaced, bank.key_ids))
-    return index, {"build_s": built, "index_bytes": taken, "update_s": update}
-
-
-def measure(bank: Bank, say: Callable[[str], None]) -> Iterator[dict[str, Any]]:
-    """A row per method and schedule."""
-    size = len(bank.key_ids)
-    schedules = [parse_schedule(text) for text in SCHEDULES[bank.name]]
-    schedules = [s for s in schedules if why_not_schedule(s[0].keep, size) is None]
-    if size >= LONG_FROM:
-        schedules = schedules[len(schedules) // 2 :][:1]
+def measure(
+    replicas: Replicas, chosen: Sequence[str], memory: Memory, threads: int, say: Callable[[str], None]
+) -> Iterator[Row]:
+    """A row per method and schedule; a row without figures for a method that does not run."""
+    schedules, bank = schedules_of(replicas), replicas.bank()
     exact = Exact(bank, schedules)
-    index: FaissIndex | None = None
-    facts: dict[str, Any] = {}
+    index: Indexed | None = None
     held = ""
-    for method in methods(size):
-        about = {"bank": bank.name, "size": size, "method": method.name, "factory": method.factory}
-        reason = method.why_not(size)
+    for method in methods(replicas.size):
+        if method.key not in chosen:
+            continue
+        about = {
+            "bank": replicas.base.name, "size": replicas.size, "method": method.name, "factory": method.factory,
+            "dtype": str(replicas.dtype).removeprefix("torch."), "commit": commit(),
+        }  # fmt: skip
+        if method.factory != held:
+            index, held = None, ""  # the one before gives its memory back first
+        reason = method.why_not(replicas.size)
+        if not reason and index is None:
+            reason = why_not(method.needs(replicas, schedules), memory.room())
         if reason:
-            say(f"  {method.name}: not run, {reason}")
+            say(f"  {method.name}: left out, {reason}")
             yield {**about, "schedule": "", "status": "not run", "reason": reason}
             continue
-        if method.factory and method.factory != held:
-            index = None  # the one before gives its memory back first
-            index, facts = _build(bank, method)
-            held = method.factory
-        if index is not None:
-            index.settings = SearchSettings(effort=method.effort)
-        for schedule in schedules:
-            row = _run(bank, schedule, index if method.factory else None, exact.answers[schedule])
-            row.setdefault("peak_bytes", exact.peaks[schedule])
-            if method.exact and not row["same_as_exact"]:
-                yield {
-                    **about,
-                    "schedule": str(schedule),
-                    "status": "refused",
-                    "reason": "not the exact answer",
-                }
-                continue
-            said = f"  {method.name}, {schedule}: {duration(row['call_s'])}, recall {row['topk']:.3f}"
-            say(f"{said}, PMR {row['pmr']:.3f}")
-            yield {
-                **about,
-                "schedule": str(schedule),
-                "status": "ok",
-                **row,
-                **(facts if method.factory else {}),
-            }
+        if method.factory:
+            index, held = index or Indexed(bank, method.factory), method.factory
+            index.try_as_hard_as(method.effort)
+            rows = _rows(method, index, exact, schedules, say)
+        elif method.ranks:
+            rows = _in_shares(method, replicas, threads, exact, schedules, say)
+        else:
+            rows = _rows(method, exact, exact, schedules, say)
+        for row in rows:
+            yield {**about, **row}
+
+
+def _in_shares(
+    method: Method,
+    replicas: Replicas,
+    threads: int,
+    exact: Exact,
+    schedules: Sequence[Schedule],
+    say: Callable[[str], None],
+) -> Iterator[Row]:
+    """The rows of a queue in shares; a process that is lost costs these rows, not the run."""
+    try:
+        with Shares(replicas.base, replicas.size, method.ranks, threads) as shares:
+            yield from _rows(method, shares, exact, schedules, say)
+    except RuntimeError as error:
+        say(f"  {method.name}: failed, {error}")
+        yield {"schedule": "", "status": "failed", "reason": str(error)}
+
+
+def queues(found: Sequence[Base], sizes: Sequence[int]) -> list[Replicas]:
+    """What is measured: the first table at every length, the others at the shortest; the longest last."""
+    others = [Replicas(base, sizes[0]) for base in found[1:] if sizes[0] <= OTHERS_UP_TO]
+    return [*reversed(others), *(Replicas(found[0], entries) for entries in sizes)]
 
 
 def run(
-    sizes: Sequence[int],
-    settings: Settings,
+    wanted: Sequence[Replicas],
+    chosen: Sequence[str],
+    memory: Memory,
+    document: Document,
     say: Callable[[str], None],
-    keep: Callable[[dict[str, Any]], object] = lambda document: None,
-) -> dict[str, Any]:
-    """Measure every bank at every length that fits; the first bank at all of them, the others at the first. `keep` is
-    given the document so far after every length.
-    """
-    found = bases()
-    document: dict[str, Any] = {
-        "kind": "scale", "date": datetime.date.today().isoformat(), "commit": commit(), "versions": versions(),
-        "machine": describe(settings), "banks": {base.name: base.about for base in found}, "refused": [],
-        "measured": [],
-    }  # fmt: skip
-    for i, base in reversed(list(enumerate(found))):  # the longest queues last
-        fit, refused = sizes_that_fit(sizes, base, available_bytes())
-        document["refused"] += refused
-        for size in fit if i == 0 else fit[:1]:
-            say(f"{base.name}, N={size:,}")
-            document["measured"] += list(measure(make_bank(base, size), say))
+    keep: Callable[[Document], object] = lambda document: None,
+) -> Document:
+    """Measure every queue that fits into `document`; `keep` is given it after every row."""
+    for replicas in wanted:
+        room = memory.room()
+        say(plan(replicas, chosen, room))
+        reason = why_not_queue(replicas, room)
+        if reason:
+            document["refused"].append(f"{replicas.base.name}, N={replicas.size:,}: {reason}")
+            continue
+        for row in measure(replicas, chosen, memory, document["machine"]["threads"], say):
+            document["measured"].append(row)
             keep(document)
     return document
 
 
-def main(argv: Sequence[str], results: Path) -> int:
-    """The command; 1 after a wrong answer."""
+def _document(
+    settings: Settings, found: Sequence[Base], wanted: Sequence[Replicas], add_to: Document | None
+) -> Document:
+    """An empty one, or with the rows of other lengths in `add_to`.
+
+    Raises:
+        ValueError: that one is of another machine.
+    """
+    document: Document = {
+        "kind": "scale", "date": datetime.date.today().isoformat(), "commit": commit(), "versions": versions(),
+        "machine": describe(settings), "banks": {base.name: base.about for base in found}, "refused": [],
+        "measured": [],
+    }  # fmt: skip
+    if add_to is not None:
+        if slug(add_to["machine"]) != slug(document["machine"]):
+            raise ValueError(
+                f"--add: the newest results are of {slug(add_to['machine'])}, and this is {slug(document['machine'])}"
+            )
+        anew = {(replicas.base.name, replicas.size) for replicas in wanted}
+        kept = [row for row in add_to["measured"] if (row["bank"], row["size"]) not in anew]
+        document["measured"] = [{"commit": add_to["commit"], **row} for row in kept]
+        document["banks"] |= add_to["banks"]
+        document["machine"]["load_before"] = max(
+            found["machine"]["load_before"] or 0 for found in (add_to, document)
+        )
+    return document
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m bench scale", description=__doc__)
-    parser.add_argument(
-        "--sizes", type=float, nargs="+", default=[1e5, 1e6], metavar="N", help="queue lengths"
+    add = parser.add_argument
+    add("--sizes", type=float, nargs="+", default=[1e5, 1e6], metavar="N", help="queue lengths")
+    add("--methods", nargs="+", choices=KEYS, default=KEYS, help="some only; exact is always measured")
+    add(
+        "--memory",
+        type=float,
+        metavar="GB",
+        help="take no more than this, in all; nine tenths of what is free",
     )
-    parser.add_argument(
-        "--quick", action="store_true", help="a few thousand entries: a smoke test, no figures"
-    )
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument(
-        "--out", type=Path, default=None, metavar="DIR", help="where results go (bench/results)"
-    )
-    parser.add_argument(
-        "--readme", type=Path, default=None, metavar="FILE", help="measure nothing: rewrite its section"
-    )
-    args = parser.parse_args(argv)
+    add("--plan", action="store_true", help="say what each method would take and what is left out, and stop")
+    add("--add", action="store_true", help="keep other lengths' rows of the newest results of this machine")
+    add("--quick", action="store_true", help="a few thousand entries: a smoke test, no figures")
+    add("--threads", type=int, default=torch.get_num_threads(), help="of this process; ranks share them")
+    add("--out", type=Path, default=None, metavar="DIR", help="where results go (bench/results)")
+    add("--readme", type=Path, default=None, metavar="FILE", help="measure nothing: rewrite its section")
+    return parser
+
+
+def main(argv: Sequence[str], results: Path) -> int:
+    """The command; 1 after a wrong answer or a lost process."""
+    args = _parser().parse_args(argv)
     if args.readme is not None:
         rewrite_readme(args.readme, args.out or results)
         return 0
-    if any(size < 1 for size in args.sizes):
-        raise ValueError(f"--sizes must be >= 1, got {args.sizes}")
+    if not all(1 <= entries < 1e12 for entries in args.sizes):
+        raise ValueError(f"--sizes must be from 1 to 1e12, got {args.sizes}")
+    if args.memory is not None and not 0 < args.memory < 1e6:
+        raise ValueError(f"--memory must be GB above 0, got {args.memory}")
+    if args.threads < 1:
+        raise ValueError(f"--threads must be >= 1, got {args.threads}")
     settings = Settings(threads=args.threads, quick=args.quick)
     configure(settings)
-    sizes = [4_000] if args.quick else sorted(int(size) for size in args.sizes)
+    found = bases()
+    wanted = queues(found, [4_000] if args.quick else sorted({int(entries) for entries in args.sizes}))
+    memory = Memory(None if args.memory is None else int(args.memory * 1e9))
+    chosen = ["exact", *args.methods]
+    if args.plan:
+        print("\n".join(plan(replicas, chosen, memory.room()) for replicas in wanted))
+        return 0
     out = args.out or (None if args.quick else results)
+    document = _document(settings, found, wanted, newest(out) if args.add and out is not None else None)
 
-    def keep(document: dict[str, Any]) -> None:
+    def keep(document: Document) -> None:
         if out is not None:
             out.mkdir(parents=True, exist_ok=True)
             write_text(out / f"{stem(document)}.json", json.dumps(document, indent=1) + "\n")
 
-    document = run(sizes, settings, lambda line: print(line, flush=True), keep)
+    run(wanted, chosen, memory, document, lambda line: print(line, flush=True), keep)
+    keep(document)
     if out is not None:
         for path in write(document, out):
             print(f"wrote {path}")
     print(f"\n{tables(document)}")
-    return 1 if any(row["status"] == "refused" for row in document["measured"]) else 0
+    return 1 if any(row["status"] in ("refused", "failed") for row in document["measured"]) else 0

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -15,8 +13,9 @@ from . import CHECKOUT
 
 FEATURES = CHECKOUT.parent / "shared" / "data" / "features"
 NOISE = 0.5  # length of the noise added to a copy, a unit vector
-BLOCK = 1 << 18  # rows made at a time
+BLOCK = 1 << 16  # rows made at a time
 HALF_FROM = 5_000_000  # entries from which a queue is stored in float16
+QUERIES = 64
 
 
 class Base(NamedTuple):
@@ -32,13 +31,20 @@ class Base(NamedTuple):
 class Bank(NamedTuple):
     """Queries and a queue."""
 
-    name: str
     queries: dict[str, Tensor]  # {view: [B, D]}
     keys: dict[str, Tensor]  # {view: [N, D]}
     query_ids: Tensor
     key_ids: Tensor
     query_labels: Tensor
     key_labels: Tensor
+
+
+class Rows(NamedTuple):
+    """Some entries of a queue."""
+
+    views: dict[str, Tensor]  # {view: [n, D]}
+    ids: Tensor
+    labels: Tensor
 
 
 def _load(name: str, file: str, views: dict[str, str], about: str) -> Base | None:
@@ -55,7 +61,7 @@ def _load(name: str, file: str, views: dict[str, str], about: str) -> Base | Non
     return Base(name, centred, ids, labels, about)
 
 
-def _drawn() -> Base:
+def drawn() -> Base:
     """A stand-in where the real tables are not: 60 classes in two views of 64 numbers."""
     g = torch.Generator().manual_seed(0)
     labels = torch.arange(3000) % 60
@@ -80,48 +86,66 @@ def bases() -> list[Base]:
             "three views of 20 numbers of 6,773 CCV videos (here called flow, rgb and audio)",
         ),
     ]  # fmt: skip
-    return [base for base in found if base is not None] or [_drawn()]
+    return [base for base in found if base is not None] or [drawn()]
 
 
-def make_bank(base: Base, size: int, num_queries: int = 64) -> Bank:
-    """A queue of `size` entries: every video once, then copies with noise, normalised again; the queries are videos
-    of the table, spread evenly. A copy keeps its video's source id and label; videos of the queries' own sources
-    are not copied, so that a query has as many siblings as in the table.
+class Replicas:
+    """A queue of `size` entries: every video of a table once, then copies with noise, normalised again.
+
+    Any part of it can be made alone, in any process, and is always the same. The queries are videos of the table,
+    spread evenly. A copy keeps its video's source id and label; videos of the queries' own sources are not copied, so
+    that a query has as many siblings as in the table.
     """
-    count = len(base.ids)
-    asked = torch.arange(num_queries) * count // num_queries
-    dtype = torch.float16 if size >= HALF_FROM else torch.float32
-    copied = (~torch.isin(base.ids, base.ids[asked])).nonzero()[:, 0]
-    of = torch.cat([torch.arange(count), copied[torch.arange(max(size - count, 0)) % len(copied)]])[:size]
-    keys = {}
-    for view, rows in base.views.items():
-        g = torch.Generator().manual_seed(sum(map(ord, view)))
-        keys[view] = torch.empty(size, rows.shape[1], dtype=dtype)
+
+    def __init__(self, base: Base, size: int) -> None:
+        self.base, self.size = base, size
+        self.dtype = torch.float16 if size >= HALF_FROM else torch.float32
+        self.asked = torch.arange(QUERIES) * len(base.ids) // QUERIES
+        self._copied = (~torch.isin(base.ids, base.ids[self.asked])).nonzero()[:, 0]
+
+    @property
+    def numbers(self) -> int:
+        """Numbers of an entry, all views together."""
+        return sum(rows.shape[1] for rows in self.base.views.values())
+
+    def queries(self) -> Rows:
+        """What is mined for."""
+        views = {view: rows[self.asked].to(self.dtype) for view, rows in self.base.views.items()}
+        return Rows(views, self.base.ids[self.asked], self.base.labels[self.asked])
+
+    def rows(self, first: int, last: int) -> Rows:
+        """Entries `first` to `last`, without making the others, but for up to a block on either side."""
+        count = len(self.base.ids)
+        entry = torch.arange(first, last)
+        of = torch.where(entry < count, entry, self._copied[(entry - count).clamp(min=0) % len(self._copied)])
+        views = {view: self._view(view, of, first, last) for view in self.base.views}
+        return Rows(views, self.base.ids[of], self.base.labels[of])
+
+    def _view(self, view: str, of: Tensor, first: int, last: int) -> Tensor:
+        table = self.base.views[view]
+        count, dim = table.shape
+        made = torch.empty(last - first, dim, dtype=self.dtype)
+        for begin in range(first // BLOCK * BLOCK, last, BLOCK):
+            low, high = max(begin, first), min(begin + BLOCK, last)
+            g = torch.Generator().manual_seed(sum(map(ord, view)) * 1_000_003 + begin // BLOCK)
+            noise = torch.randn(BLOCK, dim, generator=g)[low - begin : high - begin].mul_(NOISE / dim**0.5)
+            noise[: max(count - low, 0)] = 0
+            noise += table[of[low - first : high - first]]
+            made[low - first : high - first] = normalize(noise, dim=1)
+        return made
+
+    def bank(self) -> Bank:
+        """All of it, with the queries: at its peak the queue and a block."""
+        size, labels = self.size, torch.empty(self.size, dtype=torch.int64)
+        keys = {
+            view: torch.empty(size, rows.shape[1], dtype=self.dtype) for view, rows in self.base.views.items()
+        }
+        ids = torch.empty_like(labels)
         for first in range(0, size, BLOCK):
-            at = of[first : first + BLOCK]
-            noise = torch.randn(len(at), rows.shape[1], generator=g).mul_(NOISE / rows.shape[1] ** 0.5)
-            noise[: max(count - first, 0)] = 0
-            keys[view][first : first + BLOCK] = normalize(noise.add_(rows[at]), dim=1).to(dtype)
-    queries = {view: rows[asked].to(dtype) for view, rows in base.views.items()}
-    return Bank(base.name, queries, keys, base.ids[asked], base.ids[of], base.labels[asked], base.labels[of])
-
-
-def sizes_that_fit(sizes: Sequence[int], base: Base, available: int) -> tuple[list[int], list[str]]:
-    """Queue lengths whose bank and indexes fit the memory at hand, and a sentence for each of the others."""
-    fit, refused = [], []
-    numbers = sum(rows.shape[1] for rows in base.views.values())
-    for size in sizes:
-        needed = size * numbers * (2 if size >= HALF_FROM else 4) + size * (4 * max(numbers // 2, 1) + 64)
-        if needed < 0.7 * available:
-            fit.append(size)
-        else:
-            refused.append(
-                f"N={size:,} needs about {needed / 1e9:.0f} GB, and {available / 1e9:.0f} GB are free"
-            )
-    return fit, refused
-
-
-def available_bytes() -> int:
-    """Memory that a new process may take."""
-    lines = Path("/proc/meminfo").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
+            part = slice(first, min(first + BLOCK, size))
+            rows = self.rows(part.start, part.stop)
+            for view, made in rows.views.items():
+                keys[view][part] = made
+            ids[part], labels[part] = rows.ids, rows.labels
+        asked = self.queries()
+        return Bank(asked.views, keys, asked.ids, ids, asked.labels, labels)

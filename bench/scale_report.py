@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Sequence
+from math import nan
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,13 @@ from .text import duration, markdown, size
 
 Document = dict[str, Any]
 BEGIN, END = "<!-- scale:begin -->", "<!-- scale:end -->"
-_COLOURS = ("#d1495b", "#30638e", "#edae49", "#a98467", "#7a9e7e", "#8d6a9f")
+ABOUT = (
+    "Of a queue in shares: a call is that of the slowest process, each with its part of the 64 queries and of the "
+    "threads; the peaks are the largest process's; `index or shares` is all shares together, and `build` is enqueueing "
+    "all rows. `process then` is all that is resident in the process at the peak of a call: Python, "
+    "torch, the whole queue (in shares: its share) and the index. From 5,000,000 entries on queues are float16."
+)
+_COLOURS = ("#d1495b", "#30638e", "#edae49", "#a98467", "#7a9e7e", "#8d6a9f", "#2f4858")
 
 
 def stem(document: Document) -> str:
@@ -25,6 +33,14 @@ def stem(document: Document) -> str:
 def ok_rows(document: Document, bank: str = "") -> list[dict[str, Any]]:
     """Rows with figures, of one bank or of all."""
     return [row for row in document["measured"] if row["status"] == "ok" and bank in ("", row["bank"])]
+
+
+def _size(row: dict[str, Any], name: str) -> str:
+    return "" if row.get(name) is None else size(row[name])
+
+
+def _commits(rows: Sequence[dict[str, Any]]) -> str:
+    return ", ".join(dict.fromkeys(row["commit"] for row in rows))
 
 
 def _cells(row: dict[str, Any]) -> list[str]:
@@ -38,8 +54,9 @@ def _cells(row: dict[str, Any]) -> list[str]:
         f"{row['topk']:.3f}",
         f"{row['first_stage']:.3f}",
         f"{row['pmr']:.3f}",
-        "" if row.get("peak_bytes") is None else size(row["peak_bytes"]),
-        size(row["index_bytes"]) if indexed else "",
+        _size(row, "peak_bytes"),
+        _size(row, "process_bytes"),
+        _size(row, "index_bytes"),
         duration(row["build_s"]) if indexed else "",
         duration(row["update_s"]) if indexed else "",
     ]
@@ -56,7 +73,7 @@ def tables(document: Document) -> str:
         "recall, final",
         "recall, stage 1",
     ]
-    header += ["PMR", "peak of a call", "index", "build", "replace 64"]
+    header += ["PMR", "peak of a call", "process then", "index or shares", "build", "replace 64"]
     parts = []
     for bank, about in document["banks"].items():
         lines = [_cells(row) for row in ok_rows(document, bank)]
@@ -68,7 +85,7 @@ def tables(document: Document) -> str:
         if r["status"] != "ok"
     }
     parts += [f"Not run: {line}." for line in [*sorted(left), *document["refused"]]]
-    return "\n\n".join(parts)
+    return "\n\n".join([*parts, ABOUT])
 
 
 def write(document: Document, out: Path) -> list[Path]:
@@ -77,7 +94,7 @@ def write(document: Document, out: Path) -> list[Path]:
     machine, v = document["machine"], document["versions"]
     where = (
         f"{machine['cpu']}, {machine['threads']} threads, {machine['isa']}; torch {v['torch']}, "
-        f"faiss-cpu {v.get('faiss-cpu', 'not installed')}; commit {document['commit']}, {document['date']}"
+        f"faiss-cpu {v.get('faiss-cpu', 'not installed')}; commit {_commits(document['measured'])}, {document['date']}"
     )
     write_text(made[0], f"# Long queues\n\n{where}\n\n{tables(document)}\n")
     if not_installed("matplotlib", "matplotlib") is None and ok_rows(document):
@@ -98,11 +115,7 @@ def _plots(document: Document, target: Path) -> list[Path]:
     rows = [row for row in rows if row["schedule"] == schedule]
     panels = [
         ("times as fast as exact, calls in turn", lambda r: r["times_exact"], True),
-        (
-            "index and peak of a call (MB)",
-            lambda r: (r.get("index_bytes", 0) + (r["peak_bytes"] or 0)) / 1e6,
-            True,
-        ),
+        ("the largest process at its peak (MB)", lambda r: (r.get("process_bytes") or nan) / 1e6, True),
         ("recall of the final entries", lambda r: r["topk"], False),
         ("PMR", lambda r: r["pmr"], False),
     ]
@@ -143,16 +156,24 @@ def newest(folder: Path) -> Document:
 
 
 def summary(document: Document, results: str) -> str:
-    """The README's lines: the first bank under its longest schedule, one row a method and power of ten."""
+    """The README's lines: the first bank under its longest schedule, one row a method and power of ten.
+
+    Raises:
+        ValueError: there are no figures of that bank.
+    """
     bank, about = next(iter(document["banks"].items()))
     rows = ok_rows(document, bank)
+    if not rows:
+        raise ValueError(
+            f"the newest scale results hold no figures of {bank}: run `python -m bench scale` again"
+        )
     schedule = max((row["schedule"] for row in rows), key=len)
     shown = {row["size"] for row in rows} & {10**digits for digits in range(5, 10)}
     lines = [
         [
             row["method"], f"{row['size']:,}", duration(row["call_s"]),
-            f"{row['times_exact']:.2f}x" if row["factory"] else "",
-            f"{row['topk']:.3f}", f"{row['pmr']:.3f}", size(row["index_bytes"]) if "index_bytes" in row else "",
+            f"{row['times_exact']:.2f}x" if "build_s" in row else "",
+            f"{row['topk']:.3f}", f"{row['pmr']:.3f}", _size(row, "process_bytes"), _size(row, "index_bytes"),
             duration(row["build_s"]) if "build_s" in row else "",
         ]
         for row in rows
@@ -165,13 +186,14 @@ def summary(document: Document, results: str) -> str:
         "faster than exact",
         "recall of the final 5",
         "PMR",
-        "index",
+        "process at peak",
+        "index or shares",
         "build",
     ]
     machine = document["machine"]
     busy = machine["load_before"] or 0
     shared = f"; the machine was shared, load {busy:g}: times are long, ratios are of calls in turn"
-    commit = document["commit"] + (shared if busy > machine["cores"] / 2 else "")
+    commit = _commits(rows) + (shared if busy > machine["cores"] / 2 else "")
     return (
         f"`python -m bench scale`: {about}, then copies of them with noise up to N (no independent videos, and none of "
         f"the queries' own); schedule `{schedule}`; {machine['cpu']}, {machine['threads']} threads, commit "

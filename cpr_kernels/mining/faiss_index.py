@@ -172,7 +172,7 @@ class FaissIndex:
         """The index's vectors [n, D] float32 of entries: their views side by side."""
         at = torch.from_numpy(slots)
         parts = [keys[view].detach()[at.to(keys[view].device)].float().cpu() for view in self.views]
-        return torch.cat(parts, dim=1).numpy()
+        return (parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)).numpy()
 
     def rebuild(self, keys: Mapping[str, Tensor], key_ids: Tensor | None = None) -> None:
         """Learn and fill the index anew from the whole queue."""
@@ -191,6 +191,7 @@ class FaissIndex:
             sample = sample[np.isfinite(sample).all(axis=1)]
             self.store.train(sample)
             fit = self.store.misfit(sample)
+            self.store.reserve(len(filled))
             for first in range(0, len(filled), IN_BLOCKS):
                 self._add(keys, filled[first : first + IN_BLOCKS])
         self.moved = Moved(0, 0, fit, fit, self.moved.rebuilds + 1, self.moved.pointer)
@@ -208,10 +209,11 @@ class FaissIndex:
             raise ValueError(
                 f"FaissIndex: more than {MAX_ODD} entries of keys have a NaN or infinite feature; mend the features"
             )
-        rows = rows[sound]
+        if not sound.all():
+            rows, slots = rows[sound], slots[sound]
         if len(rows):
-            self.store.add(rows, slots[sound])
-            self.longest = max(self.longest, float(np.linalg.norm(rows, axis=1).max()))
+            self.store.add(rows, slots)
+            self.longest = max(self.longest, float(np.einsum("ij,ij->i", rows, rows).max()) ** 0.5)
         return rows
 
     def update(self, keys: Mapping[str, Tensor], slots: Tensor, key_ids: Tensor | None = None) -> Staleness:

@@ -151,17 +151,22 @@ def faiss_recall(
 
     schedule = Schedule(schedule)
 
-    def overlap(stages: Schedule) -> Tensor:
+    def found(stages: Schedule) -> Tensor:
         exact, _ = torch.ops.cpr.cascade_topk(*as_call(queries, keys, stages, **masks))
-        found, _ = index.cascade_topk(queries, keys, stages, **masks)
-        hits = [
-            torch.isin(e[e >= 0], f[f >= 0]).sum() / max(int((e >= 0).sum()), 1) for e, f in zip(exact, found)
-        ]
-        none = (exact < 0).all(dim=1)
-        return torch.stack(hits).masked_fill(none, 1.0) if hits else torch.ones(1)
+        return overlap(exact, index.cascade_topk(queries, keys, stages, **masks)[0])
 
-    first = overlap(Schedule(schedule[:1]))
-    last = overlap(schedule)
+    first, last = found(Schedule(schedule[:1])), found(schedule)
     return FaissRecall(
         float(first.mean()), float(last.mean()), float((last == 1).float().mean()), index.report
     )
+
+
+def overlap(exact: Tensor, found: Tensor) -> Tensor:
+    """Share [B] of each query's entries in `exact` [B, k] that are in `found` [B, m], -1 being none; 1 where `exact`
+    has none.
+    """
+    hits = [
+        torch.isin(e[e >= 0], f[f >= 0]).sum() / max(int((e >= 0).sum()), 1) for e, f in zip(exact, found)
+    ]
+    none = (exact < 0).all(dim=1)
+    return torch.stack(hits).masked_fill(none, 1.0) if hits else torch.ones(1)

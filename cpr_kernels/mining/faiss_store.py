@@ -209,6 +209,17 @@ class VectorStore:
             self.index.pq.cp.min_points_per_centroid = 1
             self.index.do_polysemous_training = False
 
+    def reserve(self, count: int) -> None:
+        """Take the memory of `count` vectors at once: growing by doubling, a flat store would hold twice its size
+        for a moment. The lists of IVF are small, and a GPU's memory is its own.
+        """
+        if self.gpu or self.kind == "ivf":
+            return
+        flat = self.faiss.downcast_index(self.index.storage) if self.kind == "hnsw" else self.index
+        if not flat.ntotal and hasattr(flat, "codes"):
+            flat.codes.resize(count * flat.code_size)
+            flat.codes.resize(0)
+
     def add(self, rows: np.ndarray, slots: np.ndarray) -> None:
         """Vectors [n, dim] of entries `slots` [n], none of which is in the index."""
         rows = self.padded(rows)
@@ -224,7 +235,8 @@ class VectorStore:
             if reused < len(slots):
                 self.index.add(rows[reused:])
         self.free = self.free[reused:]
-        self.slot_of = np.concatenate([self.slot_of, np.full(self.held - len(self.slot_of), -1, np.int64)])
+        if grown := self.held - len(self.slot_of):
+            self.slot_of = np.concatenate([self.slot_of, np.full(grown, -1, np.int64)])
         self.slot_of[labels], self.label_of[slots] = slots, labels
 
     def drop(self, slots: np.ndarray) -> None:
