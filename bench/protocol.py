@@ -68,7 +68,8 @@ def budget(preset: str, data: Path, out: Path, device: str) -> Budget:
     return Budget(
         replace(
             common, infonce_epochs=30, cycles=1, cycle_epochs=5, queue=384, width=0.25,
-            clips=Clips(frames=8, crop=64, batch=32), optim=Optim(momentum=0.99, cycle_lr=2e-4, warmup=10),
+            clips=Clips(frames=8, crop=64, batch=32, cache_mb=4096),
+            optim=Optim(momentum=0.99, cycle_lr=2e-4, warmup=10),
         ),
         clips_per_video=4,
     )  # fmt: skip

@@ -225,3 +225,16 @@ def test_real_clips_decode(tmp_path: Path) -> None:
         (folder / name).symlink_to(SHARED_DATA / "ucf101" / "Archery" / name)
     manifest = prepare(tmp_path / "v", tmp_path / "d", settings).manifest
     assert [(video.split, video.frames) for video in manifest.videos] == [("test", 5), ("train", 5)]
+
+
+def test_drawn_clips_are_the_same_in_every_process(tmp_path: Path) -> None:
+    program = (
+        "import sys; from pathlib import Path; from cpr_kernels.train.synthetic import SyntheticSettings, generate; "
+        "generate(Path(sys.argv[1]), SyntheticSettings(sources=2, test_sources=1, clips=1, frames=14, size=40))"
+    )
+    for name in ("one", "two"):
+        subprocess.run([sys.executable, "-c", program, tmp_path / name], check=True, capture_output=True)
+    one, two = (
+        {path.name: path.read_bytes() for path in (tmp_path / name).rglob("*.mp4")} for name in ("one", "two")
+    )
+    assert len(one) == 18 and one == two

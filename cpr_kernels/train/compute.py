@@ -12,6 +12,22 @@ from . import TrainError
 Amp = Literal["off", "bf16"]
 
 
+def device_to_train_on(name: str, amp: Amp) -> torch.device:
+    """The device called `name`, if training can be as precise there as `amp` says.
+
+    Raises:
+        TrainError: no such device here, or bfloat16 on a CPU: torch 2.13 (oneDNN) forms weight gradients of bfloat16
+            convolutions over few frames or small pictures from memory that is not theirs, and may end the process.
+    """
+    device = device_of(name)
+    if amp == "bf16" and device.type == "cpu":
+        raise TrainError(
+            f"amp: bf16 trains on CUDA only, and the device is {device}: torch's bfloat16 convolutions give wrong "
+            "gradients on CPUs; use --amp off"
+        )
+    return device
+
+
 def device_of(name: str) -> torch.device:
     """The device called `name`; auto takes CUDA where there is one.
 

@@ -155,8 +155,7 @@ class TrainConfig:
     device: str = "auto"
     """auto takes CUDA where there is one."""
     amp: Amp = "off"
-    """bf16: convolutions in bfloat16, for GPUs, where it was not tried yet. On CPUs it is not dependable: a run on
-    real clips stopped at a loss that was not finite."""
+    """bf16: convolutions in bfloat16, on CUDA only (not tried yet): torch's gradients of them are wrong on CPUs."""
     compile: bool = False
     """Compile the encoders with torch.compile; the first steps take minutes."""
     goes_on: Path | None = None

@@ -20,7 +20,7 @@ from .augment import Augment, augmented
 from .checkpoint import encoder_files, load, load_encoder, save
 from .classifier import Classifier, ClipSettings, save_classifier
 from .clips import Batch, ClipDataset, ClipSampler, clip_loader, default_workers
-from .compute import Amp, autocast, device_of
+from .compute import Amp, autocast, device_to_train_on
 from .config import Clips
 from .encoders import new_encoder
 from .interrupt import stop_flag
@@ -83,7 +83,7 @@ class Finetune:
     width: float = 1.0
     """With --scratch: multiplies the network's channels."""
     amp: Amp = "off"
-    """bf16: convolutions in bfloat16."""
+    """bf16: convolutions in bfloat16, on CUDA only (not tried yet)."""
     augment: Augment = field(default_factory=Augment)
     workers: int = -1
     cache_mb: int = 1024
@@ -122,7 +122,7 @@ def finetune(settings: Finetune) -> dict[str, Any]:
     settings = settings.resolved()
     settings.check()
     out, wanted = settings.out, _refuse_another(settings)
-    device = device_of(settings.device)
+    device = device_to_train_on(settings.device, settings.amp)
     train, test = _dataset(settings, "train"), _dataset(settings, "test")
     classifier = new_classifier(settings, train.manifest.classes).to(device)
     with alone(out, "train"):

@@ -21,7 +21,7 @@ from .alone import alone
 from .augment import augmented
 from .checkpoint import encoder_file, load, load_encoder, save, save_encoder
 from .clips import Batch, ClipDataset, ClipSampler, clip_loader, default_workers
-from .compute import device_of
+from .compute import device_to_train_on
 from .config import Optim, TrainConfig, from_json, to_json
 from .go_on import GoOn, MixedSampler, warm_start
 from .iic import BankModel
@@ -137,7 +137,7 @@ def build(config: TrainConfig, device_name: str | None = None) -> Trainer:
     """Data, plan, model and optimiser of a config; reads the data set, writes nothing."""
     config.check()
     parallel.share_of(config.clips.batch)
-    device = device_of(device_name or config.device)
+    device = device_to_train_on(device_name or config.device, config.amp)
     clips = config.clips
     dataset = ClipDataset(
         config.data, clips.frames, clips.crop, views=config.views, min_area=config.augment.min_area,
@@ -192,10 +192,7 @@ def run_step(trainer: Trainer, moment: Moment, step: int, batch: Batch, log: Run
     result = model.train_step(inputs, phase, measured, own.to(trainer.device) if phase.schedule else None)
     losses = parallel.means([float(loss) for loss in result.losses.values()], trainer.device)
     figures = {f"loss_{view}": loss for view, loss in zip(result.losses, losses)}
-    if not all(math.isfinite(loss) for loss in losses):
-        raise TrainError(
-            f"step {step}: the loss is not finite ({figures}); lower --optim.lr or raise --optim.temperature"
-        )
+    _refuse_infinite(model, phase, step, figures)
     for group in trainer.optimizer.param_groups:
         group["lr"] = learning_rate(config.optim, phase, moment)
     trainer.optimizer.step()
@@ -213,6 +210,20 @@ def run_step(trainer: Trainer, moment: Moment, step: int, batch: Batch, log: Run
         log.mined(facts, videos, {name: mined_videos(indices, entries) for name, indices in mined.items()})
         trainer.meter.reset()
     return figures
+
+
+def _refuse_infinite(
+    model: MultiViewModel | BankModel, phase: Phase, step: int, losses: dict[str, Any]
+) -> None:
+    """Stops before an optimiser's step that would spoil the weights."""
+    gradients = [p.grad for p in model.trained_parameters(phase) if p.grad is not None]
+    norm = float(nn.utils.get_total_norm(gradients))
+    if math.isfinite(norm) and all(math.isfinite(loss) for loss in losses.values()):
+        return
+    raise TrainError(
+        f"step {step}: the loss or its gradient is not finite ({losses}, norm of the gradient {norm}); lower "
+        "--optim.lr or raise --optim.temperature"
+    )
 
 
 def _inputs(trainer: Trainer, batch: Batch, step: int) -> tuple[Inputs, torch.Generator]:

@@ -147,15 +147,16 @@ def _from_hue(hue: float, saturation: float, value: float) -> Image:
 
 
 def write_mp4(path: Path, frames: npt.NDArray[np.uint8], fps: int = FPS) -> None:
-    """Writes frames [F, H, W, 3] as H.264 in an mp4, whole or not at all; H and W must be even."""
+    """Writes frames [F, H, W, 3] as H.264 in an mp4, whole or not at all; H and W must be even. Equal frames give equal
+    files: x264's macroblock tree, which for small pictures is another in every process, is off.
+    """
     import av
 
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.stem}.{os.getpid()}.mp4")
     with av.open(str(part), "w") as container:
-        stream = container.add_stream(
-            "libx264", rate=Fraction(fps), options={"crf": "20", "preset": "veryfast"}
-        )
+        options = {"crf": "20", "preset": "veryfast", "x264-params": "mbtree=0"}
+        stream = container.add_stream("libx264", rate=Fraction(fps), options=options)
         stream.width, stream.height, stream.pix_fmt = frames.shape[2], frames.shape[1], "yuv420p"
         stream.thread_count = 1
         for frame in frames:
