@@ -2,7 +2,7 @@
 
 One choice at a time against the planner's own rules, on the shapes with a goal, replayed from a CUDA graph and in
 turn. An answer that differs in one bit from the rules' own ends the run with 1. What wins here becomes a rule in
-`csrc/cuda/cascade_topk.cu`, with the figure beside it.
+`csrc/cuda/cascade_layout.h`, with the figure beside it. ``--once`` runs a shape once, by the rules, for a profiler.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cpr_kernels import _core, cascade_topk
+from cpr_kernels import _core, cascade_topk, explain
 
 from .inputs import make_table
 from .readme import write_text
@@ -89,6 +89,14 @@ def tune(workload: Workload, core: Any, say: Callable[[str], None]) -> bool:
     return right
 
 
+def once(workload: Workload) -> None:
+    """One call, and how it was planned."""
+    table = make_table(workload, "cuda")
+    cascade_topk(table.queries, table.keys, workload.schedule, backend="native")
+    torch.cuda.synchronize()
+    explain(cascade_topk, table.queries, table.keys, workload.schedule)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """The table, printed and written as it grows; 1 after a wrong answer, 2 where nothing can be timed."""
     parser = argparse.ArgumentParser(prog="python -m bench.gpu_tune", description=__doc__.splitlines()[0])
@@ -96,16 +104,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--workload", action="append", default=[], metavar="NAME", help="only this; may repeat"
     )
+    parser.add_argument("--once", metavar="NAME", help="run this once and time nothing")
     args = parser.parse_args(argv)
     try:
         if not torch.cuda.is_available():
             raise ValueError("there is no CUDA device here")
         if not hasattr(_core, "cuda_tune"):
             raise ValueError("this build has no CUDA kernels; install where nvcc is on PATH")
-        chosen = [by_name("cascade", name) for name in args.workload or SHAPES]
+        chosen = [
+            by_name("cascade", name) for name in ([args.once] if args.once else args.workload or SHAPES)
+        ]
     except ValueError as error:
         print(f"bench.gpu_tune: {error}", file=sys.stderr)
         return 2
+    if args.once:
+        once(chosen[0])
+        return 0
     lines: list[str] = []
 
     def say(line: str) -> None:

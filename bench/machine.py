@@ -157,7 +157,7 @@ def cache_bytes(device: str) -> int:
 
 def _copy_rate(floats: int, tries: int, device: str) -> float:
     """Bytes read and written per second by torch's copy of so many float32."""
-    source, target = (torch.zeros(floats, device=device) for _ in range(2))
+    source, target = (torch.rand(floats, device=device) for _ in range(2))
     target.copy_(source)
     return 2.0 * 4 * floats / _best(lambda: target.copy_(source), tries, device)
 

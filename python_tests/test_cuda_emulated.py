@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import gpu_small
 import pytest
 import torch
 from cases import LARGE_CASES, LOSS_CASES, SMALL_CASES, CascadeCase, LossCase, listed, name_of
@@ -250,6 +251,29 @@ def test_the_batch_split_does_not_change_a_bit(core: Any) -> None:
             CascadeCall([query[part]], [keys], [1.0], [500], None, None, None), core, 0
         )
         same(some, (whole[0][part], whole[1][part]))
+
+
+def test_what_the_sanitizers_watch_runs_every_kernel() -> None:
+    """`gpu_small.py quick`, here emulated: no kernel of test_cuda_build's list is left out."""
+    from cuda_tools import emulated
+    from test_cuda_build import REGISTERS
+
+    core = emulated()
+    core.set_seed(0)
+    core.set_limits(*H200)
+    core.kernels_launched()
+    for case in gpu_small.cascades(quick=True):
+        same(native.run_on_stream(case.call(), core, 0), reference.run(case.call()))
+        if case in gpu_small.TILES:
+            call = listed(case.call(), 45)
+            same(native.rerank_on_stream(call, core, 0), reference.rerank(call))
+    for loss in gpu_small.losses_of(quick=True):
+        call = loss.call()
+        swept = loss_native.sweep_on_stream(call, True, core, 0)
+        given = (torch.ones_like(swept.loss), swept.lse_all, swept.lse_positive)
+        loss_native.keys_gradient_on_stream(call, given, core, 0)
+    enqueue.on_stream([torch.zeros(8, 5)], torch.tensor(3), torch.tensor(3), [torch.ones(11, 5)], core, 0)
+    assert core.kernels_launched() == len(REGISTERS) + 1  # prepare_kernel is compiled into two files
 
 
 WIDE_CASES = [

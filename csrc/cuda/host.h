@@ -4,6 +4,7 @@
 #include <cstring>
 #include <map>
 #include <mutex>
+#include <set>
 #include <tuple>
 
 #include "carver.h"
@@ -28,8 +29,15 @@ inline DeviceLimits& emulated_limits() {
   return limits;
 }
 
+// Which kernels have run, for tests that want to have seen them all.
+inline std::set<const void*>& launched_kernels() {
+  static std::set<const void*> launched;
+  return launched;
+}
+
 template <class Args>
 const char* launch(void (*kernel)(Args), const Grid& grid, const Args& args, void*) {
+  launched_kernels().insert(reinterpret_cast<const void*>(kernel));
   if (grid.x == 0 || grid.y == 0 || grid.z == 0) return "an empty grid";
   if (grid.shared > emulated_limits().shared_bytes) return "more shared memory than a block can have";
   emulate::launch({grid.x, grid.y, grid.z}, grid.cluster, grid.threads, static_cast<size_t>(grid.shared),
