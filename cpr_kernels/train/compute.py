@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from typing import Literal
 
 import torch
@@ -45,6 +46,21 @@ def device_of(name: str) -> torch.device:
             f"device: {name!r} cannot be used here ({reason}); expected auto, cpu or cuda"
         ) from None
     return device
+
+
+@contextmanager
+def compiling(asked: bool) -> Iterator[None]:
+    """Where `torch.compile` was asked for and fails inside, a sentence instead of the compiler's pages."""
+    try:
+        yield
+    except Exception as error:
+        if not asked or not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+            raise
+        reason = " ".join(str(error).partition("Set TORCHDYNAMO")[0].split())[:200]
+        raise TrainError(
+            f"compile: torch.compile cannot compile the encoders here ({reason}); install the C++ compiler that it "
+            "needs (for GPUs: Triton), or begin a run without --compile"
+        ) from error
 
 
 def autocast(device: torch.device, amp: Amp) -> AbstractContextManager[None]:

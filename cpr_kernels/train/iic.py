@@ -43,6 +43,8 @@ class BankModel(nn.Module):
         for parameter in encoder.parameters():
             if parameter.dim() in CHANNELS_LAST:
                 parameter.data = parameter.data.to(memory_format=CHANNELS_LAST[parameter.dim()])
+        if config.compile:
+            encoder.compile()
 
     @property
     def encoder(self) -> nn.Module:

@@ -21,7 +21,7 @@ from .alone import alone
 from .augment import augmented
 from .checkpoint import encoder_file, load, load_encoder, save, save_encoder
 from .clips import Batch, ClipDataset, ClipSampler, clip_loader, default_workers
-from .compute import device_to_train_on
+from .compute import compiling, device_to_train_on
 from .config import Optim, TrainConfig, from_json, to_json
 from .go_on import GoOn, MixedSampler, warm_start
 from .iic import BankModel
@@ -92,7 +92,8 @@ def _train(trainer: Trainer, state: dict[str, Any] | None, start: int, writes: b
             _tell_left_out(trainer, bar.console.print)
         for step, batch in enumerate(_batches(trainer, start, end), start=start):
             moment = locate(trainer.plan, trainer.sampler.steps_per_pass, step)
-            figures = run_step(trainer, moment, step, batch, log)
+            with compiling(config.compile):
+                figures = run_step(trainer, moment, step, batch, log)
             rate = 2 * config.clips.batch * (step + 1 - start) / (time.perf_counter() - began)
             name = trainer.plan[moment.phase].name
             bar.update(task, advance=1, status=f"{rate:.0f} clips/s  {name}{_brief(figures)}")
