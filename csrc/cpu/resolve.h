@@ -50,25 +50,35 @@ inline void keep_best(List& list, int rows, int judge, int64_t keep, const Scrat
 
 // One level of the entries, all alive so far: the undecided ones are copied out, and those certain here that
 // the sweep did not count (undecided at an earlier level, alive all the same) are counted in *late.
-inline int64_t split_level(const CascadePlan& plan, int level, const List& entries, const Bracket* brackets,
-                           float* scores, int32_t* index, int64_t* late) {
+template <bool BY_SCORE>
+inline int64_t split_level_by(const CascadePlan& plan, int level, const List& entries, const Bracket* brackets,
+                              float* scores, int32_t* index, int64_t* late) {
   int64_t undecided = 0, uncounted = 0;
-  for (int64_t i = 0; i < entries.n; i += W) {
-    const I place = load(entries.index + i);
-    const F score = load(entries.row(plan.row_of_stage[level]) + i);
-    const Mask lanes = first_lanes(entries.n - i);
-    const Mask sure = within(score, place, brackets[level].certain) & lanes;
-    const Mask maybe = static_cast<Mask>(within(score, place, brackets[level].possible) & lanes & ~sure);
+  const float* judge = entries.row(plan.row_of_stage[level]);
+  for_vectors(entries.n, [&](int64_t i, Mask lanes) __attribute__((always_inline)) {
+    const int32_t* const place = entries.index + i;
+    const F score = load(judge + i);
+    const Mask sure = within<BY_SCORE>(score, place, brackets[level].certain) & lanes;
+    const Mask possible = within<BY_SCORE>(score, place, brackets[level].possible) & lanes;
+    const Mask maybe = static_cast<Mask>(possible & ~sure);
     Mask counted = sure;
     for (int l = 0; l < level; ++l)
-      counted = counted & within(load(entries.row(plan.row_of_stage[l]) + i), place, brackets[l].certain);
+      counted =
+          counted & within<BY_SCORE>(load(entries.row(plan.row_of_stage[l]) + i), place, brackets[l].certain);
     uncounted += count(static_cast<Mask>(sure & ~counted));
     store(scores + undecided, compress(maybe, score));
-    store(index + undecided, compress(maybe, place));
+    store(index + undecided, compress(maybe, load(place)));
     undecided += count(maybe);
-  }
+  });
   *late = uncounted;
   return undecided;
+}
+inline int64_t split_level(const CascadePlan& plan, int level, const List& entries, const Bracket* brackets,
+                           float* scores, int32_t* index, int64_t* late) {
+  bool plain = by_score(brackets[level].possible);
+  for (int l = 0; l <= level; ++l) plain = plain && by_score(brackets[l].certain);
+  return plain ? split_level_by<true>(plan, level, entries, brackets, scores, index, late)
+               : split_level_by<false>(plan, level, entries, brackets, scores, index, late);
 }
 
 // The cut after `rank` entries of a level, of which `certain` are within the bracket's certain cut and the

@@ -32,6 +32,16 @@ inline Mask within(F score, I index, Cut cut) {
   return gt(score, set1(cut.score)) | (eq(score, set1(cut.score)) & le(index, set1(cut.index)));
 }
 
+// Whether the cut takes all or none of the entries at its score, so that indices need not be asked.
+inline bool by_score(Cut cut) { return cut.index == INT32_MAX || cut.score != cut.score; }
+
+// `within` for entries at `index`, read only if the cut asks for it.
+template <bool BY_SCORE>
+inline Mask within(F score, const int32_t* index, Cut cut) {
+  if (BY_SCORE) return ge(score, set1(cut.score));
+  return within(score, load(index), cut);
+}
+
 // ranks[i]: how many of the n <= SMALL + W entries rank before entry i.
 inline void rank_all(const float* scores, const int32_t* index, int64_t n, int32_t* ranks) {
   for (int64_t i = 0; i < n; ++i) {
@@ -260,18 +270,33 @@ inline Cut mth_best(const float* scores, const int32_t* index, int64_t n, int64_
   return mth_best_among_ties(scores, index, n, m, scratch);
 }
 
+// step(i, lanes) for vectors of n entries: all lanes, but for those beyond the end.
+template <class Step>
+inline __attribute__((always_inline)) void for_vectors(int64_t n, Step step) {
+  int64_t i = 0;
+  for (; i + W <= n; i += W) step(i, ALL);
+  if (i < n) step(i, first_lanes(n - i));
+}
+
+template <bool BY_SCORE>
+inline void keep_within_cut(List& list, int rows, int judge, Cut cut) {
+  int64_t kept = 0;
+  for_vectors(list.n, [&](int64_t i, Mask lanes) __attribute__((always_inline)) {
+    const Mask mask = within<BY_SCORE>(load(list.row(judge) + i), list.index + i, cut) & lanes;
+    for (int r = 0; r < rows; ++r) store(list.row(r) + kept, compress(mask, load(list.row(r) + i)));
+    store(list.index + kept, compress(mask, load(list.index + i)));
+    kept += count(mask);
+  });
+  list.n = kept;
+}
+
 // Keep the entries of `list` within `cut` of row `judge`; order stays. In place: what is written has been
 // read.
 inline void keep_within(List& list, int rows, int judge, Cut cut) {
-  int64_t kept = 0;
-  for (int64_t i = 0; i < list.n; i += W) {
-    const I place = load(list.index + i);
-    const Mask mask = within(load(list.row(judge) + i), place, cut) & first_lanes(list.n - i);
-    for (int r = 0; r < rows; ++r) store(list.row(r) + kept, compress(mask, load(list.row(r) + i)));
-    store(list.index + kept, compress(mask, place));
-    kept += count(mask);
-  }
-  list.n = kept;
+  if (by_score(cut))
+    keep_within_cut<true>(list, rows, judge, cut);
+  else
+    keep_within_cut<false>(list, rows, judge, cut);
 }
 
 }  // namespace CPR_ISA_NAMESPACE
