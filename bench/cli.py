@@ -26,7 +26,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m bench",
         description="Measure cpr_kernels against its peers. Answers are checked before times are taken.",
         epilog="python -m bench readme [--readme FILE] [--out DIR] rewrites the README's performance section; "
-        "python -m bench scale measures queues of 1e5 entries and more, with FAISS; "
+        "python -m bench scale measures queues of 1e5 entries and more, exact, in shares and by FAISS; "
         "python -m bench sharded prints a cost model of a queue shared by many ranks.",
     )
     parser.add_argument("--op", choices=[*OPS, "all"], default="all", help="what to measure (default: all)")

@@ -90,7 +90,7 @@ def index_bytes(factory: str, entries: int, dim: int) -> int:
     cells, code = re.fullmatch(r"IVF(\d+),(Flat|PQ\d+)", factory).groups()  # type: ignore[union-attr]
     learnt = 3 * min(TRAIN_ROWS_A_CELL * max(int(cells), 256), entries) * vectors
     held = SPARE * ((vectors if code == "Flat" else int(code[2:])) + 8)
-    return int(entries * (held + HASHED + SLOTS)) + max(fixed, learnt)
+    return int(entries * (held + HASHED + SLOTS)) + fixed + learnt
 
 
 def shares_bytes(replicas: Replicas, ranks: int, schedules: Sequence[Schedule]) -> int:
@@ -99,7 +99,7 @@ def shares_bytes(replicas: Replicas, ranks: int, schedules: Sequence[Schedule]) 
     features = share * replicas.numbers * replicas.dtype.itemsize
     judges = max((len({str(stage.view) for stage in schedule}) for schedule in schedules), default=1)
     lists = QUERIES * (share + SLACK) * 4 * (judges + 2)
-    sent = 4 * min(BLOCK, share) * (replicas.numbers * replicas.dtype.itemsize + ENTRY)
+    sent = 6 * min(BLOCK, share) * (replicas.numbers * replicas.dtype.itemsize + ENTRY)
     filling = block_bytes(replicas) + sent
     calling = min(lists, max(WORKING_BYTES, features // KEYS_A_LIST_BYTE)) + CALL
     return queue_bytes(replicas) + ranks * (PROCESS + max(filling, calling))

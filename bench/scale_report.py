@@ -123,9 +123,11 @@ def _plots(document: Document, target: Path) -> list[Path]:
         figure, axes = pyplot.subplots(1, len(panels), figsize=(13, 3.6), layout="constrained")
         names = dict.fromkeys(row["method"] for row in rows)
         for axis, (title, value, logarithmic) in zip(axes, panels):
-            for name, colour in zip(names, _COLOURS):
+            for i, (name, colour) in enumerate(zip(names, _COLOURS)):
                 points = sorted((row["size"], value(row)) for row in rows if row["method"] == name)
-                axis.plot(*zip(*points), "o-", label=name, color=colour, markersize=4, linewidth=1.4)
+                style: dict[str, Any] = {"color": colour, "linewidth": 1.4, "fillstyle": "none"}
+                style["markersize"] = 10 - i  # equal figures show as rings
+                axis.plot(*zip(*points), "o-", label=name, **style)
             axis.set_xscale("log")
             if logarithmic:
                 axis.set_yscale("log")

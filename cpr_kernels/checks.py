@@ -45,6 +45,8 @@ def check_like(op: str, name: str, tensor: Tensor, first: tuple[str, Tensor]) ->
 
 def check_ids(op: str, name: str, ids: Tensor, length: int, per: str, device: torch.device) -> None:
     """`ids` is [length] int64 on `device`."""
+    if not isinstance(ids, Tensor):
+        raise ValueError(f"{op}: {name} must be an int64 tensor [{length}], got {type(ids).__name__}")
     if ids.dim() != 1 or ids.shape[0] != length:
         raise ValueError(f"{op}: {name} must have shape [{length}] (one id per {per}), got {_shape(ids)}")
     if ids.dtype != torch.int64:

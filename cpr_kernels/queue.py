@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -150,6 +151,17 @@ class MultiViewQueue(nn.Module):
         buffers = [*self.views.values(), self.ids, self.labels]
         rows_of = [value.to(buffer.dtype) for value, buffer in zip(values, buffers)]
         torch.ops.cpr.enqueue_(buffers, self.pointer, self.count, gathered(rows_of))
+
+    def _load_from_state_dict(
+        self, state_dict: Mapping[str, Any], prefix: str, *args: Any, **kwargs: Any
+    ) -> None:
+        """Refuse a share of a queue in words, before shapes are compared."""
+        if f"{prefix}sizes" in state_dict and f"{prefix}rank" in state_dict:
+            raise ValueError(
+                f"MultiViewQueue: this is the state of rank {int(state_dict[f'{prefix}rank'])} of a "
+                "ShardedMultiViewQueue; join the states of all ranks with reshard(states, None)"
+            )
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     def extra_repr(self) -> str:
         """Views, size and dtype, for printing the module."""

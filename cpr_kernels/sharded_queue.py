@@ -9,6 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from .eager import runs_eagerly
 from .queue import check_columns, check_rows
 from .shards import (
     Shard,
@@ -41,9 +42,9 @@ class ShardedMultiViewQueue(nn.Module):
     after those of the ranks below. Every method and op on it is a collective call: all ranks make it, in the same
     order, each with a batch of its own size.
 
-    Keep it outside a module wrapped in DDP, which would overwrite its buffers with rank 0's. Calls run eagerly, on
-    CPU tensors, over gloo (or "cpu:gloo,cuda:nccl"). A rank that ends, or does not make the call within the timeout of
-    the group, is a RuntimeError on the others.
+    Keep it outside a module wrapped in DDP, which would overwrite its buffers with rank 0's. Calls run eagerly, in
+    compiled code too (with a break of its graph), on CPU tensors, over gloo (or "cpu:gloo,cuda:nccl"). A rank that
+    ends, or does not make the call within the timeout of the group, is a RuntimeError on the others.
 
     Args:
         views: ``{name: D}``, the size of each view's embedding.
@@ -95,8 +96,10 @@ class ShardedMultiViewQueue(nn.Module):
             raise ValueError(
                 "ShardedMultiViewQueue: this process is not in the group; make the queue on its ranks only"
             )
-        if working_bytes is not None and working_bytes < 1:
-            raise ValueError(f"ShardedMultiViewQueue: working_bytes must be >= 1, got {working_bytes}")
+        if working_bytes is not None and (working_bytes < 1 or working_bytes != int(working_bytes)):
+            raise ValueError(
+                f"ShardedMultiViewQueue: working_bytes must be a whole number >= 1, got {working_bytes}"
+            )
         self.shard = Shard(_checked_sizes(size, sizes, world), rank, group, working_bytes)
         reason = why_not_group(self.shard)
         if reason:
@@ -116,6 +119,7 @@ class ShardedMultiViewQueue(nn.Module):
         """``{view: keys}`` for `cascade_topk` and `mil_nce`; `.rows` are the entries that this rank holds."""
         return {name: ShardedKeys(self.get_buffer(f"view_{name}"), self.shard) for name in self._names}
 
+    @runs_eagerly
     @torch.no_grad()
     def enqueue(self, features: Mapping[str, Tensor], ids: Tensor, labels: Tensor | None = None) -> None:
         """Write every rank's batch over the oldest entries, in rank order; batches may differ in size.
@@ -172,6 +176,7 @@ class ShardedMultiViewQueue(nn.Module):
             first += rows
         return torch.cat(slots), arriving
 
+    @runs_eagerly
     def labels_at(self, indices: Tensor) -> Tensor:
         """Labels of entries that any rank holds, -1 where an index is -1: for the mining metrics.
 
@@ -183,7 +188,11 @@ class ShardedMultiViewQueue(nn.Module):
         """
         shard = self.shard
         with refusals_told(shard, "labels_at"):
-            if indices.dtype != torch.int64 or bool(((indices < -1) | (indices >= self.size)).any()):
+            if (
+                not isinstance(indices, Tensor)
+                or indices.dtype != torch.int64
+                or bool(((indices < -1) | (indices >= self.size)).any())
+            ):
                 raise ValueError(f"labels_at: indices must be int64, -1 or below N={self.size}")
         flat = indices.reshape(-1)
         batch = greet(
@@ -259,6 +268,8 @@ def reshard(
         ValueError: a missing or repeated rank, states of different queues or moments, or sizes that do not add up.
     """
     old = _in_rank_order(states)
+    if sizes is not None and not isinstance(sizes, Sequence):
+        raise ValueError(f"reshard: sizes must hold the entries of each new rank, or be None, got {sizes!r}")
     have = [state["ids"].shape[0] for state in old]
     total = sum(have)
     new = (total,) if sizes is None else tuple(int(n) for n in sizes)
@@ -287,6 +298,15 @@ def reshard(
 def _in_rank_order(states: Sequence[Mapping[str, Tensor]]) -> list[Mapping[str, Tensor]]:
     if not states:
         raise ValueError("reshard: states is empty; give the state of every old rank")
+    if isinstance(states, Mapping):
+        raise ValueError(
+            "reshard: states must be a list, the state of every old rank; got one state: [state]"
+        )
+    if missing := [name for state in states for name in ("ids", *_SHARED) if name not in state]:
+        raise ValueError(
+            f"reshard: a state lacks {missing[0]!r}; give what a queue's own state_dict() holds, without the prefix of "
+            "the module around it"
+        )
     if len(states) == 1 and "sizes" not in states[0]:
         return list(states)
     if any("sizes" not in state for state in states):

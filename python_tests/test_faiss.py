@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import json
-import sys
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -153,6 +150,14 @@ def test_a_ring_queue_is_followed(factory: str) -> None:
     assert own > (0.5 if "PQ" in factory else 0.99)
 
 
+def test_compiled_code_calls_it_as_it_is() -> None:
+    queries, keys = clustered(4), clustered(900)
+    index = FaissIndex(keys, "flow")
+    torch.compiler.reset()
+    compiled = torch.compile(lambda q: cascade_topk(q, keys, SCHEDULE, backend=index), backend="eager")
+    same(compiled(queries), cascade_topk(queries, keys, SCHEDULE))
+
+
 def test_features_that_want_gradients_and_half_precision() -> None:
     queries, keys = clustered(4, seed=9), clustered(900)
     expected = cascade_topk(queries, keys, SCHEDULE)
@@ -241,92 +246,6 @@ def test_an_index_of_faiss_itself_is_adopted() -> None:
         same(cascade_topk(queries, keys, SCHEDULE, backend=index), expected)
         with pytest.raises(ValueError, match="read-only"):
             index.rebuild(keys)
-
-
-def adopted(dim: int = 16, metric: int = faiss.METRIC_INNER_PRODUCT, rows: int = 800, ids: Any = None) -> Any:
-    index = faiss.IndexFlat(dim, metric)
-    if ids is not None:
-        index = faiss.IndexIDMap2(index)
-        index.add_with_ids(np.zeros((len(ids), dim), "f4"), np.asarray(ids))
-    else:
-        index.add(np.zeros((rows, dim), "f4"))
-    return lambda keys: FaissIndex.from_faiss(index, keys, "flow")
-
-
-def calls(
-    views: str | tuple[str, ...] = "flow", schedule: str = "flow:40,rgb:5", rows: int = 800, dim: int = 16
-) -> Any:
-    return lambda keys: FaissIndex(keys, views).cascade_topk(
-        clustered(3, dim), clustered(rows, dim), parse_schedule(schedule)
-    )
-
-
-REFUSALS = [
-    (adopted(dim=17), "the index holds vectors of 17 numbers, but its views have 16 together"),
-    (adopted(metric=faiss.METRIC_L2), "not by inner product; build it with METRIC_INNER_PRODUCT"),
-    (adopted(rows=799), "holds 799 vectors without ids, and keys 800 entries; wrap it in IndexIDMap2"),
-    (adopted(ids=[0, 5, 800]), "ids must be places of entries in [0, 800)"),
-    (adopted(ids=[0, 5, 5]), "an id is there twice"),
-    (lambda keys: FaissIndex(keys, "audio"), "views must name some of ['flow', 'rgb'], got ['audio']"),
-    (lambda keys: FaissIndex(keys, ()), "views must name some of"),
-    (lambda keys: FaissIndex(keys, "flow", "Nonsense"), "factory='Nonsense': could not parse index string"),
-    (lambda keys: FaissIndex(keys, "flow", "PQ4"), "makes a IndexPQ; use Flat, IVF<cells>,Flat"),
-    (lambda keys: FaissIndex(keys, "flow", "IVF4096,Flat"), "learns from at least 4096 entries, and the queue holds 800"),
-    (lambda keys: FaissIndex(keys, "flow", device="cuda"), "device='cuda' cannot be used: "),
-    (lambda keys: FaissIndex(keys, "flow", device="tpu"), "device must be 'cpu' or 'cuda', got 'tpu'"),
-    (lambda keys: FaissIndex(keys, "flow", key_ids=torch.zeros(7).long()), "key_ids must be int64 of shape [800]"),
-    (lambda keys: FaissIndex(keys, "flow").update(keys, torch.tensor([800])), "slots must lie in [0, 800), got 800 to 800"),
-    (lambda keys: FaissIndex(keys, "flow", key_ids=torch.arange(800)).update(keys, torch.arange(3)), "update needs key_ids, for the index was built"),
-    (lambda keys: SearchSettings(effort=0), "effort must be >= 1 or None, got 0"),
-    (lambda keys: SearchSettings(overfetch=0.5), "overfetch must be >= 1 or None, got 0.5"),
-    (lambda keys: SearchSettings(spare=0), "spare must be >= 1, got 0"),
-    (calls(rows=801), "keys['flow'] must have shape [800, 16], got shape [801, 16]"),
-    (calls(dim=15), "keys['flow'] must have shape [800, 16], got shape [800, 15]"),
-    (calls(views="rgb"), "stage 1 (flow:40) judges by view 'flow', but the index holds rgb"),
-    (calls(schedule="flow+rgb:40,rgb:5"), "judges by view 'rgb', but the index holds flow"),
-    (calls(schedule="flow:400,rgb:5"), "stage 1 keeps 400 of 800 entries (50%), and an index pays up to 10%"),
-]  # fmt: skip
-
-
-@pytest.mark.parametrize(("broken", "sentence"), REFUSALS, ids=[s[:40] for _, s in REFUSALS])
-def test_refusals(broken: Any, sentence: str) -> None:
-    with pytest.raises(ValueError) as caught:
-        broken(clustered(800))
-    assert sentence in str(caught.value)
-    assert "\n" not in str(caught.value)
-
-
-def test_odd_files_are_refused(tmp_path: Path) -> None:
-    keys = clustered(300)
-    with pytest.raises(ValueError, match=r"lacks index.faiss, entries.npz, about.json; a bare FAISS file"):
-        FaissIndex.load(tmp_path)
-    FaissIndex(keys, "flow").save(tmp_path)
-    about = json.loads((tmp_path / "about.json").read_text())
-    (tmp_path / "about.json").write_text(json.dumps(about | {"held": 299}))
-    with pytest.raises(ValueError, match=r"holds 300 vectors, but about.json counts 299"):
-        FaissIndex.load(tmp_path)
-    (tmp_path / "about.json").write_text(json.dumps(about | {"dims": [15]}))
-    with pytest.raises(ValueError, match="vectors of 16 numbers, but its views have 15"):
-        FaissIndex.load(tmp_path)
-    (tmp_path / "about.json").write_text(json.dumps(about | {"format": 9}))
-    with pytest.raises(ValueError, match="format 9, expected 1"):
-        FaissIndex.load(tmp_path)
-    (tmp_path / "about.json").write_text("{")
-    with pytest.raises(ValueError, match=r"about.json is not JSON"):
-        FaissIndex.load(tmp_path)
-    (tmp_path / "about.json").write_text(json.dumps(about))
-    (tmp_path / "index.faiss").write_bytes(b"IxFI" + b"\0" * 9)
-    with pytest.raises(ValueError, match="not a whole FAISS index"):
-        FaissIndex.load(tmp_path)
-
-
-def test_without_faiss_the_errors_name_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "faiss", None)
-    keys = clustered(900)
-    with pytest.raises(ImportError, match=r"pip install 'cpr_kernels\[faiss\]'"):
-        FaissIndex(keys, "flow")
-    with pytest.raises(ValueError, match=r"FAISS is not installed; pip install 'cpr_kernels\[faiss\]'"):
-        cascade_topk(clustered(2), keys, SCHEDULE, backend="faiss")
 
 
 def test_explain_names_faiss_last_and_why_not(capsys: pytest.CaptureFixture[str]) -> None:

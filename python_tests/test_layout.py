@@ -115,7 +115,8 @@ def test_checks_metrics_momentum_and_queue_stay_below_the_ops():
         "momentum": set(),
         "queue": {"checks"},
         "shards": set(),
-        "sharded_queue": {"checks", "queue", "shards"},
+        "eager": set(),
+        "sharded_queue": {"checks", "eager", "queue", "shards"},
         "bank": {"checks", "queue"},
     }
     for name, rooms in allowed.items():

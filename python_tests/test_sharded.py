@@ -158,21 +158,29 @@ def state(sizes: list[int], rank: int) -> dict[str, torch.Tensor]:
 REFUSALS = [
     (lambda: ShardedMultiViewQueue(TWO, 9, sizes=[4, 5]), "one count >= 0 for each of 1 ranks, 9 together, got [4, 5]"),
     (lambda: ShardedMultiViewQueue(TWO, 9, sizes=[8]), "9 together, got [8]"),
-    (lambda: ShardedMultiViewQueue(TWO, 9, working_bytes=0), "working_bytes must be >= 1, got 0"),
+    (lambda: ShardedMultiViewQueue(TWO, 9, working_bytes=0), "working_bytes must be a whole number >= 1, got 0"),
     (lambda: ShardedMultiViewQueue({}, 9), "ShardedMultiViewQueue: views is empty"),
     (lambda: ShardedMultiViewQueue(TWO, 9).load_state_dict(state([4, 5], 1)), "the state is rank 1's of 2 (entries [4, 5])"),
     (lambda: ShardedMultiViewQueue(TWO, 9).load_state_dict(MultiViewQueue(TWO, 9).state_dict()), "the state of a whole queue; cut it up with reshard([state], [9], rank=0)"),
+    (lambda: MultiViewQueue(TWO, 9).load_state_dict(state([4, 5], 1)), "this is the state of rank 1 of a ShardedMultiViewQueue; join the states of all ranks with reshard(states, None)"),
+    (lambda: ShardedMultiViewQueue(TWO, 9, working_bytes=1.5), "working_bytes must be a whole number >= 1, got 1.5"),
     (lambda: reshard([], [9]), "states is empty"),
+    (lambda: reshard(state([9], 0), [9]), "states must be a list, the state of every old rank; got one state: [state]"),
+    (lambda: reshard([state([9], 0)], 9), "sizes must hold the entries of each new rank, or be None, got 9"),
+    (lambda: reshard([{f"queue.{name}": t for name, t in state([9], 0).items()}], [9]), "a state lacks 'ids'; give what a queue's own state_dict() holds"),
     (lambda: reshard([state([4, 5], 1)], [9]), "the queue had 2 ranks, and the states are of ranks [1]"),
     (lambda: reshard([state([4, 5], 0), state([3, 6], 1)], [9]), "of different queues or moments"),
     (lambda: reshard([state([9], 0)], [4, 4]), "sizes must add up to the queue's 9 entries, got [4, 4]"),
     (lambda: reshard([state([9], 0)], [4, 5], 2), "rank must be 0 to 1, got 2"),
     (lambda: reshard([MultiViewQueue(TWO, 9).state_dict(), state([9], 0)], [9]), "states must be those of a Sharded"),
     (lambda: ShardedMultiViewQueue(TWO, 9).enqueue({"flow": torch.ones(2, 8)}, torch.arange(2)), "must hold the views"),
+    (lambda: ShardedMultiViewQueue(TWO, 9).enqueue(batch_of(0, 0, 2)[0], [0, 1]), "enqueue: ids must be an int64 tensor [2], got list"),
+    (lambda: ShardedMultiViewQueue(TWO, 9).labels_at([[1]]), "labels_at: indices must be int64, -1 or below N=9"),
     (lambda: ShardedMultiViewQueue(TWO, 9).labels_at(torch.tensor([9])), "labels_at: indices must be int64, -1 or below N=9"),
     (lambda: ShardedKeys(torch.zeros(3, 2), Shard((2, 3), 0)), "rows must have shape [2, D] on rank 0, got [3, 2]"),
     (lambda: mined(key_ids=torch.zeros(8).long()), "key_ids must have shape [9] (one id per entry that this rank holds), got [8]"),
     (lambda: mined(exclude=torch.zeros(2, 8).bool()), "exclude must be bool of shape [2, 9]"),
+    (lambda: mined(key_ids=[0] * 9), "key_ids must be an int64 tensor [9], got list"),
     (lambda: mined(query_ids=torch.zeros(2).long()), "query_ids is given without key_ids"),
     (lambda: mined(shard=Shard((4, 9), 1)), "the queue is shared by 2 ranks, and no process group is up"),
     (lambda: mined(backend="faiss"), "rank 0's share of a queue over 1 ranks"),
@@ -193,3 +201,25 @@ def test_refusals(call: Any, sentence: str) -> None:
     with pytest.raises(ValueError) as caught:
         call()
     assert sentence in str(caught.value)
+
+
+def test_compiled_code_calls_it_as_it_is() -> None:
+    """Traced, the buffers whose addresses the core is given would not be those that the graph goes on with."""
+    queue = ShardedMultiViewQueue(TWO, 90)
+    features, ids, labels = batch_of(0, 0, 60)
+
+    def step(queries: dict[str, torch.Tensor]) -> tuple[torch.Tensor, ...]:
+        queue.enqueue(features, ids, labels)
+        found, scores = cascade_topk(queries, queue.views, few(90, 40, 5), key_ids=queue.ids)
+        loss = mil_nce(queries["flow"], queries["flow"], queue.views["flow"], found, key_ids=queue.ids)
+        return found, scores, loss, queue.labels_at(found), queue.pointer.clone()
+
+    before, queries = {name: t.clone() for name, t in queue.state_dict().items()}, batch_of(1, 0, 3)[0]
+    expected = step(queries)
+    queue.load_state_dict(before)
+    torch.compiler.reset()
+    got = torch.compile(step, backend="eager")(queries)
+    assert int(got[-1]) == 60 and all(torch.equal(a, b) for a, b in zip(got, expected, strict=True))
+    torch.compiler.reset()
+    with pytest.raises(Exception, match="marked as skipped"):
+        torch.compile(step, backend="eager", fullgraph=True)(queries)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
 from ..backends import choose
 from ..calls import LossCall
 from ..checks import check_loss
+from ..eager import runs_eagerly
 from ..shards import ShardedKeys, refusals_told
 from . import native, reference, sharded, triton_backend
 
@@ -102,19 +105,24 @@ def mil_nce(
     """
     _check_reduction(reduction)
     if isinstance(keys, ShardedKeys):
-        with refusals_told(keys.shard, "mil_nce"):
-            call = as_call(
-                query, positive, keys, positives, temperature, query_ids, key_ids, use_own, siblings
-            )
-            check_call(call)
-            choose(BACKENDS, call, backend)  # raises for every other name
-        return _reduced(sharded.run(call), reduction)
+        arguments = (query, positive, keys, positives, temperature, query_ids, key_ids, use_own, siblings)
+        return _reduced(_over_shards(backend, keys, *arguments), reduction)
     call = as_call(query, positive, keys, positives, temperature, query_ids, key_ids, use_own, siblings)
     if backend == "auto":
         return _reduced(torch.ops.cpr.mil_nce(*call), reduction)
     want = torch.is_grad_enabled() and query.requires_grad
     swept = torch.ops.cpr._mil_nce_sweep(*call, want_gradient=want, backend=backend)
     return _reduced(swept[0], reduction)
+
+
+@runs_eagerly
+def _over_shards(backend: str, keys: ShardedKeys, *arguments: Any) -> Tensor:
+    """`mil_nce` of a sharded queue, loss [B]; all ranks learn of a refusal here."""
+    with refusals_told(keys.shard, "mil_nce"):
+        call = as_call(*arguments)
+        check_call(call)
+        choose(BACKENDS, call, backend)  # raises for every other name
+    return sharded.run(call)
 
 
 class MILNCELoss(nn.Module):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import NamedTuple, TypeAlias, cast
+from typing import Any, NamedTuple, TypeAlias, cast
 
 import torch
 from torch import Tensor
@@ -11,6 +11,7 @@ from torch import Tensor
 from ..backends import choose
 from ..calls import CascadeCall, RerankCall
 from ..checks import check_cascade
+from ..eager import runs_eagerly
 from ..shards import ShardedKeys, refusals_told, shard_of
 from . import faiss_backend, native, reference, sharded, triton_backend
 from .faiss_index import FaissIndex, RebuildPolicy, SearchSettings, Staleness
@@ -86,9 +87,14 @@ def as_call(
         if view not in queries:
             schedule.table(tuple(queries))  # raises, naming the stage and the view
     weights, keep = schedule.judged
-    return CascadeCall(
-        [queries[v] for v in views], [keys[v] for v in views], weights, keep, query_ids, key_ids, exclude
-    )
+    of_queries, of_keys = [queries[v] for v in views], [keys[v] for v in views]
+    for table in (*of_queries, *of_keys):
+        if not isinstance(table, (Tensor, ShardedKeys)):
+            raise ValueError(
+                f"cascade_topk: queries and keys must hold torch tensors, got {type(table).__name__}; "
+                "torch.as_tensor makes one"
+            )
+    return CascadeCall(of_queries, of_keys, weights, keep, query_ids, key_ids, exclude)
 
 
 def cascade_topk(
@@ -132,19 +138,31 @@ def cascade_topk(
     """
     for key in keys.values():
         if isinstance(key, ShardedKeys):
-            with refusals_told(key.shard, "cascade_topk"):
-                shard_of(keys.values(), "cascade_topk")  # raises where some views are not sharded
-                call = as_call(queries, keys, schedule, query_ids, key_ids, exclude)
-                check_call(call)
-                chosen = choose(BACKENDS, call, backend if isinstance(backend, str) else faiss_backend.NAME)
-            return chosen.run(call)
+            asked = backend if isinstance(backend, str) else faiss_backend.NAME
+            return _over_shards(key, asked, queries, keys, schedule, query_ids, key_ids, exclude)
     if not isinstance(backend, str):
+        if not isinstance(backend, FaissIndex):
+            raise ValueError(
+                "cascade_topk: backend must be 'auto', a backend's name or a FaissIndex, got "
+                f"{type(backend).__name__}; FaissIndex.from_faiss adopts an index of FAISS itself"
+            )
         masks = {"query_ids": query_ids, "key_ids": key_ids, "exclude": exclude}
         return backend.cascade_topk(queries, cast(Mapping[str, Tensor], keys), schedule, **masks)
     call = as_call(queries, keys, schedule, query_ids, key_ids, exclude)
     if backend == "auto":
         return torch.ops.cpr.cascade_topk(*call)
     return torch.ops.cpr._cascade_topk_on(*call, backend=backend)
+
+
+@runs_eagerly
+def _over_shards(key: ShardedKeys, backend: str, *arguments: Any) -> tuple[Tensor, Tensor]:
+    """`cascade_topk` of a sharded queue, one of whose views is `key`; all ranks learn of a refusal here."""
+    with refusals_told(key.shard, "cascade_topk"):
+        shard_of(arguments[1].values(), "cascade_topk")  # raises where some views are not sharded
+        call = as_call(*arguments)
+        check_call(call)
+        chosen = choose(BACKENDS, call, backend)
+    return chosen.run(call)
 
 
 def check_call(call: CascadeCall) -> None:
@@ -166,6 +184,10 @@ def as_rerank_call(
     call = as_call(queries, keys, schedule, **masks)
     if call.sharded:
         raise ValueError(f"cascade_rerank: {call.sharded}; only cascade_topk and mil_nce read shards")
+    if not isinstance(candidates, Tensor):
+        raise ValueError(
+            f"cascade_rerank: candidates must be an int64 tensor [B, C], got {type(candidates).__name__}"
+        )
     return RerankCall(call.queries, call.keys, candidates, *call[2:])
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import zipfile
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +13,7 @@ import numpy as np
 from torch import Tensor
 
 from ..files import replacing
+from .faiss_checks import view_names
 from .faiss_search import SearchReport
 from .faiss_store import VectorStore, import_faiss
 
@@ -19,6 +21,9 @@ if TYPE_CHECKING:
     from .faiss_index import FaissIndex
 
 FORMAT = 1
+ENTRIES = (
+    "views", "dims", "size", "factory", "policy", "settings", "held", "longest", "has_ids", "moved",
+)  # fmt: skip
 NAMES = ("index.faiss", "entries.npz", "about.json")
 
 
@@ -54,8 +59,13 @@ def load(kind: type[FaissIndex], folder: Path, mmap: bool) -> FaissIndex:
         about = json.loads((folder / "about.json").read_text())
     except ValueError as error:
         raise ValueError(f"FaissIndex.load: {folder / 'about.json'} is not JSON ({error})") from error
-    if about.get("format") != FORMAT:
-        raise ValueError(f"FaissIndex.load: {folder} has format {about.get('format')}, expected {FORMAT}")
+    found = about.get("format") if isinstance(about, dict) else None
+    if found != FORMAT:
+        raise ValueError(f"FaissIndex.load: {folder} has format {found}, expected {FORMAT}")
+    if lacking := [name for name in ENTRIES if name not in about]:
+        raise ValueError(
+            f"FaissIndex.load: {folder / 'about.json'} lacks {', '.join(lacking)}; save the index again"
+        )
     flags = faiss.IO_FLAG_MMAP_IFC | faiss.IO_FLAG_READ_ONLY if mmap else 0
     try:
         read = faiss.read_index(str(folder / "index.faiss"), flags)
@@ -71,21 +81,31 @@ def load(kind: type[FaissIndex], folder: Path, mmap: bool) -> FaissIndex:
     made.policy, made.settings = RebuildPolicy(**about["policy"]), SearchSettings(**about["settings"])
     made.read_only, made.longest, made.moved = mmap, about["longest"], Moved(**about["moved"])
     made.store = VectorStore.around(read, made.factory, sum(made.dims), made.size)
-    with np.load(folder / "entries.npz") as entries:
-        made.ids, made.odd = entries["ids"], entries["odd"]
-        if not made.store.by_slot:
-            made.store.place_labels(entries["slot_of"])
-        elif len(entries["slot_of"]):  # it was on a GPU, where labels are numbers in order
-            made.store.by_slot, made.read_only = False, True
-            made.store.place_labels(entries["slot_of"])
+    try:
+        with np.load(folder / "entries.npz") as entries:
+            made.ids, made.odd, slot_of = (entries[name] for name in ("ids", "odd", "slot_of"))
+    except (ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        raise ValueError(
+            f"FaissIndex.load: {folder / 'entries.npz'} is damaged ({error}); save the index again"
+        ) from error
+    if not made.store.by_slot:
+        made.store.place_labels(slot_of)
+    elif len(slot_of):  # it was on a GPU, where labels are numbers in order
+        made.store.by_slot, made.read_only = False, True
+        made.store.place_labels(slot_of)
     return made
 
 
 def adopt(
-    kind: type[FaissIndex], index: Any, keys: Mapping[str, Tensor], views: tuple[str, ...]
+    kind: type[FaissIndex], index: Any, keys: Mapping[str, Tensor], views: str | Sequence[str]
 ) -> FaissIndex:
     """An index that FAISS made, read-only; see `FaissIndex.from_faiss`."""
-    faiss = import_faiss()
+    faiss, views = import_faiss(), view_names(keys, views)
+    if not isinstance(index, faiss.Index):
+        raise ValueError(
+            f"FaissIndex.from_faiss: expected an index made by FAISS, got {type(index).__name__}; a file is read with "
+            "faiss.read_index"
+        )
     dims, size = tuple(int(keys[view].shape[1]) for view in views), int(keys[views[0]].shape[0])
     index = faiss.downcast_index(index)
     mapped = isinstance(index, (faiss.IndexIDMap, faiss.IndexIDMap2))

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 
 from ..checks import check_cascade
+from ..eager import runs_eagerly
+from .faiss_checks import check_queue, check_tables, checked_ids, checked_slots, view_names
 from .faiss_search import SearchReport, run_on_index
 from .faiss_store import IN_BLOCKS, TRAIN_ROWS_A_CELL, VectorStore
 from .schedule import Schedule
@@ -45,6 +47,13 @@ class RebuildPolicy:
     every: int | None = None
     drift: float | None = 0.25
     dead: float | None = 0.5
+
+    def __post_init__(self) -> None:
+        if self.every is not None and self.every < 1:
+            raise ValueError(f"RebuildPolicy: every must be >= 1 or None, got {self.every}")
+        for name, bound in (("drift", self.drift), ("dead", self.dead)):
+            if bound is not None and not bound > 0:
+                raise ValueError(f"RebuildPolicy: {name} must be above 0 or None, got {bound}")
 
     def due(self, staleness: Staleness) -> bool:
         """Is a rebuild due?"""
@@ -92,8 +101,8 @@ class SearchSettings:
     spare: int = 16
 
     def __post_init__(self) -> None:
-        if self.effort is not None and self.effort < 1:
-            raise ValueError(f"SearchSettings: effort must be >= 1 or None, got {self.effort}")
+        if self.effort is not None and (self.effort < 1 or self.effort != int(self.effort)):
+            raise ValueError(f"SearchSettings: effort must be a whole number >= 1 or None, got {self.effort}")
         if self.overfetch is not None and not 1 <= self.overfetch < 1e6:
             raise ValueError(f"SearchSettings: overfetch must be >= 1 or None, got {self.overfetch}")
         if self.spare < 1:
@@ -145,10 +154,7 @@ class FaissIndex:
         settings: SearchSettings | None = None,
         device: str = "cpu",
     ) -> None:
-        self.views = (views,) if isinstance(views, str) else tuple(views)
-        unknown = [view for view in self.views if view not in keys]
-        if not self.views or unknown:
-            raise ValueError(f"FaissIndex: views must name some of {sorted(keys)}, got {list(self.views)}")
+        self.views = view_names(keys, views)
         if device not in ("cpu", "cuda"):
             raise ValueError(f"FaissIndex: device must be 'cpu' or 'cuda', got {device!r}")
         self.factory, self.device = factory, device
@@ -180,7 +186,7 @@ class FaissIndex:
         self._check_keys(keys)
         self.store = VectorStore(self.factory, sum(self.dims), self.size, self.device == "cuda")
         self.has_ids = key_ids is not None
-        self.ids = np.zeros(self.size, np.int64) if key_ids is None else _ids(key_ids, self.size)
+        self.ids = np.zeros(self.size, np.int64) if key_ids is None else checked_ids(key_ids, self.size)
         self.odd = np.zeros(0, np.int64)  # entries with a NaN or infinite feature: candidates of every query
         self.longest = 0.0
         filled, fit = np.flatnonzero(self.ids >= 0), 0.0
@@ -216,6 +222,7 @@ class FaissIndex:
             self.longest = max(self.longest, float(np.einsum("ij,ij->i", rows, rows).max()) ** 0.5)
         return rows
 
+    @runs_eagerly
     def update(self, keys: Mapping[str, Tensor], slots: Tensor, key_ids: Tensor | None = None) -> Staleness:
         """Entries `slots` [n] of the queue were replaced: the old ones leave the index, the new ones enter.
 
@@ -223,13 +230,9 @@ class FaissIndex:
         """
         self._refuse_read_only("update")
         self._check_keys(keys)
-        replaced = np.unique(slots.detach().cpu().numpy().astype(np.int64))
-        if len(replaced) and not 0 <= replaced[0] <= replaced[-1] < self.size:
-            raise ValueError(
-                f"FaissIndex: slots must lie in [0, {self.size}), got {replaced[0]} to {replaced[-1]}"
-            )
+        replaced = checked_slots(slots, self.size)
         if key_ids is not None:
-            self.ids = _ids(key_ids, self.size)
+            self.ids = checked_ids(key_ids, self.size)
         elif self.has_ids:
             raise ValueError("FaissIndex: update needs key_ids, for the index was built with them")
         self.store.drop(replaced)
@@ -248,12 +251,14 @@ class FaissIndex:
             self.rebuild(keys, key_ids)
         return self.staleness
 
+    @runs_eagerly
     def sync(self, queue: Queue) -> Staleness:
         """Bring the index up to a queue after its `enqueue`: what lies between the pointer's last place and this
         one was replaced, and so was whatever carries another id. Call it once after building, to note the pointer,
         and then before N more entries are written.
         """
-        pointer, ids = int(queue.pointer), _ids(queue.ids, self.size)
+        check_queue(queue, self.size)
+        pointer, ids = int(queue.pointer), checked_ids(queue.ids, self.size)
         changed = ids != self.ids
         if self.moved.pointer >= 0:
             steps = (pointer - self.moved.pointer) % self.size
@@ -269,6 +274,7 @@ class FaissIndex:
         dead = self.store.dead / max(self.store.held, 1)
         return Staleness(moved.updates, moved.added / max(self.size, 1), drift, dead, moved.rebuilds)
 
+    @runs_eagerly
     def cascade_topk(
         self,
         queries: Mapping[str, Tensor],
@@ -294,17 +300,17 @@ class FaissIndex:
             )
         call = as_call(queries, keys, schedule, **masks)
         check_cascade(call)
+        if call.key_ids is None and self.has_ids and self.ids.min(initial=0) < 0:
+            raise ValueError(
+                "FaissIndex: the index was built with key_ids of which some are negative (empty slots), and the call "
+                "has none, so that those slots would be mined; give key_ids"
+            )
         weights = [schedule[0].weights.get(view, 0.0) for view in self.views]
         sides = [queries[view].float() * weight for view, weight in zip(self.views, weights)]
         return run_on_index(self, call, torch.cat(sides, dim=1))
 
     def _check_keys(self, keys: Mapping[str, Tensor]) -> None:
-        for view, dim in zip(self.views, self.dims):
-            if view not in keys or tuple(keys[view].shape) != (self.size, dim):
-                got = f"shape {list(keys[view].shape)}" if view in keys else f"only {sorted(keys)}"
-                raise ValueError(
-                    f"FaissIndex: keys[{view!r}] must have shape [{self.size}, {dim}], got {got}"
-                )
+        check_tables(keys, self.views, self.size, self.dims)
 
     def _refuse_read_only(self, what: str) -> None:
         if self.read_only:
@@ -344,13 +350,4 @@ class FaissIndex:
         """
         from .faiss_files import adopt
 
-        return adopt(cls, index, keys, (views,) if isinstance(views, str) else tuple(views))
-
-
-def _ids(key_ids: Tensor, size: int) -> np.ndarray:
-    """A copy of the ids, checked."""
-    if key_ids.dim() != 1 or key_ids.shape[0] != size or key_ids.dtype != torch.int64:
-        raise ValueError(
-            f"FaissIndex: key_ids must be int64 of shape [{size}], got {key_ids.dtype} {list(key_ids.shape)}"
-        )
-    return np.array(key_ids.detach().cpu().numpy(), copy=True)
+        return adopt(cls, index, keys, views)

@@ -81,8 +81,9 @@ def plan_faiss(num_keys: int, schedule: Schedule, *, device: str = "cpu") -> Fai
     """
     if device not in ("cpu", "cuda"):
         raise ValueError(f"plan_faiss: device must be 'cpu' or 'cuda', got {device!r}")
-    if num_keys < 1:
-        raise ValueError(f"plan_faiss: num_keys must be >= 1, got {num_keys}")
+    if num_keys < 1 or num_keys != int(num_keys):
+        raise ValueError(f"plan_faiss: num_keys must be >= 1 and a whole number, got {num_keys}")
+    num_keys = int(num_keys)
     keep = Schedule(schedule)[0].keep
     refused = why_not_schedule(keep, num_keys, GPU_MAX_K if device == "cuda" else 2**31 - 1)
     if refused:

@@ -150,6 +150,7 @@ def faiss_recall(
     from .schedule import Schedule
 
     schedule = Schedule(schedule)
+    index._check_keys(keys)
 
     def found(stages: Schedule) -> Tensor:
         exact, _ = torch.ops.cpr.cascade_topk(*as_call(queries, keys, stages, **masks))

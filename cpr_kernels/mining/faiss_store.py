@@ -67,6 +67,13 @@ def kind_of(faiss: Any, index: Any) -> str:
     return "flat" if isinstance(plain, faiss.IndexFlat) else ""
 
 
+def _unknown_kind(factory: str, index: Any) -> str:
+    return (
+        f"FaissIndex: factory={factory!r} makes a {type(index).__name__}; "
+        "use Flat, IVF<cells>,Flat, IVF<cells>,PQ<bytes> or HNSW<links>"
+    )
+
+
 def padded_dim(dim: int, factory: str) -> int:
     """`dim`, rounded up to a multiple of PQ's parts: zeros change no inner product."""
     parts = re.search(r"PQ(\d+)", factory)
@@ -95,11 +102,16 @@ class VectorStore:
         faiss = import_faiss()
         if gpu and (reason := why_no_gpu()):
             raise ValueError(f"FaissIndex: device='cuda' cannot be used: {reason}")
+        if not isinstance(factory, str):
+            raise ValueError(f"FaissIndex: factory must be text as FAISS writes it, got {factory!r}")
         try:
             index = faiss.index_factory(padded_dim(dim, factory), factory, faiss.METRIC_INNER_PRODUCT)
         except RuntimeError as error:
             raise ValueError(f"FaissIndex: factory={factory!r}: {_one_line(error)}") from error
         self._drive(index, factory, size)
+        listed = (faiss.IndexIVFFlat, faiss.IndexIVFPQ, faiss.IndexIVFScalarQuantizer)
+        if self.kind == "ivf" and not isinstance(self.index, listed):
+            raise ValueError(_unknown_kind(factory, self.index))
         self.gpu = gpu
         self.by_slot = self.kind == "ivf" and not gpu
         if self.by_slot:
@@ -134,10 +146,7 @@ class VectorStore:
         self.dim = int(index.d)
         self.kind = kind_of(self.faiss, self.index)
         if not self.kind:
-            raise ValueError(
-                f"FaissIndex: factory={factory!r} makes a {type(self.index).__name__}; "
-                "use Flat, IVF<cells>,Flat, IVF<cells>,PQ<bytes> or HNSW<links>"
-            )
+            raise ValueError(_unknown_kind(factory, self.index))
         self.cells = self.index.nlist if self.kind == "ivf" else 1
         self.exact = self.kind == "flat"
         self.coded = self.kind == "ivf" and not isinstance(self.index, self.faiss.IndexIVFFlat)
