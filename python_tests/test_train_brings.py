@@ -12,7 +12,7 @@ from cpr_kernels.train.store import Manifest, Video
 
 def test_turns_are_counted_and_examples_turn_right(tmp_path, monkeypatch):
     rows = [("train", 0), ("train", 1), ("test", 0), ("test", 1), ("test", 1), ("train", 2)]
-    videos = [Video(f"v{i}", label, i, split, 9 if i < 5 else 3) for i, (split, label) in enumerate(rows)]
+    videos = [Video(f"v{i}", label, i, split, 9 if i < 5 else 3, "") for i, (split, label) in enumerate(rows)]
     monkeypatch.setattr(Manifest, "load", lambda folder: Manifest(None, ["a", "b", "c"], videos, []))
     monkeypatch.setattr(brings, "encoder_files", lambda run: [("end", {"rgb": "rgb", "audio": "audio"})])
     x, y, none = [1.0, 0.0], [0.0, 1.0], [0.0, 0.0]

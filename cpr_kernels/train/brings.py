@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .checkpoint import encoder_files
 from .config import TrainConfig
-from .evaluate import SPLITS, Protocol, cached_features, unit_features
+from .evaluate import SPLITS, Protocol, cached_features, measurable, unit_features
 from .store import Manifest
 from .views import label
 
@@ -31,8 +31,8 @@ def brought(
     clip: from a video's index to its pictures. shown: examples of a step. The features are those of `cpr evaluate`.
     """
     manifest, files = Manifest.load(config.data), encoder_files(run)[-1][1]
-    unit = {}
-    for view in config.views:
+    unit, views_of = {}, measurable(config.data, config.views)
+    for view in views_of:
         features, _ = cached_features(files[view], view, config.data, protocol, run / "features")
         unit[view] = unit_features(features, protocol)
     videos = {
@@ -43,7 +43,7 @@ def brought(
         ]
         for split in SPLITS
     }
-    sets = [config.views[:count] for count in range(1, len(config.views) + 1)]
+    sets = [views_of[:count] for count in range(1, len(views_of) + 1)]
     names = [" and ".join(label(view) for view in views) for views in sets]
     nearest = [neighbours(unit, views) for views in sets]
     classes = {split: torch.tensor([manifest.videos[i].label for i in videos[split]]) for split in SPLITS}
@@ -64,7 +64,7 @@ def brought(
                 ways.append({"name": name, "picks": picks, "right": sum(bool(p["right"]) for p in picks)})
             queries.append({"clip": clip(videos["test"][row]), "ways": ways})
         steps.append({
-            "title": f"{label(config.views[number])} added to {names[number - 1]}",
+            "title": f"{label(views_of[number])} added to {names[number - 1]}",
             "better": int(better.sum()), "worse": int(worse.sum()), "of": len(better), "queries": queries,
         })  # fmt: skip
     return steps

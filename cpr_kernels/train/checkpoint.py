@@ -58,7 +58,7 @@ def load(path: Path) -> State:
         )
         raise TrainError(f"checkpoint: {path} {what}{hint}") from None
     except (RuntimeError, EOFError, OSError, zipfile.BadZipFile, ValueError, KeyError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        reason = str(error).splitlines()[0].split(". ")[0] if str(error) else type(error).__name__
         raise TrainError(
             f"checkpoint: {path} cannot be read: cut short, or not a torch checkpoint ({reason})"
         ) from None
@@ -83,6 +83,11 @@ def load_encoder(path: Path, say: Callable[[str], None] | None = None) -> Any:
     """
     if path.suffix != ".safetensors":
         state = load(path)
+        if "sampler" in state and "optimizer" in state:
+            raise TrainError(
+                f"checkpoint: {path} is the checkpoint of a whole run, not one encoder; give a file of "
+                f"{path.parent / 'encoders'}"
+            )
         if is_iic(state):
             return encoder_of_iic(state, path)
         encoder, report = load_published(path, state=state)

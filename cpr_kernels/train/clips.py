@@ -55,6 +55,7 @@ class ClipDataset(Dataset[dict[str, Any]]):
     ) -> None:
         self.manifest = Manifest.load(Path(data))
         self.store = FrameStore(Path(data))
+        self.store.check()
         self.views = chosen(views)
         self.readers = {view.stored: view for view in reversed(self.views.values())}  # one view a record
         self.frames, self.crop, self.min_area, self.apart = frames, crop, min_area, apart
@@ -66,6 +67,8 @@ class ClipDataset(Dataset[dict[str, Any]]):
         self.without = len(long) - len(self.videos)
         self._cache: dict[str, dict[str, Frames]] = {}
         self._cache_left = cache_mb << 20
+        if not of_split:
+            raise TrainError(f"data: {data} has no {split} video; prepare it with both splits")
         if long and not self.videos:
             why = sorted({self.manifest.videos[i].silence for i in long})
             raise TrainError(

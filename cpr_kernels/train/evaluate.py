@@ -7,7 +7,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -27,7 +27,7 @@ from .model import channels_last
 from .probe import probe
 from .progress import console, progress_bar
 from .quality import together
-from .store import write_atomically
+from .store import Manifest, write_atomically
 from .tensors import file_hash, weights_hash
 from .views import chosen
 
@@ -220,6 +220,27 @@ def evaluate_files(
     return {"recall": recall_of(found, protocol), "probe": probe_of(found)}
 
 
+def measurable(data: Path, views: Sequence[str]) -> tuple[str, ...]:
+    """The views that some training and some test video of a data set have; which are left out is said.
+
+    Raises:
+        TrainError: none is left.
+    """
+    videos, kept = Manifest.load(data).videos, []
+    for name, view in chosen(views).items():
+        without = [
+            split for split in SPLITS
+            if any(v.split == split for v in videos) and not any(view.has(v) for v in videos if v.split == split)
+        ]  # fmt: skip
+        if without:
+            console().print(f"no {' and no '.join(without)} video of {data} has {name}: not measured there")
+        else:
+            kept.append(name)
+    if not kept:
+        raise TrainError(f"data: {data} has no {' and no '.join(views)} to test with")
+    return tuple(kept)
+
+
 def evaluate_run(
     run: Path, clips: int = 10, data: Path | None = None, last: bool = False, device: str = "auto"
 ) -> list[dict[str, Any]]:
@@ -238,11 +259,12 @@ def evaluate_run(
         phases = phases[-1:]
     protocol = Protocol(config.clips.frames, config.clips.crop, clips)
     source = data or config.data
+    views = measurable(source, config.views)
     results = [
         {
             "phase": phase,
             **evaluate_files(
-                {view: files[view] for view in config.views}, source, protocol, run / "features", device
+                {view: files[view] for view in views}, source, protocol, run / "features", device
             ),
         }
         for phase, files in phases

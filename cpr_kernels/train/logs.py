@@ -93,4 +93,13 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     """The lines of a JSON-lines log; a last line cut short is left out."""
     if not path.is_file():
         raise TrainError(f"run: {path} is missing; is {path.parent} the folder of a run?")
-    return [json.loads(line) for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
+    lines = []
+    for number, line in enumerate(path.read_text().splitlines(keepends=True), start=1):
+        if line.endswith("\n"):
+            try:
+                lines.append(json.loads(line))
+            except ValueError as error:
+                raise TrainError(
+                    f"run: {path} line {number} is damaged ({error}); take that line out"
+                ) from None
+    return lines

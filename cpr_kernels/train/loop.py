@@ -313,7 +313,12 @@ def config_of(run: Path) -> TrainConfig:
     path = run / "config.json"
     if not path.is_file():
         raise TrainError(f"run: {run} holds no run (no config.json)")
-    return from_json(path.read_text())
+    try:
+        return from_json(path.read_text())
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise TrainError(
+            f"run: {path} is damaged, or of another version ({error}); take a whole copy of it"
+        ) from None
 
 
 def _refuse_another(run: Path, config: TrainConfig, resume: bool) -> dict[str, Any] | None:

@@ -19,7 +19,7 @@ from .logs import read_lines
 from .loop import config_of
 from .plan import make_plan
 from .quality import together
-from .store import FrameStore, Manifest, write_atomically
+from .store import FrameStore, Manifest, read_json, write_atomically
 from .views import label
 
 TEMPLATE = "report.html.jinja"
@@ -57,7 +57,7 @@ def _section(run: Path, shown: int) -> dict[str, Any]:
     epochs = [line for line in read_lines(run / "log.jsonl") if line["kind"] == "epoch"]
     if not (run / "eval.json").is_file():
         raise TrainError(f"run: {run} has no eval.json; run `cpr evaluate --run {run}` first")
-    evaluation = json.loads((run / "eval.json").read_text())
+    evaluation = read_json(run / "eval.json", "run", f"run `cpr evaluate {run}` again")
     names, album = ways_of(config), _Album(FrameStore(config.data), manifest, config.views)
     return {
         "run": run,

@@ -28,6 +28,7 @@ from .videos import FrameSettings, decode_flow, decode_rgb
 
 VERSION, READABLE = 2, (1, 2)  # 1 had no sound
 FIRST_MAP_SIZE = 1 << 28
+SPARE_PAGES = 16  # at the end of a whole file, LMDB may count a few pages that it never wrote
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # no space, a used-up quota, a limit on file sizes
 
 
@@ -80,17 +81,21 @@ class Manifest:
                     f"data: {folder} is not finished; run the same `cpr prepare` again to finish it"
                 )
             raise TrainError(f"data: {folder} holds no prepared data set; make one with `cpr prepare`")
-        body = json.loads(path.read_text())
+        body = read_json(path, "data", "run the same `cpr prepare` again")
         if body.get("version") not in READABLE:
+            known = " or ".join(map(str, READABLE))
             raise TrainError(
-                f"data: {path} has version {body.get('version')}, expected {VERSION}; prepare it again"
+                f"data: {path} has version {body.get('version')}, expected {known}; prepare it again with this version"
             )
-        return cls(
-            FrameSettings(**body["settings"]),
-            list(body["classes"]),
-            [Video(**video) for video in body["videos"]],
-            [(name, reason) for name, reason in body["skipped"]],
-        )
+        try:
+            return cls(
+                FrameSettings(**body["settings"]),
+                list(body["classes"]),
+                [Video(**video) for video in body["videos"]],
+                [(name, reason) for name, reason in body["skipped"]],
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise TrainError(f"data: {path} is damaged ({error}); run the same `cpr prepare` again") from None
 
 
 # LMDB allows one open environment a file and process; stores of one folder share it, and a fork opens its own.
@@ -114,11 +119,35 @@ class FrameStore:
                 self.folder.mkdir(parents=True, exist_ok=True)
             elif not (self.folder / "data.mdb").is_file():
                 raise TrainError(f"data: {self.folder} holds no data.mdb; make it with `cpr prepare`")
-            _OPEN[key] = lmdb.open(
+            _OPEN[key] = self._opened()
+        return _OPEN[key]
+
+    def _opened(self) -> lmdb.Environment:
+        """The environment, whole: reading a file that is cut short would end the process."""
+        path = self.folder / "data.mdb"
+        try:
+            env = lmdb.open(
                 str(self.folder), readonly=not self.writable, lock=self.writable, readahead=False,
                 meminit=False, map_size=FIRST_MAP_SIZE if self.writable else 0,
             )  # fmt: skip
-        return _OPEN[key]
+        except lmdb.Error as error:
+            reason = str(error).rpartition(": ")[2]
+            raise TrainError(
+                f"data: {path} cannot be opened ({reason}); copy it again, or delete it and prepare again"
+            ) from error
+        page = env.stat()["psize"]
+        needed = (env.info()["last_pgno"] + 1) * page
+        if path.stat().st_size < needed - SPARE_PAGES * page:
+            env.close()
+            raise TrainError(
+                f"data: {path} is cut short ({path.stat().st_size:,} of {needed:,} bytes); copy it again, or delete it "
+                "and prepare again"
+            )
+        return env
+
+    def check(self) -> None:
+        """Raises `TrainError` where the file is missing or damaged."""
+        self.env.info()
 
     def put(self, records: dict[str, bytes]) -> None:
         """Stores all records or none; the file grows as needed."""
@@ -187,6 +216,21 @@ def packed(frames: list[bytes]) -> bytes:
     """One record of many JPEGs: count, end offsets, JPEGs."""
     ends = np.cumsum([len(frame) for frame in frames]).tolist()
     return b"".join([struct.pack(f"<{1 + len(ends)}I", len(frames), *ends), *frames])
+
+
+def read_json(path: Path, kind: str, advice: str) -> dict[str, Any]:
+    """The JSON object that a file of ours holds.
+
+    Raises:
+        TrainError: it holds something else; the sentence begins with `kind` and ends with `advice`.
+    """
+    try:
+        body = json.loads(path.read_text())
+        if not isinstance(body, dict):
+            raise ValueError(f"a {type(body).__name__} where an object belongs")
+    except ValueError as error:
+        raise TrainError(f"{kind}: {path} is damaged ({error}); {advice}") from None
+    return body
 
 
 def write_atomically(path: Path, body: bytes) -> None:
