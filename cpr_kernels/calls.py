@@ -10,6 +10,20 @@ from torch import Tensor
 from .shards import why_not_sharded
 
 
+def walks(tensor: Tensor) -> bool:
+    """Can a kernel walk the rows where they lie: is their inner stride 1?"""
+    return tensor.is_contiguous() or tensor.stride(1) == 1 or tensor.shape[1] <= 1
+
+
+def row_contiguous(tensor: Tensor) -> Tensor:
+    """The tensor itself when its inner stride is 1, else a contiguous copy."""
+    return tensor if walks(tensor) else tensor.contiguous()
+
+
+def _contiguous(tensor: Tensor | None) -> Tensor | None:
+    return None if tensor is None else tensor.contiguous()
+
+
 class CascadeCall(NamedTuple):
     """Checked arguments of `cpr::cascade_topk` (shapes as in DESIGN 3.1)."""
 
@@ -25,6 +39,25 @@ class CascadeCall(NamedTuple):
     def sharded(self) -> str | None:
         """Why a backend that sees this process alone cannot run the call; None where the keys are tensors."""
         return why_not_sharded(self.keys[0])
+
+    def walkable(self) -> CascadeCall:
+        """The same call as kernels can walk it: features and `exclude` with unit inner stride, ids without gaps."""
+        return self._replace(
+            queries=[row_contiguous(query) for query in self.queries],
+            keys=[row_contiguous(key) for key in self.keys],
+            query_ids=_contiguous(self.query_ids),
+            key_ids=_contiguous(self.key_ids),
+            exclude=None if self.exclude is None else row_contiguous(self.exclude),
+        )
+
+    def part(self, first: int, count: int) -> CascadeCall:
+        """The same call for `count` queries from `first` on; views of the same memory."""
+        rows = slice(first, first + count)
+        return self._replace(
+            queries=[query[rows] for query in self.queries],
+            query_ids=None if self.query_ids is None else self.query_ids[rows],
+            exclude=None if self.exclude is None else self.exclude[rows],
+        )
 
 
 class RerankCall(NamedTuple):
@@ -67,3 +100,15 @@ class LossCall(NamedTuple):
     def sharded(self) -> str | None:
         """Why a backend that sees this process alone cannot run the call; None where the keys are a tensor."""
         return why_not_sharded(self.keys)
+
+    def walkable(self) -> LossCall:
+        """The same call as kernels can walk it: features with unit inner stride, all else without gaps."""
+        return self._replace(
+            query=row_contiguous(self.query),
+            positive=row_contiguous(self.positive),
+            keys=row_contiguous(self.keys),
+            positives=self.positives.contiguous(),
+            query_ids=_contiguous(self.query_ids),
+            key_ids=_contiguous(self.key_ids),
+            use_own=_contiguous(self.use_own),
+        )

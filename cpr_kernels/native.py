@@ -1,4 +1,4 @@
-"""What the native backends share: dtype codes of the core, addresses, rows it can walk, devices it can use."""
+"""What the native backends share: dtype codes of the core, addresses, devices it can use."""
 
 from __future__ import annotations
 
@@ -18,13 +18,6 @@ MIN_CAPABILITY = (8, 0)  # mma.sync on bfloat16, cp.async, redux.sync
 def address(tensor: Tensor | None) -> int:
     """Where the tensor's data begins; 0 for None."""
     return 0 if tensor is None else tensor.data_ptr()
-
-
-def row_contiguous(tensor: Tensor) -> Tensor:
-    """The tensor itself when its inner stride is 1, else a contiguous copy."""
-    if tensor.is_contiguous() or tensor.stride(1) == 1 or tensor.shape[1] <= 1:
-        return tensor
-    return tensor.contiguous()
 
 
 @functools.cache

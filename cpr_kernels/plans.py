@@ -10,7 +10,7 @@ from torch import Tensor
 from torch._subclasses import FakeTensor
 
 from . import _core
-from .calls import CascadeCall, LossCall, RerankCall
+from .calls import CascadeCall, LossCall, RerankCall, walks
 from .native import DTYPE_CODES, MIN_CAPABILITY, on_current_stream
 
 
@@ -207,7 +207,7 @@ def _cascade_sizes(
 
 def _rows(t: Tensor) -> tuple[int, int]:
     """Address and stride of the rows the kernels would see: those of a copy where the inner stride is not 1."""
-    if not (t.is_contiguous() or t.stride(1) == 1 or t.shape[1] <= 1):
+    if not walks(t):
         return 0, t.shape[1]
     # a fake tensor lies nowhere: taken as torch's allocator would place it
     return 0 if isinstance(t, FakeTensor) else t.data_ptr(), t.stride(0)

@@ -6,13 +6,13 @@ Features are small integers, so inner products are exact in every dtype and orde
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from cpr_kernels import Schedule, coclr_schedule, cpr_schedule, oracle_schedule
+from cpr_kernels import Schedule, Stage, coclr_schedule, cpr_schedule, oracle_schedule
 from cpr_kernels.calls import CascadeCall, LossCall, RerankCall
 from cpr_kernels.mining import as_call
 
@@ -60,18 +60,24 @@ class CascadeCase:
                 masks["query_ids"] = torch.randint(-1, sources, (self.queries,), generator=g)
         if self.exclude is not None:
             masks["exclude"] = torch.rand(self.queries, self.keys, generator=g) < self.exclude
-        place = strided if self.strided else (lambda t: t)
-        queries = {v: place(t.to(self.dtype)).to(device) for v, t in queries.items()}
-        keys = {v: place(t.to(self.dtype)).to(device) for v, t in keys.items()}
-        return as_call(queries, keys, self.schedule, **{n: t.to(device) for n, t in masks.items()})
+        place, space = (strided, spaced) if self.strided else (lambda t: t, lambda t: t)
+        queries = {v: place(t.to(device, self.dtype)) for v, t in queries.items()}
+        keys = {v: place(t.to(device, self.dtype)) for v, t in keys.items()}
+        return as_call(queries, keys, self.schedule, **{n: space(t.to(device)) for n, t in masks.items()})
 
 
 def strided(t: Tensor) -> Tensor:
     """The same values as every second row of a wider, taller tensor: unit inner stride, gaps elsewhere."""
-    wide = torch.full((2 * t.shape[0] + 1, t.shape[1] + 3), float("nan"), dtype=t.dtype)
+    wide = torch.full((2 * t.shape[0] + 1, t.shape[1] + 3), float("nan"), dtype=t.dtype, device=t.device)
     view = wide[1 : 2 * t.shape[0] + 1 : 2, 2 : 2 + t.shape[1]]
     view.copy_(t)
     return view
+
+
+def spaced(t: Tensor) -> Tensor:
+    """The same ids or flags as every third of a longer tensor, where the others say the opposite: no unit stride."""
+    longer = torch.stack([~t, t, ~t], dim=-1)
+    return longer[..., 1]
 
 
 def all_equal(queries: dict[str, Tensor], keys: dict[str, Tensor]) -> None:
@@ -161,6 +167,17 @@ SMALL_CASES = [
     CascadeCase("fp16", 17, 100, _UNEVEN, few(100, 50, 25, 6), dtype=HALF),
     CascadeCase("strided", 6, 75, _UNEVEN, few(75, 30, 12, 4), strided=True),
     CascadeCase("strided bf16", 6, 75, _UNEVEN, few(75, 30, 12, 4), strided=True, dtype=BF16),
+    CascadeCase(
+        "strided ids and exclude",
+        6,
+        75,
+        _UNEVEN,
+        few(75, 30, 12, 4),
+        strided=True,
+        ids=True,
+        empty_slots=True,
+        exclude=0.3,
+    ),
     CascadeCase("ids", 33, 64, _TWO, few(64, 32, 16, 5), ids=True),
     CascadeCase("empty slots", 8, 64, _TWO, few(64, 32, 16, 5), empty_slots=True),
     CascadeCase("ids and empty slots", 8, 64, _TWO, few(64, 32, 16, 5), ids=True, empty_slots=True),
@@ -210,6 +227,16 @@ LARGE_CASES = [
 CASCADE_CASES = SMALL_CASES + LARGE_CASES
 
 
+def shortened(case: CascadeCase, queries: int, keys: int) -> CascadeCase:
+    """The same kind of case with at most so many queries and keys, its counts in proportion."""
+    keys = min(keys, case.keys)
+    last = case.schedule[-1].keep
+    last = last * keys // case.keys if last > case.keys // 4 else last
+    counts = [max(last, stage.keep * keys // case.keys) for stage in case.schedule]
+    schedule = Schedule(Stage(stage.view, count) for stage, count in zip(case.schedule, counts))
+    return replace(case, queries=min(queries, case.queries), keys=keys, schedule=schedule)
+
+
 def listed(call: CascadeCall, count: int, seed: int = 0) -> RerankCall:
     """The call over `count` candidates a query in any order, with repeats, and padding in between."""
     num_queries, num_keys = call.queries[0].shape[0], call.keys[0].shape[0]
@@ -234,6 +261,7 @@ class LossCase:
     siblings: int = 1
     use_own: bool = False
     scale: float = 1.0
+    strided: bool = False
     seed: int = field(default=0)
 
     def call(self, device: str = "cpu", dtype: torch.dtype | None = None) -> LossCall:
@@ -256,8 +284,11 @@ class LossCase:
             masks[1] = torch.randint(-1, self.ids, (self.keys,), generator=g)
         if self.use_own:
             masks[2] = torch.rand(self.queries, generator=g) < 0.4
-        moved = [None if m is None else m.to(device) for m in masks]
-        return LossCall(query, positive, keys, listed.to(device), self.temperature, *moved, self.siblings)
+        place, space = (strided, spaced) if self.strided else (lambda t: t, lambda t: t)
+        moved = [None if m is None else space(m.to(device)) for m in masks]
+        query, positive, keys = map(place, (query, positive, keys))
+        listed = space(listed.to(device))
+        return LossCall(query, positive, keys, listed, self.temperature, *moved, self.siblings)
 
 
 LOSS_CASES = [
@@ -272,6 +303,7 @@ LOSS_CASES = [
     LossCase("labels as ids", 9, 60, 8, ids=2, positives=0),
     LossCase("own pair dropped", 19, 60, 8, use_own=True),
     LossCase("own pair dropped, no other positive", 5, 20, 8, positives=0, use_own=True),
+    LossCase("strided", 9, 60, 8, ids=5, use_own=True, strided=True),
     LossCase("cold", 9, 60, 8, temperature=0.005, ids=7),
     LossCase("hot", 9, 60, 8, temperature=20.0, ids=7),
     LossCase("large scores", 9, 60, 8, scale=30.0),

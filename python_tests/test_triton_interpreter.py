@@ -10,8 +10,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from cases import LOSS_CASES, SMALL_CASES
-from triton_interpreter import RERANKED
+from cases import CASCADE_CASES, LOSS_CASES
+from triton_interpreter import LONG_RERANKED, RERANKED, SWEPT
 
 import cpr_kernels
 
@@ -35,32 +35,43 @@ def run_script(kind: str) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def cascade() -> dict[str, str]:
-    """All small cascade cases, run once."""
+    """All cascade cases, the long ones shortened, run once."""
     return run_script("cascade")
 
 
 @pytest.fixture(scope="module")
 def loss() -> dict[str, str]:
-    """All small loss cases, run once."""
+    """All loss cases, the long ones with few queries, run once."""
     return run_script("loss")
 
 
-@pytest.mark.parametrize("name", [case.name for case in SMALL_CASES])
+@pytest.mark.parametrize("name", [case.name for case in CASCADE_CASES])
 def test_cascade_equals_the_reference(cascade: dict[str, str], name: str) -> None:
     assert cascade[name] == ""
 
 
 @pytest.fixture(scope="module")
 def rerank() -> dict[str, str]:
-    """All small cascade cases over listed candidates, run once."""
+    """Cascade cases over listed candidates, run once."""
     return run_script("rerank")
 
 
-@pytest.mark.parametrize("name", RERANKED)
+@pytest.mark.parametrize("name", RERANKED + LONG_RERANKED)
 def test_rerank_equals_the_reference(rerank: dict[str, str], name: str) -> None:
     assert rerank[name] == ""
 
 
-@pytest.mark.parametrize("name", [c.name for c in LOSS_CASES if c.queries * c.keys <= 3000])
+@pytest.mark.parametrize("name", [case.name for case in LOSS_CASES])
 def test_loss_is_near_the_reference(loss: dict[str, str], name: str) -> None:
     assert loss[name] == ""
+
+
+@pytest.fixture(scope="module")
+def swept() -> dict[str, str]:
+    """Cascade cases in sweeps of a few queries, run once."""
+    return run_script("swept")
+
+
+@pytest.mark.parametrize("name", SWEPT)
+def test_sweeps_change_nothing(swept: dict[str, str], name: str) -> None:
+    assert swept[name] == ""

@@ -9,16 +9,30 @@ from __future__ import annotations
 import json
 import sys
 import traceback
+from dataclasses import replace
 from typing import Any
 
 import numpy
 import torch
-from cases import LOSS_CASES, SMALL_CASES, CascadeCase, LossCase, listed
+from cases import LARGE_CASES, LOSS_CASES, SMALL_CASES, CascadeCase, LossCase, listed, shortened
 
 RERANKED = (
     "one of each", "no query", "empty queue", "k beyond the queue", "primes", "mixed weights", "bf16", "strided",
     "everything at once", "all equal", "NaN", "infinities", "exclude nearly all",
 )  # fmt: skip
+# every kind of long case beyond 4,096 entries, where a query is given larger steps; one query, for the interpreter is slow
+LONG_CASES = [shortened(case, 1, 4500) for case in LARGE_CASES]
+LONG_RERANKED = ("long last stage", "mixed weights, long", "two-valued, long")
+SWEPT = ("no query", "ids and empty slots", "exclude some", "everything at once")
+# as many queries as make two blocks of the keys' gradient, or as many keys as make many parts
+LOSSES = [
+    c
+    if c.queries * c.keys <= 3000
+    else replace(c, queries=40, keys=300)
+    if c.queries > 32
+    else replace(c, queries=3)
+    for c in LOSS_CASES
+]
 
 
 def cascade(case: CascadeCase) -> str:
@@ -36,7 +50,8 @@ def rerank(case: CascadeCase) -> str:
     """The same of the case over listed candidates."""
     from cpr_kernels.mining import reference, triton_backend
 
-    call = listed(case.call(), 45 if case.name != "one of each" else 0)
+    count = 0 if case.name == "one of each" else 4200 if case in LONG_CASES else 45
+    call = listed(case.call(), count)
     reason = triton_backend.why_not(call)
     return reason or differing(triton_backend.rerank(call), reference.rerank(call))
 
@@ -79,13 +94,34 @@ def loss(case: LossCase) -> str:
     return ""
 
 
+def swept(case: CascadeCase) -> str:
+    """The case, mined and reranked in sweeps of a few queries, as a ring too small for all of them makes it."""
+    from cpr_kernels.mining import triton_kernels
+
+    triton_kernels.RING_BYTES, triton_kernels.MIN_CHUNK = 2560, 3
+    chunk = triton_kernels.chunk_of(case.queries, case.keys, 2)
+    if case.queries > 5 and not 3 <= chunk <= 5:
+        return f"sweeps of {chunk} queries"
+    return cascade(case) or rerank(case)
+
+
+def chosen(kind: str) -> tuple[Any, list[Any]]:
+    """What checks a case, and the cases of a kind."""
+    if kind == "loss":
+        return loss, LOSSES
+    if kind == "cascade":
+        return cascade, [*SMALL_CASES, *LONG_CASES]
+    if kind == "rerank":
+        return rerank, [c for c in SMALL_CASES if c.name in RERANKED] + [
+            c for c in LONG_CASES if c.name in LONG_RERANKED
+        ]
+    return swept, [case for case in SMALL_CASES if case.name in SWEPT]
+
+
 def main(kind: str) -> None:
     """Every case of one table."""
     numpy.seterr(all="ignore")  # the interpreter multiplies inf * 0 in numpy, as the cases ask
-    check: Any = {"cascade": cascade, "rerank": rerank, "loss": loss}[kind]
-    cases: Any = [c for c in LOSS_CASES if c.queries * c.keys <= 3000] if kind == "loss" else SMALL_CASES
-    if kind == "rerank":
-        cases = [case for case in cases if case.name in RERANKED]
+    check, cases = chosen(kind)
     for case in cases:
         try:
             wrong = check(case)

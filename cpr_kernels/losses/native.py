@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .. import _core
 from ..calls import LossCall
-from ..native import DTYPE_CODES, address, on_current_stream, row_contiguous, why_not_cuda
+from ..native import DTYPE_CODES, address, on_current_stream, why_not_cuda
 from .reference import Sweep
 
 NAME = "native"
@@ -41,24 +41,19 @@ class _Arguments:
     """A call as the core takes it; keeps every tensor alive for as long as it lives."""
 
     def __init__(self, call: LossCall) -> None:
-        self.features = [row_contiguous(t) for t in (call.query, call.positive, call.keys)]
-        self.positives = call.positives.contiguous()
-        self.masks = [
-            None if t is None else t.contiguous() for t in (call.query_ids, call.key_ids, call.use_own)
-        ]
-        self.call = call
+        self.call = call.walkable()
 
     def packed(self) -> tuple[Addresses, int, tuple[int, int, int, int], int, float, Addresses, int]:
         """Positional arguments shared by the core's functions, typed one by one in `_core.pyi`."""
-        query, _, keys = self.features
+        call = self.call
         return (
-            tuple(x for t in self.features for x in (t.data_ptr(), t.stride(0))),
-            DTYPE_CODES[query.dtype],
-            (query.shape[0], keys.shape[0], query.shape[1], self.positives.shape[1]),
-            self.positives.data_ptr(),
-            self.call.temperature,
-            tuple(address(t) for t in self.masks),
-            self.call.siblings,
+            tuple(x for t in (call.query, call.positive, call.keys) for x in (t.data_ptr(), t.stride(0))),
+            DTYPE_CODES[call.query.dtype],
+            (call.query.shape[0], call.keys.shape[0], call.query.shape[1], call.positives.shape[1]),
+            call.positives.data_ptr(),
+            call.temperature,
+            tuple(address(t) for t in (call.query_ids, call.key_ids, call.use_own)),
+            call.siblings,
         )
 
 

@@ -258,10 +258,6 @@ _sweep = triton.autotune(_sweep_configs(), key=[*_KEY, "GRADIENT"])(sweep_part)
 _keys_gradient = triton.autotune(_gradient_configs(), key=_KEY)(keys_gradient_block)
 
 
-def _walkable(tensor: Tensor) -> Tensor:
-    return tensor if tensor.stride(1) == 1 else tensor.contiguous()
-
-
 def whole_block(dim: int) -> int:
     """The power of two that holds all features of a row."""
     return max(16, triton.next_power_of_2(dim))
@@ -283,7 +279,8 @@ def _shared(call: LossCall) -> dict[str, Any]:
 
 def sweep(call: LossCall, want_gradient: bool) -> Sweep:
     """The loss and what its gradients need; see `reference.sweep`."""
-    query, positive, keys = (_walkable(t) for t in (call.query, call.positive, call.keys))
+    call = call.walkable()
+    query, positive, keys = call.query, call.positive, call.keys
     (rows, dim), num_keys, device = query.shape, keys.shape[0], query.device
     loss, lse_all, lse_positive, own_weight = (torch.empty(rows, device=device) for _ in range(4))
     grad_query = torch.empty(rows if want_gradient else 0, dim, device=device)
@@ -307,8 +304,8 @@ def sweep(call: LossCall, want_gradient: bool) -> Sweep:
             query.stride(0), keys.stride(0), part_keys, scale, LEAVE_OUT=_leaves_out(call), GRADIENT=want_gradient,
             BLOCK_B=SWEEP_QUERIES, **given,
         )  # fmt: skip
-    listed = call.positives.contiguous()
-    use_own = None if call.use_own is None else call.use_own.contiguous().view(torch.uint8)
+    listed = call.positives
+    use_own = None if call.use_own is None else call.use_own.view(torch.uint8)
     finish_query[(rows,)](
         query, positive, keys, listed, call.query_ids, call.key_ids, use_own, tops, masses, attended, *out,
         rows, num_keys, dim, query.stride(0), positive.stride(0), keys.stride(0), listed.shape[1], parts, scale,
@@ -326,12 +323,12 @@ def _leaves_out(call: LossCall) -> bool:
 
 def keys_gradient(call: LossCall, grad_loss: Tensor, lse_all: Tensor, lse_positive: Tensor) -> Tensor:
     """d (grad_loss . loss) / d keys: [N, D] in the keys' dtype; see `reference.keys_gradient`."""
-    query, keys = _walkable(call.query), _walkable(call.keys)
+    call = call.walkable()
+    query, keys, listed = call.query, call.keys, call.positives
     num_keys, dim = keys.shape
     grad = torch.empty(num_keys, dim, device=keys.device)
     if num_keys == 0:
         return grad.to(keys.dtype)
-    listed = call.positives.contiguous()
     state = [t.float().contiguous() for t in (grad_loss, lse_all, lse_positive)]
     _keys_gradient[lambda meta: (triton.cdiv(num_keys, meta["BLOCK_N"]), triton.cdiv(dim, meta["BLOCK_D"]))](
         query, keys, listed, call.query_ids, call.key_ids, *state, grad, query.shape[0], num_keys, dim,

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from .. import _core
-from ..calls import CascadeCall, RerankCall
-from ..native import DTYPE_CODES, address, on_current_stream, row_contiguous, why_not_cuda
+from ..calls import CascadeCall, RerankCall, row_contiguous
+from ..native import DTYPE_CODES, address, on_current_stream, why_not_cuda
 from .rerank_lists import entries_at, in_order
 from .rows import plan_rows
 
@@ -66,12 +66,12 @@ class _Arguments:
         shape, device = (query.shape[0], call.stage_keep[-1]), query.device
         self.indices = torch.empty(shape, dtype=torch.int64, device=device)
         self.scores = torch.empty(shape, dtype=torch.float32, device=device)
-        self.pairs = [(row_contiguous(q), row_contiguous(key)) for q, key in zip(call.queries, call.keys)]
-        self.query_ids = None if call.query_ids is None else call.query_ids.contiguous()
-        self.key_ids = None if call.key_ids is None else call.key_ids.contiguous()
-        self.exclude = None if call.exclude is None else row_contiguous(call.exclude)
+        self.call = call = call.walkable()
         self.features = (
-            [(q.data_ptr(), q.stride(0), key.data_ptr(), key.stride(0), q.shape[1]) for q, key in self.pairs],
+            [
+                (q.data_ptr(), q.stride(0), key.data_ptr(), key.stride(0), q.shape[1])
+                for q, key in zip(call.queries, call.keys)
+            ],
             DTYPE_CODES[query.dtype],
             shape[0],
             call.keys[0].shape[0],
@@ -79,10 +79,10 @@ class _Arguments:
             call.stage_keep,
         )
         self.masks = (
-            address(self.query_ids),
-            address(self.key_ids),
-            address(self.exclude),
-            0 if self.exclude is None else self.exclude.stride(0),
+            address(call.query_ids),
+            address(call.key_ids),
+            address(call.exclude),
+            0 if call.exclude is None else call.exclude.stride(0),
         )
         self.out = (self.indices.data_ptr(), self.scores.data_ptr())
 

@@ -23,9 +23,9 @@ import torch
 from torch import Tensor
 
 from .. import _core
-from ..calls import CascadeCall
+from ..calls import CascadeCall, row_contiguous
 from ..checks import check_cascade, check_ids
-from ..native import DTYPE_CODES, address, row_contiguous
+from ..native import DTYPE_CODES, address
 from ..shards import Shard, ShardedKeys, exchange, fingerprint, gather_rows, greet, why_not_group
 from .reference import ranking
 from .rows import Rows, plan_rows

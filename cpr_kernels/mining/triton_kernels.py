@@ -9,6 +9,7 @@ lower index by position. A stage's threshold is found by counting, two bits of t
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 import triton
@@ -41,8 +42,9 @@ def select_config(num_keys: int) -> dict[str, int]:
     """Entries a step and warps for one query: not tuned, since a schedule is part of the kernel and compiling it
     thrice would cost seconds. A queue of 4,096 is four steps of 1,024 by one warp a scheduler; a longer one is given
     16 warps, half of what a multiprocessor schedules at 128 registers a thread, to keep more loads in flight.
+    Interpreted, a short queue too is given several steps.
     """
-    if INTERPRETED:
+    if INTERPRETED and num_keys <= 1024:
         return {"BLOCK": 64, "num_warps": 4}
     return {"BLOCK": 1024, "num_warps": 4} if num_keys <= 4096 else {"BLOCK": 2048, "num_warps": 16}
 
@@ -260,24 +262,33 @@ def chunk_of(num_queries: int, num_keys: int, slots: int) -> int:
     return max(1, min(num_queries, fitting))
 
 
-def _score_rows(call: CascadeCall, rows: Rows, first: int, ring: Tensor) -> None:
-    """Scores of queries [first, first + ring.shape[1]) into ring [slots, chunk, N]."""
-    num_keys, chunk = call.keys[0].shape[0], ring.shape[1]
-    query_ids = None if call.query_ids is None else call.query_ids[first:].contiguous()
-    exclude = None if call.exclude is None else call.exclude[first:].view(torch.uint8)
-    if exclude is not None and exclude.stride(1) != 1:
-        exclude = exclude.contiguous()
+class Masks(NamedTuple):
+    """Who may not be selected, as the score kernels take it."""
+
+    places: tuple[Tensor | None, Tensor | None, Tensor | None]  # query ids, key ids, exclude as bytes
+    exclude_stride: int
+    there: dict[str, bool]
+
+
+def masks_of(call: CascadeCall) -> Masks:
+    """The masks of a walkable call."""
+    exclude = None if call.exclude is None else call.exclude.view(torch.uint8)
+    places = (call.query_ids, call.key_ids, exclude)
+    names = ("HAS_QUERY_IDS", "HAS_KEY_IDS", "HAS_EXCLUDE")
+    there = {name: place is not None for name, place in zip(names, places)}
+    return Masks(places, 0 if exclude is None else exclude.stride(0), there)
+
+
+def _score_part(call: CascadeCall, rows: Rows, ring: Tensor) -> None:
+    """Scores of the call's queries into ring [slots, B, N]."""
+    num_queries, num_keys = call.queries[0].shape[0], call.keys[0].shape[0]
+    masks = masks_of(call)
     for slot, view in enumerate(rows.views):
-        query, key = (
-            t if t.stride(1) == 1 else t.contiguous() for t in (call.queries[view], call.keys[view])
-        )
-        query = query[first : first + chunk]
+        query, key = call.queries[view], call.keys[view]
         dtype = query.dtype
-        _score[lambda meta: (triton.cdiv(num_keys, meta["BLOCK_N"]), triton.cdiv(chunk, BLOCK_B))](
-            query, key, ring[slot], query_ids, call.key_ids, exclude, chunk, num_keys, query.shape[1],
-            query.stride(0), key.stride(0), ring.stride(1), 0 if exclude is None else exclude.stride(0),
-            HAS_QUERY_IDS=query_ids is not None, HAS_KEY_IDS=call.key_ids is not None,
-            HAS_EXCLUDE=exclude is not None, UPCAST=INTERPRETED,
+        _score[lambda meta: (triton.cdiv(num_keys, meta["BLOCK_N"]), triton.cdiv(num_queries, BLOCK_B))](
+            query, key, ring[slot], *masks.places, num_queries, num_keys, query.shape[1], query.stride(0),
+            key.stride(0), ring.stride(1), masks.exclude_stride, **masks.there, UPCAST=INTERPRETED,
             PRECISION="tf32x3" if dtype == torch.float32 and not INTERPRETED else "ieee",
             CLASS=str(dtype), BLOCK_B=BLOCK_B, BLOCK_D=BLOCK_D,
         )  # fmt: skip
@@ -290,12 +301,14 @@ def _in_order(indices: Tensor, scores: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def select_and_order(
-    call: CascadeCall, rows: Rows, length: int, score: Callable[[int, Tensor], None]
+    call: CascadeCall, rows: Rows, length: int, score: Callable[[CascadeCall, int, Tensor], None]
 ) -> tuple[Tensor, Tensor]:
     """Positions [B, k] and scores [B, k] of the cascade over score rows of `length`, a chunk of queries at a time.
 
-    `score(first, ring [slots, part, pitch])` writes the scores of queries from `first` on.
+    `score(part, first, ring [slots, B of the part, pitch])` writes the scores of a part of the call, whose queries
+    are those from `first` on.
     """
+    call = call.walkable()
     query = call.queries[0]
     num_queries, k = query.shape[0], call.stage_keep[-1]
     indices = torch.empty(num_queries, k, dtype=torch.int64, device=query.device)
@@ -311,7 +324,7 @@ def select_and_order(
     for first in range(0, num_queries, chunk):
         part = min(chunk, num_queries - first)
         if length:
-            score(first, ring[:, :part])
+            score(call.part(first, part), first, ring[:, :part])
         select_query[(part,)](
             ring, lists, indices[first:], scores[first:], length, ring.stride(0), ring.stride(1), pitch,
             KEEP=tuple(min(keep, 2**31 - 1) for keep in call.stage_keep), JUDGE=rows.row_of_stage,
@@ -328,5 +341,5 @@ def run(call: CascadeCall) -> tuple[Tensor, Tensor]:
     """`(indices [B, k], scores [B, k])`; see `reference.run` for the meaning."""
     rows = plan_rows(call)
     return select_and_order(
-        call, rows, call.keys[0].shape[0], lambda first, ring: _score_rows(call, rows, first, ring)
+        call, rows, call.keys[0].shape[0], lambda part, first, ring: _score_part(part, rows, ring)
     )

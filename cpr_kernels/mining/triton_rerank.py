@@ -11,7 +11,7 @@ from torch import Tensor
 from ..calls import CascadeCall, RerankCall
 from .rerank_lists import entries_at, in_order
 from .rows import Rows, plan_rows
-from .triton_kernels import select_and_order
+from .triton_kernels import masks_of, select_and_order
 
 BLOCK_C = 16  # candidates a program; with BLOCK_D a tile of 1,024 numbers, 8 a thread of 4 warps
 BLOCK_D = 64  # fixed: the order of a sum must not depend on anything but D
@@ -48,25 +48,17 @@ def score_candidates(
     tl.store(out + b * out_stride + c, total, mask=inside)
 
 
-def _score(call: CascadeCall, rows: Rows, listed: Tensor, first: int, ring: Tensor) -> None:
-    """Scores of queries [first, first + ring.shape[1]) and their candidates into ring [slots, chunk, C]."""
-    chunk, count = ring.shape[1], listed.shape[1]
+def _score_part(call: CascadeCall, rows: Rows, listed: Tensor, ring: Tensor) -> None:
+    """Scores of the call's queries and their candidates `listed [B, C]` into ring [slots, B, C]."""
+    count = listed.shape[1]
     blocks = triton.cdiv(count, BLOCK_C)
-    query_ids = None if call.query_ids is None else call.query_ids[first:].contiguous()
-    key_ids = None if call.key_ids is None else call.key_ids.contiguous()
-    exclude = None if call.exclude is None else call.exclude[first:].view(torch.uint8)
-    if exclude is not None and exclude.stride(1) != 1:
-        exclude = exclude.contiguous()
+    masks = masks_of(call)
     for slot, view in enumerate(rows.views):
-        query, key = (
-            t if t.stride(1) == 1 else t.contiguous() for t in (call.queries[view], call.keys[view])
-        )
-        query = query[first : first + chunk]
-        score_candidates[(chunk * blocks,)](
-            query, key, listed[first:], ring[slot], query_ids, key_ids, exclude, count, blocks,
-            query.shape[1], query.stride(0), key.stride(0), listed.stride(0), ring.stride(1),
-            0 if exclude is None else exclude.stride(0), HAS_QUERY_IDS=query_ids is not None,
-            HAS_KEY_IDS=key_ids is not None, HAS_EXCLUDE=exclude is not None, BLOCK_C=BLOCK_C, BLOCK_D=BLOCK_D,
+        query, key = call.queries[view], call.keys[view]
+        score_candidates[(query.shape[0] * blocks,)](
+            query, key, listed, ring[slot], *masks.places, count, blocks, query.shape[1], query.stride(0),
+            key.stride(0), listed.stride(0), ring.stride(1), masks.exclude_stride, **masks.there,
+            BLOCK_C=BLOCK_C, BLOCK_D=BLOCK_D,
         )  # fmt: skip
 
 
@@ -77,9 +69,8 @@ def rerank(call: RerankCall) -> tuple[Tensor, Tensor]:
     cascade = call.cascade
     rows = plan_rows(cascade)
 
-    def score(first: int, ring: Tensor) -> None:
-        if listed.shape[1]:
-            _score(cascade, rows, listed, first, ring)
+    def score(part: CascadeCall, first: int, ring: Tensor) -> None:
+        _score_part(part, rows, listed[first : first + ring.shape[1]], ring)
 
     positions, scores = select_and_order(cascade, rows, listed.shape[1], score)
     return entries_at(listed, positions), scores
