@@ -121,9 +121,16 @@ def why_not_sharded(keys: Any) -> str | None:
 
 def why_not_group(shard: Shard) -> str | None:
     """Why the ranks cannot be reached: no group, one of another size, or one that carries no CPU tensors."""
+    up = dist.is_available() and dist.is_initialized()
     if shard.world == 1:
-        return None
-    if not (dist.is_available() and dist.is_initialized()):
+        others = dist.get_world_size(shard.group) if up else 1
+        if others == 1:
+            return None
+        return (
+            f"the queue was made for this process alone, and the group has {others} ranks; make it after "
+            "init_process_group, or give it a group of its own"
+        )
+    if not up:
         return f"the queue is shared by {shard.world} ranks, and no process group is up"
     if dist.get_world_size(shard.group) != shard.world:
         return f"the queue is shared by {shard.world} ranks, and the group has {dist.get_world_size(shard.group)}"
@@ -178,8 +185,10 @@ def greet(shard: Shard, op: str, rows: int, facts: Sequence[tuple[str, int]]) ->
         facts: up to five (name, number) that must be the same on all ranks.
 
     Raises:
-        RuntimeError: a rank refused its arguments, makes another call, or a fact differs.
+        RuntimeError: the ranks cannot be reached, or one refused its arguments, makes another call, or a fact differs.
     """
+    if reason := why_not_group(shard):
+        raise RuntimeError(f"{op}: {reason}")
     mine = [0, OPS.index(op), rows, *(number for _, number in facts)]
     table = _greeting(shard, mine, op)
     refused = [r for r in range(shard.world) if table[r][_REFUSED]]

@@ -42,7 +42,7 @@ from cpr_kernels import (
 )
 from cpr_kernels.calls import CascadeCall
 from cpr_kernels.losses import reference as losses_reference
-from cpr_kernels.shards import ShardedKeys
+from cpr_kernels.shards import Shard, ShardedKeys
 
 
 def check_integers_with_ties(rank: int, world: int, folder: Path) -> None:
@@ -243,6 +243,23 @@ def check_explain(rank: int, world: int, folder: Path) -> None:
     assert all(f"share of a queue over {world} ranks" in table[name] for name in ("native", "reference"))
     table = dict(explain(cascade_topk, features, MultiViewQueue(TWO, 40).views, few(40, 20, 5)))
     assert table["native"] is None and "not sharded" in table["sharded"]
+
+
+def check_a_queue_made_before_its_group(rank: int, world: int, folder: Path) -> None:
+    """It would silently be a whole queue of each rank's own; in a group of one rank that is what was asked for."""
+    features, ids, _ = batch_of(0, rank, 2)
+    early = ShardedMultiViewQueue(TWO, 40)
+    early.shard = Shard((40,), 0)
+    keys = {view: ShardedKeys(torch.zeros(40, dim), early.shard) for view, dim in TWO.items()}
+    words = f"made for this process alone, and the group has {world} ranks; make it after init_process_group"
+    refused(lambda: cascade_topk(features, keys, few(40, 20, 5)), ValueError, words)
+    refused(lambda: mil_nce(features["rgb"], features["rgb"], keys["rgb"]), ValueError, words)
+    refused(lambda: early.enqueue(features, ids), RuntimeError, words)
+    groups = [dist.new_group([r]) for r in range(world)]
+    own = ShardedMultiViewQueue(TWO, 40, group=groups[rank])
+    own.enqueue(features, ids)
+    found, _ = cascade_topk(features, own.views, few(40, 20, 5), key_ids=own.ids)
+    assert int(own.count) == 2 and set(found.flatten().tolist()) == {-1, 0, 1}
 
 
 def check_a_lost_rank(rank: int, world: int, folder: Path) -> None:
