@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch.nn.functional import normalize
+from two_ranks import on_two_ranks
 
 from cpr_kernels import MemoryBank, cascade_topk, coclr_schedule
 
@@ -118,21 +117,16 @@ def test_a_row_outside_the_bank_is_an_error_and_nothing_is_written(row):
     assert not bank.views["rgb"].any()
 
 
-def _rank(rank, folder):
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
-    try:
-        bank = MemoryBank({"rgb": 3, "flow": 2}, 9)
-        for step in range(2):
-            rows = torch.arange(4) * 2 + rank * step  # both ranks write the same rows in the first step
-            bank.update(rows, batch(10 * rank + step), rows)
-        torch.save(bank.state_dict(), f"{folder}/rank{rank}.pt")
-    finally:
-        dist.destroy_process_group()
+def updated(rank):
+    bank = MemoryBank({"rgb": 3, "flow": 2}, 9)
+    for step in range(2):
+        rows = torch.arange(4) * 2 + rank * step  # both ranks write the same rows in the first step
+        bank.update(rows, batch(10 * rank + step), rows)
+    return bank.state_dict()
 
 
 def test_two_ranks_hold_the_same_bank(tmp_path):
-    mp.spawn(_rank, args=(str(tmp_path),), nprocs=2)
-    first, second = (torch.load(tmp_path / f"rank{rank}.pt") for rank in (0, 1))
+    first, second = on_two_ranks(updated, tmp_path)
     alone = MemoryBank({"rgb": 3, "flow": 2}, 9)
     for step in range(2):
         for rank in (0, 1):

@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from two_ranks import on_two_ranks
 
 from cpr_kernels import class_mining_recall, positive_mining_recall, retrieval_recall_at_k
 from cpr_kernels.metrics import median_recall, true_positives
@@ -226,31 +227,22 @@ def test_streaming_cmr_refuses_unknown_samples(streaming):
         metric.update(torch.tensor([[0]]), torch.tensor([0]), torch.tensor([0]), torch.tensor([5]))
 
 
-def _rank(rank, folder):
-    import torch.distributed as dist
-
+def streamed(rank):
     from cpr_kernels.metrics import ClassMiningRecall, PositiveMiningRecall, RetrievalRecallAtK
 
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
-    try:
-        pmr, cmr = PositiveMiningRecall(), ClassMiningRecall(torch.tensor([0, 0, 1, 1]))
-        labels = torch.tensor([0, 0, 1, 1])
-        mined = torch.tensor([[rank], [3]])  # query labels 0 and 1
-        own = torch.tensor([0, 1 - rank])
-        pmr.update(mined, own, labels)
-        cmr.update(mined, own, labels, torch.arange(4))
-        recall = RetrievalRecallAtK(ks=(1,))
-        recall.update(torch.eye(2)[rank : rank + 1], torch.tensor([rank]), gallery=True)
-        recall.update(torch.eye(2)[1 - rank :][:1], torch.tensor([1 - rank]), gallery=False)
-        found = {"pmr": pmr.compute().item(), "cmr": cmr.compute().item(), "recall": recall.compute()[1]}
-        torch.save(found, f"{folder}/rank{rank}.pt")
-    finally:
-        dist.destroy_process_group()
+    pmr, cmr = PositiveMiningRecall(), ClassMiningRecall(torch.tensor([0, 0, 1, 1]))
+    labels = torch.tensor([0, 0, 1, 1])
+    mined = torch.tensor([[rank], [3]])  # query labels 0 and 1
+    own = torch.tensor([0, 1 - rank])
+    pmr.update(mined, own, labels)
+    cmr.update(mined, own, labels, torch.arange(4))
+    recall = RetrievalRecallAtK(ks=(1,))
+    recall.update(torch.eye(2)[rank : rank + 1], torch.tensor([rank]), gallery=True)
+    recall.update(torch.eye(2)[1 - rank :][:1], torch.tensor([1 - rank]), gallery=False)
+    return {"pmr": pmr.compute().item(), "cmr": cmr.compute().item(), "recall": recall.compute()[1]}
 
 
 def test_two_ranks_agree_on_the_sum(streaming, tmp_path):
-    torch.multiprocessing.spawn(_rank, args=(str(tmp_path),), nprocs=2)
-    for rank in (0, 1):
-        found = torch.load(tmp_path / f"rank{rank}.pt")
+    for found in on_two_ranks(streamed, tmp_path):
         # 3 of 4 right; class 0: both samples over the two ranks, class 1: one of two
         assert found == {"pmr": 0.75, "cmr": 0.75, "recall": 1.0}

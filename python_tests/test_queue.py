@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
+from two_ranks import on_two_ranks
 
 from cpr_kernels import MultiViewQueue, cascade_topk, cpr_schedule
 
@@ -195,21 +194,16 @@ def two(**other):
     return {"v": torch.ones(2, 2), "w": torch.ones(2, 3), **other}
 
 
-def _rank(rank, folder):
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
-    try:
-        queue = MultiViewQueue({"v": 2}, size=5, dtype=torch.bfloat16)
-        for step in range(3):
-            start = 10 * step + 100 * rank
-            fill(queue, start, start + 2)
-        torch.save(queue.state_dict(), f"{folder}/rank{rank}.pt")
-    finally:
-        dist.destroy_process_group()
+def filled(rank):
+    queue = MultiViewQueue({"v": 2}, size=5, dtype=torch.bfloat16)
+    for step in range(3):
+        start = 10 * step + 100 * rank
+        fill(queue, start, start + 2)
+    return queue.state_dict()
 
 
 def test_two_ranks_hold_the_same_queue_in_rank_order(tmp_path):
-    mp.spawn(_rank, args=(str(tmp_path),), nprocs=2)
-    first, second = (torch.load(tmp_path / f"rank{rank}.pt") for rank in (0, 1))
+    first, second = on_two_ranks(filled, tmp_path)
     # written in turn: 0 1 100 101 10 | 11 110 111 20 21 | 120 121
     assert first["ids"].tolist() == [120, 121, 111, 20, 21]
     assert int(first["pointer"]) == 2
