@@ -244,9 +244,9 @@ def gather_rows(shard: Shard, columns: Sequence[Tensor], rows: Sequence[int], wh
 def pack_rows(columns: Sequence[Tensor]) -> Tensor:
     """Rows of several columns as bytes: [B, bytes of a row]."""
     count = columns[0].shape[0]
-    return torch.cat(
-        [c.detach().contiguous().view(torch.uint8).reshape(count, _row_bytes(c)) for c in columns], dim=1
-    )
+    # a copy, for a single element counts as contiguous whatever its stride, and a wider view of it is then refused
+    whole = [c.detach().clone(memory_format=torch.contiguous_format) for c in columns]
+    return torch.cat([c.view(torch.uint8).reshape(count, _row_bytes(c)) for c in whole], dim=1)
 
 
 def unpack_rows(packed: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
