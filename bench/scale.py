@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import datetime
 import json
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -78,20 +79,22 @@ def _pmr(bank: Bank, mined: Tensor) -> float:
 
 def _row(method: Method, contender: Contender, exact: Exact, schedule: Schedule) -> Row:
     """One method under one schedule; no figure of an exact one that answers otherwise."""
+    begin = time.perf_counter()
     indices, scores = contender.mine(schedule)
+    first = time.perf_counter() - begin
     expected, expected_scores = exact.answers[schedule]
     same = torch.equal(indices, expected)
     if method.exact and not (same and (not method.ranks or torch.equal(scores, expected_scores))):
         return {"status": "refused", "reason": "not the exact answer"}
     row: Row = {"status": "ok", "pmr": _pmr(exact.bank, indices), "same_as_exact": same}
     beside = None if contender is exact else lambda: exact.seconds(schedule)
-    row["call_s"], row["times_exact"] = in_turn(lambda: contender.seconds(schedule), beside)
+    row["call_s"], row["times_exact"] = in_turn(first, lambda: contender.seconds(schedule), beside)
     row |= {**contender.report(), **contender.peak(schedule)}
-    last, first = overlap(expected, indices), torch.ones(1)
+    last, stage_1 = overlap(expected, indices), torch.ones(1)
     if not method.exact:
         one = Schedule(schedule[:1])
-        first = overlap(exact.answers[one][0], contender.mine(one)[0])
-    row |= {"first_stage": float(first.mean()), "topk": float(last.mean())}
+        stage_1 = overlap(exact.answers[one][0], contender.mine(one)[0])
+    row |= {"first_stage": float(stage_1.mean()), "topk": float(last.mean())}
     return row | {"same_queries": float((last == 1).float().mean())} | contender.facts
 
 

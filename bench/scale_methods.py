@@ -93,9 +93,13 @@ def clocked(call: Callable[[], Any]) -> float:
     return time.perf_counter() - begin
 
 
-def in_turn(seconds: Callable[[], float], beside: Callable[[], float] | None = None) -> tuple[float, float]:
-    """Median seconds of some calls after one; and how many times as long `beside` takes, calls in turn."""
-    count = TIMED if seconds() < 1 else 2
+def in_turn(
+    first: float, seconds: Callable[[], float], beside: Callable[[], float] | None = None
+) -> tuple[float, float]:
+    """Median seconds of some calls, fewer where the `first` took long; and how many times as long `beside` takes,
+    calls in turn.
+    """
+    count = TIMED if first < 1 else 2 if first < 10 else 1
     taken, ratios = [], []
     for _ in range(count):
         taken.append(seconds())
@@ -167,7 +171,11 @@ class Indexed:
         built, peak = time.perf_counter() - begin, _status("VmHWM") - before
         _hand_back_free_memory()
         replaced = torch.arange(REPLACED)
-        update, _ = in_turn(lambda: clocked(lambda: self.index.update(bank.keys, replaced, bank.key_ids)))
+
+        def replace() -> float:
+            return clocked(lambda: self.index.update(bank.keys, replaced, bank.key_ids))
+
+        update, _ = in_turn(replace(), replace)
         self.facts = {
             "build_s": built, "build_peak_bytes": peak if measured else None, "update_s": update,
             "index_bytes": max(_status("VmRSS") - before, 0),

@@ -285,8 +285,9 @@ class FaissIndex:
         """The cascade with this index as stage 1; arguments and results as :func:`cpr_kernels.cascade_topk`.
 
         Raises:
-            ValueError: keys of another shape than the index's, a stage 1 that judges by a view that the index
-                does not hold, or one that keeps so large a share of the queue that an index cannot help.
+            ValueError: keys of another shape than the index's, no key_ids where the index was built with empty slots,
+                a stage 1 that judges by a view that the index does not hold, or one that keeps so large a share of
+                the queue that an index cannot help.
         """
         from . import as_call
 
