@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -90,17 +91,24 @@ def full_queue(ring: Ring) -> MultiViewQueue:
     return queue
 
 
-def _prepare_ours(ring: Ring) -> Call:
-    queue, turn = full_queue(ring), 0
-    labels = torch.zeros_like(ring.new_ids[0])
+def _batch_after_batch(
+    ring: Ring, queue: MultiViewQueue | MoCoQueue, tables: Callable[[], dict[str, Tensor]]
+) -> Call:
+    """Each call enqueues the ring's next batch, and gives the queue's `tables` and ids."""
+    turn, labels = 0, torch.zeros_like(ring.new_ids[0])
 
     def call() -> dict[str, Tensor]:
         nonlocal turn
         queue.enqueue(ring.batches[turn % len(ring.batches)], ring.new_ids[turn % len(ring.batches)], labels)
         turn += 1
-        return {**queue.views, "ids": queue.ids}
+        return {**tables(), "ids": queue.ids}
 
     return call
+
+
+def _prepare_ours(ring: Ring) -> Call:
+    queue = full_queue(ring)
+    return _batch_after_batch(ring, queue, lambda: queue.views)
 
 
 class MoCoQueue:
@@ -124,16 +132,8 @@ class MoCoQueue:
 
 
 def _prepare_slices(ring: Ring) -> Call:
-    queue, turn = MoCoQueue(ring), 0
-    labels = torch.zeros_like(ring.new_ids[0])
-
-    def call() -> dict[str, Tensor]:
-        nonlocal turn
-        queue.enqueue(ring.batches[turn % len(ring.batches)], ring.new_ids[turn % len(ring.batches)], labels)
-        turn += 1
-        return {**{view: columns.T for view, columns in queue.views.items()}, "ids": queue.ids}
-
-    return call
+    queue = MoCoQueue(ring)
+    return _batch_after_batch(ring, queue, lambda: {view: columns.T for view, columns in queue.views.items()})
 
 
 def _prepare_index_copy(ring: Ring) -> Call:
