@@ -29,6 +29,7 @@ from cpr_kernels.train.loop import config_of, pretrain
 from cpr_kernels.train.plan import make_plan, total_steps
 from cpr_kernels.train.report import last_epochs, write_report
 
+from .protocol_reading import reading
 from .protocol_tables import diagnosis, markdown
 from .readme import write_text
 
@@ -100,13 +101,21 @@ def method_config(base: TrainConfig, out: Path, seed: int, method: str) -> Train
     )  # fmt: skip
 
 
+def _what_counts(config: TrainConfig) -> str:
+    """The settings that a result depends on: not the machine's."""
+    return to_json(replace(config, device="", clips=replace(config.clips, workers=0, cache_mb=0)))
+
+
 def train(config: TrainConfig, clips: int) -> None:
     """Runs, continues, or leaves alone what is finished; then measures its last encoders."""
     known = (config.out / "config.json").is_file()
-    if known and to_json(config_of(config.out)) != to_json(config):
-        raise TrainError(
-            f"out: {config.out} was made with other settings; repeat its arguments, or give another --out"
-        )
+    if known:
+        before = config_of(config.out)
+        if _what_counts(before) != _what_counts(config):
+            raise TrainError(
+                f"out: {config.out} was made with other settings; repeat its arguments, or give another --out"
+            )
+        config = before
     finished = (config.out / "eval.json").is_file()
     if not finished:
         pretrain(config, resume=known)
@@ -132,9 +141,12 @@ def figures_of(run: Path) -> dict[str, Any]:
 def run_protocol(base: Budget, out: Path, seeds: Sequence[int], methods: Sequence[str]) -> dict[str, Any]:
     """All runs, one after the other; returns what protocol.json holds."""
     results: dict[str, dict[str, Any]] = {name: {} for name in (WARM_UP, *methods)}
+    queues: dict[str, Any] = {}
     for seed in seeds:
-        train(warm_up_config(base.config, out, seed), base.clips_per_video)
-        results[WARM_UP][str(seed)] = figures_of(out / f"seed{seed}" / WARM_UP)
+        warm_up = warm_up_config(base.config, out, seed)
+        train(warm_up, base.clips_per_video)
+        results[WARM_UP][str(seed)] = figures_of(warm_up.out)
+        queues[str(seed)] = diagnosis(warm_up.out, base.config)
         for method in methods:
             config = method_config(base.config, out, seed, method)
             print(
@@ -143,14 +155,14 @@ def run_protocol(base: Budget, out: Path, seeds: Sequence[int], methods: Sequenc
             )
             train(config, base.clips_per_video)
             results[method][str(seed)] = figures_of(config.out)
-            write_document(base, out, seeds, results)
-    return write_document(base, out, seeds, results)
+            write_document(base, out, results, queues)
+    return write_document(base, out, results, queues)
 
 
 def write_document(
-    base: Budget, out: Path, seeds: Sequence[int], results: dict[str, dict[str, Any]]
+    base: Budget, out: Path, results: dict[str, dict[str, Any]], queues: dict[str, Any]
 ) -> dict[str, Any]:
-    """protocol.json, protocol.md and the curves of what is finished so far."""
+    """protocol.json, protocol.md and the curves of what is finished so far; `queues`: the diagnosis of each seed's."""
     config = base.config
     document = {
         "budget": {
@@ -159,11 +171,8 @@ def write_document(
             "pixels": config.clips.crop, "width": config.width, "batch": config.clips.batch, "top-k":
             config.mining.topk, "ratio": config.mining.ratio, "test clips a video": base.clips_per_video,
         },
-        "torch": torch.__version__, "seeds": list(seeds), "results": results,
-        "diagnosis": {
-            str(seed): diagnosis(out / f"seed{seed}" / WARM_UP, config)
-            for seed in seeds if (out / f"seed{seed}" / WARM_UP / "eval.json").is_file()
-        },
+        "torch": torch.__version__, "seeds": list(map(int, queues)), "results": results,
+        "diagnosis": queues,
     }  # fmt: skip
     write_text(out / "protocol.json", json.dumps(document, indent=1) + "\n")
     write_text(out / "protocol.md", markdown(document))
@@ -218,7 +227,12 @@ def _work(args: argparse.Namespace) -> str:
     base = _changed(budget(args.preset, args.data, args.out, args.device), args)
     document = run_protocol(base, args.out, args.seeds, args.methods)
     folders = [args.out / f"seed{args.seeds[0]}" / name for name in (WARM_UP, *args.methods)]
-    write_report(folders, args.out / "report.html", title="One budget, every method")
+    write_report(
+        folders, args.out / "report.html", title="One budget, every method",
+        says=[
+            f"Seed {args.seeds[0]} of {len(args.seeds)}; protocol.md has the tables of all.", *reading(document)
+        ],
+    )  # fmt: skip
     return markdown(document)
 
 

@@ -13,6 +13,7 @@ from cpr_kernels.train.checkpoint import load
 from cpr_kernels.train.config import TrainConfig
 from cpr_kernels.train.store import Manifest
 
+from .protocol_reading import reading
 from .text import markdown as table
 
 Document = dict[str, Any]
@@ -31,9 +32,11 @@ def markdown(document: Document) -> str:
         features_table(document),
         "Mined positives in the last epoch of each view's last phase, %:",
         mining_table(document),
-        "The queue at the end of the warm-up, mined in several ways (share of the kept entries that have the query's "
-        "class, %):",
+        "The queue at the end of the warm-up, mined in several ways, stage by stage (right: entries with the query's "
+        "class, as a share of what is kept, and of all that the query could find, %):",
         diagnosis_table(document),
+        "What the figures say:",
+        "\n".join(f"- {sentence}" for sentence in reading(document)),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
@@ -85,17 +88,22 @@ def diagnosis_table(document: Document) -> str:
     found = [value for value in document["diagnosis"].values() if value]
     if not found:
         return ""
-    rows = [
-        [name, " → ".join(_cell([one["purity"][name][i] for one in found]) for i in range(len(stages)))]
-        for name, stages in found[0]["purity"].items()
-    ]
+    rows = []
+    for name, stages in found[0]["purity"].items():
+        kept = " → ".join(str(round(mean(one["kept"][name][i] for one in found))) for i in range(len(stages)))
+        shares = " → ".join(_cell([one["purity"][name][i] for one in found]) for i in range(len(stages)))
+        alive = " → ".join(
+            f"{100 * mean(one['alive'][name][i] for one in found):.0f}" for i in range(len(stages))
+        )
+        rows.append([name, kept, shares, alive])
     facts = (
         f"\n\nA random eligible entry has the query's class in {_cell([one['chance'] for one in found])} %; "
         f"{_cell([one['siblings'] for one in found])} % of the entries are siblings of the query. The two views' "
         f"similarities correlate by {mean(one['agreement'] for one in found):.2f} (rank correlation over entries, mean "
         "over queries): 1 means that a second view adds nothing."
     )
-    return table(["schedule", "after each stage"], rows) + facts
+    header = ["schedule", f"entries kept, of {found[0]['entries']}", "right among them", "of all right ones"]
+    return table(header, rows) + facts
 
 
 def _cell(shares: list[float]) -> str:
@@ -107,10 +115,12 @@ def _cell(shares: list[float]) -> str:
 
 
 def diagnosis(run: Path, config: TrainConfig) -> Document:
-    """From the queue that a warm-up left: the purity of every stage of several schedules, every entry a query.
+    """From the queue that a warm-up left: every stage of several schedules, every entry a query.
 
-    chance: share of a query's eligible entries (of other sources) with its class. siblings: share of all entries that
-    are siblings. agreement: rank correlation of the two views' similarities.
+    kept: entries left after each stage, mean over queries. purity: share of them with the query's class. alive: share
+    of a query's eligible entries of its class that are left. chance: share of a query's eligible entries (of other
+    sources) with its class. siblings: share of all entries that are siblings. agreement: rank correlation of the two
+    views' similarities.
     """
     state = load(run / "checkpoint.pt")["model"]
     videos = Manifest.load(config.data).videos
@@ -128,21 +138,27 @@ def diagnosis(run: Path, config: TrainConfig) -> Document:
             for order in ((first, second), (second, first)):
                 made = cpr_schedule(order, len(label), stages, config.mining.ratio, topk)
                 schedules[f"cascade, {stages} stages, {order[0]} first"] = made
-    purity = {}
-    for name, schedule in schedules.items():
-        trace = cascade_trace(rows, rows, schedule, query_ids=source, key_ids=source)
-        purity[name] = [_purity(stage.indices, label) for stage in trace]
     siblings = source[:, None] == source[None]
     same = (label[:, None] == label[None]) & ~siblings
+    stages_of: dict[str, dict[str, list[float]]] = {"kept": {}, "purity": {}, "alive": {}}
+    for name, schedule in schedules.items():
+        for figures in stages_of.values():
+            figures[name] = []
+        for stage in cascade_trace(rows, rows, schedule, query_ids=source, key_ids=source):
+            kept = (stage.indices >= 0).sum().item()
+            right = _right(stage.indices, label)
+            stages_of["kept"][name].append(kept / len(label))
+            stages_of["purity"][name].append(right / max(kept, 1))
+            stages_of["alive"][name].append(right / max(int(same.sum()), 1))
     ranks = [(rows[view] @ rows[view].T).argsort(dim=1).argsort(dim=1).double() for view in (first, second)]
     centred = [rank - rank.mean(dim=1, keepdim=True) for rank in ranks]
     agreement = (centred[0] * centred[1]).sum(1) / (centred[0].norm(dim=1) * centred[1].norm(dim=1))
     return {
-        "purity": purity, "chance": (same.sum() / (~siblings).sum()).item(), "entries": len(label),
+        **stages_of, "chance": (same.sum() / (~siblings).sum()).item(), "entries": len(label),
         "siblings": ((siblings.sum() - len(label)) / siblings.numel()).item(), "agreement": agreement.mean().item(),
     }  # fmt: skip
 
 
-def _purity(indices: torch.Tensor, label: torch.Tensor) -> float:
-    chosen = indices >= 0
-    return ((label[indices.clamp(min=0)] == label[:, None]) & chosen).sum().item() / max(int(chosen.sum()), 1)
+def _right(indices: torch.Tensor, label: torch.Tensor) -> int:
+    """How many kept entries [N, keep] have their query's class."""
+    return int(((label[indices.clamp(min=0)] == label[:, None]) & (indices >= 0)).sum())

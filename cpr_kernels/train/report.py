@@ -27,11 +27,16 @@ QUERIES, QUERIES_OF_MANY = 6, 2  # shown for each phase of one run, and of one r
 
 
 def write_report(
-    runs: Sequence[Path], out: Path, title: str = "Cascade positive retrieval", inside: str = ""
+    runs: Sequence[Path],
+    out: Path,
+    title: str = "Cascade positive retrieval",
+    inside: str = "",
+    says: Sequence[str] = (),
 ) -> Path:
     """Writes one HTML page, pictures and plots inside, about one run or several; returns its path.
 
     A run must have been evaluated (`eval.json`). `inside` is the name of an explorer's page beside it, to link to.
+    `says`: sentences on what came out, shown as a list below the page's own.
     """
     import jinja2
 
@@ -44,7 +49,7 @@ def write_report(
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
     template = environment.from_string(Path(__file__).with_name(TEMPLATE).read_text())
     page = template.render(
-        title=title, lead=_lead(sections), protocol=sections[0]["protocol"], recall=recall, mining=mining,
+        title=title, lead=_lead(sections), says=says, protocol=sections[0]["protocol"], recall=recall, mining=mining,
         runs=sections, versions=_versions(), inside=inside, compared=_side_by_side(sections) if several else None,
     )  # fmt: skip
     write_atomically(out, page.encode())
