@@ -32,6 +32,7 @@ from cpr_kernels.train.store import Manifest
 from cpr_kernels.train.videos import FrameSettings
 
 from .protocol import ended, train
+from .protocol_reading import points, verdict
 from .readme import write_text
 from .text import markdown
 
@@ -171,13 +172,56 @@ def tables(results: dict[str, dict[str, Any]]) -> str:
                 f"{name} {_cell([way[name]['pmr'] for way in ways if name in way])}" for name in names
             )
             mined.append([row, phase, *map(_cell, own), others])
+    said = reading(results)
     parts = [
         markdown(["row", "view", "R@1", "R@5", "R@10", "R@20", "probe"], features) if features else "",
         markdown(["row", "phase", "PMR", "median CMR", "PMR of other ways, same queue"], mined)
         if mined
         else "",
+        "\n".join(["What the figures say:", "", *(f"- {sentence}" for sentence in said)]) if said else "",
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def reading(results: dict[str, dict[str, Any]]) -> list[str]:
+    """Each row against the first, in R@1 of its views together and of the first view; and who lacks a view."""
+    rows = {row: of_seed for row, of_seed in results.items() if of_seed}
+    if not rows:
+        return []
+    first, *others = rows
+    whole = {
+        row: {seed: one["recall"][_whole(one)]["1"] for seed, one in runs.items()}
+        for row, runs in rows.items()
+    }
+    spread = max(max(shares.values()) - min(shares.values()) for shares in whole.values())
+    said = []
+    for row in others:
+        seeds = [seed for seed in rows[row] if seed in rows[first]]
+        if not seeds:
+            continue
+        gain = [whole[row][seed] - whole[first][seed] for seed in seeds]
+        view = next(iter(rows[first][seeds[0]]["recall"]))
+        alone = [
+            rows[row][seed]["recall"][view]["1"] - rows[first][seed]["recall"][view]["1"] for seed in seeds
+        ]
+        said.append(
+            f"{row} against {first}: R@1 of all its views together {points(gain)}; {verdict(gain, spread)}. "
+            f"R@1 of {view} alone {points(alone)}."
+        )
+    if len(next(iter(rows.values()))) > 1:
+        said.append(f"Seeds of one row differ by up to {100 * spread:.1f} points of R@1.")
+    for row, runs in rows.items():
+        for view, share in next(iter(runs.values()))["missing"].items():
+            said.append(
+                f"{row}: {100 * share:.1f} % of the training videos have no {view}; it scores 0 for them."
+            )
+    return said
+
+
+def _whole(figures: dict[str, Any]) -> str:
+    """The name of all views together; of the only view, where one was measured."""
+    recall, name = figures["recall"], str(figures["together"])
+    return name if name in recall else list(recall)[-1]
 
 
 def _cell(shares: list[float]) -> str:
@@ -226,6 +270,7 @@ def _work(args: argparse.Namespace) -> str:
         [folder(args.out, args.seeds[0], row) for row in rows],
         args.out / "report.html",
         title="What each modality brings" if args.experiment == "modalities" else "CPR on IIC",
+        says=reading(results),
     )
     return tables(results)
 

@@ -32,11 +32,11 @@ def _against(results: Document, method: str, other: str) -> str:
         ours, theirs = ([share for share in shares if share is not None] for shares in pairs)
         if ours and theirs:
             mined.append(f"{view} {_percent(mean(ours))} against {_percent(mean(theirs))}")
-    text = f"{method} against {other}: R@1 of both views together {_points(gain)}; {_verdict(gain, _spread(results))}."
+    text = f"{method} against {other}: R@1 of both views together {points(gain)}; {verdict(gain, _spread(results))}."
     return text + (f" Right among the mined positives at the end, %: {', '.join(mined)}." if mined else "")
 
 
-def _verdict(gain: Sequence[float], spread: float) -> str:
+def verdict(gain: Sequence[float], spread: float) -> str:
     """What a difference in each seed amounts to."""
     if len(gain) < 2:
         return "one seed, so nothing is said of its spread"
@@ -62,12 +62,12 @@ def _bounds(results: Document) -> list[str]:
             "the room that mined positives have in this budget"
         )  # fmt: skip
         said.append(
-            f"Positives by label (ubernce, the upper bound) against none (infonce, as long): {_points(gain)}, {room}."
+            f"Positives by label (ubernce, the upper bound) against none (infonce, as long): {points(gain)}, {room}."
         )
     if "infonce" in results and "warm-up" in results:
         gain, _ = _difference(results, "infonce", "warm-up")
         said.append(
-            f"Training on without mining (infonce) against stopping after the warm-up: {_points(gain)}."
+            f"Training on without mining (infonce) against stopping after the warm-up: {points(gain)}."
         )
     return said
 
@@ -90,7 +90,7 @@ def _cascades(found: list[Document]) -> list[str]:
         )  # fmt: skip
         lift = share / max(chance, 1e-9)
         said.append(
-            f"After the warm-up, {name}: {_points(gain)} of right positives against {judge} alone, on the same queue. "
+            f"After the warm-up, {name}: {points(gain)} of right positives against {judge} alone, on the same queue. "
             f"Before the last stage {kept:.0f} entries are left, {_percent(share)} % of them right "
             f"({lift:.1f} times chance), and {_percent(alive)} % of the right ones: "
             f"{_why(mean(gain), alive / (kept / entries), lift)}."
@@ -151,7 +151,8 @@ def _pmr(runs: Document, seed: str, view: str) -> float | None:
     return mining["mined"]["pmr"] if "mined" in mining else None
 
 
-def _points(gain: Sequence[float]) -> str:
+def points(gain: Sequence[float]) -> str:
+    """A mean difference of shares in points, and each seed's."""
     each = ", ".join(f"{100 * one:+.1f}" for one in gain)
     return f"{100 * mean(gain):+.1f} points" + (f" ({each} by seed)" if len(gain) > 1 else "")
 

@@ -47,9 +47,36 @@ def test_rows_of_modalities_and_their_tables(tmp_path, capsys):
     assert set(three["mining"]["cycle2-audio"]) == {"mined", "rgb", "flow", "audio", "all"}
     assert "| rgb+flow+audio |" in (out / "result.md").read_text()
     assert "<html" in (out / "report.html").read_text()
+    said = modalities.reading(body["rows"])
+    assert len(said) == 1 and said[0].startswith("rgb+flow+audio against rgb: R@1 of all its views together ")
+    gain = three["recall"]["all"]["1"] - body["rows"]["rgb"]["0"]["recall"]["rgb"]["1"]
+    assert f"together {100 * gain:+.1f} points; one seed" in said[0]
+    assert f"<li>{said[0]}</li>" in (out / "report.html").read_text() and f"- {said[0]}" in told
     before = (out / "seed0" / "rgb" / "eval.json").stat().st_mtime_ns
     assert modalities.main(command) == 0  # all is there: nothing is trained again
     assert (out / "seed0" / "rgb" / "eval.json").stat().st_mtime_ns == before
+
+
+def test_sentences_compare_rows_seed_by_seed():
+    def one(together, rgb, missing=None):
+        return {
+            "together": "both",
+            "recall": {"rgb": {"1": rgb}, "both": {"1": together}},
+            "missing": missing or {},
+        }
+
+    rows = {
+        "rgb": {"0": {**one(0.0, 0.2), "together": "rgb"}, "1": {**one(0.0, 0.22), "together": "rgb"}},
+        "rgb+audio": {"0": one(0.3, 0.21, {"audio": 0.25}), "1": one(0.4, 0.25, {"audio": 0.25})},
+        "none yet": {},
+    }
+    assert modalities.reading(rows) == [
+        "rgb+audio against rgb: R@1 of all its views together +14.0 points (+10.0, +18.0 by seed); ahead with every seed. "
+        "R@1 of rgb alone +2.0 points (+1.0, +3.0 by seed).",
+        "Seeds of one row differ by up to 10.0 points of R@1.",
+        "rgb+audio: 25.0 % of the training videos have no audio; it scores 0 for them.",
+    ]
+    assert modalities.reading({"rgb": {}}) == []
 
 
 def test_every_row_has_a_plan_at_every_scale(tmp_path):

@@ -8,13 +8,15 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from train_sets import tiny
+from train_sets import DRAFT, tiny
 
 from cpr_kernels.train import TrainError
 from cpr_kernels.train.alone import alone
@@ -217,8 +219,14 @@ def test_refusals_are_one_sentence(straight: Path, data: Path, tmp_path: Path) -
     assert not (tmp_path / "x").exists()
 
 
+def hold(folder: Path, seconds: float) -> None:
+    """Another writer, for a while."""
+    with alone(folder, "prepare"):
+        time.sleep(seconds)
+
+
 def test_two_processes_never_write_one_folder(
-    straight: Path, data: Path, clip_folder: Path, tmp_path: Path
+    straight: Path, data: Path, clip_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A worker that outlived its torchrun, or the same command typed twice."""
     before, sentence = (
@@ -230,8 +238,14 @@ def test_two_processes_never_write_one_folder(
         pytest.raises(TrainError, match=sentence + "train; wait for it, or end it"),
     ):
         pretrain(tiny(data, straight), resume=True)
-    with alone(tmp_path / "data", "prepare"), pytest.raises(TrainError, match=sentence + "prepare"):
-        prepare(clip_folder, tmp_path / "data")
+    other = threading.Thread(target=hold, args=(data, 1.0))
+    other.start()
+    time.sleep(0.2)
+    began = time.monotonic()
+    prepared = prepare(clip_folder, data, DRAFT)
+    assert time.monotonic() - began > 0.5 and prepared.stored == 0  # what the other did is not done again
+    assert "is at work in" in capsys.readouterr().err
+    other.join()
     pretrain(tiny(data, straight), resume=True)  # finished: nothing is left to do
     after = weights(straight)
     assert all(torch.equal(before[name], after[name]) for name in before)

@@ -8,15 +8,17 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from . import TrainError
+from .progress import console
 
 LOCK = ".lock"
 
 
 @contextmanager
-def alone(folder: Path, does: str) -> Iterator[None]:
+def alone(folder: Path, does: str, *, waits: bool = False) -> Iterator[None]:
     """Nobody else writes to the folder while inside; the lock goes with the process, however it ends.
 
-    does: what is done there, for the message, such as "train". On a file system without locks, nothing is checked.
+    does: what is done there, for the message, such as "train". waits: until another process is done, and says so. On a
+    file system without locks, nothing is checked.
 
     Raises:
         TrainError: another process is at it, for example a worker that outlived a killed torchrun.
@@ -29,10 +31,11 @@ def alone(folder: Path, does: str) -> Iterator[None]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             lock.seek(0)
-            raise TrainError(
-                f"out: another process ({lock.read().strip() or 'unknown'}) is at work in {folder}, which only one may "
-                f"{does}; wait for it, or end it"
-            ) from None
+            other = f"another process ({lock.read().strip() or 'unknown'}) is at work in {folder}"
+            if not waits:
+                raise TrainError(f"out: {other}, which only one may {does}; wait for it, or end it") from None
+            console().print(f"{other}: waiting for it")
+            fcntl.flock(lock, fcntl.LOCK_EX)
         except OSError:
             pass
         lock.truncate(0)

@@ -55,7 +55,7 @@ def prepare(
     """
     settings = settings or FrameSettings()
     sources, skipped = list_sources(Path(videos), *(lists or ()))
-    with alone(Path(out), "prepare"):
+    with alone(Path(out), "prepare", waits=True):
         return _prepare(sources, skipped, Path(videos), Path(out), settings, processes or os.cpu_count() or 1)
 
 
