@@ -113,6 +113,9 @@ class Ceilings(NamedTuple):
     """What this machine reached, best of several tries: the floors of every shape follow from it."""
 
     flops_per_s: float
+    flops_per_s_alone: (
+        float  # of one thread; 0 for a GPU. Threads that share a core's units reach less than their sum
+    )
     bytes_per_s: float  # from memory
     cached_bytes_per_s: float  # from caches
     cache_bytes: int  # the last-level cache; 0 where unknown
@@ -121,6 +124,7 @@ class Ceilings(NamedTuple):
         """The better of two measurements, each figure for itself."""
         return Ceilings(
             max(self.flops_per_s, other.flops_per_s),
+            max(self.flops_per_s_alone, other.flops_per_s_alone),
             max(self.bytes_per_s, other.bytes_per_s),
             max(self.cached_bytes_per_s, other.cached_bytes_per_s),
             max(self.cache_bytes, other.cache_bytes),
@@ -163,9 +167,10 @@ def _copy_rate(floats: int, tries: int, device: str) -> float:
 
 
 def ceilings(settings: Settings) -> Ceilings:
-    """Measured with torch at the thread count in use.
+    """Measured at the thread count in use.
 
-    Arithmetic: the fastest square float32 matmul (never TF32). Bytes: the fastest copy, read and write both
+    Arithmetic: the fastest square float32 matmul (never TF32) or, on a CPU, multiplying and adding in registers, which
+    is faster. Bytes: the fastest copy, read and write both
     counted, of a buffer that no cache holds and of buffers that one does.
     """
     device, tries = settings.device, 3 if settings.quick else 12
@@ -177,4 +182,8 @@ def ceilings(settings: Settings) -> Ceilings:
         fastest = max(fastest, 2.0 * size**3 / _best(lambda: torch.mm(left, right, out=out), tries, device))  # noqa: B023
     from_memory = _copy_rate((8 if settings.quick else 64) << 20, tries, device)
     from_caches = max(_copy_rate(floats, 8 * tries, device) for floats in (1 << 16, 1 << 18, 1 << 20))
-    return Ceilings(fastest, from_memory, max(from_caches, from_memory), cache_bytes(device))
+    alone = 0.0
+    if device == "cpu":
+        alone = _core.cpu_flops_per_second(1)
+        fastest = max(fastest, _core.cpu_flops_per_second(torch.get_num_threads()))
+    return Ceilings(fastest, alone, from_memory, max(from_caches, from_memory), cache_bytes(device))

@@ -199,9 +199,9 @@ def run_op(
         settings = Settings(**{**settings.to_dict(), "memory": False})
     ceiling = ceilings(settings)
     say(
-        f"{op.NAME} on {machine.get('gpu', machine['cpu'])}, {machine['threads']} threads, {machine['isa']}; torch "
-        f"reaches {ceiling.flops_per_s / 1e9:.0f} GFLOP/s, {ceiling.bytes_per_s / 1e9:.0f} GB/s, "
-        f"{ceiling.cached_bytes_per_s / 1e9:.0f} in caches"
+        f"{op.NAME} on {machine.get('gpu', machine['cpu'])}, {machine['threads']} threads, {machine['isa']}; at "
+        f"most {ceiling.flops_per_s / 1e9:.0f} GFLOP/s ({ceiling.flops_per_s_alone / 1e9:.0f} by one thread), "
+        f"{ceiling.bytes_per_s / 1e9:.0f} GB/s, {ceiling.cached_bytes_per_s / 1e9:.0f} in caches"
     )
     rows: list[dict[str, Any]] = []
     measured: list[Workload] = []

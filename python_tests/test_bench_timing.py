@@ -6,10 +6,12 @@ import subprocess
 import sys
 
 import pytest
+import torch
 from bench_tools import ROOT
 
 from bench import goals, memory, timing
 from bench.peer import OURS, STRONG
+from cpr_kernels import _core
 
 
 def test_turns_are_interleaved_and_slow_peers_take_fewer():
@@ -72,3 +74,12 @@ def test_goals_are_judged_cell_by_cell():
     assert goals.judged("cascade", rows, 2, "cuda") == []
     memory_goal = [_measured("k400-b512", OURS, 1.0, peak_bytes=11_000_000)]
     assert [g["verdict"] for g in goals.judged("loss", memory_goal, 2, "cpu")][-1] == "not met"
+
+
+def test_no_matmul_is_faster_than_multiplying_and_adding_alone(isa: str) -> None:
+    """The ceiling of the floors; a quarter above is left to a clock that changes in between."""
+    left, right = torch.randn(512, 512), torch.randn(512, 512)
+    peak = max(_core.cpu_flops_per_second(torch.get_num_threads()) for _ in range(3))
+    assert peak > 1e8
+    if isa == _core.cpu_isas()[0]:
+        assert 2 * 512**3 / min(timing.cpu_sampler(lambda: left @ right)(1) for _ in range(20)) < 1.25 * peak

@@ -53,6 +53,10 @@ struct CpuKernels {
   CpuPlan (*told)(const CascadeArgs&, const CascadePlan&);
 };
 
+struct PeakKernels {
+  double (*flops_per_second)(int threads);
+};
+
 struct RerankKernels {
   bool (*cascade_rerank)(const RerankArgs&, const CascadePlan&);
 };

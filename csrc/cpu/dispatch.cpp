@@ -18,6 +18,7 @@ extern const CpuKernels kernels;
 extern const LossKernels loss_kernels;
 extern const RerankKernels rerank_kernels;
 extern const ShardKernels shard_kernels;
+extern const PeakKernels peak_kernels;
 }  // namespace isa_generic
 #ifdef CPR_HAS_avx2
 namespace isa_avx2 {
@@ -25,6 +26,7 @@ extern const CpuKernels kernels;
 extern const LossKernels loss_kernels;
 extern const RerankKernels rerank_kernels;
 extern const ShardKernels shard_kernels;
+extern const PeakKernels peak_kernels;
 }  // namespace isa_avx2
 #endif
 #ifdef CPR_HAS_avx512
@@ -33,6 +35,7 @@ extern const CpuKernels kernels;
 extern const LossKernels loss_kernels;
 extern const RerankKernels rerank_kernels;
 extern const ShardKernels shard_kernels;
+extern const PeakKernels peak_kernels;
 }  // namespace isa_avx512
 #endif
 
@@ -44,6 +47,7 @@ struct Isa {
   const LossKernels* losses;
   const RerankKernels* reranks;
   const ShardKernels* shards;
+  const PeakKernels* peak;
 };
 
 // What this machine can run, best first.
@@ -54,16 +58,16 @@ std::vector<Isa> runnable() {
       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
       __builtin_cpu_supports("bmi2"))
     found.push_back({"avx512", &isa_avx512::kernels, &isa_avx512::loss_kernels, &isa_avx512::rerank_kernels,
-                     &isa_avx512::shard_kernels});
+                     &isa_avx512::shard_kernels, &isa_avx512::peak_kernels});
 #endif
 #ifdef CPR_HAS_avx2
   if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi2") &&
       __builtin_cpu_supports("f16c"))
     found.push_back({"avx2", &isa_avx2::kernels, &isa_avx2::loss_kernels, &isa_avx2::rerank_kernels,
-                     &isa_avx2::shard_kernels});
+                     &isa_avx2::shard_kernels, &isa_avx2::peak_kernels});
 #endif
   found.push_back({"generic", &isa_generic::kernels, &isa_generic::loss_kernels, &isa_generic::rerank_kernels,
-                   &isa_generic::shard_kernels});
+                   &isa_generic::shard_kernels, &isa_generic::peak_kernels});
   return found;
 }
 
@@ -237,6 +241,8 @@ std::vector<std::string> cpu_isas() {
 }
 
 std::string cpu_isa() { return chosen().name; }
+
+double cpu_flops_per_second(int threads) { return chosen().peak->flops_per_second(threads < 1 ? 1 : threads); }
 
 bool use_cpu_isa(const std::string& name) {
   for (const Isa& isa : runnable())
