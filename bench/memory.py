@@ -32,8 +32,12 @@ _TIME_LIMIT_S = 600
 
 
 def _status(field: str) -> int:
-    """A size of /proc/self/status, in bytes."""
-    found = re.search(rf"^{field}:\s+(\d+) kB", Path("/proc/self/status").read_text(), re.MULTILINE)
+    """A size of /proc/self/status, in bytes; 0 where the system does not say."""
+    try:
+        text = Path("/proc/self/status").read_text()
+    except OSError:
+        return 0
+    found = re.search(rf"^{field}:\s+(\d+) kB", text, re.MULTILINE)
     return int(found[1]) * 1024 if found else 0
 
 

@@ -72,8 +72,12 @@ def queue_bytes(replicas: Replicas) -> int:
 
 
 def block_bytes(replicas: Replicas) -> int:
-    """Of the rows that are made at a time: float32 noise, drawn, cut, normalised, and the rows themselves."""
-    return BLOCK * 4 * (4 * max(rows.shape[1] for rows in replicas.base.views.values()) + replicas.numbers)
+    """Of the rows that are made at a time: float32 noise, drawn, cut, normalised, and the rows themselves; twice, for
+    the heap keeps some of what was freed.
+    """
+    return (
+        2 * BLOCK * 4 * (4 * max(rows.shape[1] for rows in replicas.base.views.values()) + replicas.numbers)
+    )
 
 
 def index_bytes(factory: str, entries: int, dim: int) -> int:

@@ -68,7 +68,7 @@ def test_an_index_takes_what_was_estimated(factory: str, entries: int) -> None:
     )
     peak = 1024 * peak_kib(inputs, f"kept = c.FaissIndex(keys, 'flow', {factory!r}, key_ids=ids)")
     estimate = index_bytes(factory, entries, DIM)
-    assert peak < estimate < 3 * peak, f"estimated {estimate / 1e6:.0f} MB, took {peak / 1e6:.0f} MB"
+    assert peak < estimate < 4 * peak, f"estimated {estimate / 1e6:.0f} MB, took {peak / 1e6:.0f} MB"
 
 
 def test_the_room_is_what_is_free_and_what_was_allowed(tmp_path: Path) -> None:
@@ -89,6 +89,9 @@ def test_a_system_that_does_not_say_is_told_to_be_told(monkeypatch: pytest.Monke
     monkeypatch.setattr(scale_memory.Path, "read_text", missing)
     with pytest.raises(ValueError, match=r"does not say how much memory is free .* give --memory GB"):
         available_bytes()
+    with pytest.raises(ValueError, match="does not say"):
+        Memory().room()
+    assert Memory(1000).room() == 1000
 
 
 def test_a_plan_says_what_is_left_out_and_why(capsys: pytest.CaptureFixture[str]) -> None:
