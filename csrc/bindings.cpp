@@ -177,7 +177,8 @@ PYBIND11_MODULE(_core, m) {
         "Keys whose scores bracket the thresholds of a queue this long, for tests.");
   m.def("cpu_isas", &cpr::cpu_isas, "Instruction sets this machine can run, best first.");
   m.def("cpu_isa", &cpr::cpu_isa, "The instruction set in use.");
-  m.def("cpu_flops_per_second", &cpr::cpu_flops_per_second, pybind11::call_guard<pybind11::gil_scoped_release>(),
+  m.def("cpu_flops_per_second", &cpr::cpu_flops_per_second,
+        pybind11::call_guard<pybind11::gil_scoped_release>(),
         "The float32 rate of so many threads that only multiply and add, best of some tries.");
   m.def("use_cpu_isa", &cpr::use_cpu_isa,
         "Switch the instruction set, for tests; False when it cannot run here.");

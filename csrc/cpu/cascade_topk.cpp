@@ -69,6 +69,12 @@ struct SharedMemory {
   }
 };
 
+// Where every key may be selected and all are collected, scores go straight into the lists; see
+// `score_lists`.
+bool collects_all(const CascadeArgs& args, const CascadePlan& plan) {
+  return plan.levels == 0 && plan.mixes == 0 && !args.key_ids && !args.exclude;
+}
+
 template <int NR>
 struct Cascade {
   const CascadeArgs& args;
@@ -192,8 +198,36 @@ struct Cascade {
       }
     }
   }
+  // A part's keys, every score written where `list_all` finds it: panel after panel, a row a view.
+  void score_lists(const Pass& pass, int64_t super, int64_t slot_in_round, int part,
+                   const ThreadMemory& m) const {
+    const int64_t first = slot_in_round * queries_of_super(),
+                  left = shape.blocks - super * shape.blocks_per_super;
+    const int64_t blocks = left < shape.blocks_per_super ? left : shape.blocks_per_super;
+    const int64_t stride = shape.parts * Collected::bytes(plan) / static_cast<int64_t>(sizeof(float));
+    const List list = list_at(collected_of(first, part).memory, plan.rows, plan.list_capacity);
+    int64_t at = 0;
+    for (int64_t p = part; p < panels_of(pass); p += shape.parts, at += PANEL)
+      for (int r = 0; r < plan.rows; ++r) {
+        const int view = plan.slot_of_row[r];
+        score_panel<NR>(args.views[view], args.dtype, panel_at(pass, p, m.which),
+                        packed_of(slot_in_round, view), static_cast<int>(blocks), m.wide, list.row(r) + at,
+                        stride);
+      }
+  }
+  // What `score_lists` wrote for a query, as one list without NaN.
+  void list_all(int64_t query_in_round, List& all) const {
+    for (int part = 0; part < shape.parts; ++part) {
+      const List list = list_at(collected_of(query_in_round, part).memory, plan.rows, plan.list_capacity);
+      int64_t at = 0;
+      for (int64_t first = part * PANEL; first < args.num_keys; first += shape.parts * PANEL, at += PANEL)
+        append_scored(list, at, first, args.num_keys - first < PANEL ? args.num_keys - first : PANEL,
+                      plan.rows, all);
+    }
+  }
   void sweep_rows(const Pass& pass, int64_t super, int64_t slot_in_round, int part,
                   const ThreadMemory& m) const {
+    if (collects_all(args, plan)) return score_lists(pass, super, slot_in_round, part, m);
     switch (plan.rows) {
       case 1:
         return sweep<1>(pass, super, slot_in_round, part, m);
@@ -211,10 +245,15 @@ int64_t select_directly(const CascadeArgs& args, int64_t q);
 
 // One query's result; 1 when its brackets missed and it was selected directly.
 template <int NR>
-int64_t resolve(const Cascade<NR>& cascade, int64_t q, const Collected* parts, const Bracket* brackets,
-                Workspace& w) {
+int64_t resolve(const Cascade<NR>& cascade, int64_t q, int64_t in_round, const Collected* parts,
+                const Bracket* brackets, Workspace& w) {
   const CascadePlan& plan = cascade.plan;
-  if (!settle_levels(plan, parts, cascade.shape.parts, brackets, w)) return select_directly(cascade.args, q);
+  if (collects_all(cascade.args, plan)) {
+    w.entries = w.merged;
+    cascade.list_all(in_round, w.entries);
+  } else if (!settle_levels(plan, parts, cascade.shape.parts, brackets, w)) {
+    return select_directly(cascade.args, q);
+  }
   finish(cascade.args, plan, plan.levels, w, q);
   return 0;
 }
@@ -273,7 +312,7 @@ int64_t run(const CascadeArgs& args, const CascadePlan& plan, const Shape& shape
           if (pass.narrows)
             narrow(plan, pass, parts, shape.parts, brackets, w);
           else
-            missed += resolve(cascade, q, parts, brackets, w);
+            missed += resolve(cascade, q, i, parts, brackets, w);
         }
       }
     }

@@ -242,7 +242,9 @@ std::vector<std::string> cpu_isas() {
 
 std::string cpu_isa() { return chosen().name; }
 
-double cpu_flops_per_second(int threads) { return chosen().peak->flops_per_second(threads < 1 ? 1 : threads); }
+double cpu_flops_per_second(int threads) {
+  return chosen().peak->flops_per_second(threads < 1 ? 1 : threads);
+}
 
 bool use_cpu_isa(const std::string& name) {
   for (const Isa& isa : runnable())

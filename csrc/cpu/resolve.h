@@ -12,6 +12,21 @@ inline void extend(List& list, const List& more, int rows) {
   list.n += more.n;
 }
 
+// Entries of `from` at [at, at + n), of the keys from `first` on, that are NaN in no row: appended to `to`.
+inline void append_scored(const List& from, int64_t at, int64_t first, int64_t n, int rows, List& to) {
+  for_vectors(n, [&](int64_t i, Mask lanes) __attribute__((always_inline)) {
+    Mask alive = lanes;
+    for (int r = 0; r < rows; r += 2) {
+      const int next = r + 1 < rows ? r + 1 : r;
+      alive =
+          static_cast<Mask>(alive & ~unordered(load(from.row(r) + at + i), load(from.row(next) + at + i)));
+    }
+    for (int r = 0; r < rows; ++r) store(to.row(r) + to.n, compress(alive, load(from.row(r) + at + i)));
+    store(to.index + to.n, compress(alive, iota(static_cast<int32_t>(first + i))));
+    to.n += count(alive);
+  });
+}
+
 // Working memory of one thread for resolving one query.
 struct Workspace {
   List merged;   // empty, for what several parts have collected
@@ -51,8 +66,8 @@ inline void keep_best(List& list, int rows, int judge, int64_t keep, const Scrat
 // One level of the entries, all alive so far: the undecided ones are copied out, and those certain here that
 // the sweep did not count (undecided at an earlier level, alive all the same) are counted in *late.
 template <bool BY_SCORE>
-inline int64_t split_level_by(const CascadePlan& plan, int level, const List& entries, const Bracket* brackets,
-                              float* scores, int32_t* index, int64_t* late) {
+inline int64_t split_level_by(const CascadePlan& plan, int level, const List& entries,
+                              const Bracket* brackets, float* scores, int32_t* index, int64_t* late) {
   int64_t undecided = 0, uncounted = 0;
   const float* judge = entries.row(plan.row_of_stage[level]);
   for_vectors(entries.n, [&](int64_t i, Mask lanes) __attribute__((always_inline)) {
