@@ -132,6 +132,27 @@ def real(seed: int, queries: int, keys: int, dim: int) -> tuple[dict, dict]:
     return {"flow": unit(queries), "rgb": unit(queries)}, {"flow": unit(keys), "rgb": unit(keys)}
 
 
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("num_keys", [1, 17, 511, 513, 2033, 2041, 4081, 4095])
+def test_tiles_beyond_the_last_key_touch_nothing(num_keys: int, threads: int, isa: str) -> None:
+    """Short queues are scored straight into lists, a whole tile at a time."""
+    generator = torch.Generator().manual_seed(num_keys)
+    queries, keys = (
+        {view: integers(generator, rows, 24) for view in ("flow", "rgb")} for rows in (37, num_keys)
+    )
+    schedule = Schedule(
+        [Stage({"flow": 1.0}, (num_keys + 1) // 2), Stage({"rgb": 1.0}, min(5, (num_keys + 1) // 2))]
+    )
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        found = cascade_topk(queries, keys, schedule, backend="native")
+    finally:
+        torch.set_num_threads(before)
+    for mine, right in zip(found, cascade_topk(queries, keys, schedule, backend="reference")):
+        assert torch.equal(mine, right)
+
+
 @pytest.mark.parametrize("keys", [2048, 16384])
 def test_real_scores_are_float32_grade(keys: int, isa: str) -> None:
     queries, queue = real(1, 20, keys, 128)

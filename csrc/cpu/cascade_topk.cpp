@@ -69,8 +69,7 @@ struct SharedMemory {
   }
 };
 
-// Where every key may be selected and all are collected, scores go straight into the lists; see
-// `score_lists`.
+// Whether every key may be selected and is collected: scores then go straight into the lists (`score_lists`).
 bool collects_all(const CascadeArgs& args, const CascadePlan& plan) {
   return plan.levels == 0 && plan.mixes == 0 && !args.key_ids && !args.exclude;
 }
@@ -344,10 +343,9 @@ Shape shape_of(const CascadeArgs& args, CascadePlan& plan) {
   shape.blocks_per_super = (shape.blocks + shape.supers - 1) / shape.supers;  // as even as can be
   const int64_t parts = shape.supers >= shape.threads ? 1 : (shape.threads + shape.supers - 1) / shape.supers;
   shape.parts = static_cast<int>(parts < panels ? parts : panels);
-  if (shape.parts > 1) {  // parts interleave panels, so they collect alike
+  if (shape.parts > 1)  // parts interleave panels, so they collect alike
     plan.list_capacity = plan.list_capacity / shape.parts + plan.list_capacity / (8 * shape.parts) + PANEL;
-    if (plan.levels == 0) plan.list_capacity = round_up(panels, shape.parts) / shape.parts * PANEL;
-  }
+  if (plan.levels == 0) plan.list_capacity = round_up(panels, shape.parts) / shape.parts * PANEL;
   const int64_t per_query = shape.parts * Collected::bytes(plan);
   const int64_t fit = ROUND_BYTES * shape.threads / (per_query * shape.blocks_per_super * shape.width);
   shape.supers_per_round = fit < shape.threads ? shape.threads : fit;
