@@ -25,6 +25,11 @@ struct Pass {
   const int64_t* possible_rank;  // [L] rank beyond which entries are certainly dropped
 };
 
+// Ids are compared by 32 hashed bits first, then exactly.
+inline int32_t hash_of(int64_t id) {
+  return static_cast<int32_t>((static_cast<uint64_t>(id) * 0x9E3779B97F4A7C15ull) >> 32);
+}
+
 // The unit of a stride at a rank; `units` must be odd or a power of two for more than one rank.
 inline int64_t scrambled(int64_t units, int64_t stride, int64_t rank) {
   const uint64_t start = (static_cast<uint64_t>(stride) + 1) * 0x9E3779B97F4A7C15ull >> 33;

@@ -6,9 +6,10 @@
 #include <string>
 #include <vector>
 
+#include "../bracket.h"
 #include "../cpu_info.h"
+#include "../judging.h"
 #include "../mil_nce.h"
-#include "../ranking.h"
 #include "cascade_plan.h"
 
 namespace cpr {
@@ -93,35 +94,23 @@ struct PlanStorage {
   std::vector<std::array<int64_t, 3 * MAX_LEVELS>> ranks;  // of each pass: certain, middle, possible
 };
 
-// Stages that judge alike share a row; a single view of weight 1 is its own score.
+// Stages that judge alike share a row; a single view of weight 1 is its own score. Returns how many rows mix.
 int plan_rows(const CascadeArgs& args, PlanStorage& store) {
   const int V = args.num_views;
-  std::vector<const float*> rows;
   store.view_used.assign(V, 0);
   int mixes = 0;
   for (int s = 0; s < args.num_stages; ++s) {
-    const float* weights = args.weights + static_cast<int64_t>(s) * V;
-    int row = -1;
-    for (size_t r = 0; r < rows.size(); ++r)
-      if (std::equal(weights, weights + V, rows[r])) row = static_cast<int>(r);
-    if (row < 0) {
-      row = static_cast<int>(rows.size());
-      rows.push_back(weights);
-      int judges = 0, view = 0;
-      for (int v = 0; v < V; ++v)
-        if (weights[v] != 0) {
-          ++judges;
-          view = v;
-          store.view_used[v] = 1;
-        }
-      if (judges == 1 && weights[view] == 1.0f) {
-        store.slot_of_row.push_back(view);
-      } else {
-        store.slot_of_row.push_back(V + mixes++);
-        store.mix_weights.insert(store.mix_weights.end(), weights, weights + V);
-      }
+    const int first = first_alike(args.weights, V, s);
+    if (first < s) {
+      store.row_of_stage.push_back(store.row_of_stage[first]);
+      continue;
     }
-    store.row_of_stage.push_back(row);
+    const float* weights = args.weights + static_cast<int64_t>(s) * V;
+    const int view = only_view(weights, V);
+    for (int v = 0; v < V; ++v) store.view_used[v] = store.view_used[v] || weights[v] != 0;
+    store.row_of_stage.push_back(static_cast<int>(store.slot_of_row.size()));
+    store.slot_of_row.push_back(view >= 0 ? view : V + mixes++);
+    if (view < 0) store.mix_weights.insert(store.mix_weights.end(), weights, weights + V);
   }
   return mixes;
 }
@@ -156,9 +145,7 @@ double plan_ranks(const CascadePlan& plan, const CascadeArgs& args, double seen,
   for (int l = 0; l < plan.levels; ++l) {
     const double middle = static_cast<double>(plan.keep[l]) * seen;
     // the levels before are cut at their own ranks, so what is left to vary is this level's share of them
-    const double spread = (plan.passes > 2 ? REPEATED_SPREAD : SPREAD) *
-                              std::sqrt(middle * std::max(1.0 - middle / entering, 0.0) + 1.0) +
-                          1.0;
+    const double spread = bracket_spread(middle, entering, plan.passes > 2 ? REPEATED_SPREAD : SPREAD, 1.0);
     const double high = std::max(std::floor(middle - spread), 0.0), low = std::ceil(middle + spread);
     undecided += std::min(low, entering) - high;
     ranks[l] = static_cast<int64_t>(high);

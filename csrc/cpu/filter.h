@@ -55,10 +55,6 @@ struct Eligibility {
 
   bool everything() const { return !args->key_ids && !args->exclude; }
 
-  static int32_t hash_of(int64_t id) {
-    const uint64_t mixed = static_cast<uint64_t>(id) * 0x9E3779B97F4A7C15ull;
-    return static_cast<int32_t>(mixed >> 32);
-  }
   void load_panel(const Panel& panel) const {
     if (!args->key_ids) return;
     for (int64_t i = 0; i < panel.count; ++i) {

@@ -22,10 +22,6 @@ constexpr int64_t PANEL = 128;  // keys a step
 constexpr int64_t MAX_CHUNKS = 16;
 constexpr float LOWEST = -FLT_MAX;
 
-inline int32_t hash_of(int64_t id) {
-  return static_cast<int32_t>((static_cast<uint64_t>(id) * 0x9E3779B97F4A7C15ull) >> 32);
-}
-
 // e^x for x <= 0, to about one unit in the last place; 0 below -87. (Cephes' polynomial.)
 inline F exp_nonpositive(F x) {
   const Mask live = ge(x, set1(-87.0f));

@@ -1,14 +1,14 @@
 // Exact selection on lists of one query's entries: the m-th best by ranking.h's order, and what survives it.
 // No sort: a sampled bracket, one counting pass, and again on what lies inside it.
 #pragma once
-#include "../ranking.h"
+#include "../bracket.h"
 #include "simd.h"
 
 namespace cpr {
 namespace CPR_ISA_NAMESPACE {
 
-constexpr int64_t SMALL = 48;    // ranked by comparing all with all
-constexpr int64_t SAMPLED = 32;  // sampled for a bracket: sorting more costs more than it narrows
+constexpr int64_t SMALL = 48;  // ranked by comparing all with all
+constexpr int SAMPLED = 32;    // sampled for a bracket: sorting more costs more than it narrows
 
 // Entries of one query: `rows` score rows and the entries' indices. Room for `capacity` and W more.
 struct List {
@@ -110,12 +110,9 @@ inline Cut mth_best_among_ties(const float* scores, const int32_t* index, int64_
       sorted_score[ranks[i]] = sample_score[i];
       sorted_index[ranks[i]] = sample_index[i];
     }
-    const double place =
-        static_cast<double>(m) * SAMPLE / static_cast<double>(n);  // about this many sampled are within
-    const double spread = 1.0 + 1.8 * __builtin_sqrt(place * (1.0 - place / SAMPLE) + 0.25);
-    const int high_at = static_cast<int>(place - spread) - 1, low_at = static_cast<int>(place + spread);
-    const Cut high = high_at < 0 ? cut_nothing() : Cut{sorted_score[high_at], sorted_index[high_at]};
-    const Cut low = low_at >= SAMPLE ? cut_everything() : Cut{sorted_score[low_at], sorted_index[low_at]};
+    const Places at = bracket_places<SAMPLE>(static_cast<double>(m), static_cast<double>(n), 1.8);
+    const Cut high = at.high < 0 ? cut_nothing() : Cut{sorted_score[at.high], sorted_index[at.high]};
+    const Cut low = at.low == SAMPLE ? cut_everything() : Cut{sorted_score[at.low], sorted_index[at.low]};
     float* to_scores = scratch.scores[side];
     int32_t* to_index = scratch.index[side];
     int64_t above = 0, unused = 0;
@@ -243,11 +240,9 @@ inline Cut mth_best(const float* scores, const int32_t* index, int64_t n, int64_
   for (int side = 0; left_n > SMALL; side ^= 1) {
     float sorted[SAMPLED];
     sorted_sample(left, left_n, sorted);
-    const double place = static_cast<double>(left_m) * SAMPLED / static_cast<double>(left_n);
-    const double spread = 1.0 + 1.4 * __builtin_sqrt(place * (1.0 - place / SAMPLED) + 0.25);
-    const int high_at = static_cast<int>(place - spread) - 1, low_at = static_cast<int>(place + spread);
-    const float high = high_at < 0 ? __builtin_nanf("") : sorted[high_at];
-    const float low = low_at >= SAMPLED ? -__builtin_inff() : sorted[low_at];
+    const Places at = bracket_places<SAMPLED>(static_cast<double>(left_m), static_cast<double>(left_n), 1.4);
+    const float high = at.high < 0 ? __builtin_nanf("") : sorted[at.high];
+    const float low = at.low == SAMPLED ? -__builtin_inff() : sorted[at.low];
     int64_t kept = scores_between(left, left_n, high, low, scratch.scores[side], &above);
     if (left_m <= above) {  // missed: it lies above, or is the bracket's upper end
       const int64_t at_end = above;

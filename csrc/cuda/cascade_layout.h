@@ -14,6 +14,7 @@
 #include <algorithm>
 
 #include "../cascade_topk.h"
+#include "../judging.h"
 #include "carver.h"
 #include "limits.h"
 #include "tuning.h"
@@ -74,17 +75,6 @@ inline int64_t select_shared_bytes(int rows, uint32_t entries) {
   return SELECT_MEMORY_BYTES + int64_t{rows + 1} * entries * 4;
 }
 
-// The view that a row of weights takes as it is, alone; -1 when it weighs or adds.
-inline int only_view(const float* row, int views) {
-  int found = -1;
-  for (int v = 0; v < views; ++v) {
-    if (row[v] == 0.0f) continue;
-    if (found >= 0 || row[v] != 1.0f) return -1;
-    found = v;
-  }
-  return found;
-}
-
 // The rows that stages judge by, over the views that some stage weighs.
 inline const char* plan_rows(const CascadeArgs& args, CascadeLayout& layout) {
   if (args.num_stages > MAX_STAGES) return "the CUDA kernels run at most 32 stages";
@@ -103,17 +93,17 @@ inline const char* plan_rows(const CascadeArgs& args, CascadeLayout& layout) {
   judging.stages = args.num_stages;
   judging.rows = 0;
   for (int s = 0; s < args.num_stages; ++s) {
-    float row[MAX_VIEWS];
-    for (int v = 0; v < views; ++v) row[v] = args.weights[s * V + layout.used[v]];
-    int found = 0;
-    while (found < judging.rows && !std::equal(row, row + views, judging.weights + found * views)) ++found;
-    if (found == judging.rows) {
+    const int first = first_alike(args.weights, V, s);
+    if (first < s) {
+      judging.row_of_stage[s] = judging.row_of_stage[first];
+    } else {
       if (judging.rows == MAX_ROWS)
         return "the CUDA kernels judge by at most 8 distinct weightings of the views";
-      std::copy(row, row + views, judging.weights + judging.rows * views);
-      judging.plain[judging.rows++] = static_cast<int8_t>(only_view(row, views));
+      float* row = judging.weights + judging.rows * views;
+      for (int v = 0; v < views; ++v) row[v] = args.weights[s * V + layout.used[v]];
+      judging.plain[judging.rows] = static_cast<int8_t>(only_view(row, views));
+      judging.row_of_stage[s] = static_cast<uint8_t>(judging.rows++);
     }
-    judging.row_of_stage[s] = static_cast<uint8_t>(found);
     judging.keep[s] = static_cast<uint32_t>(std::min(args.keep[s], args.num_keys));
   }
   judging.first = 0;

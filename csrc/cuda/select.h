@@ -3,7 +3,7 @@
 //
 // A list is kept in index order, so that among equal scores the lower index is the earlier position.
 #pragma once
-#include "../ranking.h"
+#include "../bracket.h"
 #include "team.h"
 
 namespace cpr {
@@ -211,16 +211,10 @@ CPR_DEVICE Counts count_around(Team& team, uint32_t* collected, const Keys& keys
 // the sample ends; returns how many of the n are expected between.
 CPR_DEVICE uint32_t bracket(const SelectMemory& memory, uint32_t n, uint32_t m, uint32_t* high,
                             uint32_t* low) {
-  const float place = static_cast<float>(m) * (static_cast<float>(SAMPLE) / static_cast<float>(n));
-  const float inner = place * (1.0f - place / SAMPLE);
-  const float spread = 1.0f + SPREAD * sqrtf((inner > 0.0f ? inner : 0.0f) + 0.25f);
-  int high_at = static_cast<int>(floorf(place - spread)) - 1,
-      low_at = static_cast<int>(floorf(place + spread));
-  high_at = high_at < -1 ? -1 : high_at < SAMPLE ? high_at : SAMPLE - 1;
-  low_at = low_at < 0 ? 0 : low_at < SAMPLE ? low_at : SAMPLE;
-  if (high_at >= 0) *high = memory.sorted[high_at];
-  if (low_at < SAMPLE) *low = memory.sorted[low_at];
-  const int between = low_at > high_at ? low_at - high_at : 1;
+  const Places at = bracket_places<SAMPLE>(static_cast<float>(m), static_cast<float>(n), SPREAD);
+  if (at.high >= 0) *high = memory.sorted[at.high];
+  if (at.low < SAMPLE) *low = memory.sorted[at.low];
+  const int between = at.low > at.high ? at.low - at.high : 1;
   return static_cast<uint32_t>(static_cast<uint64_t>(n) * static_cast<uint32_t>(between) / SAMPLE);
 }
 
