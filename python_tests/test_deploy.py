@@ -29,7 +29,8 @@ from cpr_kernels.train.checkpoint import encoder_files, load_encoder
 from cpr_kernels.train.classifier import load_classifier
 from cpr_kernels.train.clips import ClipDataset
 from cpr_kernels.train.export import Export, export, onnx_of, program_of, weights_of
-from cpr_kernels.train.finetune import Finetune, finetune, video_scores
+from cpr_kernels.train.finetune import Finetune, finetune
+from cpr_kernels.train.scores import video_scores
 from cpr_kernels.train.videos import _jpeg, decode_rgb
 from cpr_kernels.train.views import KNOWN
 

@@ -18,7 +18,9 @@ from cpr_kernels.train.checkpoint import load_encoder, save_encoder
 from cpr_kernels.train.classifier import Classifier, ClipSettings, load_classifier
 from cpr_kernels.train.clips import ClipDataset
 from cpr_kernels.train.crops import corners
-from cpr_kernels.train.finetune import Finetune, accuracy, decay, fused, video_scores
+from cpr_kernels.train.encoders import new_encoder
+from cpr_kernels.train.finetune import Finetune, decay
+from cpr_kernels.train.scores import accuracy, fused, video_scores
 from cpr_kernels.train.store import Manifest
 from cpr_kernels.train.tensors import read_facts
 
@@ -152,10 +154,20 @@ def test_bad_requests_are_one_sentence(
         (replace(good, out=straight, lr=0.5), r"made with other settings \(.*lr 0\.001 -> 0\.5"),
         (replace(good, out=tiny_run(data, tmp_path)), "holds a pretraining run"),
         (replace(good, device="tpu"), "device: 'tpu' cannot be used here"),
+        (
+            replace(good, encoder=of_sound(tmp_path)),
+            r"view: the encoder does not take clips of rgb \(Expected .*conv2d",
+        ),
+        (replace(good, fuse=(tmp_path / "nowhere",)), "fuse: .*nowhere holds no test.npz"),
+        (
+            replace(good, fuse=(of_others(straight, tmp_path),)),
+            "fuse: .*others was tested on other videos than",
+        ),
     ]
     for settings, sentence in cases:
         with pytest.raises(TrainError, match=sentence):
             finetune.finetune(settings)
+    assert not (tmp_path / "x" / "checkpoint.pt").exists()  # all before anything was trained
     with pytest.raises(TrainError, match="holds a cpr_kernels encoder, no classifier"):
         load_classifier(encoder_file)
     cut = tmp_path / "cut.safetensors"
@@ -165,6 +177,21 @@ def test_bad_requests_are_one_sentence(
     of_run = replace(good, run=tiny_run(data, tmp_path), frames=0, crop=0).resolved()
     assert (of_run.frames, of_run.crop) == (8, 32)  # as the run was made
     assert replace(good, frames=0, crop=0).resolved().crop == 128
+
+
+def of_sound(tmp_path: Path) -> Path:
+    """The file of an encoder of spectrograms."""
+    path = tmp_path / "audio.safetensors"
+    save_encoder(path, new_encoder("resnet18", 0.05, 16), "audio")
+    return path
+
+
+def of_others(straight: Path, tmp_path: Path) -> Path:
+    """The folder of a classifier that was tested on other videos."""
+    (tmp_path / "others").mkdir()
+    with np.load(straight / "test.npz") as file:
+        np.savez(tmp_path / "others" / "test.npz", **{**file, "ids": file["ids"][::-1]})
+    return tmp_path / "others"
 
 
 def tiny_run(data: Path, tmp_path: Path) -> Path:

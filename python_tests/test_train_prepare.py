@@ -121,6 +121,10 @@ def test_csv_lists_splits_groups_and_missing_files(clip_folder: Path, tmp_path: 
     table.write_text("file,class\na,b\n")
     with pytest.raises(TrainError, match="needs a header with path,label"):
         list_sources(table)
+    for body in (b"\xff\xfe\x00p", videos[0].read_bytes()):  # another encoding; a video where a list belongs
+        table.write_bytes(body)
+        with pytest.raises(TrainError, match=r"list\.csv (is a file, and no CSV in UTF-8|needs a header)"):
+            list_sources(table)
     table.write_text("path,label,split\na,b,validation\n")
     with pytest.raises(TrainError, match="line 2: split must be train or test"):
         list_sources(table)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ from .loop import config_of
 from .model import channels_last
 from .norms import calibrate_
 from .progress import progress_bar
+from .scores import accuracy, fused, named, scores_in, video_scores
 from .store import write_atomically
 from .views import chosen
 
@@ -125,6 +126,7 @@ def finetune(settings: Finetune) -> dict[str, Any]:
     device = device_to_train_on(settings.device, settings.amp)
     train, test = _dataset(settings, "train"), _dataset(settings, "test")
     classifier = new_classifier(settings, train.manifest.classes).to(device)
+    _refuse_before_training(classifier, test, settings)
     with alone(out, "train"):
         write_atomically(out / "finetune.json", json.dumps(wanted, indent=1).encode())
         _fit(classifier, train, settings, device)
@@ -132,8 +134,7 @@ def finetune(settings: Finetune) -> dict[str, Any]:
     scores = {"centre": video_scores(classifier, test, settings.clips, ten=False, amp=settings.amp)}
     if settings.ten_crop:
         scores["ten_crop"] = video_scores(classifier, test, settings.clips, ten=True, amp=settings.amp)
-    labels = np.array([test.manifest.videos[i].label for i in test.videos])
-    names = np.array([test.manifest.videos[i].id for i in test.videos])
+    names, labels = named(test)
     with_scores = {name: values.numpy() for name, values in scores.items()}
     _save_npz(out / "test.npz", ids=names, labels=labels, **with_scores)
     result: dict[str, Any] = {
@@ -146,6 +147,31 @@ def finetune(settings: Finetune) -> dict[str, Any]:
     return result
 
 
+def _refuse_before_training(classifier: Classifier, test: ClipDataset, settings: Finetune) -> None:
+    """Raises `TrainError` for what would otherwise be found hours later: an encoder of other clips, or folders of
+    --fuse without a test, or tested on other videos.
+    """
+    view = test.views[settings.view]
+    clip = view.plain(torch.from_numpy(test.test_crops(0, 1, settings.view, ten=False)).flatten(0, 1))
+    try:
+        with torch.no_grad():
+            video = classifier.eval()(clip.to(next(classifier.parameters()).device))
+    except RuntimeError as error:
+        raise TrainError(
+            f"view: the encoder does not take clips of {settings.view} ({str(error).splitlines()[0][:150]}); give the "
+            "view that it was trained on"
+        ) from None
+    classifier.train()
+    assert video.shape == (1, len(test.manifest.classes))
+    ids, labels = named(test)
+    for folder in settings.fuse:
+        other = scores_in(folder)
+        if not np.array_equal(other["ids"], ids) or not np.array_equal(other["labels"], labels):
+            raise TrainError(
+                f"fuse: {folder} was tested on other videos than {settings.data} has for testing"
+            )
+
+
 def new_classifier(settings: Finetune, classes: list[str]) -> Classifier:
     """The classifier before its first step; its new weights follow from the seed."""
     with torch.random.fork_rng(devices=[]):
@@ -153,75 +179,6 @@ def new_classifier(settings: Finetune, classes: list[str]) -> Classifier:
         encoder = _encoder(settings)
         clip = ClipSettings(settings.view, settings.frames, settings.crop)
         return Classifier(encoder, classes, clip, settings.dropout)
-
-
-def video_scores(
-    classifier: Classifier, dataset: ClipDataset, clips: int, *, ten: bool, amp: Amp = "off"
-) -> Tensor:
-    """Class probabilities of every video of a split, averaged over clips and crops: [videos, classes], on the CPU."""
-    device = next(classifier.parameters()).device
-    view = dataset.views[classifier.clip.view]
-    mirrors = (False, True) if ten else (False,)
-    mode, rows = classifier.training, []
-    classifier.eval()
-    with torch.no_grad(), progress_bar() as bar:
-        for position in bar.track(range(len(dataset)), description="test, ten crops" if ten else "test"):
-            crops = torch.from_numpy(dataset.test_crops(position, clips, view.name, ten))
-            parts = [
-                functional.softmax(classifier(view.plain(some.to(device), mirror)).float(), dim=1)
-                for mirror in mirrors
-                for some in _cast(crops.flatten(0, 1), 32, device, amp)
-            ]
-            rows.append(torch.cat(parts).mean(dim=0).cpu())
-    classifier.train(mode)
-    return torch.stack(rows)
-
-
-def _cast(clips: Tensor, most: int, device: torch.device, amp: Amp) -> Iterator[Tensor]:
-    """Some clips at a time, each under autocast."""
-    for some in clips.split(most):
-        with autocast(device, amp):
-            yield some
-
-
-def accuracy(scores: Tensor, labels: Tensor) -> dict[str, float]:
-    """Top-1 and top-5 accuracy of scores [M, C] against labels [M], shares in 0..1; mean over classes too."""
-    ranked = scores.topk(min(5, scores.shape[1]), dim=1).indices
-    right = ranked == labels[:, None]
-    first = right[:, 0].float()
-    classes = [first[labels == label].mean() for label in labels.unique()]
-    return {
-        "top1": first.mean().item(),
-        "top5": right.any(dim=1).float().mean().item(),
-        "mean_class": torch.stack(classes).mean().item(),
-    }
-
-
-def fused(folders: Sequence[Path]) -> dict[str, dict[str, float]]:
-    """Accuracy of the mean probabilities of several classifiers of the same test videos (two-stream fusion).
-
-    Raises:
-        TrainError: a folder without a test, or another set of videos.
-    """
-    loaded = []
-    for folder in folders:
-        path = Path(folder) / "test.npz"
-        if not path.is_file():
-            raise TrainError(f"fuse: {folder} holds no test.npz; finish `cpr finetune` there first")
-        with np.load(path) as file:
-            loaded.append({name: file[name] for name in file.files})
-    first = loaded[0]
-    for folder, other in zip(folders, loaded):
-        if not np.array_equal(first["ids"], other["ids"]) or not np.array_equal(
-            first["labels"], other["labels"]
-        ):
-            raise TrainError(f"fuse: {folder} was tested on other videos than {folders[0]}")
-    labels = torch.from_numpy(first["labels"])
-    kinds = [kind for kind in ("centre", "ten_crop") if all(kind in file for file in loaded)]
-    return {
-        kind: accuracy(torch.from_numpy(np.mean([file[kind] for file in loaded], axis=0)), labels)
-        for kind in kinds
-    }
 
 
 def _fit(classifier: Classifier, dataset: ClipDataset, settings: Finetune, device: torch.device) -> None:

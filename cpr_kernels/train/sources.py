@@ -47,7 +47,13 @@ def list_sources(
     """
     if not videos.exists():
         raise TrainError(f"videos: {videos} does not exist; give a folder with one folder a class, or a CSV")
-    listed, passed_over = _from_csv(videos) if videos.is_file() else _from_folder(videos)
+    try:
+        listed, passed_over = _from_csv(videos) if videos.is_file() else _from_folder(videos)
+    except (UnicodeDecodeError, csv.Error):
+        raise TrainError(
+            f"videos: {videos} is a file, and no CSV in UTF-8; give a folder with one folder a class, or a CSV with "
+            "the columns path and label"
+        ) from None
     if not listed:
         raise TrainError(
             f"videos: no video found in {videos}; expected {videos.name}/<class>/<video> "
