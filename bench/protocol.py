@@ -183,7 +183,7 @@ def write_document(
             shortest = min(map(len, curves))
             lines[method] = [(i + 1.0, mean(curve[i] for curve in curves)) for i in range(shortest)]
     if lines:
-        save_curves(out / "curves.svg", lines, "PMR, % of mined positives, mean over seeds")
+        save_curves(out / "curves.svg", lines, "PMR in %, mean over seeds")
     return document
 
 
