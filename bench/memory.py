@@ -23,6 +23,8 @@ from typing import Any
 
 import torch
 
+from cpr_kernels import _core
+
 from . import CHECKOUT
 from .peer import Peer, Settings
 from .workloads import Workload, by_name
@@ -58,6 +60,7 @@ def cannot_measure(device: str) -> str | None:
 
 def _hand_back_free_memory() -> None:
     gc.collect()
+    _core.release_workspace()
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
         trim(0)

@@ -7,6 +7,7 @@
 
 #include "cascade_rerank.h"
 #include "cascade_topk.h"
+#include "cpu/workspace.h"
 #include "cpu_info.h"
 #include "enqueue.h"
 #include "mil_nce.h"
@@ -180,6 +181,8 @@ PYBIND11_MODULE(_core, m) {
   m.def("cpu_flops_per_second", &cpr::cpu_flops_per_second,
         pybind11::call_guard<pybind11::gil_scoped_release>(),
         "The float32 rate of so many threads that only multiply and add, best of some tries.");
+  m.def("release_workspace", &cpr::release_workspace,
+        "Hand back the memory that calls keep for the next one.");
   m.def("use_cpu_isa", &cpr::use_cpu_isa,
         "Switch the instruction set, for tests; False when it cannot run here.");
 #ifdef CPR_HAS_CUDA

@@ -10,7 +10,8 @@ import torch
 from bench_tools import ROOT
 
 from bench import goals, memory, timing
-from bench.peer import OURS, STRONG
+from bench.peer import OURS, STRONG, Settings
+from bench.workloads import by_name
 from cpr_kernels import _core
 
 
@@ -83,3 +84,12 @@ def test_no_matmul_is_faster_than_multiplying_and_adding_alone(isa: str) -> None
     assert peak > 1e8
     if isa == _core.cpu_isas()[0]:
         assert 2 * 512**3 / min(timing.cpu_sampler(lambda: left @ right)(1) for _ in range(20)) < 1.25 * peak
+
+
+def test_memory_kept_between_calls_is_measured_too():
+    """Otherwise a small call before would hide it."""
+    if memory.cannot_measure("cpu"):
+        pytest.skip(memory.cannot_measure("cpu"))
+    workload = by_name("cascade", "ucf-b16")
+    needed = 2 * workload.num_queries * workload.num_keys * 4  # the scores that it selects from
+    assert memory.peaks("cascade", workload, [OURS], Settings(threads=2))[OURS] > 0.8 * needed

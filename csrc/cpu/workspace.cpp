@@ -35,4 +35,6 @@ void give_back_workspace(char* workspace) {
   std::free(other);
 }
 
+void release_workspace() { std::free(kept.exchange(nullptr)); }
+
 }  // namespace cpr

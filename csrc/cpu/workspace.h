@@ -11,5 +11,6 @@ constexpr int64_t KEPT_BYTES = 16 << 20;  // a larger block is not kept
 char* take_workspace(int64_t bytes);
 // From any thread; null is allowed.
 void give_back_workspace(char* workspace);
+void release_workspace();  // hands what is kept back to the system
 
 }  // namespace cpr
