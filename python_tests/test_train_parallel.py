@@ -39,11 +39,10 @@ from cpr_kernels.train.loop import pretrain
 import cpr_kernels.train.loop as loop
 from cpr_kernels.train.checkpoint import save
 
-out, killed_at = Path(sys.argv[1]), int(sys.argv[2])
-restarted = int(os.environ["TORCHELASTIC_RESTART_COUNT"])
+out, killed_at, resume = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3] == "resume"
 kept, run_step = loop._keep, loop.run_step
 def step(trainer, moment, step, batch, log):
-    if step == killed_at and not restarted and parallel.rank() == 1:
+    if step == killed_at and parallel.rank() == 1:
         os.kill(os.getpid(), signal.SIGKILL)
     return run_step(trainer, moment, step, batch, log)
 loop.run_step = step
@@ -53,8 +52,8 @@ def keep(trainer, moment, step, log, writes):
 loop._keep = keep
 with parallel.process_group("cpu"):  # one group for all that follows: a second on the same store may wait for ever
     config = from_json((out / "wanted.json").read_text())
-    pretrain(config, resume=bool(restarted))
-    if restarted:
+    pretrain(config, resume=resume)
+    if resume:
         sys.exit()
     # an encoder that stays frozen is the same on all ranks, though each saw its own clips
     trainer = loop.build(replace(config, out=out / "none", infonce_epochs=0))
@@ -81,21 +80,22 @@ with parallel.process_group("cpu"):  # one group for all that follows: a second 
 """
 
 
-def in_ranks(out: Path, config: TrainConfig, killed_at: int = -1) -> Path:
-    """A run under torchrun, each rank's state kept beside it; a killed one is started again, once."""
+def in_ranks(out: Path, config: TrainConfig, killed_at: int = -1, resume: bool = False) -> Path:
+    """A run under torchrun, each rank's state kept beside it; rank 1 kills itself at a step, or the run goes on."""
     (out / "wanted.json").write_text(to_json(replace(config, out=out / "run")))
     (out / "worker.py").write_text(WORKER)
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(RANKS), "--standalone"]
-    command += ["--max-restarts", "1"] if killed_at >= 0 else []
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     ran = subprocess.run(
-        [*command, str(out / "worker.py"), str(out), str(killed_at)],
-        env=environment,
+        [*command, str(out / "worker.py"), str(out), str(killed_at), "resume" if resume else "anew"],
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
         timeout=240,
     )
-    assert ran.returncode == 0, ran.stderr[-3000:]
+    if killed_at >= 0:
+        assert ran.returncode != 0 and "SIGKILL" in ran.stderr, ran.stderr[-3000:]
+    else:
+        assert ran.returncode == 0, ran.stderr[-3000:]
     return out
 
 
@@ -129,6 +129,8 @@ def test_ranks_hold_the_same_queue_and_weights(ranks: Path) -> None:
 def test_a_killed_rank_s_run_resumes_bit_for_bit(ranks: Path, data: Path, tmp_path: Path) -> None:
     config = from_json((ranks / "wanted.json").read_text())
     killed = in_ranks(tmp_path, config, KILLED_AT)
+    assert load(killed / "run" / "checkpoint.pt")["step"] < KILLED_AT
+    in_ranks(killed, config, resume=True)
     assert_same_run(ranks / "run", killed / "run")
     assert len(read_lines(killed / "run" / "log.jsonl")) == 20  # none doubled
 
