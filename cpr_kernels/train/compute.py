@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from typing import Literal
+from typing import Any, Literal
 
 import torch
+from torch import nn
 
 from . import TrainError
 
@@ -68,3 +70,18 @@ def autocast(device: torch.device, amp: Amp) -> AbstractContextManager[None]:
     loss scaling is needed.
     """
     return torch.autocast(device.type, torch.bfloat16, enabled=amp == "bf16")
+
+
+def refuse_infinite(step: int, losses: Mapping[str, Any], parameters: Sequence[nn.Parameter]) -> None:
+    """Stops before an optimiser's step that would spoil the weights.
+
+    Raises:
+        TrainError: a loss, or the gradient of a parameter, is not finite.
+    """
+    norm = float(nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None]))
+    if math.isfinite(norm) and all(math.isfinite(loss) for loss in losses.values()):
+        return
+    raise TrainError(
+        f"step {step}: the loss or its gradient is not finite ({dict(losses)}, norm of the gradient {norm}); lower "
+        "--optim.lr or raise --optim.temperature"
+    )

@@ -4,7 +4,6 @@ of them.
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
@@ -21,7 +20,7 @@ from .alone import alone
 from .augment import augmented
 from .checkpoint import encoder_file, load, load_encoder, save, save_encoder
 from .clips import Batch, ClipDataset, ClipSampler, clip_loader, default_workers
-from .compute import compiling, device_to_train_on
+from .compute import compiling, device_to_train_on, refuse_infinite
 from .config import Optim, TrainConfig, from_json, to_json
 from .go_on import GoOn, MixedSampler, warm_start
 from .iic import BankModel
@@ -193,7 +192,7 @@ def run_step(trainer: Trainer, moment: Moment, step: int, batch: Batch, log: Run
     result = model.train_step(inputs, phase, measured, own.to(trainer.device) if phase.schedule else None)
     losses = parallel.means([float(loss) for loss in result.losses.values()], trainer.device)
     figures = {f"loss_{view}": loss for view, loss in zip(result.losses, losses)}
-    _refuse_infinite(model, phase, step, figures)
+    refuse_infinite(step, figures, model.trained_parameters(phase))
     for group in trainer.optimizer.param_groups:
         group["lr"] = learning_rate(config.optim, phase, moment)
     trainer.optimizer.step()
@@ -211,20 +210,6 @@ def run_step(trainer: Trainer, moment: Moment, step: int, batch: Batch, log: Run
         log.mined(facts, videos, {name: mined_videos(indices, entries) for name, indices in mined.items()})
         trainer.meter.reset()
     return figures
-
-
-def _refuse_infinite(
-    model: MultiViewModel | BankModel, phase: Phase, step: int, losses: dict[str, Any]
-) -> None:
-    """Stops before an optimiser's step that would spoil the weights."""
-    gradients = [p.grad for p in model.trained_parameters(phase) if p.grad is not None]
-    norm = float(nn.utils.get_total_norm(gradients))
-    if math.isfinite(norm) and all(math.isfinite(loss) for loss in losses.values()):
-        return
-    raise TrainError(
-        f"step {step}: the loss or its gradient is not finite ({losses}, norm of the gradient {norm}); lower "
-        "--optim.lr or raise --optim.temperature"
-    )
 
 
 def _inputs(trainer: Trainer, batch: Batch, step: int) -> tuple[Inputs, torch.Generator]:
