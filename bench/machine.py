@@ -113,9 +113,7 @@ class Ceilings(NamedTuple):
     """What this machine reached, best of several tries: the floors of every shape follow from it."""
 
     flops_per_s: float
-    flops_per_s_alone: (
-        float  # of one thread; 0 for a GPU. Threads that share a core's units reach less than their sum
-    )
+    flops_per_s_alone: float  # of one thread; 0 for a GPU
     bytes_per_s: float  # from memory
     cached_bytes_per_s: float  # from caches
     cache_bytes: int  # the last-level cache; 0 where unknown
@@ -170,8 +168,8 @@ def ceilings(settings: Settings) -> Ceilings:
     """Measured at the thread count in use.
 
     Arithmetic: the fastest square float32 matmul (never TF32) or, on a CPU, multiplying and adding in registers, which
-    is faster. Bytes: the fastest copy, read and write both
-    counted, of a buffer that no cache holds and of buffers that one does.
+    is faster. Bytes: the fastest copy, read and write both counted, of a buffer that no cache holds and of buffers
+    that one does.
     """
     device, tries = settings.device, 3 if settings.quick else 12
     sizes = (512,) if settings.quick else (1024, 2048) if device == "cpu" else (8192,)

@@ -32,7 +32,7 @@ from cpr_kernels.train.store import Manifest
 from cpr_kernels.train.videos import FrameSettings
 
 from .protocol import ended, train
-from .protocol_reading import points, verdict
+from .protocol_reading import cell, points, verdict
 from .readme import write_text
 from .text import markdown
 
@@ -160,8 +160,8 @@ def tables(results: dict[str, dict[str, Any]]) -> str:
     for row, of_seed in results.items():
         found = list(of_seed.values())
         for view in found[0]["recall"] if found else ():
-            shares = [_cell([one["recall"][view][k] for one in found]) for k in found[0]["recall"][view]]
-            features.append([row, view, *shares, _cell([one["probe"][view] for one in found])])
+            shares = [cell([one["recall"][view][k] for one in found]) for k in found[0]["recall"][view]]
+            features.append([row, view, *shares, cell([one["probe"][view] for one in found])])
         for phase in found[0]["mining"] if found else ():
             ways = [one["mining"][phase] for one in found]
             own = [
@@ -169,9 +169,9 @@ def tables(results: dict[str, dict[str, Any]]) -> str:
             ]
             names = dict.fromkeys(name for way in ways for name in way if name != "mined")
             others = ", ".join(
-                f"{name} {_cell([way[name]['pmr'] for way in ways if name in way])}" for name in names
+                f"{name} {cell([way[name]['pmr'] for way in ways if name in way])}" for name in names
             )
-            mined.append([row, phase, *map(_cell, own), others])
+            mined.append([row, phase, *map(cell, own), others])
     said = reading(results)
     parts = [
         markdown(["row", "view", "R@1", "R@5", "R@10", "R@20", "probe"], features) if features else "",
@@ -222,11 +222,6 @@ def _whole(figures: dict[str, Any]) -> str:
     """The name of all views together; of the only view, where one was measured."""
     recall, name = figures["recall"], str(figures["together"])
     return name if name in recall else list(recall)[-1]
-
-
-def _cell(shares: list[float]) -> str:
-    each = " (" + ", ".join(f"{100 * share:.1f}" for share in shares) + ")" if len(shares) > 1 else ""
-    return f"{100 * mean(shares):.1f}{each}" if shares else "–"
 
 
 def main(argv: Sequence[str] | None = None) -> int:

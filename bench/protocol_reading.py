@@ -157,5 +157,13 @@ def points(gain: Sequence[float]) -> str:
     return f"{100 * mean(gain):+.1f} points" + (f" ({each} by seed)" if len(gain) > 1 else "")
 
 
+def cell(shares: Sequence[float]) -> str:
+    """A mean share in percent, and each seed's where there are several."""
+    if not shares:
+        return "–"
+    each = " (" + ", ".join(map(_percent, shares)) + ")" if len(shares) > 1 else ""
+    return f"{_percent(mean(shares))}{each}"
+
+
 def _percent(share: float) -> str:
     return f"{100 * share:.1f}"

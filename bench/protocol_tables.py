@@ -13,7 +13,7 @@ from cpr_kernels.train.checkpoint import load
 from cpr_kernels.train.config import TrainConfig
 from cpr_kernels.train.store import Manifest
 
-from .protocol_reading import reading
+from .protocol_reading import cell, reading
 from .text import markdown as table
 
 Document = dict[str, Any]
@@ -49,8 +49,8 @@ def features_table(document: Document) -> str:
         found = list(of_seed.values())
         for view in found[0]["recall"] if found else ():
             ks = list(found[0]["recall"][view])
-            cells = [_cell([run["recall"][view][k] for run in found]) for k in ks]
-            rows.append([method, view, *cells, _cell([run["probe"][view] for run in found])])
+            cells = [cell([run["recall"][view][k] for run in found]) for k in ks]
+            rows.append([method, view, *cells, cell([run["probe"][view] for run in found])])
     return table(header, rows) if rows else ""
 
 
@@ -63,11 +63,11 @@ def mining_table(document: Document) -> str:
             mined = [mining[view].get("mined") for mining in found]
             measured = all(mined)
             own = [
-                _cell([way[figure] for way in mined if way]) if measured else "–"
+                cell([way[figure] for way in mined if way]) if measured else "–"
                 for figure in ("pmr", "r1", "cmr_median")
             ]
             others = [
-                _cell([mining[view][way]["pmr"] for mining in found if way in mining[view]]) for way in ways
+                cell([mining[view][way]["pmr"] for mining in found if way in mining[view]]) for way in ways
             ]
             rows.append([method, view, *own, *others])
     header = [
@@ -91,27 +91,19 @@ def diagnosis_table(document: Document) -> str:
     rows = []
     for name, stages in found[0]["purity"].items():
         kept = " → ".join(str(round(mean(one["kept"][name][i] for one in found))) for i in range(len(stages)))
-        shares = " → ".join(_cell([one["purity"][name][i] for one in found]) for i in range(len(stages)))
+        shares = " → ".join(cell([one["purity"][name][i] for one in found]) for i in range(len(stages)))
         alive = " → ".join(
             f"{100 * mean(one['alive'][name][i] for one in found):.0f}" for i in range(len(stages))
         )
         rows.append([name, kept, shares, alive])
     facts = (
-        f"\n\nA random eligible entry has the query's class in {_cell([one['chance'] for one in found])} %; "
-        f"{_cell([one['siblings'] for one in found])} % of the entries are siblings of the query. The two views' "
+        f"\n\nA random eligible entry has the query's class in {cell([one['chance'] for one in found])} %; "
+        f"{cell([one['siblings'] for one in found])} % of the entries are siblings of the query. The two views' "
         f"similarities correlate by {mean(one['agreement'] for one in found):.2f} (rank correlation over entries, mean "
         "over queries): 1 means that a second view adds nothing."
     )
     header = ["schedule", f"entries kept, of {found[0]['entries']}", "right among them", "of all right ones"]
     return table(header, rows) + facts
-
-
-def _cell(shares: list[float]) -> str:
-    """The mean in percent, and each seed's where there are several."""
-    if not shares:
-        return "–"
-    each = " (" + ", ".join(f"{100 * share:.1f}" for share in shares) + ")" if len(shares) > 1 else ""
-    return f"{100 * mean(shares):.1f}{each}"
 
 
 def diagnosis(run: Path, config: TrainConfig) -> Document:

@@ -198,10 +198,11 @@ def run_op(
         say(unmeasurable)
         settings = Settings(**{**settings.to_dict(), "memory": False})
     ceiling = ceilings(settings)
+    alone = f" ({ceiling.flops_per_s_alone / 1e9:.0f} by one thread)" if ceiling.flops_per_s_alone else ""
     say(
         f"{op.NAME} on {machine.get('gpu', machine['cpu'])}, {machine['threads']} threads, {machine['isa']}; at "
-        f"most {ceiling.flops_per_s / 1e9:.0f} GFLOP/s ({ceiling.flops_per_s_alone / 1e9:.0f} by one thread), "
-        f"{ceiling.bytes_per_s / 1e9:.0f} GB/s, {ceiling.cached_bytes_per_s / 1e9:.0f} in caches"
+        f"most {ceiling.flops_per_s / 1e9:.0f} GFLOP/s{alone}, {ceiling.bytes_per_s / 1e9:.0f} GB/s, "
+        f"{ceiling.cached_bytes_per_s / 1e9:.0f} in caches"
     )
     rows: list[dict[str, Any]] = []
     measured: list[Workload] = []

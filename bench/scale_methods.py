@@ -117,13 +117,7 @@ def peak_bytes(call: Callable[[], Any]) -> dict[str, int | None]:
 
 
 class Exact:
-    """The exact cascade: its answers and peak memory per schedule.
-
-    The core keeps its working memory between calls, so a call's peak is what it adds to what earlier ones left:
-    counted from the first call of the process.
-    """
-
-    kept = 0
+    """The exact cascade: its answers and the peak memory of its first call, per schedule."""
 
     def __init__(self, bank: Bank, schedules: Sequence[Schedule]) -> None:
         self.bank = bank
@@ -131,9 +125,8 @@ class Exact:
         self.answers: dict[Schedule, tuple[Tensor, Tensor]] = {}
         self._peaks: dict[Schedule, dict[str, int | None]] = {}
         for schedule in schedules:
-            peak = peak_bytes(lambda s=schedule: self.answers.update({s: self.mine(s)}))  # type: ignore[misc]
-            Exact.kept += peak["peak_bytes"] or 0
-            self._peaks[schedule] = peak | ({} if peak["peak_bytes"] is None else {"peak_bytes": Exact.kept})
+            call = lambda s=schedule: self.answers.update({s: self.mine(s)})  # noqa: E731
+            self._peaks[schedule] = peak_bytes(call)
             first = Schedule(schedule[:1])
             if first not in self.answers:
                 self.answers[first] = self.mine(first)

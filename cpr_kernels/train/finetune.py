@@ -29,7 +29,7 @@ from .loop import config_of
 from .model import channels_last
 from .norms import calibrate_
 from .progress import progress_bar
-from .scores import accuracy, fused, named, scores_in, video_scores
+from .scores import accuracy, fused, named, scores_of, video_scores
 from .store import write_atomically
 from .views import chosen
 
@@ -163,13 +163,8 @@ def _refuse_before_training(classifier: Classifier, test: ClipDataset, settings:
         ) from None
     classifier.train()
     assert video.shape == (1, len(test.manifest.classes))
-    ids, labels = named(test)
     for folder in settings.fuse:
-        other = scores_in(folder)
-        if not np.array_equal(other["ids"], ids) or not np.array_equal(other["labels"], labels):
-            raise TrainError(
-                f"fuse: {folder} was tested on other videos than {settings.data} has for testing"
-            )
+        scores_of(folder, *named(test), f"{settings.data} has for testing")
 
 
 def new_classifier(settings: Finetune, classes: list[str]) -> Classifier:

@@ -66,13 +66,9 @@ def fused(folders: Sequence[Path]) -> dict[str, dict[str, float]]:
     Raises:
         TrainError: a folder without a test, or another set of videos.
     """
-    loaded = [scores_in(folder) for folder in folders]
-    first = loaded[0]
-    for folder, other in zip(folders, loaded):
-        if not np.array_equal(first["ids"], other["ids"]) or not np.array_equal(
-            first["labels"], other["labels"]
-        ):
-            raise TrainError(f"fuse: {folder} was tested on other videos than {folders[0]}")
+    first = _scores_in(folders[0])
+    others = [scores_of(folder, first["ids"], first["labels"], str(folders[0])) for folder in folders[1:]]
+    loaded = [first, *others]
     labels = torch.from_numpy(first["labels"])
     kinds = [kind for kind in ("centre", "ten_crop") if all(kind in file for file in loaded)]
     return {
@@ -81,8 +77,19 @@ def fused(folders: Sequence[Path]) -> dict[str, dict[str, float]]:
     }
 
 
-def scores_in(folder: Path) -> dict[str, Any]:
-    """What a folder's test.npz holds."""
+def scores_of(folder: Path, ids: np.ndarray, labels: np.ndarray, whose: str) -> dict[str, Any]:
+    """What a folder's test.npz holds: of these videos, in this order.
+
+    Raises:
+        TrainError: no test there, or of other videos than `whose`.
+    """
+    found = _scores_in(folder)
+    if not np.array_equal(found["ids"], ids) or not np.array_equal(found["labels"], labels):
+        raise TrainError(f"fuse: {folder} was tested on other videos than {whose}")
+    return found
+
+
+def _scores_in(folder: Path) -> dict[str, Any]:
     path = Path(folder) / "test.npz"
     if not path.is_file():
         raise TrainError(f"fuse: {folder} holds no test.npz; finish `cpr finetune` there first")
