@@ -12,39 +12,17 @@
 
 #include "cuda/cascade_layout.h"
 #include "cuda/mil_nce_layout.h"
+#include "door.h"
 
 namespace cpr {
 namespace plan_door {
 
 namespace py = pybind11;
-using Address = std::uintptr_t;
-using Views = std::vector<std::tuple<Address, int64_t, Address, int64_t, int64_t>>;
 using Limits = std::tuple<int, int64_t, int64_t, bool>;  // as DeviceLimits
 
 inline DeviceLimits limits_of(const Limits& limits) {
   return {std::get<0>(limits), std::get<1>(limits), std::get<2>(limits), std::get<3>(limits)};
 }
-
-// The sizes of a cascade: addresses serve to see which rows begin on 16 bytes.
-struct Sizes {
-  std::vector<View> views;
-  CascadeArgs args{};
-
-  Sizes(const Views& given, int dtype, int64_t num_queries, int64_t num_keys,
-        const std::vector<float>& weights, const std::vector<int64_t>& keep) {
-    for (const auto& [queries, query_stride, keys, key_stride, dim] : given)
-      views.push_back({reinterpret_cast<const void*>(queries), reinterpret_cast<const void*>(keys),
-                       query_stride, key_stride, dim});
-    args.views = views.data();
-    args.num_views = static_cast<int>(views.size());
-    args.dtype = static_cast<DType>(dtype);
-    args.num_queries = num_queries;
-    args.num_keys = num_keys;
-    args.weights = weights.data();
-    args.keep = keep.data();
-    args.num_stages = static_cast<int>(keep.size());
-  }
-};
 
 inline std::string amount(int64_t bytes) {
   char text[32];
@@ -82,15 +60,15 @@ inline void bind(py::module_& m) {
       [](const Views& views, int dtype, int64_t num_queries, int64_t num_keys,
          const std::vector<float>& weights, const std::vector<int64_t>& keep, const Limits& of,
          bool gathered) {
-        const Sizes sizes(views, dtype, num_queries, num_keys, weights, keep);
+        const CascadeCall call(views, dtype, num_queries, num_keys, weights, keep);
         const DeviceLimits limits = limits_of(of);
         CascadeLayout layout;
-        if (const char* reason = plan_cascade(sizes.args, limits, nullptr, gathered, layout))
+        if (const char* reason = plan_cascade(call.args, limits, nullptr, gathered, layout))
           throw std::invalid_argument(reason);
         const char* path = layout.tiny ? "tiny" : layout.in_cache ? "ring" : "huge";
         return std::make_tuple(path, layout.chunk, layout.sweeps(num_queries), layout.bytes, layout.threads,
                                layout.longest <= layout.shared_entries,
-                               rule_of(sizes.args, limits, gathered, layout));
+                               rule_of(call.args, limits, gathered, layout));
       },
       "Path, queries a sweep, sweeps, bytes of workspace, threads a selecting block, whether its lists fit "
       "shared memory, and the rule that chose the path.");
@@ -110,9 +88,9 @@ inline void bind(py::module_& m) {
       "plan_cpu_cascade",
       [](const Views& views, int dtype, int64_t num_queries, int64_t num_keys,
          const std::vector<float>& weights, const std::vector<int64_t>& keep, int threads) {
-        Sizes sizes(views, dtype, num_queries, num_keys, weights, keep);
-        sizes.args.threads = threads;
-        const CpuPlan plan = cascade_topk_cpu_plan(sizes.args);
+        CascadeCall call(views, dtype, num_queries, num_keys, weights, keep);
+        call.args.threads = threads;
+        const CpuPlan plan = cascade_topk_cpu_plan(call.args);
         return std::make_tuple(plan.lanes, plan.threads, plan.group, plan.groups, plan.parts, plan.passes,
                                plan.levels);
       },

@@ -7,20 +7,14 @@
 #include <tuple>
 #include <vector>
 
+#include "door.h"
 #include "shard.h"
 
 namespace cpr {
 namespace shard_door {
 
 namespace py = pybind11;
-using Address = std::uintptr_t;
-using Views = std::vector<std::tuple<Address, int64_t, Address, int64_t, int64_t>>;
 using Lists = std::tuple<Address, Address, Address, int64_t, int, int64_t>;
-
-template <class T>
-T* at(Address address) {
-  return reinterpret_cast<T*>(address);
-}
 
 // lists: (scores, index, length, queries, rows, pitch).
 inline EntryLists entry_lists(const Lists& lists, int threads) {
@@ -28,32 +22,15 @@ inline EntryLists entry_lists(const Lists& lists, int threads) {
   return {at<float>(scores), at<int32_t>(index), at<int64_t>(length), queries, rows, pitch, threads};
 }
 
-// views: (queries, query stride, keys, key stride, D) each; masks: (query ids, key ids, exclude, its stride).
 inline void collect_entries(const Views& views, int dtype, int64_t num_keys,
-                            const std::vector<float>& weights,
-                            const std::tuple<Address, Address, Address, int64_t>& masks, const Lists& lists,
+                            const std::vector<float>& weights, const CascadeMasks& masks, const Lists& lists,
                             int threads) {
   const py::gil_scoped_release unlocked;
   const EntryLists out = entry_lists(lists, threads);
-  std::vector<View> list;
-  for (const auto& [queries, query_stride, keys, key_stride, dim] : views)
-    list.push_back({at<const void>(queries), at<const void>(keys), query_stride, key_stride, dim});
   const std::vector<int64_t> keep(static_cast<size_t>(out.rows), 1);
-  CascadeArgs args{};
-  args.views = list.data();
-  args.num_views = static_cast<int>(list.size());
-  args.dtype = static_cast<DType>(dtype);
-  args.num_queries = out.num_queries;
-  args.num_keys = num_keys;
-  args.weights = weights.data();
-  args.keep = keep.data();
-  args.num_stages = out.rows;
-  args.query_ids = at<const int64_t>(std::get<0>(masks));
-  args.key_ids = at<const int64_t>(std::get<1>(masks));
-  args.exclude = at<const uint8_t>(std::get<2>(masks));
-  args.exclude_stride = std::get<3>(masks);
-  args.threads = threads;
-  if (!collect_entries_cpu(args, out)) throw std::bad_alloc();
+  CascadeCall call(views, dtype, out.num_queries, num_keys, weights, keep, masks);
+  call.args.threads = threads;
+  if (!collect_entries_cpu(call.args, out)) throw std::bad_alloc();
 }
 
 // digit: (shift, bits, step); matching: (keys, their number).

@@ -83,6 +83,10 @@ struct Cascade {
   int64_t total_dim;
 
   int64_t queries_of_super() const { return shape.blocks_per_super * shape.width; }
+  int blocks_of(int64_t super) const {  // the last super may have fewer
+    const int64_t left = shape.blocks - super * shape.blocks_per_super;
+    return static_cast<int>(left < shape.blocks_per_super ? left : shape.blocks_per_super);
+  }
   const float* packed_of(int64_t slot_in_round, int view) const {
     const float* place = shared.packed + slot_in_round * queries_of_super() * total_dim;
     for (int v = 0; v < view; ++v) place += queries_of_super() * args.views[v].dim;
@@ -108,12 +112,12 @@ struct Cascade {
 
   // Scores of a panel for the queries of a super, mixes included.
   void score(const Panel& panel, int64_t slot_in_round, int64_t super, const ThreadMemory& m) const {
-    const int64_t slot_size = queries_of_super() * ROW, left = shape.blocks - super * shape.blocks_per_super;
-    const int64_t blocks = left < shape.blocks_per_super ? left : shape.blocks_per_super;
+    const int64_t slot_size = queries_of_super() * ROW;
+    const int blocks = blocks_of(super);
     for (int v = 0; v < args.num_views; ++v) {
       if (!plan.view_used[v]) continue;
-      score_panel<NR>(args.views[v], args.dtype, panel, packed_of(slot_in_round, v), static_cast<int>(blocks),
-                      m.wide, m.scores + v * slot_size, ROW);
+      score_panel<NR>(args.views[v], args.dtype, panel, packed_of(slot_in_round, v), blocks, m.wide,
+                      m.scores + v * slot_size, ROW);
     }
     for (int x = 0; x < plan.mixes; ++x) mix(x, slot_size, m);
   }
@@ -200,24 +204,20 @@ struct Cascade {
   // A part's keys, every score written where `list_all` finds it: panel after panel, a row a view.
   void score_lists(const Pass& pass, int64_t super, int64_t slot_in_round, int part,
                    const ThreadMemory& m) const {
-    const int64_t first = slot_in_round * queries_of_super(),
-                  left = shape.blocks - super * shape.blocks_per_super;
-    const int64_t blocks = left < shape.blocks_per_super ? left : shape.blocks_per_super;
     const int64_t stride = shape.parts * Collected::bytes(plan) / static_cast<int64_t>(sizeof(float));
-    const List list = list_at(collected_of(first, part).memory, plan.rows, plan.list_capacity);
+    const List list = collected_of(slot_in_round * queries_of_super(), part).list(plan);
     int64_t at = 0;
     for (int64_t p = part; p < panels_of(pass); p += shape.parts, at += PANEL)
       for (int r = 0; r < plan.rows; ++r) {
         const int view = plan.slot_of_row[r];
         score_panel<NR>(args.views[view], args.dtype, panel_at(pass, p, m.which),
-                        packed_of(slot_in_round, view), static_cast<int>(blocks), m.wide, list.row(r) + at,
-                        stride);
+                        packed_of(slot_in_round, view), blocks_of(super), m.wide, list.row(r) + at, stride);
       }
   }
   // What `score_lists` wrote for a query, as one list without NaN.
   void list_all(int64_t query_in_round, List& all) const {
     for (int part = 0; part < shape.parts; ++part) {
-      const List list = list_at(collected_of(query_in_round, part).memory, plan.rows, plan.list_capacity);
+      const List list = collected_of(query_in_round, part).list(plan);
       int64_t at = 0;
       for (int64_t first = part * PANEL; first < args.num_keys; first += shape.parts * PANEL, at += PANEL)
         append_scored(list, at, first, args.num_keys - first < PANEL ? args.num_keys - first : PANEL,

@@ -14,34 +14,6 @@
 
 namespace cpr {
 
-namespace isa_generic {
-extern const CpuKernels kernels;
-extern const LossKernels loss_kernels;
-extern const RerankKernels rerank_kernels;
-extern const ShardKernels shard_kernels;
-extern const PeakKernels peak_kernels;
-}  // namespace isa_generic
-#ifdef CPR_HAS_avx2
-namespace isa_avx2 {
-extern const CpuKernels kernels;
-extern const LossKernels loss_kernels;
-extern const RerankKernels rerank_kernels;
-extern const ShardKernels shard_kernels;
-extern const PeakKernels peak_kernels;
-}  // namespace isa_avx2
-#endif
-#ifdef CPR_HAS_avx512
-namespace isa_avx512 {
-extern const CpuKernels kernels;
-extern const LossKernels loss_kernels;
-extern const RerankKernels rerank_kernels;
-extern const ShardKernels shard_kernels;
-extern const PeakKernels peak_kernels;
-}  // namespace isa_avx512
-#endif
-
-namespace {
-
 struct Isa {
   const char* name;
   const CpuKernels* kernels;
@@ -51,6 +23,31 @@ struct Isa {
   const PeakKernels* peak;
 };
 
+// What each instruction set's objects define, and all of it as one Isa.
+#define CPR_DECLARE_KERNELS(isa)               \
+  namespace isa_##isa {                        \
+    extern const CpuKernels kernels;           \
+    extern const LossKernels loss_kernels;     \
+    extern const RerankKernels rerank_kernels; \
+    extern const ShardKernels shard_kernels;   \
+    extern const PeakKernels peak_kernels;     \
+  }
+#define CPR_KERNELS_OF(isa)                                                          \
+  Isa {                                                                              \
+    #isa, &isa_##isa::kernels, &isa_##isa::loss_kernels, &isa_##isa::rerank_kernels, \
+        &isa_##isa::shard_kernels, &isa_##isa::peak_kernels                          \
+  }
+
+CPR_DECLARE_KERNELS(generic)
+#ifdef CPR_HAS_avx2
+CPR_DECLARE_KERNELS(avx2)
+#endif
+#ifdef CPR_HAS_avx512
+CPR_DECLARE_KERNELS(avx512)
+#endif
+
+namespace {
+
 // What this machine can run, best first.
 std::vector<Isa> runnable() {
   std::vector<Isa> found;
@@ -58,17 +55,14 @@ std::vector<Isa> runnable() {
   if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
       __builtin_cpu_supports("bmi2"))
-    found.push_back({"avx512", &isa_avx512::kernels, &isa_avx512::loss_kernels, &isa_avx512::rerank_kernels,
-                     &isa_avx512::shard_kernels, &isa_avx512::peak_kernels});
+    found.push_back(CPR_KERNELS_OF(avx512));
 #endif
 #ifdef CPR_HAS_avx2
   if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi2") &&
       __builtin_cpu_supports("f16c"))
-    found.push_back({"avx2", &isa_avx2::kernels, &isa_avx2::loss_kernels, &isa_avx2::rerank_kernels,
-                     &isa_avx2::shard_kernels, &isa_avx2::peak_kernels});
+    found.push_back(CPR_KERNELS_OF(avx2));
 #endif
-  found.push_back({"generic", &isa_generic::kernels, &isa_generic::loss_kernels, &isa_generic::rerank_kernels,
-                   &isa_generic::shard_kernels, &isa_generic::peak_kernels});
+  found.push_back(CPR_KERNELS_OF(generic));
   return found;
 }
 

@@ -139,10 +139,8 @@ inline void collect(const CascadePlan& plan, const Panel& panel, int64_t q, cons
   for (int64_t i = 0; i < panel.count; i += W) {
     const I place = panel.which ? load(panel.which + i) : iota(static_cast<int32_t>(panel.first + i));
     Mask alive = all ? first_lanes(panel.count - i) : eligible.lanes(panel, q, i), keep = 0;
-    for (int r = 0; r < n_rows; r += 2) {  // one comparison tells whether either of two is NaN
-      const int next = r + 1 < n_rows ? r + 1 : r;
-      alive = static_cast<Mask>(alive & ~unordered(load(rows[r] + i), load(rows[next] + i)));
-    }
+    alive =
+        without_nan(alive, n_rows, [&](int r) __attribute__((always_inline)) { return load(rows[r] + i); });
 #pragma GCC unroll 4
     for (int l = 0; l < levels; ++l) {
       if (L < 0 && alive == 0) break;

@@ -15,12 +15,8 @@ inline void extend(List& list, const List& more, int rows) {
 // Entries of `from` at [at, at + n), of the keys from `first` on, that are NaN in no row: appended to `to`.
 inline void append_scored(const List& from, int64_t at, int64_t first, int64_t n, int rows, List& to) {
   for_vectors(n, [&](int64_t i, Mask lanes) __attribute__((always_inline)) {
-    Mask alive = lanes;
-    for (int r = 0; r < rows; r += 2) {
-      const int next = r + 1 < rows ? r + 1 : r;
-      alive =
-          static_cast<Mask>(alive & ~unordered(load(from.row(r) + at + i), load(from.row(next) + at + i)));
-    }
+    const Mask alive = without_nan(
+        lanes, rows, [&](int r) __attribute__((always_inline)) { return load(from.row(r) + at + i); });
     for (int r = 0; r < rows; ++r) store(to.row(r) + to.n, compress(alive, load(from.row(r) + at + i)));
     store(to.index + to.n, compress(alive, iota(static_cast<int32_t>(first + i))));
     to.n += count(alive);

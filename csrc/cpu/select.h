@@ -42,6 +42,22 @@ inline Mask within(F score, const int32_t* index, Cut cut) {
   return within(score, load(index), cut);
 }
 
+// step(i, lanes) for vectors of n entries: all lanes, but for those beyond the end.
+template <class Step>
+inline __attribute__((always_inline)) void for_vectors(int64_t n, Step step) {
+  int64_t i = 0;
+  for (; i + W <= n; i += W) step(i, ALL);
+  if (i < n) step(i, first_lanes(n - i));
+}
+
+// `lanes` without those where one of `rows` scores is NaN; one comparison looks at two.
+template <class Score>
+inline __attribute__((always_inline)) Mask without_nan(Mask lanes, int rows, Score score) {
+  for (int r = 0; r < rows; r += 2)
+    lanes = static_cast<Mask>(lanes & ~unordered(score(r), score(r + 1 < rows ? r + 1 : r)));
+  return lanes;
+}
+
 // ranks[i]: how many of the n <= SMALL + W entries rank before entry i.
 inline void rank_all(const float* scores, const int32_t* index, int64_t n, int32_t* ranks) {
   for (int64_t i = 0; i < n; ++i) {
@@ -165,23 +181,15 @@ inline float mth_highest_small(const float* scores, int64_t n, int64_t m, int64_
 inline int64_t scores_between(const float* scores, int64_t n, float high, float low, float* out,
                               int64_t* above) {
   const F top = set1(high), bottom = set1(low);
-  int64_t kept = 0, higher = 0, i = 0;
-  for (; i + W <= n; i += W) {
+  int64_t kept = 0, higher = 0;
+  for_vectors(n, [&](int64_t i, Mask lanes) __attribute__((always_inline)) {
     const F score = load(scores + i);
-    const Mask at_top = ge(score, top);
-    const Mask middle = static_cast<Mask>(gt(score, bottom) & ~at_top);
-    higher += count(at_top);
-    store(out + kept, compress(middle, score));
-    kept += count(middle);
-  }
-  if (i < n) {
-    const F score = load(scores + i);
-    const Mask lanes = first_lanes(n - i), at_top = ge(score, top) & lanes;
+    const Mask at_top = ge(score, top) & lanes;
     const Mask middle = static_cast<Mask>(gt(score, bottom) & ~at_top & lanes);
     higher += count(at_top);
     store(out + kept, compress(middle, score));
     kept += count(middle);
-  }
+  });
   *above = higher;
   return kept;
 }
@@ -263,14 +271,6 @@ inline Cut mth_best(const float* scores, const int32_t* index, int64_t n, int64_
   const float score = mth_highest_small(tail, left_n, left_m, &above, &equal);
   if (left_m == above + equal) return {score, INT32_MAX};  // all that share the score are wanted
   return mth_best_among_ties(scores, index, n, m, scratch);
-}
-
-// step(i, lanes) for vectors of n entries: all lanes, but for those beyond the end.
-template <class Step>
-inline __attribute__((always_inline)) void for_vectors(int64_t n, Step step) {
-  int64_t i = 0;
-  for (; i + W <= n; i += W) step(i, ALL);
-  if (i < n) step(i, first_lanes(n - i));
 }
 
 template <bool BY_SCORE>

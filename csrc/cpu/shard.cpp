@@ -71,14 +71,12 @@ int64_t append(const Collector& c, const Panel& panel, int64_t q, int64_t lane, 
                const float* scores, int64_t n) {
   const bool all = eligible.everything();
   for (int64_t i = 0; i < panel.count; i += W) {
-    Mask alive = all ? first_lanes(panel.count - i) : eligible.lanes(panel, q, i);
-    for (int r = 0; r < c.plan.rows; ++r) {
-      const F score = load(scores + (c.plan.slot_of_row[r] * TOGETHER + lane) * ROW + i);
-      alive = static_cast<Mask>(alive & ~unordered(score, score));
-    }
-    for (int r = 0; r < c.plan.rows; ++r)
-      store(c.row(q, r) + n,
-            compress(alive, load(scores + (c.plan.slot_of_row[r] * TOGETHER + lane) * ROW + i)));
+    const auto score = [&](int r) {
+      return load(scores + (c.plan.slot_of_row[r] * TOGETHER + lane) * ROW + i);
+    };
+    const Mask eligibles = all ? first_lanes(panel.count - i) : eligible.lanes(panel, q, i);
+    const Mask alive = without_nan(eligibles, c.plan.rows, score);
+    for (int r = 0; r < c.plan.rows; ++r) store(c.row(q, r) + n, compress(alive, score(r)));
     store(c.out.index + q * c.out.pitch + n, compress(alive, iota(static_cast<int32_t>(panel.first + i))));
     n += count(alive);
   }

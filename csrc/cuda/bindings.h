@@ -8,9 +8,7 @@
 #include <tuple>
 #include <vector>
 
-#include "../cascade_rerank.h"
-#include "../enqueue.h"
-#include "../mil_nce.h"
+#include "../door.h"
 #include "info.h"
 #include "limits.h"
 #include "tuning.h"
@@ -19,83 +17,16 @@ namespace cpr {
 namespace cuda_door {
 
 namespace py = pybind11;
-using Address = std::uintptr_t;
-
-template <class T>
-T* at(Address address) {
-  return reinterpret_cast<T*>(address);
-}
 
 inline void check(const char* error) {
   if (error) throw std::runtime_error(std::string("cpr_kernels, CUDA: ") + error);
 }
 
-using Views =
-    std::vector<std::tuple<Address, int64_t, Address, int64_t, int64_t>>;  // queries, stride, keys, stride, D
-
-using Columns = Views;  // buffer, stride in bytes, rows, stride in bytes, bytes a row
-
-// Arguments as CascadeArgs, from (query ids, key ids, exclude, exclude stride) and (indices, scores).
-struct Cascade {
-  std::vector<View> views;
-  CascadeArgs args{};
-
-  Cascade(const Views& given, int dtype, int64_t num_queries, int64_t num_keys,
-          const std::vector<float>& weights, const std::vector<int64_t>& keep,
-          const std::tuple<Address, Address, Address, int64_t>& masks,
-          const std::tuple<Address, Address>& out) {
-    for (const auto& [queries, query_stride, keys, key_stride, dim] : given)
-      views.push_back({at<const void>(queries), at<const void>(keys), query_stride, key_stride, dim});
-    args.views = views.data();
-    args.num_views = static_cast<int>(views.size());
-    args.dtype = static_cast<DType>(dtype);
-    args.num_queries = num_queries;
-    args.num_keys = num_keys;
-    args.weights = weights.data();
-    args.keep = keep.data();
-    args.num_stages = static_cast<int>(keep.size());
-    args.query_ids = at<const int64_t>(std::get<0>(masks));
-    args.key_ids = at<const int64_t>(std::get<1>(masks));
-    args.exclude = at<const uint8_t>(std::get<2>(masks));
-    args.exclude_stride = std::get<3>(masks);
-    args.indices = at<int64_t>(std::get<0>(out));
-    args.scores = at<float>(std::get<1>(out));
-  }
-};
-
-using Listed = std::tuple<Address, int64_t, int64_t>;  // candidates, C, stride
-
-inline RerankArgs rerank_args(const Cascade& call, const Listed& listed) {
-  return {call.args, at<const int64_t>(std::get<0>(listed)), std::get<1>(listed), std::get<2>(listed)};
-}
-
-using Features =
-    std::tuple<Address, int64_t, Address, int64_t, Address, int64_t>;  // query, positive, keys; strides
-using Sizes = std::tuple<int64_t, int64_t, int64_t, int64_t>;          // B, N, D, P
-using Masks = std::tuple<Address, Address, Address>;                   // query ids, key ids, use own
-
-inline LossArgs loss_args(const Features& features, int dtype, const Sizes& sizes, Address positives,
-                          float temperature, const Masks& masks, int siblings) {
-  LossArgs args{};
-  args.query = at<const void>(std::get<0>(features)), args.query_stride = std::get<1>(features);
-  args.positive = at<const void>(std::get<2>(features)), args.positive_stride = std::get<3>(features);
-  args.keys = at<const void>(std::get<4>(features)), args.key_stride = std::get<5>(features);
-  std::tie(args.num_queries, args.num_keys, args.dim, args.num_positives) = sizes;
-  args.dtype = static_cast<DType>(dtype);
-  args.positives = at<const int64_t>(positives);
-  args.temperature = temperature;
-  args.query_ids = at<const int64_t>(std::get<0>(masks));
-  args.key_ids = at<const int64_t>(std::get<1>(masks));
-  args.use_own = at<const uint8_t>(std::get<2>(masks));
-  args.siblings = siblings;
-  return args;
-}
-
 inline void bind_loss(py::module_& m) {
   m.def(
       "cuda_mil_nce_workspace",
-      [](const Features& features, int dtype, const Sizes& sizes, Address positives, float temperature,
-         const Masks& masks, int siblings, bool sweep, bool gradient) {
+      [](const LossFeatures& features, int dtype, const LossSizes& sizes, Address positives,
+         float temperature, const LossMasks& masks, int siblings, bool sweep, bool gradient) {
         int64_t bytes = 0;
         check(
             mil_nce_cuda_workspace(loss_args(features, dtype, sizes, positives, temperature, masks, siblings),
@@ -103,8 +34,8 @@ inline void bind_loss(py::module_& m) {
         return bytes;
       },
       "Bytes of workspace that cuda_mil_nce_sweep (sweep=True) or cuda_mil_nce_keys_gradient needs.");
-  m.def("cuda_mil_nce_sweep", [](const Features& features, int dtype, const Sizes& sizes, Address positives,
-                                 float temperature, const Masks& masks, int siblings,
+  m.def("cuda_mil_nce_sweep", [](const LossFeatures& features, int dtype, const LossSizes& sizes,
+                                 Address positives, float temperature, const LossMasks& masks, int siblings,
                                  const std::tuple<Address, Address, Address, Address, Address>& out,
                                  Address workspace, int64_t bytes, Address stream) {
     const auto& [loss, lse_all, lse_positive, own_weight, grad_query] = out;
@@ -114,9 +45,10 @@ inline void bind_loss(py::module_& m) {
                              at<void>(workspace), bytes, at<void>(stream)));
   });
   m.def("cuda_mil_nce_keys_gradient",
-        [](const Features& features, int dtype, const Sizes& sizes, Address positives, float temperature,
-           const Masks& masks, int siblings, const std::tuple<Address, Address, Address, Address>& given,
-           Address workspace, int64_t bytes, Address stream) {
+        [](const LossFeatures& features, int dtype, const LossSizes& sizes, Address positives,
+           float temperature, const LossMasks& masks, int siblings,
+           const std::tuple<Address, Address, Address, Address>& given, Address workspace, int64_t bytes,
+           Address stream) {
           const auto& [grad_loss, lse_all, lse_positive, grad_keys] = given;
           check(mil_nce_keys_gradient_cuda(
               loss_args(features, dtype, sizes, positives, temperature, masks, siblings),
@@ -155,21 +87,19 @@ inline void bind(py::module_& m) {
   m.def(
       "cuda_cascade_topk_workspace",
       [](const Views& views, int dtype, int64_t num_queries, int64_t num_keys,
-         const std::vector<float>& weights, const std::vector<int64_t>& keep,
-         const std::tuple<Address, Address, Address, int64_t>& masks,
-         const std::tuple<Address, Address>& out) {
+         const std::vector<float>& weights, const std::vector<int64_t>& keep, const CascadeMasks& masks,
+         const Mined& out) {
         int64_t bytes = 0;
         check(cascade_topk_cuda_workspace(
-            Cascade(views, dtype, num_queries, num_keys, weights, keep, masks, out).args, &bytes));
+            CascadeCall(views, dtype, num_queries, num_keys, weights, keep, masks, out).args, &bytes));
         return bytes;
       },
       "Bytes of workspace that cuda_cascade_topk needs for these arguments.");
   m.def("cuda_cascade_topk",
         [](const Views& views, int dtype, int64_t num_queries, int64_t num_keys,
-           const std::vector<float>& weights, const std::vector<int64_t>& keep,
-           const std::tuple<Address, Address, Address, int64_t>& masks,
-           const std::tuple<Address, Address>& out, Address workspace, int64_t bytes, Address stream) {
-          const Cascade call(views, dtype, num_queries, num_keys, weights, keep, masks, out);
+           const std::vector<float>& weights, const std::vector<int64_t>& keep, const CascadeMasks& masks,
+           const Mined& out, Address workspace, int64_t bytes, Address stream) {
+          const CascadeCall call(views, dtype, num_queries, num_keys, weights, keep, masks, out);
           const char* error;
           {
             const py::gil_scoped_release unlocked;
@@ -181,28 +111,24 @@ inline void bind(py::module_& m) {
       "cuda_cascade_rerank_workspace",
       [](const Views& views, int dtype, int64_t num_queries, int64_t num_keys,
          const std::vector<float>& weights, const std::vector<int64_t>& keep, const Listed& listed,
-         const std::tuple<Address, Address, Address, int64_t>& masks,
-         const std::tuple<Address, Address>& out) {
-        const Cascade call(views, dtype, num_queries, num_keys, weights, keep, masks, out);
+         const CascadeMasks& masks, const Mined& out) {
+        const CascadeCall call(views, dtype, num_queries, num_keys, weights, keep, masks, out);
         int64_t bytes = 0;
-        check(cascade_rerank_cuda_workspace(rerank_args(call, listed), &bytes));
+        check(cascade_rerank_cuda_workspace(rerank_args(call.args, listed), &bytes));
         return bytes;
       },
       "Bytes of workspace that cuda_cascade_rerank needs for these arguments.");
-  m.def("cuda_cascade_rerank",
-        [](const Views& views, int dtype, int64_t num_queries, int64_t num_keys,
-           const std::vector<float>& weights, const std::vector<int64_t>& keep, const Listed& listed,
-           const std::tuple<Address, Address, Address, int64_t>& masks,
-           const std::tuple<Address, Address>& out, Address workspace, int64_t bytes, Address stream) {
-          const Cascade call(views, dtype, num_queries, num_keys, weights, keep, masks, out);
-          const py::gil_scoped_release unlocked;
-          check(cascade_rerank_cuda(rerank_args(call, listed), at<void>(workspace), bytes, at<void>(stream)));
-        });
+  m.def("cuda_cascade_rerank", [](const Views& views, int dtype, int64_t num_queries, int64_t num_keys,
+                                  const std::vector<float>& weights, const std::vector<int64_t>& keep,
+                                  const Listed& listed, const CascadeMasks& masks, const Mined& out,
+                                  Address workspace, int64_t bytes, Address stream) {
+    const CascadeCall call(views, dtype, num_queries, num_keys, weights, keep, masks, out);
+    const py::gil_scoped_release unlocked;
+    check(cascade_rerank_cuda(rerank_args(call.args, listed), at<void>(workspace), bytes, at<void>(stream)));
+  });
   m.def("cuda_enqueue", [](const Columns& columns, int64_t size, int64_t batch, Address pointer,
                            Address count, Address stream) {
-    std::vector<Column> list;
-    for (const auto& [buffer, buffer_stride, rows, rows_stride, row_bytes] : columns)
-      list.push_back({at<char>(buffer), at<const char>(rows), row_bytes, buffer_stride, rows_stride});
+    const std::vector<Column> list = column_list(columns);
     check(enqueue_cuda(list.data(), static_cast<int>(list.size()), size, batch, at<int64_t>(pointer),
                        at<int64_t>(count), at<void>(stream)));
   });
