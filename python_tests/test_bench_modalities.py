@@ -93,8 +93,11 @@ def test_every_row_has_a_plan_at_every_scale(tmp_path):
 def test_cpr_on_iic(clip_folder, tmp_path, capsys):
     row = "IIC + CPR, top 1 to 5"
     command = ["iic", "--videos", str(clip_folder), "--out", str(tmp_path), "--scale", "tiny", "--seeds", "1"]
-    assert modalities.main([*command, "--rows", row, "--device", "cpu"]) == 0
+    command += ["--rows", row, "--device", "cpu"]
+    assert modalities.main(command) == 0
     body = json.loads((tmp_path / "result.json").read_text())["rows"][row]["1"]
+    assert modalities.main(command) == 0, "the same command goes on, whatever the run wrote into its config"
+    assert json.loads((tmp_path / "result.json").read_text())["rows"][row]["1"] == body
     assert list(body["recall"]) == ["rgb", "residual", "both"]
     assert [phase for phase in body["mining"] if "mined" in body["mining"][phase]] == [
         f"cycle{n}" for n in (1, 2, 3, 4, 5)
