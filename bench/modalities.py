@@ -23,6 +23,7 @@ from statistics import mean
 from typing import Any
 
 from cpr_kernels.train import TrainError
+from cpr_kernels.train.checkpoint import encoder_files
 from cpr_kernels.train.config import Clips, Iic, Mining, Optim, TrainConfig, iic
 from cpr_kernels.train.logs import read_lines
 from cpr_kernels.train.prepare import prepare
@@ -31,7 +32,7 @@ from cpr_kernels.train.report import last_epochs, write_report
 from cpr_kernels.train.store import Manifest
 from cpr_kernels.train.videos import FrameSettings
 
-from .protocol import ended, train
+from .protocol import WARM_UP, ended, train
 from .protocol_reading import cell, points, verdict
 from .readme import write_text
 from .text import markdown
@@ -67,7 +68,8 @@ def base_config(experiment: str, scale: str, data: Path, out: Path) -> tuple[Tra
     """The budget that all rows of an experiment share, and the test clips of a video.
 
     tiny: minutes, shows that all runs. cpu: hours on two cores. gpu: the papers' clips and networks. Each view is
-    trained for as many epochs in every row, with clips of a pair from different parts of the video.
+    trained for as many epochs in every row, the pretraining among them, which the rows of a seed share; clips of a
+    pair are from different parts of the video.
     """
     size = {
         "tiny": {"width": 0.05, "clips": Clips(frames=8, crop=32, batch=4, workers=0, apart=True)},
@@ -121,17 +123,35 @@ def run(
 ) -> dict[str, Any]:
     """All runs, one after the other; returns what result.json holds, which is written after each."""
     out = base.out
-    results: dict[str, dict[str, Any]] = {row: {} for row in rows}
+    common = [WARM_UP] if experiment == "modalities" else []
+    results: dict[str, dict[str, Any]] = {row: {} for row in (*common, *rows)}
     for seed in seeds:
-        for row in rows:
-            of_row = dict(EXPERIMENTS[experiment][row])
-            of_row["mining"] = replace(of_row["mining"], topk=base.mining.topk)
-            config = replace(base, out=folder(out, seed, row), seed=seed, **of_row)
+        for row in results:
+            config = row_config(base, experiment, seed, row, rows)
+            print(f"seed {seed}, {row}", flush=True)
             train(config, test_clips)
             results[row][str(seed)] = figures_of(config.out, config.views)
             write_text(out / "result.json", json.dumps({"experiment": experiment, "rows": results}, indent=1))
             write_text(out / "result.md", tables(results))
     return results
+
+
+def row_config(base: TrainConfig, experiment: str, seed: int, row: str, rows: Sequence[str]) -> TrainConfig:
+    """A row's run. Rows of modalities go on from one warm-up of a seed, so that they differ in what they mine only;
+    rows of IIC train from the start, for the bank is part of what they learn.
+    """
+    known = EXPERIMENTS[experiment]
+    config = replace(base, out=folder(base.out, seed, row), seed=seed)
+    if row == WARM_UP:
+        views = max((known[other]["views"] for other in rows), key=len)
+        return replace(
+            config, views=views, mining=replace(ORACLE, topk=base.mining.topk), cycles=0, cycle_epochs=0
+        )
+    settings = {**known[row], "mining": replace(known[row]["mining"], topk=base.mining.topk)}
+    if experiment == "modalities":
+        _, files = encoder_files(folder(base.out, seed, WARM_UP))[-1]
+        settings |= {"infonce_epochs": 0, "init": {view: files[view] for view in settings["views"]}}
+    return replace(config, **settings)
 
 
 def folder(out: Path, seed: int, row: str) -> Path:
@@ -185,7 +205,7 @@ def tables(results: dict[str, dict[str, Any]]) -> str:
 
 def reading(results: dict[str, dict[str, Any]]) -> list[str]:
     """Each row against the first, in R@1 of its views together and of the first view; and who lacks a view."""
-    rows = {row: of_seed for row, of_seed in results.items() if of_seed}
+    rows = {row: of_seed for row, of_seed in results.items() if of_seed and row != WARM_UP}
     if not rows:
         return []
     first, *others = rows

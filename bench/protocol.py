@@ -104,7 +104,9 @@ def method_config(base: TrainConfig, out: Path, seed: int, method: str) -> Train
 def _what_counts(config: TrainConfig) -> str:
     """The settings that a result depends on: not the machine's, and not IIC's queue, which is as long as its data."""
     queue = 0 if config.framework == "iic" else config.queue
-    return to_json(replace(config, device="", queue=queue, clips=replace(config.clips, workers=0, cache_mb=0)))
+    return to_json(
+        replace(config, device="", queue=queue, clips=replace(config.clips, workers=0, cache_mb=0))
+    )
 
 
 def train(config: TrainConfig, clips: int) -> None:

@@ -10,6 +10,7 @@ from sound_files import sound_set
 from train_sets import tiny  # noqa: F401  (skips where the trainer's packages are missing)
 
 from bench import modalities
+from cpr_kernels.train.loop import config_of
 from cpr_kernels.train.plan import make_plan
 
 pytest_plugins = ["train_fixtures"]
@@ -41,6 +42,7 @@ def test_rows_of_modalities_and_their_tables(tmp_path, capsys):
     told = capsys.readouterr().out
     assert "10 videos of 2 classes" in told
     body = json.loads((out / "result.json").read_text())
+    assert list(body["rows"]) == ["warm-up", "rgb", "rgb+flow+audio"]
     three = body["rows"]["rgb+flow+audio"]["0"]
     assert list(three["recall"]) == ["rgb", "flow", "audio", "all"]
     assert three["missing"] == {}
@@ -52,6 +54,8 @@ def test_rows_of_modalities_and_their_tables(tmp_path, capsys):
     gain = three["recall"]["all"]["1"] - body["rows"]["rgb"]["0"]["recall"]["rgb"]["1"]
     assert f"together {100 * gain:+.1f} points; one seed" in said[0]
     assert f"<li>{said[0]}</li>" in (out / "report.html").read_text() and f"- {said[0]}" in told
+    started = [config_of(out / "seed0" / row).init for row in ("rgb", "rgb+flow+audio")]
+    assert started[0]["rgb"] == started[1]["rgb"] and set(started[1]) == {"rgb", "flow", "audio"}
     before = (out / "seed0" / "rgb" / "eval.json").stat().st_mtime_ns
     assert modalities.main(command) == 0  # all is there: nothing is trained again
     assert (out / "seed0" / "rgb" / "eval.json").stat().st_mtime_ns == before
@@ -86,7 +90,7 @@ def test_every_row_has_a_plan_at_every_scale(tmp_path):
             for row, settings in rows.items():
                 mining = replace(settings["mining"], topk=base.mining.topk)
                 config = replace(base, **{**settings, "mining": mining})
-                config.check()
+                config.check()  # the whole plan, with the pretraining
                 assert len(make_plan(config)) > 2, row
 
 
