@@ -154,8 +154,9 @@ inline void collect(const CascadePlan& plan, const Panel& panel, int64_t q, cons
       counts[l] += count(sure);
     }
     keep = static_cast<Mask>(keep | alive);
-    for (int r = 0; r < n_rows; ++r) store(list.row(r) + n, compress(keep, load(rows[r] + i)));
-    store(list.index + n, compress(keep, place));
+    const I order = front_order(keep);
+    for (int r = 0; r < n_rows; ++r) store(list.row(r) + n, ordered(order, load(rows[r] + i)));
+    store(list.index + n, ordered(order, place));
     n += count(keep);
   }
   for (int l = 0; l < levels; ++l) out.certain[l] += counts[l];

@@ -14,13 +14,16 @@ inline void extend(List& list, const List& more, int rows) {
 
 // Entries of `from` at [at, at + n), of the keys from `first` on, that are NaN in no row: appended to `to`.
 inline void append_scored(const List& from, int64_t at, int64_t first, int64_t n, int rows, List& to) {
+  int64_t kept = to.n;
   for_vectors(n, [&](int64_t i, Mask lanes) __attribute__((always_inline)) {
     const Mask alive = without_nan(
         lanes, rows, [&](int r) __attribute__((always_inline)) { return load(from.row(r) + at + i); });
-    for (int r = 0; r < rows; ++r) store(to.row(r) + to.n, compress(alive, load(from.row(r) + at + i)));
-    store(to.index + to.n, compress(alive, iota(static_cast<int32_t>(first + i))));
-    to.n += count(alive);
+    const I order = front_order(alive);
+    for (int r = 0; r < rows; ++r) store(to.row(r) + kept, ordered(order, load(from.row(r) + at + i)));
+    store(to.index + kept, ordered(order, iota(static_cast<int32_t>(first + i))));
+    kept += count(alive);
   });
+  to.n = kept;
 }
 
 // Working memory of one thread for resolving one query.
@@ -77,8 +80,9 @@ inline int64_t split_level_by(const CascadePlan& plan, int level, const List& en
       counted =
           counted & within<BY_SCORE>(load(entries.row(plan.row_of_stage[l]) + i), place, brackets[l].certain);
     uncounted += count(static_cast<Mask>(sure & ~counted));
-    store(scores + undecided, compress(maybe, score));
-    store(index + undecided, compress(maybe, load(place)));
+    const I order = front_order(maybe);
+    store(scores + undecided, ordered(order, score));
+    store(index + undecided, ordered(order, load(place)));
     undecided += count(maybe);
   });
   *late = uncounted;
@@ -120,8 +124,9 @@ inline void reclassify(const CascadePlan& plan, const Bracket* before, const Bra
       alive = sure;
     }
     keep = static_cast<Mask>(keep | alive);
-    for (int r = 0; r < plan.rows; ++r) store(list.row(r) + kept, compress(keep, load(list.row(r) + i)));
-    store(list.index + kept, compress(keep, place));
+    const I order = front_order(keep);
+    for (int r = 0; r < plan.rows; ++r) store(list.row(r) + kept, ordered(order, load(list.row(r) + i)));
+    store(list.index + kept, ordered(order, place));
     kept += count(keep);
   }
   *part.length = kept;

@@ -98,8 +98,9 @@ inline int64_t between(const float* scores, const int32_t* index, int64_t n, Cut
     const Mask top = within(score, place, high) & lanes;
     const Mask middle = static_cast<Mask>(within(score, place, low) & lanes & ~top);
     within_high += count(top);
-    store(out_scores + kept, compress(middle, score));
-    store(out_index + kept, compress(middle, place));
+    const I order = front_order(middle);
+    store(out_scores + kept, ordered(order, score));
+    store(out_index + kept, ordered(order, place));
     kept += count(middle);
   }
   *above = within_high;
@@ -278,8 +279,9 @@ inline void keep_within_cut(List& list, int rows, int judge, Cut cut) {
   int64_t kept = 0;
   for_vectors(list.n, [&](int64_t i, Mask lanes) __attribute__((always_inline)) {
     const Mask mask = within<BY_SCORE>(load(list.row(judge) + i), list.index + i, cut) & lanes;
-    for (int r = 0; r < rows; ++r) store(list.row(r) + kept, compress(mask, load(list.row(r) + i)));
-    store(list.index + kept, compress(mask, load(list.index + i)));
+    const I order = front_order(mask);
+    for (int r = 0; r < rows; ++r) store(list.row(r) + kept, ordered(order, load(list.row(r) + i)));
+    store(list.index + kept, ordered(order, load(list.index + i)));
     kept += count(mask);
   });
   list.n = kept;

@@ -76,8 +76,10 @@ int64_t append(const Collector& c, const Panel& panel, int64_t q, int64_t lane, 
     };
     const Mask eligibles = all ? first_lanes(panel.count - i) : eligible.lanes(panel, q, i);
     const Mask alive = without_nan(eligibles, c.plan.rows, score);
-    for (int r = 0; r < c.plan.rows; ++r) store(c.row(q, r) + n, compress(alive, score(r)));
-    store(c.out.index + q * c.out.pitch + n, compress(alive, iota(static_cast<int32_t>(panel.first + i))));
+    const I order = front_order(alive);
+    for (int r = 0; r < c.plan.rows; ++r) store(c.row(q, r) + n, ordered(order, score(r)));
+    store(c.out.index + q * c.out.pitch + n,
+          ordered(order, iota(static_cast<int32_t>(panel.first + i))));
     n += count(alive);
   }
   return n;
@@ -245,11 +247,12 @@ void keep_above(const EntryLists& lists, int row, const int32_t* cuts, const int
       const Mask tied = lowest_lanes(static_cast<Mask>(eq(score, cut) & lanes), left);
       left -= count(tied);
       const Mask mask = static_cast<Mask>((gt(score, cut) & lanes) | tied);
+      const I order = front_order(mask);
       for (int r = 0; r < lists.rows; ++r) {
         float* place = scores + r * lists.pitch;
-        store(place + kept, compress(mask, load(place + i)));
+        store(place + kept, ordered(order, load(place + i)));
       }
-      store(index + kept, compress(mask, load(index + i)));
+      store(index + kept, ordered(order, load(index + i)));
       kept += count(mask);
     }
     lists.length[q] = kept;

@@ -36,15 +36,15 @@ inline Mask eq(I a, I b) { return bits(_mm256_castsi256_ps(_mm256_cmpeq_epi32(a,
 inline Mask lt(I a, I b) { return bits(_mm256_castsi256_ps(_mm256_cmpgt_epi32(b, a))); }
 inline Mask le(I a, I b) { return ALL & ~bits(_mm256_castsi256_ps(_mm256_cmpgt_epi32(a, b))); }
 
-// Lane order that brings the lanes of a mask to the front: the k-th set bit's place, 3 bits each.
-inline __m256i front_order(Mask m) {
+// Selected lanes moved to the front; what follows them is unspecified.
+inline I front_order(Mask m) {  // lane k: the place of the k-th set bit
   const uint64_t wide = _pdep_u64(m, 0x0101010101010101ull) * 0xFFull;
   const uint64_t order = _pext_u64(0x0706050403020100ull, wide);
   return _mm256_cvtepu8_epi32(_mm_cvtsi64_si128(static_cast<long long>(order)));
 }
-// Selected lanes moved to the front; what follows them is unspecified.
-inline F compress(Mask m, F x) { return _mm256_permutevar8x32_ps(x, front_order(m)); }
-inline I compress(Mask m, I x) { return _mm256_permutevar8x32_epi32(x, front_order(m)); }
+inline F ordered(I order, F x) { return _mm256_permutevar8x32_ps(x, order); }
+inline I ordered(I order, I x) { return _mm256_permutevar8x32_epi32(x, order); }
+inline F compress(Mask m, F x) { return ordered(front_order(m), x); }
 inline int count(Mask m) { return __builtin_popcount(m); }
 inline Mask first_lanes(int64_t n) { return n >= W ? ALL : (1u << n) - 1u; }
 inline F select(Mask m, F yes, F no) {

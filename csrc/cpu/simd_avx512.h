@@ -39,9 +39,19 @@ inline Mask eq(I a, I b) { return _mm512_cmpeq_epi32_mask(a, b); }
 inline Mask le(I a, I b) { return _mm512_cmple_epi32_mask(a, b); }
 inline Mask lt(I a, I b) { return _mm512_cmplt_epi32_mask(a, b); }
 
-// Selected lanes moved to the front; what follows them is unspecified.
+// Selected lanes moved to the front; what follows them is unspecified. For vectors that share a mask, the order is
+// made once: vpcompressps takes 5 cycles for each.
 inline F compress(Mask m, F x) { return _mm512_maskz_compress_ps(m, x); }
-inline I compress(Mask m, I x) { return _mm512_maskz_compress_epi32(m, x); }
+inline I front_order(Mask m) {  // lane k: the place of the k-th set bit, in its low 4 bits
+  const uint64_t wide = _pdep_u64(m, 0x1111111111111111ull) * 0xFull;
+  const uint64_t order = _pext_u64(0xFEDCBA9876543210ull, wide);
+  const I halves = _mm512_mask_set1_epi32(_mm512_set1_epi32(static_cast<int>(order)), 0xFF00,
+                                          static_cast<int>(order >> 32));
+  return _mm512_srlv_epi32(halves,
+                           _mm512_setr_epi32(0, 4, 8, 12, 16, 20, 24, 28, 0, 4, 8, 12, 16, 20, 24, 28));
+}
+inline F ordered(I order, F x) { return _mm512_permutexvar_ps(order, x); }
+inline I ordered(I order, I x) { return _mm512_permutexvar_epi32(order, x); }
 inline int count(Mask m) { return __builtin_popcount(m); }
 inline Mask first_lanes(int64_t n) { return n >= W ? ALL : static_cast<Mask>((1u << n) - 1u); }
 inline Mask from_bytes_nonzero(const uint8_t* p) {

@@ -59,19 +59,20 @@ inline Mask le(I a, I b) { return bits(a <= b); }
 inline Mask lt(I a, I b) { return bits(a < b); }
 
 // Selected lanes moved to the front; what follows them is unspecified.
-template <class V>
-inline V compress_lanes(Mask m, V x) {
-  V out = x;
-  int n = 0;
-  for (int i = 0; i < W; ++i) {
-    out[n] = x[i];
+inline I front_order(Mask m) {  // lane k: the place of the k-th set bit
+  I order = {};
+  for (int i = 0, n = 0; i < W; ++i) {
+    order[n] = i;
     n += (m >> i) & 1;
     if (n == W) break;
   }
-  return out;
+  return order;
 }
-inline F compress(Mask m, F x) { return compress_lanes(m, x); }
-inline I compress(Mask m, I x) { return compress_lanes(m, x); }
+template <class V>
+inline V ordered(I order, V x) {
+  return V{x[order[0]], x[order[1]], x[order[2]], x[order[3]]};
+}
+inline F compress(Mask m, F x) { return ordered(front_order(m), x); }
 inline int count(Mask m) { return __builtin_popcount(m); }
 inline Mask first_lanes(int64_t n) { return n >= W ? ALL : (1u << n) - 1u; }
 inline F select(Mask m, F yes, F no) {
