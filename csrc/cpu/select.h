@@ -231,12 +231,11 @@ inline void sort_scores(F* v) {
   if constexpr (K < V * W) sort_scores<V, 2 * K>(v);
 }
 
-// Evenly spaced scores, highest first: sorted [SAMPLED].
+// Evenly spaced groups of 4 of n > SAMPLED scores, highest first: sorted [SAMPLED].
 inline void sorted_sample(const float* scores, int64_t n, float* sorted) {
-  float sample[SAMPLED];
-  for (int64_t i = 0; i < SAMPLED; ++i) sample[i] = scores[i * n / SAMPLED];
+  const int64_t step = n / (SAMPLED / 4);
   F v[SAMPLED / W];
-  for (int64_t a = 0; a < SAMPLED / W; ++a) v[a] = load(sample + a * W);
+  for (int64_t a = 0; a < SAMPLED / W; ++a) v[a] = load_groups(scores + a * (W / 4) * step, step);
   sort_scores<SAMPLED / W>(v);
   for (int64_t a = 0; a < SAMPLED / W; ++a) store(sorted + a * W, v[a]);
 }

@@ -11,6 +11,10 @@ using Mask = uint32_t;  // bit i: lane i
 constexpr Mask ALL = 0xFF;
 
 inline F load(const float* p) { return _mm256_loadu_ps(p); }
+// Two groups of 4 floats, `step` apart.
+inline F load_groups(const float* p, int64_t step) {
+  return _mm256_set_m128(_mm_loadu_ps(p + step), _mm_loadu_ps(p));
+}
 inline void store(float* p, F x) { _mm256_storeu_ps(p, x); }
 inline F set1(float x) { return _mm256_set1_ps(x); }
 inline F zero() { return _mm256_setzero_ps(); }

@@ -11,6 +11,12 @@ using Mask = __mmask16;  // bit i: lane i
 constexpr Mask ALL = 0xFFFF;
 
 inline F load(const float* p) { return _mm512_loadu_ps(p); }
+// Four groups of 4 floats, `step` apart.
+inline F load_groups(const float* p, int64_t step) {
+  const __m256 low = _mm256_set_m128(_mm_loadu_ps(p + step), _mm_loadu_ps(p));
+  const __m256 high = _mm256_set_m128(_mm_loadu_ps(p + 3 * step), _mm_loadu_ps(p + 2 * step));
+  return _mm512_insertf32x8(_mm512_castps256_ps512(low), high, 1);
+}
 inline void store(float* p, F x) { _mm512_storeu_ps(p, x); }
 inline F set1(float x) { return _mm512_set1_ps(x); }
 inline F zero() { return _mm512_setzero_ps(); }

@@ -16,6 +16,7 @@ inline F load(const float* p) {
   std::memcpy(&x, p, sizeof x);
   return x;
 }
+inline F load_groups(const float* p, int64_t) { return load(p); }  // one group of 4
 inline void store(float* p, F x) { std::memcpy(p, &x, sizeof x); }
 inline F set1(float x) { return F{x, x, x, x}; }
 inline F zero() { return F{0, 0, 0, 0}; }
