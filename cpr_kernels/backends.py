@@ -29,11 +29,11 @@ def choose(table: Sequence[Any], call: Any, name: str = "auto") -> Any:
         ValueError: a name that is not in the table, or a named backend that cannot run this call.
     """
     if name == "auto":
-        able = next((backend for backend in table if backend.why_not(call) is None), None)
-        if able is None:
-            why = "; ".join(f"{name}: {reason}" for name, reason in reasons(table, call))
-            raise ValueError(f"no backend can run this call: {why}")
-        return able
+        for backend in table:
+            if backend.why_not(call) is None:
+                return backend
+        why = "; ".join(f"{name}: {reason}" for name, reason in reasons(table, call))
+        raise ValueError(f"no backend can run this call: {why}")
     for backend in table:
         if name == backend.NAME:
             reason = backend.why_not(call)

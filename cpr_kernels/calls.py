@@ -24,6 +24,10 @@ def _contiguous(tensor: Tensor | None) -> Tensor | None:
     return None if tensor is None else tensor.contiguous()
 
 
+def _all_walk(features: Sequence[Tensor], *masks: Tensor | None) -> bool:
+    return all(map(walks, features)) and all(mask is None or mask.is_contiguous() for mask in masks)
+
+
 class CascadeCall(NamedTuple):
     """Checked arguments of `cpr::cascade_topk` (shapes as in DESIGN 3.1)."""
 
@@ -42,6 +46,8 @@ class CascadeCall(NamedTuple):
 
     def walkable(self) -> CascadeCall:
         """The same call as kernels can walk it: features and `exclude` with unit inner stride, ids without gaps."""
+        if _all_walk((*self.queries, *self.keys), self.query_ids, self.key_ids, self.exclude):
+            return self
         return self._replace(
             queries=[row_contiguous(query) for query in self.queries],
             keys=[row_contiguous(key) for key in self.keys],

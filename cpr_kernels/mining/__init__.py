@@ -150,7 +150,7 @@ def cascade_topk(
         return backend.cascade_topk(queries, cast(Mapping[str, Tensor], keys), schedule, **masks)
     call = as_call(queries, keys, schedule, query_ids, key_ids, exclude)
     if backend == "auto":
-        return torch.ops.cpr.cascade_topk(*call)
+        return torch.ops.cpr.cascade_topk.default(*call)
     return torch.ops.cpr._cascade_topk_on(*call, backend=backend)
 
 
@@ -229,7 +229,7 @@ def cascade_rerank(
     masks = {"query_ids": query_ids, "key_ids": key_ids, "exclude": exclude}
     call = as_rerank_call(queries, keys, schedule, candidates, **masks)
     if backend == "auto":
-        return torch.ops.cpr.cascade_rerank(*call)
+        return torch.ops.cpr.cascade_rerank.default(*call)
     return torch.ops.cpr._cascade_rerank_on(*call, backend=backend)
 
 

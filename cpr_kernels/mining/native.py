@@ -63,9 +63,9 @@ class _Arguments:
 
     def __init__(self, call: CascadeCall) -> None:
         query = call.queries[0]
-        shape, device = (query.shape[0], call.stage_keep[-1]), query.device
-        self.indices = torch.empty(shape, dtype=torch.int64, device=device)
-        self.scores = torch.empty(shape, dtype=torch.float32, device=device)
+        rows, k, device = query.shape[0], call.stage_keep[-1], query.device
+        self.indices = torch.empty(rows, k, dtype=torch.int64, device=device)
+        self.scores = torch.empty(rows, k, dtype=torch.float32, device=device)
         self.call = call = call.walkable()
         self.features = (
             [
@@ -73,7 +73,7 @@ class _Arguments:
                 for q, key in zip(call.queries, call.keys)
             ],
             DTYPE_CODES[query.dtype],
-            shape[0],
+            rows,
             call.keys[0].shape[0],
             call.stage_weights,
             call.stage_keep,
