@@ -21,6 +21,8 @@ constexpr int64_t ROUND_BYTES =
     4 << 20;  // what a thread's queries may collect at a time, roughly: a level-2 cache
 constexpr int64_t WIDE_BYTES =
     10 << 20;  // and where keys come from memory, so that visiting them less often pays
+constexpr int64_t SHARED_BYTES =
+    16 << 20;  // and at most at a time where threads share the keys: more queries take turns
 constexpr int64_t CACHED_KEYS = 16 << 20;  // bytes of keys that stay in a last-level cache
 
 // How a call is cut up: blocks of `width` queries, supers of blocks that share a visit of the keys, rounds of
@@ -338,17 +340,21 @@ Shape shape_of(const CascadeArgs& args, CascadePlan& plan) {
                       (List::bytes(plan.rows, plan.list_capacity) * shape.width);
   per_super = per_super < 1 ? 1 : (per_super > 64 / shape.width ? 64 / shape.width : per_super);
   shape.supers = (shape.blocks + per_super - 1) / per_super;
-  if (shape.supers <= shape.threads)
+  const int64_t listed = shape.blocks * shape.width * List::bytes(plan.rows, plan.list_capacity);
+  const bool by_turns = shape.supers > 1 && shape.supers <= shape.threads && listed > SHARED_BYTES;
+  if (shape.supers <= shape.threads && !by_turns)
     shape.supers = 1;  // threads share the keys, and each reads its part once
   shape.blocks_per_super = (shape.blocks + shape.supers - 1) / shape.supers;  // as even as can be
-  const int64_t parts = shape.supers >= shape.threads ? 1 : (shape.threads + shape.supers - 1) / shape.supers;
+  const int64_t parts = by_turns                         ? shape.threads
+                        : shape.supers >= shape.threads ? 1
+                                                        : (shape.threads + shape.supers - 1) / shape.supers;
   shape.parts = static_cast<int>(parts < panels ? parts : panels);
   if (shape.parts > 1)  // parts interleave panels, so they collect alike
     plan.list_capacity = plan.list_capacity / shape.parts + plan.list_capacity / (8 * shape.parts) + PANEL;
   if (plan.levels == 0) plan.list_capacity = round_up(panels, shape.parts) / shape.parts * PANEL;
   const int64_t per_query = shape.parts * Collected::bytes(plan);
   const int64_t fit = ROUND_BYTES * shape.threads / (per_query * shape.blocks_per_super * shape.width);
-  shape.supers_per_round = fit < shape.threads ? shape.threads : fit;
+  shape.supers_per_round = by_turns ? 1 : fit < shape.threads ? shape.threads : fit;
   if (shape.supers_per_round > shape.supers) shape.supers_per_round = shape.supers;
   if (static_cast<int64_t>(shape.threads) > shape.supers * shape.parts * 4)
     shape.threads = static_cast<int>(shape.supers * shape.parts * 4);

@@ -123,8 +123,8 @@ void plan_passes(int64_t num_keys, std::vector<Pass>& passes) {
   constexpr int64_t TILE = 16, UNITS = 32;
   std::vector<int64_t> shares = {UNITS};  // of the tiles seen by the end of each pass, in 32nds
   if (num_keys >= NARROW_FROM) shares = {UNITS / 4, UNITS};
-  if (num_keys >= 4 * NARROW_FROM) shares = {UNITS / 16, UNITS / 4, UNITS / 2, UNITS};
-  if (num_keys >= 64 * NARROW_FROM) shares = {1, UNITS / 8, UNITS / 2, UNITS};
+  if (num_keys >= 4 * NARROW_FROM) shares = {UNITS / 16, UNITS / 4, UNITS / 2, UNITS * 3 / 4, UNITS * 7 / 8, UNITS};
+  if (num_keys >= 64 * NARROW_FROM) shares = {1, UNITS / 8, UNITS / 2, UNITS * 3 / 4, UNITS * 7 / 8, UNITS};
   int64_t seen = 0;
   for (const int64_t share : shares) {
     passes.push_back({TILE, UNITS, seen, share, share < UNITS, false, nullptr, nullptr, nullptr});
