@@ -17,14 +17,14 @@ import json
 import sys
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
 from cpr_kernels.train import TrainError
 from cpr_kernels.train.checkpoint import encoder_files
-from cpr_kernels.train.config import Clips, Iic, Mining, Optim, TrainConfig, iic
+from cpr_kernels.train.config import Augment, Clips, Iic, Mining, Optim, TrainConfig, iic
 from cpr_kernels.train.logs import read_lines
 from cpr_kernels.train.prepare import prepare
 from cpr_kernels.train.quality import together
@@ -64,12 +64,23 @@ FRAMES = {
 }
 
 
-def base_config(experiment: str, scale: str, data: Path, out: Path) -> tuple[TrainConfig, int]:
-    """The budget that all rows of an experiment share, and the test clips of a video.
+@dataclass(frozen=True)
+class Budget:
+    """What the rows of an experiment share: settings, epochs of the warm-up that a seed's rows start from, and test clips
+    of a video.
+    """
 
-    tiny: minutes, shows that all runs. cpu: hours on two cores. gpu: the papers' clips and networks. Each view is
-    trained for as many epochs in every row, the pretraining among them, which the rows of a seed share; clips of a
-    pair are from different parts of the video.
+    config: TrainConfig
+    warm_up: int
+    test_clips: int
+
+
+def budget(experiment: str, scale: str, data: Path, out: Path) -> Budget:
+    """tiny: minutes, shows that all runs. cpu: hours on two cores. gpu: the papers' clips and networks.
+
+    Each view is trained for as many epochs in every row. Rows of modalities take clips of a pair from different parts
+    of the video. IIC starts from scratch as published where there are epochs for it; on a CPU from InfoNCE, since
+    intra-negatives keep its loss at chance for the few epochs there are.
     """
     size = {
         "tiny": {"width": 0.05, "clips": Clips(frames=8, crop=32, batch=4, workers=0, apart=True)},
@@ -79,18 +90,24 @@ def base_config(experiment: str, scale: str, data: Path, out: Path) -> tuple[Tra
     test_clips = {"tiny": 1, "cpu": 4, "gpu": 5}[scale]
     if experiment == "iic":
         settings = {**iic(), **size}
-        epochs = {"tiny": (1, 5, 1, 8), "cpu": (20, 5, 4, 256), "gpu": (120, 5, 24, 1024)}[scale]
-        settings["clips"] = replace(settings["clips"], frames=16 if scale == "gpu" else 8, apart=False)
-        settings.update(infonce_epochs=epochs[0], cycles=epochs[1], cycle_epochs=epochs[2])
-        settings["iic"] = Iic(negatives=epochs[3])
+        warm_up, epochs, cycle, negatives = {
+            "tiny": (1, 1, 1, 8), "cpu": (20, 5, 2, 256), "gpu": (0, 120, 24, 1024),
+        }[scale]  # fmt: skip
+        batch = 16 if scale == "cpu" else settings["clips"].batch
+        settings["clips"] = replace(
+            settings["clips"], frames=16 if scale == "gpu" else 8, batch=batch, apart=False
+        )
+        settings.update(infonce_epochs=epochs, cycles=5, cycle_epochs=cycle, iic=Iic(negatives=negatives))
+        if scale == "cpu":
+            settings["optim"] = replace(settings["optim"], lr=0.03, steps=(0.8,))
     else:
-        pretraining, cycle, queue = {"tiny": (1, 1, 8), "cpu": (30, 5, 256), "gpu": (100, 25, 256)}[scale]
+        warm_up, cycle, queue = {"tiny": (1, 1, 8), "cpu": (30, 5, 256), "gpu": (100, 25, 256)}[scale]
         settings = {
-            **size, "infonce_epochs": pretraining, "cycles": 2, "cycle_epochs": cycle, "queue": queue,
+            **size, "infonce_epochs": 0, "cycles": 2, "cycle_epochs": cycle, "queue": queue,
             "optim": Optim(momentum=0.99, cycle_lr=2e-4, warmup=10),
         }  # fmt: skip
     settings["mining"] = Mining(topk=2 if scale == "tiny" else 5)
-    return TrainConfig(data=data, out=out, **settings), test_clips
+    return Budget(TrainConfig(data=data, out=out, **settings), warm_up, test_clips)
 
 
 def listed(videos: Path, out: Path, dataset: str | None, with_sound: bool) -> Path:
@@ -118,40 +135,52 @@ def listed(videos: Path, out: Path, dataset: str | None, with_sound: bool) -> Pa
     return out / "list.csv"
 
 
-def run(
-    experiment: str, base: TrainConfig, test_clips: int, seeds: Sequence[int], rows: Sequence[str]
-) -> dict[str, Any]:
+def run(experiment: str, base: Budget, seeds: Sequence[int], rows: Sequence[str]) -> dict[str, Any]:
     """All runs, one after the other; returns what result.json holds, which is written after each."""
-    out = base.out
-    common = [WARM_UP] if experiment == "modalities" else []
-    results: dict[str, dict[str, Any]] = {row: {} for row in (*common, *rows)}
+    out = base.config.out
+    results: dict[str, dict[str, Any]] = {row: {} for row in ([WARM_UP] if base.warm_up else [])}
+    results |= {row: {} for row in rows}
     for seed in seeds:
         for row in results:
-            config = row_config(base, experiment, seed, row, rows)
+            config = (
+                warm_up_config(base, experiment, seed, rows)
+                if row == WARM_UP
+                else row_config(base, experiment, seed, row)
+            )
             print(f"seed {seed}, {row}", flush=True)
-            train(config, test_clips)
+            train(config, base.test_clips)
             results[row][str(seed)] = figures_of(config.out, config.views)
             write_text(out / "result.json", json.dumps({"experiment": experiment, "rows": results}, indent=1))
             write_text(out / "result.md", tables(results))
     return results
 
 
-def row_config(base: TrainConfig, experiment: str, seed: int, row: str, rows: Sequence[str]) -> TrainConfig:
-    """A row's run. Rows of modalities go on from one warm-up of a seed, so that they differ in what they mine only;
-    rows of IIC train from the start, for the bank is part of what they learn.
-    """
-    known = EXPERIMENTS[experiment]
-    config = replace(base, out=folder(base.out, seed, row), seed=seed)
-    if row == WARM_UP:
-        views = max((known[other]["views"] for other in rows), key=len)
-        return replace(
-            config, views=views, mining=replace(ORACLE, topk=base.mining.topk), cycles=0, cycle_epochs=0
-        )
-    settings = {**known[row], "mining": replace(known[row]["mining"], topk=base.mining.topk)}
-    if experiment == "modalities":
-        _, files = encoder_files(folder(base.out, seed, WARM_UP))[-1]
-        settings |= {"infonce_epochs": 0, "init": {view: files[view] for view in settings["views"]}}
-    return replace(config, **settings)
+def warm_up_config(base: Budget, experiment: str, seed: int, rows: Sequence[str]) -> TrainConfig:
+    """InfoNCE of every view that a row has; of IIC's encoder, of its first view."""
+    config = base.config
+    if experiment == "iic":
+        views = config.views[:1]
+        config = replace(
+            config, framework="moco", queue=8 if config.clips.batch < 8 else 384, augment=Augment(),
+            optim=Optim(momentum=0.99, warmup=10),
+        )  # fmt: skip
+    else:
+        views = max((MODALITIES[row]["views"] for row in rows), key=len)
+    return replace(
+        config, out=folder(config.out, seed, WARM_UP), seed=seed, views=views,
+        mining=replace(ORACLE, topk=config.mining.topk), infonce_epochs=base.warm_up, cycles=0, cycle_epochs=0,
+    )  # fmt: skip
+
+
+def row_config(base: Budget, experiment: str, seed: int, row: str) -> TrainConfig:
+    """A row's run, from its seed's warm-up, so that rows differ in what they mine only."""
+    config, known = base.config, EXPERIMENTS[experiment][row]
+    settings = {**known, "mining": replace(known["mining"], topk=config.mining.topk)}
+    if base.warm_up:
+        _, files = encoder_files(folder(config.out, seed, WARM_UP))[-1]
+        views = settings.get("views", config.views[:1])  # IIC has one encoder for both views
+        settings["init"] = {view: files[view] for view in views}
+    return replace(config, out=folder(config.out, seed, row), seed=seed, **settings)
 
 
 def folder(out: Path, seed: int, row: str) -> Path:
@@ -258,7 +287,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--scale", choices=list(FRAMES), default="cpu")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
     parser.add_argument("--rows", nargs="+", help="some rows of the table only")
-    parser.add_argument("--infonce-epochs", type=int, help="of the pretraining; the scale's by default")
+    parser.add_argument(
+        "--warm-up-epochs",
+        type=int,
+        help="of the InfoNCE that a seed's rows start from; the scale's by default",
+    )
+    parser.add_argument("--infonce-epochs", type=int, help="of IIC before CPR; the scale's by default")
     parser.add_argument("--cycle-epochs", type=int, help="for each view and cycle; the scale's by default")
     parser.add_argument("--device", default="auto")
     args = parser.parse_args(argv)
@@ -276,11 +310,13 @@ def _work(args: argparse.Namespace) -> str:
         prepare(listed(args.videos, args.out, args.dataset, args.with_sound), data, FRAMES[args.scale])
     manifest = Manifest.load(data)
     print(f"{len(manifest.videos)} videos of {len(manifest.classes)} classes", flush=True)
-    base, test_clips = base_config(args.experiment, args.scale, data, args.out)
+    base = budget(args.experiment, args.scale, data, args.out)
     given = {"infonce_epochs": args.infonce_epochs, "cycle_epochs": args.cycle_epochs}
     changes = {name: value for name, value in given.items() if value is not None}
-    base = replace(base, device=args.device, **changes)
-    results = run(args.experiment, base, test_clips, args.seeds, rows)
+    if args.warm_up_epochs is not None:
+        base = replace(base, warm_up=args.warm_up_epochs)
+    base = replace(base, config=replace(base.config, device=args.device, **changes))
+    results = run(args.experiment, base, args.seeds, rows)
     write_report(
         [folder(args.out, args.seeds[0], row) for row in rows],
         args.out / "report.html",

@@ -10,6 +10,7 @@ from sound_files import sound_set
 from train_sets import tiny  # noqa: F401  (skips where the trainer's packages are missing)
 
 from bench import modalities
+from cpr_kernels.train.checkpoint import encoder_files
 from cpr_kernels.train.loop import config_of
 from cpr_kernels.train.plan import make_plan
 
@@ -86,12 +87,14 @@ def test_sentences_compare_rows_seed_by_seed():
 def test_every_row_has_a_plan_at_every_scale(tmp_path):
     for experiment, rows in modalities.EXPERIMENTS.items():
         for scale in modalities.FRAMES:
-            base, _ = modalities.base_config(experiment, scale, tmp_path, tmp_path)
-            for row, settings in rows.items():
-                mining = replace(settings["mining"], topk=base.mining.topk)
-                config = replace(base, **{**settings, "mining": mining})
-                config.check()  # the whole plan, with the pretraining
-                assert len(make_plan(config)) > 2, row
+            base = replace(modalities.budget(experiment, scale, tmp_path, tmp_path), warm_up=0)
+            for row in rows:
+                config = modalities.row_config(base, experiment, 1, row)
+                config.check()
+                assert len(make_plan(config)) > 1, row
+            warm_up = modalities.warm_up_config(replace(base, warm_up=3), experiment, 1, list(rows))
+            warm_up.check()
+            assert [phase.epochs for phase in make_plan(warm_up)] == [3]
 
 
 def test_cpr_on_iic(clip_folder, tmp_path, capsys):
@@ -103,6 +106,8 @@ def test_cpr_on_iic(clip_folder, tmp_path, capsys):
     assert modalities.main(command) == 0, "the same command goes on, whatever the run wrote into its config"
     assert json.loads((tmp_path / "result.json").read_text())["rows"][row]["1"] == body
     assert list(body["recall"]) == ["rgb", "residual", "both"]
+    start = config_of(modalities.folder(tmp_path, 1, row)).init
+    assert start == {"rgb": encoder_files(tmp_path / "seed1" / "warm-up")[-1][1]["rgb"]}
     assert [phase for phase in body["mining"] if "mined" in body["mining"][phase]] == [
         f"cycle{n}" for n in (1, 2, 3, 4, 5)
     ]
