@@ -66,9 +66,7 @@ FRAMES = {
 
 @dataclass(frozen=True)
 class Budget:
-    """What the rows of an experiment share: settings, epochs of the warm-up that a seed's rows start from, and test clips
-    of a video.
-    """
+    """What rows share: settings, the epochs of the warm-up that a seed's rows start from, and test clips of a video."""
 
     config: TrainConfig
     warm_up: int

@@ -215,6 +215,7 @@ LARGE_CASES = [
     CascadeCase(
         "nested samples, empty slots", 2, 140_000, _TWO, _MIXED, empty_slots=True, exclude=0.5, dtype=BF16
     ),
+    CascadeCase("queries by turns", 20, 100_000, _TWO, few(100_000, 70_000, 60_000, 30_000), ids=True),
     CascadeCase("all equal, nested", 2, 140_000, _TWO, cpr_schedule(num_keys=140_000), prepare=all_equal),
     CascadeCase("time-ordered, nested", 2, 140_000, _TWO, cpr_schedule(num_keys=140_000), prepare=rising),
     CascadeCase(

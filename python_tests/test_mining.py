@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from cpr_kernels import Schedule, Stage, _core, cascade_topk, cascade_trace, cpr_schedule
 from cpr_kernels.calls import CascadeCall
 from cpr_kernels.mining import reference
+from cpr_kernels.plans import plan_on_cpu
 
 
 def oracle(call: CascadeCall) -> tuple[list[list[int]], list[list[float]]]:
@@ -202,15 +203,28 @@ def test_sampled_keys_are_spread_evenly() -> None:
         assert max(gaps) <= 2 * keys / len(sample) + 2
 
 
-@pytest.mark.parametrize("keys", [16_384, 140_000])
+@pytest.mark.parametrize("keys", [1 << 14, 140_000, 1 << 20, 1 << 22])
 def test_a_call_takes_a_few_megabytes(keys: int) -> None:
     """Nothing of size B x N: the high-water mark of a fresh process rises by far less than one score matrix."""
     inputs = (
-        f"n = {keys}\n"
-        "q = {v: torch.randn(64, 32) for v in ('flow', 'rgb')}; k = {v: torch.randn(n, 32) for v in ('flow', 'rgb')}\n"
+        f"n, d = {keys}, {min(32, (1 << 24) // keys)}\n"
+        "q = {v: torch.randn(64, d) for v in ('flow', 'rgb')}; k = {v: torch.randn(n, d) for v in ('flow', 'rgb')}\n"
         "s = c.cpr_schedule(num_keys=n)"
     )
     assert peak_kib(inputs, "c.cascade_topk(q, k, s)") < 16 * 1024
+
+
+def test_queries_take_turns_where_their_lists_are_long() -> None:
+    case = next(case for case in LARGE_CASES if case.name == "queries by turns")
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        plan = plan_on_cpu(case.call())
+    finally:
+        torch.set_num_threads(threads)
+    if plan.lanes != 16:
+        pytest.skip("20 queries are two groups of 16 lanes only")
+    assert (plan.queries_a_group, plan.groups, plan.parts) == (16, 2, 2)
 
 
 def test_denormal_flushing_of_the_caller_is_kept_and_ignored() -> None:
