@@ -92,7 +92,7 @@ inline void multiply(const float* a, int64_t a_row, int64_t a_step, const float*
   int64_t k = 0;
   for (; k + 4 <= depth; k += 4) {
     for (int line = 0; line < ahead.lines; ++line) {
-      __builtin_prefetch(ahead.place, 0, 2);
+      __builtin_prefetch(ahead.place, 0, 3);
       ahead.place += 64;
     }
     step(0);
@@ -158,7 +158,7 @@ inline int64_t next_tile(const View& view, DType dtype, const Panel& panel, int6
   }
   for (int64_t i = p; i < p + rows; ++i) {
     const char* row = row_at(view.keys, dtype, view.key_stride, panel.key(i));
-    for (int64_t at = 0; at < bytes; at += 64) __builtin_prefetch(row + at, 0, 2);
+    for (int64_t at = 0; at < bytes; at += 64) __builtin_prefetch(row + at, 0, 3);
   }
   return 0;
 }
