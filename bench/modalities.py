@@ -2,7 +2,8 @@
 
     python -m bench.modalities modalities --videos LIST.csv --dataset ucf101 --with-sound --out FOLDER
     python -m bench.modalities iic --videos LIST.csv --dataset ucf101 --out FOLDER
-    python -m bench.modalities modalities --videos LIST.csv --dataset utd_mhad_rgb --rows rgb rgb+flow --out FOLDER
+    python -m bench.modalities modalities --videos LIST.csv --dataset utd_mhad_rgb --rows rgb rgb+flow --out FOLDER \\
+        --warm-up-epochs 120 --cycle-epochs 20 --queue 32 --batch 8
 
 LIST.csv has the columns path and label (or class), and optionally split, dataset and has_audio; a folder with one
 folder a class will do too. Every step is resumable: stopped or killed, the same command goes on. FOLDER gets data/,
@@ -292,9 +293,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--infonce-epochs", type=int, help="of IIC before CPR; the scale's by default")
     parser.add_argument("--cycle-epochs", type=int, help="for each view and cycle; the scale's by default")
+    parser.add_argument("--queue", type=int, help="entries; keep it well below the number of training videos")
+    parser.add_argument("--batch", type=int)
     parser.add_argument("--device", default="auto")
     args = parser.parse_args(argv)
     return ended("bench.modalities", lambda: _work(args))
+
+
+def _changed(base: Budget, args: argparse.Namespace) -> Budget:
+    """The scale's budget with what the command line says otherwise."""
+    config = base.config
+    given = {"infonce_epochs": args.infonce_epochs, "cycle_epochs": args.cycle_epochs, "queue": args.queue}
+    config = replace(
+        config, device=args.device, clips=replace(config.clips, batch=args.batch or config.clips.batch),
+        **{name: value for name, value in given.items() if value is not None},
+    )  # fmt: skip
+    return replace(
+        base, config=config, warm_up=base.warm_up if args.warm_up_epochs is None else args.warm_up_epochs
+    )
 
 
 def _work(args: argparse.Namespace) -> str:
@@ -308,12 +324,7 @@ def _work(args: argparse.Namespace) -> str:
         prepare(listed(args.videos, args.out, args.dataset, args.with_sound), data, FRAMES[args.scale])
     manifest = Manifest.load(data)
     print(f"{len(manifest.videos)} videos of {len(manifest.classes)} classes", flush=True)
-    base = budget(args.experiment, args.scale, data, args.out)
-    given = {"infonce_epochs": args.infonce_epochs, "cycle_epochs": args.cycle_epochs}
-    changes = {name: value for name, value in given.items() if value is not None}
-    if args.warm_up_epochs is not None:
-        base = replace(base, warm_up=args.warm_up_epochs)
-    base = replace(base, config=replace(base.config, device=args.device, **changes))
+    base = _changed(budget(args.experiment, args.scale, data, args.out), args)
     results = run(args.experiment, base, args.seeds, rows)
     write_report(
         [folder(args.out, args.seeds[0], row) for row in rows],
