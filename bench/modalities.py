@@ -258,12 +258,29 @@ def reading(results: dict[str, dict[str, Any]]) -> list[str]:
         )
     if len(next(iter(rows.values()))) > 1:
         said.append(f"Seeds of one row differ by up to {100 * spread:.1f} points of R@1.")
+    said += [sentence for row, runs in rows.items() if (sentence := _mined_last(row, list(runs.values())))]
     for row, runs in rows.items():
         for view, share in next(iter(runs.values()))["missing"].items():
             said.append(
                 f"{row}: {100 * share:.1f} % of the training videos have no {view}; it scores 0 for them."
             )
     return said
+
+
+def _mined_last(row: str, runs: list[dict[str, Any]]) -> str:
+    """How much of what a row mines in its last cycle is right, and how much the sum of all its views would find."""
+    phases = [phase for phase in runs[0]["mining"] if "mined" in runs[0]["mining"][phase]]
+    if not phases:
+        return ""
+    last = [phase for phase in phases if phase.partition("-")[0] == phases[-1].partition("-")[0]]
+    shares = {
+        way: [mean(one["mining"][phase][way]["pmr"] for phase in last) for one in runs]
+        for way in ("mined", runs[0]["together"])
+        if way in runs[0]["mining"][last[0]]
+    }
+    parts = [f"{row}: {cell(shares['mined'])} % of what it mines in the last cycle is right"]
+    parts += [f"the sum of its views would find {cell(shares[way])} %" for way in shares if way != "mined"]
+    return "; ".join(parts) + "."
 
 
 def _whole(figures: dict[str, Any]) -> str:

@@ -51,7 +51,13 @@ def test_rows_of_modalities_and_their_tables(tmp_path, capsys):
     assert "| rgb+flow+audio |" in (out / "result.md").read_text()
     assert "<html" in (out / "report.html").read_text()
     said = modalities.reading(body["rows"])
-    assert len(said) == 1 and said[0].startswith("rgb+flow+audio against rgb: R@1 of all its views together ")
+    assert len(said) == 2 and said[0].startswith("rgb+flow+audio against rgb: R@1 of all its views together ")
+    last = [three["mining"][f"cycle2-{view}"] for view in ("rgb", "flow", "audio")]
+    mined, summed = (100 * sum(way[name]["pmr"] for way in last) / 3 for name in ("mined", "all"))
+    assert said[1] == (
+        f"rgb+flow+audio: {mined:.1f} % of what it mines in the last cycle is right; "
+        f"the sum of its views would find {summed:.1f} %."
+    )
     gain = three["recall"]["all"]["1"] - body["rows"]["rgb"]["0"]["recall"]["rgb"]["1"]
     assert f"together {100 * gain:+.1f} points; one seed" in said[0]
     assert f"<li>{said[0]}</li>" in (out / "report.html").read_text() and f"- {said[0]}" in told
@@ -68,6 +74,7 @@ def test_sentences_compare_rows_seed_by_seed():
             "together": "both",
             "recall": {"rgb": {"1": rgb}, "both": {"1": together}},
             "missing": missing or {},
+            "mining": {},
         }
 
     rows = {
