@@ -176,7 +176,9 @@ def _canvas(width: float, height: float) -> tuple[Any, Any]:
 
 
 def _legend(axes: Any) -> None:
-    legend = axes.figure.legend(loc="outside lower center", ncols=4, frameon=False, fontsize=9)
+    names = axes.get_legend_handles_labels()[1]
+    fits = max(1, min(4, 96 // (6 + max(map(len, names), default=0))))  # about so many letters a row
+    legend = axes.figure.legend(loc="outside lower center", ncols=fits, frameon=False, fontsize=9)
     for text in legend.get_texts():
         text.set_color(INK)
 

@@ -66,7 +66,7 @@ def _section(run: Path, shown: int) -> dict[str, Any]:
     names, album = ways_of(config), _Album(FrameStore(config.data), manifest, config.views)
     return {
         "run": run,
-        "title": run.name if run.name != "run" else run.parent.name,
+        "title": " ".join((run.name if run.name != "run" else run.parent.name).replace("_", " ").split()),
         "names": names,
         "config": config,
         "epochs": epochs,
