@@ -33,8 +33,9 @@ from cpr_kernels.train.report import last_epochs, write_report
 from cpr_kernels.train.store import Manifest
 from cpr_kernels.train.videos import FrameSettings
 
-from .protocol import WARM_UP, ended, train
-from .protocol_reading import cell, points, verdict
+from .modalities_reading import WARM_UP, reading
+from .protocol import ended, train
+from .protocol_reading import cell
 from .readme import write_text
 from .text import markdown
 
@@ -229,64 +230,6 @@ def tables(results: dict[str, dict[str, Any]]) -> str:
         "\n".join(["What the figures say:", "", *(f"- {sentence}" for sentence in said)]) if said else "",
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
-
-
-def reading(results: dict[str, dict[str, Any]]) -> list[str]:
-    """Each row against the first, in R@1 of its views together and of the first view; and who lacks a view."""
-    rows = {row: of_seed for row, of_seed in results.items() if of_seed and row != WARM_UP}
-    if not rows:
-        return []
-    first, *others = rows
-    whole = {
-        row: {seed: one["recall"][_whole(one)]["1"] for seed, one in runs.items()}
-        for row, runs in rows.items()
-    }
-    spread = max(max(shares.values()) - min(shares.values()) for shares in whole.values())
-    said = []
-    for row in others:
-        seeds = [seed for seed in rows[row] if seed in rows[first]]
-        if not seeds:
-            continue
-        gain = [whole[row][seed] - whole[first][seed] for seed in seeds]
-        view = next(iter(rows[first][seeds[0]]["recall"]))
-        alone = [
-            rows[row][seed]["recall"][view]["1"] - rows[first][seed]["recall"][view]["1"] for seed in seeds
-        ]
-        said.append(
-            f"{row} against {first}: R@1 of all its views together {points(gain)}; {verdict(gain, spread)}. "
-            f"R@1 of {view} alone {points(alone)}."
-        )
-    if len(next(iter(rows.values()))) > 1:
-        said.append(f"Seeds of one row differ by up to {100 * spread:.1f} points of R@1.")
-    said += [sentence for row, runs in rows.items() if (sentence := _mined_last(row, list(runs.values())))]
-    for row, runs in rows.items():
-        for view, share in next(iter(runs.values()))["missing"].items():
-            said.append(
-                f"{row}: {100 * share:.1f} % of the training videos have no {view}; it scores 0 for them."
-            )
-    return said
-
-
-def _mined_last(row: str, runs: list[dict[str, Any]]) -> str:
-    """How much of what a row mines in its last cycle is right, and how much the sum of all its views would find."""
-    phases = [phase for phase in runs[0]["mining"] if "mined" in runs[0]["mining"][phase]]
-    if not phases:
-        return ""
-    last = [phase for phase in phases if phase.partition("-")[0] == phases[-1].partition("-")[0]]
-    shares = {
-        way: [mean(one["mining"][phase][way]["pmr"] for phase in last) for one in runs]
-        for way in ("mined", runs[0]["together"])
-        if way in runs[0]["mining"][last[0]]
-    }
-    parts = [f"{row}: {cell(shares['mined'])} % of what it mines in the last cycle is right"]
-    parts += [f"the sum of its views would find {cell(shares[way])} %" for way in shares if way != "mined"]
-    return "; ".join(parts) + "."
-
-
-def _whole(figures: dict[str, Any]) -> str:
-    """The name of all views together; of the only view, where one was measured."""
-    recall, name = figures["recall"], str(figures["together"])
-    return name if name in recall else list(recall)[-1]
 
 
 def main(argv: Sequence[str] | None = None) -> int:

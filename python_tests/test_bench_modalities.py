@@ -51,10 +51,12 @@ def test_rows_of_modalities_and_their_tables(tmp_path, capsys):
     assert "| rgb+flow+audio |" in (out / "result.md").read_text()
     assert "<html" in (out / "report.html").read_text()
     said = modalities.reading(body["rows"])
-    assert len(said) == 2 and said[0].startswith("rgb+flow+audio against rgb: R@1 of all its views together ")
+    assert len(said) == 4 and said[0].startswith("rgb+flow+audio against rgb: R@1 of all its views together ")
     last = [three["mining"][f"cycle2-{view}"] for view in ("rgb", "flow", "audio")]
     mined, summed = (100 * sum(way[name]["pmr"] for way in last) / 3 for name in ("mined", "all"))
-    assert said[1] == (
+    more = three["recall"]["all"]["1"] - body["rows"]["warm-up"]["0"]["recall"]["all"]["1"]
+    assert said[2].startswith(f"rgb+flow+audio against its warm-up: R@1 of all {100 * more:+.1f} points; ")
+    assert said[3] == (
         f"rgb+flow+audio: {mined:.1f} % of what it mines in the last cycle is right; "
         f"the sum of its views would find {summed:.1f} %."
     )
