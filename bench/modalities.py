@@ -3,7 +3,7 @@
     python -m bench.modalities modalities --videos LIST.csv --dataset ucf101 --with-sound --out FOLDER
     python -m bench.modalities iic --videos LIST.csv --dataset ucf101 --out FOLDER
     python -m bench.modalities modalities --videos LIST.csv --dataset utd_mhad_rgb --rows rgb rgb+flow --out FOLDER \\
-        --warm-up-epochs 120 --cycle-epochs 20 --queue 32 --batch 8
+        --warm-up-epochs 60 --cycle-epochs 10 --queue 32 --batch 8
 
 LIST.csv has the columns path and label (or class), and optionally split, dataset and has_audio; a folder with one
 folder a class will do too. Every step is resumable: stopped or killed, the same command goes on. FOLDER gets data/,
