@@ -91,7 +91,7 @@ def budget(experiment: str, scale: str, data: Path, out: Path) -> Budget:
     if experiment == "iic":
         settings = {**iic(), **size}
         warm_up, epochs, cycle, negatives = {
-            "tiny": (1, 1, 1, 8), "cpu": (20, 5, 2, 256), "gpu": (0, 120, 24, 1024),
+            "tiny": (1, 1, 1, 8), "cpu": (20, 3, 1, 256), "gpu": (0, 120, 24, 1024),
         }[scale]  # fmt: skip
         batch = 16 if scale == "cpu" else settings["clips"].batch
         settings["clips"] = replace(
@@ -99,7 +99,7 @@ def budget(experiment: str, scale: str, data: Path, out: Path) -> Budget:
         )
         settings.update(infonce_epochs=epochs, cycles=5, cycle_epochs=cycle, iic=Iic(negatives=negatives))
         if scale == "cpu":
-            settings["optim"] = replace(settings["optim"], lr=0.03, steps=(0.8,))
+            settings["optim"] = replace(settings["optim"], lr=0.003, steps=(0.8,))
     else:
         warm_up, cycle, queue = {"tiny": (1, 1, 8), "cpu": (30, 5, 256), "gpu": (100, 25, 256)}[scale]
         settings = {
