@@ -51,6 +51,7 @@ struct CascadePlan {
   int passes;
   const Pass* pass;       // [passes]
   int64_t list_capacity;  // entries that a query is expected to hold at any time, with slack
+  uint8_t* missed;        // [B] set to 1 where brackets missed; null: such queries are selected the long way
 };
 
 struct CpuKernels {

@@ -253,7 +253,9 @@ int64_t resolve(const Cascade<NR>& cascade, int64_t q, int64_t in_round, const C
     w.entries = w.merged;
     cascade.list_all(in_round, w.entries);
   } else if (!settle_levels(plan, parts, cascade.shape.parts, brackets, w)) {
-    return select_directly(cascade.args, q);
+    if (!plan.missed) return select_directly(cascade.args, q);
+    plan.missed[q] = 1;
+    return 0;
   }
   finish(cascade.args, plan, plan.levels, w, q);
   return 0;

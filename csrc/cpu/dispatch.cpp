@@ -78,6 +78,7 @@ constexpr int64_t NARROW_FROM = 49152;   // keys from which brackets are narrowe
 constexpr int64_t TAIL = 4096;           // survivors that the exact stages take over at
 constexpr double SPREAD = 3.7;           // bracket half-width in standard deviations of the sampled rank,
 constexpr double REPEATED_SPREAD = 4.3;  // and where brackets are set many times over
+constexpr double WIDER = 3;              // times that, for queries whose brackets missed: runs of like keys
 
 struct PlanStorage {
   std::vector<int> slot_of_row, row_of_stage;
@@ -134,12 +135,13 @@ void plan_passes(int64_t num_keys, std::vector<Pass>& passes) {
 
 // Ranks, among the share of keys visited by the end of a pass, between which each level's threshold almost
 // surely lies. Returns how many entries are then undecided somewhere.
-double plan_ranks(const CascadePlan& plan, const CascadeArgs& args, double seen, int64_t* ranks) {
+double plan_ranks(const CascadePlan& plan, const CascadeArgs& args, double seen, double deviations,
+                  int64_t* ranks) {
   double entering = seen * static_cast<double>(args.num_keys), undecided = 0;
   for (int l = 0; l < plan.levels; ++l) {
     const double middle = static_cast<double>(plan.keep[l]) * seen;
     // the levels before are cut at their own ranks, so what is left to vary is this level's share of them
-    const double spread = bracket_spread(middle, entering, plan.passes > 2 ? REPEATED_SPREAD : SPREAD, 1.0);
+    const double spread = bracket_spread(middle, entering, deviations, 1.0);
     const double high = std::max(std::floor(middle - spread), 0.0), low = std::ceil(middle + spread);
     undecided += std::min(low, entering) - high;
     ranks[l] = static_cast<int64_t>(high);
@@ -151,7 +153,7 @@ double plan_ranks(const CascadePlan& plan, const CascadeArgs& args, double seen,
 }
 
 // Levels, passes, and the room that a query needs; no levels where brackets would save little.
-void plan_levels(const CascadeArgs& args, PlanStorage& store, CascadePlan& plan) {
+void plan_levels(const CascadeArgs& args, PlanStorage& store, CascadePlan& plan, double wider = 1) {
   const int64_t N = args.num_keys;
   plan_passes(N, store.passes);
   while (store.passes.size() > 1 && plan.levels < args.num_stages && plan.levels < MAX_LEVELS) {
@@ -159,6 +161,7 @@ void plan_levels(const CascadeArgs& args, PlanStorage& store, CascadePlan& plan)
   }
   store.ranks.resize(store.passes.size());
   plan.passes = static_cast<int>(store.passes.size());
+  const double deviations = wider * (plan.passes > 2 ? REPEATED_SPREAD : SPREAD);
   double seen = 0, held = 0, most_held = 0;  // share of the keys visited; entries held; at any time
   double undecided = 1.0;                    // share of the visited keys that brackets leave undecided
   for (size_t x = 0; x < store.passes.size() && plan.levels > 0; ++x) {
@@ -170,7 +173,7 @@ void plan_levels(const CascadeArgs& args, PlanStorage& store, CascadePlan& plan)
     seen = now;
     if (!pass.narrows) break;
     int64_t* ranks = store.ranks[x].data();
-    undecided = plan_ranks(plan, args, seen, ranks) / (seen * static_cast<double>(N));
+    undecided = plan_ranks(plan, args, seen, deviations, ranks) / (seen * static_cast<double>(N));
     held = std::min(undecided + sure, 1.0) * seen * static_cast<double>(N);
     if (pass.starts_over) seen = held = 0;
     pass.certain_rank = ranks;
@@ -197,6 +200,49 @@ void plan_stages(const CascadeArgs& args, PlanStorage& store, CascadePlan& plan)
   plan.row_of_stage = store.row_of_stage.data();
   plan.mix_weights = store.mix_weights.data();
   plan.view_used = store.view_used.data();
+}
+
+// The queries whose brackets missed, together and with wider ones. Returns how many went the long way then.
+int64_t try_again(const CascadeArgs& args, const std::vector<uint8_t>& missed) {
+  std::vector<int64_t> which, ids;
+  for (int64_t q = 0; q < args.num_queries; ++q)
+    if (missed[q]) which.push_back(q);
+  if (which.empty()) return 0;
+  const int64_t n = static_cast<int64_t>(which.size()), k = args.keep[args.num_stages - 1];
+  const size_t size = args.dtype == DType::float32 ? 4 : 2;
+  std::vector<View> views(args.views, args.views + args.num_views);
+  std::vector<std::vector<char>> rows;
+  for (View& view : views) {
+    const char* from = static_cast<const char*>(view.queries);
+    std::vector<char> gathered;
+    for (const int64_t q : which) {
+      const char* row = from + q * view.query_stride * static_cast<int64_t>(size);
+      gathered.insert(gathered.end(), row, row + view.dim * static_cast<int64_t>(size));
+    }
+    rows.push_back(std::move(gathered));
+    view.queries = rows.back().data();
+    view.query_stride = view.dim;
+  }
+  if (args.query_ids)
+    for (const int64_t q : which) ids.push_back(args.query_ids[q]);
+  std::vector<int64_t> indices(n * k);
+  std::vector<float> scores(n * k);
+  CascadeArgs again = args;
+  again.views = views.data();
+  again.num_queries = n;
+  again.query_ids = args.query_ids ? ids.data() : nullptr;
+  again.indices = indices.data();
+  again.scores = scores.data();
+  PlanStorage store;
+  CascadePlan plan{};
+  plan_stages(again, store, plan);
+  plan_levels(again, store, plan, WIDER);
+  const int64_t status = chosen().kernels->cascade_topk(again, plan);
+  for (int64_t i = 0; i < n; ++i) {
+    std::copy_n(indices.data() + i * k, k, args.indices + which[i] * k);
+    std::copy_n(scores.data() + i * k, k, args.scores + which[i] * k);
+  }
+  return status;
 }
 
 }  // namespace
@@ -248,7 +294,10 @@ int64_t cascade_topk_cpu(const CascadeArgs& args) {
   CascadePlan plan{};
   plan_stages(args, store, plan);
   plan_levels(args, store, plan);
-  return chosen().kernels->cascade_topk(args, plan);
+  std::vector<uint8_t> missed(plan.passes > 1 && !args.exclude ? args.num_queries : 0);
+  if (!missed.empty()) plan.missed = missed.data();
+  const int64_t status = chosen().kernels->cascade_topk(args, plan);
+  return status < 0 || missed.empty() ? status : status + try_again(args, missed);
 }
 
 CpuPlan cascade_topk_cpu_plan(const CascadeArgs& args) {
