@@ -33,8 +33,8 @@ from cpr_kernels.train.report import last_epochs, write_report
 from cpr_kernels.train.store import Manifest
 from cpr_kernels.train.videos import FrameSettings
 
-from .modalities_reading import WARM_UP, reading
-from .protocol import ended, train
+from .modalities_reading import reading
+from .protocol import WARM_UP, ended, train
 from .protocol_reading import cell
 from .readme import write_text
 from .text import markdown
@@ -90,14 +90,15 @@ def budget(experiment: str, scale: str, data: Path, out: Path) -> Budget:
     test_clips = {"tiny": 1, "cpu": 4, "gpu": 5}[scale]
     if experiment == "iic":
         settings = {**iic(), **size}
-        warm_up, epochs, cycle, negatives = {
-            "tiny": (1, 1, 1, 8), "cpu": (20, 3, 1, 256), "gpu": (0, 120, 24, 1024),
+        warm_up, queue, epochs, cycle, negatives = {
+            "tiny": (1, 8, 1, 1, 8), "cpu": (20, 384, 3, 1, 256), "gpu": (0, 2048, 120, 24, 1024),
         }[scale]  # fmt: skip
         batch = 16 if scale == "cpu" else settings["clips"].batch
         settings["clips"] = replace(
             settings["clips"], frames=16 if scale == "gpu" else 8, batch=batch, apart=False
         )
         settings.update(infonce_epochs=epochs, cycles=5, cycle_epochs=cycle, iic=Iic(negatives=negatives))
+        settings["queue"] = queue  # the warm-up's: IIC's bank is as long as its data
         if scale == "cpu":
             settings["optim"] = replace(settings["optim"], lr=0.003, steps=(0.8,))
     else:
@@ -160,10 +161,7 @@ def warm_up_config(base: Budget, experiment: str, seed: int, rows: Sequence[str]
     config = base.config
     if experiment == "iic":
         views = config.views[:1]
-        config = replace(
-            config, framework="moco", queue=8 if config.clips.batch < 8 else 384, augment=Augment(),
-            optim=Optim(momentum=0.99, warmup=10),
-        )  # fmt: skip
+        config = replace(config, framework="moco", augment=Augment(), optim=Optim(momentum=0.99, warmup=10))
     else:
         views = max((MODALITIES[row]["views"] for row in rows), key=len)
     return replace(

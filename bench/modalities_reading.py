@@ -6,8 +6,7 @@ from statistics import mean
 from typing import Any
 
 from .protocol import WARM_UP
-from .protocol_reading import points, verdict
-from .protocol_tables import cell
+from .protocol_reading import cell, points, verdict
 
 Runs = dict[str, dict[str, Any]]  # {seed: figures}
 

@@ -32,7 +32,7 @@ struct CascadeArgs {
   int threads;
 };
 
-// Returns the number of queries whose sampled brackets missed, twice, and that were selected the long way (for
+// Returns the number of queries whose sampled brackets missed twice, and that were selected the long way (for
 // tests).
 int64_t cascade_topk_cpu(const CascadeArgs& args);
 

@@ -347,9 +347,7 @@ Shape shape_of(const CascadeArgs& args, CascadePlan& plan) {
   if (shape.supers <= shape.threads && !by_turns)
     shape.supers = 1;  // threads share the keys, and each reads its part once
   shape.blocks_per_super = (shape.blocks + shape.supers - 1) / shape.supers;  // as even as can be
-  const int64_t parts = by_turns                         ? shape.threads
-                        : shape.supers >= shape.threads ? 1
-                                                        : (shape.threads + shape.supers - 1) / shape.supers;
+  const int64_t parts = by_turns ? shape.threads : (shape.threads + shape.supers - 1) / shape.supers;
   shape.parts = static_cast<int>(parts < panels ? parts : panels);
   if (shape.parts > 1)  // parts interleave panels, so they collect alike
     plan.list_capacity = plan.list_capacity / shape.parts + plan.list_capacity / (8 * shape.parts) + PANEL;

@@ -124,8 +124,10 @@ void plan_passes(int64_t num_keys, std::vector<Pass>& passes) {
   constexpr int64_t TILE = 16, UNITS = 32;
   std::vector<int64_t> shares = {UNITS};  // of the tiles seen by the end of each pass, in 32nds
   if (num_keys >= NARROW_FROM) shares = {UNITS / 4, UNITS};
-  if (num_keys >= 4 * NARROW_FROM) shares = {UNITS / 16, UNITS / 4, UNITS / 2, UNITS * 3 / 4, UNITS * 7 / 8, UNITS};
-  if (num_keys >= 64 * NARROW_FROM) shares = {1, UNITS / 8, UNITS / 2, UNITS * 3 / 4, UNITS * 7 / 8, UNITS};
+  if (num_keys >= 4 * NARROW_FROM)
+    shares = {UNITS / 16, UNITS / 4, UNITS / 2, UNITS * 3 / 4, UNITS * 7 / 8, UNITS};
+  if (num_keys >= 64 * NARROW_FROM)
+    shares = {1, UNITS / 8, UNITS / 2, UNITS * 3 / 4, UNITS * 7 / 8, UNITS};
   int64_t seen = 0;
   for (const int64_t share : shares) {
     passes.push_back({TILE, UNITS, seen, share, share < UNITS, false, nullptr, nullptr, nullptr});
@@ -153,7 +155,7 @@ double plan_ranks(const CascadePlan& plan, const CascadeArgs& args, double seen,
 }
 
 // Levels, passes, and the room that a query needs; no levels where brackets would save little.
-void plan_levels(const CascadeArgs& args, PlanStorage& store, CascadePlan& plan, double wider = 1) {
+void plan_levels(const CascadeArgs& args, PlanStorage& store, CascadePlan& plan, double wider) {
   const int64_t N = args.num_keys;
   plan_passes(N, store.passes);
   while (store.passes.size() > 1 && plan.levels < args.num_stages && plan.levels < MAX_LEVELS) {
@@ -202,6 +204,14 @@ void plan_stages(const CascadeArgs& args, PlanStorage& store, CascadePlan& plan)
   plan.view_used = store.view_used.data();
 }
 
+// The plan of a call that has queries and keys; `wider`: its brackets', times the usual.
+CascadePlan plan_call(const CascadeArgs& args, PlanStorage& store, double wider = 1) {
+  CascadePlan plan{};
+  plan_stages(args, store, plan);
+  plan_levels(args, store, plan, wider);
+  return plan;
+}
+
 // The queries whose brackets missed, together and with wider ones. Returns how many went the long way then.
 int64_t try_again(const CascadeArgs& args, const std::vector<uint8_t>& missed) {
   std::vector<int64_t> which, ids;
@@ -234,10 +244,7 @@ int64_t try_again(const CascadeArgs& args, const std::vector<uint8_t>& missed) {
   again.indices = indices.data();
   again.scores = scores.data();
   PlanStorage store;
-  CascadePlan plan{};
-  plan_stages(again, store, plan);
-  plan_levels(again, store, plan, WIDER);
-  const int64_t status = chosen().kernels->cascade_topk(again, plan);
+  const int64_t status = chosen().kernels->cascade_topk(again, plan_call(again, store, WIDER));
   for (int64_t i = 0; i < n; ++i) {
     std::copy_n(indices.data() + i * k, k, args.indices + which[i] * k);
     std::copy_n(scores.data() + i * k, k, args.scores + which[i] * k);
@@ -291,9 +298,8 @@ int64_t cascade_topk_cpu(const CascadeArgs& args) {
     return 0;
   }
   PlanStorage store;
-  CascadePlan plan{};
-  plan_stages(args, store, plan);
-  plan_levels(args, store, plan);
+  CascadePlan plan = plan_call(args, store);
+  // a second try gathers queries and ids, but no rows of a mask B x N
   std::vector<uint8_t> missed(plan.passes > 1 && !args.exclude ? args.num_queries : 0);
   if (!missed.empty()) plan.missed = missed.data();
   const int64_t status = chosen().kernels->cascade_topk(args, plan);
@@ -303,10 +309,7 @@ int64_t cascade_topk_cpu(const CascadeArgs& args) {
 CpuPlan cascade_topk_cpu_plan(const CascadeArgs& args) {
   if (args.num_queries == 0 || args.num_keys == 0) return {};
   PlanStorage store;
-  CascadePlan plan{};
-  plan_stages(args, store, plan);
-  plan_levels(args, store, plan);
-  return chosen().kernels->told(args, plan);
+  return chosen().kernels->told(args, plan_call(args, store));
 }
 
 int64_t cascade_topk_exhaustive(const CascadeArgs& args) {
