@@ -51,8 +51,12 @@ struct CascadePlan {
   int passes;
   const Pass* pass;       // [passes]
   int64_t list_capacity;  // entries that a query is expected to hold at any time, with slack
-  uint8_t* missed;        // [B] set to 1 where brackets missed; null: such queries are selected the long way
+  bool coarse;            // keys are scored by 16-bit products first, and what is close again exactly
+  uint8_t* missed;        // [B] set to MISSED or REFUSED; null: such queries are selected the long way
 };
+
+constexpr uint8_t MISSED = 1;   // a query whose brackets missed
+constexpr uint8_t REFUSED = 2;  // or were too narrow for coarse scores
 
 struct CpuKernels {
   int64_t (*cascade_topk)(const CascadeArgs&, const CascadePlan&);

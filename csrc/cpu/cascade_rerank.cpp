@@ -6,6 +6,7 @@
 #include "arena.h"
 #include "cascade_plan.h"
 #include "filter.h"
+#include "gathered.h"
 #include "resolve.h"
 #include "workspace.h"
 
@@ -13,9 +14,7 @@ namespace cpr {
 namespace CPR_ISA_NAMESPACE {
 namespace {
 
-constexpr int BLOCK = 64;     // candidates scored at a time
-constexpr int CHAINS = 4;     // vectors of candidates whose sums run side by side
-constexpr int64_t AHEAD = 8;  // rows asked for before they are read: they lie anywhere
+constexpr int BLOCK = Gathered::BLOCK;  // candidates scored at a time
 
 // Where in a set of twice as many slots as candidates, a power of two, an entry is first looked for.
 inline uint64_t slot_of(int32_t entry, uint64_t slots) {
@@ -46,16 +45,9 @@ inline int64_t distinct(const int64_t* candidates, int64_t n, int64_t num_keys, 
   return count;
 }
 
-inline void ask_for(const View& view, DType dtype, int64_t key) {
-  const char* row = row_at(view.keys, dtype, view.key_stride, key);
-  const int64_t bytes = view.dim * (dtype == DType::float32 ? 4 : 2);
-  for (int64_t at = 0; at < bytes; at += 64) __builtin_prefetch(row + at, 0, 3);
-}
-
 struct Memory {
   float* query;        // the query's row of each view, widened, one after another
-  float* wide;         // [BLOCK, pitch] gathered rows
-  float* columns;      // [pitch, BLOCK] the same, turned
+  Gathered gathered;
   float* scores;       // [slots, BLOCK + 16]
   const float** rows;  // [R]
   int32_t* which;      // [C]
@@ -73,8 +65,7 @@ struct Memory {
     }
     Memory m;
     m.query = arena.take<float>(total);
-    m.wide = arena.take<float>(BLOCK * pitch_of(widest));
-    m.columns = arena.take<float>(BLOCK * pitch_of(widest));
+    m.gathered = Gathered::take(arena, widest);
     m.scores = arena.take<float>((cascade.num_views + plan.mixes) * (BLOCK + 16));
     m.rows = arena.take<const float*>(plan.rows);
     m.which = arena.take<int32_t>(args.num_candidates + 16);
@@ -84,30 +75,7 @@ struct Memory {
     m.workspace = arena.take<char>(Workspace::bytes(plan, 1));
     return m;
   }
-  // Whole vectors, and not a power of two: rows that far apart share cache sets.
-  static int64_t pitch_of(int64_t dim) { return round_up(dim, 16) + 16; }
 };
-
-// Scores of one view for up to BLOCK candidates: out [BLOCK].
-inline void score_block(const View& view, DType dtype, const float* query, const int32_t* which,
-                        int64_t count, int64_t listed, const Memory& m, float* out) {
-  const int64_t pitch = Memory::pitch_of(view.dim);
-  for (int64_t i = 0; i < count; ++i) {
-    if (i + AHEAD < listed) ask_for(view, dtype, which[i + AHEAD]);
-    widen_row(row_at(view.keys, dtype, view.key_stride, which[i]), dtype, view.dim, m.wide + i * pitch);
-  }
-  if (count < BLOCK)
-    std::memset(m.wide + count * pitch, 0, sizeof(float) * static_cast<size_t>((BLOCK - count) * pitch));
-  for (int64_t i = 0; i < BLOCK; i += W)
-    for (int64_t d = 0; d < view.dim; d += W)
-      transpose(m.wide + i * pitch + d, pitch, m.columns + d * BLOCK + i, BLOCK);
-  if (view.dim == 0) std::memset(out, 0, sizeof(float) * BLOCK);
-  for (int64_t d = 0; d < view.dim; d += DEPTH) {
-    const int64_t depth = view.dim - d < DEPTH ? view.dim - d : DEPTH;
-    for (int64_t i = 0; i < BLOCK; i += CHAINS * W)
-      multiply<1, CHAINS>(query + d, 0, 1, m.columns + d * BLOCK + i, BLOCK, depth, d > 0, out + i, BLOCK);
-  }
-}
 
 // The weighted sum of views of a mixed row, as cascade_topk's.
 inline void mix_block(const CascadeArgs& args, const CascadePlan& plan, int x, float* scores) {
@@ -141,15 +109,15 @@ void rerank_query(const RerankArgs& args, const CascadePlan& plan, int64_t q, co
     const float* query = m.query;
     for (int v = 0; v < cascade.num_views; query += cascade.views[v++].dim)
       if (plan.view_used[v])
-        score_block(cascade.views[v], cascade.dtype, query, panel.which, count, listed - first, m,
-                    m.scores + v * (BLOCK + 16));
+        m.gathered.score(cascade.views[v], cascade.dtype, query, panel.which, count, listed - first,
+                         m.scores + v * (BLOCK + 16));
     for (int x = 0; x < plan.mixes; ++x) mix_block(cascade, plan, x, m.scores);
     m.eligible.load_panel(panel);
     filter_panel<0>(plan, panel, q, nullptr, m.rows, m.eligible, collected);
   }
   Workspace w = Workspace::at(m.workspace, plan, 1);
   w.entries = collected.list(plan);
-  finish(cascade, plan, 0, w, q);
+  finish(cascade, plan, 0, nullptr, w, q);
 }
 
 bool rerank(const RerankArgs& args, const CascadePlan& plan) {

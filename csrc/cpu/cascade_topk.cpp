@@ -4,72 +4,12 @@
 
 #include <cstdlib>
 
-#include "arena.h"
-#include "cascade_plan.h"
-#include "filter.h"
-#include "resolve.h"
+#include "cascade_shape.h"
 #include "workspace.h"
 
 namespace cpr {
 namespace CPR_ISA_NAMESPACE {
 namespace {
-
-constexpr int64_t PANEL = 512;  // keys scored and filtered at a time
-constexpr int64_t ROW =
-    PANEL + 16;  // floats a query's scores take: rows a power of two apart share cache sets
-constexpr int64_t ROUND_BYTES =
-    4 << 20;  // what a thread's queries may collect at a time, roughly: a level-2 cache
-constexpr int64_t WIDE_BYTES =
-    10 << 20;  // and where keys come from memory, so that visiting them less often pays
-constexpr int64_t SHARED_BYTES =
-    16 << 20;  // and at most at a time where threads share the keys: more queries take turns
-constexpr int64_t CACHED_KEYS = 16 << 20;  // bytes of keys that stay in a last-level cache
-
-// How a call is cut up: blocks of `width` queries, supers of blocks that share a visit of the keys, rounds of
-// supers.
-struct Shape {
-  int vectors, width;  // width: queries, `vectors` vectors of them
-  int64_t blocks, blocks_per_super, supers, supers_per_round;
-  int parts;  // of the keys, for threads that share a super
-  int threads;
-};
-
-struct ThreadMemory {
-  float* wide;         // one tile of keys in float32
-  float* scores;       // [slots, queries of a super, ROW]
-  const float** rows;  // [R]
-  int32_t* which;      // [PANEL] keys of a gathered panel
-  Eligibility eligible;
-  char* workspace;
-
-  static ThreadMemory take(Arena& arena, const CascadeArgs& args, const CascadePlan& plan, const Shape& shape,
-                           int64_t max_dim) {
-    const int64_t slots = args.num_views + plan.mixes, queries = shape.blocks_per_super * shape.width;
-    ThreadMemory m;
-    m.wide = arena.take<float>(TILE * max_dim);
-    m.scores = arena.take<float>(slots * queries * ROW);
-    m.rows = arena.take<const float*>(plan.rows);
-    m.which = arena.take<int32_t>(PANEL + 16);
-    m.eligible = {&args, arena.take<int32_t>(PANEL + 16), arena.take<uint8_t>(PANEL + 16)};
-    m.workspace = arena.take<char>(Workspace::bytes(plan, shape.parts));
-    return m;
-  }
-};
-
-struct SharedMemory {
-  float* packed;      // per super of the round: [V][blocks][dim, width]
-  char* collected;    // [queries of a round, parts]
-  Bracket* brackets;  // [queries of a round, L]
-
-  static SharedMemory take(Arena& arena, const CascadePlan& plan, const Shape& shape, int64_t total_dim) {
-    const int64_t blocks = shape.supers_per_round * shape.blocks_per_super, queries = blocks * shape.width;
-    SharedMemory m;
-    m.packed = arena.take<float>(queries * total_dim);
-    m.collected = arena.take<char>(queries * shape.parts * Collected::bytes(plan));
-    m.brackets = arena.take<Bracket>(queries * (plan.levels ? plan.levels : 1));
-    return m;
-  }
-};
 
 // Whether every key may be selected and is collected: scores then go straight into the lists (`score_lists`).
 bool collects_all(const CascadeArgs& args, const CascadePlan& plan) {
@@ -82,7 +22,7 @@ struct Cascade {
   const CascadePlan& plan;
   const Shape& shape;
   const SharedMemory& shared;
-  int64_t total_dim;
+  Dims dims;
 
   int64_t queries_of_super() const { return shape.blocks_per_super * shape.width; }
   int blocks_of(int64_t super) const {  // the last super may have fewer
@@ -90,9 +30,21 @@ struct Cascade {
     return static_cast<int>(left < shape.blocks_per_super ? left : shape.blocks_per_super);
   }
   const float* packed_of(int64_t slot_in_round, int view) const {
-    const float* place = shared.packed + slot_in_round * queries_of_super() * total_dim;
+    const float* place = shared.packed + slot_in_round * queries_of_super() * dims.total;
     for (int v = 0; v < view; ++v) place += queries_of_super() * args.views[v].dim;
     return place;
+  }
+  int32_t* pairs_of_super(int64_t slot_in_round, int view) const {
+    int32_t* place = shared.pairs + slot_in_round * queries_of_super() * dims.pairs;
+    for (int v = 0; v < view; ++v) place += queries_of_super() * pairs_of(args.views[v].dim);
+    return place;
+  }
+  // Where `factor`, `length` and `error` hold a query of the round.
+  int64_t coarse_at(int64_t query_in_round, int view) const {
+    return view * shape.supers_per_round * queries_of_super() + query_in_round;
+  }
+  float* longest_at(int64_t slot_in_round, int part, int view) const {
+    return shared.longest + ((slot_in_round * shape.parts + part) * args.num_views + view) * W;
   }
   char* collected_at(int64_t query_in_round, int part) const {
     return shared.collected + (query_in_round * shape.parts + part) * Collected::bytes(plan);
@@ -100,26 +52,89 @@ struct Cascade {
   Collected collected_of(int64_t query_in_round, int part) const {
     return Collected::at(collected_at(query_in_round, part), plan);
   }
-  void pack(int64_t super, int64_t slot_in_round) const {
+  // A block of a super's queries, ready for what follows.
+  void start(int64_t super, int64_t slot_in_round, int64_t block, const ThreadMemory& m) const {
+    const int64_t width = shape.width, in_round = slot_in_round * queries_of_super() + block * width;
+    const int64_t first = super * queries_of_super() + block * width;
+    const int64_t left = args.num_queries > first ? args.num_queries - first : 0;
+    for (int v = 0; v < args.num_views; ++v)
+      pack_queries(args.views[v], args.dtype, first, left, shape.width,
+                   const_cast<float*>(packed_of(slot_in_round, v)) + block * args.views[v].dim * width);
+    if (plan.coarse) pack_coarse(first, left, slot_in_round, block, m);
+    for (int64_t i = in_round; i < in_round + width; ++i) {
+      for (int part = 0; part < shape.parts; ++part) collected_of(i, part).clear(plan);
+      for (int l = 0; l < plan.levels; ++l)
+        shared.brackets[i * plan.levels + l] = {cut_nothing(), cut_everything()};
+    }
+  }
+
+  // The same queries as pairs, for coarse scores.
+  void pack_coarse(int64_t first, int64_t left, int64_t slot_in_round, int64_t block,
+                   const ThreadMemory& m) const {
+    if (block == 0) {
+      shared.coarse[slot_in_round] = 1;
+      for (int part = 0; part < shape.parts; ++part)
+        std::memset(longest_at(slot_in_round, part, 0), 0, sizeof(float) * args.num_views * W);
+    }
     for (int v = 0; v < args.num_views; ++v) {
-      float* place = const_cast<float*>(packed_of(slot_in_round, v));
-      for (int64_t b = 0; b < shape.blocks_per_super; ++b) {
-        const int64_t first = (super * shape.blocks_per_super + b) * shape.width;
-        const int64_t left = args.num_queries - first;
-        pack_queries(args.views[v], args.dtype, first, left < 0 ? 0 : left, shape.width,
-                     place + b * args.views[v].dim * shape.width);
+      const View& view = args.views[v];
+      const int64_t pairs = pairs_of(view.dim);
+      int32_t* const columns = pairs_of_super(slot_in_round, v) + block * pairs * shape.width;
+      for (int64_t i = 0; i < shape.width; ++i) {
+        const int64_t at = coarse_at(slot_in_round * queries_of_super() + block * shape.width + i, v);
+        CoarseQuery query = {0, 0, 0};
+        std::memset(m.pairs, 0, sizeof(int32_t) * static_cast<size_t>(pairs));
+        if (i < left) {
+          widen_row(row_at(view.queries, args.dtype, view.query_stride, first + i), args.dtype, view.dim,
+                    m.wide);
+          query = query_to_pairs(m.wide, view.dim, m.pairs);
+        }
+        for (int64_t k = 0; k < pairs; ++k) columns[k * shape.width + i] = m.pairs[k];
+        shared.factor[at] = query.factor;
+        shared.length[at] = query.length;
+        shared.error[at] = query.error;
       }
     }
   }
 
+  // error [R]: how far a query's coarse scores may be off, as far as keys have been visited. False: no bound.
+  bool errors_of(int64_t slot_in_round, int64_t query_in_round, float* error) const {
+    bool bounded = true;
+    for (int r = 0; r < plan.rows; ++r) {
+      const int view = plan.slot_of_row[r];
+      const int64_t at = coarse_at(query_in_round, view);
+      float longest = 0;
+      for (int part = 0; part < shape.parts; ++part) {
+        const float seen = max_of(load(longest_at(slot_in_round, part, view)));
+        longest = seen > longest ? seen : longest;
+      }
+      error[r] = shared.error[at] * longest + LEAST_ERROR;
+      bounded = bounded && shared.length[at] * longest < MOST_LENGTHS && error[r] < MOST_LENGTHS;
+    }
+    return bounded;
+  }
+
+  CoarseProducts<NR> coarse_products(int64_t slot_in_round, int view, int part, const ThreadMemory& m) const {
+    return {pairs_of_super(slot_in_round, view),
+            shared.factor + coarse_at(slot_in_round * queries_of_super(), view), args.views[view].dim, m.pairs,
+            longest_at(slot_in_round, part, view)};
+  }
+
   // Scores of a panel for the queries of a super, mixes included.
-  void score(const Panel& panel, int64_t slot_in_round, int64_t super, const ThreadMemory& m) const {
+  void score(const Panel& panel, int64_t slot_in_round, int64_t super, int part,
+             const ThreadMemory& m) const {
     const int64_t slot_size = queries_of_super() * ROW;
     const int blocks = blocks_of(super);
     for (int v = 0; v < args.num_views; ++v) {
       if (!plan.view_used[v]) continue;
-      score_panel<NR>(args.views[v], args.dtype, panel, packed_of(slot_in_round, v), blocks, m.wide,
-                      m.scores + v * slot_size, ROW);
+      const View& view = args.views[v];
+      float* const out = m.scores + v * slot_size;
+      if (plan.coarse)
+        score_panel<NR>(view, args.dtype, panel, coarse_products(slot_in_round, v, part, m), blocks, m.wide,
+                        out, ROW);
+      else
+        score_panel<NR>(view, args.dtype, panel, Products<NR>{packed_of(slot_in_round, v), view.dim}, blocks,
+                        m.wide, out, ROW);
     }
     for (int x = 0; x < plan.mixes; ++x) mix(x, slot_size, m);
   }
@@ -177,23 +192,15 @@ struct Cascade {
     return count;
   }
 
-  void start(int64_t slot_in_round) const {
-    const int64_t queries = queries_of_super(), first = slot_in_round * queries;
-    for (int64_t i = first; i < first + queries; ++i) {
-      for (int part = 0; part < shape.parts; ++part) collected_of(i, part).clear(plan);
-      for (int l = 0; l < plan.levels; ++l)
-        shared.brackets[i * plan.levels + l] = {cut_nothing(), cut_everything()};
-    }
-  }
-
   // A part's keys of a pass, panel by panel, for all queries of a super.
   template <int R>
   void sweep(const Pass& pass, int64_t super, int64_t slot_in_round, int part, const ThreadMemory& m) const {
+    if (plan.coarse && !shared.coarse[slot_in_round]) return;  // refused
     const int64_t queries = queries_of_super(), first_query = super * queries, panels = panels_of(pass);
     for (int64_t p = part; p < panels; p += shape.parts) {
       const Panel panel = panel_at(pass, p, m.which);
       if (panel.count == 0) continue;
-      score(panel, slot_in_round, super, m);
+      score(panel, slot_in_round, super, part, m);
       m.eligible.load_panel(panel);
       for (int64_t i = 0; i < queries && first_query + i < args.num_queries; ++i) {
         const int64_t in_round = slot_in_round * queries + i;
@@ -247,37 +254,66 @@ int64_t select_directly(const CascadeArgs& args, int64_t q);
 // One query's result; 1 when its brackets missed and it was selected directly.
 template <int NR>
 int64_t resolve(const Cascade<NR>& cascade, int64_t q, int64_t in_round, const Collected* parts,
-                const Bracket* brackets, Workspace& w) {
+                const Bracket* brackets, Workspace& w, const ThreadMemory& m) {
+  const CascadeArgs& args = cascade.args;
   const CascadePlan& plan = cascade.plan;
-  if (collects_all(cascade.args, plan)) {
+  const int64_t slot = in_round / cascade.queries_of_super();
+  const Refine* refine = nullptr;
+  bool settled = true;
+  if (plan.coarse) {
+    if (!cascade.shared.coarse[slot]) {
+      plan.missed[q] = REFUSED;
+      return 0;
+    }
+    refine = &m.refine;
+    settled = cascade.errors_of(slot, in_round, m.refine.error);
+    float* place = m.query;
+    for (int v = 0; v < args.num_views; place += args.views[v++].dim)
+      widen_row(row_at(args.views[v].queries, args.dtype, args.views[v].query_stride, q), args.dtype,
+                args.views[v].dim, place);
+  }
+  if (collects_all(args, plan)) {
     w.entries = w.merged;
     cascade.list_all(in_round, w.entries);
-  } else if (!settle_levels(plan, parts, cascade.shape.parts, brackets, w)) {
-    if (!plan.missed) return select_directly(cascade.args, q);
-    plan.missed[q] = 1;
+  } else if (!settled || !settle_levels(plan, parts, cascade.shape.parts, brackets, refine, w)) {
+    if (!plan.missed) return select_directly(args, q);
+    plan.missed[q] = MISSED;
     return 0;
   }
-  finish(cascade.args, plan, plan.levels, w, q);
+  finish(args, plan, plan.levels, refine, w, q);
   return 0;
+}
+
+// Brackets of one query from what it has collected. Where the sample's are too narrow for coarse scores, those of
+// its super are refused.
+template <int NR>
+void narrow_query(const Cascade<NR>& cascade, const Pass& pass, int64_t in_round, const Collected* parts,
+                  Bracket* brackets, Workspace& w, const ThreadMemory& m) {
+  const CascadePlan& plan = cascade.plan;
+  const int64_t slot = in_round / cascade.queries_of_super();
+  if (!plan.coarse) return narrow(plan, pass, parts, cascade.shape.parts, nullptr, brackets, w);
+  uint8_t* const coarse = cascade.shared.coarse + slot;
+  if (!__atomic_load_n(coarse, __ATOMIC_RELAXED)) return;
+  float* const error = m.refine.error;
+  bool fits = cascade.errors_of(slot, in_round, error);
+  narrow(plan, pass, parts, cascade.shape.parts, pass.starts_over ? nullptr : error, brackets, w);
+  for (int l = 0; l < plan.levels; ++l) fits = fits && !too_narrow(brackets[l], error[plan.row_of_stage[l]]);
+  if (pass.starts_over && !fits) __atomic_store_n(coarse, 0, __ATOMIC_RELAXED);
 }
 
 template <int NR>
 int64_t run(const CascadeArgs& args, const CascadePlan& plan, const Shape& shape) {
-  int64_t max_dim = 1, total_dim = 0;
-  for (int v = 0; v < args.num_views; ++v) {
-    max_dim = args.views[v].dim > max_dim ? args.views[v].dim : max_dim;
-    total_dim += args.views[v].dim;
-  }
+  const Dims dims(args);
   Arena arena{nullptr, 0};
-  SharedMemory::take(arena, plan, shape, total_dim);
+  SharedMemory::take(arena, args, plan, shape, dims);
   const int64_t shared_bytes = arena.used;
-  ThreadMemory::take(arena, args, plan, shape, max_dim);
+  ThreadMemory::take(arena, args, plan, shape, dims);
   const int64_t thread_bytes = arena.used - shared_bytes + 64 * shape.parts;
   char* memory = take_workspace(shared_bytes + round_up(thread_bytes, 64) * shape.threads);
   if (!memory) return -1;
   arena = {memory, 0};
-  const SharedMemory shared = SharedMemory::take(arena, plan, shape, total_dim);
-  const Cascade<NR> cascade{args, plan, shape, shared, total_dim};
+  const SharedMemory shared = SharedMemory::take(arena, args, plan, shape, dims);
+  const Cascade<NR> cascade{args, plan, shape, shared, dims};
   int64_t missed = 0;
 
 #pragma omp parallel num_threads(shape.threads) if (shape.threads > 1) reduction(+ : missed)
@@ -287,7 +323,7 @@ int64_t run(const CascadeArgs& args, const CascadePlan& plan, const Shape& shape
     ThreadMemory m;
 #pragma omp critical(cpr_arena)
     {
-      m = ThreadMemory::take(arena, args, plan, shape, max_dim);
+      m = ThreadMemory::take(arena, args, plan, shape, dims);
       parts = arena.take<Collected>(shape.parts);
     }
     Workspace w = Workspace::at(m.workspace, plan, shape.parts);
@@ -296,9 +332,9 @@ int64_t run(const CascadeArgs& args, const CascadePlan& plan, const Shape& shape
       const int64_t supers =
           shape.supers - first < shape.supers_per_round ? shape.supers - first : shape.supers_per_round;
 #pragma omp for schedule(dynamic)
-      for (int64_t s = 0; s < supers; ++s) {
-        cascade.pack(first + s, s);
-        cascade.start(s);
+      for (int64_t b = 0; b < supers * shape.blocks_per_super; ++b) {
+        const int64_t slot = b / shape.blocks_per_super;
+        cascade.start(first + slot, slot, b % shape.blocks_per_super, m);
       }
       for (int x = 0; x < plan.passes; ++x) {
         const Pass& pass = plan.pass[x];
@@ -313,52 +349,15 @@ int64_t run(const CascadeArgs& args, const CascadePlan& plan, const Shape& shape
           for (int p = 0; p < shape.parts; ++p) parts[p] = cascade.collected_of(i, p);
           Bracket* brackets = shared.brackets + i * plan.levels;
           if (pass.narrows)
-            narrow(plan, pass, parts, shape.parts, brackets, w);
+            narrow_query(cascade, pass, i, parts, brackets, w, m);
           else
-            missed += resolve(cascade, q, i, parts, brackets, w);
+            missed += resolve(cascade, q, i, parts, brackets, w, m);
         }
       }
     }
   }
   give_back_workspace(memory);
   return missed;
-}
-
-// How a call is cut up; where threads share a group of queries, what each collects is less.
-Shape shape_of(const CascadeArgs& args, CascadePlan& plan) {
-  Shape shape;
-  const int64_t panels = (args.num_keys + PANEL - 1) / PANEL;
-  shape.threads = args.threads > 1 ? args.threads : 1;
-  // wide lists: fewer queries at a time, so that what they collect stays within the round's memory
-  const bool narrow_block =
-      args.num_queries <= W || List::bytes(plan.rows, plan.list_capacity) * 2 * W > WIDE_BYTES;
-  shape.vectors = narrow_block ? 1 : 2;
-  shape.width = shape.vectors * W;
-  shape.blocks = (args.num_queries + shape.width - 1) / shape.width;
-  int64_t key_bytes = 0;
-  for (int v = 0; v < args.num_views; ++v)
-    key_bytes += args.num_keys * args.views[v].dim * (args.dtype == DType::float32 ? 4 : 2);
-  int64_t per_super = (key_bytes > CACHED_KEYS ? WIDE_BYTES : ROUND_BYTES) /
-                      (List::bytes(plan.rows, plan.list_capacity) * shape.width);
-  per_super = per_super < 1 ? 1 : (per_super > 64 / shape.width ? 64 / shape.width : per_super);
-  shape.supers = (shape.blocks + per_super - 1) / per_super;
-  const int64_t listed = shape.blocks * shape.width * List::bytes(plan.rows, plan.list_capacity);
-  const bool by_turns = shape.supers > 1 && shape.supers <= shape.threads && listed > SHARED_BYTES;
-  if (shape.supers <= shape.threads && !by_turns)
-    shape.supers = 1;  // threads share the keys, and each reads its part once
-  shape.blocks_per_super = (shape.blocks + shape.supers - 1) / shape.supers;  // as even as can be
-  const int64_t parts = by_turns ? shape.threads : (shape.threads + shape.supers - 1) / shape.supers;
-  shape.parts = static_cast<int>(parts < panels ? parts : panels);
-  if (shape.parts > 1)  // parts interleave panels, so they collect alike
-    plan.list_capacity = plan.list_capacity / shape.parts + plan.list_capacity / (8 * shape.parts) + PANEL;
-  if (plan.levels == 0) plan.list_capacity = round_up(panels, shape.parts) / shape.parts * PANEL;
-  const int64_t per_query = shape.parts * Collected::bytes(plan);
-  const int64_t fit = ROUND_BYTES * shape.threads / (per_query * shape.blocks_per_super * shape.width);
-  shape.supers_per_round = by_turns ? 1 : fit < shape.threads ? shape.threads : fit;
-  if (shape.supers_per_round > shape.supers) shape.supers_per_round = shape.supers;
-  if (static_cast<int64_t>(shape.threads) > shape.supers * shape.parts * 4)
-    shape.threads = static_cast<int>(shape.supers * shape.parts * 4);
-  return shape;
 }
 
 int64_t cascade(const CascadeArgs& args, const CascadePlan& whole) {

@@ -21,6 +21,7 @@ struct Isa {
   const RerankKernels* reranks;
   const ShardKernels* shards;
   const PeakKernels* peak;
+  bool coarse;  // 16-bit products are faster than float32
 };
 
 // What each instruction set's objects define, and all of it as one Isa.
@@ -32,10 +33,10 @@ struct Isa {
     extern const ShardKernels shard_kernels;   \
     extern const PeakKernels peak_kernels;     \
   }
-#define CPR_KERNELS_OF(isa)                                                          \
+#define CPR_KERNELS_OF(name, isa, coarse)                                            \
   Isa {                                                                              \
-    #isa, &isa_##isa::kernels, &isa_##isa::loss_kernels, &isa_##isa::rerank_kernels, \
-        &isa_##isa::shard_kernels, &isa_##isa::peak_kernels                          \
+    name, &isa_##isa::kernels, &isa_##isa::loss_kernels, &isa_##isa::rerank_kernels, \
+        &isa_##isa::shard_kernels, &isa_##isa::peak_kernels, coarse                  \
   }
 
 CPR_DECLARE_KERNELS(generic)
@@ -54,15 +55,18 @@ std::vector<Isa> runnable() {
 #ifdef CPR_HAS_avx512
   if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
-      __builtin_cpu_supports("bmi2"))
-    found.push_back(CPR_KERNELS_OF(avx512));
+      __builtin_cpu_supports("bmi2")) {
+    if (__builtin_cpu_supports("avx512vnni"))
+      found.push_back(CPR_KERNELS_OF("avx512vnni", avx512, true));
+    found.push_back(CPR_KERNELS_OF("avx512", avx512, false));
+  }
 #endif
 #ifdef CPR_HAS_avx2
   if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi2") &&
       __builtin_cpu_supports("f16c"))
-    found.push_back(CPR_KERNELS_OF(avx2));
+    found.push_back(CPR_KERNELS_OF("avx2", avx2, true));
 #endif
-  found.push_back(CPR_KERNELS_OF(generic));
+  found.push_back(CPR_KERNELS_OF("generic", generic, false));
   return found;
 }
 
@@ -75,6 +79,8 @@ constexpr int64_t STREAM_FROM = 4096;    // keys from which brackets pay for the
 constexpr double SAMPLE_SHARE = 1.6;     // the first sample, in units of num_keys^(2/3)
 constexpr int64_t MAX_SAMPLE = 4096;     // and at most
 constexpr int64_t NARROW_FROM = 49152;   // keys from which brackets are narrowed again on the way
+constexpr int64_t EXACT_FROM = 4 * NARROW_FROM;  // keys from which brackets are too narrow for coarse scores
+constexpr int64_t MAX_COARSE_DIM = 4096;         // beyond, rounding to 16 bits might make sums overflow
 constexpr int64_t TAIL = 4096;           // survivors that the exact stages take over at
 constexpr double SPREAD = 3.7;           // bracket half-width in standard deviations of the sampled rank,
 constexpr double REPEATED_SPREAD = 4.3;  // and where brackets are set many times over
@@ -212,11 +218,22 @@ CascadePlan plan_call(const CascadeArgs& args, PlanStorage& store, double wider 
   return plan;
 }
 
-// The queries whose brackets missed, together and with wider ones. Returns how many went the long way then.
-int64_t try_again(const CascadeArgs& args, const std::vector<uint8_t>& missed) {
+// Whether keys are scored by 16-bit products first: where those are faster, and brackets leave room for their
+// error. Queries that they fail are tried again without.
+bool scores_coarsely(const CascadeArgs& args, const CascadePlan& plan) {
+  bool fits = chosen().coarse && plan.levels > 0 && plan.mixes == 0 && plan.missed &&
+              args.num_keys < EXACT_FROM;
+  for (int v = 0; v < args.num_views; ++v) fits = fits && args.views[v].dim <= MAX_COARSE_DIM;
+  return fits;
+}
+
+// The queries marked in `missed`, together, by exact scores alone and with brackets so much wider. `may_miss`: they
+// are marked again where they miss; or returns how many went the long way then.
+int64_t try_again(const CascadeArgs& args, uint8_t mark, double wider, bool may_miss,
+                  std::vector<uint8_t>& missed) {
   std::vector<int64_t> which, ids;
   for (int64_t q = 0; q < args.num_queries; ++q)
-    if (missed[q]) which.push_back(q);
+    if (missed[q] == mark) which.push_back(q);
   if (which.empty()) return 0;
   const int64_t n = static_cast<int64_t>(which.size()), k = args.keep[args.num_stages - 1];
   const size_t size = args.dtype == DType::float32 ? 4 : 2;
@@ -244,8 +261,12 @@ int64_t try_again(const CascadeArgs& args, const std::vector<uint8_t>& missed) {
   again.indices = indices.data();
   again.scores = scores.data();
   PlanStorage store;
-  const int64_t status = chosen().kernels->cascade_topk(again, plan_call(again, store, WIDER));
+  CascadePlan plan = plan_call(again, store, wider);
+  std::vector<uint8_t> missed_again(n);
+  if (may_miss) plan.missed = missed_again.data();
+  const int64_t status = chosen().kernels->cascade_topk(again, plan);
   for (int64_t i = 0; i < n; ++i) {
+    missed[which[i]] = missed_again[i];
     std::copy_n(indices.data() + i * k, k, args.indices + which[i] * k);
     std::copy_n(scores.data() + i * k, k, args.scores + which[i] * k);
   }
@@ -302,8 +323,11 @@ int64_t cascade_topk_cpu(const CascadeArgs& args) {
   // a second try gathers queries and ids, but no rows of a mask B x N
   std::vector<uint8_t> missed(plan.passes > 1 && !args.exclude ? args.num_queries : 0);
   if (!missed.empty()) plan.missed = missed.data();
-  const int64_t status = chosen().kernels->cascade_topk(args, plan);
-  return status < 0 || missed.empty() ? status : status + try_again(args, missed);
+  plan.coarse = scores_coarsely(args, plan);
+  int64_t status = chosen().kernels->cascade_topk(args, plan);
+  if (status < 0 || missed.empty()) return status;
+  status = try_again(args, REFUSED, 1, true, missed);
+  return status < 0 ? status : status + try_again(args, MISSED, WIDER, false, missed);
 }
 
 CpuPlan cascade_topk_cpu_plan(const CascadeArgs& args) {

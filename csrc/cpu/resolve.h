@@ -1,6 +1,7 @@
 // The exact half of the cascade: from what a query has collected to its positives.
 #pragma once
 #include "filter.h"
+#include "refine.h"
 
 namespace cpr {
 namespace CPR_ISA_NAMESPACE {
@@ -63,8 +64,9 @@ inline void keep_best(List& list, int rows, int judge, int64_t keep, const Scrat
 }
 
 // One level of the entries, all alive so far: the undecided ones are copied out, and those certain here that
-// the sweep did not count (undecided at an earlier level, alive all the same) are counted in *late.
-template <bool BY_SCORE>
+// the sweep did not count (undecided at an earlier level, alive all the same) are counted in *late. PLACES: with
+// their places in the list, not their indices.
+template <bool BY_SCORE, bool PLACES>
 inline int64_t split_level_by(const CascadePlan& plan, int level, const List& entries,
                               const Bracket* brackets, float* scores, int32_t* index, int64_t* late) {
   int64_t undecided = 0, uncounted = 0;
@@ -82,18 +84,19 @@ inline int64_t split_level_by(const CascadePlan& plan, int level, const List& en
     uncounted += count(static_cast<Mask>(sure & ~counted));
     const I order = front_order(maybe);
     store(scores + undecided, ordered(order, score));
-    store(index + undecided, ordered(order, load(place)));
+    store(index + undecided, ordered(order, PLACES ? iota(static_cast<int32_t>(i)) : load(place)));
     undecided += count(maybe);
   });
   *late = uncounted;
   return undecided;
 }
+template <bool PLACES>
 inline int64_t split_level(const CascadePlan& plan, int level, const List& entries, const Bracket* brackets,
                            float* scores, int32_t* index, int64_t* late) {
   bool plain = by_score(brackets[level].possible);
   for (int l = 0; l <= level; ++l) plain = plain && by_score(brackets[l].certain);
-  return plain ? split_level_by<true>(plan, level, entries, brackets, scores, index, late)
-               : split_level_by<false>(plan, level, entries, brackets, scores, index, late);
+  return plain ? split_level_by<true, PLACES>(plan, level, entries, brackets, scores, index, late)
+               : split_level_by<false, PLACES>(plan, level, entries, brackets, scores, index, late);
 }
 
 // The cut after `rank` entries of a level, of which `certain` are within the bracket's certain cut and the
@@ -144,10 +147,10 @@ inline int64_t certain_of(const Collected* parts, int num_parts, int level) {
   return total;
 }
 
-// Brackets tightened to what the keys visited by the end of `pass` say. Wrong ones are noticed by
-// settle_levels.
+// Brackets tightened to what the keys visited by the end of `pass` say; `error` [R] of coarse scores, or null.
+// Wrong ones are noticed by settle_levels.
 inline void narrow(const CascadePlan& plan, const Pass& pass, const Collected* parts, int num_parts,
-                   Bracket* brackets, Workspace& w) {
+                   const float* error, Bracket* brackets, Workspace& w) {
   if (overflowed(parts, num_parts)) return;
   w.entries = w.merged;
   for (int p = 0; p < num_parts; ++p) extend(w.entries, parts[p].list(plan), plan.rows);
@@ -156,10 +159,11 @@ inline void narrow(const CascadePlan& plan, const Pass& pass, const Collected* p
   for (int l = 0; l < plan.levels; ++l) {
     int64_t certain;
     const int64_t undecided =
-        split_level(plan, l, w.entries, before, w.undecided_scores, w.undecided_index, &certain);
+        split_level<false>(plan, l, w.entries, before, w.undecided_scores, w.undecided_index, &certain);
     certain += certain_of(parts, num_parts, l);
     brackets[l].certain = cut_at(pass.certain_rank[l], certain, undecided, before[l], w);
     brackets[l].possible = cut_at(pass.possible_rank[l], certain, undecided, before[l], w);
+    if (error) widen_bracket(brackets[l], before[l], error[plan.row_of_stage[l]]);
     if (l + 1 == plan.levels) break;
     const Cut middle = cut_at(pass.middle_rank[l], certain, undecided, before[l], w);
     keep_within(w.entries, plan.rows, plan.row_of_stage[l], middle);
@@ -172,20 +176,28 @@ inline void narrow(const CascadePlan& plan, const Pass& pass, const Collected* p
   }
 }
 
-// Settle the levels exactly: `w.entries` becomes what is alive after level L. False when a bracket missed.
+// Settle the levels exactly: `w.entries` becomes what is alive after level L. `refine`: the scores are coarse.
+// False when a bracket missed.
 inline bool settle_levels(const CascadePlan& plan, const Collected* parts, int num_parts,
-                          const Bracket* brackets, Workspace& w) {
+                          const Bracket* brackets, const Refine* refine, Workspace& w) {
   if (overflowed(parts, num_parts)) return false;
   w.entries = num_parts == 1 ? parts[0].list(plan) : w.merged;
   for (int p = 0; num_parts > 1 && p < num_parts; ++p) extend(w.entries, parts[p].list(plan), plan.rows);
   for (int l = 0; l < plan.levels; ++l) {
     int64_t certain;
-    const int64_t undecided =
-        split_level(plan, l, w.entries, brackets, w.undecided_scores, w.undecided_index, &certain);
+    const int64_t undecided = (refine ? split_level<true> : split_level<false>)(
+        plan, l, w.entries, brackets, w.undecided_scores, w.undecided_index, &certain);
     certain += certain_of(parts, num_parts, l);
     const int64_t keep = plan.keep[l];
     if (keep < certain || (keep > certain + undecided && !drops_nothing(brackets[l]))) return false;
-    keep_within(w.entries, plan.rows, plan.row_of_stage[l], cut_at(keep, certain, undecided, brackets[l], w));
+    const int row = plan.row_of_stage[l];
+    Cut cut = cut_at(keep, certain, undecided, brackets[l], w);
+    if (refine) {
+      if (!refine->inside(cut, brackets[l], row)) return false;
+      cut = refine->sharpen(w.entries, row, w.undecided_scores, w.undecided_index, undecided, keep - certain,
+                            cut, w.scratch);
+    }
+    keep_within(w.entries, plan.rows, row, cut);
   }
   return true;
 }
@@ -216,14 +228,29 @@ inline void emit(const List& list, int judge, int64_t k, uint64_t* keys, int64_t
   }
 }
 
-// The stages from `first` on, exactly, and the result.
-inline void finish(const CascadeArgs& args, const CascadePlan& plan, int first, Workspace& w, int64_t q) {
+// As keep_best, exactly, of coarse scores.
+inline void keep_best_of_coarse(List& list, int rows, int judge, int64_t keep, const Refine& refine,
+                                const Scratch& scratch) {
+  if (list.n <= keep) return;
+  const Cut coarse = mth_best(list.row(judge), list.index, list.n, keep, scratch);
+  const Cut cut = refine.sharpen(list, judge, list.row(judge), nullptr, list.n, keep, coarse, scratch);
+  keep_within(list, rows, judge, cut);
+}
+
+// The stages from `first` on, exactly, and the result. `refine`: the scores are coarse.
+inline void finish(const CascadeArgs& args, const CascadePlan& plan, int first, const Refine* refine,
+                   Workspace& w, int64_t q) {
   const int last = args.num_stages - 1;
   const int64_t k = args.keep[last];
   for (int s = first; s < args.num_stages; ++s) {
-    if (s == last && w.entries.n <= SMALL) break;  // emit ranks them all
-    keep_best(w.entries, plan.rows, plan.row_of_stage[s], plan.keep[s], w.scratch);
+    if (s == last && (refine || w.entries.n <= SMALL)) break;  // emit ranks a few
+    const int row = plan.row_of_stage[s];
+    if (refine)
+      keep_best_of_coarse(w.entries, plan.rows, row, plan.keep[s], *refine, w.scratch);
+    else
+      keep_best(w.entries, plan.rows, row, plan.keep[s], w.scratch);
   }
+  if (refine) refine->keep_exact(w.entries, plan.row_of_stage[last], k, w.scratch);
   emit(w.entries, plan.row_of_stage[last], k, w.keys, args.indices + q * k, args.scores + q * k);
 }
 

@@ -143,17 +143,17 @@ struct Panel {
   int64_t key(int64_t i) const { return which ? which[i] : first + i; }
 };
 
-// How to fetch the tile at p while the one before is multiplied in `calls` goes: the hardware does not see 16
-// rows coming. Rows that lie side by side are asked for little by little, others at once. Returns the bytes
-// left to ask for.
-inline int64_t next_tile(const View& view, DType dtype, const Panel& panel, int64_t p, int calls,
+// How to fetch the tile at p in `moments` of multiplying the one before: the hardware does not see 16 rows
+// coming. Rows that lie side by side are asked for little by little, others at once. Returns the bytes left to
+// ask for.
+inline int64_t next_tile(const View& view, DType dtype, const Panel& panel, int64_t p, int64_t moments,
                          Ahead* ahead) {
   if (p >= panel.count) return 0;
   const int64_t size = dtype == DType::float32 ? 4 : 2, bytes = view.dim * size;
   const int64_t rows = panel.count - p < TILE ? panel.count - p : TILE;
   if (view.key_stride == view.dim && panel.key(p + rows - 1) - panel.key(p) == rows - 1) {
-    *ahead = {row_at(view.keys, dtype, view.key_stride, panel.key(p)),
-              calls >= size ? 1 : static_cast<int>(size / calls)};
+    const int64_t lines = (TILE * bytes / 64 + moments - 1) / (moments > 0 ? moments : 1);
+    *ahead = {row_at(view.keys, dtype, view.key_stride, panel.key(p)), static_cast<int>(lines)};
     return rows * bytes;
   }
   for (int64_t i = p; i < p + rows; ++i) {
@@ -163,42 +163,64 @@ inline int64_t next_tile(const View& view, DType dtype, const Panel& panel, int6
   return 0;
 }
 
+// Products of a tile of keys with blocks of queries, in float32: the exact scores.
+template <int NR>
+struct Products {
+  const float* packed;  // [blocks, dim, NR * W]
+  int64_t dim;
+  const float* keys = nullptr;
+  int64_t stride = 0;
+
+  int64_t moments() const { return (TILE / rows_at_once<NR>()) * (dim / 4); }  // of a block, to ask ahead in
+  void begin(const float* tile, int64_t tile_stride) {
+    keys = tile;
+    stride = tile_stride;
+  }
+  void multiply(int block, float* out, Ahead ahead) const {
+    multiply_tile<NR>(keys, stride, packed + block * dim * NR * W, dim, out, ahead);
+  }
+};
+
 // Scores of one view: out[q * out_stride + p] for all blocks of packed queries and all keys of the panel.
 // Keys are visited once. `out` rows must have room for the panel's count rounded up to TILE.
-template <int NR>
-inline void score_panel(const View& view, DType dtype, const Panel& panel, const float* packed, int blocks,
+template <int NR, class ProductsOfTile>
+inline void score_panel(const View& view, DType dtype, const Panel& panel, ProductsOfTile products, int blocks,
                         float* wide, float* out, int64_t out_stride) {
   constexpr int width = NR * W;
   alignas(64) float tile[TILE * width];
-  const int calls = blocks * (TILE / rows_at_once<NR>());
+  const int64_t moments = products.moments();
   for (int64_t p = 0; p < panel.count; p += TILE) {
     const int64_t rows = panel.count - p < TILE ? panel.count - p : TILE;
-    const float* keys;
-    int64_t stride;
     Ahead ahead = {nullptr, 0};
-    const int64_t next_bytes = next_tile(view, dtype, panel, p + TILE, calls, &ahead);
+    const int64_t next_bytes = next_tile(view, dtype, panel, p + TILE, blocks * moments, &ahead);
     const char* const ahead_end = ahead.place + next_bytes;
     if (dtype == DType::float32 && rows == TILE && panel.key(p + TILE - 1) - panel.key(p) == TILE - 1) {
-      keys = reinterpret_cast<const float*>(row_at(view.keys, dtype, view.key_stride, panel.key(p)));
-      stride = view.key_stride;
+      products.begin(
+          reinterpret_cast<const float*>(row_at(view.keys, dtype, view.key_stride, panel.key(p))),
+          view.key_stride);
     } else {  // a gathered, converted or short tile: 16 rows made contiguous
       for (int64_t i = 0; i < rows; ++i)
         widen_row(row_at(view.keys, dtype, view.key_stride, panel.key(p + i)), dtype, view.dim,
                   wide + i * view.dim);
       std::memset(wide + rows * view.dim, 0, sizeof(float) * static_cast<size_t>((TILE - rows) * view.dim));
-      keys = wide;
-      stride = view.dim;
+      products.begin(wide, view.dim);
     }
     for (int block = 0; block < blocks; ++block) {
       if (ahead.place >= ahead_end) ahead.lines = 0;
-      multiply_tile<NR>(keys, stride, packed + block * view.dim * width, view.dim, tile, ahead);
-      ahead.place += (TILE / rows_at_once<NR>()) * (view.dim / 4) * ahead.lines * 64;
+      products.multiply(block, tile, ahead);
+      ahead.place += moments * ahead.lines * 64;
       float* rows_out = out + block * width * out_stride + p;
       for (int k = 0; k < TILE; k += W)
         for (int q = 0; q < width; q += W)
           transpose(tile + k * width + q, width, rows_out + q * out_stride + k, out_stride);
     }
   }
+}
+
+template <int NR>
+inline void score_panel(const View& view, DType dtype, const Panel& panel, const float* packed, int blocks,
+                        float* wide, float* out, int64_t out_stride) {
+  score_panel<NR>(view, dtype, panel, Products<NR>{packed, view.dim}, blocks, wide, out, out_stride);
 }
 
 }  // namespace CPR_ISA_NAMESPACE

@@ -23,6 +23,8 @@ inline F sub(F a, F b) { return _mm256_sub_ps(a, b); }
 inline F mul(F a, F b) { return _mm256_mul_ps(a, b); }
 inline F max(F a, F b) { return _mm256_max_ps(a, b); }
 inline F fma(F a, F b, F c) { return _mm256_fmadd_ps(a, b, c); }
+inline F root(F x) { return _mm256_sqrt_ps(x); }
+inline F div(F a, F b) { return _mm256_div_ps(a, b); }
 
 inline Mask bits(F x) { return static_cast<Mask>(_mm256_movemask_ps(x)); }
 inline Mask ge(F a, F b) { return bits(_mm256_cmp_ps(a, b, _CMP_GE_OQ)); }
@@ -39,6 +41,18 @@ inline I iota(int32_t first) {
 inline Mask eq(I a, I b) { return bits(_mm256_castsi256_ps(_mm256_cmpeq_epi32(a, b))); }
 inline Mask lt(I a, I b) { return bits(_mm256_castsi256_ps(_mm256_cmpgt_epi32(b, a))); }
 inline Mask le(I a, I b) { return ALL & ~bits(_mm256_castsi256_ps(_mm256_cmpgt_epi32(a, b))); }
+
+inline F to_float(I x) { return _mm256_cvtepi32_ps(x); }
+
+// 16-bit products. A lane holds two numbers; `dot_pairs` adds both their products to the lane's sum.
+#define CPR_PAIRS_TARGET
+inline I dot_pairs(I sums, I a, I b) {
+  sums = _mm256_add_epi32(sums, _mm256_madd_epi16(a, b));
+  __asm__("" : "+x"(sums));  // or the compiler adds in another order, and runs out of registers
+  return sums;
+}
+// Two vectors rounded to whole numbers below 2^15, side by side in an order of their own.
+inline I to_pairs(F a, F b) { return _mm256_packs_epi32(_mm256_cvtps_epi32(a), _mm256_cvtps_epi32(b)); }
 
 // Selected lanes moved to the front; what follows them is unspecified.
 inline I front_order(Mask m) {  // lane k: the place of the k-th set bit
@@ -66,16 +80,21 @@ inline float sum(F x) {
   s = _mm_add_ps(s, _mm_movehl_ps(s, s));
   return _mm_cvtss_f32(_mm_add_ss(s, _mm_shuffle_ps(s, s, 1)));
 }
+inline void sums(const F* x, float* out) {  // of 4 vectors
+  const __m256 all = _mm256_hadd_ps(_mm256_hadd_ps(x[0], x[1]), _mm256_hadd_ps(x[2], x[3]));
+  _mm_storeu_ps(out, _mm_add_ps(_mm256_castps256_ps128(all), _mm256_extractf128_ps(all, 1)));
+}
 inline float max_of(F x) {
   __m128 s = _mm_max_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
   s = _mm_max_ps(s, _mm_movehl_ps(s, s));
   return _mm_cvtss_f32(_mm_max_ss(s, _mm_shuffle_ps(s, s, 1)));
 }
 
-// 8 rows of 8 become 8 columns: dst[c * dst_stride + r] = src[r * src_stride + c].
-inline void transpose(const float* src, int64_t src_stride, float* dst, int64_t dst_stride) {
+// 8 rows of 8 become 8 columns: dst[c * dst_stride + r] = row(r)[c].
+template <class Row>
+inline __attribute__((always_inline)) void transpose_rows(Row row, float* dst, int64_t dst_stride) {
   __m256 r[8], t[8];
-  for (int i = 0; i < 8; ++i) r[i] = _mm256_loadu_ps(src + i * src_stride);
+  for (int i = 0; i < 8; ++i) r[i] = _mm256_loadu_ps(row(i));
   for (int i = 0; i < 8; i += 2) {
     t[i] = _mm256_unpacklo_ps(r[i], r[i + 1]);
     t[i + 1] = _mm256_unpackhi_ps(r[i], r[i + 1]);

@@ -26,8 +26,18 @@ inline F mul(F a, F b) { return _mm512_mul_ps(a, b); }
 inline F max(F a, F b) { return _mm512_max_ps(a, b); }
 inline F fma(F a, F b, F c) { return _mm512_fmadd_ps(a, b, c); }
 inline F select(Mask m, F yes, F no) { return _mm512_mask_blend_ps(m, no, yes); }
+inline F root(F x) { return _mm512_sqrt_ps(x); }
+inline F div(F a, F b) { return _mm512_div_ps(a, b); }
 inline float sum(F x) { return _mm512_reduce_add_ps(x); }
 inline float max_of(F x) { return _mm512_reduce_max_ps(x); }
+inline void sums(const F* x, float* out) {  // of 4 vectors
+  const F ab = add(_mm512_unpacklo_ps(x[0], x[1]), _mm512_unpackhi_ps(x[0], x[1]));
+  const F cd = add(_mm512_unpacklo_ps(x[2], x[3]), _mm512_unpackhi_ps(x[2], x[3]));
+  const __m512d low = _mm512_castps_pd(ab), high = _mm512_castps_pd(cd);
+  const F all = add(_mm512_castpd_ps(_mm512_unpacklo_pd(low, high)), _mm512_castpd_ps(_mm512_unpackhi_pd(low, high)));
+  const __m256 half = _mm256_add_ps(_mm512_castps512_ps256(all), _mm512_extractf32x8_ps(all, 1));
+  _mm_storeu_ps(out, _mm_add_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1)));
+}
 
 inline Mask ge(F a, F b) { return _mm512_cmp_ps_mask(a, b, _CMP_GE_OQ); }
 inline Mask gt(F a, F b) { return _mm512_cmp_ps_mask(a, b, _CMP_GT_OQ); }
@@ -44,6 +54,14 @@ inline I iota(int32_t first) {
 inline Mask eq(I a, I b) { return _mm512_cmpeq_epi32_mask(a, b); }
 inline Mask le(I a, I b) { return _mm512_cmple_epi32_mask(a, b); }
 inline Mask lt(I a, I b) { return _mm512_cmplt_epi32_mask(a, b); }
+
+inline F to_float(I x) { return _mm512_cvtepi32_ps(x); }
+
+// 16-bit products. A lane holds two numbers; `dot_pairs` adds both their products to the lane's sum.
+#define CPR_PAIRS_TARGET __attribute__((target("avx512vnni")))  // asked for where they are used, not by all
+CPR_PAIRS_TARGET inline I dot_pairs(I sums, I a, I b) { return _mm512_dpwssd_epi32(sums, a, b); }
+// Two vectors rounded to whole numbers below 2^15, side by side in an order of their own.
+inline I to_pairs(F a, F b) { return _mm512_packs_epi32(_mm512_cvtps_epi32(a), _mm512_cvtps_epi32(b)); }
 
 // Selected lanes moved to the front; what follows them is unspecified. For vectors that share a mask, the order is
 // made once: vpcompressps takes 5 cycles for each.
@@ -64,10 +82,11 @@ inline Mask from_bytes_nonzero(const uint8_t* p) {
   return _mm_test_epi8_mask(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)), _mm_set1_epi8(-1));
 }
 
-// 16 rows of 16 become 16 columns: dst[c * dst_stride + r] = src[r * src_stride + c].
-inline void transpose(const float* src, int64_t src_stride, float* dst, int64_t dst_stride) {
+// 16 rows of 16 become 16 columns: dst[c * dst_stride + r] = row(r)[c].
+template <class Row>
+inline __attribute__((always_inline)) void transpose_rows(Row row, float* dst, int64_t dst_stride) {
   __m512 r[16], t[16];
-  for (int i = 0; i < 16; ++i) r[i] = _mm512_loadu_ps(src + i * src_stride);
+  for (int i = 0; i < 16; ++i) r[i] = _mm512_loadu_ps(row(i));
   for (int i = 0; i < 16; i += 2) {
     t[i] = _mm512_unpacklo_ps(r[i], r[i + 1]);
     t[i + 1] = _mm512_unpackhi_ps(r[i], r[i + 1]);

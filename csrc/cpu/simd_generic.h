@@ -24,6 +24,8 @@ inline F add(F a, F b) { return a + b; }
 inline F sub(F a, F b) { return a - b; }
 inline F mul(F a, F b) { return a * b; }
 inline F fma(F a, F b, F c) { return a * b + c; }
+inline F root(F x) { return F{sqrtf(x[0]), sqrtf(x[1]), sqrtf(x[2]), sqrtf(x[3])}; }
+inline F div(F a, F b) { return a / b; }
 inline F max(F a, F b) { return a > b ? a : b; }
 inline F min(F a, F b) { return a > b ? b : a; }
 // Lane i gets lane i ^ J.
@@ -36,6 +38,9 @@ inline F blend(F yes, F no) {
   return F{M & 1 ? yes[0] : no[0], M & 2 ? yes[1] : no[1], M & 4 ? yes[2] : no[2], M & 8 ? yes[3] : no[3]};
 }
 inline float sum(F x) { return (x[0] + x[2]) + (x[1] + x[3]); }
+inline void sums(const F* x, float* out) {  // of 4 vectors
+  for (int i = 0; i < 4; ++i) out[i] = sum(x[i]);
+}
 inline float max_of(F x) {
   const float a = x[0] > x[1] ? x[0] : x[1], b = x[2] > x[3] ? x[2] : x[3];
   return a > b ? a : b;
@@ -58,6 +63,27 @@ inline I iota(int32_t first) { return I{first, first + 1, first + 2, first + 3};
 inline Mask eq(I a, I b) { return bits(a == b); }
 inline Mask le(I a, I b) { return bits(a <= b); }
 inline Mask lt(I a, I b) { return bits(a < b); }
+
+inline F to_float(I x) { return __builtin_convertvector(x, F); }
+
+// 16-bit products. A lane holds two numbers; `dot_pairs` adds both their products to the lane's sum.
+#define CPR_PAIRS_TARGET
+inline I dot_pairs(I sums, I a, I b) {
+  for (int i = 0; i < W; ++i) {
+    const int32_t low = static_cast<int16_t>(a[i]) * static_cast<int16_t>(b[i]);
+    const uint32_t high = static_cast<uint32_t>((a[i] >> 16) * (b[i] >> 16));
+    sums[i] = static_cast<int32_t>(static_cast<uint32_t>(sums[i]) + static_cast<uint32_t>(low) + high);
+  }
+  return sums;
+}
+inline int32_t whole(float x) { return x > -32768.0f && x < 32767.0f ? static_cast<int32_t>(rintf(x)) : -32768; }
+// Two vectors rounded to whole numbers below 2^15, side by side in an order of their own.
+inline I to_pairs(F a, F b) {
+  I pairs;
+  for (int i = 0; i < W; ++i)
+    pairs[i] = static_cast<int32_t>((static_cast<uint32_t>(whole(b[i])) << 16) | (whole(a[i]) & 0xFFFF));
+  return pairs;
+}
 
 // Selected lanes moved to the front; what follows them is unspecified.
 inline I front_order(Mask m) {  // lane k: the place of the k-th set bit
@@ -86,10 +112,11 @@ inline Mask from_bytes_nonzero(const uint8_t* p) {
   return (p[0] != 0) | (p[1] != 0) << 1 | (p[2] != 0) << 2 | (p[3] != 0) << 3;
 }
 
-// 4 rows of 4 become 4 columns: dst[c * dst_stride + r] = src[r * src_stride + c].
-inline void transpose(const float* src, int64_t src_stride, float* dst, int64_t dst_stride) {
+// 4 rows of 4 become 4 columns: dst[c * dst_stride + r] = row(r)[c].
+template <class Row>
+inline __attribute__((always_inline)) void transpose_rows(Row row, float* dst, int64_t dst_stride) {
   for (int c = 0; c < W; ++c)
-    for (int r = 0; r < W; ++r) dst[c * dst_stride + r] = src[r * src_stride + c];
+    for (int r = 0; r < W; ++r) dst[c * dst_stride + r] = row(r)[c];
 }
 
 inline float from_bfloat16(uint16_t bits);

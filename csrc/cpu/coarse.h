@@ -1,0 +1,181 @@
+// Coarse scores: rows as whole numbers of 16 bits, each row with a scale of its own, multiplied two at a time and
+// summed without rounding. Half the work of float32, and off by no more than `error` times the longest key;
+// refine.h scores again exactly whatever that leaves undecided.
+#pragma once
+#include "arena.h"
+#include "score.h"
+
+namespace cpr {
+namespace CPR_ISA_NAMESPACE {
+
+// A key is scaled to this length and a query to at most that, so that by Cauchy and Schwarz no sum, whole or partial,
+// reaches 2^31: (32000 + 32) (65000 + 32) < 2^31, where rounding adds at most sqrt(MAX_COARSE_DIM) / 2 to a length.
+constexpr float KEY_LENGTH = 32000, QUERY_LENGTH = 65000;
+constexpr float LARGEST = 32700;           // of a query's numbers; a key's are no larger than its length
+constexpr float LEAST_SQUARE = 1e-36f;     // added to squared lengths: rows of zeros have a scale too
+constexpr float MOST_LENGTHS = 1e37f;      // product of lengths from which float32 scores may be infinite
+constexpr float LEAST_ERROR = 1e-37f;      // where everything is next to nothing, and sums lose bits to denormals
+constexpr float ROUNDING = 5.9604645e-8f;  // 2^-24: of one operation in float32, relative
+
+inline int64_t pairs_of(int64_t dim) { return round_up(dim, 2 * W) / 2; }
+
+// Squared lengths of 4 rows.
+inline void squared_lengths(const float* rows, int64_t stride, int64_t dim, float* out) {
+  F squares[4] = {zero(), zero(), zero(), zero()};
+  int64_t d = 0;
+  for (; d + W <= dim; d += W)
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; ++i) {
+      const F x = load(rows + i * stride + d);
+      squares[i] = fma(x, x, squares[i]);
+    }
+  sums(squares, out);
+  for (; d < dim; ++d)
+    for (int i = 0; i < 4; ++i) out[i] += rows[i * stride + d] * rows[i * stride + d];
+}
+
+// step(at, low, high): the row times `scale`, two vectors at a time, zeros after its end.
+template <class Step>
+inline __attribute__((always_inline)) void for_scaled(const float* row, int64_t dim, float scale, Step step) {
+  const int64_t whole = dim / (2 * W);
+#pragma GCC unroll 4
+  for (int64_t i = 0; i < whole; ++i, row += 2 * W)
+    step(i * W, mul(load(row), set1(scale)), mul(load(row + W), set1(scale)));
+  if (whole * 2 * W == dim) return;
+  float tail[2 * W] = {};
+  std::memcpy(tail, row, sizeof(float) * static_cast<size_t>(dim - whole * 2 * W));
+  step(whole * W, mul(load(tail), set1(scale)), mul(load(tail + W), set1(scale)));
+}
+
+inline void row_to_pairs(const float* row, int64_t dim, float scale, int32_t* pairs) {
+  for_scaled(row, dim, scale, [&](int64_t at, F low, F high) __attribute__((always_inline)) {
+    store(pairs + at, to_pairs(low, high));
+  });
+}
+
+// Lengths of a tile's keys: out [TILE]. *longest [W] keeps the longest so far; NaN is passed over.
+inline void tile_lengths(const float* keys, int64_t stride, int64_t dim, float* out, float* longest) {
+  for (int i = 0; i < TILE; i += 4) squared_lengths(keys + i * stride, stride, dim, out + i);
+  F most = load(longest);
+  for (int i = 0; i < TILE; i += W) {
+    const F length = root(add(load(out + i), set1(LEAST_SQUARE)));
+    most = select(gt(length, most), length, most);
+    store(out + i, length);
+  }
+  store(longest, most);
+}
+
+// What a query's coarse scores are made of.
+struct CoarseQuery {
+  float factor;  // turns a sum, divided by the key's scale, into a score
+  float length;
+  float error;  // how far a score may be off, for a key of length 1
+};
+
+// A query's row [dim], widened, as pairs.
+inline CoarseQuery query_to_pairs(const float* row, int64_t dim, int32_t* pairs) {
+  F largest = zero(), sizes = zero(), squares = zero();
+  for_scaled(row, dim, 1, [&](int64_t, F low, F high) __attribute__((always_inline)) {
+    const F first = max(low, sub(zero(), low)), second = max(high, sub(zero(), high));
+    largest = max(largest, max(first, second));
+    sizes = add(sizes, add(first, second));
+    squares = fma(low, low, fma(high, high, squares));
+  });
+  const float length = __builtin_sqrtf(sum(squares) + LEAST_SQUARE);
+  const float by_length = QUERY_LENGTH / length, by_largest = LARGEST / max_of(largest);
+  const float scale = by_length < by_largest ? by_length : by_largest;
+  row_to_pairs(row, dim, scale, pairs);
+  F residual = zero();
+  for_scaled(row, dim, scale, [&](int64_t, F low, F high) __attribute__((always_inline)) {
+    const F first = sub(low, round_even(low)), second = sub(high, round_even(high));
+    residual = fma(first, first, fma(second, second, residual));
+  });
+  // key: each number off by at most 0.5, and what rounds in between; query: as measured; float32: what the exact
+  // sum's order of additions and the coarse score's few products may round away
+  const float of_key = sum(sizes) * 0.502f / KEY_LENGTH;
+  const float of_query = 1.002f * (__builtin_sqrtf(sum(residual)) + 0.01f) / scale;
+  const float chain = static_cast<float>(dim < DEPTH ? dim : DEPTH) + static_cast<float>(dim / DEPTH) + 8;
+  return {1 / scale, length, 1.02f * (of_key + of_query + 2 * chain * ROUNDING * length)};
+}
+
+// out[i, j] = factor[i] * query_factor[j] * the sum over pairs k of a[i * a_row + k] and b[k * b_row + j], for MR
+// rows and NR vectors of columns.
+template <int MR, int NR>
+CPR_PAIRS_TARGET inline void multiply_pairs(const int32_t* a, int64_t a_row, const int32_t* b, int64_t pairs,
+                                            const float* factor, const float* query_factor, float* out,
+                                            Ahead ahead) {
+  constexpr int width = NR * W;
+  I sums[MR][NR];
+#pragma GCC unroll 16
+  for (int i = 0; i < MR; ++i)
+#pragma GCC unroll 4
+    for (int j = 0; j < NR; ++j) sums[i][j] = set1(0);
+  const char* group[(MR + 3) / 4];
+  for (int g = 0; g < (MR + 3) / 4; ++g) group[g] = reinterpret_cast<const char*>(a + g * 4 * a_row);
+  int64_t one_row = a_row * 4, three_rows = 12 * a_row;
+  for (int64_t k = 0; k < pairs; k += 4) {  // a multiple of W, so of 4
+    for (int line = 0; line < ahead.lines; ++line) {
+      __builtin_prefetch(ahead.place, 0, 3);
+      ahead.place += 64;
+    }
+#pragma GCC unroll 4
+    for (int step = 0; step < 4; ++step) {
+      I column[NR];
+#pragma GCC unroll 4
+      for (int j = 0; j < NR; ++j) column[j] = load(b + step * width + j * W);
+#pragma GCC unroll 16
+      for (int i = 0; i < MR; ++i) {
+        const int64_t row = i % 4 == 0 ? 0 : i % 4 == 1 ? one_row : i % 4 == 2 ? 2 * one_row : three_rows;
+        const I pair = set1(*reinterpret_cast<const int32_t*>(group[i / 4] + row + step * 4));
+#pragma GCC unroll 4
+        for (int j = 0; j < NR; ++j) sums[i][j] = dot_pairs(sums[i][j], pair, column[j]);
+      }
+    }
+    for (int g = 0; g < (MR + 3) / 4; ++g) group[g] += 16;
+    b += 4 * width;
+    if (MR > 8) __asm__("" : "+r"(one_row), "+r"(three_rows));  // as in `multiply`
+  }
+#pragma GCC unroll 4
+  for (int j = 0; j < NR; ++j) {
+    const F of_query = load(query_factor + j * W);
+#pragma GCC unroll 16
+    for (int i = 0; i < MR; ++i)
+      store(out + i * width + j * W, mul(to_float(sums[i][j]), mul(of_query, set1(factor[i]))));
+  }
+}
+
+// Products of a tile of keys with blocks of queries as pairs. Keys that hold NaN score NaN.
+template <int NR>
+struct CoarseProducts {
+  const int32_t* packed;      // [blocks, pairs, NR * W]
+  const float* query_factor;  // [blocks, NR * W]
+  int64_t dim;
+  int32_t* tile;   // [TILE, pairs]
+  float* longest;  // [W] of the keys seen
+  float factor[TILE] = {};
+
+  int64_t moments() const { return (TILE / rows_at_once<NR>()) * (pairs_of(dim) / 4); }
+  void begin(const float* keys, int64_t stride) {
+    float scale[TILE];
+    tile_lengths(keys, stride, dim, factor, longest);
+    for (int i = 0; i < TILE; i += W) {
+      const F length = load(factor + i);
+      store(scale + i, div(set1(KEY_LENGTH), length));
+      store(factor + i, mul(length, set1(1 / KEY_LENGTH)));
+    }
+    for (int i = 0; i < TILE; ++i)
+      row_to_pairs(keys + i * stride, dim, scale[i], tile + i * pairs_of(dim));
+  }
+  void multiply(int block, float* out, Ahead ahead) const {
+    constexpr int MR = rows_at_once<NR>(), width = NR * W;
+    const int64_t pairs = pairs_of(dim);
+    for (int i = 0; i < TILE; i += MR) {
+      multiply_pairs<MR, NR>(tile + i * pairs, pairs, packed + block * pairs * width, pairs, factor + i,
+                             query_factor + block * width, out + i * width, ahead);
+      ahead.place += pairs / 4 * ahead.lines * 64;
+    }
+  }
+};
+
+}  // namespace CPR_ISA_NAMESPACE
+}  // namespace cpr
