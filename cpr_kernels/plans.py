@@ -82,6 +82,7 @@ class CpuCascadePlan(NamedTuple):
     parts: int  # of the keys; above 1, threads share a group
     passes: int  # over the keys, a sample of them first where there are several
     streamed_stages: int  # decided while the keys stream by
+    coarse: bool  # by 16-bit products first; what they leave open is scored again exactly
 
     def __str__(self) -> str:
         if self.groups == 0:
@@ -99,6 +100,8 @@ class CpuCascadePlan(NamedTuple):
                 f"{counted(self.streamed_stages, 'leading stage')} decided while the keys stream by, "
                 f"{counted(self.passes, 'pass')}, the first over a sample"
             )
+        if self.coarse:
+            stages += "; 16-bit products first, and exactly what they leave open"
         return f"{self.isa}, {self.lanes} numbers a vector; {how}; {stages}"
 
 

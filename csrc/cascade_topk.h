@@ -45,6 +45,7 @@ struct CpuPlan {
   int parts;       // of the keys; above 1, threads share a group
   int passes;      // over the keys, the last over those not seen yet
   int levels;      // leading stages that are decided while the keys stream by
+  bool coarse;     // by 16-bit products first, and exactly what is close
 };
 
 CpuPlan cascade_topk_cpu_plan(const CascadeArgs& args);

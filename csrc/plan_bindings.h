@@ -92,7 +92,7 @@ inline void bind(py::module_& m) {
         call.args.threads = threads;
         const CpuPlan plan = cascade_topk_cpu_plan(call.args);
         return std::make_tuple(plan.lanes, plan.threads, plan.group, plan.groups, plan.parts, plan.passes,
-                               plan.levels);
+                               plan.levels, plan.coarse);
       },
       "As CpuPlan of cascade_topk.h; zeros where there is nothing to do.");
   m.def(

@@ -148,12 +148,14 @@ def test_on_the_cpu_threads_and_vectors_are_told(
     few_queries, many = told(16, 2048), told(512, 16384)
     assert isinstance(few_queries, CpuCascadePlan) and isinstance(many, CpuCascadePlan)
     assert few_queries.isa == many.isa == isa == _core.cpu_isa()
-    assert few_queries.lanes == {"avx512": 16, "avx2": 8}.get(isa, few_queries.lanes)
+    assert few_queries.lanes == {"avx512vnni": 16, "avx512": 16, "avx2": 8}.get(isa, few_queries.lanes)
     assert (few_queries.threads, few_queries.groups, few_queries.parts) == (2, 1, 2)
     assert few_queries.streamed_stages == 0 and few_queries.passes == 1
     assert many.parts == 1 and many.groups * many.queries_a_group >= 512
     assert many.streamed_stages > 0 and many.passes == 2
+    assert not few_queries.coarse and many.coarse == (isa in ("avx512vnni", "avx2"))
     said = capsys.readouterr().out
+    assert ("; 16-bit products first" in said) == many.coarse
     assert re.search(rf"native on cpu: {isa}, .* 2 threads over panels of keys in 2 parts", said)
     assert re.search(r"2 threads over queries, .* decided while the keys stream by", said)
     torch.set_num_threads(1)

@@ -15,7 +15,7 @@ constexpr int64_t ROUND_BYTES =
 constexpr int64_t WIDE_BYTES =
     10 << 20;  // and where keys come from memory, so that visiting them less often pays
 constexpr int64_t SHARED_BYTES =
-    16 << 20;  // and at most at a time where threads share the keys: more queries take turns
+    14 << 20;  // and at most at a time where threads share the keys: more queries take turns
 constexpr int64_t CACHED_KEYS = 16 << 20;  // bytes of keys that stay in a last-level cache
 
 // How a call is cut up: blocks of `width` queries, supers of blocks that share a visit of the keys, rounds of

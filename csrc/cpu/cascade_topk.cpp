@@ -370,7 +370,7 @@ CpuPlan told(const CascadeArgs& args, const CascadePlan& whole) {
   CascadePlan plan = whole;
   const Shape shape = shape_of(args, plan);
   return {W,           shape.threads, shape.blocks_per_super * shape.width, shape.supers, shape.parts,
-          plan.passes, plan.levels};
+          plan.passes, plan.levels, plan.coarse};
 }
 
 // The long way for one query: no brackets, every eligible entry collected.

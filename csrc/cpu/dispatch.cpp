@@ -221,7 +221,7 @@ CascadePlan plan_call(const CascadeArgs& args, PlanStorage& store, double wider 
 // Whether keys are scored by 16-bit products first: where those are faster, and brackets leave room for their
 // error. Queries that they fail are tried again without.
 bool scores_coarsely(const CascadeArgs& args, const CascadePlan& plan) {
-  bool fits = chosen().coarse && plan.levels > 0 && plan.mixes == 0 && plan.missed &&
+  bool fits = chosen().coarse && plan.levels > 0 && plan.mixes == 0 && !args.exclude &&
               args.num_keys < EXACT_FROM;
   for (int v = 0; v < args.num_views; ++v) fits = fits && args.views[v].dim <= MAX_COARSE_DIM;
   return fits;
@@ -333,7 +333,9 @@ int64_t cascade_topk_cpu(const CascadeArgs& args) {
 CpuPlan cascade_topk_cpu_plan(const CascadeArgs& args) {
   if (args.num_queries == 0 || args.num_keys == 0) return {};
   PlanStorage store;
-  return chosen().kernels->told(args, plan_call(args, store));
+  CascadePlan plan = plan_call(args, store);
+  plan.coarse = scores_coarsely(args, plan);
+  return chosen().kernels->told(args, plan);
 }
 
 int64_t cascade_topk_exhaustive(const CascadeArgs& args) {

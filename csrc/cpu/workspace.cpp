@@ -3,10 +3,6 @@
 #include <atomic>
 #include <cstdlib>
 
-#ifdef __linux__
-#include <sys/mman.h>
-#endif
-
 namespace cpr {
 
 namespace {
@@ -15,8 +11,6 @@ constexpr int64_t HEADER = 64;  // the block's size lies before what the caller 
 constexpr int64_t PAGE = 4096;
 
 std::atomic<char*> kept{nullptr};  // a block that no call is using, or null
-
-constexpr int64_t HUGE_PAGE = 2 << 20;  // lists of many queries lie in as many pages: few of them spare the TLB
 
 int64_t size_of(const char* block) { return *reinterpret_cast<const int64_t*>(block); }
 
@@ -27,12 +21,8 @@ char* take_workspace(int64_t bytes) {
   if (block && size_of(block) >= bytes) return block + HEADER;
   std::free(block);
   const int64_t size = (bytes + HEADER + PAGE - 1) / PAGE * PAGE;
-  const int64_t alignment = size >= HUGE_PAGE ? HUGE_PAGE : 64;
-  block = static_cast<char*>(std::aligned_alloc(alignment, static_cast<size_t>(size)));
+  block = static_cast<char*>(std::aligned_alloc(64, static_cast<size_t>(size)));
   if (!block) return nullptr;
-#ifdef MADV_HUGEPAGE
-  if (size >= HUGE_PAGE) madvise(block, static_cast<size_t>(size / HUGE_PAGE * HUGE_PAGE), MADV_HUGEPAGE);
-#endif
   *reinterpret_cast<int64_t*>(block) = size - HEADER;
   return block + HEADER;
 }
