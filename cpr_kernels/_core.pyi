@@ -71,7 +71,7 @@ def plan_cuda_mil_nce(
 def plan_cpu_cascade(
     views: Views, dtype: int, num_queries: int, num_keys: int, weights: Sequence[float], keep: Sequence[int],
     threads: int, /,
-) -> tuple[int, int, int, int, int, int, int]: ...  # fmt: skip
+) -> tuple[int, int, int, int, int, int, int, bool]: ...  # fmt: skip
 def plan_cpu_mil_nce(
     dtype: int, sizes: tuple[int, int, int], threads: int, /
 ) -> tuple[int, int, int, int]: ...

@@ -46,7 +46,7 @@ inline int64_t distinct(const int64_t* candidates, int64_t n, int64_t num_keys, 
 }
 
 struct Memory {
-  float* query;        // the query's row of each view, widened, one after another
+  float* query;  // the query's row of each view, widened, one after another
   Gathered gathered;
   float* scores;       // [slots, BLOCK + 16]
   const float** rows;  // [R]

@@ -65,7 +65,8 @@ struct ThreadMemory {
     const int64_t capacity = Workspace::capacity(plan, shape.parts) + W;
     m.pairs = arena.take<int32_t>(TILE * pairs_of(dims.widest));
     m.query = arena.take<float>(dims.total);
-    m.refine = {&args, &plan, m.query, arena.take<float>(plan.rows), Gathered::take(arena, dims.widest), {}, {}, {}};
+    m.refine = {&args, &plan, m.query, arena.take<float>(plan.rows), Gathered::take(arena, dims.widest),
+                {},    {},    {}};
     m.refine.places = arena.take<int32_t>(capacity);
     m.refine.near = arena.take<float>(capacity + Gathered::BLOCK);
     m.refine.index = arena.take<int32_t>(capacity);
@@ -74,10 +75,10 @@ struct ThreadMemory {
 };
 
 struct SharedMemory {
-  float* packed;      // per super of the round: [V][blocks][dim, width]
-  char* collected;    // [queries of a round, parts]
-  Bracket* brackets;  // [queries of a round, L]
-  int32_t* pairs;     // as `packed`; this and what follows: where scores are coarse
+  float* packed;                   // per super of the round: [V][blocks][dim, width]
+  char* collected;                 // [queries of a round, parts]
+  Bracket* brackets;               // [queries of a round, L]
+  int32_t* pairs;                  // as `packed`; this and what follows: where scores are coarse
   float *factor, *length, *error;  // [V, queries of a round] of each query, see CoarseQuery
   float* longest;                  // [supers of the round, parts, V, W] longest keys seen
   uint8_t* coarse;                 // [supers of the round] 1: coarse scores serve

@@ -116,8 +116,8 @@ struct Cascade {
 
   CoarseProducts<NR> coarse_products(int64_t slot_in_round, int view, int part, const ThreadMemory& m) const {
     return {pairs_of_super(slot_in_round, view),
-            shared.factor + coarse_at(slot_in_round * queries_of_super(), view), args.views[view].dim, m.pairs,
-            longest_at(slot_in_round, part, view)};
+            shared.factor + coarse_at(slot_in_round * queries_of_super(), view), args.views[view].dim,
+            m.pairs, longest_at(slot_in_round, part, view)};
   }
 
   // Scores of a panel for the queries of a super, mixes included.
@@ -284,8 +284,8 @@ int64_t resolve(const Cascade<NR>& cascade, int64_t q, int64_t in_round, const C
   return 0;
 }
 
-// Brackets of one query from what it has collected. Where the sample's are too narrow for coarse scores, those of
-// its super are refused.
+// Brackets of one query from what it has collected. Where the sample's are too narrow for coarse scores,
+// those of its super are refused.
 template <int NR>
 void narrow_query(const Cascade<NR>& cascade, const Pass& pass, int64_t in_round, const Collected* parts,
                   Bracket* brackets, Workspace& w, const ThreadMemory& m) {
@@ -369,8 +369,14 @@ int64_t cascade(const CascadeArgs& args, const CascadePlan& whole) {
 CpuPlan told(const CascadeArgs& args, const CascadePlan& whole) {
   CascadePlan plan = whole;
   const Shape shape = shape_of(args, plan);
-  return {W,           shape.threads, shape.blocks_per_super * shape.width, shape.supers, shape.parts,
-          plan.passes, plan.levels, plan.coarse};
+  return {W,
+          shape.threads,
+          shape.blocks_per_super * shape.width,
+          shape.supers,
+          shape.parts,
+          plan.passes,
+          plan.levels,
+          plan.coarse};
 }
 
 // The long way for one query: no brackets, every eligible entry collected.

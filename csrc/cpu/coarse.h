@@ -1,6 +1,6 @@
-// Coarse scores: rows as whole numbers of 16 bits, each row with a scale of its own, multiplied two at a time and
-// summed without rounding. Half the work of float32, and off by no more than `error` times the longest key;
-// refine.h scores again exactly whatever that leaves undecided.
+// Coarse scores: rows as whole numbers of 16 bits, each row with a scale of its own, multiplied two at a time
+// and summed without rounding. Half the work of float32, and off by no more than `error` times the longest
+// key; refine.h scores again exactly whatever that leaves undecided.
 #pragma once
 #include "arena.h"
 #include "score.h"
@@ -8,13 +8,14 @@
 namespace cpr {
 namespace CPR_ISA_NAMESPACE {
 
-// A key is scaled to this length and a query to at most that, so that by Cauchy and Schwarz no sum, whole or partial,
-// reaches 2^31: (32000 + 32) (65000 + 32) < 2^31, where rounding adds at most sqrt(MAX_COARSE_DIM) / 2 to a length.
+// A key is scaled to this length and a query to at most that, so that by Cauchy and Schwarz no sum, whole or
+// partial, reaches 2^31: (32000 + 32) (65000 + 32) < 2^31, where rounding adds at most sqrt(MAX_COARSE_DIM) /
+// 2 to a length.
 constexpr float KEY_LENGTH = 32000, QUERY_LENGTH = 65000;
-constexpr float LARGEST = 32700;           // of a query's numbers; a key's are no larger than its length
-constexpr float LEAST_SQUARE = 1e-36f;     // added to squared lengths: rows of zeros have a scale too
-constexpr float MOST_LENGTHS = 1e37f;      // product of lengths from which float32 scores may be infinite
-constexpr float LEAST_ERROR = 1e-37f;      // where everything is next to nothing, and sums lose bits to denormals
+constexpr float LARGEST = 32700;        // of a query's numbers; a key's are no larger than its length
+constexpr float LEAST_SQUARE = 1e-36f;  // added to squared lengths: rows of zeros have a scale too
+constexpr float MOST_LENGTHS = 1e37f;   // product of lengths from which float32 scores may be infinite
+constexpr float LEAST_ERROR = 1e-37f;  // where everything is next to nothing, and sums lose bits to denormals
 constexpr float ROUNDING = 5.9604645e-8f;  // 2^-24: of one operation in float32, relative
 
 inline int64_t pairs_of(int64_t dim) { return round_up(dim, 2 * W) / 2; }
@@ -90,16 +91,16 @@ inline CoarseQuery query_to_pairs(const float* row, int64_t dim, int32_t* pairs)
     const F first = sub(low, round_even(low)), second = sub(high, round_even(high));
     residual = fma(first, first, fma(second, second, residual));
   });
-  // key: each number off by at most 0.5, and what rounds in between; query: as measured; float32: what the exact
-  // sum's order of additions and the coarse score's few products may round away
+  // key: each number off by at most 0.5, and what rounds in between; query: as measured; float32: what the
+  // exact sum's order of additions and the coarse score's few products may round away
   const float of_key = sum(sizes) * 0.502f / KEY_LENGTH;
   const float of_query = 1.002f * (__builtin_sqrtf(sum(residual)) + 0.01f) / scale;
   const float chain = static_cast<float>(dim < DEPTH ? dim : DEPTH) + static_cast<float>(dim / DEPTH) + 8;
   return {1 / scale, length, 1.02f * (of_key + of_query + 2 * chain * ROUNDING * length)};
 }
 
-// out[i, j] = factor[i] * query_factor[j] * the sum over pairs k of a[i * a_row + k] and b[k * b_row + j], for MR
-// rows and NR vectors of columns.
+// out[i, j] = factor[i] * query_factor[j] * the sum over pairs k of a[i * a_row + k] and b[k * b_row + j],
+// for MR rows and NR vectors of columns.
 template <int MR, int NR>
 CPR_PAIRS_TARGET inline void multiply_pairs(const int32_t* a, int64_t a_row, const int32_t* b, int64_t pairs,
                                             const float* factor, const float* query_factor, float* out,
@@ -163,8 +164,7 @@ struct CoarseProducts {
       store(scale + i, div(set1(KEY_LENGTH), length));
       store(factor + i, mul(length, set1(1 / KEY_LENGTH)));
     }
-    for (int i = 0; i < TILE; ++i)
-      row_to_pairs(keys + i * stride, dim, scale[i], tile + i * pairs_of(dim));
+    for (int i = 0; i < TILE; ++i) row_to_pairs(keys + i * stride, dim, scale[i], tile + i * pairs_of(dim));
   }
   void multiply(int block, float* out, Ahead ahead) const {
     constexpr int MR = rows_at_once<NR>(), width = NR * W;

@@ -56,8 +56,7 @@ std::vector<Isa> runnable() {
   if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
       __builtin_cpu_supports("bmi2")) {
-    if (__builtin_cpu_supports("avx512vnni"))
-      found.push_back(CPR_KERNELS_OF("avx512vnni", avx512, true));
+    if (__builtin_cpu_supports("avx512vnni")) found.push_back(CPR_KERNELS_OF("avx512vnni", avx512, true));
     found.push_back(CPR_KERNELS_OF("avx512", avx512, false));
   }
 #endif
@@ -75,16 +74,17 @@ Isa& chosen() {
   return isa;
 }
 
-constexpr int64_t STREAM_FROM = 4096;    // keys from which brackets pay for their sample
-constexpr double SAMPLE_SHARE = 1.6;     // the first sample, in units of num_keys^(2/3)
-constexpr int64_t MAX_SAMPLE = 4096;     // and at most
-constexpr int64_t NARROW_FROM = 49152;   // keys from which brackets are narrowed again on the way
+constexpr int64_t STREAM_FROM = 4096;            // keys from which brackets pay for their sample
+constexpr double SAMPLE_SHARE = 1.6;             // the first sample, in units of num_keys^(2/3)
+constexpr int64_t MAX_SAMPLE = 4096;             // and at most
+constexpr int64_t NARROW_FROM = 49152;           // keys from which brackets are narrowed again on the way
 constexpr int64_t EXACT_FROM = 4 * NARROW_FROM;  // keys from which brackets are too narrow for coarse scores
-constexpr int64_t MAX_COARSE_DIM = 4096;         // beyond, rounding to 16 bits might make sums overflow
-constexpr int64_t TAIL = 4096;           // survivors that the exact stages take over at
-constexpr double SPREAD = 3.7;           // bracket half-width in standard deviations of the sampled rank,
-constexpr double REPEATED_SPREAD = 4.3;  // and where brackets are set many times over
-constexpr double WIDER = 3;              // times that, for queries whose brackets missed: runs of like keys
+constexpr int64_t COARSE_SHARE = 64;      // of the keys that are results, at most, where scores are coarse
+constexpr int64_t MAX_COARSE_DIM = 4096;  // beyond, rounding to 16 bits might make sums overflow
+constexpr int64_t TAIL = 4096;            // survivors that the exact stages take over at
+constexpr double SPREAD = 3.7;            // bracket half-width in standard deviations of the sampled rank,
+constexpr double REPEATED_SPREAD = 4.3;   // and where brackets are set many times over
+constexpr double WIDER = 3;               // times that, for queries whose brackets missed: runs of like keys
 
 struct PlanStorage {
   std::vector<int> slot_of_row, row_of_stage;
@@ -132,8 +132,7 @@ void plan_passes(int64_t num_keys, std::vector<Pass>& passes) {
   if (num_keys >= NARROW_FROM) shares = {UNITS / 4, UNITS};
   if (num_keys >= 4 * NARROW_FROM)
     shares = {UNITS / 16, UNITS / 4, UNITS / 2, UNITS * 3 / 4, UNITS * 7 / 8, UNITS};
-  if (num_keys >= 64 * NARROW_FROM)
-    shares = {1, UNITS / 8, UNITS / 2, UNITS * 3 / 4, UNITS * 7 / 8, UNITS};
+  if (num_keys >= 64 * NARROW_FROM) shares = {1, UNITS / 8, UNITS / 2, UNITS * 3 / 4, UNITS * 7 / 8, UNITS};
   int64_t seen = 0;
   for (const int64_t share : shares) {
     passes.push_back({TILE, UNITS, seen, share, share < UNITS, false, nullptr, nullptr, nullptr});
@@ -218,17 +217,17 @@ CascadePlan plan_call(const CascadeArgs& args, PlanStorage& store, double wider 
   return plan;
 }
 
-// Whether keys are scored by 16-bit products first: where those are faster, and brackets leave room for their
-// error. Queries that they fail are tried again without.
+// Whether keys are scored by 16-bit products first: where those are faster, brackets leave room for their
+// error, and few results need an exact score. Queries that they fail are tried again without.
 bool scores_coarsely(const CascadeArgs& args, const CascadePlan& plan) {
   bool fits = chosen().coarse && plan.levels > 0 && plan.mixes == 0 && !args.exclude &&
-              args.num_keys < EXACT_FROM;
+              args.num_keys < EXACT_FROM && args.keep[args.num_stages - 1] <= args.num_keys / COARSE_SHARE;
   for (int v = 0; v < args.num_views; ++v) fits = fits && args.views[v].dim <= MAX_COARSE_DIM;
   return fits;
 }
 
-// The queries marked in `missed`, together, by exact scores alone and with brackets so much wider. `may_miss`: they
-// are marked again where they miss; or returns how many went the long way then.
+// The queries marked in `missed`, together, by exact scores alone and with brackets so much wider.
+// `may_miss`: they are marked again where they miss; or returns how many went the long way then.
 int64_t try_again(const CascadeArgs& args, uint8_t mark, double wider, bool may_miss,
                   std::vector<uint8_t>& missed) {
   std::vector<int64_t> which, ids;

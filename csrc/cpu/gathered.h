@@ -1,5 +1,5 @@
-// Exact scores of one query with keys that lie anywhere: rows are gathered a block at a time and turned, so that
-// keys are lanes, and multiplied in score.h's own order of sums. A score has the same bits either way.
+// Exact scores of one query with keys that lie anywhere: rows are gathered a block at a time and turned, so
+// that keys are lanes, and multiplied in score.h's own order of sums. A score has the same bits either way.
 #pragma once
 #include "arena.h"
 #include "score.h"
@@ -14,11 +14,11 @@ inline void ask_for(const View& view, DType dtype, int64_t key) {
 }
 
 struct Gathered {
-  static constexpr int BLOCK = 64;     // keys scored at a time
-  static constexpr int CHAINS = 4;     // vectors of keys whose sums run side by side
+  static constexpr int BLOCK = 64;      // keys scored at a time
+  static constexpr int CHAINS = 4;      // vectors of keys whose sums run side by side
   static constexpr int64_t AHEAD = 16;  // rows asked for before they are read: they lie anywhere
-  float* wide;                         // [BLOCK, pitch] gathered rows
-  float* columns;                      // [pitch, BLOCK] the same, turned
+  float* wide;                          // [BLOCK, pitch] gathered rows
+  float* columns;                       // [pitch, BLOCK] the same, turned
 
   // Whole vectors, and not a power of two: rows that far apart share cache sets.
   static int64_t pitch_of(int64_t dim) { return round_up(dim, 16) + 16; }
@@ -56,8 +56,8 @@ struct Gathered {
         transpose(wide + i * pitch + d, pitch, columns + d * BLOCK + i, BLOCK);
   }
 
-  // Scores of a view for `count` keys, up to BLOCK, the first of the `listed` keys of which: out [BLOCK]. `query`
-  // is widened.
+  // Scores of a view for `count` keys, up to BLOCK, the first of the `listed` keys of which: out [BLOCK].
+  // `query` is widened.
   void score(const View& view, DType dtype, const float* query, const int32_t* which, int64_t count,
              int64_t listed, float* out) const {
     const int64_t lanes = round_up(count, W);

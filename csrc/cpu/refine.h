@@ -1,6 +1,6 @@
-// Exact selection from coarse scores (coarse.h). Every coarse score is within `error` of the exact one, so the cut
-// found among coarse scores is within `error` of the true cut, and only entries within twice that of it may be
-// on the wrong side: those are scored again exactly.
+// Exact selection from coarse scores (coarse.h). Every coarse score is within `error` of the exact one, so
+// the cut found among coarse scores is within `error` of the true cut, and only entries within twice that of
+// it may be on the wrong side: those are scored again exactly.
 #pragma once
 #include "coarse.h"
 #include "filter.h"
@@ -9,13 +9,14 @@
 namespace cpr {
 namespace CPR_ISA_NAMESPACE {
 
-// Brackets are set this many errors wider: a cut that is off by one, entries looked at that are off by two more.
+// Brackets are set this many errors wider: a cut that is off by one, entries looked at that are off by two
+// more.
 constexpr float MARGIN = 3;
 constexpr float MARGIN_BEFORE = 3.5f;  // and while the longest key is not known yet
 constexpr float WIDE_ENOUGH = 32;      // errors a bracket must span, or too much would be scored again
 
-// A bracket set from what has been collected, widened by the error of the scores it judges; no further than the
-// bracket before it, as what that one counted is not looked at again.
+// A bracket set from what has been collected, widened by the error of the scores it judges; no further than
+// the bracket before it, as what that one counted is not looked at again.
 inline void widen_bracket(Bracket& bracket, const Bracket& before, float error) {
   bracket.certain.score += MARGIN_BEFORE * error;
   bracket.possible.score -= MARGIN_BEFORE * error;
@@ -80,9 +81,10 @@ struct Refine {
     for (int64_t i = 0; i < n; ++i) list.row(row)[places[i]] = near[i];
   }
 
-  // From the cut after `rank` of coarse `scores` [n], of the list's entries at `of` (null: all), to the true one;
-  // whatever of the list is near it has exact scores then. The true cut is within `error` of the coarse one, so
-  // entries within twice that decide. It hardly ever moves by an eighth of that: then entries within 9/8 do.
+  // From the cut after `rank` of coarse `scores` [n], of the list's entries at `of` (null: all), to the true
+  // one; whatever of the list is near it has exact scores then. The true cut is within `error` of the coarse
+  // one, so entries within twice that decide. It hardly ever moves by an eighth of that: then entries within
+  // 9/8 do.
   Cut sharpen(List& list, int row, const float* scores, const int32_t* of, int64_t n, int64_t rank, Cut cut,
               const Scratch& scratch) const {
     if (cut.score == -__builtin_inff()) return cut;

@@ -64,8 +64,8 @@ inline void keep_best(List& list, int rows, int judge, int64_t keep, const Scrat
 }
 
 // One level of the entries, all alive so far: the undecided ones are copied out, and those certain here that
-// the sweep did not count (undecided at an earlier level, alive all the same) are counted in *late. PLACES: with
-// their places in the list, not their indices.
+// the sweep did not count (undecided at an earlier level, alive all the same) are counted in *late. PLACES:
+// with their places in the list, not their indices.
 template <bool BY_SCORE, bool PLACES>
 inline int64_t split_level_by(const CascadePlan& plan, int level, const List& entries,
                               const Bracket* brackets, float* scores, int32_t* index, int64_t* late) {
@@ -147,8 +147,8 @@ inline int64_t certain_of(const Collected* parts, int num_parts, int level) {
   return total;
 }
 
-// Brackets tightened to what the keys visited by the end of `pass` say; `error` [R] of coarse scores, or null.
-// Wrong ones are noticed by settle_levels.
+// Brackets tightened to what the keys visited by the end of `pass` say; `error` [R] of coarse scores, or
+// null. Wrong ones are noticed by settle_levels.
 inline void narrow(const CascadePlan& plan, const Pass& pass, const Collected* parts, int num_parts,
                    const float* error, Bracket* brackets, Workspace& w) {
   if (overflowed(parts, num_parts)) return;
@@ -176,8 +176,8 @@ inline void narrow(const CascadePlan& plan, const Pass& pass, const Collected* p
   }
 }
 
-// Settle the levels exactly: `w.entries` becomes what is alive after level L. `refine`: the scores are coarse.
-// False when a bracket missed.
+// Settle the levels exactly: `w.entries` becomes what is alive after level L. `refine`: the scores are
+// coarse. False when a bracket missed.
 inline bool settle_levels(const CascadePlan& plan, const Collected* parts, int num_parts,
                           const Bracket* brackets, const Refine* refine, Workspace& w) {
   if (overflowed(parts, num_parts)) return false;
@@ -185,8 +185,9 @@ inline bool settle_levels(const CascadePlan& plan, const Collected* parts, int n
   for (int p = 0; num_parts > 1 && p < num_parts; ++p) extend(w.entries, parts[p].list(plan), plan.rows);
   for (int l = 0; l < plan.levels; ++l) {
     int64_t certain;
-    const int64_t undecided = (refine ? split_level<true> : split_level<false>)(
-        plan, l, w.entries, brackets, w.undecided_scores, w.undecided_index, &certain);
+    const int64_t undecided =
+        (refine ? split_level<true> : split_level<false>)(plan, l, w.entries, brackets, w.undecided_scores,
+                                                          w.undecided_index, &certain);
     certain += certain_of(parts, num_parts, l);
     const int64_t keep = plan.keep[l];
     if (keep < certain || (keep > certain + undecided && !drops_nothing(brackets[l]))) return false;

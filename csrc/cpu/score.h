@@ -144,8 +144,8 @@ struct Panel {
 };
 
 // How to fetch the tile at p in `moments` of multiplying the one before: the hardware does not see 16 rows
-// coming. Rows that lie side by side are asked for little by little, others at once. Returns the bytes left to
-// ask for.
+// coming. Rows that lie side by side are asked for little by little, others at once. Returns the bytes left
+// to ask for.
 inline int64_t next_tile(const View& view, DType dtype, const Panel& panel, int64_t p, int64_t moments,
                          Ahead* ahead) {
   if (p >= panel.count) return 0;
@@ -184,8 +184,8 @@ struct Products {
 // Scores of one view: out[q * out_stride + p] for all blocks of packed queries and all keys of the panel.
 // Keys are visited once. `out` rows must have room for the panel's count rounded up to TILE.
 template <int NR, class ProductsOfTile>
-inline void score_panel(const View& view, DType dtype, const Panel& panel, ProductsOfTile products, int blocks,
-                        float* wide, float* out, int64_t out_stride) {
+inline void score_panel(const View& view, DType dtype, const Panel& panel, ProductsOfTile products,
+                        int blocks, float* wide, float* out, int64_t out_stride) {
   constexpr int width = NR * W;
   alignas(64) float tile[TILE * width];
   const int64_t moments = products.moments();
@@ -195,9 +195,8 @@ inline void score_panel(const View& view, DType dtype, const Panel& panel, Produ
     const int64_t next_bytes = next_tile(view, dtype, panel, p + TILE, blocks * moments, &ahead);
     const char* const ahead_end = ahead.place + next_bytes;
     if (dtype == DType::float32 && rows == TILE && panel.key(p + TILE - 1) - panel.key(p) == TILE - 1) {
-      products.begin(
-          reinterpret_cast<const float*>(row_at(view.keys, dtype, view.key_stride, panel.key(p))),
-          view.key_stride);
+      products.begin(reinterpret_cast<const float*>(row_at(view.keys, dtype, view.key_stride, panel.key(p))),
+                     view.key_stride);
     } else {  // a gathered, converted or short tile: 16 rows made contiguous
       for (int64_t i = 0; i < rows; ++i)
         widen_row(row_at(view.keys, dtype, view.key_stride, panel.key(p + i)), dtype, view.dim,

@@ -78,8 +78,7 @@ int64_t append(const Collector& c, const Panel& panel, int64_t q, int64_t lane, 
     const Mask alive = without_nan(eligibles, c.plan.rows, score);
     const I order = front_order(alive);
     for (int r = 0; r < c.plan.rows; ++r) store(c.row(q, r) + n, ordered(order, score(r)));
-    store(c.out.index + q * c.out.pitch + n,
-          ordered(order, iota(static_cast<int32_t>(panel.first + i))));
+    store(c.out.index + q * c.out.pitch + n, ordered(order, iota(static_cast<int32_t>(panel.first + i))));
     n += count(alive);
   }
   return n;

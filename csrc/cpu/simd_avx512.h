@@ -34,7 +34,8 @@ inline void sums(const F* x, float* out) {  // of 4 vectors
   const F ab = add(_mm512_unpacklo_ps(x[0], x[1]), _mm512_unpackhi_ps(x[0], x[1]));
   const F cd = add(_mm512_unpacklo_ps(x[2], x[3]), _mm512_unpackhi_ps(x[2], x[3]));
   const __m512d low = _mm512_castps_pd(ab), high = _mm512_castps_pd(cd);
-  const F all = add(_mm512_castpd_ps(_mm512_unpacklo_pd(low, high)), _mm512_castpd_ps(_mm512_unpackhi_pd(low, high)));
+  const F all =
+      add(_mm512_castpd_ps(_mm512_unpacklo_pd(low, high)), _mm512_castpd_ps(_mm512_unpackhi_pd(low, high)));
   const __m256 half = _mm256_add_ps(_mm512_castps512_ps256(all), _mm512_extractf32x8_ps(all, 1));
   _mm_storeu_ps(out, _mm_add_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1)));
 }
@@ -63,8 +64,8 @@ CPR_PAIRS_TARGET inline I dot_pairs(I sums, I a, I b) { return _mm512_dpwssd_epi
 // Two vectors rounded to whole numbers below 2^15, side by side in an order of their own.
 inline I to_pairs(F a, F b) { return _mm512_packs_epi32(_mm512_cvtps_epi32(a), _mm512_cvtps_epi32(b)); }
 
-// Selected lanes moved to the front; what follows them is unspecified. For vectors that share a mask, the order is
-// made once: vpcompressps takes 5 cycles for each.
+// Selected lanes moved to the front; what follows them is unspecified. For vectors that share a mask, the
+// order is made once: vpcompressps takes 5 cycles for each.
 inline F compress(Mask m, F x) { return _mm512_maskz_compress_ps(m, x); }
 inline I front_order(Mask m) {  // lane k: the place of the k-th set bit, in its low 4 bits
   const uint64_t wide = _pdep_u64(m, 0x1111111111111111ull) * 0xFull;

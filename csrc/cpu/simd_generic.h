@@ -76,7 +76,9 @@ inline I dot_pairs(I sums, I a, I b) {
   }
   return sums;
 }
-inline int32_t whole(float x) { return x > -32768.0f && x < 32767.0f ? static_cast<int32_t>(rintf(x)) : -32768; }
+inline int32_t whole(float x) {
+  return x > -32768.0f && x < 32767.0f ? static_cast<int32_t>(rintf(x)) : -32768;
+}
 // Two vectors rounded to whole numbers below 2^15, side by side in an order of their own.
 inline I to_pairs(F a, F b) {
   I pairs;
