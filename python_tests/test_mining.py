@@ -171,6 +171,17 @@ def test_real_scores_are_float32_grade(keys: int, isa: str) -> None:
     assert (indices != expected[0]).sum() <= 2  # only where two scores are closer than the score error
 
 
+@pytest.mark.parametrize("high", [2, 1000])
+@pytest.mark.parametrize("num_keys", [600, 9001, 70_000])
+def test_thousands_of_results_come_in_order(num_keys: int, high: int, isa: str) -> None:
+    """Long results are sorted digit by digit: ties, negative scores, and slots that nothing fills."""
+    g = torch.Generator().manual_seed(num_keys)
+    queries, keys = {"rgb": integers(g, 3, 8, high=high)}, {"rgb": integers(g, num_keys, 8, high=high)}
+    ids = {"query_ids": torch.arange(3), "key_ids": torch.arange(num_keys) % 5 - 1}
+    call = as_call(queries, keys, Schedule([Stage("rgb", num_keys - 7)]), **ids)
+    same(torch.ops.cpr.cascade_topk(*call), reference.run(call))
+
+
 @pytest.mark.parametrize("keys", [1500, 9000])
 def test_a_batch_split_changes_nothing(keys: int) -> None:
     queries, queue = real(2, 70, keys, 24)

@@ -274,8 +274,6 @@ int64_t try_again(const CascadeArgs& args, uint8_t mark, double wider, bool may_
 
 }  // namespace
 
-void sort_ranking_keys(uint64_t* keys, int64_t n) { std::sort(keys, keys + n); }
-
 std::vector<int64_t> sampled_keys(int64_t num_keys) {
   std::vector<Pass> passes;
   plan_passes(num_keys, passes);

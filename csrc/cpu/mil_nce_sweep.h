@@ -117,7 +117,7 @@ struct Sweep {
       for (int64_t i = 0; i < n; ++i) pairs[i] = (pairs[i] << 32) | (pairs[i] >> 32);  // key first, or back
     };
     swap_halves();
-    sort_ranking_keys(pairs, n);
+    sort_ranking_keys(pairs, n, nullptr);
     swap_halves();
   }
 };

@@ -34,19 +34,19 @@ struct Workspace {
   Scratch scratch;
   float* undecided_scores;
   int32_t* undecided_index;
-  uint64_t* keys;  // [capacity] for sorting long results
+  uint64_t* keys;  // [2 capacity] for sorting long results
 
   static int64_t capacity(const CascadePlan& plan, int parts) { return parts * plan.list_capacity; }
   static int64_t bytes(const CascadePlan& plan, int parts) {
     const int64_t n = capacity(plan, parts);
-    return (List::bytes(plan.rows, n) + Scratch::bytes(n) + List::bytes(1, n) + (n + 16) * 8 + 63) &
+    return (List::bytes(plan.rows, n) + Scratch::bytes(n) + List::bytes(1, n) + 2 * (n + 16) * 8 + 63) &
            ~int64_t{63};
   }
   static Workspace at(char* memory, const CascadePlan& plan, int parts) {
     const int64_t n = capacity(plan, parts);
     Workspace w;
     w.keys = reinterpret_cast<uint64_t*>(memory);
-    memory += (n + 16) * 8;
+    memory += 2 * (n + 16) * 8;
     w.merged = w.entries = list_at(memory, plan.rows, n);
     memory += List::bytes(plan.rows, n);
     const List undecided = list_at(memory, 1, n);
@@ -217,7 +217,7 @@ inline void emit(const List& list, int judge, int64_t k, uint64_t* keys, int64_t
     }
   } else {
     for (int64_t i = 0; i < list.n; ++i) keys[i] = ranking_key(score[i], list.index[i]);
-    sort_ranking_keys(keys, list.n);
+    sort_ranking_keys(keys, list.n, keys + list.n);
     for (int64_t i = 0; i < filled; ++i) {
       indices[i] = static_cast<int64_t>(keys[i] & 0xFFFFFFFFu);
       scores[i] = score_of_key(keys[i]);
