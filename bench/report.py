@@ -16,9 +16,9 @@ Document = dict[str, Any]
 CAPTION = (
     "Times are medians (20th to 80th percentile) of interleaved bursts in one process. `x` columns say how many "
     "times as long a peer takes as cpr_kernels: medians of ratios taken within a round. The floor is the "
-    "arithmetic of the similarities at the rate at which the cores only multiply and add, or the least bytes "
-    "at the best rate of a copy (in caches, where they fit), whichever is longer. Peak memory is of one call, measured "
-    "in a process of its own. Every answer was checked before its time was taken."
+    "arithmetic of the similarities in float32 at the rate at which the cores only multiply and add, or the least "
+    "bytes at the best rate of a copy (in caches, where they fit), whichever is longer. Peak memory is of one "
+    "call, measured in a process of its own. Every answer was checked before its time was taken."
 )
 
 

@@ -75,10 +75,10 @@ struct ThreadMemory {
 };
 
 struct SharedMemory {
-  float* packed;                   // per super of the round: [V][blocks][dim, width]
-  char* collected;                 // [queries of a round, parts]
-  Bracket* brackets;               // [queries of a round, L]
-  int32_t* pairs;                  // as `packed`; this and what follows: where scores are coarse
+  float* packed;      // per super of the round: [V][blocks][dim, width]; none where scores are coarse
+  char* collected;    // [queries of a round, parts]
+  Bracket* brackets;  // [queries of a round, L]
+  int32_t* pairs;     // as `packed`; this and what follows: where scores are coarse
   float *factor, *length, *error;  // [V, queries of a round] of each query, see CoarseQuery
   float* longest;                  // [supers of the round, parts, V, W] longest keys seen
   uint8_t* coarse;                 // [supers of the round] 1: coarse scores serve
@@ -87,7 +87,7 @@ struct SharedMemory {
                            const Dims& dims) {
     const int64_t blocks = shape.supers_per_round * shape.blocks_per_super, queries = blocks * shape.width;
     SharedMemory m;
-    m.packed = arena.take<float>(queries * dims.total);
+    m.packed = arena.take<float>(plan.coarse ? 0 : queries * dims.total);
     m.collected = arena.take<char>(queries * shape.parts * Collected::bytes(plan));
     m.brackets = arena.take<Bracket>(queries * (plan.levels ? plan.levels : 1));
     if (!plan.coarse) return m;
