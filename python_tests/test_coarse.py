@@ -19,15 +19,7 @@ COARSE = [isa for isa in _core.cpu_isas() if isa in ("avx512vnni", "avx2")]
 VIEWS = ("flow", "rgb")
 
 
-@pytest.fixture(params=COARSE or ["none"])
-def isa(request: pytest.FixtureRequest) -> str:
-    if request.param == "none":
-        pytest.skip("this machine has no instruction set with 16-bit products that pay")
-    before = _core.cpu_isa()
-    assert _core.use_cpu_isa(request.param)
-    yield request.param
-    _core.use_cpu_isa(before)
-
+coarse_isas = pytest.mark.parametrize("isa", COARSE, indirect=True)
 
 Draw = Callable[[torch.Generator, int, int], Tensor]
 
@@ -110,6 +102,7 @@ def assert_same_bits(found: tuple[Tensor, Tensor], expected: tuple[Tensor, Tenso
     assert torch.equal(found[1].view(torch.int32), expected[1].view(torch.int32))
 
 
+@coarse_isas
 @pytest.mark.parametrize("keys_like", DRAWS)
 @pytest.mark.parametrize("num_keys", [20_001, 60_000])
 def test_same_bits_as_float32_products(keys_like: Draw, num_keys: int, isa: str) -> None:
@@ -120,6 +113,7 @@ def test_same_bits_as_float32_products(keys_like: Draw, num_keys: int, isa: str)
         assert_same_bits(*mined_and_listed(queries, keys))
 
 
+@coarse_isas
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_features(dtype: torch.dtype, isa: str) -> None:
     g = torch.Generator().manual_seed(2)
@@ -127,6 +121,7 @@ def test_half_precision_features(dtype: torch.dtype, isa: str) -> None:
     assert_same_bits(*mined_and_listed(queries, keys))
 
 
+@coarse_isas
 def test_ids_and_views_of_different_lengths(isa: str) -> None:
     g = torch.Generator().manual_seed(3)
     dims = dict(zip(VIEWS, (64, 257)))
@@ -135,6 +130,7 @@ def test_ids_and_views_of_different_lengths(isa: str) -> None:
     assert_same_bits(*mined_and_listed(queries, keys, **ids))
 
 
+@coarse_isas
 def test_rows_at_the_edge_of_16_bits(isa: str) -> None:
     """Keys and queries that point the same way make the largest sums there are: none may overflow."""
     g = torch.Generator().manual_seed(4)

@@ -84,7 +84,7 @@ struct ShardKernels {
   void (*keep_above)(const EntryLists&, int, const int32_t*, const int32_t*);
 };
 
-// Ascending; `spare` [n], or null where there are few.
+// Ascending; `spare` [n], or null: then by comparisons, which suit a few.
 void sort_ranking_keys(uint64_t* keys, int64_t n, uint64_t* spare);
 // A plan of one pass and no levels: every eligible entry is collected.
 int64_t cascade_topk_exhaustive(const CascadeArgs& args);

@@ -58,14 +58,10 @@ struct Memory {
 
   static Memory take(Arena& arena, const RerankArgs& args, const CascadePlan& plan) {
     const CascadeArgs& cascade = args.cascade;
-    int64_t total = 0, widest = 0;
-    for (int v = 0; v < cascade.num_views; ++v) {
-      total += cascade.views[v].dim;
-      widest = cascade.views[v].dim > widest ? cascade.views[v].dim : widest;
-    }
+    const Dims dims(cascade);
     Memory m;
-    m.query = arena.take<float>(total);
-    m.gathered = Gathered::take(arena, widest);
+    m.query = arena.take<float>(dims.total);
+    m.gathered = Gathered::take(arena, dims.widest);
     m.scores = arena.take<float>((cascade.num_views + plan.mixes) * (BLOCK + 16));
     m.rows = arena.take<const float*>(plan.rows);
     m.which = arena.take<int32_t>(args.num_candidates + 16);
@@ -96,10 +92,7 @@ void rerank_query(const RerankArgs& args, const CascadePlan& plan, int64_t q, co
   const CascadeArgs& cascade = args.cascade;
   const int64_t listed = distinct(args.candidates + q * args.candidates_stride, args.num_candidates,
                                   cascade.num_keys, m.seen, m.which);
-  float* place = m.query;
-  for (int v = 0; v < cascade.num_views; place += cascade.views[v++].dim)
-    widen_row(row_at(cascade.views[v].queries, cascade.dtype, cascade.views[v].query_stride, q),
-              cascade.dtype, cascade.views[v].dim, place);
+  widen_query(cascade, q, m.query);
   for (int r = 0; r < plan.rows; ++r) m.rows[r] = m.scores + plan.slot_of_row[r] * (BLOCK + 16);
   const Collected collected = Collected::at(m.collected, plan);
   collected.clear(plan);

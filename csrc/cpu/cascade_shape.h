@@ -27,19 +27,6 @@ struct Shape {
   int threads;
 };
 
-// Features of a row, over all views: as float32, and as pairs.
-struct Dims {
-  int64_t widest = 1, total = 0, pairs = 0;
-  explicit Dims(const CascadeArgs& args) {
-    for (int v = 0; v < args.num_views; ++v) {
-      const int64_t dim = args.views[v].dim;
-      widest = dim > widest ? dim : widest;
-      total += dim;
-      pairs += pairs_of(dim);
-    }
-  }
-};
-
 struct ThreadMemory {
   float* wide;         // one tile of keys in float32
   float* scores;       // [slots, queries of a super, ROW]

@@ -78,11 +78,12 @@ struct Cascade {
       for (int64_t i = 0; i < shape.width; ++i) {
         const int64_t at = coarse_at(slot_in_round * queries_of_super() + block * shape.width + i, v);
         CoarseQuery query = {0, 0, 0};
-        std::memset(m.pairs, 0, sizeof(int32_t) * static_cast<size_t>(pairs));
         if (i < left) {
           widen_row(row_at(view.queries, args.dtype, view.query_stride, first + i), args.dtype, view.dim,
                     m.wide);
           query = query_to_pairs(m.wide, view.dim, m.pairs);
+        } else {
+          std::memset(m.pairs, 0, sizeof(int32_t) * static_cast<size_t>(pairs));
         }
         for (int64_t k = 0; k < pairs; ++k) columns[k * shape.width + i] = m.pairs[k];
         shared.factor[at] = query.factor;

@@ -27,10 +27,7 @@ int64_t resolve(const Cascade<NR>& cascade, int64_t q, int64_t in_round, const C
       return 0;
     }
     refine = &m.refine;
-    float* place = m.query;
-    for (int v = 0; v < args.num_views; place += args.views[v++].dim)
-      widen_row(row_at(args.views[v].queries, args.dtype, args.views[v].query_stride, q), args.dtype,
-                args.views[v].dim, place);
+    widen_query(args, q, m.query);
   }
   if (collects_all(args, plan)) {
     w.entries = w.merged;

@@ -20,6 +20,19 @@ constexpr float ROUNDING = 5.9604645e-8f;  // 2^-24: of one operation in float32
 
 inline int64_t pairs_of(int64_t dim) { return round_up(dim, 2 * W) / 2; }
 
+// Features of a row, over all views: as float32, and as pairs.
+struct Dims {
+  int64_t widest = 1, total = 0, pairs = 0;
+  explicit Dims(const CascadeArgs& args) {
+    for (int v = 0; v < args.num_views; ++v) {
+      const int64_t dim = args.views[v].dim;
+      widest = dim > widest ? dim : widest;
+      total += dim;
+      pairs += pairs_of(dim);
+    }
+  }
+};
+
 // Squared lengths of 4 rows.
 inline void squared_lengths(const float* rows, int64_t stride, int64_t dim, float* out) {
   F squares[4] = {zero(), zero(), zero(), zero()};
@@ -111,14 +124,10 @@ CPR_PAIRS_TARGET inline void multiply_pairs(const int32_t* a, int64_t a_row, con
   for (int i = 0; i < MR; ++i)
 #pragma GCC unroll 4
     for (int j = 0; j < NR; ++j) sums[i][j] = set1(0);
-  const char* group[(MR + 3) / 4];
-  for (int g = 0; g < (MR + 3) / 4; ++g) group[g] = reinterpret_cast<const char*>(a + g * 4 * a_row);
-  int64_t one_row = a_row * 4, three_rows = 12 * a_row;
+  constexpr int64_t SIZE = sizeof(int32_t);
+  RowGroups<MR> rows(a, a_row * SIZE);
   for (int64_t k = 0; k < pairs; k += 4) {  // a multiple of W, so of 4
-    for (int line = 0; line < ahead.lines; ++line) {
-      __builtin_prefetch(ahead.place, 0, 3);
-      ahead.place += 64;
-    }
+    ahead.ask();
 #pragma GCC unroll 4
     for (int step = 0; step < 4; ++step) {
       I column[NR];
@@ -126,15 +135,13 @@ CPR_PAIRS_TARGET inline void multiply_pairs(const int32_t* a, int64_t a_row, con
       for (int j = 0; j < NR; ++j) column[j] = load(b + step * width + j * W);
 #pragma GCC unroll 16
       for (int i = 0; i < MR; ++i) {
-        const int64_t row = i % 4 == 0 ? 0 : i % 4 == 1 ? one_row : i % 4 == 2 ? 2 * one_row : three_rows;
-        const I pair = set1(*reinterpret_cast<const int32_t*>(group[i / 4] + row + step * 4));
+        const I pair = set1(*static_cast<const int32_t*>(rows.at(i, step * SIZE)));
 #pragma GCC unroll 4
         for (int j = 0; j < NR; ++j) sums[i][j] = dot_pairs(sums[i][j], pair, column[j]);
       }
     }
-    for (int g = 0; g < (MR + 3) / 4; ++g) group[g] += 16;
+    rows.advance(4 * SIZE);
     b += 4 * width;
-    if (MR > 8) __asm__("" : "+r"(one_row), "+r"(three_rows));  // as in `multiply`
   }
 #pragma GCC unroll 4
   for (int j = 0; j < NR; ++j) {
@@ -172,7 +179,7 @@ struct CoarseProducts {
     for (int i = 0; i < TILE; i += MR) {
       multiply_pairs<MR, NR>(tile + i * pairs, pairs, packed + block * pairs * width, pairs, factor + i,
                              query_factor + block * width, out + i * width, ahead);
-      ahead.place += pairs / 4 * ahead.lines * 64;
+      ahead.pass(pairs / 4);
     }
   }
 };

@@ -209,14 +209,6 @@ void plan_stages(const CascadeArgs& args, PlanStorage& store, CascadePlan& plan)
   plan.view_used = store.view_used.data();
 }
 
-// The plan of a call that has queries and keys; `wider`: its brackets', times the usual.
-CascadePlan plan_call(const CascadeArgs& args, PlanStorage& store, double wider = 1) {
-  CascadePlan plan{};
-  plan_stages(args, store, plan);
-  plan_levels(args, store, plan, wider);
-  return plan;
-}
-
 // Whether keys are scored by 16-bit products first: where those are faster, brackets leave room for their
 // error, and few results need an exact score. Queries that they fail are tried again without.
 bool scores_coarsely(const CascadeArgs& args, const CascadePlan& plan) {
@@ -224,6 +216,16 @@ bool scores_coarsely(const CascadeArgs& args, const CascadePlan& plan) {
               args.num_keys < EXACT_FROM && args.keep[args.num_stages - 1] <= args.num_keys / COARSE_SHARE;
   for (int v = 0; v < args.num_views; ++v) fits = fits && args.views[v].dim <= MAX_COARSE_DIM;
   return fits;
+}
+
+// The plan of a call that has queries and keys. `exact`: without coarse scores, and with brackets so much
+// wider.
+CascadePlan plan_call(const CascadeArgs& args, PlanStorage& store, bool exact = false, double wider = 1) {
+  CascadePlan plan{};
+  plan_stages(args, store, plan);
+  plan_levels(args, store, plan, wider);
+  plan.coarse = !exact && scores_coarsely(args, plan);
+  return plan;
 }
 
 // The queries marked in `missed`, together, by exact scores alone and with brackets so much wider.
@@ -260,7 +262,7 @@ int64_t try_again(const CascadeArgs& args, uint8_t mark, double wider, bool may_
   again.indices = indices.data();
   again.scores = scores.data();
   PlanStorage store;
-  CascadePlan plan = plan_call(again, store, wider);
+  CascadePlan plan = plan_call(again, store, true, wider);
   std::vector<uint8_t> missed_again(n);
   if (may_miss) plan.missed = missed_again.data();
   const int64_t status = chosen().kernels->cascade_topk(again, plan);
@@ -320,7 +322,6 @@ int64_t cascade_topk_cpu(const CascadeArgs& args) {
   // a second try gathers queries and ids, but no rows of a mask B x N
   std::vector<uint8_t> missed(plan.passes > 1 && !args.exclude ? args.num_queries : 0);
   if (!missed.empty()) plan.missed = missed.data();
-  plan.coarse = scores_coarsely(args, plan);
   int64_t status = chosen().kernels->cascade_topk(args, plan);
   if (status < 0 || missed.empty()) return status;
   status = try_again(args, REFUSED, 1, true, missed);
@@ -330,9 +331,7 @@ int64_t cascade_topk_cpu(const CascadeArgs& args) {
 CpuPlan cascade_topk_cpu_plan(const CascadeArgs& args) {
   if (args.num_queries == 0 || args.num_keys == 0) return {};
   PlanStorage store;
-  CascadePlan plan = plan_call(args, store);
-  plan.coarse = scores_coarsely(args, plan);
-  return chosen().kernels->told(args, plan);
+  return chosen().kernels->told(args, plan_call(args, store));
 }
 
 int64_t cascade_topk_exhaustive(const CascadeArgs& args) {

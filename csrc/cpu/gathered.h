@@ -13,6 +13,13 @@ inline void ask_for(const View& view, DType dtype, int64_t key) {
   for (int64_t at = 0; at < bytes; at += 64) __builtin_prefetch(row + at, 0, 3);
 }
 
+// Query q's row of each view, widened, one after another.
+inline void widen_query(const CascadeArgs& args, int64_t q, float* rows) {
+  for (int v = 0; v < args.num_views; rows += args.views[v++].dim)
+    widen_row(row_at(args.views[v].queries, args.dtype, args.views[v].query_stride, q), args.dtype,
+              args.views[v].dim, rows);
+}
+
 struct Gathered {
   static constexpr int BLOCK = 64;      // keys scored at a time
   static constexpr int CHAINS = 4;      // vectors of keys whose sums run side by side

@@ -13,7 +13,9 @@ constexpr int BITS = 11;      // of a key looked at in one pass
 constexpr int DIGITS = 6;     // of a key of 64 bits
 constexpr int64_t BUCKETS = 1 << BITS;
 
-int64_t digit_of(uint64_t key, int digit) { return static_cast<int64_t>(key >> digit * BITS) & (BUCKETS - 1); }
+int64_t digit_of(uint64_t key, int digit) {
+  return static_cast<int64_t>(key >> digit * BITS) & (BUCKETS - 1);
+}
 
 }  // namespace
 

@@ -9,10 +9,9 @@
 namespace cpr {
 namespace CPR_ISA_NAMESPACE {
 
-// Brackets are set this many errors wider: a cut that is off by one, entries looked at that are off by two
-// more.
+// A cut must lie this many errors inside its bracket: it is off by one, and entries looked at by two more.
 constexpr float MARGIN = 3;
-constexpr float MARGIN_BEFORE = 3.5f;  // and while the longest key is not known yet
+constexpr float MARGIN_BEFORE = 3.5f;  // and brackets are set wider by so many: a longer key may still come
 constexpr float WIDE_ENOUGH = 32;      // errors a bracket must span, or too much would be scored again
 
 // A bracket set from what has been collected, widened by the error of the scores it judges; no further than

@@ -54,6 +54,35 @@ inline void pack_queries(const View& view, DType dtype, int64_t first, int64_t n
 struct Ahead {
   const char* place;
   int lines;
+
+  void ask() {  // once every four steps
+    for (int line = 0; line < lines; ++line) {
+      __builtin_prefetch(place, 0, 3);
+      place += 64;
+    }
+  }
+  void pass(int64_t moments) { place += moments * lines * 64; }  // what others have asked for meanwhile
+};
+
+// MR rows that are walked side by side, in groups of four: a pointer a group and two strides fit the
+// registers, a pointer a row does not.
+template <int MR>
+struct RowGroups {
+  const char* group[(MR + 3) / 4];
+  int64_t one_row, three_rows;  // bytes
+
+  RowGroups(const void* first, int64_t row_bytes) : one_row(row_bytes), three_rows(3 * row_bytes) {
+    for (int g = 0; g < (MR + 3) / 4; ++g) group[g] = static_cast<const char*>(first) + g * 4 * row_bytes;
+  }
+  inline __attribute__((always_inline)) const void* at(int i, int64_t byte) const {
+    const int64_t row = i % 4 == 0 ? 0 : i % 4 == 1 ? one_row : i % 4 == 2 ? 2 * one_row : three_rows;
+    return group[i / 4] + row + byte;
+  }
+  inline __attribute__((always_inline)) void advance(int64_t bytes) {
+    for (int g = 0; g < (MR + 3) / 4; ++g) group[g] += bytes;
+    if (MR > 8)
+      __asm__("" : "+r"(one_row), "+r"(three_rows));  // or the compiler makes a pointer a row of them
+  }
 };
 
 // out[i, j] = sum over k of a[i * a_row + k * a_step] * b[k * b_row + j], for MR rows and NR vectors of
@@ -66,35 +95,26 @@ inline void multiply(const float* a, int64_t a_row, int64_t a_step, const float*
   for (int i = 0; i < MR; ++i)
 #pragma GCC unroll 4
     for (int j = 0; j < NR; ++j) sums[i][j] = zero();
-  // Rows in groups of four: a pointer a group and two strides fit the registers, a pointer a row does not.
-  const char* group[(MR + 3) / 4];
-  for (int g = 0; g < (MR + 3) / 4; ++g) group[g] = reinterpret_cast<const char*>(a + g * 4 * a_row);
-  int64_t one_row = a_row * static_cast<int64_t>(sizeof(float)), three_rows = 3 * one_row;
+  constexpr int64_t SIZE = sizeof(float);
+  RowGroups<MR> rows(a, a_row * SIZE);
   const auto step = [&](int64_t ahead_by) __attribute__((always_inline)) {
     F column[NR];
 #pragma GCC unroll 4
     for (int j = 0; j < NR; ++j) column[j] = load(b + ahead_by * b_row + j * W);
 #pragma GCC unroll 16
     for (int i = 0; i < MR; ++i) {
-      const int64_t row = i % 4 == 0 ? 0 : i % 4 == 1 ? one_row : i % 4 == 2 ? 2 * one_row : three_rows;
-      const F value = set1(
-          *reinterpret_cast<const float*>(group[i / 4] + row + ahead_by * a_step * int64_t{sizeof(float)}));
+      const F value = set1(*static_cast<const float*>(rows.at(i, ahead_by * a_step * SIZE)));
 #pragma GCC unroll 4
       for (int j = 0; j < NR; ++j) sums[i][j] = fma(value, column[j], sums[i][j]);
     }
   };
   const auto advance = [&](int64_t steps) __attribute__((always_inline)) {
-    for (int g = 0; g < (MR + 3) / 4; ++g) group[g] += steps * a_step * int64_t{sizeof(float)};
+    rows.advance(steps * a_step * SIZE);
     b += steps * b_row;
-    if (MR > 8)
-      __asm__("" : "+r"(one_row), "+r"(three_rows));  // or the compiler makes a pointer a row of them
   };
   int64_t k = 0;
   for (; k + 4 <= depth; k += 4) {
-    for (int line = 0; line < ahead.lines; ++line) {
-      __builtin_prefetch(ahead.place, 0, 3);
-      ahead.place += 64;
-    }
+    ahead.ask();
     step(0);
     step(1);
     step(2);
@@ -130,7 +150,7 @@ inline void multiply_tile(const float* keys, int64_t key_stride, const float* pa
     for (int i = 0; i < TILE; i += MR) {
       multiply<MR, NR>(keys + i * key_stride + d, key_stride, 1, packed + d * width, width, depth, d > 0,
                        out + i * width, width, ahead);
-      ahead.place += depth / 4 * ahead.lines * 64;
+      ahead.pass(depth / 4);
     }
   }
 }
@@ -207,7 +227,7 @@ inline void score_panel(const View& view, DType dtype, const Panel& panel, Produ
     for (int block = 0; block < blocks; ++block) {
       if (ahead.place >= ahead_end) ahead.lines = 0;
       products.multiply(block, tile, ahead);
-      ahead.place += moments * ahead.lines * 64;
+      ahead.pass(moments);
       float* rows_out = out + block * width * out_stride + p;
       for (int k = 0; k < TILE; k += W)
         for (int q = 0; q < width; q += W)
