@@ -1,11 +1,15 @@
 """The compiled core (csrc/bindings.cpp): raw addresses in, results in place. Use cpr_kernels, not this.
 
-Everything is positional. `Address` is a tensor's `data_ptr()`, 0 for none; strides count elements, of `enqueue`
-bytes. Functions named `cuda_...` are there only in builds with CUDA kernels; they queue work on a stream.
+Everything is positional. Only `cascade_topk_of_tensors` takes tensors. `Address` is a tensor's `data_ptr()`, 0 for
+none; strides count elements, of `enqueue` bytes. Functions named `cuda_...` are there only in builds with CUDA
+kernels; they queue work on a stream.
 """
 
-from collections.abc import Sequence
-from typing import TypeAlias
+from collections.abc import Callable, Sequence
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
 
 Address: TypeAlias = int
 # queries, stride, keys, stride, D
@@ -34,6 +38,13 @@ def cascade_topk(
     query_ids: Address, key_ids: Address, exclude: Address, exclude_stride: int, indices: Address,
     scores: Address, threads: int, /,
 ) -> int: ...  # fmt: skip
+def connect_torch(
+    tensor: type[Tensor], empty: Callable[..., Tensor], int64: torch.dtype, float32: torch.dtype, cpu: torch.device, /
+) -> bool: ...  # fmt: skip
+def cascade_topk_of_tensors(
+    queries: list[Any], keys: list[Any], stage_weights: tuple[float, ...], stage_keep: tuple[int, ...],
+    query_ids: Any, key_ids: Any, threads: int, /,
+) -> tuple[Tensor, Tensor] | None: ...  # fmt: skip
 def cascade_rerank(
     views: Views, dtype: int, num_queries: int, num_keys: int, weights: Sequence[float], keep: Sequence[int],
     candidates: tuple[Address, int, int], masks: CascadeMasks, out: Mined, threads: int, /,

@@ -1,4 +1,4 @@
-// The only door to the core: addresses, sizes and strides in, results written in place. The GIL is released.
+// The door to the core: addresses, sizes and strides in, results written in place. The GIL is released.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
@@ -9,6 +9,7 @@
 #include "cascade_topk.h"
 #include "cpu/workspace.h"
 #include "cpu_info.h"
+#include "direct.h"
 #include "door.h"
 #include "enqueue.h"
 #include "mil_nce.h"
@@ -97,6 +98,7 @@ PYBIND11_MODULE(_core, m) {
   m.def("enqueue", &enqueue);
   shard_door::bind(m);
   plan_door::bind(m);
+  direct_door::bind(m);
   m.def("sampled_keys", &sampled_keys,
         "Keys whose scores bracket the thresholds of a queue this long, for tests.");
   m.def("cpu_isas", &cpu_isas, "Instruction sets this machine can run, best first.");

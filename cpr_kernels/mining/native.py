@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from ..calls import CascadeCall, RerankCall, row_contiguous
 from ..native import DTYPE_CODES, address, on_current_stream, why_not_cuda
 from .rerank_lists import entries_at, in_order
 from .rows import plan_rows
+from .schedule import Schedule
 
 NAME = "native"
 MAX_STAGES, MAX_VIEWS, MAX_ROWS = 32, 8, 8  # csrc/cuda: what fits a kernel's arguments
@@ -91,6 +93,26 @@ def _run_on_cpu(call: CascadeCall) -> tuple[Tensor, Tensor]:
     given = _Arguments(call)
     _core.cascade_topk(*given.features, *given.masks, *given.out, torch.get_num_threads())
     return given.indices, given.scores
+
+
+def run_directly(
+    queries: Mapping[str, Tensor],
+    keys: Mapping[str, Any],
+    schedule: Schedule,
+    query_ids: Tensor | None,
+    key_ids: Tensor | None,
+) -> tuple[Tensor, Tensor] | None:
+    """The result of plain CPU tensors that fit together; None for all else, which the op runs or refuses."""
+    if type(schedule) is not Schedule or queries.keys() != keys.keys():
+        return None
+    weights, keep = schedule.judged
+    try:
+        of_queries = [queries[view] for view in schedule.views]
+        of_keys = [keys[view] for view in schedule.views]
+    except KeyError:
+        return None
+    threads = torch.get_num_threads()
+    return _core.cascade_topk_of_tensors(of_queries, of_keys, weights, keep, query_ids, key_ids, threads)
 
 
 def run_on_stream(call: CascadeCall, core: Any, stream: int) -> tuple[Tensor, Tensor]:

@@ -96,14 +96,14 @@ class Schedule(tuple[Stage, ...]):
 
     Attributes:
         views: every view that judges somewhere, in order of first use.
-        judged: :meth:`table` for these views; not to be changed.
+        judged: :meth:`table` for these views, as tuples.
 
     Raises:
         ValueError: no stage, or a stage that keeps more than the one before.
     """
 
     views: tuple[str, ...]
-    judged: tuple[list[float], list[int]]
+    judged: tuple[tuple[float, ...], tuple[int, ...]]
 
     def __new__(cls, stages: Iterable[Stage | tuple[Any, int]]) -> Schedule:
         """Stages, or ``(view, keep)`` pairs."""
@@ -121,7 +121,8 @@ class Schedule(tuple[Stage, ...]):
         self = super().__new__(cls, made)
         # both are asked for at every training step
         self.views = tuple(dict.fromkeys(name for stage in made for name in stage.weights))
-        self.judged = self.table(self.views)
+        weights, keep = self.table(self.views)
+        self.judged = tuple(weights), tuple(keep)
         return self
 
     @property
