@@ -6,13 +6,6 @@
 namespace cpr {
 namespace CPR_ISA_NAMESPACE {
 
-inline void extend(List& list, const List& more, int rows) {
-  for (int r = 0; r < rows; ++r)
-    std::memcpy(list.row(r) + list.n, more.row(r), sizeof(float) * static_cast<size_t>(more.n));
-  std::memcpy(list.index + list.n, more.index, sizeof(int32_t) * static_cast<size_t>(more.n));
-  list.n += more.n;
-}
-
 // Entries of `from` at [at, at + n), of the keys from `first` on, that are NaN in no row: appended to `to`.
 inline void append_scored(const List& from, int64_t at, int64_t first, int64_t n, int rows, List& to) {
   int64_t kept = to.n;
@@ -27,13 +20,21 @@ inline void append_scored(const List& from, int64_t at, int64_t first, int64_t n
   to.n = kept;
 }
 
+// The entries that a level's bracket leaves open.
+struct Undecided {
+  float* scores;
+  int32_t* index;  // of keys, or places in the list
+  int64_t n;
+  int64_t
+      late;  // entries certain here that the sweep did not count: undecided at an earlier level, but alive
+};
+
 // Working memory of one thread for resolving one query.
 struct Workspace {
   List merged;   // empty, for what several parts have collected
   List entries;  // all that the query has collected, then what is alive of it
   Scratch scratch;
-  float* undecided_scores;
-  int32_t* undecided_index;
+  Undecided undecided;
   uint64_t* keys;  // [2 capacity] for sorting long results
 
   static int64_t capacity(const CascadePlan& plan, int parts) { return parts * plan.list_capacity; }
@@ -50,8 +51,7 @@ struct Workspace {
     w.merged = w.entries = list_at(memory, plan.rows, n);
     memory += List::bytes(plan.rows, n);
     const List undecided = list_at(memory, 1, n);
-    w.undecided_scores = undecided.scores;
-    w.undecided_index = undecided.index;
+    w.undecided = {undecided.scores, undecided.index, 0, 0};
     w.scratch = scratch_at(memory + List::bytes(1, n), n);
     return w;
   }
@@ -63,13 +63,13 @@ inline void keep_best(List& list, int rows, int judge, int64_t keep, const Scrat
     keep_within(list, rows, judge, mth_best(list.row(judge), list.index, list.n, keep, scratch));
 }
 
-// One level of the entries, all alive so far: the undecided ones are copied out, and those certain here that
-// the sweep did not count (undecided at an earlier level, alive all the same) are counted in *late. PLACES:
-// with their places in the list, not their indices.
-template <bool BY_SCORE, bool PLACES>
-inline int64_t split_level_by(const CascadePlan& plan, int level, const List& entries,
-                              const Bracket* brackets, float* scores, int32_t* index, int64_t* late) {
-  int64_t undecided = 0, uncounted = 0;
+// One level of the entries, all alive so far: the undecided ones are appended to `to`. PLACES: with their
+// places in the list, not their indices. MERGE: the entries are appended to `merged` too.
+template <bool BY_SCORE, bool PLACES, bool MERGE>
+inline void split_level_by(const CascadePlan& plan, int level, const List& entries, const Bracket* brackets,
+                           List& merged, Undecided& to) {
+  int64_t undecided = to.n, uncounted = 0;
+  const int64_t first = MERGE ? merged.n : 0;
   const float* judge = entries.row(plan.row_of_stage[level]);
   for_vectors(entries.n, [&](int64_t i, Mask lanes) __attribute__((always_inline)) {
     const int32_t* const place = entries.index + i;
@@ -83,29 +83,50 @@ inline int64_t split_level_by(const CascadePlan& plan, int level, const List& en
           counted & within<BY_SCORE>(load(entries.row(plan.row_of_stage[l]) + i), place, brackets[l].certain);
     uncounted += count(static_cast<Mask>(sure & ~counted));
     const I order = front_order(maybe);
-    store(scores + undecided, ordered(order, score));
-    store(index + undecided, ordered(order, PLACES ? iota(static_cast<int32_t>(i)) : load(place)));
+    store(to.scores + undecided, ordered(order, score));
+    store(to.index + undecided, ordered(order, PLACES ? iota(static_cast<int32_t>(first + i)) : load(place)));
     undecided += count(maybe);
+    if (!MERGE) return;
+    for (int r = 0; r < plan.rows; ++r) store(merged.row(r) + first + i, load(entries.row(r) + i));
+    store(merged.index + first + i, load(place));
   });
-  *late = uncounted;
-  return undecided;
+  to.n = undecided;
+  to.late += uncounted;
+  if (MERGE) merged.n += entries.n;
 }
-template <bool PLACES>
-inline int64_t split_level(const CascadePlan& plan, int level, const List& entries, const Bracket* brackets,
-                           float* scores, int32_t* index, int64_t* late) {
+template <bool PLACES, bool MERGE>
+inline void split_level(const CascadePlan& plan, int level, const List& entries, const Bracket* brackets,
+                        List& merged, Undecided& to) {
   bool plain = by_score(brackets[level].possible);
   for (int l = 0; l <= level; ++l) plain = plain && by_score(brackets[l].certain);
-  return plain ? split_level_by<true, PLACES>(plan, level, entries, brackets, scores, index, late)
-               : split_level_by<false, PLACES>(plan, level, entries, brackets, scores, index, late);
+  if (plain)
+    split_level_by<true, PLACES, MERGE>(plan, level, entries, brackets, merged, to);
+  else
+    split_level_by<false, PLACES, MERGE>(plan, level, entries, brackets, merged, to);
+}
+
+// A level of all that a query has collected and that is alive: `w.undecided`. The first level takes the
+// parts' lists as they lie and makes them `w.entries` on the way; a single list that may be spent is taken
+// itself.
+template <bool PLACES>
+inline void split_entries(const CascadePlan& plan, int level, const Collected* parts, int num_parts,
+                          bool spend, const Bracket* brackets, Workspace& w) {
+  w.undecided.n = w.undecided.late = 0;
+  spend = spend && num_parts == 1;
+  if (level == 0) w.entries = spend ? parts[0].list(plan) : w.merged;
+  if (level > 0 || spend)
+    return split_level<PLACES, false>(plan, level, w.entries, brackets, w.entries, w.undecided);
+  for (int p = 0; p < num_parts; ++p)
+    split_level<PLACES, true>(plan, level, parts[p].list(plan), brackets, w.entries, w.undecided);
 }
 
 // The cut after `rank` entries of a level, of which `certain` are within the bracket's certain cut and the
 // rest among its undecided ones; no further than the bracket's own ends.
-inline Cut cut_at(int64_t rank, int64_t certain, int64_t undecided, const Bracket& bracket,
-                  const Workspace& w) {
+inline Cut cut_at(int64_t rank, int64_t certain, const Bracket& bracket, const Workspace& w) {
+  const Undecided& open = w.undecided;
   if (rank <= certain) return bracket.certain;
-  if (rank >= certain + undecided) return bracket.possible;
-  return mth_best(w.undecided_scores, w.undecided_index, undecided, rank - certain, w.scratch);
+  if (rank >= certain + open.n) return bracket.possible;
+  return mth_best(open.scores, open.index, open.n, rank - certain, w.scratch);
 }
 
 // Entries of one part after its brackets were tightened: what became certain at a level is counted there,
@@ -152,20 +173,16 @@ inline int64_t certain_of(const Collected* parts, int num_parts, int level) {
 inline void narrow(const CascadePlan& plan, const Pass& pass, const Collected* parts, int num_parts,
                    const float* error, Bracket* brackets, Workspace& w) {
   if (overflowed(parts, num_parts)) return;
-  w.entries = w.merged;
-  for (int p = 0; p < num_parts; ++p) extend(w.entries, parts[p].list(plan), plan.rows);
   Bracket before[MAX_LEVELS];
   for (int l = 0; l < plan.levels; ++l) before[l] = brackets[l];
   for (int l = 0; l < plan.levels; ++l) {
-    int64_t certain;
-    const int64_t undecided =
-        split_level<false>(plan, l, w.entries, before, w.undecided_scores, w.undecided_index, &certain);
-    certain += certain_of(parts, num_parts, l);
-    brackets[l].certain = cut_at(pass.certain_rank[l], certain, undecided, before[l], w);
-    brackets[l].possible = cut_at(pass.possible_rank[l], certain, undecided, before[l], w);
+    split_entries<false>(plan, l, parts, num_parts, false, before, w);
+    const int64_t certain = certain_of(parts, num_parts, l) + w.undecided.late;
+    brackets[l].certain = cut_at(pass.certain_rank[l], certain, before[l], w);
+    brackets[l].possible = cut_at(pass.possible_rank[l], certain, before[l], w);
     if (error) widen_bracket(brackets[l], before[l], error[plan.row_of_stage[l]]);
     if (l + 1 == plan.levels) break;
-    const Cut middle = cut_at(pass.middle_rank[l], certain, undecided, before[l], w);
+    const Cut middle = cut_at(pass.middle_rank[l], certain, before[l], w);
     keep_within(w.entries, plan.rows, plan.row_of_stage[l], middle);
   }
   for (int p = 0; p < num_parts; ++p) {
@@ -181,22 +198,17 @@ inline void narrow(const CascadePlan& plan, const Pass& pass, const Collected* p
 inline bool settle_levels(const CascadePlan& plan, const Collected* parts, int num_parts,
                           const Bracket* brackets, const Refine* refine, Workspace& w) {
   if (overflowed(parts, num_parts)) return false;
-  w.entries = num_parts == 1 ? parts[0].list(plan) : w.merged;
-  for (int p = 0; num_parts > 1 && p < num_parts; ++p) extend(w.entries, parts[p].list(plan), plan.rows);
   for (int l = 0; l < plan.levels; ++l) {
-    int64_t certain;
-    const int64_t undecided =
-        (refine ? split_level<true> : split_level<false>)(plan, l, w.entries, brackets, w.undecided_scores,
-                                                          w.undecided_index, &certain);
-    certain += certain_of(parts, num_parts, l);
+    (refine ? split_entries<true> : split_entries<false>)(plan, l, parts, num_parts, true, brackets, w);
+    const Undecided& open = w.undecided;
+    const int64_t certain = certain_of(parts, num_parts, l) + open.late;
     const int64_t keep = plan.keep[l];
-    if (keep < certain || (keep > certain + undecided && !drops_nothing(brackets[l]))) return false;
+    if (keep < certain || (keep > certain + open.n && !drops_nothing(brackets[l]))) return false;
     const int row = plan.row_of_stage[l];
-    Cut cut = cut_at(keep, certain, undecided, brackets[l], w);
+    Cut cut = cut_at(keep, certain, brackets[l], w);
     if (refine) {
       if (!refine->inside(cut, brackets[l], row)) return false;
-      cut = refine->sharpen(w.entries, row, w.undecided_scores, w.undecided_index, undecided, keep - certain,
-                            cut, w.scratch);
+      cut = refine->sharpen(w.entries, row, open.scores, open.index, open.n, keep - certain, cut, w.scratch);
     }
     keep_within(w.entries, plan.rows, row, cut);
   }
