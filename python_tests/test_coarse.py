@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from cpr_kernels import _core, cascade_rerank, cascade_topk, cpr_schedule
+from cpr_kernels import Schedule, _core, cascade_rerank, cascade_topk, cpr_schedule
 from cpr_kernels.mining import as_call
 from cpr_kernels.plans import plan_on_cpu
 
@@ -85,11 +85,11 @@ DRAWS = [
 
 
 def mined_and_listed(
-    queries: dict[str, Tensor], keys: dict[str, Tensor], **ids: Tensor
+    queries: dict[str, Tensor], keys: dict[str, Tensor], schedule: Schedule | None = None, **ids: Tensor
 ) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
     """The op's answer, and the answer with every entry listed, which float32 products alone make."""
-    num_queries, num_keys = queries["rgb"].shape[0], keys["rgb"].shape[0]
-    schedule = cpr_schedule(num_keys=num_keys)
+    num_queries, num_keys = (next(iter(views.values())).shape[0] for views in (queries, keys))
+    schedule = schedule or cpr_schedule(num_keys=num_keys)
     listed = torch.arange(num_keys).expand(num_queries, num_keys)
     assert plan_on_cpu(as_call(queries, keys, schedule, **ids)).coarse
     return cascade_topk(queries, keys, schedule, **ids), cascade_rerank(
@@ -139,6 +139,70 @@ def test_rows_at_the_edge_of_16_bits(isa: str) -> None:
         queries = {view: direction.repeat(3, 1) for view in VIEWS}
         keys = {view: direction * torch.rand(20_000, 1, generator=g) for view in VIEWS}
         assert_same_bits(*mined_and_listed(queries, keys))
+
+
+@coarse_isas
+@pytest.mark.parametrize("num_views", [1, 2, 3, 4])
+@pytest.mark.parametrize("ratio", [0.001, 0.3, 0.6])
+def test_any_number_of_views_and_of_stages_decided_on_the_way(num_views: int, ratio: float, isa: str) -> None:
+    """One view judges every stage, or more than are collected in 16 bits; one to five stages are decided on the way."""
+    g = torch.Generator().manual_seed(5)
+    names, num_keys = [f"view{v}" for v in range(num_views)], 40_000
+    queries, keys = ({name: unit(g, rows, 40) for name in names} for rows in (37, num_keys))
+    counts = [max(int(num_keys * ratio ** (s + 1)), 5) for s in range(16)]
+    schedule = Schedule((names[s % num_views], keep) for s, keep in enumerate([*counts, 5]))
+    assert_same_bits(*mined_and_listed(queries, keys, schedule))
+
+
+@coarse_isas
+@pytest.mark.parametrize("threads", [1, 3, 16])
+@pytest.mark.parametrize("num_queries", [1, 70, 200])
+def test_any_number_of_threads(threads: int, num_queries: int, isa: str) -> None:
+    """Samples are collected in float32 where codes follow: both must fit, however the keys are shared out."""
+    g = torch.Generator().manual_seed(threads)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        for num_keys in (16_000, 49_000):
+            queries, keys = ({view: unit(g, rows, 32) for view in VIEWS} for rows in (num_queries, num_keys))
+            found, expected = mined_and_listed(queries, keys)
+            few = cpr_schedule(num_keys=num_keys, ratio=0.02, stages=3)
+            assert_same_bits(found, expected)
+            assert_same_bits(*mined_and_listed(queries, keys, few))
+    finally:
+        torch.set_num_threads(before)
+
+
+@coarse_isas
+@pytest.mark.parametrize("times", [1.1, 1.2, 1.5, 40.0])
+def test_keys_that_score_beyond_what_the_sample_promised(times: float, isa: str) -> None:
+    """Longer than every sampled key and near a query: the highest scores of all, past the codes' grid."""
+    g = torch.Generator().manual_seed(6)
+    num_keys = 20_000
+    queries, keys = ({view: unit(g, rows, 64) for view in VIEWS} for rows in (24, num_keys))
+    sampled = set(_core.sampled_keys(num_keys))
+    others = torch.tensor([key for key in range(num_keys) if key not in sampled])
+    for query in range(0, 24, 2):
+        for view in VIEWS:
+            near = others[query * 400 : query * 400 + 400]
+            keys[view][near] = times * normalize(
+                queries[view][query] + 0.02 * torch.randn(400, 64, generator=g), dim=1
+            )
+    found, expected = mined_and_listed(queries, keys)
+    assert_same_bits(found, expected)
+    assert all(set(found[0][query].tolist()) <= set(others.tolist()) for query in range(0, 24, 2))
+
+
+@coarse_isas
+def test_nan_in_a_view_that_judges_late(isa: str) -> None:
+    """The best by the first view are NaN in the second, which decides nothing on the way."""
+    g = torch.Generator().manual_seed(7)
+    queries, keys = ({view: unit(g, rows, 16) for view in VIEWS} for rows in (9, 30_000))
+    best = (queries["rgb"] @ keys["rgb"].T).topk(4).indices.reshape(-1)
+    keys["flow"][best, 3] = float("nan")
+    found, expected = mined_and_listed(queries, keys, Schedule([("rgb", 10), ("flow", 10), ("rgb", 8)]))
+    assert_same_bits(found, expected)
+    assert not torch.isin(found[0], best).any()
 
 
 @settings(max_examples=30, deadline=None)

@@ -10,6 +10,7 @@
 namespace cpr {
 
 constexpr int MAX_LEVELS = 12;
+constexpr int MAX_CODED_ROWS = 3;
 
 // Keys are visited in passes. The queue is cut into strides of `units` runs of `run` keys; a pass takes the
 // runs whose rank in a scrambled order of their stride lies in [begin, end). So what has been visited is
@@ -52,6 +53,7 @@ struct CascadePlan {
   const Pass* pass;       // [passes]
   int64_t list_capacity;  // entries that a query is expected to hold at any time, with slack
   bool coarse;            // keys are scored by 16-bit products first, and what is close again exactly
+  bool coded;             // and collected in 16 bits a number once brackets are set
   uint8_t* missed;        // [B] set to MISSED or REFUSED; null: such queries are selected the long way
 };
 

@@ -69,6 +69,7 @@ struct SharedMemory {
   float *factor, *length, *error;  // [V, queries of a round] of each query, see CoarseQuery
   float* longest;                  // [supers of the round, parts, V, W] longest keys seen
   uint8_t* coarse;                 // [supers of the round] 1: coarse scores serve
+  Grid* grids;                     // [queries of a round, R]; none where nothing is collected in codes
 
   static SharedMemory take(Arena& arena, const CascadeArgs& args, const CascadePlan& plan, const Shape& shape,
                            const Dims& dims) {
@@ -84,6 +85,7 @@ struct SharedMemory {
     m.error = arena.take<float>(args.num_views * queries);
     m.longest = arena.take<float>(shape.supers_per_round * shape.parts * args.num_views * W);
     m.coarse = arena.take<uint8_t>(shape.supers_per_round);
+    m.grids = arena.take<Grid>(plan.coded ? queries * plan.rows : 0);
     return m;
   }
 };
@@ -94,19 +96,18 @@ inline Shape shape_of(const CascadeArgs& args, CascadePlan& plan) {
   const int64_t panels = (args.num_keys + PANEL - 1) / PANEL;
   shape.threads = args.threads > 1 ? args.threads : 1;
   // wide lists: fewer queries at a time, so that what they collect stays within the round's memory
-  const bool narrow_block =
-      args.num_queries <= W || List::bytes(plan.rows, plan.list_capacity) * 2 * W > WIDE_BYTES;
+  const int64_t list_bytes = List::bytes(plan.rows, Collected::capacity(plan));
+  const bool narrow_block = args.num_queries <= W || list_bytes * 2 * W > WIDE_BYTES;
   shape.vectors = narrow_block ? 1 : 2;
   shape.width = shape.vectors * W;
   shape.blocks = (args.num_queries + shape.width - 1) / shape.width;
   int64_t key_bytes = 0;
   for (int v = 0; v < args.num_views; ++v)
     key_bytes += args.num_keys * args.views[v].dim * (args.dtype == DType::float32 ? 4 : 2);
-  int64_t per_super = (key_bytes > CACHED_KEYS ? WIDE_BYTES : ROUND_BYTES) /
-                      (List::bytes(plan.rows, plan.list_capacity) * shape.width);
+  int64_t per_super = (key_bytes > CACHED_KEYS ? WIDE_BYTES : ROUND_BYTES) / (list_bytes * shape.width);
   per_super = per_super < 1 ? 1 : (per_super > 64 / shape.width ? 64 / shape.width : per_super);
   shape.supers = (shape.blocks + per_super - 1) / per_super;
-  const int64_t listed = shape.blocks * shape.width * List::bytes(plan.rows, plan.list_capacity);
+  const int64_t listed = shape.blocks * shape.width * list_bytes;
   const bool by_turns = shape.supers > 1 && shape.supers <= shape.threads && listed > SHARED_BYTES;
   if (shape.supers <= shape.threads && !by_turns)
     shape.supers = 1;  // threads share the keys, and each reads its part once
@@ -115,10 +116,17 @@ inline Shape shape_of(const CascadeArgs& args, CascadePlan& plan) {
   shape.parts = static_cast<int>(parts < panels ? parts : panels);
   if (shape.parts > 1)  // parts interleave panels, so they collect alike
     plan.list_capacity = plan.list_capacity / shape.parts + plan.list_capacity / (8 * shape.parts) + PANEL;
+  if (plan.coded) {  // the sample is collected in float32, in the same memory
+    const int64_t sample = args.num_keys / plan.pass[0].units, least = 2 * (sample / shape.parts + 2 * PANEL);
+    if (plan.list_capacity < least) plan.list_capacity = least;
+  }
   if (plan.levels == 0) plan.list_capacity = round_up(panels, shape.parts) / shape.parts * PANEL;
   const int64_t per_query = shape.parts * Collected::bytes(plan);
   const int64_t fit = ROUND_BYTES * shape.threads / (per_query * shape.blocks_per_super * shape.width);
-  shape.supers_per_round = by_turns ? 1 : fit < shape.threads ? shape.threads : fit;
+  // as many for every thread
+  shape.supers_per_round = by_turns              ? 1
+                           : fit < shape.threads ? shape.threads
+                                                 : fit / shape.threads * shape.threads;
   if (shape.supers_per_round > shape.supers) shape.supers_per_round = shape.supers;
   if (static_cast<int64_t>(shape.threads) > shape.supers * shape.parts * 4)
     shape.threads = static_cast<int>(shape.supers * shape.parts * 4);

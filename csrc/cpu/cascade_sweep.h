@@ -93,8 +93,14 @@ struct Cascade {
     }
   }
 
-  // error [R]: how far a query's coarse scores may be off, as far as keys have been visited. False: no bound.
-  bool errors_of(int64_t slot_in_round, int64_t query_in_round, float* error) const {
+  // Null where nothing is collected in codes.
+  Grid* grids_of(int64_t query_in_round) const {
+    return plan.coded ? shared.grids + query_in_round * plan.rows : nullptr;
+  }
+
+  // error [R]: how far a query's coarse scores may be off, as far as keys have been visited; reach [R]: how
+  // high they are at most. False: no bound.
+  bool errors_of(int64_t slot_in_round, int64_t query_in_round, float* error, float* reach = nullptr) const {
     bool bounded = true;
     for (int r = 0; r < plan.rows; ++r) {
       const int view = plan.slot_of_row[r];
@@ -105,6 +111,7 @@ struct Cascade {
         longest = seen > longest ? seen : longest;
       }
       error[r] = shared.error[at] * longest + LEAST_ERROR;
+      if (reach) reach[r] = shared.length[at] * longest;
       bounded = bounded && shared.length[at] * longest < MOST_LENGTHS && error[r] < MOST_LENGTHS;
     }
     return bounded;
@@ -201,8 +208,13 @@ struct Cascade {
       for (int64_t i = 0; i < queries && first_query + i < args.num_queries; ++i) {
         const int64_t in_round = slot_in_round * queries + i;
         point_rows(m, i, queries);
-        filter_panel<R>(plan, panel, first_query + i, shared.brackets + in_round * plan.levels, m.rows,
-                        m.eligible, collected_of(in_round, part));
+        const Bracket* brackets = shared.brackets + in_round * plan.levels;
+        const Collected out = collected_of(in_round, part);
+        if (R > 0 && plan.coded && !pass.starts_over)
+          filter_codes<R>(plan, panel, first_query + i, brackets, grids_of(in_round), m.rows, m.eligible,
+                          out);
+        else
+          filter_panel<R>(plan, panel, first_query + i, brackets, m.rows, m.eligible, out);
       }
     }
   }

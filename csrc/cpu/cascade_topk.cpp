@@ -28,17 +28,33 @@ int64_t resolve(const Cascade<NR>& cascade, int64_t q, int64_t in_round, const C
     }
     refine = &m.refine;
     widen_query(args, q, m.query);
+    const Grid* grids = cascade.grids_of(in_round);
+    for (int r = 0; grids && r < plan.rows; ++r) m.refine.error[r] += OFF_GRID * grids[r].step;
   }
   if (collects_all(args, plan)) {
     w.entries = w.merged;
     cascade.list_all(in_round, w.entries);
-  } else if (!settle_levels(plan, parts, cascade.shape.parts, brackets, refine, w)) {
+  } else if (!settle_levels(plan, parts, cascade.shape.parts, brackets, cascade.grids_of(in_round), refine,
+                            w)) {
     if (!plan.missed) return select_directly(args, q);
     plan.missed[q] = MISSED;
     return 0;
   }
   finish(args, plan, plan.levels, refine, w, q);
   return 0;
+}
+
+// The grids that a query's scores are collected on, and its brackets and errors on them.
+inline void set_grids(const CascadePlan& plan, const float* reach, Bracket* brackets, Grid* grids,
+                      float* error) {
+  for (int r = 0; r < plan.rows; ++r) {
+    float least = __builtin_inff();
+    for (int l = 0; l < plan.levels; ++l)
+      if (plan.row_of_stage[l] == r && brackets[l].possible.score < least) least = brackets[l].possible.score;
+    grids[r] = Grid::over(least < reach[r] ? least : -reach[r], reach[r]);
+    error[r] += OFF_GRID * grids[r].step;
+  }
+  for (int l = 0; l < plan.levels; ++l) grids[plan.row_of_stage[l]].snap(brackets[l]);
 }
 
 // Brackets of one query from what it has collected. Where the sample's are too narrow for coarse scores,
@@ -52,8 +68,11 @@ void narrow_query(const Cascade<NR>& cascade, const Pass& pass, int64_t in_round
   uint8_t* const coarse = cascade.shared.coarse + slot;
   if (!__atomic_load_n(coarse, __ATOMIC_RELAXED)) return;
   float* const error = m.refine.error;
-  bool fits = cascade.errors_of(slot, in_round, error);
+  float reach[MAX_CODED_ROWS];
+  Grid* const grids = pass.starts_over ? cascade.grids_of(in_round) : nullptr;
+  bool fits = cascade.errors_of(slot, in_round, error, grids ? reach : nullptr);
   narrow(plan, pass, parts, cascade.shape.parts, pass.starts_over ? nullptr : error, brackets, w);
+  if (grids && fits) set_grids(plan, reach, brackets, grids, error);
   for (int l = 0; l < plan.levels; ++l) fits = fits && !too_narrow(brackets[l], error[plan.row_of_stage[l]]);
   if (pass.starts_over && !fits) __atomic_store_n(coarse, 0, __ATOMIC_RELAXED);
 }

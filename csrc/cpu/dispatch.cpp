@@ -225,6 +225,7 @@ CascadePlan plan_call(const CascadeArgs& args, PlanStorage& store, bool exact = 
   plan_stages(args, store, plan);
   plan_levels(args, store, plan, wider);
   plan.coarse = !exact && scores_coarsely(args, plan);
+  plan.coded = plan.coarse && plan.passes == 2 && plan.rows <= MAX_CODED_ROWS;
   return plan;
 }
 

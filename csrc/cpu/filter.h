@@ -29,8 +29,12 @@ struct Collected {
   int64_t* length;   // of the list; -1 after an overflow
   char* memory;
 
+  // In float32; where codes follow, half of what fits in codes.
+  static int64_t capacity(const CascadePlan& plan) {
+    return plan.coded ? (plan.list_capacity + 1) / 2 : plan.list_capacity;
+  }
   static int64_t bytes(const CascadePlan& plan) {
-    return ((plan.levels + 1) * 8 + List::bytes(plan.rows, plan.list_capacity) + 63) & ~int64_t{63};
+    return ((plan.levels + 1) * 8 + List::bytes(plan.rows, capacity(plan)) + 63) & ~int64_t{63};
   }
   static Collected at(char* memory, const CascadePlan& plan) {
     int64_t* counts = reinterpret_cast<int64_t*>(memory);
@@ -41,7 +45,7 @@ struct Collected {
     *length = 0;
   }
   List list(const CascadePlan& plan) const {
-    List entries = list_at(memory, plan.rows, plan.list_capacity);
+    List entries = list_at(memory, plan.rows, capacity(plan));
     entries.n = *length;
     return entries;
   }
@@ -178,7 +182,7 @@ template <int R>
 inline void filter_panel(const CascadePlan& plan, const Panel& panel, int64_t q, const Bracket* brackets,
                          const float* const* rows, const Eligibility& eligible, const Collected& out) {
   if (*out.length < 0) return;
-  if (*out.length + panel.count > plan.list_capacity) {
+  if (*out.length + panel.count > Collected::capacity(plan)) {
     *out.length = -1;
     return;
   }

@@ -104,7 +104,7 @@ struct Refine {
   void keep_exact(List& list, int row, int64_t keep, const Scratch& scratch) const {
     float low = -__builtin_inff();
     if (list.n > keep) {
-      low = mth_best(list.row(row), list.index, list.n, keep, scratch).score - 2 * error[row];
+      low = mth_best_score(list.row(row), list.n, keep, scratch).score - 2 * error[row];
       keep_within(list, plan->rows, row, {low, INT32_MAX});
     }
     for (int64_t i = 0; i < list.n; ++i) places[i] = static_cast<int32_t>(i);

@@ -1,6 +1,6 @@
 // The exact half of the cascade: from what a query has collected to its positives.
 #pragma once
-#include "filter.h"
+#include "codes.h"
 #include "refine.h"
 
 namespace cpr {
@@ -105,6 +105,30 @@ inline void split_level(const CascadePlan& plan, int level, const List& entries,
     split_level_by<false, PLACES, MERGE>(plan, level, entries, brackets, merged, to);
 }
 
+// The first level of entries in codes, as `split_level` with places: their scores on the grids and their
+// indices are appended to `merged`.
+inline void split_codes(const CascadePlan& plan, const Collected& part, const Grid* grids,
+                        const Bracket& bracket, List& merged, Undecided& to) {
+  const CodeList codes = codes_of(part, plan);
+  const F certain = set1(bracket.certain.score), possible = set1(bracket.possible.score);
+  const float* const judge = merged.row(plan.row_of_stage[0]) + merged.n;
+  const int64_t first = merged.n;
+  int64_t undecided = to.n;
+  for_vectors(*part.length, [&](int64_t i, Mask lanes) __attribute__((always_inline)) {
+    for (int r = 0; r < plan.rows; ++r)
+      store(merged.row(r) + first + i, grids[r].scores(load_short(codes.row(r) + i)));
+    store(merged.index + first + i, load_short(codes.index + i));
+    const F score = load(judge + i);
+    const Mask maybe = static_cast<Mask>(ge(score, possible) & ~ge(score, certain) & lanes);
+    const I order = front_order(maybe);
+    store(to.scores + undecided, ordered(order, score));
+    store(to.index + undecided, ordered(order, iota(static_cast<int32_t>(first + i))));
+    undecided += count(maybe);
+  });
+  to.n = undecided;
+  merged.n += *part.length;
+}
+
 // A level of all that a query has collected and that is alive: `w.undecided`. The first level takes the
 // parts' lists as they lie and makes them `w.entries` on the way; a single list that may be spent is taken
 // itself.
@@ -120,12 +144,22 @@ inline void split_entries(const CascadePlan& plan, int level, const Collected* p
     split_level<PLACES, true>(plan, level, parts[p].list(plan), brackets, w.entries, w.undecided);
 }
 
+// As `split_entries` at the first level, of entries in codes.
+inline void merge_codes(const CascadePlan& plan, const Collected* parts, int num_parts, const Grid* grids,
+                        const Bracket& bracket, Workspace& w) {
+  w.undecided.n = w.undecided.late = 0;
+  w.entries = w.merged;
+  for (int p = 0; p < num_parts; ++p) split_codes(plan, parts[p], grids, bracket, w.entries, w.undecided);
+}
+
 // The cut after `rank` entries of a level, of which `certain` are within the bracket's certain cut and the
 // rest among its undecided ones; no further than the bracket's own ends.
-inline Cut cut_at(int64_t rank, int64_t certain, const Bracket& bracket, const Workspace& w) {
+inline Cut cut_at(const CascadePlan& plan, int64_t rank, int64_t certain, const Bracket& bracket,
+                  const Workspace& w) {
   const Undecided& open = w.undecided;
   if (rank <= certain) return bracket.certain;
   if (rank >= certain + open.n) return bracket.possible;
+  if (plan.coarse) return mth_best_score(open.scores, open.n, rank - certain, w.scratch);
   return mth_best(open.scores, open.index, open.n, rank - certain, w.scratch);
 }
 
@@ -178,11 +212,11 @@ inline void narrow(const CascadePlan& plan, const Pass& pass, const Collected* p
   for (int l = 0; l < plan.levels; ++l) {
     split_entries<false>(plan, l, parts, num_parts, false, before, w);
     const int64_t certain = certain_of(parts, num_parts, l) + w.undecided.late;
-    brackets[l].certain = cut_at(pass.certain_rank[l], certain, before[l], w);
-    brackets[l].possible = cut_at(pass.possible_rank[l], certain, before[l], w);
+    brackets[l].certain = cut_at(plan, pass.certain_rank[l], certain, before[l], w);
+    brackets[l].possible = cut_at(plan, pass.possible_rank[l], certain, before[l], w);
     if (error) widen_bracket(brackets[l], before[l], error[plan.row_of_stage[l]]);
     if (l + 1 == plan.levels) break;
-    const Cut middle = cut_at(pass.middle_rank[l], certain, before[l], w);
+    const Cut middle = cut_at(plan, pass.middle_rank[l], certain, before[l], w);
     keep_within(w.entries, plan.rows, plan.row_of_stage[l], middle);
   }
   for (int p = 0; p < num_parts; ++p) {
@@ -194,18 +228,21 @@ inline void narrow(const CascadePlan& plan, const Pass& pass, const Collected* p
 }
 
 // Settle the levels exactly: `w.entries` becomes what is alive after level L. `refine`: the scores are
-// coarse. False when a bracket missed.
+// coarse; `grids`: they were collected in codes; either may be null. False when a bracket missed.
 inline bool settle_levels(const CascadePlan& plan, const Collected* parts, int num_parts,
-                          const Bracket* brackets, const Refine* refine, Workspace& w) {
+                          const Bracket* brackets, const Grid* grids, const Refine* refine, Workspace& w) {
   if (overflowed(parts, num_parts)) return false;
   for (int l = 0; l < plan.levels; ++l) {
-    (refine ? split_entries<true> : split_entries<false>)(plan, l, parts, num_parts, true, brackets, w);
+    if (l == 0 && grids)
+      merge_codes(plan, parts, num_parts, grids, brackets[0], w);
+    else
+      (refine ? split_entries<true> : split_entries<false>)(plan, l, parts, num_parts, true, brackets, w);
     const Undecided& open = w.undecided;
     const int64_t certain = certain_of(parts, num_parts, l) + open.late;
     const int64_t keep = plan.keep[l];
     if (keep < certain || (keep > certain + open.n && !drops_nothing(brackets[l]))) return false;
     const int row = plan.row_of_stage[l];
-    Cut cut = cut_at(keep, certain, brackets[l], w);
+    Cut cut = cut_at(plan, keep, certain, brackets[l], w);
     if (refine) {
       if (!refine->inside(cut, brackets[l], row)) return false;
       cut = refine->sharpen(w.entries, row, open.scores, open.index, open.n, keep - certain, cut, w.scratch);
@@ -245,7 +282,7 @@ inline void emit(const List& list, int judge, int64_t k, uint64_t* keys, int64_t
 inline void keep_best_of_coarse(List& list, int rows, int judge, int64_t keep, const Refine& refine,
                                 const Scratch& scratch) {
   if (list.n <= keep) return;
-  const Cut coarse = mth_best(list.row(judge), list.index, list.n, keep, scratch);
+  const Cut coarse = mth_best_score(list.row(judge), list.n, keep, scratch);
   const Cut cut = refine.sharpen(list, judge, list.row(judge), nullptr, list.n, keep, coarse, scratch);
   keep_within(list, rows, judge, cut);
 }

@@ -240,37 +240,51 @@ inline void sorted_sample(const float* scores, int64_t n, float* sorted) {
   for (int64_t a = 0; a < SAMPLED / W; ++a) store(sorted + a * W, v[a]);
 }
 
-// The m-th best (1 <= m <= n) of the entries, as a cut that exactly m of them are within. Scores alone are
-// narrowed; indices matter only when the m-th score is shared and not all that share it are wanted.
-inline Cut mth_best(const float* scores, const int32_t* index, int64_t n, int64_t m, const Scratch& scratch) {
-  const float* left = scores;
-  int64_t left_n = n, left_m = m, above = 0, equal = 0;
-  for (int side = 0; left_n > SMALL; side ^= 1) {
+// The m-th highest (1 <= m <= n) of the scores; *shared: whether more than m are as high.
+inline float mth_highest(const float* scores, int64_t n, int64_t m, const Scratch& scratch, bool* shared) {
+  int64_t above = 0, equal = 0;
+  for (int side = 0; n > SMALL; side ^= 1) {
     float sorted[SAMPLED];
-    sorted_sample(left, left_n, sorted);
-    const Places at = bracket_places<SAMPLED>(static_cast<double>(left_m), static_cast<double>(left_n), 1.4);
+    sorted_sample(scores, n, sorted);
+    const Places at = bracket_places<SAMPLED>(static_cast<double>(m), static_cast<double>(n), 1.4);
     const float high = at.high < 0 ? __builtin_nanf("") : sorted[at.high];
     const float low = at.low == SAMPLED ? -__builtin_inff() : sorted[at.low];
-    int64_t kept = scores_between(left, left_n, high, low, scratch.scores[side], &above);
-    if (left_m <= above) {  // missed: it lies above, or is the bracket's upper end
+    int64_t kept = scores_between(scores, n, high, low, scratch.scores[side], &above);
+    if (m <= above) {  // missed: it lies above, or is the bracket's upper end
       const int64_t at_end = above;
-      kept = scores_between(left, left_n, __builtin_nanf(""), high, scratch.scores[side], &above);
-      if (left_m == at_end) return {high, INT32_MAX};
-      if (left_m > kept) return mth_best_among_ties(scores, index, n, m, scratch);
-    } else if (left_m > above + kept) {  // it lies below, or is the lower end
-      kept = scores_between(left, left_n, low, -__builtin_inff(), scratch.scores[side], &above);
-      if (left_m == above) return {low, INT32_MAX};
-      if (left_m < above || left_m > above + kept) return mth_best_among_ties(scores, index, n, m, scratch);
+      kept = scores_between(scores, n, __builtin_nanf(""), high, scratch.scores[side], &above);
+      *shared = m < at_end;
+      if (m > kept) return high;
+    } else if (m > above + kept) {  // or below, or is the lower end
+      kept = scores_between(scores, n, low, -__builtin_inff(), scratch.scores[side], &above);
+      *shared = m < above;
+      if (m <= above) return low;
+      *shared = true;
+      if (m > above + kept) return -__builtin_inff();
     }
-    left = scratch.scores[side];
-    left_n = kept;
-    left_m -= above;
+    scores = scratch.scores[side];
+    n = kept;
+    m -= above;
   }
   float tail[SMALL + 16];
-  std::memcpy(tail, left, sizeof(float) * static_cast<size_t>(left_n));
-  const float score = mth_highest_small(tail, left_n, left_m, &above, &equal);
-  if (left_m == above + equal) return {score, INT32_MAX};  // all that share the score are wanted
-  return mth_best_among_ties(scores, index, n, m, scratch);
+  std::memcpy(tail, scores, sizeof(float) * static_cast<size_t>(n));
+  const float score = mth_highest_small(tail, n, m, &above, &equal);
+  *shared = m < above + equal;
+  return score;
+}
+
+// The m-th best (1 <= m <= n) of the entries, as a cut that exactly m of them are within: indices matter only
+// when the m-th score is shared and not all that share it are wanted.
+inline Cut mth_best(const float* scores, const int32_t* index, int64_t n, int64_t m, const Scratch& scratch) {
+  bool shared;
+  const float score = mth_highest(scores, n, m, scratch, &shared);
+  return shared ? mth_best_among_ties(scores, index, n, m, scratch) : Cut{score, INT32_MAX};
+}
+
+// As `mth_best` where only the cut's score is asked for.
+inline Cut mth_best_score(const float* scores, int64_t n, int64_t m, const Scratch& scratch) {
+  bool shared;
+  return {mth_highest(scores, n, m, scratch, &shared), INT32_MAX};
 }
 
 template <bool BY_SCORE>

@@ -42,6 +42,15 @@ inline Mask eq(I a, I b) { return bits(_mm256_castsi256_ps(_mm256_cmpeq_epi32(a,
 inline Mask lt(I a, I b) { return bits(_mm256_castsi256_ps(_mm256_cmpgt_epi32(b, a))); }
 inline Mask le(I a, I b) { return ALL & ~bits(_mm256_castsi256_ps(_mm256_cmpgt_epi32(a, b))); }
 
+inline I to_whole(F x) { return _mm256_cvtps_epi32(x); }  // rounded, within int32
+// Whole numbers of [0, 2^16) in 16 bits each.
+inline I load_short(const uint16_t* p) {
+  return _mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+}
+inline void store_short(uint16_t* p, I x) {
+  const __m256i halves = _mm256_permute4x64_epi64(_mm256_packus_epi32(x, x), 0x08);
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_castsi256_si128(halves));
+}
 inline F to_float(I x) { return _mm256_cvtepi32_ps(x); }
 
 // 16-bit products. A lane holds two numbers; `dot_pairs` adds both their products to the lane's sum.

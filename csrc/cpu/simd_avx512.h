@@ -56,6 +56,14 @@ inline Mask eq(I a, I b) { return _mm512_cmpeq_epi32_mask(a, b); }
 inline Mask le(I a, I b) { return _mm512_cmple_epi32_mask(a, b); }
 inline Mask lt(I a, I b) { return _mm512_cmplt_epi32_mask(a, b); }
 
+inline I to_whole(F x) { return _mm512_cvtps_epi32(x); }  // rounded, within int32
+// Whole numbers of [0, 2^16) in 16 bits each.
+inline I load_short(const uint16_t* p) {
+  return _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+}
+inline void store_short(uint16_t* p, I x) {
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtepi32_epi16(x));
+}
 inline F to_float(I x) { return _mm512_cvtepi32_ps(x); }
 
 // 16-bit products. A lane holds two numbers; `dot_pairs` adds both their products to the lane's sum.

@@ -64,6 +64,15 @@ inline Mask eq(I a, I b) { return bits(a == b); }
 inline Mask le(I a, I b) { return bits(a <= b); }
 inline Mask lt(I a, I b) { return bits(a < b); }
 
+inline I to_whole(F x) {  // rounded, within int32
+  return I{static_cast<int32_t>(rintf(x[0])), static_cast<int32_t>(rintf(x[1])),
+           static_cast<int32_t>(rintf(x[2])), static_cast<int32_t>(rintf(x[3]))};
+}
+// Whole numbers of [0, 2^16) in 16 bits each.
+inline I load_short(const uint16_t* p) { return I{p[0], p[1], p[2], p[3]}; }
+inline void store_short(uint16_t* p, I x) {
+  for (int i = 0; i < W; ++i) p[i] = static_cast<uint16_t>(x[i]);
+}
 inline F to_float(I x) { return __builtin_convertvector(x, F); }
 
 // 16-bit products. A lane holds two numbers; `dot_pairs` adds both their products to the lane's sum.
