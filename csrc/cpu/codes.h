@@ -11,8 +11,8 @@ namespace CPR_ISA_NAMESPACE {
 constexpr float TOP_CODE = 65535;    // 2^16 - 1
 constexpr float HEADROOM = 1.0625f;  // above the highest score there can be so far: a longer key may come,
                                      // and a step must never be lost in a score's last bits
-constexpr float OFF_GRID = 0.55f;  // steps that a score is off at most, with what its arithmetic rounds
-constexpr float MARGIN_CODES = 8;  // at both ends of the grid
+constexpr float OFF_GRID = 0.55f;    // steps that a score is off at most, with what its arithmetic rounds
+constexpr float MARGIN_CODES = 8;    // at both ends of the grid
 
 // Code c stands for the score low + c * step.
 struct Grid {

@@ -144,6 +144,18 @@ inline void split_entries(const CascadePlan& plan, int level, const Collected* p
     split_level<PLACES, true>(plan, level, parts[p].list(plan), brackets, w.entries, w.undecided);
 }
 
+// All that a query has collected, where no level splits it.
+inline void merge_parts(const CascadePlan& plan, const Collected* parts, int num_parts, Workspace& w) {
+  w.entries = num_parts == 1 ? parts[0].list(plan) : w.merged;
+  for (int p = 0; num_parts > 1 && p < num_parts; ++p) {
+    const List more = parts[p].list(plan);
+    for (int r = 0; r < plan.rows; ++r)
+      std::memcpy(w.entries.row(r) + w.entries.n, more.row(r), sizeof(float) * static_cast<size_t>(more.n));
+    std::memcpy(w.entries.index + w.entries.n, more.index, sizeof(int32_t) * static_cast<size_t>(more.n));
+    w.entries.n += more.n;
+  }
+}
+
 // As `split_entries` at the first level, of entries in codes.
 inline void merge_codes(const CascadePlan& plan, const Collected* parts, int num_parts, const Grid* grids,
                         const Bracket& bracket, Workspace& w) {
@@ -232,6 +244,7 @@ inline void narrow(const CascadePlan& plan, const Pass& pass, const Collected* p
 inline bool settle_levels(const CascadePlan& plan, const Collected* parts, int num_parts,
                           const Bracket* brackets, const Grid* grids, const Refine* refine, Workspace& w) {
   if (overflowed(parts, num_parts)) return false;
+  if (plan.levels == 0) merge_parts(plan, parts, num_parts, w);
   for (int l = 0; l < plan.levels; ++l) {
     if (l == 0 && grids)
       merge_codes(plan, parts, num_parts, grids, brackets[0], w);
