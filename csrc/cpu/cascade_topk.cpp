@@ -44,8 +44,9 @@ int64_t resolve(const Cascade<NR>& cascade, int64_t q, int64_t in_round, const C
   return 0;
 }
 
-// The grids that a query's scores are collected on, and its brackets and errors on them.
-inline void set_grids(const CascadePlan& plan, const float* reach, Bracket* brackets, Grid* grids,
+// The grids that a query's scores are collected on, and its brackets and errors on them. False: they do not
+// serve.
+inline bool set_grids(const CascadePlan& plan, const float* reach, Bracket* brackets, Grid* grids,
                       float* error) {
   for (int r = 0; r < plan.rows; ++r) {
     float least = __builtin_inff();
@@ -53,8 +54,10 @@ inline void set_grids(const CascadePlan& plan, const float* reach, Bracket* brac
       if (plan.row_of_stage[l] == r && brackets[l].possible.score < least) least = brackets[l].possible.score;
     grids[r] = Grid::over(least < reach[r] ? least : -reach[r], reach[r]);
     error[r] += OFF_GRID * grids[r].step;
+    if (!grids[r].serves()) return false;
   }
   for (int l = 0; l < plan.levels; ++l) grids[plan.row_of_stage[l]].snap(brackets[l]);
+  return true;
 }
 
 // Brackets of one query from what it has collected. Where the sample's are too narrow for coarse scores,
@@ -72,7 +75,7 @@ void narrow_query(const Cascade<NR>& cascade, const Pass& pass, int64_t in_round
   Grid* const grids = pass.starts_over ? cascade.grids_of(in_round) : nullptr;
   bool fits = cascade.errors_of(slot, in_round, error, grids ? reach : nullptr);
   narrow(plan, pass, parts, cascade.shape.parts, pass.starts_over ? nullptr : error, brackets, w);
-  if (grids && fits) set_grids(plan, reach, brackets, grids, error);
+  if (grids) fits = fits && set_grids(plan, reach, brackets, grids, error);
   for (int l = 0; l < plan.levels; ++l) fits = fits && !too_narrow(brackets[l], error[plan.row_of_stage[l]]);
   if (pass.starts_over && !fits) __atomic_store_n(coarse, 0, __ATOMIC_RELAXED);
 }

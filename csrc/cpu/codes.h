@@ -27,6 +27,8 @@ struct Grid {
     const float start = low - MARGIN_CODES * step;
     return {start, step, 1 / step, -start / step};
   }
+  // Whether its arithmetic stays clear of denormals.
+  bool serves() const { return step > 1e-30f; }
   float code(float score) const { return __builtin_fmaf(score, scale, offset); }
   float score(float code) const { return __builtin_fmaf(code, step, low); }
   F scores(I codes) const { return fma(to_float(codes), set1(step), set1(low)); }
