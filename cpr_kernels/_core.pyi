@@ -45,6 +45,7 @@ def cascade_topk_of_tensors(
     queries: list[Any], keys: list[Any], stage_weights: tuple[float, ...], stage_keep: tuple[int, ...],
     query_ids: Any, key_ids: Any, threads: int, /,
 ) -> tuple[Tensor, Tensor] | None: ...  # fmt: skip
+def are_plain(*tensors: Any) -> bool: ...
 def cascade_rerank(
     views: Views, dtype: int, num_queries: int, num_keys: int, weights: Sequence[float], keep: Sequence[int],
     candidates: tuple[Address, int, int], masks: CascadeMasks, out: Mined, threads: int, /,

@@ -10,13 +10,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from . import losses, mining
 from .backends import choose
 from .calls import CascadeCall, LossCall, RerankCall
 from .checks import check_cascade, check_enqueue, check_loss, check_positives_in_range, check_rerank
 from .enqueue import run as run_enqueue
+from .losses.autograd import backward, setup_context
 
 LIBRARY = torch.library.Library("cpr", "DEF")  # the ops live as long as this object
 
@@ -120,44 +120,6 @@ def _fake_keys_gradient(*args: Any, **_: Any) -> Tensor:
     return torch.empty_like(args[2], memory_format=torch.contiguous_format)
 
 
-def _setup_context(
-    ctx: Any, inputs: tuple[Any, ...], keyword_only_inputs: dict[str, Any], output: Any
-) -> None:
-    tensors = [x for x in inputs if isinstance(x, Tensor)]
-    ctx.save_for_backward(*tensors, *output[1:])
-    ctx.pattern = [None if isinstance(x, Tensor) else (x,) for x in inputs]
-    ctx.backend = keyword_only_inputs["backend"]
-    ctx.mark_non_differentiable(*output[1:])
-    ctx.set_materialize_grads(False)
-
-
-@once_differentiable
-def _backward(ctx: Any, grad_loss: Tensor | None, *_: Any) -> tuple[Any, ...]:
-    none = (None,) * len(ctx.pattern)
-    if grad_loss is None:
-        return none
-    *tensors, lse_all, lse_positive, own_weight, grad_query = ctx.saved_tensors
-    given = iter(tensors)
-    inputs = [next(given) if slot is None else slot[0] for slot in ctx.pattern]
-    query, positive, _, _, temperature = inputs[:5]
-    wants_query, wants_positive, wants_keys = ctx.needs_input_grad[:3]
-    of_query = of_positive = of_keys = None
-    if wants_query:
-        of_query = (grad_loss[:, None] * grad_query).to(query.dtype)
-    if wants_positive:
-        of_own = grad_loss * own_weight / temperature  # [B]
-        of_positive = (of_own[:, None] * query).to(positive.dtype)
-    if wants_keys:
-        of_keys = torch.ops.cpr._mil_nce_keys_gradient.default(
-            *inputs,
-            grad_loss=grad_loss,
-            lse_all=lse_all,
-            lse_positive=lse_positive,
-            backend=ctx.backend,
-        )
-    return (of_query, of_positive, of_keys, *none[3:])
-
-
 def _enqueue_(buffers: Sequence[Tensor], pointer: Tensor, count: Tensor, rows: Sequence[Tensor]) -> None:
     check_enqueue(buffers, pointer, count, rows)
     run_enqueue(buffers, pointer, count, rows)
@@ -188,4 +150,4 @@ torch.library.register_fake("cpr::_cascade_rerank_on", _fake_cascade_rerank, lib
 torch.library.register_fake("cpr::_mil_nce_sweep", _fake_sweep, lib=LIBRARY)
 torch.library.register_fake("cpr::_mil_nce_keys_gradient", _fake_keys_gradient, lib=LIBRARY)
 torch.library.register_fake("cpr::enqueue_", _fake_enqueue_, lib=LIBRARY)
-torch.library.register_autograd("cpr::_mil_nce_sweep", _backward, setup_context=_setup_context, lib=LIBRARY)
+torch.library.register_autograd("cpr::_mil_nce_sweep", backward, setup_context=setup_context, lib=LIBRARY)

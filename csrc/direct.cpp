@@ -143,6 +143,14 @@ PyObject* cascade_topk(PyObject*, PyObject* const* given, Py_ssize_t count) {
   return mined;
 }
 
+// Whether each is None or a tensor that kernels may read where it lies (TorchTensors::read).
+PyObject* are_plain(PyObject*, PyObject* const* given, Py_ssize_t count) {
+  DlTensor tensor;
+  for (Py_ssize_t i = 0; i < count; ++i)
+    if (given[i] != Py_None && !torch.tensors.read(given[i], tensor)) Py_RETURN_FALSE;
+  Py_RETURN_TRUE;
+}
+
 }  // namespace
 
 namespace direct_door {
@@ -152,6 +160,8 @@ void bind(py::module_& m) {
   static PyMethodDef methods[] = {
       {"cascade_topk_of_tensors", reinterpret_cast<PyCFunction>(reinterpret_cast<void*>(&cascade_topk)),
        METH_FASTCALL, "The cascade on torch's tensors; None where torch.ops.cpr.cascade_topk has to look."},
+      {"are_plain", reinterpret_cast<PyCFunction>(reinterpret_cast<void*>(&are_plain)), METH_FASTCALL,
+       "Whether all are None or dense tensors in CPU memory, of torch's own type and with nothing pending."},
       {nullptr, nullptr, 0, nullptr}};
   if (PyModule_AddFunctions(m.ptr(), methods) != 0) throw py::error_already_set();
   m.def(

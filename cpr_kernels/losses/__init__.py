@@ -13,6 +13,7 @@ from ..checks import check_loss
 from ..eager import runs_eagerly
 from ..shards import ShardedKeys, refusals_told
 from . import native, reference, sharded, triton_backend
+from .autograd import run_directly
 
 __all__ = ["MILNCELoss", "mil_nce"]
 
@@ -109,7 +110,8 @@ def mil_nce(
         return _reduced(_over_shards(backend, keys, *arguments), reduction)
     call = as_call(query, positive, keys, positives, temperature, query_ids, key_ids, use_own, siblings)
     if backend == "auto":
-        return _reduced(torch.ops.cpr.mil_nce(*call), reduction)
+        loss = run_directly(call)
+        return _reduced(torch.ops.cpr.mil_nce(*call) if loss is None else loss, reduction)
     want = torch.is_grad_enabled() and query.requires_grad
     swept = torch.ops.cpr._mil_nce_sweep(*call, want_gradient=want, backend=backend)
     return _reduced(swept[0], reduction)

@@ -11,7 +11,6 @@ from torch import Tensor
 from ..backends import choose
 from ..calls import CascadeCall, RerankCall
 from ..checks import check_cascade
-from ..direct import nothing_listens
 from ..eager import runs_eagerly
 from ..shards import ShardedKeys, refusals_told, shard_of
 from . import faiss_backend, native, reference, sharded, triton_backend
@@ -137,7 +136,7 @@ def cascade_topk(
         ValueError: an argument that does not fit, named with what was expected and what came.
         RuntimeError: of a sharded queue: a rank has ended, refused its arguments or makes another call.
     """
-    if backend == "auto" and exclude is None and nothing_listens():
+    if backend == "auto" and exclude is None:
         mined = native.run_directly(queries, keys, schedule, query_ids, key_ids)
         if mined is not None:
             return mined

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from .. import _core
 from ..calls import CascadeCall, RerankCall, row_contiguous
+from ..direct import nothing_listens
 from ..native import DTYPE_CODES, address, on_current_stream, why_not_cuda
 from .rerank_lists import entries_at, in_order
 from .rows import plan_rows
@@ -102,8 +103,10 @@ def run_directly(
     query_ids: Tensor | None,
     key_ids: Tensor | None,
 ) -> tuple[Tensor, Tensor] | None:
-    """The result of plain CPU tensors that fit together; None for all else, which the op runs or refuses."""
-    if type(schedule) is not Schedule or queries.keys() != keys.keys():
+    """The result of plain CPU tensors that fit together, where nothing listens to torch's calls; None for all else,
+    which the op runs or refuses.
+    """
+    if not nothing_listens() or type(schedule) is not Schedule or queries.keys() != keys.keys():
         return None
     weights, keep = schedule.judged
     try:
