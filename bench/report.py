@@ -38,10 +38,13 @@ def read_all(folder: Path) -> list[Document]:
 
 
 def newest(documents: Sequence[Document]) -> list[Document]:
-    """The last document of every op and machine, in the order of the ops."""
+    """The last document of every op and machine, in the order of the ops; forced instruction sets come last."""
     last = {(d["op"], slug(d["machine"])): d for d in sorted(documents, key=lambda d: str(d["date"]))}
     order = ("cascade", "loss", "enqueue", "train_step")
-    return sorted(last.values(), key=lambda d: (slug(d["machine"]), order.index(d["op"])))
+    return sorted(
+        last.values(),
+        key=lambda d: (bool(d["settings"].get("isa")), slug(d["machine"]), order.index(d["op"])),
+    )
 
 
 def main_mode(document: Document) -> str:
@@ -62,8 +65,9 @@ def machine_line(document: Document) -> str:
     """Where, with what, and when a document was measured."""
     machine, v = document["machine"], document["versions"]
     where = f"{machine['gpu']}, " if "gpu" in machine else ""
+    forced = " (forced for our kernels, not for the peers)" if document["settings"].get("isa") else ""
     return (
-        f"{where}{machine['cpu']}, {machine['threads']} threads, {machine['isa']}; torch {v['torch']}, "
+        f"{where}{machine['cpu']}, {machine['threads']} threads, {machine['isa']}{forced}; torch {v['torch']}, "
         f"Python {v['python']}; commit {document['commit']}, {document['date']}"
     )
 
