@@ -159,9 +159,15 @@ void bind(py::module_& m) {
   // a plain C function: pybind11's own converters touch more memory than this whole call
   static PyMethodDef methods[] = {
       {"cascade_topk_of_tensors", reinterpret_cast<PyCFunction>(reinterpret_cast<void*>(&cascade_topk)),
-       METH_FASTCALL, "The cascade on torch's tensors; None where torch.ops.cpr.cascade_topk has to look."},
+       METH_FASTCALL,
+       "cascade_topk_of_tensors(arg0: list, arg1: list, arg2: tuple, arg3: tuple, arg4: object, arg5: "
+       "object, "
+       "arg6: int) -> object\n\nThe cascade on torch's tensors; None where torch.ops.cpr.cascade_topk has to "
+       "look."},
       {"are_plain", reinterpret_cast<PyCFunction>(reinterpret_cast<void*>(&are_plain)), METH_FASTCALL,
-       "Whether all are None or dense tensors in CPU memory, of torch's own type and with nothing pending."},
+       "are_plain(*args) -> bool\n\nWhether all are None or dense tensors in CPU memory, of torch's own type "
+       "and "
+       "with nothing pending."},
       {nullptr, nullptr, 0, nullptr}};
   if (PyModule_AddFunctions(m.ptr(), methods) != 0) throw py::error_already_set();
   m.def(
