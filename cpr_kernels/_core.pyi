@@ -1,8 +1,8 @@
 """The compiled core (csrc/bindings.cpp): raw addresses in, results in place. Use cpr_kernels, not this.
 
-Everything is positional. Only `cascade_topk_of_tensors` takes tensors. `Address` is a tensor's `data_ptr()`, 0 for
-none; strides count elements, of `enqueue` bytes. Functions named `cuda_...` are there only in builds with CUDA
-kernels; they queue work on a stream.
+Everything is positional. Only `cascade_topk_of_tensors` and `are_plain` take tensors. `Address` is a tensor's
+`data_ptr()`, 0 for none; strides count elements, of `enqueue` bytes. Functions named `cuda_...` are there only in
+builds with CUDA kernels; they queue work on a stream.
 """
 
 from collections.abc import Callable, Sequence

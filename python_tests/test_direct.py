@@ -93,28 +93,28 @@ def test_results_do_not_depend_on_torchs_defaults() -> None:
         assert_same(cascade_topk(queries, keys, SCHEDULE), expected)
 
 
-class Heard(TorchDispatchMode):
-    """Keeps the ops that torch's dispatcher tells of."""
+class Keeps:
+    """Keeps what a mode of torch is told of, and runs it."""
 
     def __init__(self) -> None:
         super().__init__()
         self.ops: list[Any] = []
 
-    def __torch_dispatch__(self, op: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def keep(self, op: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         self.ops.append(op)
         return op(*args, **(kwargs or {}))
 
 
-class Overridden(TorchFunctionMode):
-    """Keeps the functions that torch's overrides tell of."""
+class Heard(Keeps, TorchDispatchMode):
+    """Of torch's dispatcher."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.ops: list[Any] = []
+    __torch_dispatch__ = Keeps.keep
 
-    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.ops.append(function)
-        return function(*args, **(kwargs or {}))
+
+class Overridden(Keeps, TorchFunctionMode):
+    """Of torch's overrides."""
+
+    __torch_function__ = Keeps.keep
 
 
 @pytest.mark.parametrize("listener", [Heard, Overridden])

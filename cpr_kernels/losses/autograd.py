@@ -94,9 +94,9 @@ def run_directly(call: LossCall) -> Tensor | None:
     numbers = isinstance(call.temperature, (int, float)) and isinstance(call.siblings, int)
     if not (numbers and nothing_listens() and _core.are_plain(*tensors)):
         return None
-    check_loss(call)
     if native.why_not(call) is not None:
         return None
+    check_loss(call)
     check_positives_in_range(call.positives, call.keys.shape[0])
     if torch.is_grad_enabled() and any(x.requires_grad for x in (call.query, call.positive, call.keys)):
         return _Sweep.apply(*call)

@@ -115,11 +115,7 @@ template <int R>
 inline void filter_codes(const CascadePlan& plan, const Panel& panel, int64_t q, const Bracket* brackets,
                          const Grid* grids, const float* const* rows, const Eligibility& eligible,
                          const Collected& out) {
-  if (*out.length < 0) return;
-  if (*out.length + panel.count > plan.list_capacity) {
-    *out.length = -1;
-    return;
-  }
+  if (!out.takes(panel.count, plan.list_capacity)) return;
   switch (plan.levels) {
     case 1:
       return collect_codes<R, 1>(plan, panel, q, brackets, grids, rows, eligible, out);

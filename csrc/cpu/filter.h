@@ -40,6 +40,11 @@ struct Collected {
     int64_t* counts = reinterpret_cast<int64_t*>(memory);
     return {counts, counts + plan.levels, memory + (plan.levels + 1) * 8};
   }
+  // Whether so many more fit; if not, the list counts as overflown.
+  bool takes(int64_t more, int64_t room) const {
+    if (*length >= 0 && *length + more > room) *length = -1;
+    return *length >= 0;
+  }
   void clear(const CascadePlan& plan) const {
     for (int l = 0; l < plan.levels; ++l) certain[l] = 0;
     *length = 0;
@@ -181,11 +186,7 @@ inline void filter_levels(const CascadePlan& plan, const Panel& panel, int64_t q
 template <int R>
 inline void filter_panel(const CascadePlan& plan, const Panel& panel, int64_t q, const Bracket* brackets,
                          const float* const* rows, const Eligibility& eligible, const Collected& out) {
-  if (*out.length < 0) return;
-  if (*out.length + panel.count > Collected::capacity(plan)) {
-    *out.length = -1;
-    return;
-  }
+  if (!out.takes(panel.count, Collected::capacity(plan))) return;
   switch (plan.levels) {
     case 0:
       return filter_levels<R, 0>(plan, panel, q, brackets, rows, eligible, out);

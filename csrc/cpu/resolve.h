@@ -25,8 +25,14 @@ struct Undecided {
   float* scores;
   int32_t* index;  // of keys, or places in the list
   int64_t n;
-  int64_t
-      late;  // entries certain here that the sweep did not count: undecided at an earlier level, but alive
+  int64_t late;  // certain here, though undecided earlier: alive, and not counted by the sweep
+
+  void append(Mask lanes, F score, I place) {
+    const I order = front_order(lanes);
+    store(scores + n, ordered(order, score));
+    store(index + n, ordered(order, place));
+    n += count(lanes);
+  }
 };
 
 // Working memory of one thread for resolving one query.
@@ -68,7 +74,7 @@ inline void keep_best(List& list, int rows, int judge, int64_t keep, const Scrat
 template <bool BY_SCORE, bool PLACES, bool MERGE>
 inline void split_level_by(const CascadePlan& plan, int level, const List& entries, const Bracket* brackets,
                            List& merged, Undecided& to) {
-  int64_t undecided = to.n, uncounted = 0;
+  Undecided open = to;  // its counts stay in registers
   const int64_t first = MERGE ? merged.n : 0;
   const float* judge = entries.row(plan.row_of_stage[level]);
   for_vectors(entries.n, [&](int64_t i, Mask lanes) __attribute__((always_inline)) {
@@ -81,17 +87,13 @@ inline void split_level_by(const CascadePlan& plan, int level, const List& entri
     for (int l = 0; l < level; ++l)
       counted =
           counted & within<BY_SCORE>(load(entries.row(plan.row_of_stage[l]) + i), place, brackets[l].certain);
-    uncounted += count(static_cast<Mask>(sure & ~counted));
-    const I order = front_order(maybe);
-    store(to.scores + undecided, ordered(order, score));
-    store(to.index + undecided, ordered(order, PLACES ? iota(static_cast<int32_t>(first + i)) : load(place)));
-    undecided += count(maybe);
+    open.late += count(static_cast<Mask>(sure & ~counted));
+    open.append(maybe, score, PLACES ? iota(static_cast<int32_t>(first + i)) : load(place));
     if (!MERGE) return;
     for (int r = 0; r < plan.rows; ++r) store(merged.row(r) + first + i, load(entries.row(r) + i));
     store(merged.index + first + i, load(place));
   });
-  to.n = undecided;
-  to.late += uncounted;
+  to = open;
   if (MERGE) merged.n += entries.n;
 }
 template <bool PLACES, bool MERGE>
@@ -113,19 +115,16 @@ inline void split_codes(const CascadePlan& plan, const Collected& part, const Gr
   const F certain = set1(bracket.certain.score), possible = set1(bracket.possible.score);
   const float* const judge = merged.row(plan.row_of_stage[0]) + merged.n;
   const int64_t first = merged.n;
-  int64_t undecided = to.n;
+  Undecided open = to;
   for_vectors(*part.length, [&](int64_t i, Mask lanes) __attribute__((always_inline)) {
     for (int r = 0; r < plan.rows; ++r)
       store(merged.row(r) + first + i, grids[r].scores(load_short(codes.row(r) + i)));
     store(merged.index + first + i, load_short(codes.index + i));
     const F score = load(judge + i);
     const Mask maybe = static_cast<Mask>(ge(score, possible) & ~ge(score, certain) & lanes);
-    const I order = front_order(maybe);
-    store(to.scores + undecided, ordered(order, score));
-    store(to.index + undecided, ordered(order, iota(static_cast<int32_t>(first + i))));
-    undecided += count(maybe);
+    open.append(maybe, score, iota(static_cast<int32_t>(first + i)));
   });
-  to.n = undecided;
+  to = open;
   merged.n += *part.length;
 }
 
