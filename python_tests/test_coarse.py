@@ -174,9 +174,9 @@ def test_any_number_of_threads(threads: int, num_queries: int, isa: str) -> None
 
 
 @coarse_isas
-@pytest.mark.parametrize("times", [1.1, 1.2, 1.5, 40.0])
+@pytest.mark.parametrize("times", [1.005, 1.1, 1.2, 1.5, 40.0, 1e6, 1e12])
 def test_keys_that_score_beyond_what_the_sample_promised(times: float, isa: str) -> None:
-    """Longer than every sampled key and near a query: the highest scores of all, past the codes' grid."""
+    """Longer than every sampled key and near a query: the highest scores of all, past the codes' grid, and past int32."""
     g = torch.Generator().manual_seed(6)
     num_keys = 20_000
     queries, keys = ({view: unit(g, rows, 64) for view in VIEWS} for rows in (24, num_keys))
@@ -191,6 +191,50 @@ def test_keys_that_score_beyond_what_the_sample_promised(times: float, isa: str)
     found, expected = mined_and_listed(queries, keys)
     assert_same_bits(found, expected)
     assert all(set(found[0][query].tolist()) <= set(others.tolist()) for query in range(0, 24, 2))
+
+
+@coarse_isas
+@pytest.mark.parametrize("times", [1.005, 3.0, 40.0])
+def test_keys_that_score_below_what_the_sample_promised(times: float, isa: str) -> None:
+    """Far below all others by a stage that keeps every key, and the best by the next: lowest is not gone."""
+    g = torch.Generator().manual_seed(8)
+    num_keys = 20_000
+    queries, keys = ({view: unit(g, rows, 64) for view in VIEWS} for rows in (8, num_keys))
+    sampled = set(_core.sampled_keys(num_keys))
+    lowest = torch.tensor([key for key in range(num_keys) if key not in sampled][:8])
+    keys["rgb"][lowest] = -times * queries["rgb"]
+    keys["flow"][lowest] = queries["flow"]
+    found, expected = mined_and_listed(
+        queries, keys, Schedule([("rgb", num_keys), ("flow", 4000), ("rgb", 3500), ("flow", 5)])
+    )
+    assert_same_bits(found, expected)
+    last = mined_and_listed(queries, keys, Schedule([("rgb", num_keys), ("flow", 4000), ("flow", 5)]))
+    assert_same_bits(*last)
+    assert torch.equal(last[0][0][:, 0], lowest)
+
+
+@coarse_isas
+def test_scores_closer_than_the_codes(isa: str) -> None:
+    """One feature, more keys than codes between them, and a view that no bracket narrows: half a code decides."""
+    for seed in range(10):
+        g = torch.Generator().manual_seed(seed)
+        queries, keys = (
+            {view: 0.1 + torch.rand(rows, 1, generator=g) for view in VIEWS} for rows in (8, 20_000)
+        )
+        keys["flow"] = 1 + 0.05 * keys["flow"]
+        schedule = Schedule([("rgb", 8000), ("rgb", 4000), ("flow", 1000), ("rgb", 300)])
+        assert_same_bits(*mined_and_listed(queries, keys, schedule))
+
+
+@coarse_isas
+@pytest.mark.parametrize("num_keys", [4_096, 4_099, 6_000, 8_192, 10_240, 12_007])
+def test_the_shortest_queues(num_keys: int, isa: str) -> None:
+    if _core.cpu_isa() != "avx2" and num_keys < 10_240:
+        pytest.skip("float32 products are as fast here")
+    g = torch.Generator().manual_seed(num_keys)
+    for draw in (unit, of_all_lengths, with_strays):
+        queries, keys = ({view: draw(g, rows, 96) for view in VIEWS} for rows in (50, num_keys))
+        assert_same_bits(*mined_and_listed(queries, keys))
 
 
 @coarse_isas

@@ -2,7 +2,7 @@
 #pragma once
 #include "arena.h"
 #include "cascade_plan.h"
-#include "resolve.h"
+#include "settle_codes.h"
 
 namespace cpr {
 namespace CPR_ISA_NAMESPACE {
@@ -37,6 +37,7 @@ struct ThreadMemory {
   int32_t* pairs;  // one tile of keys as pairs; this and what follows: where scores are coarse
   float* query;    // a query's row of each view
   Refine refine;
+  CodeWorkspace codes;
 
   static ThreadMemory take(Arena& arena, const CascadeArgs& args, const CascadePlan& plan, const Shape& shape,
                            const Dims& dims) {
@@ -46,7 +47,8 @@ struct ThreadMemory {
     m.scores = arena.take<float>(slots * queries * ROW);
     m.rows = arena.take<const float*>(plan.rows);
     m.which = arena.take<int32_t>(PANEL + 16);
-    m.eligible = {&args, arena.take<int32_t>(PANEL + 16), arena.take<uint8_t>(PANEL + 16)};
+    m.eligible = {&args, arena.take<int32_t>(PANEL + 16), arena.take<uint8_t>(PANEL + 16),
+                  arena.take<int16_t>(plan.coded ? PANEL + 16 : 0)};
     m.workspace = arena.take<char>(Workspace::bytes(plan, shape.parts));
     if (!plan.coarse) return m;
     const int64_t capacity = Workspace::capacity(plan, shape.parts) + W;
@@ -57,6 +59,7 @@ struct ThreadMemory {
     m.refine.places = arena.take<int32_t>(capacity);
     m.refine.near = arena.take<float>(capacity + Gathered::BLOCK);
     m.refine.index = arena.take<int32_t>(capacity);
+    if (plan.coded) m.codes = CodeWorkspace::take(arena, plan, shape.parts);
     return m;
   }
 };
@@ -68,8 +71,10 @@ struct SharedMemory {
   int32_t* pairs;     // as `packed`; this and what follows: where scores are coarse
   float *factor, *length, *error;  // [V, queries of a round] of each query, see CoarseQuery
   float* longest;                  // [supers of the round, parts, V, W] longest keys seen
-  uint8_t* coarse;                 // [supers of the round] 1: coarse scores serve
-  Grid* grids;                     // [queries of a round, R]; none where nothing is collected in codes
+  float* reference;  // [supers of the round, V] that keys are scaled by; 0: each by its own length
+  uint8_t* coarse;   // [supers of the round] 1: coarse scores serve
+  Grid* grids;       // [queries of a round, R]; this and what follows: where scores are collected in codes
+  float *code_factor, *code_offset;  // [V, queries of a round] what turns a sum into a code
 
   static SharedMemory take(Arena& arena, const CascadeArgs& args, const CascadePlan& plan, const Shape& shape,
                            const Dims& dims) {
@@ -84,8 +89,12 @@ struct SharedMemory {
     m.length = arena.take<float>(args.num_views * queries);
     m.error = arena.take<float>(args.num_views * queries);
     m.longest = arena.take<float>(shape.supers_per_round * shape.parts * args.num_views * W);
+    m.reference = arena.take<float>(shape.supers_per_round * args.num_views);
     m.coarse = arena.take<uint8_t>(shape.supers_per_round);
-    m.grids = arena.take<Grid>(plan.coded ? queries * plan.rows : 0);
+    if (!plan.coded) return m;
+    m.grids = arena.take<Grid>(queries * plan.rows);
+    m.code_factor = arena.take<float>(args.num_views * queries);
+    m.code_offset = arena.take<float>(args.num_views * queries);
     return m;
   }
 };

@@ -41,6 +41,18 @@ struct Cascade {
   float* longest_at(int64_t slot_in_round, int part, int view) const {
     return shared.longest + ((slot_in_round * shape.parts + part) * args.num_views + view) * W;
   }
+  float* reference_at(int64_t slot_in_round, int view) const {
+    return shared.reference + slot_in_round * args.num_views + view;
+  }
+  // The longest key seen so far.
+  float longest_of(int64_t slot_in_round, int view) const {
+    float longest = 0;
+    for (int part = 0; part < shape.parts; ++part) {
+      const float seen = max_of(load(longest_at(slot_in_round, part, view)));
+      longest = seen > longest ? seen : longest;
+    }
+    return longest;
+  }
   char* collected_at(int64_t query_in_round, int part) const {
     return shared.collected + (query_in_round * shape.parts + part) * Collected::bytes(plan);
   }
@@ -70,6 +82,7 @@ struct Cascade {
       shared.coarse[slot_in_round] = 1;
       for (int part = 0; part < shape.parts; ++part)
         std::memset(longest_at(slot_in_round, part, 0), 0, sizeof(float) * args.num_views * W);
+      std::memset(reference_at(slot_in_round, 0), 0, sizeof(float) * args.num_views);
     }
     for (int v = 0; v < args.num_views; ++v) {
       const View& view = args.views[v];
@@ -98,6 +111,22 @@ struct Cascade {
     return plan.coded ? shared.grids + query_in_round * plan.rows : nullptr;
   }
 
+  // From now on keys of a super are scaled alike, unless one turns out longer than the sample's.
+  void set_reference(int64_t slot_in_round) const {
+    for (int v = 0; v < args.num_views; ++v)
+      *reference_at(slot_in_round, v) = MAYBE_LONGER * longest_of(slot_in_round, v);
+  }
+
+  // From now on a query's sums become codes on its grids.
+  void use_grids(int64_t query_in_round) const {
+    const Grid* const grids = grids_of(query_in_round);
+    for (int r = 0; r < plan.rows; ++r) {
+      const int64_t at = coarse_at(query_in_round, plan.slot_of_row[r]);
+      shared.code_factor[at] = shared.factor[at] * grids[r].scale;
+      shared.code_offset[at] = grids[r].offset;
+    }
+  }
+
   // error [R]: how far a query's coarse scores may be off, as far as keys have been visited; reach [R]: how
   // high they are at most. False: no bound.
   bool errors_of(int64_t slot_in_round, int64_t query_in_round, float* error, float* reach = nullptr) const {
@@ -105,11 +134,7 @@ struct Cascade {
     for (int r = 0; r < plan.rows; ++r) {
       const int view = plan.slot_of_row[r];
       const int64_t at = coarse_at(query_in_round, view);
-      float longest = 0;
-      for (int part = 0; part < shape.parts; ++part) {
-        const float seen = max_of(load(longest_at(slot_in_round, part, view)));
-        longest = seen > longest ? seen : longest;
-      }
+      const float longest = MAYBE_LONGER * longest_of(slot_in_round, view);
       error[r] = shared.error[at] * longest + LEAST_ERROR;
       if (reach) reach[r] = shared.length[at] * longest;
       bounded = bounded && shared.length[at] * longest < MOST_LENGTHS && error[r] < MOST_LENGTHS;
@@ -119,8 +144,27 @@ struct Cascade {
 
   CoarseProducts<NR> coarse_products(int64_t slot_in_round, int view, int part, const ThreadMemory& m) const {
     return {pairs_of_super(slot_in_round, view),
-            shared.factor + coarse_at(slot_in_round * queries_of_super(), view), args.views[view].dim,
-            m.pairs, longest_at(slot_in_round, part, view)};
+            shared.factor + coarse_at(slot_in_round * queries_of_super(), view),
+            args.views[view].dim,
+            m.pairs,
+            longest_at(slot_in_round, part, view),
+            *reference_at(slot_in_round, view)};
+  }
+
+  // As `score`, in codes.
+  void code(const Panel& panel, int64_t slot_in_round, int64_t super, int part, const ThreadMemory& m) const {
+    const int64_t first = slot_in_round * queries_of_super();
+    for (int v = 0; v < args.num_views; ++v) {
+      if (!plan.view_used[v]) continue;
+      CodedProducts<NR> products = {coarse_products(slot_in_round, v, part, m),
+                                    shared.code_offset + coarse_at(first, v), m.eligible.whole};
+      products.products.query_factor = shared.code_factor + coarse_at(first, v);
+      score_panel<NR>(args.views[v], args.dtype, panel, products, blocks_of(super), m.wide,
+                      codes_of_view(v, m), ROW);
+    }
+  }
+  int16_t* codes_of_view(int view, const ThreadMemory& m) const {  // in the memory of `scores`
+    return reinterpret_cast<int16_t*>(m.scores) + view * queries_of_super() * ROW;
   }
 
   // Scores of a panel for the queries of a super, mixes included.
@@ -161,12 +205,21 @@ struct Cascade {
     for (int r = 0; r < plan.rows; ++r) m.rows[r] = m.scores + (plan.slot_of_row[r] * queries + query) * ROW;
   }
 
-  // How many panels a pass has, and its p-th; a panel holds the pass's keys of a few whole strides.
-  int64_t strides_a_panel(const Pass& pass) const { return PANEL / ((pass.end - pass.begin) * pass.run); }
+  // How many panels a pass has, and its p-th; a panel holds the pass's keys of a few whole strides, as many
+  // for every part.
+  int64_t strides_of(const Pass& pass) const {
+    const int64_t stride = pass.units * pass.run;
+    return (args.num_keys + stride - 1) / stride;
+  }
+  int64_t strides_a_panel(const Pass& pass) const {
+    const int64_t most = PANEL / ((pass.end - pass.begin) * pass.run), strides = strides_of(pass);
+    const int64_t panels = round_up((strides + most - 1) / most, shape.parts);
+    return (strides + panels - 1) / panels;
+  }
   int64_t panels_of(const Pass& pass) const {
     if (pass.end - pass.begin == pass.units) return (args.num_keys + PANEL - 1) / PANEL;
-    const int64_t stride = pass.units * pass.run, strides = (args.num_keys + stride - 1) / stride;
-    return (strides + strides_a_panel(pass) - 1) / strides_a_panel(pass);
+    const int64_t strides = strides_a_panel(pass);
+    return (strides_of(pass) + strides - 1) / strides;
   }
   Panel panel_at(const Pass& pass, int64_t p, int32_t* which) const {
     if (pass.end - pass.begin == pass.units) {
@@ -195,10 +248,32 @@ struct Cascade {
     return count;
   }
 
+  // As `sweep`, in codes.
+  template <int R>
+  void sweep_codes(const Pass& pass, int64_t super, int64_t slot_in_round, int part,
+                   const ThreadMemory& m) const {
+    const int64_t queries = queries_of_super(), first_query = super * queries, panels = panels_of(pass);
+    for (int64_t p = part; p < panels; p += shape.parts) {
+      const Panel panel = panel_at(pass, p, m.which);
+      m.eligible.load_panel(panel);
+      m.eligible.load_whole(panel);
+      code(panel, slot_in_round, super, part, m);
+      for (int64_t i = 0; i < queries && first_query + i < args.num_queries; ++i) {
+        const int64_t in_round = slot_in_round * queries + i;
+        const int16_t* rows[R];
+        for (int r = 0; r < R; ++r) rows[r] = codes_of_view(plan.slot_of_row[r], m) + i * ROW;
+        filter_codes<R>(plan, panel, first_query + i, shared.brackets + in_round * plan.levels,
+                        grids_of(in_round), rows, m.eligible, collected_of(in_round, part));
+      }
+    }
+  }
+
   // A part's keys of a pass, panel by panel, for all queries of a super.
   template <int R>
   void sweep(const Pass& pass, int64_t super, int64_t slot_in_round, int part, const ThreadMemory& m) const {
     if (plan.coarse && !shared.coarse[slot_in_round]) return;  // refused
+    if constexpr (R > 0)
+      if (plan.coded && !pass.starts_over) return sweep_codes<R>(pass, super, slot_in_round, part, m);
     const int64_t queries = queries_of_super(), first_query = super * queries, panels = panels_of(pass);
     for (int64_t p = part; p < panels; p += shape.parts) {
       const Panel panel = panel_at(pass, p, m.which);
@@ -209,12 +284,8 @@ struct Cascade {
         const int64_t in_round = slot_in_round * queries + i;
         point_rows(m, i, queries);
         const Bracket* brackets = shared.brackets + in_round * plan.levels;
-        const Collected out = collected_of(in_round, part);
-        if (R > 0 && plan.coded && !pass.starts_over)
-          filter_codes<R>(plan, panel, first_query + i, brackets, grids_of(in_round), m.rows, m.eligible,
-                          out);
-        else
-          filter_panel<R>(plan, panel, first_query + i, brackets, m.rows, m.eligible, out);
+        filter_panel<R>(plan, panel, first_query + i, brackets, m.rows, m.eligible,
+                        collected_of(in_round, part));
       }
     }
   }

@@ -13,34 +13,53 @@ namespace {
 
 int64_t select_directly(const CascadeArgs& args, int64_t q);
 
+// How far off a query's coarse scores may be: `m.refine.error`. False: too far, or there is no bound.
+template <int NR>
+bool bound_errors(const Cascade<NR>& cascade, int64_t in_round, const ThreadMemory& m) {
+  const CascadePlan& plan = cascade.plan;
+  const int64_t slot = in_round / cascade.queries_of_super();
+  const Grid* const grids = cascade.grids_of(in_round);
+  float reach[MAX_CODED_ROWS];
+  if (!cascade.shared.coarse[slot]) return false;
+  if (!cascade.errors_of(slot, in_round, m.refine.error, grids ? reach : nullptr)) return false;
+  for (int r = 0; grids && r < plan.rows; ++r) {
+    m.refine.error[r] += OFF_GRID * grids[r].step;
+    if (!(reach[r] * grids[r].scale < MOST_REACHED)) return false;
+  }
+  return true;
+}
+
 // One query's result; 1 when its brackets missed and it was selected directly.
 template <int NR>
 int64_t resolve(const Cascade<NR>& cascade, int64_t q, int64_t in_round, const Collected* parts,
-                const Bracket* brackets, Workspace& w, const ThreadMemory& m) {
+                const Bracket* brackets, Workspace& w, ThreadMemory& m) {
   const CascadeArgs& args = cascade.args;
   const CascadePlan& plan = cascade.plan;
-  const int64_t slot = in_round / cascade.queries_of_super();
-  const Refine* refine = nullptr;
+  const int num_parts = cascade.shape.parts;
   if (plan.coarse) {
-    if (!cascade.shared.coarse[slot] || !cascade.errors_of(slot, in_round, m.refine.error)) {
+    if (!bound_errors(cascade, in_round, m)) {
       plan.missed[q] = REFUSED;
       return 0;
     }
-    refine = &m.refine;
     widen_query(args, q, m.query);
-    const Grid* grids = cascade.grids_of(in_round);
-    for (int r = 0; grids && r < plan.rows; ++r) m.refine.error[r] += OFF_GRID * grids[r].step;
   }
-  if (collects_all(args, plan)) {
-    w.entries = w.merged;
-    cascade.list_all(in_round, w.entries);
-  } else if (!settle_levels(plan, parts, cascade.shape.parts, brackets, cascade.grids_of(in_round), refine,
-                            w)) {
-    if (!plan.missed) return select_directly(args, q);
-    plan.missed[q] = MISSED;
-    return 0;
+  bool settled = true;
+  if (plan.coded) {
+    const CodeQuery query = {plan, num_parts, cascade.grids_of(in_round), m.refine, w, m.codes};
+    settled = query.settle(parts, brackets) && query.finish(args, q);
+  } else {
+    const Refine* const refine = plan.coarse ? &m.refine : nullptr;
+    if (collects_all(args, plan)) {
+      w.entries = w.merged;
+      cascade.list_all(in_round, w.entries);
+    } else {
+      settled = settle_levels(plan, parts, num_parts, brackets, refine, w);
+    }
+    if (settled) finish(args, plan, plan.levels, refine, w, q);
   }
-  finish(args, plan, plan.levels, refine, w, q);
+  if (settled) return 0;
+  if (!plan.missed) return select_directly(args, q);
+  plan.missed[q] = MISSED;
   return 0;
 }
 
@@ -73,9 +92,13 @@ void narrow_query(const Cascade<NR>& cascade, const Pass& pass, int64_t in_round
   float* const error = m.refine.error;
   float reach[MAX_CODED_ROWS];
   Grid* const grids = pass.starts_over ? cascade.grids_of(in_round) : nullptr;
+  if (pass.starts_over && in_round % cascade.queries_of_super() == 0) cascade.set_reference(slot);
   bool fits = cascade.errors_of(slot, in_round, error, grids ? reach : nullptr);
   narrow(plan, pass, parts, cascade.shape.parts, pass.starts_over ? nullptr : error, brackets, w);
-  if (grids) fits = fits && set_grids(plan, reach, brackets, grids, error);
+  if (grids) {
+    fits = fits && set_grids(plan, reach, brackets, grids, error);
+    cascade.use_grids(in_round);
+  }
   for (int l = 0; l < plan.levels; ++l) fits = fits && !too_narrow(brackets[l], error[plan.row_of_stage[l]]);
   if (pass.starts_over && !fits) __atomic_store_n(coarse, 0, __ATOMIC_RELAXED);
 }

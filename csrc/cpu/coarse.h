@@ -12,7 +12,9 @@ namespace CPR_ISA_NAMESPACE {
 // partial, reaches 2^31: (32000 + 32) (65000 + 32) < 2^31, where rounding adds at most sqrt(MAX_COARSE_DIM) /
 // 2 to a length.
 constexpr float KEY_LENGTH = 32000, QUERY_LENGTH = 65000;
-constexpr float LARGEST = 32700;        // of a query's numbers; a key's are no larger than its length
+constexpr float LARGEST = 32700;  // of a query's numbers; a key's are no larger than its length
+constexpr float MAYBE_LONGER =
+    1.01f;  // than those of the sample keys may be without a look at their own length
 constexpr float LEAST_SQUARE = 1e-36f;  // added to squared lengths: rows of zeros have a scale too
 constexpr float MOST_LENGTHS = 1e37f;   // product of lengths from which float32 scores may be infinite
 constexpr float LEAST_ERROR = 1e-37f;  // where everything is next to nothing, and sums lose bits to denormals
@@ -67,6 +69,29 @@ inline void row_to_pairs(const float* row, int64_t dim, float scale, int32_t* pa
   });
 }
 
+// The keys of a tile as pairs [TILE, pairs], all scaled alike. False: one is too long for that, or holds NaN.
+inline bool tile_to_pairs(const float* keys, int64_t stride, int64_t dim, float scale, int32_t* pairs) {
+  float squared[TILE];
+  for (int i = 0; i < TILE; i += 4) {
+    F squares[4];
+#pragma GCC unroll 4
+    for (int row = 0; row < 4; ++row) {
+      F of_low = zero(), of_high = zero();
+      for_scaled(keys + (i + row) * stride, dim, scale,
+                 [&](int64_t at, F low, F high) __attribute__((always_inline)) {
+                   store(pairs + (i + row) * pairs_of(dim) + at, to_pairs(low, high));
+                   of_low = fma(low, low, of_low);
+                   of_high = fma(high, high, of_high);
+                 });
+      squares[row] = add(of_low, of_high);
+    }
+    sums(squares, squared + i);
+  }
+  bool fit = true;
+  for (int i = 0; i < TILE; i += W) fit = fit && ge(set1(KEY_LENGTH * KEY_LENGTH), load(squared + i)) == ALL;
+  return fit;
+}
+
 // Lengths of a tile's keys: out [TILE]. *longest [W] keeps the longest so far; NaN is passed over.
 inline void tile_lengths(const float* keys, int64_t stride, int64_t dim, float* out, float* longest) {
   for (int i = 0; i < TILE; i += 4) squared_lengths(keys + i * stride, stride, dim, out + i);
@@ -112,12 +137,11 @@ inline CoarseQuery query_to_pairs(const float* row, int64_t dim, int32_t* pairs)
   return {1 / scale, length, 1.02f * (of_key + of_query + 2 * chain * ROUNDING * length)};
 }
 
-// out[i, j] = factor[i] * query_factor[j] * the sum over pairs k of a[i * a_row + k] and b[k * b_row + j],
-// for MR rows and NR vectors of columns.
-template <int MR, int NR>
+// put(i, j, sum): sums over pairs k of a[i * a_row + k] and b[k * b_row + j * W], for MR rows and NR vectors
+// of columns.
+template <int MR, int NR, class Put>
 CPR_PAIRS_TARGET inline void multiply_pairs(const int32_t* a, int64_t a_row, const int32_t* b, int64_t pairs,
-                                            const float* factor, const float* query_factor, float* out,
-                                            Ahead ahead) {
+                                            Put put, Ahead ahead) {
   constexpr int width = NR * W;
   I sums[MR][NR];
 #pragma GCC unroll 16
@@ -132,7 +156,7 @@ CPR_PAIRS_TARGET inline void multiply_pairs(const int32_t* a, int64_t a_row, con
     for (int step = 0; step < 4; ++step) {
       I column[NR];
 #pragma GCC unroll 4
-      for (int j = 0; j < NR; ++j) column[j] = load(b + step * width + j * W);
+      for (int j = 0; j < NR; ++j) column[j] = load_once(b + step * width + j * W);
 #pragma GCC unroll 16
       for (int i = 0; i < MR; ++i) {
         const I pair = set1(*static_cast<const int32_t*>(rows.at(i, step * SIZE)));
@@ -143,27 +167,31 @@ CPR_PAIRS_TARGET inline void multiply_pairs(const int32_t* a, int64_t a_row, con
     rows.advance(4 * SIZE);
     b += 4 * width;
   }
+  __asm__("" ::: "memory");  // or the compiler keeps what `put` reads in registers that the sums need
 #pragma GCC unroll 4
-  for (int j = 0; j < NR; ++j) {
-    const F of_query = load(query_factor + j * W);
+  for (int j = 0; j < NR; ++j)
 #pragma GCC unroll 16
-    for (int i = 0; i < MR; ++i)
-      store(out + i * width + j * W, mul(to_float(sums[i][j]), mul(of_query, set1(factor[i]))));
-  }
+    for (int i = 0; i < MR; ++i) put(i, j, sums[i][j]);
 }
 
-// Products of a tile of keys with blocks of queries as pairs. Keys that hold NaN score NaN.
+// Products of a tile of keys with blocks of queries as pairs, in float32. Keys that hold NaN score NaN.
 template <int NR>
 struct CoarseProducts {
+  using Score = float;
   const int32_t* packed;      // [blocks, pairs, NR * W]
   const float* query_factor;  // [blocks, NR * W]
   int64_t dim;
-  int32_t* tile;   // [TILE, pairs]
-  float* longest;  // [W] of the keys seen
+  int32_t* tile;    // [TILE, pairs]
+  float* longest;   // [W] of the keys seen
+  float reference;  // the length that keys are scaled by where none is longer; 0: each by its own
   float factor[TILE] = {};
 
   int64_t moments() const { return (TILE / rows_at_once<NR>()) * (pairs_of(dim) / 4); }
   void begin(const float* keys, int64_t stride) {
+    if (reference > 0 && tile_to_pairs(keys, stride, dim, KEY_LENGTH / reference, tile)) {
+      for (int i = 0; i < TILE; i += W) store(factor + i, set1(reference / KEY_LENGTH));
+      return;
+    }
     float scale[TILE];
     tile_lengths(keys, stride, dim, factor, longest);
     for (int i = 0; i < TILE; i += W) {
@@ -174,13 +202,50 @@ struct CoarseProducts {
     for (int i = 0; i < TILE; ++i) row_to_pairs(keys + i * stride, dim, scale[i], tile + i * pairs_of(dim));
   }
   void multiply(int block, float* out, Ahead ahead) const {
-    constexpr int MR = rows_at_once<NR>(), width = NR * W;
+    constexpr int width = NR * W;
+    const float* const of_query = query_factor + block * width;
+    multiply_each(block, ahead, [&](int key, int query, I sum) __attribute__((always_inline)) {
+      const F factors = mul(load(of_query + query), set1(factor[key]));
+      store(out + key * width + query, mul(to_float(sum), factors));
+    });
+  }
+  // put(key, query, sum) for the vectors of queries from `query` on.
+  template <class Put>
+  inline __attribute__((always_inline)) void multiply_each(int block, Ahead ahead, Put put) const {
+    constexpr int MR = rows_at_once<NR>();
     const int64_t pairs = pairs_of(dim);
     for (int i = 0; i < TILE; i += MR) {
-      multiply_pairs<MR, NR>(tile + i * pairs, pairs, packed + block * pairs * width, pairs, factor + i,
-                             query_factor + block * width, out + i * width, ahead);
+      multiply_pairs<MR, NR>(
+          tile + i * pairs, pairs, packed + block * pairs * NR * W, pairs,
+          [&](int row, int column, I sum) __attribute__((always_inline)) { put(i + row, column * W, sum); },
+          ahead);
       ahead.pass(pairs / 4);
     }
+  }
+};
+
+// As CoarseProducts, in codes: each query has a grid of its own, of which its factor and offset tell.
+template <int NR>
+struct CodedProducts {
+  using Score = int16_t;
+  CoarseProducts<NR> products;
+  const float* offset;  // [blocks, NR * W]
+  int16_t* whole;       // [keys of the panel] of the tiles to come: set to 0 for keys that hold NaN
+
+  int64_t moments() const { return products.moments(); }
+  void begin(const float* keys, int64_t stride) {
+    products.begin(keys, stride);
+    for (int i = 0; i < TILE; ++i) whole[i] = products.factor[i] < __builtin_inff() ? whole[i] : 0;
+    whole += TILE;
+  }
+  void multiply(int block, int16_t* out, Ahead ahead) const {
+    constexpr int width = NR * W;
+    const float *const of_query = products.query_factor + block * width, *const start =
+                                                                             offset + block * width;
+    products.multiply_each(block, ahead, [&](int key, int query, I sum) __attribute__((always_inline)) {
+      const F factors = mul(load(of_query + query), set1(products.factor[key]));
+      store_rounded(out + key * width + query, fma(to_float(sum), factors, load(start + query)));
+    });
   }
 };
 

@@ -1,40 +1,38 @@
 // What queries collect where scores are coarse, in 16 bits a number: half as much to write, to pass from core
-// to core and to read again. Scores lie on a grid of their own for each query and row; what that rounds away
-// is part of their error. Those past the grid's upper end are taken for its end: no cut between them is found
-// without scoring them all again, so that order is kept.
+// to core and to read again, and twice as many in a vector. Scores lie on a grid of their own for each query
+// and row; what that rounds away is part of their error. Those past an end of the grid are taken for its end:
+// no cut between them is found without scoring them all again, so that order is kept.
 #pragma once
 #include "filter.h"
 
 namespace cpr {
 namespace CPR_ISA_NAMESPACE {
 
-constexpr float TOP_CODE = 65535;    // 2^16 - 1
+constexpr int HIGHEST_CODE = 32767, LOWEST_CODE = -32767;
+constexpr int NO_CODE = -32768;      // lower than any: of entries that are gone
 constexpr float HEADROOM = 1.0625f;  // above the highest score there can be so far: a longer key may come,
                                      // and a step must never be lost in a score's last bits
 constexpr float OFF_GRID = 0.55f;    // steps that a score is off at most, with what its arithmetic rounds
 constexpr float MARGIN_CODES = 8;    // at both ends of the grid
+constexpr float MOST_REACHED =
+    1e9f;  // codes that scores may lie off the grid's middle: they are int32 on the way
 
 // Code c stands for the score low + c * step.
 struct Grid {
-  float low, step;
+  float step, middle;
   float scale, offset;  // code = score * scale + offset
 
   // Of scores up to `reach` in size, of which those below `least` do not matter.
   static Grid over(float least, float reach) {
     const float high = HEADROOM * reach;
     const float low = least > -high ? least : -high;
-    const float step = (high - low) / (TOP_CODE - 2 * MARGIN_CODES);
-    const float start = low - MARGIN_CODES * step;
-    return {start, step, 1 / step, -start / step};
+    const float step = (high - low) / (2 * (HIGHEST_CODE - MARGIN_CODES)), middle = 0.5f * (high + low);
+    return {step, middle, 1 / step, -middle / step};
   }
   // Whether its arithmetic stays clear of denormals.
   bool serves() const { return step > 1e-30f; }
   float code(float score) const { return __builtin_fmaf(score, scale, offset); }
-  float score(float code) const { return __builtin_fmaf(code, step, low); }
-  F scores(I codes) const { return fma(to_float(codes), set1(step), set1(low)); }
-  I codes(F scores) const {  // NaN is 0
-    return to_whole(min(max(fma(scores, set1(scale), set1(offset)), zero()), set1(TOP_CODE)));
-  }
+  float score(float code) const { return __builtin_fmaf(code, step, middle); }
   // Cuts with scores on the grid, so that codes tell what scores would; a cut that takes all or nothing
   // stays.
   void snap(Bracket& bracket) const {
@@ -43,77 +41,93 @@ struct Grid {
     if (!drops_nothing(bracket))
       bracket.possible = {score(__builtin_floorf(code(bracket.possible.score))), INT32_MAX};
   }
-  // The least code within a cut that was snapped.
-  int32_t least_within(Cut cut) const {
-    if (cut.score != cut.score) return INT32_MAX;
-    return cut.score == -__builtin_inff() ? 0 : static_cast<int32_t>(__builtin_rintf(code(cut.score)));
+  // The code below those within a cut that was snapped.
+  int below(Cut cut) const {
+    if (cut.score != cut.score) return HIGHEST_CODE;
+    if (cut.score == -__builtin_inff()) return NO_CODE;
+    const float least = __builtin_rintf(code(cut.score));
+    return least > HIGHEST_CODE ? HIGHEST_CODE : least < LOWEST_CODE ? NO_CODE : static_cast<int>(least) - 1;
   }
 };
 
-// As List, in codes.
+// As List, in codes; indices in 16 bits too.
 struct CodeList {
-  uint16_t* scores;
+  int16_t* scores;
   uint16_t* index;
   int64_t capacity;
-  uint16_t* row(int r) const { return scores + r * (capacity + W); }
+  int64_t n;
+  int16_t* row(int r) const { return scores + r * (capacity + SHORTS); }
+  static int64_t bytes(int rows, int64_t capacity) { return (rows + 1) * (capacity + SHORTS) * 2; }
 };
 
-inline CodeList codes_of(const Collected& collected, const CascadePlan& plan) {
-  uint16_t* const scores = reinterpret_cast<uint16_t*>(collected.memory);
-  return {scores, scores + plan.rows * (plan.list_capacity + W), plan.list_capacity};
+inline CodeList codes_at(char* memory, int rows, int64_t capacity) {
+  int16_t* const scores = reinterpret_cast<int16_t*>(memory);
+  return {scores, reinterpret_cast<uint16_t*>(scores + rows * (capacity + SHORTS)), capacity, 0};
 }
+
+inline CodeList codes_of(const Collected& collected, const CascadePlan& plan) {
+  CodeList codes = codes_at(collected.memory, plan.rows, plan.list_capacity);
+  codes.n = *collected.length;
+  return codes;
+}
+
+// A level's bracket in codes: entries above `certain` stay, entries not above `possible` go.
+struct CodeBracket {
+  S certain, possible;
+  CodeBracket() = default;
+  CodeBracket(const Bracket& bracket, const Grid& grid)
+      : certain(set1_code(grid.below(bracket.certain))), possible(set1_code(grid.below(bracket.possible))) {}
+};
 
 // As `collect`, of R rows and L levels (-1: many).
 template <int R, int L>
 inline void collect_codes(const CascadePlan& plan, const Panel& panel, int64_t q, const Bracket* brackets,
-                          const Grid* grids, const float* const* rows, const Eligibility& eligible,
+                          const Grid* grids, const int16_t* const* rows, const Eligibility& eligible,
                           const Collected& out) {
-  const bool all = eligible.everything();
   const CodeList list = codes_of(out, plan);
   const int levels = L < 0 ? plan.levels : L;
   constexpr int ROOM = L < 0 ? MAX_LEVELS : L;
-  int row_of[ROOM];
-  I certain_from[ROOM], possible_from[ROOM];
-  int64_t counts[ROOM] = {};
+  const int16_t* judge[ROOM];
+  CodeBracket bracket[ROOM];
+  S counts[ROOM];
   for (int l = 0; l < levels; ++l) {
-    row_of[l] = plan.row_of_stage[l];
-    certain_from[l] = set1(grids[row_of[l]].least_within(brackets[l].certain));
-    possible_from[l] = set1(grids[row_of[l]].least_within(brackets[l].possible));
+    judge[l] = rows[plan.row_of_stage[l]];
+    bracket[l] = {brackets[l], grids[plan.row_of_stage[l]]};
+    counts[l] = set1_code(0);
   }
-  Grid grid[R];
-  for (int r = 0; r < R; ++r) grid[r] = grids[r];
-  int64_t n = *out.length;
-  for (int64_t i = 0; i < panel.count; i += W) {
-    const I place = iota(static_cast<int32_t>(panel.first + i));
-    Mask alive = all ? first_lanes(panel.count - i) : eligible.lanes(panel, q, i), keep = 0;
-    alive = without_nan(alive, R, [&](int r) __attribute__((always_inline)) { return load(rows[r] + i); });
-    I codes[R];
-#pragma GCC unroll 3
-    for (int r = 0; r < R; ++r) codes[r] = grid[r].codes(load(rows[r] + i));
+  const bool has_own = eligible.args->key_ids && eligible.args->query_ids;
+  const int16_t *from[R], *const whole = eligible.whole;  // read once: what is written might be any of it
+  int16_t* to[R];
+  for (int r = 0; r < R; ++r) {
+    from[r] = rows[r];
+    to[r] = list.row(r);
+  }
+  const int64_t first = panel.first, count = panel.count;
+  int64_t n = list.n;
+  for (int64_t i = 0; i < count; i += SHORTS) {
+    On alive = load_codes(whole + i), keep = set1_code(0);
+    if (has_own) alive = but_not(alive, on_from_bits(eligible.own_codes(panel, q, i)));
 #pragma GCC unroll 4
     for (int l = 0; l < levels; ++l) {
-      I code = codes[0];
-      if (R > 1 && row_of[l] == 1) code = codes[R > 1 ? 1 : 0];
-      if (R > 2 && row_of[l] == 2) code = codes[R > 2 ? 2 : 0];
-      const Mask sure = alive & le(certain_from[l], code);
-      keep = static_cast<Mask>(keep | (alive & le(possible_from[l], code) & ~sure));
+      const S code = load_codes(judge[l] + i);
+      const On sure = both(alive, above(code, bracket[l].certain));
+      keep = either(keep, but_not(both(alive, above(code, bracket[l].possible)), sure));
+      counts[l] = tally(counts[l], sure);
       alive = sure;
-      counts[l] += count(sure);
     }
-    keep = static_cast<Mask>(keep | alive);
-    const I order = front_order(keep);
-    for (int r = 0; r < R; ++r) store_short(list.row(r) + n, ordered(order, codes[r]));
-    store_short(list.index + n, ordered(order, place));
-    n += count(keep);
+    const Front front(either(keep, alive));
+    for (int r = 0; r < R; ++r) front.store(to[r] + n, load_codes(from[r] + i));
+    front.store(list.index + n, counting_from(first + i));
+    n += front.count;
   }
-  for (int l = 0; l < levels; ++l) out.certain[l] += counts[l];
+  for (int l = 0; l < levels; ++l) out.certain[l] += total(counts[l]);
   *out.length = n;
 }
 
 // As `filter_panel`; the brackets are on the grids.
 template <int R>
 inline void filter_codes(const CascadePlan& plan, const Panel& panel, int64_t q, const Bracket* brackets,
-                         const Grid* grids, const float* const* rows, const Eligibility& eligible,
+                         const Grid* grids, const int16_t* const* rows, const Eligibility& eligible,
                          const Collected& out) {
   if (!out.takes(panel.count, plan.list_capacity)) return;
   switch (plan.levels) {

@@ -31,7 +31,7 @@ struct Collected {
 
   // In float32; where codes follow, half of what fits in codes.
   static int64_t capacity(const CascadePlan& plan) {
-    return plan.coded ? (plan.list_capacity + 1) / 2 : plan.list_capacity;
+    return plan.coded ? (plan.list_capacity + SHORTS) / 2 : plan.list_capacity;
   }
   static int64_t bytes(const CascadePlan& plan) {
     return ((plan.levels + 1) * 8 + List::bytes(plan.rows, capacity(plan)) + 63) & ~int64_t{63};
@@ -59,8 +59,9 @@ struct Collected {
 // Which keys of a panel a query may select; ids are compared by 32 hashed bits first.
 struct Eligibility {
   const CascadeArgs* args;
-  int32_t* hash;    // [count] of the keys' ids
-  uint8_t* filled;  // [count] 1: not an empty slot
+  int32_t* hash;             // [count] of the keys' ids
+  uint8_t* filled;           // [count] 1: not an empty slot
+  int16_t* whole = nullptr;  // [count, and up to a whole tile] -1: not an empty slot, nor NaN; only for codes
 
   bool everything() const { return !args->key_ids && !args->exclude; }
 
@@ -72,19 +73,28 @@ struct Eligibility {
       filled[i] = id >= 0;
     }
   }
+  // As yet without what CodedProducts finds to be NaN.
+  void load_whole(const Panel& panel) const {
+    for (int64_t i = 0; i < panel.count; ++i) whole[i] = !args->key_ids || filled[i] ? -1 : 0;
+    for (int64_t i = panel.count; i % TILE; ++i) whole[i] = 0;
+  }
+  // Of lanes [i, i + W) of the panel, those that have the query's own id.
+  Mask own(const Panel& panel, int64_t q, int64_t i) const {
+    const int64_t id = args->query_ids[q];
+    Mask found = 0,
+         same = static_cast<Mask>(eq(load(hash + i), set1(hash_of(id))) & first_lanes(panel.count - i));
+    for (; same; same = static_cast<Mask>(same & (same - 1))) {
+      const int lane = __builtin_ctz(same);
+      if (args->key_ids[panel.key(i + lane)] == id) found = static_cast<Mask>(found | (1u << lane));
+    }
+    return found;
+  }
   // Lanes [i, i + W) of the panel that query q may select.
   Mask lanes(const Panel& panel, int64_t q, int64_t i) const {
     Mask mask = first_lanes(panel.count - i);
     if (args->key_ids) {
       mask &= from_bytes_nonzero(filled + i);
-      if (args->query_ids) {
-        const int64_t id = args->query_ids[q];
-        Mask same = static_cast<Mask>(eq(load(hash + i), set1(hash_of(id))) & mask);
-        for (; same; same = static_cast<Mask>(same & (same - 1))) {
-          const int lane = __builtin_ctz(same);
-          if (args->key_ids[panel.key(i + lane)] == id) mask = static_cast<Mask>(mask & ~(1u << lane));
-        }
-      }
+      if (args->query_ids) mask = static_cast<Mask>(mask & ~own(panel, q, i));
     }
     if (args->exclude) {
       const uint8_t* row = args->exclude + q * args->exclude_stride;
@@ -97,6 +107,13 @@ struct Eligibility {
       mask = static_cast<Mask>(mask & ~from_bytes_nonzero(here));
     }
     return mask;
+  }
+  // Of lanes [i, i + SHORTS) of the panel, a bit for each that has the query's own id.
+  __attribute__((noinline)) uint32_t own_codes(const Panel& panel, int64_t q, int64_t i) const {
+    uint32_t found = 0;
+    for (int part = 0; part < SHORTS && i + part < panel.count; part += W)
+      found |= static_cast<uint32_t>(own(panel, q, i + part)) << part;
+    return found;
   }
 };
 

@@ -69,14 +69,18 @@ struct Refine {
            (drops_nothing(bracket) || cut.score - reach > bracket.possible.score);
   }
 
-  // Exact scores of `row` of n entries of a list, at `places`: in `near`, and in the list.
-  void score_again(List& list, int row, int64_t n) const {
+  // Exact scores of `row` of the n keys at `index`: in `near`.
+  void score(int row, int64_t n) const {
     const View& view = view_of(row);
-    for (int64_t i = 0; i < n; ++i) index[i] = list.index[places[i]];
     for (int64_t i = 0; i < n && i < Gathered::AHEAD; ++i) ask_for(view, args->dtype, index[i]);
     for (int64_t i = 0; i < n; i += Gathered::BLOCK)
       gathered.score(view, args->dtype, query_of(row), index + i,
                      n - i < Gathered::BLOCK ? n - i : Gathered::BLOCK, n - i, near + i);
+  }
+  // The same of n entries of a list, at `places`: in `near`, and in the list.
+  void score_again(List& list, int row, int64_t n) const {
+    for (int64_t i = 0; i < n; ++i) index[i] = list.index[places[i]];
+    score(row, n);
     for (int64_t i = 0; i < n; ++i) list.row(row)[places[i]] = near[i];
   }
 

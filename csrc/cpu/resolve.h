@@ -1,6 +1,5 @@
 // The exact half of the cascade: from what a query has collected to its positives.
 #pragma once
-#include "codes.h"
 #include "refine.h"
 
 namespace cpr {
@@ -43,7 +42,7 @@ struct Workspace {
   Undecided undecided;
   uint64_t* keys;  // [2 capacity] for sorting long results
 
-  static int64_t capacity(const CascadePlan& plan, int parts) { return parts * plan.list_capacity; }
+  static int64_t capacity(const CascadePlan& plan, int parts) { return parts * Collected::capacity(plan); }
   static int64_t bytes(const CascadePlan& plan, int parts) {
     const int64_t n = capacity(plan, parts);
     return (List::bytes(plan.rows, n) + Scratch::bytes(n) + List::bytes(1, n) + 2 * (n + 16) * 8 + 63) &
@@ -107,27 +106,6 @@ inline void split_level(const CascadePlan& plan, int level, const List& entries,
     split_level_by<false, PLACES, MERGE>(plan, level, entries, brackets, merged, to);
 }
 
-// The first level of entries in codes, as `split_level` with places: their scores on the grids and their
-// indices are appended to `merged`.
-inline void split_codes(const CascadePlan& plan, const Collected& part, const Grid* grids,
-                        const Bracket& bracket, List& merged, Undecided& to) {
-  const CodeList codes = codes_of(part, plan);
-  const F certain = set1(bracket.certain.score), possible = set1(bracket.possible.score);
-  const float* const judge = merged.row(plan.row_of_stage[0]) + merged.n;
-  const int64_t first = merged.n;
-  Undecided open = to;
-  for_vectors(*part.length, [&](int64_t i, Mask lanes) __attribute__((always_inline)) {
-    for (int r = 0; r < plan.rows; ++r)
-      store(merged.row(r) + first + i, grids[r].scores(load_short(codes.row(r) + i)));
-    store(merged.index + first + i, load_short(codes.index + i));
-    const F score = load(judge + i);
-    const Mask maybe = static_cast<Mask>(ge(score, possible) & ~ge(score, certain) & lanes);
-    open.append(maybe, score, iota(static_cast<int32_t>(first + i)));
-  });
-  to = open;
-  merged.n += *part.length;
-}
-
 // A level of all that a query has collected and that is alive: `w.undecided`. The first level takes the
 // parts' lists as they lie and makes them `w.entries` on the way; a single list that may be spent is taken
 // itself.
@@ -153,14 +131,6 @@ inline void merge_parts(const CascadePlan& plan, const Collected* parts, int num
     std::memcpy(w.entries.index + w.entries.n, more.index, sizeof(int32_t) * static_cast<size_t>(more.n));
     w.entries.n += more.n;
   }
-}
-
-// As `split_entries` at the first level, of entries in codes.
-inline void merge_codes(const CascadePlan& plan, const Collected* parts, int num_parts, const Grid* grids,
-                        const Bracket& bracket, Workspace& w) {
-  w.undecided.n = w.undecided.late = 0;
-  w.entries = w.merged;
-  for (int p = 0; p < num_parts; ++p) split_codes(plan, parts[p], grids, bracket, w.entries, w.undecided);
 }
 
 // The cut after `rank` entries of a level, of which `certain` are within the bracket's certain cut and the
@@ -239,16 +209,13 @@ inline void narrow(const CascadePlan& plan, const Pass& pass, const Collected* p
 }
 
 // Settle the levels exactly: `w.entries` becomes what is alive after level L. `refine`: the scores are
-// coarse; `grids`: they were collected in codes; either may be null. False when a bracket missed.
+// coarse; may be null. False when a bracket missed.
 inline bool settle_levels(const CascadePlan& plan, const Collected* parts, int num_parts,
-                          const Bracket* brackets, const Grid* grids, const Refine* refine, Workspace& w) {
+                          const Bracket* brackets, const Refine* refine, Workspace& w) {
   if (overflowed(parts, num_parts)) return false;
   if (plan.levels == 0) merge_parts(plan, parts, num_parts, w);
   for (int l = 0; l < plan.levels; ++l) {
-    if (l == 0 && grids)
-      merge_codes(plan, parts, num_parts, grids, brackets[0], w);
-    else
-      (refine ? split_entries<true> : split_entries<false>)(plan, l, parts, num_parts, true, brackets, w);
+    (refine ? split_entries<true> : split_entries<false>)(plan, l, parts, num_parts, true, brackets, w);
     const Undecided& open = w.undecided;
     const int64_t certain = certain_of(parts, num_parts, l) + open.late;
     const int64_t keep = plan.keep[l];

@@ -2,7 +2,7 @@
 // product, in blocks of DEPTH along D, whatever the batch split, the tile or the number of threads.
 #pragma once
 #include "../cascade_topk.h"
-#include "simd.h"
+#include "simd_short.h"
 
 namespace cpr {
 namespace CPR_ISA_NAMESPACE {
@@ -186,6 +186,7 @@ inline int64_t next_tile(const View& view, DType dtype, const Panel& panel, int6
 // Products of a tile of keys with blocks of queries, in float32: the exact scores.
 template <int NR>
 struct Products {
+  using Score = float;
   const float* packed;  // [blocks, dim, NR * W]
   int64_t dim;
   const float* keys = nullptr;
@@ -201,13 +202,25 @@ struct Products {
   }
 };
 
-// Scores of one view: out[q * out_stride + p] for all blocks of packed queries and all keys of the panel.
-// Keys are visited once. `out` rows must have room for the panel's count rounded up to TILE.
+// A tile's scores [TILE, width], key by key, become rows of queries.
+inline void turn_tile(const float* tile, int width, float* out, int64_t out_stride) {
+  for (int k = 0; k < TILE; k += W)
+    for (int q = 0; q < width; q += W)
+      transpose(tile + k * width + q, width, out + q * out_stride + k, out_stride);
+}
+inline void turn_tile(const int16_t* tile, int width, int16_t* out, int64_t out_stride) {
+  static_assert(TILE == SHORTS, "a tile is a vector of codes");
+  for (int q = 0; q < width; q += TURNED) turn_codes(tile + q, width, out + q * out_stride, out_stride);
+}
+
+// Scores of one view, in float32 or in codes: out[q * out_stride + p] for all blocks of packed queries and
+// all keys of the panel. Keys are visited once. `out` rows must have room for the panel's count rounded up to
+// TILE.
 template <int NR, class ProductsOfTile>
 inline void score_panel(const View& view, DType dtype, const Panel& panel, ProductsOfTile products,
-                        int blocks, float* wide, float* out, int64_t out_stride) {
+                        int blocks, float* wide, typename ProductsOfTile::Score* out, int64_t out_stride) {
   constexpr int width = NR * W;
-  alignas(64) float tile[TILE * width];
+  alignas(64) typename ProductsOfTile::Score tile[TILE * width];
   const int64_t moments = products.moments();
   for (int64_t p = 0; p < panel.count; p += TILE) {
     const int64_t rows = panel.count - p < TILE ? panel.count - p : TILE;
@@ -228,10 +241,7 @@ inline void score_panel(const View& view, DType dtype, const Panel& panel, Produ
       if (ahead.place >= ahead_end) ahead.lines = 0;
       products.multiply(block, tile, ahead);
       ahead.pass(moments);
-      float* rows_out = out + block * width * out_stride + p;
-      for (int k = 0; k < TILE; k += W)
-        for (int q = 0; q < width; q += W)
-          transpose(tile + k * width + q, width, rows_out + q * out_stride + k, out_stride);
+      turn_tile(tile, width, out + block * width * out_stride + p, out_stride);
     }
   }
 }

@@ -33,6 +33,13 @@ inline Mask eq(F a, F b) { return bits(_mm256_cmp_ps(a, b, _CMP_EQ_OQ)); }
 inline Mask unordered(F a, F b) { return bits(_mm256_cmp_ps(a, b, _CMP_UNORD_Q)); }
 
 inline I load(const int32_t* p) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)); }
+// Into a register, or the compiler loads it again wherever it is used, and loads become what the products
+// wait for.
+inline I load_once(const int32_t* p) {
+  I x = load(p);
+  __asm__("" : "+x"(x));
+  return x;
+}
 inline void store(int32_t* p, I x) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), x); }
 inline I set1(int32_t x) { return _mm256_set1_epi32(x); }
 inline I iota(int32_t first) {
@@ -42,14 +49,11 @@ inline Mask eq(I a, I b) { return bits(_mm256_castsi256_ps(_mm256_cmpeq_epi32(a,
 inline Mask lt(I a, I b) { return bits(_mm256_castsi256_ps(_mm256_cmpgt_epi32(b, a))); }
 inline Mask le(I a, I b) { return ALL & ~bits(_mm256_castsi256_ps(_mm256_cmpgt_epi32(a, b))); }
 
-inline I to_whole(F x) { return _mm256_cvtps_epi32(x); }  // rounded, within int32
-// Whole numbers of [0, 2^16) in 16 bits each.
-inline I load_short(const uint16_t* p) {
-  return _mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
-}
-inline void store_short(uint16_t* p, I x) {
-  const __m256i halves = _mm256_permute4x64_epi64(_mm256_packus_epi32(x, x), 0x08);
-  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_castsi256_si128(halves));
+// Rounded to whole numbers, and taken into [-2^15 + 1, 2^15 - 1].
+inline void store_rounded(int16_t* p, F x) {
+  const __m256i wide = _mm256_cvtps_epi32(x);
+  const __m128i whole = _mm_packs_epi32(_mm256_castsi256_si128(wide), _mm256_extracti128_si256(wide, 1));
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm_max_epi16(whole, _mm_set1_epi16(-32767)));
 }
 inline F to_float(I x) { return _mm256_cvtepi32_ps(x); }
 

@@ -46,6 +46,7 @@ inline Mask eq(F a, F b) { return _mm512_cmp_ps_mask(a, b, _CMP_EQ_OQ); }
 inline Mask unordered(F a, F b) { return _mm512_cmp_ps_mask(a, b, _CMP_UNORD_Q); }
 
 inline I load(const int32_t* p) { return _mm512_loadu_si512(p); }
+inline I load_once(const int32_t* p) { return load(p); }
 inline void store(int32_t* p, I x) { _mm512_storeu_si512(p, x); }
 inline I set1(int32_t x) { return _mm512_set1_epi32(x); }
 inline I iota(int32_t first) {
@@ -56,13 +57,10 @@ inline Mask eq(I a, I b) { return _mm512_cmpeq_epi32_mask(a, b); }
 inline Mask le(I a, I b) { return _mm512_cmple_epi32_mask(a, b); }
 inline Mask lt(I a, I b) { return _mm512_cmplt_epi32_mask(a, b); }
 
-inline I to_whole(F x) { return _mm512_cvtps_epi32(x); }  // rounded, within int32
-// Whole numbers of [0, 2^16) in 16 bits each.
-inline I load_short(const uint16_t* p) {
-  return _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
-}
-inline void store_short(uint16_t* p, I x) {
-  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtepi32_epi16(x));
+// Rounded to whole numbers, and taken into [-2^15 + 1, 2^15 - 1].
+inline void store_rounded(int16_t* p, F x) {
+  const __m256i whole = _mm512_cvtsepi32_epi16(_mm512_cvtps_epi32(x));
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm256_max_epi16(whole, _mm256_set1_epi16(-32767)));
 }
 inline F to_float(I x) { return _mm512_cvtepi32_ps(x); }
 

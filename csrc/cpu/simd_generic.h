@@ -57,6 +57,7 @@ inline I load(const int32_t* p) {
   std::memcpy(&x, p, sizeof x);
   return x;
 }
+inline I load_once(const int32_t* p) { return load(p); }
 inline void store(int32_t* p, I x) { std::memcpy(p, &x, sizeof x); }
 inline I set1(int32_t x) { return I{x, x, x, x}; }
 inline I iota(int32_t first) { return I{first, first + 1, first + 2, first + 3}; }
@@ -64,14 +65,10 @@ inline Mask eq(I a, I b) { return bits(a == b); }
 inline Mask le(I a, I b) { return bits(a <= b); }
 inline Mask lt(I a, I b) { return bits(a < b); }
 
-inline I to_whole(F x) {  // rounded, within int32
-  return I{static_cast<int32_t>(rintf(x[0])), static_cast<int32_t>(rintf(x[1])),
-           static_cast<int32_t>(rintf(x[2])), static_cast<int32_t>(rintf(x[3]))};
-}
-// Whole numbers of [0, 2^16) in 16 bits each.
-inline I load_short(const uint16_t* p) { return I{p[0], p[1], p[2], p[3]}; }
-inline void store_short(uint16_t* p, I x) {
-  for (int i = 0; i < W; ++i) p[i] = static_cast<uint16_t>(x[i]);
+// Rounded to whole numbers, and taken into [-2^15 + 1, 2^15 - 1].
+inline void store_rounded(int16_t* p, F x) {
+  for (int i = 0; i < W; ++i)
+    p[i] = static_cast<int16_t>(x[i] > -32767 ? x[i] < 32767 ? rintf(x[i]) : 32767 : -32767);
 }
 inline F to_float(I x) { return __builtin_convertvector(x, F); }
 
