@@ -21,7 +21,7 @@ struct Isa {
   const RerankKernels* reranks;
   const ShardKernels* shards;
   const PeakKernels* peak;
-  bool coarse;  // 16-bit products are faster than float32
+  int64_t coarse_from;  // keys from which 16-bit products are faster than float32
 };
 
 // What each instruction set's objects define, and all of it as one Isa.
@@ -33,10 +33,10 @@ struct Isa {
     extern const ShardKernels shard_kernels;   \
     extern const PeakKernels peak_kernels;     \
   }
-#define CPR_KERNELS_OF(name, isa, coarse)                                            \
+#define CPR_KERNELS_OF(name, isa, coarse_from)                                       \
   Isa {                                                                              \
     name, &isa_##isa::kernels, &isa_##isa::loss_kernels, &isa_##isa::rerank_kernels, \
-        &isa_##isa::shard_kernels, &isa_##isa::peak_kernels, coarse                  \
+        &isa_##isa::shard_kernels, &isa_##isa::peak_kernels, coarse_from             \
   }
 
 CPR_DECLARE_KERNELS(generic)
@@ -49,6 +49,8 @@ CPR_DECLARE_KERNELS(avx512)
 
 namespace {
 
+constexpr int64_t NEVER = INT64_MAX;
+
 // What this machine can run, best first.
 std::vector<Isa> runnable() {
   std::vector<Isa> found;
@@ -56,16 +58,16 @@ std::vector<Isa> runnable() {
   if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
       __builtin_cpu_supports("bmi2")) {
-    if (__builtin_cpu_supports("avx512vnni")) found.push_back(CPR_KERNELS_OF("avx512vnni", avx512, true));
-    found.push_back(CPR_KERNELS_OF("avx512", avx512, false));
+    if (__builtin_cpu_supports("avx512vnni")) found.push_back(CPR_KERNELS_OF("avx512vnni", avx512, 10240));
+    found.push_back(CPR_KERNELS_OF("avx512", avx512, NEVER));
   }
 #endif
 #ifdef CPR_HAS_avx2
   if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi2") &&
       __builtin_cpu_supports("f16c"))
-    found.push_back(CPR_KERNELS_OF("avx2", avx2, true));
+    found.push_back(CPR_KERNELS_OF("avx2", avx2, 4096));
 #endif
-  found.push_back(CPR_KERNELS_OF("generic", generic, false));
+  found.push_back(CPR_KERNELS_OF("generic", generic, NEVER));
   return found;
 }
 
@@ -75,7 +77,7 @@ Isa& chosen() {
 }
 
 constexpr int64_t STREAM_FROM = 4096;            // keys from which brackets pay for their sample
-constexpr double SAMPLE_SHARE = 1.6;             // the first sample, in units of num_keys^(2/3)
+constexpr double SAMPLE_SHARE = 1.2;             // the first sample, in units of num_keys^(2/3)
 constexpr int64_t MAX_SAMPLE = 4096;             // and at most
 constexpr int64_t NARROW_FROM = 49152;           // keys from which brackets are narrowed again on the way
 constexpr int64_t EXACT_FROM = 4 * NARROW_FROM;  // keys from which brackets are too narrow for coarse scores
@@ -159,12 +161,22 @@ double plan_ranks(const CascadePlan& plan, const CascadeArgs& args, double seen,
   return undecided;
 }
 
+// Whether keys are scored by 16-bit products first: where those are faster, brackets leave room for their
+// error, and few results need an exact score. Queries that they fail are tried again without.
+bool scores_coarsely(const CascadeArgs& args, const CascadePlan& plan) {
+  bool fits = args.num_keys >= chosen().coarse_from && args.num_keys < EXACT_FROM && plan.mixes == 0 &&
+              !args.exclude && args.keep[args.num_stages - 1] <= args.num_keys / COARSE_SHARE;
+  for (int v = 0; v < args.num_views; ++v) fits = fits && args.views[v].dim <= MAX_COARSE_DIM;
+  return fits;
+}
+
 // Levels, passes, and the room that a query needs; no levels where brackets would save little.
 void plan_levels(const CascadeArgs& args, PlanStorage& store, CascadePlan& plan, double wider) {
   const int64_t N = args.num_keys;
   plan_passes(N, store.passes);
+  const int64_t tail = plan.coarse ? std::min(TAIL, N / 4) : TAIL;
   while (store.passes.size() > 1 && plan.levels < args.num_stages && plan.levels < MAX_LEVELS) {
-    if (store.keep[plan.levels++] <= TAIL) break;
+    if (store.keep[plan.levels++] <= tail) break;
   }
   store.ranks.resize(store.passes.size());
   plan.passes = static_cast<int>(store.passes.size());
@@ -188,7 +200,8 @@ void plan_levels(const CascadeArgs& args, PlanStorage& store, CascadePlan& plan,
     pass.possible_rank = ranks + 2 * MAX_LEVELS;
   }
   plan.list_capacity = static_cast<int64_t>(most_held * 1.25) + 2048;
-  if (plan.levels == 0 || (plan.list_capacity >= N * 3 / 4 && N < NARROW_FROM)) {
+  const double listed = plan.coarse ? most_held : static_cast<double>(plan.list_capacity);
+  if (plan.levels == 0 || (listed >= static_cast<double>(N * 3 / 4) && N < NARROW_FROM)) {
     plan.levels = 0;
     plan.list_capacity = N;
     store.passes.assign(1, {1, 1, 0, 1, false, false, nullptr, nullptr, nullptr});
@@ -209,22 +222,14 @@ void plan_stages(const CascadeArgs& args, PlanStorage& store, CascadePlan& plan)
   plan.view_used = store.view_used.data();
 }
 
-// Whether keys are scored by 16-bit products first: where those are faster, brackets leave room for their
-// error, and few results need an exact score. Queries that they fail are tried again without.
-bool scores_coarsely(const CascadeArgs& args, const CascadePlan& plan) {
-  bool fits = chosen().coarse && plan.levels > 0 && plan.mixes == 0 && !args.exclude &&
-              args.num_keys < EXACT_FROM && args.keep[args.num_stages - 1] <= args.num_keys / COARSE_SHARE;
-  for (int v = 0; v < args.num_views; ++v) fits = fits && args.views[v].dim <= MAX_COARSE_DIM;
-  return fits;
-}
-
 // The plan of a call that has queries and keys. `exact`: without coarse scores, and with brackets so much
 // wider.
 CascadePlan plan_call(const CascadeArgs& args, PlanStorage& store, bool exact = false, double wider = 1) {
   CascadePlan plan{};
   plan_stages(args, store, plan);
-  plan_levels(args, store, plan, wider);
   plan.coarse = !exact && scores_coarsely(args, plan);
+  plan_levels(args, store, plan, wider);
+  plan.coarse = plan.coarse && plan.levels > 0;
   plan.coded = plan.coarse && plan.passes == 2 && plan.rows <= MAX_CODED_ROWS;
   return plan;
 }
