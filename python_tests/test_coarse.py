@@ -104,7 +104,7 @@ def assert_same_bits(found: tuple[Tensor, Tensor], expected: tuple[Tensor, Tenso
 
 @coarse_isas
 @pytest.mark.parametrize("keys_like", DRAWS)
-@pytest.mark.parametrize("num_keys", [20_001, 60_000])
+@pytest.mark.parametrize("num_keys", [20_001, 65_536, 66_000])
 def test_same_bits_as_float32_products(keys_like: Draw, num_keys: int, isa: str) -> None:
     g = torch.Generator().manual_seed(num_keys)
     for queries_like, dim in [(keys_like, 33), (unit, 128), (with_strays, 48)]:
@@ -163,7 +163,7 @@ def test_any_number_of_threads(threads: int, num_queries: int, isa: str) -> None
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        for num_keys in (16_000, 49_000):
+        for num_keys in (16_000, 65_000, 66_000):
             queries, keys = ({view: unit(g, rows, 32) for view in VIEWS} for rows in (num_queries, num_keys))
             found, expected = mined_and_listed(queries, keys)
             few = cpr_schedule(num_keys=num_keys, ratio=0.02, stages=3)

@@ -11,6 +11,7 @@ namespace cpr {
 
 constexpr int MAX_LEVELS = 12;
 constexpr int MAX_CODED_ROWS = 3;
+constexpr int64_t MAX_CODED_KEYS = 65536;  // their indices take 16 bits
 
 // Keys are visited in passes. The queue is cut into strides of `units` runs of `run` keys; a pass takes the
 // runs whose rank in a scrambled order of their stride lies in [begin, end). So what has been visited is

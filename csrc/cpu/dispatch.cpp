@@ -119,8 +119,9 @@ int plan_rows(const CascadeArgs& args, PlanStorage& store) {
 }
 
 // How the keys are visited: all at once; or a sample of rows and then all; or, for long queues, a sample and
-// then tiles in growing shares, so that what a query holds grows with the square root of the queue.
-void plan_passes(int64_t num_keys, std::vector<Pass>& passes) {
+// then tiles in growing shares, so that what a query holds grows with its square root; not where it is in
+// codes.
+void plan_passes(int64_t num_keys, bool coded, std::vector<Pass>& passes) {
   if (num_keys < STREAM_FROM) {
     passes.push_back({1, 1, 0, 1, false, false, nullptr, nullptr, nullptr});
     return;
@@ -131,7 +132,7 @@ void plan_passes(int64_t num_keys, std::vector<Pass>& passes) {
   passes.push_back({1, stride, 0, 1, true, true, nullptr, nullptr, nullptr});
   constexpr int64_t TILE = 16, UNITS = 32;
   std::vector<int64_t> shares = {UNITS};  // of the tiles seen by the end of each pass, in 32nds
-  if (num_keys >= NARROW_FROM) shares = {UNITS / 4, UNITS};
+  if (num_keys >= NARROW_FROM && !coded) shares = {UNITS / 4, UNITS};
   if (num_keys >= 4 * NARROW_FROM)
     shares = {UNITS / 16, UNITS / 4, UNITS / 2, UNITS * 3 / 4, UNITS * 7 / 8, UNITS};
   if (num_keys >= 64 * NARROW_FROM) shares = {1, UNITS / 8, UNITS / 2, UNITS * 3 / 4, UNITS * 7 / 8, UNITS};
@@ -173,8 +174,8 @@ bool scores_coarsely(const CascadeArgs& args, const CascadePlan& plan) {
 // Levels, passes, and the room that a query needs; no levels where brackets would save little.
 void plan_levels(const CascadeArgs& args, PlanStorage& store, CascadePlan& plan, double wider) {
   const int64_t N = args.num_keys;
-  plan_passes(N, store.passes);
-  const int64_t tail = plan.coarse ? std::min(TAIL, N / 4) : TAIL;
+  plan_passes(N, plan.coded, store.passes);
+  const int64_t tail = plan.coded ? std::clamp(TAIL, N / 8, N / 4) : TAIL;
   while (store.passes.size() > 1 && plan.levels < args.num_stages && plan.levels < MAX_LEVELS) {
     if (store.keep[plan.levels++] <= tail) break;
   }
@@ -201,7 +202,7 @@ void plan_levels(const CascadeArgs& args, PlanStorage& store, CascadePlan& plan,
   }
   plan.list_capacity = static_cast<int64_t>(most_held * 1.25) + 2048;
   const double listed = plan.coarse ? most_held : static_cast<double>(plan.list_capacity);
-  if (plan.levels == 0 || (listed >= static_cast<double>(N * 3 / 4) && N < NARROW_FROM)) {
+  if (plan.levels == 0 || (listed >= static_cast<double>(N * 3 / 4) && store.passes.size() <= 2)) {
     plan.levels = 0;
     plan.list_capacity = N;
     store.passes.assign(1, {1, 1, 0, 1, false, false, nullptr, nullptr, nullptr});
@@ -228,9 +229,10 @@ CascadePlan plan_call(const CascadeArgs& args, PlanStorage& store, bool exact = 
   CascadePlan plan{};
   plan_stages(args, store, plan);
   plan.coarse = !exact && scores_coarsely(args, plan);
+  plan.coded = plan.coarse && args.num_keys <= MAX_CODED_KEYS && plan.rows <= MAX_CODED_ROWS;
   plan_levels(args, store, plan, wider);
   plan.coarse = plan.coarse && plan.levels > 0;
-  plan.coded = plan.coarse && plan.passes == 2 && plan.rows <= MAX_CODED_ROWS;
+  plan.coded = plan.coded && plan.coarse;
   return plan;
 }
 
@@ -284,7 +286,7 @@ int64_t try_again(const CascadeArgs& args, uint8_t mark, double wider, bool may_
 
 std::vector<int64_t> sampled_keys(int64_t num_keys) {
   std::vector<Pass> passes;
-  plan_passes(num_keys, passes);
+  plan_passes(num_keys, false, passes);
   std::vector<int64_t> keys;
   const int64_t units = passes.front().units;
   for (int64_t stride = 0; stride * units < num_keys && passes.size() > 1; ++stride) {
