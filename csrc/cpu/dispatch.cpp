@@ -119,8 +119,7 @@ int plan_rows(const CascadeArgs& args, PlanStorage& store) {
 }
 
 // How the keys are visited: all at once; or a sample of rows and then all; or, for long queues, a sample and
-// then tiles in growing shares, so that what a query holds grows with its square root; not where it is in
-// codes.
+// then tiles in growing shares, so that what a query holds grows with its square root (in codes: no need).
 void plan_passes(int64_t num_keys, bool coded, std::vector<Pass>& passes) {
   if (num_keys < STREAM_FROM) {
     passes.push_back({1, 1, 0, 1, false, false, nullptr, nullptr, nullptr});

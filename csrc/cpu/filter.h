@@ -81,8 +81,8 @@ struct Eligibility {
   // Of lanes [i, i + W) of the panel, those that have the query's own id.
   Mask own(const Panel& panel, int64_t q, int64_t i) const {
     const int64_t id = args->query_ids[q];
-    Mask found = 0,
-         same = static_cast<Mask>(eq(load(hash + i), set1(hash_of(id))) & first_lanes(panel.count - i));
+    Mask same = static_cast<Mask>(eq(load(hash + i), set1(hash_of(id))) & first_lanes(panel.count - i));
+    Mask found = 0;
     for (; same; same = static_cast<Mask>(same & (same - 1))) {
       const int lane = __builtin_ctz(same);
       if (args->key_ids[panel.key(i + lane)] == id) found = static_cast<Mask>(found | (1u << lane));
