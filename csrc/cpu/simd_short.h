@@ -8,6 +8,8 @@ namespace CPR_ISA_NAMESPACE {
 
 constexpr int SHORTS = 16;
 
+#if defined(CPR_ISA_avx512) || defined(CPR_ISA_avx2)
+
 // For each mask of 8 lanes, the places of its set bits, as bytes of 16-bit lanes; what follows them is any.
 struct FrontBytes {
   alignas(64) uint8_t of[256][16] = {};
@@ -21,8 +23,6 @@ struct FrontBytes {
       }
   }
 };
-
-#if defined(__AVX2__)
 
 using S = __m256i;   // 16 numbers
 using On = __m256i;  // all ones in the lanes that are on, zeros in the others
