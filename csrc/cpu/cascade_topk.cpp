@@ -97,7 +97,7 @@ void narrow_query(const Cascade<NR>& cascade, const Pass& pass, int64_t in_round
   narrow(plan, pass, parts, cascade.shape.parts, pass.starts_over ? nullptr : error, brackets, w);
   if (grids) {
     fits = fits && set_grids(plan, reach, brackets, grids, error);
-    cascade.use_grids(in_round);
+    if (fits) cascade.use_grids(in_round);
   }
   for (int l = 0; l < plan.levels; ++l) fits = fits && !too_narrow(brackets[l], error[plan.row_of_stage[l]]);
   if (pass.starts_over && !fits) __atomic_store_n(coarse, 0, __ATOMIC_RELAXED);

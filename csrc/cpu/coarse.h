@@ -156,7 +156,7 @@ CPR_PAIRS_TARGET inline void multiply_pairs(const int32_t* a, int64_t a_row, con
     for (int step = 0; step < 4; ++step) {
       I column[NR];
 #pragma GCC unroll 4
-      for (int j = 0; j < NR; ++j) column[j] = load_once(b + step * width + j * W);
+      for (int j = 0; j < NR; ++j) column[j] = load(b + step * width + j * W);
 #pragma GCC unroll 16
       for (int i = 0; i < MR; ++i) {
         const I pair = set1(*static_cast<const int32_t*>(rows.at(i, step * SIZE)));

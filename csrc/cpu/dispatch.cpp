@@ -203,6 +203,7 @@ void plan_levels(const CascadeArgs& args, PlanStorage& store, CascadePlan& plan,
   const double listed = plan.coarse ? most_held : static_cast<double>(plan.list_capacity);
   if (plan.levels == 0 || (listed >= static_cast<double>(N * 3 / 4) && store.passes.size() <= 2)) {
     plan.levels = 0;
+    plan.coarse = plan.coded = false;
     plan.list_capacity = N;
     store.passes.assign(1, {1, 1, 0, 1, false, false, nullptr, nullptr, nullptr});
   }
@@ -230,8 +231,6 @@ CascadePlan plan_call(const CascadeArgs& args, PlanStorage& store, bool exact = 
   plan.coarse = !exact && scores_coarsely(args, plan);
   plan.coded = plan.coarse && args.num_keys <= MAX_CODED_KEYS && plan.rows <= MAX_CODED_ROWS;
   plan_levels(args, store, plan, wider);
-  plan.coarse = plan.coarse && plan.levels > 0;
-  plan.coded = plan.coded && plan.coarse;
   return plan;
 }
 

@@ -33,13 +33,6 @@ inline Mask eq(F a, F b) { return bits(_mm256_cmp_ps(a, b, _CMP_EQ_OQ)); }
 inline Mask unordered(F a, F b) { return bits(_mm256_cmp_ps(a, b, _CMP_UNORD_Q)); }
 
 inline I load(const int32_t* p) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)); }
-// Into a register, or the compiler loads it again wherever it is used, and loads become what the products
-// wait for.
-inline I load_once(const int32_t* p) {
-  I x = load(p);
-  __asm__("" : "+x"(x));
-  return x;
-}
 inline void store(int32_t* p, I x) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), x); }
 inline I set1(int32_t x) { return _mm256_set1_epi32(x); }
 inline I iota(int32_t first) {

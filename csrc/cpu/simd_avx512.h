@@ -46,7 +46,6 @@ inline Mask eq(F a, F b) { return _mm512_cmp_ps_mask(a, b, _CMP_EQ_OQ); }
 inline Mask unordered(F a, F b) { return _mm512_cmp_ps_mask(a, b, _CMP_UNORD_Q); }
 
 inline I load(const int32_t* p) { return _mm512_loadu_si512(p); }
-inline I load_once(const int32_t* p) { return load(p); }
 inline void store(int32_t* p, I x) { _mm512_storeu_si512(p, x); }
 inline I set1(int32_t x) { return _mm512_set1_epi32(x); }
 inline I iota(int32_t first) {

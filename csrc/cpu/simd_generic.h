@@ -57,7 +57,6 @@ inline I load(const int32_t* p) {
   std::memcpy(&x, p, sizeof x);
   return x;
 }
-inline I load_once(const int32_t* p) { return load(p); }
 inline void store(int32_t* p, I x) { std::memcpy(p, &x, sizeof x); }
 inline I set1(int32_t x) { return I{x, x, x, x}; }
 inline I iota(int32_t first) { return I{first, first + 1, first + 2, first + 3}; }
