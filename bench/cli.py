@@ -13,7 +13,7 @@ import torch
 from . import CHECKOUT, plots
 from .machine import configure
 from .peer import Settings
-from .readme import rewrite, write_text
+from .readme import rewrite, summary, write_text
 from .report import CAPTION, Document, full_report, goals_table, left_out, overview, read_all, stem
 from .runner import OPS, run_op
 from .workloads import Workload, by_name, workloads_of
@@ -25,7 +25,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m bench",
         description="Measure cpr_kernels against its peers. Answers are checked before times are taken.",
-        epilog="python -m bench readme [--readme FILE] [--out DIR] rewrites the README's performance section; "
+        epilog="python -m bench readme rewrites the README's table and docs/benchmarks.md from the results; "
         "python -m bench scale measures queues of 1e5 entries and more, exact, in shares and by FAISS; "
         "python -m bench sharded prints a cost model of a queue shared by many ranks.",
     )
@@ -147,16 +147,28 @@ def _measure(args: argparse.Namespace) -> int:
 
 
 def _readme(argv: Sequence[str]) -> int:
+    """Rewrites the README's table, and the benchmark page's sections."""
+    from .scale_report import rewrite_page
+
     parser = argparse.ArgumentParser(
-        prog="python -m bench readme", description="Rewrite the README's section."
+        prog="python -m bench readme", description="Rewrite the README's table and the benchmark page."
     )
-    parser.add_argument("--readme", type=Path, default=CHECKOUT / "README.md")
+    parser.add_argument("--readme", type=Path, default=CHECKOUT / "README.md", help="page of the one table")
+    parser.add_argument(
+        "--page", type=Path, default=CHECKOUT / "docs" / "benchmarks.md", help="page of all sections"
+    )
     parser.add_argument("--out", type=Path, default=RESULTS, help="the results folder to read")
     args = parser.parse_args(argv)
-    if not args.readme.is_file():
-        raise ValueError(f"--readme {args.readme}: no such file")
-    rewrite(args.readme, args.out)
-    print(f"rewrote {args.readme}")
+    for option, page in (("--readme", args.readme), ("--page", args.page)):
+        if not page.is_file():
+            raise ValueError(f"{option} {page}: no such file")
+    rewrite(args.readme, args.out, summary)
+    rewrite(args.page, args.out)
+    if any(args.out.glob("*-scale-*.json")):
+        rewrite_page(args.page, args.out)
+    else:
+        print(f"{args.out} holds no scale results: that section stays as it is")
+    print(f"rewrote {args.readme} and {args.page}")
     return 0
 
 

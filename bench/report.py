@@ -127,7 +127,7 @@ def goals_table(document: Document) -> str:
     lines = [
         [g["workload"], g["against"], g["asked"], g["measured"], g["verdict"]] for g in document["goals"]
     ]
-    return markdown(["goal", "against", "asked", "measured", "verdict"], lines)
+    return markdown(["goal", "against", "required", "measured", "verdict"], lines)
 
 
 def details(document: Document) -> str:

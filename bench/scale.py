@@ -29,7 +29,7 @@ from .readme import write_text
 from .scale_data import Bank, Base, Replicas, bases
 from .scale_memory import Memory, block_bytes, queue_bytes, why_not, why_not_queue
 from .scale_methods import Contender, Exact, Indexed, Method, in_turn, methods
-from .scale_report import Document, newest, rewrite_readme, stem, tables, write
+from .scale_report import Document, newest, rewrite_page, stem, tables, write
 from .scale_sharded import Shares
 from .text import duration, size
 
@@ -240,15 +240,15 @@ def _parser() -> argparse.ArgumentParser:
     add("--quick", action="store_true", help="a few thousand entries: a smoke test, no figures")
     add("--threads", type=int, default=torch.get_num_threads(), help="of this process; ranks share them")
     add("--out", type=Path, default=None, metavar="DIR", help="where results go (bench/results)")
-    add("--readme", type=Path, default=None, metavar="FILE", help="measure nothing: rewrite its section")
+    add("--page", type=Path, default=None, metavar="FILE", help="measure nothing: rewrite its section")
     return parser
 
 
 def main(argv: Sequence[str], results: Path) -> int:
     """The command; 1 after a wrong answer or a lost process."""
     args = _parser().parse_args(argv)
-    if args.readme is not None:
-        rewrite_readme(args.readme, args.out or results)
+    if args.page is not None:
+        rewrite_page(args.page, args.out or results)
         return 0
     if not all(1 <= entries < 1e12 for entries in args.sizes):
         raise ValueError(f"--sizes must be from 1 to 1e12, got {args.sizes}")
