@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..calls import LossCall
+from ..dispatch.calls import LossCall
 
 NAME = "reference"
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..calls import LossCall
-from ..triton_support import why_not_triton
+from ..dispatch.calls import LossCall
+from ..dispatch.triton_support import why_not_triton
 from .reference import Sweep
 
 NAME = "triton"

@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..calls import LossCall
+from ..dispatch.calls import LossCall
 from .reference import Sweep
 
 PROGRAMS_WANTED = 264  # two for each of 132 multiprocessors

@@ -11,16 +11,16 @@ from typing import Any
 import torch
 
 from . import TrainError
-from .checkpoint import encoder_files, load_encoder
-from .clips import ClipDataset
-from .config import TrainConfig, to_json
-from .evaluate import Measured, Protocol, measured, recall_of
-from .go_on import GoOn
-from .loop import config_of, pretrain
-from .prepare import prepare
-from .progress import console, table
-from .sources import Source, group_of, list_sources
-from .store import FrameStore, Manifest, Video, record_key, write_atomically
+from .batches.dataset import ClipDataset
+from .data.prepare import prepare
+from .data.sources import Source, group_of, list_sources
+from .data.store import FrameStore, Manifest, Video, record_key, write_atomically
+from .encoders.published import encoder_files, load_encoder
+from .evaluate.retrieval import Measured, Protocol, measured, recall_of
+from .pretrain.config import TrainConfig, to_json
+from .pretrain.loop import config_of, pretrain
+from .pretrain.warm_start import GoOn
+from .runtime.progress import console, table
 
 NOTE, FIGURES = "goes_on.json", "update.json"
 Figures = dict[str, dict[str, dict[str, float]]]  # {old, new: {view: {k: share}}}

@@ -10,17 +10,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ..crops import Frames
+from ..data.sound import BANDS, COLUMNS, HOP, RATE
+from ..data.store import FrameStore, Video
 from ..encoders import new_encoder
-from ..figures import spectrogram_picture
-from ..resnet import SpectrogramEncoder
-from ..sound import BANDS, COLUMNS, HOP, RATE
-from ..store import FrameStore, Video
+from ..encoders.resnet import SpectrogramEncoder
+from ..pages.plots import spectrogram_picture
 from .base import View, unit
+from .crops import Frames
 
 if TYPE_CHECKING:
-    from ..augment import Augment, Draws
-    from ..config import TrainConfig
+    from ..pretrain.config import TrainConfig
+    from .augment import Augment, Draws
 
 MEAN, STD = 0.4, 0.2  # of spectrograms in 0..1, roughly
 BENDS = 5  # places along time whose shift is drawn; it is interpolated in between and 0 at both ends

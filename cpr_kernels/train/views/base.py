@@ -9,14 +9,14 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from ..crops import Frames, corners, resized_crop
+from ..data.store import FrameStore, Video
 from ..encoders import new_encoder
-from ..s3d import MEAN, STD
-from ..store import FrameStore, Video
+from ..encoders.s3d import MEAN, STD
+from .crops import Frames, corners, resized_crop
 
 if TYPE_CHECKING:
-    from ..augment import Augment, Draws
-    from ..config import TrainConfig
+    from ..pretrain.config import TrainConfig
+    from .augment import Augment, Draws
 
 
 class View:

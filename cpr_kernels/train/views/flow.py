@@ -11,7 +11,7 @@ from torch.nn import functional
 from .base import View, as_input, unit, where_clip
 
 if TYPE_CHECKING:
-    from ..augment import Augment, Draws
+    from .augment import Augment, Draws
 
 
 class Flow(View):

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ..s3d import STD
+from ..encoders.s3d import STD
 from .base import View, unit, where_clip
 
 if TYPE_CHECKING:
-    from ..augment import Augment, Draws
+    from .augment import Augment, Draws
 
 
 class Residual(View):

@@ -10,7 +10,7 @@ from torch import Tensor
 from .base import View, as_input, unit, where_clip
 
 if TYPE_CHECKING:
-    from ..augment import Augment, Draws
+    from .augment import Augment, Draws
 
 GREY = (0.299, 0.587, 0.114)
 TO_YIQ = ((0.299, 0.587, 0.114), (0.596, -0.274, -0.322), (0.211, -0.523, 0.312))
