@@ -26,13 +26,14 @@ from typing import Any
 
 from cpr_kernels.train import TrainError
 from cpr_kernels.train.data.decoding import FrameSettings
+from cpr_kernels.train.data.manifest import Manifest
 from cpr_kernels.train.data.prepare import prepare
-from cpr_kernels.train.data.store import Manifest
-from cpr_kernels.train.encoders.published import encoder_files
 from cpr_kernels.train.pages.report import last_epochs, write_report
-from cpr_kernels.train.pretrain.config import Augment, Clips, Iic, Mining, Optim, TrainConfig, iic
-from cpr_kernels.train.pretrain.mining_meter import together
+from cpr_kernels.train.pretrain.config import Augment, Clips, Iic, Mining, Optim, TrainConfig
+from cpr_kernels.train.pretrain.presets import iic
+from cpr_kernels.train.pretrain.run_folder import encoder_files
 from cpr_kernels.train.runtime.run_log import read_lines
+from cpr_kernels.train.views.names import together
 
 from ..harness.text import markdown
 from ..tables.readme import write_text

@@ -20,13 +20,13 @@ from typing import Any
 import torch
 
 from cpr_kernels.train import Interrupted, TrainError
-from cpr_kernels.train.encoders.published import encoder_files
 from cpr_kernels.train.evaluate.retrieval import evaluate_run
 from cpr_kernels.train.pages.plots import save_curves
 from cpr_kernels.train.pages.report import last_epochs, write_report
 from cpr_kernels.train.pretrain.config import Clips, Mining, Optim, TrainConfig, to_json
-from cpr_kernels.train.pretrain.loop import config_of, pretrain
+from cpr_kernels.train.pretrain.loop import pretrain
 from cpr_kernels.train.pretrain.phases import make_plan, total_steps
+from cpr_kernels.train.pretrain.run_folder import config_of, encoder_files
 from cpr_kernels.train.runtime.run_log import read_lines
 
 from ..tables.readme import write_text

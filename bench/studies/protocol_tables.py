@@ -9,9 +9,9 @@ from typing import Any
 import torch
 
 from cpr_kernels import Schedule, cascade_trace, coclr_schedule, cpr_schedule, oracle_schedule
-from cpr_kernels.train.data.store import Manifest
-from cpr_kernels.train.encoders.published import load
+from cpr_kernels.train.data.manifest import Manifest
 from cpr_kernels.train.pretrain.config import TrainConfig
+from cpr_kernels.train.runtime.checkpoint import load
 
 from ..harness.text import markdown as table
 from .protocol_reading import cell, reading

@@ -112,10 +112,11 @@ def pretrain(argv: list[str]) -> int:
     """`cpr pretrain [--preset NAME] --data DATA ...` or `cpr pretrain --resume RUN`."""
 
     def work() -> None:
-        from ..train.pretrain.config import METHOD_PRESETS, PRESETS, TrainConfig
-        from ..train.pretrain.config import preset as preset_settings
-        from ..train.pretrain.loop import config_of
+        from ..train.pretrain.config import TrainConfig
         from ..train.pretrain.loop import pretrain as run_pretrain
+        from ..train.pretrain.presets import METHOD_PRESETS, PRESETS
+        from ..train.pretrain.presets import preset as preset_settings
+        from ..train.pretrain.run_folder import config_of
         from ..train.runtime.progress import console
         from ..train.runtime.ranks import speaks
 

@@ -118,3 +118,13 @@ class LossCall(NamedTuple):
             key_ids=_contiguous(self.key_ids),
             use_own=_contiguous(self.use_own),
         )
+
+
+class Sweep(NamedTuple):
+    """What one pass over the keys leaves for the loss and every gradient."""
+
+    loss: Tensor  # [B]
+    lse_all: Tensor  # [B], logsumexp of all logits
+    lse_positive: Tensor  # [B], logsumexp of the positive logits
+    own_weight: Tensor  # [B], d loss[b] / d (own logit)
+    grad_query: Tensor  # [B, D], d loss[b] / d query[b]; [0, D] when not asked for

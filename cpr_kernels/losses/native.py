@@ -8,9 +8,8 @@ import torch
 from torch import Tensor
 
 from .. import _core
-from ..dispatch.calls import LossCall
+from ..dispatch.calls import LossCall, Sweep
 from ..dispatch.native import DTYPE_CODES, address, on_current_stream, why_not_cuda
-from .reference import Sweep
 
 NAME = "native"
 

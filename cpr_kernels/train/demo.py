@@ -11,14 +11,16 @@ from typing import TypeVar
 
 from . import TrainError
 from .data.decoding import FrameSettings
+from .data.manifest import Manifest
 from .data.prepare import prepare, print_summary
-from .data.store import Manifest, write_atomically
 from .data.synthetic import SyntheticSettings, generate
 from .evaluate.retrieval import evaluate_run
 from .pages.explore import explore
 from .pages.report import write_report
 from .pretrain.config import Clips, Mining, Optim, TrainConfig
-from .pretrain.loop import config_of, pretrain
+from .pretrain.loop import pretrain
+from .pretrain.run_folder import config_of
+from .runtime.files import write_atomically
 from .runtime.progress import console
 from .views.augment import Augment
 

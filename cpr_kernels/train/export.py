@@ -20,13 +20,13 @@ from ..deploy import artifact
 from ..deploy.model import RECORDS
 from . import TrainError
 from .batches.dataset import ClipDataset
-from .data.store import Manifest
-from .encoders.published import encoder_files, load_encoder
+from .data.manifest import Manifest
+from .encoders.forward import channels_last
+from .encoders.weights import load_encoder
 from .evaluate.classifier import load_classifier
+from .evaluate.features import Protocol, encode
 from .evaluate.finetune import CLASSIFIER
-from .evaluate.retrieval import Protocol, encode
-from .pretrain.co_training import channels_last
-from .pretrain.loop import config_of
+from .pretrain.run_folder import config_of, encoder_files
 from .runtime.progress import console
 from .views import View, chosen
 

@@ -12,14 +12,17 @@ import torch
 
 from . import TrainError
 from .batches.dataset import ClipDataset
+from .data.manifest import Manifest, Video
 from .data.prepare import prepare
 from .data.sources import Source, group_of, list_sources
-from .data.store import FrameStore, Manifest, Video, record_key, write_atomically
-from .encoders.published import encoder_files, load_encoder
-from .evaluate.retrieval import Measured, Protocol, measured, recall_of
+from .data.store import FrameStore, record_key
+from .encoders.weights import load_encoder
+from .evaluate.features import Measured, Protocol, measured
+from .evaluate.retrieval import recall_of
 from .pretrain.config import TrainConfig, to_json
-from .pretrain.loop import config_of, pretrain
-from .pretrain.warm_start import GoOn
+from .pretrain.loop import pretrain
+from .pretrain.run_folder import WarmStart, config_of, encoder_files
+from .runtime.files import write_atomically
 from .runtime.progress import console, table
 
 NOTE, FIGURES = "goes_on.json", "update.json"
@@ -87,7 +90,7 @@ def update(settings: Update) -> dict[str, Figures]:
         )
     old = Manifest.load(before.data)
     joined_data(before.data, settings, old)
-    note = GoOn(str(settings.run), len(old.videos), settings.old_share)
+    note = WarmStart(str(settings.run), len(old.videos), settings.old_share)
     note.save(out / NOTE)
     figures = json.loads((out / FIGURES).read_text()) if (out / FIGURES).is_file() else {}
     if "before" not in figures:
@@ -148,7 +151,7 @@ def union(old: Manifest, fresh: Manifest) -> Manifest:
     return Manifest(old.settings, classes, videos, sorted({*old.skipped, *fresh.skipped}))
 
 
-def retrieval_of(run: Path, config: TrainConfig, note: GoOn, clips: int) -> Figures:
+def retrieval_of(run: Path, config: TrainConfig, note: WarmStart, clips: int) -> Figures:
     """R@k of a run's last encoders, by old and by new test videos, among all training videos, old and new."""
     files = encoder_files(run)[-1][1]
     encoders = {view: load_encoder(files[view]) for view in config.views}

@@ -10,9 +10,8 @@ from sound_files import sound_set
 from train_sets import tiny  # noqa: F401  (skips where the trainer's packages are missing)
 
 from bench.studies import modalities
-from cpr_kernels.train.encoders.published import encoder_files
-from cpr_kernels.train.pretrain.loop import config_of
 from cpr_kernels.train.pretrain.phases import make_plan
+from cpr_kernels.train.pretrain.run_folder import config_of, encoder_files
 
 pytest_plugins = ["train_fixtures"]
 

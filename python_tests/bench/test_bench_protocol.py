@@ -14,11 +14,11 @@ from bench.studies import protocol
 from bench.studies.protocol_reading import reading
 from bench.studies.protocol_tables import diagnosis
 from cpr_kernels.train import TrainError
-from cpr_kernels.train.data.store import Manifest
-from cpr_kernels.train.encoders.published import load
+from cpr_kernels.train.data.manifest import Manifest
 from cpr_kernels.train.pretrain.config import Mining
-from cpr_kernels.train.pretrain.loop import config_of
 from cpr_kernels.train.pretrain.phases import make_plan
+from cpr_kernels.train.pretrain.run_folder import config_of
+from cpr_kernels.train.runtime.checkpoint import load
 
 pytest_plugins = ["train_fixtures"]
 

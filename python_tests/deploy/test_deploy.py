@@ -26,11 +26,12 @@ from cpr_kernels.deploy.model import Clips
 from cpr_kernels.train import TrainError
 from cpr_kernels.train.batches.dataset import ClipDataset
 from cpr_kernels.train.data.decoding import _jpeg, decode_rgb
-from cpr_kernels.train.encoders.published import encoder_files, load_encoder
+from cpr_kernels.train.encoders.weights import load_encoder
 from cpr_kernels.train.evaluate.classifier import load_classifier
 from cpr_kernels.train.evaluate.finetune import Finetune, finetune
 from cpr_kernels.train.evaluate.video_scores import video_scores
 from cpr_kernels.train.export import Export, export, onnx_of, program_of, weights_of
+from cpr_kernels.train.pretrain.run_folder import encoder_files
 from cpr_kernels.train.views import KNOWN
 from cpr_kernels.video import UnreadableVideo, centre_square, timed_frames
 

@@ -11,24 +11,15 @@ import torch
 from torch import nn
 from train_sets import tiny
 
-from cpr_kernels.train.encoders.published import encoder_files, load
+from cpr_kernels.train.batches.loader import augmented
 from cpr_kernels.train.pretrain.co_training import MultiViewModel
-from cpr_kernels.train.pretrain.config import (
-    Clips,
-    Mining,
-    Optim,
-    TrainConfig,
-)
-from cpr_kernels.train.pretrain.loop import (
-    _batches,
-    _inputs,
-    build,
-    run_step,
-)
+from cpr_kernels.train.pretrain.config import Clips, Mining, Optim, TrainConfig
+from cpr_kernels.train.pretrain.loop import _batches, _inputs, build, run_step
 from cpr_kernels.train.pretrain.mining_meter import rival_schedules
 from cpr_kernels.train.pretrain.phases import locate
+from cpr_kernels.train.pretrain.run_folder import encoder_files
+from cpr_kernels.train.runtime.checkpoint import load
 from cpr_kernels.train.runtime.run_log import RunLog, read_lines
-from cpr_kernels.train.views.augment import augmented
 
 BATCH, QUEUE, TOPK, M, T, LR = 12, 24, 2, 0.9, 0.07, 0.05
 

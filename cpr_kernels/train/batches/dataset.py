@@ -4,22 +4,20 @@ and step.
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import Dataset
 
 from .. import TrainError
-from ..data.store import FrameStore, Manifest, Video
+from ..data.manifest import Manifest, Video
+from ..data.store import FrameStore
 from ..views import Frames, View, chosen
-
-Ticket = tuple[int, int]  # position of the video in the split, seed of its random draws
-
+from .sampler import Ticket
 
 # Clips by the record that they come from, as stored: `rgb` [B, 2, T, H, W, 3] and `flow` [B, 2, T, H, W, 2], uint8;
 # `video` [B] indices.
@@ -154,74 +152,3 @@ def starts_apart(frames: int, length: int, rng: np.random.Generator) -> tuple[in
         first, second = sorted(rng.integers(room - length + 1, size=2).tolist())
         second += length
     return (first, second) if rng.random() < 0.5 else (second, first)
-
-
-class ClipSampler(Sampler[list[Ticket]]):
-    """Batches of tickets without end, from batch number `position` on, each a function of (seed, number).
-
-    Every pass over the split is a new permutation; what does not fill a batch at its end is left out of that
-    pass. The consumer moves `position`, so that a checkpoint holds what was used, not what was prefetched.
-    Of `world` processes each takes its `batch / world` tickets of every batch.
-    """
-
-    def __init__(self, videos: int, batch: int, seed: int, rank: int = 0, world: int = 1) -> None:
-        if not 1 <= batch <= videos:
-            raise TrainError(
-                f"clips.batch: {batch} cannot be drawn from {videos} training videos; use {videos} or less"
-            )
-        self.videos, self.batch, self.seed = videos, batch, seed
-        self.rank, self.world = rank, world
-        self.position = 0
-
-    @property
-    def steps_per_pass(self) -> int:
-        """Batches in one pass over the split."""
-        return self.videos // self.batch
-
-    def tickets(self, number: int) -> list[Ticket]:
-        """The batch with this number."""
-        turn, place = divmod(number, self.steps_per_pass)
-        order = np.random.default_rng((self.seed, 0, turn)).permutation(self.videos)
-        chosen = order[place * self.batch : (place + 1) * self.batch]
-        seeds = np.random.default_rng((self.seed, 1, number)).integers(1 << 62, size=self.batch)
-        share = self.batch // self.world
-        mine = slice(self.rank * share, (self.rank + 1) * share)
-        return list(zip(chosen[mine].tolist(), seeds[mine].tolist()))
-
-    def __iter__(self) -> Iterator[list[Ticket]]:
-        number = self.position
-        while True:
-            yield self.tickets(number)
-            number += 1
-
-    def state_dict(self) -> dict[str, int]:
-        """The position, and what it is a position in."""
-        return {"position": self.position, "videos": self.videos, "batch": self.batch, "seed": self.seed}
-
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        """Continues at a saved position; the split, batch size and seed must be the saved ones."""
-        mine = self.state_dict()
-        changed = [f"{k} {state[k]} -> {mine[k]}" for k in ("videos", "batch", "seed") if state[k] != mine[k]]
-        if changed:
-            raise TrainError(
-                f"resume: the data order would change ({', '.join(changed)}); use the run's own settings"
-            )
-        self.position = state["position"]
-
-
-def default_workers() -> int:
-    """Loader processes: none on one or two cores, where they would only take time from the encoder."""
-    cores = os.cpu_count() or 1
-    return 0 if cores <= 2 else min(8, cores - 2)
-
-
-def clip_loader(dataset: ClipDataset, sampler: ClipSampler, workers: int) -> DataLoader[Any]:
-    """Batches in the sampler's order; `workers` processes, each opening the LMDB itself."""
-    return DataLoader(
-        dataset,
-        batch_sampler=sampler,
-        num_workers=workers,
-        multiprocessing_context="spawn" if workers else None,
-        persistent_workers=workers > 0,
-        generator=torch.Generator(),  # the loader's own draws leave torch's global generator alone
-    )

@@ -20,9 +20,10 @@ from .. import TrainError
 from ..runtime.lock import alone
 from ..runtime.progress import console, progress_bar, table
 from .decoding import FrameSettings, UnreadableVideo, read_views
+from .manifest import VERSION, Manifest, Video
 from .sound import NoSound, log_mel, packed_spectrogram, read_sound
 from .sources import Source, list_sources
-from .store import VERSION, FrameStore, Manifest, Video, packed, record_key
+from .store import FrameStore, packed, record_key
 
 
 @dataclass(frozen=True)

@@ -8,12 +8,10 @@ is stored whole or not at all. `manifest.json` is written last, when all are in.
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import os
 import struct
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,81 +19,12 @@ import lmdb
 import numpy as np
 import numpy.typing as npt
 
-from ...files import replacing
 from .. import TrainError
-from .decoding import FrameSettings, decode_flow, decode_rgb
+from .decoding import decode_flow, decode_rgb
 from .sound import unpacked_spectrogram
 
-VERSION, READABLE = 2, (1, 2)  # 1 had no sound
 FIRST_MAP_SIZE = 1 << 28
 SPARE_PAGES = 16  # at the end of a whole file, LMDB may count a few pages that it never wrote
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # no space, a used-up quota, a limit on file sizes
-
-
-@dataclass(frozen=True)
-class Video:
-    """One stored video: its label and group are indices into the manifest's names. `silence` is empty where its sound
-    is stored, else it says why there is none.
-    """
-
-    id: str
-    label: int
-    group: int
-    split: str
-    frames: int
-    silence: str = "prepared before sound was kept"
-
-
-@dataclass(frozen=True)
-class Manifest:
-    """What a data set holds. `videos` are in the order of their ids, after `cpr update` the old ones before the new; a
-    video's index there names it everywhere.
-    """
-
-    settings: FrameSettings
-    classes: list[str]
-    videos: list[Video]
-    skipped: list[tuple[str, str]]
-
-    def save(self, folder: Path) -> None:
-        """Writes `manifest.json` and `skipped.txt`, atomically."""
-        body = {
-            "version": VERSION,
-            "settings": asdict(self.settings),
-            "classes": self.classes,
-            "videos": [asdict(video) for video in self.videos],
-            "skipped": self.skipped,
-        }
-        write_atomically(
-            folder / "skipped.txt", "".join(f"{name}\t{reason}\n" for name, reason in self.skipped).encode()
-        )
-        write_atomically(folder / "manifest.json", json.dumps(body, indent=1).encode())
-
-    @classmethod
-    def load(cls, folder: Path) -> Manifest:
-        """Reads the manifest of a prepared data set."""
-        path = folder / "manifest.json"
-        if not path.is_file():
-            if (folder / "data.mdb").is_file():
-                raise TrainError(
-                    f"data: {folder} is not finished; run the same `cpr prepare` again to finish it"
-                )
-            raise TrainError(f"data: {folder} holds no prepared data set; make one with `cpr prepare`")
-        body = read_json(path, "data", "run the same `cpr prepare` again")
-        if body.get("version") not in READABLE:
-            known = " or ".join(map(str, READABLE))
-            raise TrainError(
-                f"data: {path} has version {body.get('version')}, expected {known}; prepare it again with this version"
-            )
-        try:
-            return cls(
-                FrameSettings(**body["settings"]),
-                list(body["classes"]),
-                [Video(**video) for video in body["videos"]],
-                [(name, reason) for name, reason in body["skipped"]],
-            )
-        except (KeyError, TypeError, ValueError) as error:
-            raise TrainError(f"data: {path} is damaged ({error}); run the same `cpr prepare` again") from None
 
 
 # LMDB allows one open environment a file and process; stores of one folder share it, and a fork opens its own.
@@ -216,33 +145,3 @@ def packed(frames: list[bytes]) -> bytes:
     """One record of many JPEGs: count, end offsets, JPEGs."""
     ends = np.cumsum([len(frame) for frame in frames]).tolist()
     return b"".join([struct.pack(f"<{1 + len(ends)}I", len(frames), *ends), *frames])
-
-
-def read_json(path: Path, kind: str, advice: str) -> dict[str, Any]:
-    """The JSON object that a file of ours holds.
-
-    Raises:
-        TrainError: it holds something else; the sentence begins with `kind` and ends with `advice`.
-    """
-    try:
-        body = json.loads(path.read_text())
-        if not isinstance(body, dict):
-            raise ValueError(f"a {type(body).__name__} where an object belongs")
-    except ValueError as error:
-        raise TrainError(f"{kind}: {path} is damaged ({error}); {advice}") from None
-    return body
-
-
-def write_atomically(path: Path, body: bytes) -> None:
-    """Replaces a file whole: a reader, or a kill at any moment, sees the old one or the new one."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with replacing([path]) as [part]:
-            part.write_bytes(body)
-    except OSError as error:
-        if error.errno not in FULL:
-            raise
-        raise TrainError(
-            f"out: {path} cannot be written ({error.strerror}); what was there before is whole: free some space, "
-            "then go on as after a stop"
-        ) from error

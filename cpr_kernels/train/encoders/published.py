@@ -2,106 +2,19 @@
 
 from __future__ import annotations
 
-import argparse
-import io
-import pickle
-import zipfile
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from .. import TrainError
-from ..data.store import write_atomically
-from . import new_encoder
-from .published_iic import encoder_of_iic, is_iic
+from ..runtime.checkpoint import State, load
+from .r3d import CHANNELS, R3D, R3D18
 from .s3d import Encoder
-from .weights import load_tensors, read_facts, save_tensors
 
-ENCODER_KIND = "cpr_kernels encoder"
 PARTS = ("encoder_q", "encoder_k", "sampler")
-State = dict[str, Any]
-
-
-def save(path: Path, state: State) -> None:
-    """`torch.save`, atomically: a kill at any moment leaves the old file or the new one."""
-    buffer = io.BytesIO()
-    torch.save(state, buffer)
-    write_atomically(path, buffer.getvalue())
-
-
-def load(path: Path) -> State:
-    """Reads a checkpoint onto the CPU without running any code that it may hold.
-
-    Raises:
-        TrainError: missing, cut short, not a checkpoint, or holding more than tensors and plain values.
-    """
-    if not path.is_file():
-        raise TrainError(f"checkpoint: {path} does not exist")
-    try:
-        with torch.serialization.safe_globals([argparse.Namespace]):  # plain settings, in IIC's files
-            state = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        kind = _refused_global(str(error))
-        what = (
-            f"holds a Python object ({kind}), which could run code when read"
-            if kind
-            else "is not a torch checkpoint"
-        )
-        hint = (
-            f"; if you trust it: torch.serialization.add_safe_globals([{kind}]), then load again"
-            if kind
-            else ""
-        )
-        raise TrainError(f"checkpoint: {path} {what}{hint}") from None
-    except (RuntimeError, EOFError, OSError, zipfile.BadZipFile, ValueError, KeyError) as error:
-        reason = str(error).splitlines()[0].split(". ")[0] if str(error) else type(error).__name__
-        raise TrainError(
-            f"checkpoint: {path} cannot be read: cut short, or not a torch checkpoint ({reason})"
-        ) from None
-    if not isinstance(state, dict):
-        raise TrainError(f"checkpoint: {path} holds a {type(state).__name__}, expected a dictionary")
-    return state
-
-
-def save_encoder(path: Path, encoder: nn.Module, view: str, **facts: str | int | float) -> None:
-    """One encoder by itself as safetensors, with its view and plain facts about it (phase, step)."""
-    save_tensors(path, encoder, {"kind": ENCODER_KIND, "view": view, **described(encoder), **facts})
-
-
-def described(encoder: nn.Module) -> dict[str, Any]:
-    """What `new_encoder` needs to make an encoder like this one."""
-    return {name: getattr(encoder, name) for name in ("architecture", "width", "embedding")}
-
-
-def load_encoder(path: Path, say: Callable[[str], None] | None = None) -> Any:
-    """An encoder saved by a run (safetensors), of whatever architecture, or that of a published checkpoint: the
-    `encoder_q` of CoCLR and CPR, the R3D of IIC. Of a published one, `say` is told what was loaded and what was not.
-    """
-    if path.suffix != ".safetensors":
-        state = load(path)
-        if "sampler" in state and "optimizer" in state:
-            raise TrainError(
-                f"checkpoint: {path} is the checkpoint of a whole run, not one encoder; give a file of "
-                f"{path.parent / 'encoders'}"
-            )
-        if is_iic(state):
-            return encoder_of_iic(state, path)
-        encoder, report = load_published(path, state=state)
-        if say is not None:
-            say(f"{path}: {report}")
-        return encoder
-    facts = read_facts(path)
-    if facts.get("kind") != ENCODER_KIND:
-        raise TrainError(
-            f"checkpoint: {path} holds a {facts.get('kind', 'file of another program')}, no encoder"
-        )
-    encoder = new_encoder(facts["architecture"], facts["width"], facts["embedding"])
-    load_tensors(path, encoder)
-    return encoder
 
 
 @dataclass(frozen=True)
@@ -197,20 +110,46 @@ def _same_layer_same_values(encoder: Encoder, tensors: dict[str, Tensor], path: 
             raise TrainError(f"checkpoint: {path} holds two versions of one layer: {first} and {name} differ")
 
 
-def _refused_global(message: str) -> str:
-    marker = "GLOBAL "
-    return message.split(marker, 1)[1].split()[0] if marker in message else ""
+def is_iic(state: dict[str, Any]) -> bool:
+    """Whether a checkpoint is laid out as IIC's: its encoder under `model`."""
+    return isinstance(state.get("model"), dict) and "state_dict" not in state
 
 
-def encoder_files(run: Path) -> list[tuple[str, dict[str, Path]]]:
-    """The encoders of a run after each phase, in order: (phase name, {view: file})."""
-    phases: dict[str, dict[str, Path]] = {}
-    for path in sorted((run / "encoders").glob("*.safetensors")):
-        phase, _, view = path.stem.rpartition(".")
-        phases.setdefault(phase, {})[view] = path
-    return [(phase.partition("-")[2], files) for phase, files in phases.items()]
+def encoder_of_iic(state: dict[str, Any], path: Path) -> R3D:
+    """The encoder of a released IIC checkpoint, every name of it in its place.
 
+    One block a layer is R3D, two are R3D-18; the width follows from the first convolution. A leading `module.` of all
+    names is taken off. The memory bank (`contrast`) and the optimiser of the file are not read: rows are numbered by a
+    list of videos that the file does not hold.
 
-def encoder_file(run: Path, number: int, phase: str, view: str) -> Path:
-    """Where a run keeps the encoder of a view after a phase."""
-    return run / "encoders" / f"{number:02}-{phase}.{view}.safetensors"
+    Raises:
+        TrainError: names missing or left over, or another shape, each named.
+    """
+    tensors: dict[str, Tensor] = {
+        name.removeprefix("module."): value for name, value in state["model"].items()
+    }
+    first = tensors.get("conv1.temporal_spatial_conv.weight")
+    if first is None:
+        raise TrainError(
+            f"checkpoint: {path} is no R3D of IIC: conv1.temporal_spatial_conv.weight is missing; it holds "
+            f"{', '.join(list(tensors)[:3])}, ..."
+        )
+    kind = R3D18 if any(name.startswith("conv2.blocks.") for name in tensors) else R3D
+    encoder = kind(width=first.shape[0] / CHANNELS[0])
+    expected = encoder.state_dict()
+    problems = {
+        "is missing": [name for name in expected if name not in tensors],
+        "has unknown": [name for name in tensors if name not in expected],
+        "has other shapes:": [
+            f"{name} {list(tensors[name].shape)} instead of {list(value.shape)}"
+            for name, value in expected.items() if name in tensors and tensors[name].shape != value.shape
+        ],
+    }  # fmt: skip
+    for what, names in problems.items():
+        if names:
+            more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+            raise TrainError(
+                f"checkpoint: {path} does not fit {kind.architecture}: it {what} {', '.join(names[:5])}{more}"
+            )
+    encoder.load_state_dict(tensors)
+    return encoder

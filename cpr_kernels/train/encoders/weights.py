@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
 from .. import TrainError
-from ..data.store import write_atomically
+from ..runtime.checkpoint import load
+from ..runtime.files import write_atomically
+from . import new_encoder
+from .published import encoder_of_iic, is_iic, load_published
+
+ENCODER_KIND = "cpr_kernels encoder"
 
 
 def save_tensors(path: Path, module: nn.Module, facts: Mapping[str, Any]) -> None:
@@ -90,3 +95,40 @@ def _first_names(module: nn.Module) -> dict[str, str]:
     return {
         name: first.setdefault(id(value), name) for name, value in module.state_dict(keep_vars=True).items()
     }
+
+
+def save_encoder(path: Path, encoder: nn.Module, view: str, **facts: str | int | float) -> None:
+    """One encoder by itself as safetensors, with its view and plain facts about it (phase, step)."""
+    save_tensors(path, encoder, {"kind": ENCODER_KIND, "view": view, **described(encoder), **facts})
+
+
+def described(encoder: nn.Module) -> dict[str, Any]:
+    """What `new_encoder` needs to make an encoder like this one."""
+    return {name: getattr(encoder, name) for name in ("architecture", "width", "embedding")}
+
+
+def load_encoder(path: Path, say: Callable[[str], None] | None = None) -> Any:
+    """An encoder saved by a run (safetensors), of whatever architecture, or that of a published checkpoint: the
+    `encoder_q` of CoCLR and CPR, the R3D of IIC. Of a published one, `say` is told what was loaded and what was not.
+    """
+    if path.suffix != ".safetensors":
+        state = load(path)
+        if "sampler" in state and "optimizer" in state:
+            raise TrainError(
+                f"checkpoint: {path} is the checkpoint of a whole run, not one encoder; give a file of "
+                f"{path.parent / 'encoders'}"
+            )
+        if is_iic(state):
+            return encoder_of_iic(state, path)
+        encoder, report = load_published(path, state=state)
+        if say is not None:
+            say(f"{path}: {report}")
+        return encoder
+    facts = read_facts(path)
+    if facts.get("kind") != ENCODER_KIND:
+        raise TrainError(
+            f"checkpoint: {path} holds a {facts.get('kind', 'file of another program')}, no encoder"
+        )
+    encoder = new_encoder(facts["architecture"], facts["width"], facts["embedding"])
+    load_tensors(path, encoder)
+    return encoder

@@ -11,9 +11,8 @@ from torch import Tensor, nn
 
 from .. import TrainError
 from ..encoders import new_encoder
-from ..encoders.published import described
-from ..encoders.weights import load_tensors, read_facts, save_tensors
-from ..pretrain.co_training import CHANNELS_LAST, channels_last
+from ..encoders.forward import CHANNELS_LAST, channels_last
+from ..encoders.weights import described, load_tensors, read_facts, save_tensors
 
 CLASSIFIER_KIND = "cpr_kernels classifier"
 

@@ -15,21 +15,23 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from .. import Interrupted, TrainError
-from ..batches.dataset import Batch, ClipDataset, ClipSampler, clip_loader, default_workers
-from ..data.store import write_atomically
+from ..batches.dataset import Batch, ClipDataset
+from ..batches.loader import augmented, clip_loader, default_workers
+from ..batches.sampler import ClipSampler
 from ..encoders import new_encoder
-from ..encoders.forward import calibrate_
-from ..encoders.published import encoder_files, load, load_encoder, save
-from ..pretrain.co_training import channels_last
+from ..encoders.forward import calibrate_, channels_last
+from ..encoders.weights import load_encoder
 from ..pretrain.config import Clips
-from ..pretrain.loop import config_of
+from ..pretrain.run_folder import config_of, encoder_files
+from ..runtime.checkpoint import load, save
 from ..runtime.device import Amp, autocast, device_to_train_on
+from ..runtime.files import write_atomically
 from ..runtime.lock import alone
 from ..runtime.progress import progress_bar
 from ..runtime.run_log import RunLog
 from ..runtime.signals import stop_flag
 from ..views import chosen
-from ..views.augment import Augment, augmented
+from ..views.augment import Augment
 from .classifier import Classifier, ClipSettings, save_classifier
 from .video_scores import accuracy, fused, named, scores_of, video_scores
 

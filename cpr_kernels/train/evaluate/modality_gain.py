@@ -9,11 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..data.store import Manifest
-from ..encoders.published import encoder_files
+from ..data.manifest import Manifest
 from ..pretrain.config import TrainConfig
-from ..views import label
-from .retrieval import SPLITS, Protocol, cached_features, measurable, unit_features
+from ..pretrain.run_folder import encoder_files
+from ..views.names import label
+from .features import SPLITS, Protocol, cached_features, unit_features
+from .retrieval import measurable
 
 NEAREST = 3  # training videos shown for a query
 

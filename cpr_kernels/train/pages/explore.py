@@ -20,14 +20,15 @@ from torch import Tensor
 
 from ... import Schedule, coclr_schedule, cpr_schedule, oracle_schedule
 from .. import TrainError
-from ..data.store import Manifest, write_atomically
-from ..encoders.published import load
+from ..data.manifest import Manifest
 from ..pretrain.config import TrainConfig
-from ..pretrain.loop import config_of
 from ..pretrain.phases import make_plan
+from ..pretrain.run_folder import config_of
+from ..runtime.checkpoint import load
+from ..runtime.files import write_atomically
 from ..runtime.progress import progress_bar
 from ..runtime.run_log import read_lines
-from ..views import label
+from ..views.names import label
 from .thumbnails import Album
 
 VERSION = 1

@@ -13,8 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..data.sound import DECIBELS
-from ..data.store import write_atomically
+from ..runtime.files import write_atomically
 
 Curve = Sequence[tuple[float, float]]
 
@@ -38,7 +37,6 @@ MORE = (
     "#888888",
 )  # for what has no colour of its own
 INK = "#888888"  # readable on white and on black
-SHOWN_DECIBELS = 60.0  # of a spectrogram, from its loudest place down
 
 
 def curves(
@@ -122,40 +120,6 @@ def thumbnail(frame: npt.NDArray[np.uint8], width: int = 96) -> str:
     if not good:
         raise ValueError(f"a thumbnail of shape {small.shape} cannot be encoded")
     return _uri("image/jpeg", bytes(encoded))
-
-
-def flow_picture(flow: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
-    """Stored flow [T, H, W, 2] as one picture [H, W, 3]: each pixel's fastest moment, direction as colour,
-    white is rest.
-    """
-    import cv2
-
-    moved = flow.astype(np.float32) - 127.5
-    speed = np.hypot(moved[..., 0], moved[..., 1])
-    fastest = speed.argmax(axis=0)[None, ..., None]
-    u, v = np.take_along_axis(moved, fastest, axis=0)[0].transpose(2, 0, 1)
-    peak = speed.max(axis=0)
-    scale = max(float(np.percentile(peak, 99)), 4.0)
-    hue = (np.degrees(np.arctan2(v, u)) % 360).astype(np.float32)
-    saturation = np.clip(peak / scale, 0, 1)
-    picture = cv2.cvtColor(np.stack([hue, saturation, np.ones_like(hue)], axis=-1), cv2.COLOR_HSV2RGB)
-    return np.asarray((picture * 255).round(), np.uint8)
-
-
-def spectrogram_picture(
-    spectrogram: npt.NDArray[np.uint8], width: int = 96, height: int = 48
-) -> npt.NDArray[np.uint8]:
-    """A stored spectrogram [bands, L] as a picture [height, width, 3]: time to the right, high bands above, from dark
-    blue to yellow (viridis) over the 60 dB below its own loudest place.
-    """
-    import cv2
-
-    low, high = DECIBELS
-    small = cv2.resize(spectrogram[::-1].astype(np.float32), (width, height), interpolation=cv2.INTER_AREA)
-    span = SHOWN_DECIBELS * 255 / (high - low)
-    level = (small - (small.max() - span)) / span
-    grey = np.asarray((np.clip(level, 0, 1) * 255).round(), np.uint8)
-    return np.asarray(cv2.applyColorMap(grey, cv2.COLORMAP_VIRIDIS)[..., ::-1], np.uint8)
 
 
 def _canvas(width: float, height: float) -> tuple[Any, Any]:

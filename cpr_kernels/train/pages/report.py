@@ -11,15 +11,16 @@ from pathlib import Path
 from typing import Any
 
 from .. import TrainError
-from ..data.store import FrameStore, Manifest, read_json, write_atomically
+from ..data.manifest import Manifest
+from ..data.store import FrameStore
+from ..evaluate.features import Protocol
 from ..evaluate.modality_gain import brought
-from ..evaluate.retrieval import Protocol
 from ..pretrain.config import TrainConfig
-from ..pretrain.loop import config_of
-from ..pretrain.mining_meter import together
 from ..pretrain.phases import make_plan
+from ..pretrain.run_folder import config_of
+from ..runtime.files import read_json, write_atomically
 from ..runtime.run_log import read_lines
-from ..views import label
+from ..views.names import label, together
 from . import plots as figures
 from .thumbnails import beside
 

@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..data.store import FrameStore, Manifest, Video
+from ..data.manifest import Manifest, Video
+from ..data.store import FrameStore
 from ..views import chosen
-from .plots import flow_picture
+from ..views.pictures import flow_picture
 
 SPAN = 40  # video frames that a strip covers
 

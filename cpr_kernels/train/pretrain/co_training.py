@@ -10,11 +10,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from ... import MultiViewQueue, Schedule, ema_update_, mil_nce
-from ..encoders.forward import calibrate_
-from ..runtime.device import Amp, autocast
+from ..encoders.forward import CHANNELS_LAST, calibrate_, channels_last, embeddings_of
 from ..runtime.ranks import averaged, buffers_of_first_rank, shuffled, unsynchronised
 from ..views import chosen
 from .config import SIBLINGS, TrainConfig
@@ -22,10 +20,6 @@ from .missing_views import Presence
 from .phases import Phase
 
 Clips = dict[str, Tensor]
-
-# By dimensions. Not the 4 of images: torch 2.13's weight gradient of a strided 1 x 1 convolution over channels-last
-# images ends the process on the CPU where it has 8 channels and an odd batch.
-CHANNELS_LAST = {5: torch.channels_last_3d}
 
 
 @dataclass(frozen=True)
@@ -243,20 +237,9 @@ class MultiViewModel(nn.Module):
         return rule, inputs.sources, self.queue.ids
 
 
-def embeddings_of(encoder: nn.Module, clips: Tensor, amp: Amp) -> Tensor:
-    """L2-normalised embeddings [B, D], float32 whatever the convolutions run in."""
-    with autocast(clips.device, amp):
-        embeddings: Tensor = encoder(channels_last(clips))
-    return embeddings if amp == "off" else functional.normalize(embeddings.float(), dim=1)
-
-
-def channels_last(tensor: Tensor) -> Tensor:
-    """The memory layout in which 3D convolutions are fastest; other tensors stay."""
-    return tensor.contiguous(memory_format=CHANNELS_LAST.get(tensor.dim(), torch.contiguous_format))
-
-
 def new_encoders(config: TrainConfig) -> dict[str, nn.Module]:
     """A fresh encoder a view, its weights a function of the seed alone; no global state is changed."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
-        return {name: view.encoder(config) for name, view in chosen(config.views).items()}
+        kind = (config.backbone, config.width, config.embedding)
+        return {name: view.encoder(*kind) for name, view in chosen(config.views).items()}

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from ... import MemoryBank, Schedule, cascade_topk
-from ..encoders.forward import calibrate_
-from .co_training import CHANNELS_LAST, Inputs, StepResult, channels_last, embeddings_of
+from ..encoders.forward import CHANNELS_LAST, calibrate_, channels_last, embeddings_of
+from .co_training import Inputs, StepResult
 from .config import TrainConfig
 from .iic_loss import drawn_nce, intra_negatives
 from .phases import Phase

@@ -16,23 +16,25 @@ import torch
 from torch import Tensor, nn
 
 from .. import Interrupted, TrainError
-from ..batches.dataset import Batch, ClipDataset, ClipSampler, clip_loader, default_workers
-from ..data.store import write_atomically
-from ..encoders.published import encoder_file, load, load_encoder, save, save_encoder
+from ..batches.dataset import Batch, ClipDataset
+from ..batches.loader import augmented, clip_loader, default_workers
+from ..batches.sampler import ClipSampler, MixedSampler
+from ..encoders.weights import load_encoder, save_encoder
 from ..runtime import ranks as parallel
+from ..runtime.checkpoint import load, save
 from ..runtime.device import compiling, device_to_train_on, refuse_infinite
+from ..runtime.files import write_atomically
 from ..runtime.lock import alone
 from ..runtime.progress import console, progress_bar
 from ..runtime.run_log import RunLog
 from ..runtime.signals import stop_flag
-from ..views.augment import augmented
 from .co_training import Inputs, MultiViewModel, new_encoders
-from .config import Optim, TrainConfig, from_json, to_json
+from .config import Optim, TrainConfig, to_json
 from .iic import BankModel
 from .mining_meter import MiningMeter, rival_schedules
 from .missing_views import Presence
 from .phases import Moment, Phase, locate, make_plan, total_steps
-from .warm_start import GoOn, MixedSampler, warm_start
+from .run_folder import WarmStart, config_of, encoder_file, warm_start
 
 
 @dataclass
@@ -147,9 +149,12 @@ def build(config: TrainConfig, device_name: str | None = None) -> Trainer:
     presence = Presence(dataset.manifest, dataset.views, device)
     if config.framework == "iic":
         config = replace(config, queue=len(dataset))
-    note = None if config.goes_on is None else GoOn.load(config.goes_on)
+    note = None if config.goes_on is None else WarmStart.load(config.goes_on)
     order = (clips.batch, config.seed, parallel.rank(), parallel.world())
-    sampler = ClipSampler(len(dataset), *order) if note is None else MixedSampler(dataset, note, *order)
+    if note is None:
+        sampler = ClipSampler(len(dataset), *order)
+    else:
+        sampler = MixedSampler(np.asarray(dataset.videos) < note.old_videos, note.old_share, *order)
     model = _model(config, dataset, presence).to(device)
     if note is not None:
         warm_start(model, note)
@@ -292,19 +297,6 @@ def _seed(trainer: Trainer, state: dict[str, Any] | None) -> None:
 
 def _cuda(trainer: Trainer) -> list[torch.device]:
     return [trainer.device] if trainer.device.type == "cuda" else []
-
-
-def config_of(run: Path) -> TrainConfig:
-    """The config that a run was started with."""
-    path = run / "config.json"
-    if not path.is_file():
-        raise TrainError(f"run: {run} holds no run (no config.json)")
-    try:
-        return from_json(path.read_text())
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise TrainError(
-            f"run: {path} is damaged, or of another version ({error}); take a whole copy of it"
-        ) from None
 
 
 def _refuse_another(run: Path, config: TrainConfig, resume: bool) -> dict[str, Any] | None:

@@ -9,18 +9,14 @@ from torch import Tensor
 
 from ... import Schedule, coclr_schedule, oracle_schedule
 from ...metrics import ClassMiningRecall, PositiveMiningRecall, median_recall
-from ..data.store import Manifest
+from ..data.manifest import Manifest
+from ..views.names import together
 
 
 def rival_schedules(views: Sequence[str], topk: int) -> dict[str, Schedule]:
     """The ways of mining that every run is compared with: each view alone, and the sum of all of them."""
     singles = {view: coclr_schedule(view, topk) for view in views}
     return {**singles, together(views): oracle_schedule(views, topk)} if len(views) > 1 else singles
-
-
-def together(views: Sequence[str]) -> str:
-    """What the sum of all views is called: both, where they are two."""
-    return "both" if len(views) == 2 else "all"
 
 
 class MiningMeter:

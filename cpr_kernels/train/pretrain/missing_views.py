@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ... import MultiViewQueue, Schedule, Stage, cascade_topk
 from .. import TrainError
-from ..data.store import Manifest
+from ..data.manifest import Manifest
 from ..views import View
 
 

@@ -14,7 +14,7 @@ from typing import Any
 from torch import Tensor
 
 from .. import TrainError
-from ..data.store import write_atomically
+from .files import write_atomically
 
 
 class RunLog:

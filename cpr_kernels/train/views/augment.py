@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-
-from ..batches.dataset import Batch
-from . import View
 
 
 @dataclass(frozen=True)
@@ -45,18 +41,3 @@ class Draws:
     def flip(self, how: Augment) -> Tensor:
         """Which clips [2, B] are mirrored."""
         return self.shared[0] < how.flip
-
-
-def augmented(
-    batch: Batch, views: Mapping[str, View], how: Augment, generator: torch.Generator, device: torch.device
-) -> dict[str, Tensor]:
-    """{view: encoder input [2, B, ...]} float32 on `device`, all random numbers from `generator` (on the CPU).
-
-    Views are drawn for in order, so a further view leaves the others' clips as they were.
-    """
-    draws = Draws(torch.rand(9, 2, len(batch["video"]), generator=generator).to(device), generator)
-    clips = {
-        record: batch[record].transpose(0, 1).contiguous().to(device, non_blocking=True)
-        for record in {view.stored for view in views.values()}
-    }
-    return {name: view.augmented(clips[view.stored], draws, how) for name, view in views.items()}

@@ -13,11 +13,12 @@ from train_sets import DRAFT, lively, tiny
 from cpr_kernels.train import TrainError
 from cpr_kernels.train.batches.dataset import ClipDataset
 from cpr_kernels.train.data.prepare import prepare
-from cpr_kernels.train.encoders.published import load_encoder, save_encoder
+from cpr_kernels.train.encoders.weights import load_encoder, save_encoder
 from cpr_kernels.train.evaluate import retrieval as evaluate
 from cpr_kernels.train.evaluate.retrieval import evaluate_run, measurable
 from cpr_kernels.train.pages.report import write_report
-from cpr_kernels.train.pretrain.loop import config_of, pretrain
+from cpr_kernels.train.pretrain.loop import pretrain
+from cpr_kernels.train.pretrain.run_folder import config_of
 
 pytest_plugins = ["train_fixtures"]
 

@@ -17,9 +17,10 @@ from train_sets import DRAFT
 
 from cpr_kernels.train import TrainError
 from cpr_kernels.train.data.decoding import FrameSettings, read_frames
+from cpr_kernels.train.data.manifest import Manifest
 from cpr_kernels.train.data.prepare import prepare
 from cpr_kernels.train.data.sources import list_sources
-from cpr_kernels.train.data.store import FrameStore, Manifest
+from cpr_kernels.train.data.store import FrameStore
 from cpr_kernels.train.data.synthetic import write_mp4
 
 pytest_plugins = ["train_fixtures"]

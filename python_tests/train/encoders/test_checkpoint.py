@@ -10,8 +10,10 @@ import train_sets  # noqa: F401  (skips where the packages of the trainer are ab
 from torch import Tensor
 
 from cpr_kernels.train import TrainError
-from cpr_kernels.train.encoders.published import load, load_encoder, load_published, save, save_encoder
+from cpr_kernels.train.encoders.published import load_published
 from cpr_kernels.train.encoders.s3d import S3D, Encoder
+from cpr_kernels.train.encoders.weights import load_encoder, save_encoder
+from cpr_kernels.train.runtime.checkpoint import load, save
 
 # The published network, layer by layer, from its released source: name in the file, place in its block, and for an
 # inception unit its input and the six widths.

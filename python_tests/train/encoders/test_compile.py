@@ -15,9 +15,11 @@ from train_steps import one_step, settings
 
 from cpr_kernels.train import TrainError
 from cpr_kernels.train.encoders import ENCODERS
-from cpr_kernels.train.encoders.published import encoder_files, load, load_encoder
+from cpr_kernels.train.encoders.weights import load_encoder
 from cpr_kernels.train.pretrain.config import Clips, Iic, Mining, TrainConfig
 from cpr_kernels.train.pretrain.loop import build, pretrain, restore
+from cpr_kernels.train.pretrain.run_folder import encoder_files
+from cpr_kernels.train.runtime.checkpoint import load
 from cpr_kernels.train.runtime.run_log import read_lines
 
 pytest_plugins = ["train_fixtures"]

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from train_sets import tiny
 
-from cpr_kernels.train.data.store import Manifest, Video
+from cpr_kernels.train.data.manifest import Manifest, Video
 from cpr_kernels.train.evaluate import modality_gain as brings
-from cpr_kernels.train.evaluate.retrieval import SPLITS, Protocol
+from cpr_kernels.train.evaluate.features import SPLITS, Protocol
 
 
 def test_turns_are_counted_and_examples_turn_right(tmp_path, monkeypatch):

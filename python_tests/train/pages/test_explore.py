@@ -16,9 +16,9 @@ from chromium import told_by
 from cpr_kernels import cascade_topk, parse_schedule
 from cpr_kernels.__main__ import main
 from cpr_kernels.train import TrainError
-from cpr_kernels.train.encoders.published import load, save
 from cpr_kernels.train.pages.explore import explore, packed, page, queue_of, unpacked
-from cpr_kernels.train.pretrain.loop import config_of
+from cpr_kernels.train.pretrain.run_folder import config_of
+from cpr_kernels.train.runtime.checkpoint import load, save
 
 pytest_plugins = ["train_fixtures"]
 

@@ -16,17 +16,18 @@ from train_sets import tiny
 from train_steps import Toy
 
 from cpr_kernels import MultiViewQueue, parse_schedule
-from cpr_kernels.train.data.store import FrameStore, Manifest
+from cpr_kernels.train.data.manifest import Manifest
+from cpr_kernels.train.data.store import FrameStore
 from cpr_kernels.train.encoders import ENCODERS
 from cpr_kernels.train.evaluate.retrieval import evaluate_run
 from cpr_kernels.train.pages.explore import explore, unpacked
-from cpr_kernels.train.pages.plots import spectrogram_picture
 from cpr_kernels.train.pages.report import write_report
 from cpr_kernels.train.pages.thumbnails import beside
 from cpr_kernels.train.pretrain.config import Clips, Mining
 from cpr_kernels.train.pretrain.loop import pretrain
 from cpr_kernels.train.pretrain.missing_views import Presence
 from cpr_kernels.train.views import chosen
+from cpr_kernels.train.views.pictures import spectrogram_picture
 
 pytest_plugins = ["train_fixtures"]
 VIEWS = ("rgb", "audio")

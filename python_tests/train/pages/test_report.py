@@ -19,11 +19,12 @@ from cpr_kernels.cli.train import COMMANDS
 from cpr_kernels.train import TrainError, demo
 from cpr_kernels.train.batches.dataset import ClipDataset
 from cpr_kernels.train.data.synthetic import SyntheticSettings
+from cpr_kernels.train.evaluate.features import Protocol, encode
 from cpr_kernels.train.evaluate.probe import probe
-from cpr_kernels.train.evaluate.retrieval import Protocol, encode, evaluate_run, retrieval
-from cpr_kernels.train.pages.plots import flow_picture
+from cpr_kernels.train.evaluate.retrieval import evaluate_run, retrieval
 from cpr_kernels.train.pages.report import write_report
 from cpr_kernels.train.pretrain.loop import pretrain
+from cpr_kernels.train.views.pictures import flow_picture
 
 pytest_plugins = ["train_fixtures"]
 

@@ -15,10 +15,11 @@ from cpr_kernels import MemoryBank
 from cpr_kernels.train import TrainError
 from cpr_kernels.train.encoders import ENCODERS, new_encoder
 from cpr_kernels.train.encoders.forward import calibrate_
-from cpr_kernels.train.pretrain.config import Clips, Iic, Mining, Optim, with_preset
+from cpr_kernels.train.pretrain.config import Clips, Iic, Mining, Optim
 from cpr_kernels.train.pretrain.iic import BROKEN, BankModel
 from cpr_kernels.train.pretrain.loop import build, learning_rate, restore, snapshot
 from cpr_kernels.train.pretrain.phases import locate, make_plan, total_steps
+from cpr_kernels.train.pretrain.presets import with_preset
 from cpr_kernels.train.runtime.run_log import read_lines
 
 pytest_plugins = ["train_fixtures"]

@@ -23,19 +23,14 @@ from train_steps import assert_same_run, weights
 from cpr_kernels.train import TrainError
 from cpr_kernels.train.batches.dataset import ClipDataset
 from cpr_kernels.train.data.prepare import prepare
-from cpr_kernels.train.data.store import write_atomically
-from cpr_kernels.train.encoders.published import encoder_files, load, load_encoder, save
-from cpr_kernels.train.pretrain.config import (
-    Mining,
-    Optim,
-    TrainConfig,
-    from_json,
-    small,
-    to_json,
-    with_preset,
-)
+from cpr_kernels.train.encoders.weights import load_encoder
+from cpr_kernels.train.pretrain.config import Mining, Optim, TrainConfig, from_json, to_json
 from cpr_kernels.train.pretrain.loop import build, learning_rate, pretrain, restore, snapshot
 from cpr_kernels.train.pretrain.phases import locate, make_plan, total_steps
+from cpr_kernels.train.pretrain.presets import small, with_preset
+from cpr_kernels.train.pretrain.run_folder import encoder_files
+from cpr_kernels.train.runtime.checkpoint import load, save
+from cpr_kernels.train.runtime.files import write_atomically
 from cpr_kernels.train.runtime.lock import alone
 from cpr_kernels.train.runtime.run_log import read_lines, truncate
 

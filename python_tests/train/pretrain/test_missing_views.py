@@ -10,9 +10,10 @@ from torch.nn.functional import normalize
 from cpr_kernels import MultiViewQueue, cascade_topk, coclr_schedule, oracle_schedule, parse_schedule
 from cpr_kernels.train import TrainError
 from cpr_kernels.train.batches.dataset import ClipDataset, starts_apart
-from cpr_kernels.train.data.store import Manifest
+from cpr_kernels.train.data.manifest import Manifest
 from cpr_kernels.train.encoders import new_encoder
-from cpr_kernels.train.evaluate.retrieval import Protocol, encode, retrieval
+from cpr_kernels.train.evaluate.features import Protocol, encode
+from cpr_kernels.train.evaluate.retrieval import retrieval
 from cpr_kernels.train.pretrain.missing_views import Presence, without
 from cpr_kernels.train.views import chosen
 

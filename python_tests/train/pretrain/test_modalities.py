@@ -17,9 +17,10 @@ from cpr_kernels.train.encoders import ENCODERS
 from cpr_kernels.train.evaluate.retrieval import evaluate_run
 from cpr_kernels.train.pages.report import write_report
 from cpr_kernels.train.pretrain import missing_views as presence
-from cpr_kernels.train.pretrain.config import Clips, Mining, Optim, with_preset
+from cpr_kernels.train.pretrain.config import Clips, Mining, Optim
 from cpr_kernels.train.pretrain.loop import build, pretrain, restore, snapshot
 from cpr_kernels.train.pretrain.phases import make_plan
+from cpr_kernels.train.pretrain.presets import with_preset
 from cpr_kernels.train.runtime.run_log import read_lines
 from cpr_kernels.train.views import KNOWN
 

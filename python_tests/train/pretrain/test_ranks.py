@@ -16,11 +16,11 @@ from train_steps import assert_same_run, one_step
 
 from cpr_kernels.train import TrainError
 from cpr_kernels.train.encoders import ENCODERS
-from cpr_kernels.train.encoders.published import load
 from cpr_kernels.train.pretrain import loop
 from cpr_kernels.train.pretrain.config import Mining, Optim, TrainConfig, from_json, to_json
 from cpr_kernels.train.pretrain.loop import build, pretrain
 from cpr_kernels.train.runtime import ranks as parallel
+from cpr_kernels.train.runtime.checkpoint import load
 from cpr_kernels.train.runtime.run_log import read_lines
 
 pytest_plugins = ["train_fixtures"]

@@ -14,14 +14,17 @@ import train_sets  # noqa: F401  skips without the trainer's packages
 
 from cpr_kernels.__main__ import main
 from cpr_kernels.train import Interrupted, TrainError
-from cpr_kernels.train.data.store import FrameStore, Manifest
+from cpr_kernels.train.data.manifest import Manifest
+from cpr_kernels.train.data.store import FrameStore
 from cpr_kernels.train.data.synthetic import SyntheticSettings, generate
-from cpr_kernels.train.encoders.published import encoder_files, load, load_encoder
-from cpr_kernels.train.evaluate.retrieval import Protocol, retrieval
+from cpr_kernels.train.encoders.weights import load_encoder
+from cpr_kernels.train.evaluate.features import Protocol
+from cpr_kernels.train.evaluate.retrieval import retrieval
 from cpr_kernels.train.pretrain import loop
 from cpr_kernels.train.pretrain.loop import build
 from cpr_kernels.train.pretrain.phases import make_plan
-from cpr_kernels.train.pretrain.warm_start import GoOn
+from cpr_kernels.train.pretrain.run_folder import WarmStart, encoder_files
+from cpr_kernels.train.runtime.checkpoint import load
 from cpr_kernels.train.update import Update, config_of_update, update
 
 pytest_plugins = ["train_fixtures"]
@@ -109,7 +112,7 @@ def test_every_batch_has_its_share_of_old_videos_and_all_get_their_turn(
     settings: Update, updated: Path
 ) -> None:
     trainer = build(loop.config_of(updated))
-    old = GoOn.load(updated / "goes_on.json").old_videos
+    old = WarmStart.load(updated / "goes_on.json").old_videos
     seen: set[int] = set()
     for number in range(40):
         videos = [trainer.dataset.videos[position] for position, _ in trainer.sampler.tickets(number)]

@@ -7,12 +7,13 @@ import json
 import numpy as np
 import pytest
 import torch
-from train_sets import DRAFT, tiny
+from train_sets import DRAFT
 
 from cpr_kernels.train import TrainError
+from cpr_kernels.train.data.manifest import Manifest, Video
 from cpr_kernels.train.data.prepare import prepare
 from cpr_kernels.train.data.sound import BANDS, COLUMNS
-from cpr_kernels.train.data.store import FrameStore, Manifest, Video
+from cpr_kernels.train.data.store import FrameStore
 from cpr_kernels.train.encoders import new_encoder
 from cpr_kernels.train.views import KNOWN
 from cpr_kernels.train.views.audio import Audio, warped
@@ -115,7 +116,7 @@ def test_augmentation_masks_one_time_span_and_one_band_span_with_the_mean():
 
 
 def test_its_encoder_is_resnet_18_whatever_encodes_the_frames(sound_data, tmp_path):
-    encoder = AUDIO.encoder(tiny(sound_data, tmp_path, backbone="r3d"))
+    encoder = AUDIO.encoder("r3d", 0.05, 16)
     assert encoder.architecture == "resnet18"
     assert (encoder.embedding, encoder.width) == (16, 0.05)
     again = new_encoder(encoder.architecture, encoder.width, encoder.embedding)

@@ -1,0 +1,5 @@
+"""The S3D network, at its public path."""
+
+from .encoders.s3d import S3D, Encoder
+
+__all__ = ["S3D", "Encoder"]
