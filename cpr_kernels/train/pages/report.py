@@ -21,6 +21,7 @@ from ..pretrain.run_folder import config_of
 from ..runtime.files import read_json, write_atomically
 from ..runtime.run_log import read_lines
 from ..views.names import label, together
+from ..views.pictures import flow_picture
 from . import plots as figures
 from .thumbnails import beside
 
@@ -221,7 +222,7 @@ class _Album:
             self.made[video] = {
                 "label": self.label(video),
                 "frame": figures.thumbnail(frame),
-                "flow": figures.thumbnail(figures.flow_picture(flow)),
+                "flow": figures.thumbnail(flow_picture(flow)),
                 "beside": [
                     {
                         "caption": one.caption, "why": one.why,
