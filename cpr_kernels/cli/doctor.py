@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from .. import __version__, _core, losses, mining
-from ..backends import reasons
+from ..dispatch.backends import reasons
 from .self_test import loss_call, mining_call, self_test
 
 # extra: (what it is for, {distribution: module})

@@ -13,8 +13,8 @@ from typing import Any
 
 from tqdm import tqdm
 
-from ..deploy.video import UnreadableVideo
 from ..files import replacing
+from ..video import UnreadableVideo
 
 ENDINGS = {
     ".mp4", ".avi", ".mkv", ".mov", ".webm", ".mpg", ".mpeg", ".m4v", ".wmv", ".flv", ".ts", ".3gp", ".ogv",

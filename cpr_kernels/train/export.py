@@ -19,15 +19,15 @@ from .. import __version__
 from ..deploy import artifact
 from ..deploy.model import RECORDS
 from . import TrainError
-from .checkpoint import encoder_files, load_encoder
-from .classifier import load_classifier
-from .clips import ClipDataset
-from .evaluate import Protocol, encode
-from .finetune import CLASSIFIER
-from .loop import config_of
-from .model import channels_last
-from .progress import console
-from .store import Manifest
+from .batches.dataset import ClipDataset
+from .data.manifest import Manifest
+from .encoders.forward import channels_last
+from .encoders.weights import load_encoder
+from .evaluate.classifier import load_classifier
+from .evaluate.features import Protocol, encode
+from .evaluate.finetune import CLASSIFIER
+from .pretrain.run_folder import config_of, encoder_files
+from .runtime.progress import console
 from .views import View, chosen
 
 MOST_CLIPS = 4096  # the program's free batch size
