@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from ... import Schedule, coclr_schedule, cpr_schedule, oracle_schedule
+from ...progress import ProgressBar
 from .. import TrainError
 from ..data.manifest import Manifest
 from ..pretrain.config import TrainConfig
@@ -26,7 +27,6 @@ from ..pretrain.phases import make_plan
 from ..pretrain.run_folder import config_of
 from ..runtime.checkpoint import load
 from ..runtime.files import write_atomically
-from ..runtime.progress import progress_bar
 from ..runtime.run_log import read_lines
 from ..views.names import label
 from .thumbnails import Album
@@ -62,10 +62,9 @@ def explore(runs: Sequence[Path], out: Path, title: str = "Inside the cascade") 
     albums: dict[Path, Album] = {}
     held = [_run(Path(run), albums) for run in runs]
     pages = []
-    with progress_bar() as bar:
-        for album in albums.values():
-            task = bar.add_task("thumbnails", total=len(album.wanted))
-            pages.append(album.page(lambda task=task: bar.update(task, advance=1)))  # type: ignore[misc]
+    for album in albums.values():
+        with ProgressBar("thumbnails", len(album.wanted), unit="video") as bar:
+            pages.append(album.page(bar.advance))
     write_atomically(out, page({"version": VERSION, "title": title, "albums": pages, "runs": held}).encode())
     return out
 

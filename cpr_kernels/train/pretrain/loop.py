@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ...progress import ProgressBar, say
 from .. import Interrupted, TrainError
 from ..batches.dataset import Batch, ClipDataset
 from ..batches.loader import augmented, clip_loader, default_workers
@@ -25,7 +26,6 @@ from ..runtime.checkpoint import load, save
 from ..runtime.device import compiling, device_to_train_on, refuse_infinite
 from ..runtime.files import write_atomically
 from ..runtime.lock import alone
-from ..runtime.progress import console, progress_bar
 from ..runtime.run_log import RunLog
 from ..runtime.signals import stop_flag
 from .co_training import Inputs, MultiViewModel, new_encoders
@@ -87,18 +87,18 @@ def _train(trainer: Trainer, state: dict[str, Any] | None, start: int, writes: b
     config, run = trainer.config, Path(trainer.config.out)
     end, began = total_steps(trainer.plan, trainer.sampler.steps_per_pass), time.perf_counter()
     log = RunLog(run, resume_at=start, writes=writes)
-    with progress_bar(writes) as bar, stop_flag() as stop, log, torch.random.fork_rng(_cuda(trainer)):
+    bar = ProgressBar("pretrain", end, done=start, shown=None if writes else False)
+    with bar, stop_flag() as stop, log, torch.random.fork_rng(_cuda(trainer)):
         _seed(trainer, state)
-        task = bar.add_task("pretrain", total=end, completed=start)
         if writes:
-            _tell_left_out(trainer, bar.console.print)
+            _tell_left_out(trainer, say)
         for step, batch in enumerate(_batches(trainer, start, end), start=start):
             moment = locate(trainer.plan, trainer.sampler.steps_per_pass, step)
             with compiling(config.compile):
                 figures = run_step(trainer, moment, step, batch, log)
             rate = 2 * config.clips.batch * (step + 1 - start) / (time.perf_counter() - began)
             name = trainer.plan[moment.phase].name
-            bar.update(task, advance=1, status=f"{rate:.0f} clips/s  {name}{_brief(figures)}")
+            bar.advance(status=f"{rate:.0f} clips/s  {name}{_brief(figures)}")
             stopping = parallel.any_rank(bool(stop), trainer.device)
             if moment.ends_epoch or moment.ends_phase or stopping or step == end - 1:
                 _keep(trainer, moment, step, log, writes)
@@ -320,7 +320,7 @@ def _refuse_another(run: Path, config: TrainConfig, resume: bool) -> dict[str, A
 def _initial_encoders(config: TrainConfig) -> dict[str, nn.Module]:
     encoders = new_encoders(config)
     for view, path in config.init.items():
-        loaded = load_encoder(path, say=console().print if parallel.rank() == 0 else None)
+        loaded = load_encoder(path, say=say if parallel.rank() == 0 else None)
         got, wanted = (
             [getattr(encoder, name) for name in ("architecture", "width", "embedding")]
             for encoder in (loaded, encoders[view])
