@@ -138,14 +138,15 @@ def queue_of(run: Path, config: TrainConfig) -> dict[str, Tensor]:
             f"`cpr pretrain`, and `cpr pretrain --resume {run}` goes on"
         )
     state = load(path)["model"]
-    filled = state["queue.ids"] >= 0
+    memory = "bank" if "bank.ids" in state else "queue"  # IIC keeps a row for each video
+    filled = state[f"{memory}.ids"] >= 0
     if int(filled.sum()) < FEWEST:
         raise TrainError(
             f"run: the queue of {run} holds {int(filled.sum())} entries, at least {FEWEST} are needed; train on for an "
             "epoch"
         )
-    views = {view: state[f"queue.view_{view}"][filled].float() for view in config.views}
-    return {**views, "videos": state["queue.labels"][filled], "sources": state["queue.ids"][filled]}
+    views = {view: state[f"{memory}.view_{view}"][filled].float() for view in config.views}
+    return {**views, "videos": state[f"{memory}.labels"][filled], "sources": state[f"{memory}.ids"][filled]}
 
 
 def _default_schedule(views: Sequence[str], entries: int, topk: int) -> Schedule:

@@ -32,7 +32,7 @@ from .co_training import Inputs, MultiViewModel, new_encoders
 from .config import Optim, TrainConfig, to_json
 from .iic import BankModel
 from .mining_meter import MiningMeter, rival_schedules
-from .missing_views import Presence
+from .missing_views import MissingViewsModel, Presence
 from .phases import Moment, Phase, locate, make_plan, total_steps
 from .run_folder import WarmStart, config_of, encoder_file, warm_start
 
@@ -124,10 +124,7 @@ def _tell_left_out(trainer: Trainer, tell: Callable[[str], None]) -> None:
 def _keep(trainer: Trainer, moment: Moment, step: int, log: RunLog, writes: bool) -> None:
     """The checkpoint after a step, and the encoders at the end of a phase, when all ranks agree on them."""
     model, run = trainer.model, Path(trainer.config.out)
-    parallel.check_same(
-        {"online encoders": model.online, "momentum encoders": model.momentum, "queue": model.queue},
-        trainer.device,
-    )  # fmt: skip
+    parallel.check_same(model.shared_state(), trainer.device)
     if writes:
         if moment.ends_phase:
             _save_encoders(trainer, moment, run)
@@ -193,7 +190,7 @@ def run_step(trainer: Trainer, moment: Moment, step: int, batch: Batch, log: Run
     own = torch.rand(len(inputs.videos), generator=generator) >= config.mining.own_drop
     full = model.is_full(moment.step_in_phase * config.clips.batch, moment.phase)
     measured = rival_schedules(config.views, phase.topk) if full else {}
-    entries = model.queue.labels.clone()  # which video each entry holds, before this batch replaces some
+    entries = model.held_videos.clone()  # before this batch replaces some
     trainer.optimizer.zero_grad(set_to_none=True)
     result = model.train_step(inputs, phase, measured, own.to(trainer.device) if phase.schedule else None)
     losses = parallel.means([float(loss) for loss in result.losses.values()], trainer.device)
@@ -343,7 +340,10 @@ def _model(config: TrainConfig, dataset: ClipDataset, presence: Presence) -> Mul
         raise TrainError(f"torchrun: {what} can be trained in one process only; start it without torchrun")
     if config.framework == "iic":
         return BankModel(config, encoders[config.views[0]], torch.tensor(dataset.videos), len(videos))
-    return MultiViewModel(config, encoders, torch.tensor([video.label for video in videos]), presence)
+    classes = torch.tensor([video.label for video in videos])
+    if presence.missing:
+        return MissingViewsModel(config, encoders, classes, presence)
+    return MultiViewModel(config, encoders, classes)
 
 
 def _optimizer(config: TrainConfig, model: MultiViewModel | BankModel, phase: Phase) -> torch.optim.Optimizer:
