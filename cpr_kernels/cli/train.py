@@ -112,12 +112,12 @@ def pretrain(argv: list[str]) -> int:
     """`cpr pretrain [--preset NAME] --data DATA ...` or `cpr pretrain --resume RUN`."""
 
     def work() -> None:
+        from ..progress import say
         from ..train.pretrain.config import TrainConfig
         from ..train.pretrain.loop import pretrain as run_pretrain
         from ..train.pretrain.presets import METHOD_PRESETS, PRESETS
         from ..train.pretrain.presets import preset as preset_settings
         from ..train.pretrain.run_folder import config_of
-        from ..train.runtime.progress import console
         from ..train.runtime.ranks import speaks
 
         resumed, rest = taken(argv, "--resume")
@@ -140,7 +140,7 @@ def pretrain(argv: list[str]) -> int:
             config = parse(TrainConfig, rest, "pretrain", defaults, more)
             run = run_pretrain(config)
         if speaks():
-            console().print(f"done: {run}; next: cpr evaluate --run {run}")
+            say(f"done: {run}; next: cpr evaluate --run {run}")
 
     return guarded(work)
 
@@ -150,8 +150,8 @@ def evaluate(argv: list[str]) -> int:
     options = parse(Evaluate, by_place(argv, "--run"), "evaluate")
 
     def work() -> None:
+        from ..progress import table
         from ..train.evaluate.retrieval import evaluate_run
-        from ..train.runtime.progress import table
 
         results = evaluate_run(options.run, options.clips, options.data, options.last, options.device)
         ks = list(next(iter(results[0]["recall"].values())))
@@ -171,9 +171,9 @@ def finetune(argv: list[str]) -> int:
     """`cpr finetune --run RUN --data DATA --out FOLDER`."""
 
     def work() -> None:
+        from ..progress import table
         from ..train.evaluate.finetune import Finetune
         from ..train.evaluate.finetune import finetune as run_finetune
-        from ..train.runtime.progress import table
 
         settings = parse(Finetune, argv, "finetune")
         result = run_finetune(settings)
