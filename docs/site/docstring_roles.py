@@ -23,6 +23,8 @@ class DocstringRoles(griffe.Extension):
 
 def _link(role: re.Match[str]) -> str:
     name = role[1].removeprefix("cpr_kernels.")
+    if name == "explain":  # the module of the same name hides it
+        return f"[`{name}`][cpr_kernels.explain.explain]"
     if name.split(".")[0] in cpr_kernels.__all__:
         return f"[`{name}`][cpr_kernels.{name}]"
     return f"`{name}`"

@@ -41,7 +41,7 @@ def test_the_commands_exist(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_the_tree_names_every_folder_and_its_question() -> None:
-    tree = README.split("<!-- tree:begin -->")[1].split("<!-- tree:end -->")[0]
+    tree = README.split("## Where things are")[1].split("```")[1]
     shown: dict[str, str] = {}
     parents: list[str] = []
     for spaces, name, about in re.findall(r"^( *)([\w./]+)/ +(.*)$", tree, flags=re.MULTILINE):
