@@ -1,4 +1,4 @@
-"""Turns Sphinx roles in docstrings (as in ``:func:`mil_nce` ``) into links of the site, or into code."""
+"""Turns Sphinx roles in docstrings (as in ``:func:`mil_nce` ``) into links of the site, and shows examples as code."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import griffe
 
 import cpr_kernels
 
+EXAMPLE = re.compile(r"^(\s*)Example:$", flags=re.MULTILINE)  # the parser knows the plural only
 ROLE = re.compile(r":(?:func|class|meth|attr|mod|data|exc):`~?([\w.]+)`")
 
 
@@ -16,9 +17,10 @@ class DocstringRoles(griffe.Extension):
     """Rewrites every docstring as it is loaded."""
 
     def on_object(self, *, obj: griffe.Object, **_: Any) -> None:
-        """Replaces the roles of one docstring."""
+        """Replaces the roles and the title of the example of one docstring."""
         if obj.docstring is not None:
-            obj.docstring.value = ROLE.sub(_link, obj.docstring.value)
+            text = EXAMPLE.sub(r"\1Examples:", obj.docstring.value)
+            obj.docstring.value = ROLE.sub(_link, text)
 
 
 def _link(role: re.Match[str]) -> str:

@@ -74,8 +74,9 @@ def test_the_pages_are_rewritten_between_their_markers(quick_run, tmp_path, caps
     assert cli.main(arguments) == 0
     assert "no scale results" in capsys.readouterr().out
     once = [path.read_text() for path in (short, page)]
-    for text in once:
-        assert text.startswith("# title\n") and text.endswith(f"{readme.END}\n## after\n") and "old" not in text
+    for written in once:
+        assert written.startswith("# title\n") and written.endswith(f"{readme.END}\n## after\n")
+        assert "old" not in written
     assert "over the floor" in once[1] and "## Mining" in once[1]
     rows = [line for line in once[0].splitlines() if line.startswith("| ")]
     workloads = [w for w in workloads_of("cascade", quick=True) if not w.axis]

@@ -146,6 +146,7 @@ def test_the_output_shown_is_what_the_command_prints(tmp_path: Path) -> None:
     assert np.load(tmp_path / "mined.npz")["indices"].shape == (3783, 5)
 
 
+@pytest.mark.slow
 def test_the_figures_of_the_mining_tables() -> None:
     text, checked = (DOCS / "mining.md").read_text(), 0
     both = "--center --sample 0 --json"
