@@ -148,15 +148,13 @@ def _measure(args: argparse.Namespace) -> int:
 
 
 def _readme(argv: Sequence[str]) -> int:
-    """Rewrites the README's table, and the benchmark page's sections."""
-    from .scale.report import rewrite_page
-
+    """Rewrites the README's table, and the section of the benchmark page."""
     parser = argparse.ArgumentParser(
         prog="python -m bench readme", description="Rewrite the README's table and the benchmark page."
     )
     parser.add_argument("--readme", type=Path, default=CHECKOUT / "README.md", help="page of the one table")
     parser.add_argument(
-        "--page", type=Path, default=CHECKOUT / "docs" / "benchmarks.md", help="page of all sections"
+        "--page", type=Path, default=CHECKOUT / "docs" / "benchmarks.md", help="page of all tables"
     )
     parser.add_argument("--out", type=Path, default=RESULTS, help="the results folder to read")
     args = parser.parse_args(argv)
@@ -165,10 +163,6 @@ def _readme(argv: Sequence[str]) -> int:
             raise ValueError(f"{option} {page}: no such file")
     rewrite(args.readme, args.out, summary)
     rewrite(args.page, args.out)
-    if any(args.out.glob("*-scale-*.json")):
-        rewrite_page(args.page, args.out)
-    else:
-        print(f"{args.out} holds no scale results: that section stays as it is")
     print(f"rewrote {args.readme} and {args.page}")
     return 0
 

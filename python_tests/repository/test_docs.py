@@ -108,6 +108,21 @@ def test_links_lead_somewhere(page: Path) -> None:
 
 
 @pytest.mark.parametrize("page", WRITTEN, ids=named)
+def test_files_named_exist(page: Path) -> None:
+    for name in re.findall(r"`((?:csrc|cpr_kernels|python_tests|bench|examples|docs)/[\w./]*)`", page.read_text()):
+        assert (ROOT / name).exists(), name
+
+
+def test_the_constants_are_those_of_the_core() -> None:
+    text = (DOCS / "kernels.md").read_text()
+    sources = "".join(path.read_text() for path in (ROOT / "csrc" / "cpu").rglob("*.cpp"))
+    table = dict(re.findall(r"^\| `([A-Z_]+)` \| ([\d.]+) \|", text, flags=re.MULTILINE))
+    assert len(table) >= 6
+    for name, value in table.items():
+        assert re.search(rf"constexpr \w+ {name} = {re.escape(value)};", sources), name
+
+
+@pytest.mark.parametrize("page", WRITTEN, ids=named)
 def test_pages_use_the_words_of_the_field(page: Path) -> None:
     found = re.findall(rf"\b(?:{AVOIDED})\b.*", prose(page.read_text()), flags=re.IGNORECASE)
     assert not re.search(rf"\b(?:{AVOIDED})\b", prose(page.read_text()), flags=re.IGNORECASE), found
