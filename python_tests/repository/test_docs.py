@@ -109,7 +109,9 @@ def test_links_lead_somewhere(page: Path) -> None:
 
 @pytest.mark.parametrize("page", WRITTEN, ids=named)
 def test_files_named_exist(page: Path) -> None:
-    for name in re.findall(r"`((?:csrc|cpr_kernels|python_tests|bench|examples|docs)/[\w./]*)`", page.read_text()):
+    for name in re.findall(
+        r"`((?:csrc|cpr_kernels|python_tests|bench|examples|docs)/[\w./]*)`", page.read_text()
+    ):
         assert (ROOT / name).exists(), name
 
 

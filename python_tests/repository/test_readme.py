@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import importlib.util
 import json
 import re
@@ -17,6 +16,18 @@ from cpr_kernels import losses, mining
 from cpr_kernels.__main__ import main
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def _script(name: str) -> ModuleType:
+    """Returns a script of docs/ as a module; the test skips where the docs are not beside it."""
+    path = ROOT / "docs" / f"{name}.py"
+    if not path.is_file():
+        pytest.skip("the docs are not beside the tests")
+    spec = importlib.util.spec_from_file_location(f"docs_{name}", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def test_it_is_one_page() -> None:
@@ -41,20 +52,11 @@ def test_the_commands_exist(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_the_tree_names_every_folder_and_its_question() -> None:
-    tree = README.split("## Where things are")[1].split("```")[1]
-    shown: dict[str, str] = {}
-    parents: list[str] = []
-    for spaces, name, about in re.findall(r"^( *)([\w./]+)/ +(.*)$", tree, flags=re.MULTILINE):
-        parents = [*parents[: len(spaces) // 2], name]
-        shown["/".join(parents)] = about
-        assert (ROOT / "/".join(parents)).is_dir(), name
-    for init in sorted((ROOT / "cpr_kernels").rglob("__init__.py")):
-        folder = init.parent.relative_to(ROOT).as_posix()
-        if folder != "cpr_kernels":
-            first = (ast.get_docstring(ast.parse(init.read_text(encoding="utf-8"))) or "").splitlines()[0]
-            question = re.split(r"(?<=[?.])\s", first)[0].rstrip(".")
-            assert shown.get(folder) == question, (folder, question)
-    assert {"csrc", "bench", "python_tests", "examples", "docs"} <= set(shown)
+    tree = _script("tree")
+    shown = README.split(tree.TITLE)[1].split("```\n")[1]
+    assert shown.rstrip("\n") == tree.render()
+    for name in tree.OTHERS:
+        assert (ROOT / name).is_dir(), name
 
 
 def test_the_table_of_backends_is_the_tables_of_the_code() -> None:
@@ -92,19 +94,8 @@ def test_the_generated_pages_are_current() -> None:
     assert readme.between_markers(page, scale.BEGIN, scale.END, long) == page.read_text()
 
 
-def _picture() -> ModuleType:
-    path = ROOT / "docs" / "cascade.py"
-    if not path.is_file():
-        pytest.skip("docs are not beside the tests")
-    spec = importlib.util.spec_from_file_location("cascade_picture", path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 def test_the_picture_is_drawn_from_its_numbers() -> None:
-    picture = _picture()
+    picture = _script("cascade")
     assert picture.draw(json.loads(picture.NUMBERS.read_text())) == picture.PICTURE.read_text()
 
 
@@ -112,7 +103,7 @@ def test_the_picture_s_numbers_are_those_of_the_table() -> None:
     table = SHARED_DATA / "features" / "ucf101_test_twostream.npz"
     if not table.is_file():
         pytest.skip("shared/data/features, with the real feature tables, is not beside the checkout")
-    picture = _picture()
+    picture = _script("cascade")
     recorded, measured = json.loads(picture.NUMBERS.read_text()), picture.measure(table)
     for key in ("entries", "classes"):
         assert measured[key] == recorded[key]
