@@ -12,8 +12,20 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 TITLE = "## Where things are"
 # folders of the package in the order of a call, then of a training; a folder that is not listed is an error
-ORDER = """dispatch mining mining/faiss losses memory metrics deploy cli cli/mine train train/runtime train/data train/encoders
-train/views train/batches train/pretrain train/evaluate train/pages""".split()
+TRAIN = ("runtime", "data", "encoders", "views", "batches", "pretrain", "evaluate", "pages")
+ORDER = (
+    "dispatch",
+    "mining",
+    "mining/faiss",
+    "losses",
+    "memory",
+    "metrics",
+    "deploy",
+    "cli",
+    "cli/mine",
+    "train",
+)
+ORDER += tuple(f"train/{name}" for name in TRAIN)
 OTHERS = {
     "csrc": "kernels, without torch, for CPU and CUDA",
     "bench": "speed, memory and studies: `python -m bench --help`",
