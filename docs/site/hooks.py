@@ -31,5 +31,7 @@ def on_files(files: Files, config: Any) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str:
-    """Leads links that leave docs/ to the copies in the site."""
-    return markdown.replace("](../bench/", "](bench/")
+    """Leads links that leave docs/ to the copies in the site, and drops the note for readers of the sources."""
+    return re.sub(r"^> `make docs` renders.*\n", "", markdown, flags=re.MULTILINE).replace(
+        "](../bench/", "](bench/"
+    )
