@@ -10,7 +10,8 @@ from cpr_kernels.losses import reference
 
 from ..harness.peer import Peer, Settings
 from ..harness.workloads import Workload
-from ..peers.loss import TEMPERATURE, LossInputs, make_loss_inputs, peers
+from ..peers.loss import LossInputs, make_loss_inputs, peers
+from ..peers.torch_forms import TEMPERATURE
 
 __all__ = ["NAME", "Answer", "LossGate", "flops", "gate", "least_bytes", "make_inputs", "peers"]
 

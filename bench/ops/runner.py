@@ -6,22 +6,20 @@ import datetime
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
-from types import MappingProxyType
-from typing import Any, cast
+from typing import Any
 
 import torch
 
 from ..harness.machine import Ceilings, ceilings, commit, describe, versions
-from ..harness.memory import cannot_measure, peak_of, peaks
+from ..harness.memory import cannot_measure, peak_of
 from ..harness.peer import OURS, Call, Op, Peer, Settings
 from ..harness.text import duration
 from ..harness.timing import Sampler, Timing, cold, cpu_sampler, cuda_sampler, graphed, interleave, quantile
 from ..harness.workloads import Workload
-from . import cascade, enqueue, loss, train_step
 from .goals import judged
+from .memory_process import peaks
 
 FORMAT = 1
-OPS = MappingProxyType({module.NAME: cast(Op, module) for module in (cascade, loss, enqueue, train_step)})
 Say = Callable[[str], None]
 
 

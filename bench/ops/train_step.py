@@ -17,10 +17,10 @@ from cpr_kernels import cascade_topk, mil_nce
 
 from ..harness.peer import OURS, RESTATED, Call, Peer, Settings, first_reason, siblings
 from ..harness.workloads import Workload
-from ..peers.cascade import narrowed
-from ..peers.loss import TEMPERATURE, LossInputs, log_softmax_form, logsumexp_form
+from ..peers.loss import LossInputs, log_softmax_form, logsumexp_form
 from ..peers.published import restated
 from ..peers.published import why_not as published_why_not
+from ..peers.torch_forms import TEMPERATURE, narrowed
 from . import cascade, enqueue, loss
 from .enqueue import MoCoQueue, Ring, full_queue, make_ring
 

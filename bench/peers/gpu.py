@@ -17,6 +17,7 @@ from torch import Tensor
 from ..harness.inputs import Table
 from ..harness.peer import Call, Peer, first_reason, not_installed, siblings
 from ..harness.workloads import Workload
+from .torch_forms import TEMPERATURE, backward, narrowed, similarities, stage_plan
 
 
 def one_stage(workload: Workload) -> str | None:
@@ -35,10 +36,8 @@ def _only_view(table: Table) -> tuple[Tensor, Tensor, int]:
 
 
 def _prepare_flashinfer(table: Table) -> Call:
-    from .cascade import narrowed, similarities
-
     top_k = importlib.import_module("flashinfer").top_k
-    plan = [(str(stage.view), stage.keep) for stage in table.workload.schedule]
+    plan = stage_plan(table)
 
     def pick(scores: Tensor, keep: int, in_order: bool) -> tuple[Tensor, Tensor]:
         values, place = top_k(scores, keep, sorted=in_order)
@@ -105,7 +104,6 @@ def cascade_peers() -> list[Peer]:
 
 def _prepare_fused(loss_of: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Callable[[Any], Call]:
     """A fused linear cross-entropy as InfoNCE: the classes are the batch's own positives, then the queue."""
-    from .loss import TEMPERATURE, backward
 
     def prepare(inputs: Any) -> Call:
         def call() -> tuple[Tensor, Tensor]:

@@ -19,9 +19,8 @@ from ..harness.inputs import make_table
 from ..harness.peer import OURS, Call, Peer, Settings, first_reason, gigabytes, not_installed, siblings
 from ..harness.workloads import Workload
 from . import gpu as gpu_peers
-from .cascade import compiled_why_not
+from .torch_forms import TEMPERATURE, backward, compiled_why_not
 
-TEMPERATURE = 0.07
 LOG_SOFTMAX = "eager log(softmax)"
 LOGSUMEXP = "eager logsumexp"
 CHUNK_LOGITS = 1 << 19  # of the chunked form: 2 MB of float32, an L2 cache
@@ -82,14 +81,6 @@ def log_softmax_form(logits: Tensor, mask: Tensor) -> Tensor:
 def logsumexp_form(logits: Tensor, mask: Tensor) -> Tensor:
     """The same number, finite for every temperature."""
     return (logits.logsumexp(dim=1) - logits.masked_fill(~mask, -torch.inf).logsumexp(dim=1)).mean()
-
-
-def backward(query: Tensor, loss: Tensor) -> tuple[Tensor, Tensor]:
-    """The loss, and its gradient for the query."""
-    query.grad = None
-    loss.backward()
-    assert query.grad is not None
-    return loss.detach(), query.grad
 
 
 def _prepare_ours(inputs: LossInputs) -> Call:

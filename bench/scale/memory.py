@@ -11,7 +11,7 @@ from cpr_kernels import Schedule
 from cpr_kernels.mining.faiss.store import IN_BLOCKS, TRAIN_ROWS_A_CELL
 from cpr_kernels.mining.sharded import KEYS_A_LIST_BYTE, SLACK, WORKING_BYTES
 
-from ..harness.memory import _status
+from ..harness.memory import status_bytes
 from ..harness.text import size
 from .data import BLOCK, QUERIES, Replicas
 
@@ -54,13 +54,13 @@ class Memory:
 
     def __init__(self, limit: int | None = None) -> None:
         self.limit = limit
-        self._before = _status("VmRSS")
+        self._before = status_bytes("VmRSS")
 
     def room(self) -> int:
         """Bytes."""
         if self.limit is None:
             return int(SHARE * available_bytes())
-        left = self.limit - max(_status("VmRSS") - self._before, 0)
+        left = self.limit - max(status_bytes("VmRSS") - self._before, 0)
         with suppress(ValueError):  # a system that does not say: the limit is all there is
             left = min(left, int(SHARE * available_bytes()))
         return left

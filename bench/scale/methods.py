@@ -13,7 +13,7 @@ from torch import Tensor
 from cpr_kernels import FaissIndex, Schedule, SearchSettings, cascade_topk
 from cpr_kernels.mining.faiss.plan import cells_for
 
-from ..harness.memory import _hand_back_free_memory, _reset_high_water, _status, cannot_measure, peak_of
+from ..harness.memory import cannot_measure, peak_of, release_free_memory, reset_high_water, status_bytes
 from ..harness.peer import not_installed
 from .data import Bank, Replicas
 from .memory import CALL, index_bytes, shares_bytes
@@ -113,7 +113,7 @@ def peak_bytes(call: Callable[[], Any]) -> dict[str, int | None]:
     if cannot_measure("cpu"):
         return {"peak_bytes": None, "process_bytes": None}
     added = peak_of(call, "cpu")
-    return {"peak_bytes": added, "process_bytes": _status("VmHWM")}
+    return {"peak_bytes": added, "process_bytes": status_bytes("VmHWM")}
 
 
 class Exact:
@@ -155,14 +155,14 @@ class Indexed:
 
     def __init__(self, bank: Bank, factory: str) -> None:
         self.bank = bank
-        _hand_back_free_memory()
-        before, begin = _status("VmRSS"), time.perf_counter()
+        release_free_memory()
+        before, begin = status_bytes("VmRSS"), time.perf_counter()
         measured = cannot_measure("cpu") is None
         if measured:
-            _reset_high_water()
+            reset_high_water()
         self.index = FaissIndex(bank.keys, "flow", factory, key_ids=bank.key_ids)
-        built, peak = time.perf_counter() - begin, _status("VmHWM") - before
-        _hand_back_free_memory()
+        built, peak = time.perf_counter() - begin, status_bytes("VmHWM") - before
+        release_free_memory()
         replaced = torch.arange(REPLACED)
 
         def replace() -> float:
@@ -171,7 +171,7 @@ class Indexed:
         update, _ = in_turn(replace(), replace)
         self.facts = {
             "build_s": built, "build_peak_bytes": peak if measured else None, "update_s": update,
-            "index_bytes": max(_status("VmRSS") - before, 0),
+            "index_bytes": max(status_bytes("VmRSS") - before, 0),
         }  # fmt: skip
 
     def try_as_hard_as(self, effort: int | None) -> None:

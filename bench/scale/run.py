@@ -23,6 +23,7 @@ from cpr_kernels import Schedule, parse_schedule
 from cpr_kernels.mining.faiss.plan import why_not_schedule
 from cpr_kernels.mining.faiss.search import overlap
 
+from .. import RESULTS
 from ..harness.machine import commit, configure, describe, slug, versions
 from ..harness.peer import Settings
 from ..harness.text import duration, size
@@ -244,11 +245,11 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def main(argv: Sequence[str], results: Path) -> int:
-    """The command; 1 after a wrong answer or a lost process."""
+def main(argv: Sequence[str]) -> int:
+    """Runs the command; returns 1 after a wrong answer or a lost process."""
     args = _parser().parse_args(argv)
     if args.readme is not None:
-        rewrite_readme(args.readme, args.out or results)
+        rewrite_readme(args.readme, args.out or RESULTS)
         return 0
     if not all(1 <= entries < 1e12 for entries in args.sizes):
         raise ValueError(f"--sizes must be from 1 to 1e12, got {args.sizes}")
@@ -265,7 +266,7 @@ def main(argv: Sequence[str], results: Path) -> int:
     if args.plan:
         print("\n".join(plan(replicas, chosen, memory.room()) for replicas in wanted))
         return 0
-    out = args.out or (None if args.quick else results)
+    out = args.out or (None if args.quick else RESULTS)
     document = _document(settings, found, wanted, newest(out) if args.add and out is not None else None)
 
     def keep(document: Document) -> None:

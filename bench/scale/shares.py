@@ -19,7 +19,7 @@ from torch import Tensor
 
 from cpr_kernels import Schedule, ShardedMultiViewQueue, cascade_topk
 
-from ..harness.memory import _status
+from ..harness.memory import status_bytes
 from .data import BLOCK, QUERIES, Base, Replicas
 from .methods import REPLACED, TIMED, clocked, peak_bytes
 
@@ -54,7 +54,7 @@ class _Rank:
         steps = range(0, self.replicas.size, self.ranks * BLOCK)
         taken = sum(self._enqueue(first, BLOCK) for first in steps)
         held = sum(buffer.numel() * buffer.element_size() for buffer in self.queue.buffers())
-        return {"build_s": taken, "index_bytes": held, "build_peak_bytes": _status("VmHWM")}
+        return {"build_s": taken, "index_bytes": held, "build_peak_bytes": status_bytes("VmHWM")}
 
     def replace(self) -> float:
         """Seconds of replacing a batch, by the same rows: the queue stays what it is."""

@@ -1,4 +1,4 @@
-"""Times choices of the CUDA planner that only a device can judge: ``python -m bench.studies.gpu_tune [--out FILE]``.
+"""Times choices of the CUDA planner that only a device can judge: ``python -m bench gpu-tune [--out FILE]``.
 
 One choice at a time against the planner's own rules, on the shapes with a goal, replayed from a CUDA graph and in
 turn. An answer that differs in one bit from the rules' own ends the run with 1. What wins here becomes a rule in
@@ -97,11 +97,9 @@ def once(workload: Workload) -> None:
     explain(cascade_topk, table.queries, table.keys, workload.schedule)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str]) -> int:
     """The table, printed and written as it grows; 1 after a wrong answer, 2 where nothing can be timed."""
-    parser = argparse.ArgumentParser(
-        prog="python -m bench.studies.gpu_tune", description=__doc__.splitlines()[0]
-    )
+    parser = argparse.ArgumentParser(prog="python -m bench gpu-tune", description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=None, metavar="FILE", help="also write the table here")
     parser.add_argument(
         "--workload", action="append", default=[], metavar="NAME", help="only this; may repeat"
@@ -117,7 +115,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             by_name("cascade", name) for name in ([args.once] if args.once else args.workload or SHAPES)
         ]
     except ValueError as error:
-        print(f"bench.studies.gpu_tune: {error}", file=sys.stderr)
+        print(f"bench gpu-tune: {error}", file=sys.stderr)
         return 2
     if args.once:
         once(chosen[0])
@@ -133,7 +131,3 @@ def main(argv: Sequence[str] | None = None) -> int:
     say("| workload | choice | time | of the rules' time |")
     say("| --- | --- | --- | --- |")
     return 0 if sum(not tune(workload, _core, say) for workload in chosen) == 0 else 1
-
-
-if __name__ == "__main__":
-    sys.exit(main())

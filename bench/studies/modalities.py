@@ -1,8 +1,8 @@
 """What each further modality brings, and CPR on IIC: every row under one budget, as one command each.
 
-    python -m bench.studies.modalities modalities --videos LIST.csv --dataset ucf101 --with-sound --out FOLDER
-    python -m bench.studies.modalities iic --videos LIST.csv --dataset ucf101 --out FOLDER
-    python -m bench.studies.modalities modalities --videos LIST.csv --dataset utd_mhad_rgb --out FOLDER \\
+    python -m bench modalities modalities --videos LIST.csv --dataset ucf101 --with-sound --out FOLDER
+    python -m bench modalities iic --videos LIST.csv --dataset ucf101 --out FOLDER
+    python -m bench modalities modalities --videos LIST.csv --dataset utd_mhad_rgb --out FOLDER \\
         --rows rgb rgb+flow \\
         --warm-up-epochs 60 --cycle-epochs 10 --queue 32 --batch 8
 
@@ -16,7 +16,6 @@ from __future__ import annotations
 import argparse
 import csv
 import json
-import sys
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -38,7 +37,7 @@ from cpr_kernels.train.views.names import together
 from ..harness.text import markdown
 from ..tables.readme import write_text
 from .modalities_reading import reading
-from .protocol import WARM_UP, ended, train
+from .protocol import WARM_UP, run_study, train
 from .protocol_reading import cell
 
 THREE = ("rgb", "flow", "audio")
@@ -232,11 +231,9 @@ def tables(results: dict[str, dict[str, Any]]) -> str:
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str]) -> int:
     """The command line: 0 done, 2 a setting that cannot work, 130 stopped."""
-    parser = argparse.ArgumentParser(
-        prog="python -m bench.studies.modalities", description=(__doc__ or "").strip()
-    )
+    parser = argparse.ArgumentParser(prog="python -m bench modalities", description=(__doc__ or "").strip())
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("experiment", choices=list(EXPERIMENTS))
     parser.add_argument("--videos", type=Path, required=True, help="CSV list, or folder of class folders")
@@ -259,7 +256,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--batch", type=int)
     parser.add_argument("--device", default="auto")
     args = parser.parse_args(argv)
-    return ended("bench.studies.modalities", lambda: _work(args))
+    return run_study("modalities", lambda: _work(args))
 
 
 def _changed(base: Budget, args: argparse.Namespace) -> Budget:
@@ -295,7 +292,3 @@ def _work(args: argparse.Namespace) -> str:
         says=reading(results),
     )
     return tables(results)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,6 +1,6 @@
 """The papers' comparison as one command: every method under one budget, from each seed's common InfoNCE warm-up.
 
-    python -m bench.studies.protocol --data DATA --out FOLDER [--preset cpu|gpu] [--seeds 0 1]
+    python -m bench protocol --data DATA --out FOLDER [--preset cpu|gpu] [--seeds 0 1]
 
 DATA is a set made by `cpr prepare`. Every run is resumable: stopped or killed, the same command goes on. FOLDER gets
 seed<n>/<method>/ (runs), protocol.json, protocol.md, curves.svg and report.html.
@@ -190,11 +190,9 @@ def write_document(
     return document
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str]) -> int:
     """The command line: 0 done, 2 a setting that cannot work, 130 stopped."""
-    parser = argparse.ArgumentParser(
-        prog="python -m bench.studies.protocol", description=(__doc__ or "").strip()
-    )
+    parser = argparse.ArgumentParser(prog="python -m bench protocol", description=(__doc__ or "").strip())
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--data", type=Path, required=True, help="a prepared data set")
     parser.add_argument("--out", type=Path, required=True, help="folder of all runs and results")
@@ -208,22 +206,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--workers", type=int, default=-1)
     parser.add_argument("--device", default="auto")
     args = parser.parse_args(argv)
-    return ended("bench.studies.protocol", lambda: _work(args))
+    return run_study("protocol", lambda: _work(args))
 
 
-def ended(command: str, work: Callable[[], str]) -> int:
-    """Print what an experiment's `work` makes of it; the command's exit: 0 done, 2 a setting that cannot work, 130
-    stopped.
-    """
+def run_study(name: str, work: Callable[[], str]) -> int:
+    """Prints the tables that `work` returns; returns 0 done, 2 a setting that cannot work, 130 stopped."""
     try:
-        table = work()
+        tables = work()
     except Interrupted as stopped:
-        print(f"{stopped} (or the same {command} command)", file=sys.stderr)
+        print(f"{stopped} (or the same `python -m bench {name}` command)", file=sys.stderr)
         return 130
     except (TrainError, OSError) as error:
-        print(f"{command}: {error}", file=sys.stderr)
+        print(f"bench {name}: {error}", file=sys.stderr)
         return 2
-    print(table)
+    print(tables)
     return 0
 
 
@@ -250,7 +246,3 @@ def _changed(base: Budget, args: argparse.Namespace) -> Budget:
     )
     config.check()
     return replace(base, config=config)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

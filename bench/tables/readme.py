@@ -1,11 +1,13 @@
-"""``python -m bench readme``: the README's performance section, made from the result files."""
+"""Writes the README's performance section from the result files: ``python -m bench readme``."""
 
 from __future__ import annotations
 
+import argparse
 import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from .. import CHECKOUT, RESULTS
 from ..harness.peer import OURS
 from ..harness.text import duration
 from ..harness.workloads import OPS
@@ -94,3 +96,22 @@ def write_text(path: Path, text: str) -> None:
 
     with replacing([path]) as [part]:
         part.write_text(text)
+
+
+def main(argv: Sequence[str]) -> int:
+    """Rewrites the section of a page.
+
+    Raises:
+        ValueError: there is no such page, it lacks a marker, or there are no results.
+    """
+    parser = argparse.ArgumentParser(
+        prog="python -m bench readme", description="Rewrite the performance section of a page."
+    )
+    parser.add_argument("--readme", type=Path, default=CHECKOUT / "README.md", help="the page")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="the results folder to read")
+    args = parser.parse_args(argv)
+    if not args.readme.is_file():
+        raise ValueError(f"--readme {args.readme}: no such file")
+    rewrite(args.readme, args.out)
+    print(f"rewrote {args.readme}")
+    return 0

@@ -201,4 +201,4 @@ def test_every_method_has_the_same_budget(
 def test_bad_arguments_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert protocol.main(["--data", str(tmp_path), "--out", str(tmp_path / "o")]) == 2
     said = capsys.readouterr().err
-    assert said.startswith("bench.studies.protocol: data:") and said.count("\n") == 1
+    assert said.startswith("bench protocol: data:") and said.count("\n") == 1

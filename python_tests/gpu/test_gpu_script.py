@@ -44,7 +44,7 @@ case "$*" in
     echo "$PYTHONPATH" "$@"
     echo "4 passed";;
   *gpu_small*) [ "$BAD" != smoke ] && echo "0 wrong";;
-  *"-m bench.studies.gpu_tune"*) [ "$BAD" != tune ];;
+  *"-m bench gpu-tune"*) [ "$BAD" != tune ];;
   *"-m bench"*)
     [ "$SLOW" = bench ] && sleep 60
     folder=$(echo "$*" | sed 's/.*--out \\([^ ]*\\).*/\\1/')
