@@ -45,9 +45,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"bench: no command {name!r}; expected one of {', '.join(COMMANDS)}", file=sys.stderr)
         return 2
     module, _ = COMMANDS[name]
-    if module == "bench.ops.measure" and name != "measure":
-        words += ["--op", name]
     try:
+        if module == "bench.ops.measure" and name != "measure":
+            if any(word.partition("=")[0] == "--op" for word in words):
+                raise ValueError(f"--op: `{name}` names the op already; leave --op out, or use `measure`")
+            words += ["--op", name]
         return int(importlib.import_module(module).main(words))
     except ValueError as error:
         print(f"bench: {error}", file=sys.stderr)

@@ -72,6 +72,10 @@ def _settings(args: argparse.Namespace) -> Settings:
     )
 
 
+def _names(args: argparse.Namespace) -> list[str]:
+    return list(OPS) if args.op == "all" else [args.op]
+
+
 def _chosen(op: str, args: argparse.Namespace) -> list[Workload]:
     """Returns the chosen workloads; a name that only another op has is not an error with `--op all`."""
     if args.workload:
@@ -101,8 +105,8 @@ def write(document: Document, out: Path) -> list[Path]:
     return [*made, out / "report.md"]
 
 
-def _print_list() -> None:
-    for op in OPS:
+def _print_list(names: Sequence[str]) -> None:
+    for op in names:
         print(op)
         for workload in workloads_of(op):
             print(f"  {workload}: {workload.source}")
@@ -114,8 +118,7 @@ def _measure(args: argparse.Namespace) -> int:
     # a smoke test's rows are no results: they go into the results folder only when asked
     out = args.out or (None if args.quick else RESULTS)
     documents = []
-    names = list(OPS) if args.op == "all" else [args.op]
-    chosen = {name: _chosen(name, args) for name in names}
+    chosen = {name: _chosen(name, args) for name in _names(args)}
     if not any(chosen.values()):
         raise ValueError(f"no op has a workload named {', '.join(args.workload)}; see --list")
     for name, workloads in chosen.items():
@@ -151,6 +154,6 @@ def main(argv: Sequence[str]) -> int:
     """
     args = _parser().parse_args(argv)
     if args.list:
-        _print_list()
+        _print_list(_names(args))
         return 0
     return _measure(args)

@@ -34,11 +34,9 @@ from cpr_kernels.train.pretrain.run_folder import encoder_files
 from cpr_kernels.train.runtime.run_log import read_lines
 from cpr_kernels.train.views.names import together
 
-from ..harness.text import markdown
+from ..harness.text import markdown, percents
 from ..tables.readme import write_text
-from .modalities_reading import reading
 from .protocol import WARM_UP, run_study, train
-from .protocol_reading import cell
 
 THREE = ("rgb", "flow", "audio")
 ORACLE = Mining(method="coclr", siblings="ignore", infonce_siblings="ignore")
@@ -204,12 +202,12 @@ def figures_of(run_folder: Path, views: Sequence[str]) -> dict[str, Any]:
 
 def tables(results: dict[str, dict[str, Any]]) -> str:
     """Features and mining, a row each, in percent: the mean, and each seed's."""
-    features, mined = [], []
+    features, mined, lacking = [], [], []
     for row, of_seed in results.items():
         found = list(of_seed.values())
         for view in found[0]["recall"] if found else ():
-            shares = [cell([one["recall"][view][k] for one in found]) for k in found[0]["recall"][view]]
-            features.append([row, view, *shares, cell([one["probe"][view] for one in found])])
+            shares = [percents([one["recall"][view][k] for one in found]) for k in found[0]["recall"][view]]
+            features.append([row, view, *shares, percents([one["probe"][view] for one in found])])
         for phase in found[0]["mining"] if found else ():
             ways = [one["mining"][phase] for one in found]
             own = [
@@ -217,16 +215,17 @@ def tables(results: dict[str, dict[str, Any]]) -> str:
             ]
             names = dict.fromkeys(name for way in ways for name in way if name != "mined")
             others = ", ".join(
-                f"{name} {cell([way[name]['pmr'] for way in ways if name in way])}" for name in names
+                f"{name} {percents([way[name]['pmr'] for way in ways if name in way])}" for name in names
             )
-            mined.append([row, phase, *map(cell, own), others])
-    said = reading(results)
+            mined.append([row, phase, *map(percents, own), others])
+        if found:
+            lacking += [[row, view, percents([share])] for view, share in found[0]["missing"].items()]
     parts = [
         markdown(["row", "view", "R@1", "R@5", "R@10", "R@20", "probe"], features) if features else "",
         markdown(["row", "phase", "PMR", "median CMR", "PMR of other ways, same queue"], mined)
         if mined
         else "",
-        "\n".join(["What the figures say:", "", *(f"- {sentence}" for sentence in said)]) if said else "",
+        markdown(["row", "view", "training videos without it, which score 0"], lacking) if lacking else "",
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
@@ -289,6 +288,6 @@ def _work(args: argparse.Namespace) -> str:
         [folder(args.out, args.seeds[0], row) for row in rows],
         args.out / "report.html",
         title="What each modality brings" if args.experiment == "modalities" else "CPR on IIC",
-        says=reading(results),
+        says=[f"Seed {args.seeds[0]} of {len(args.seeds)}; result.md has the tables of all."],
     )
     return tables(results)

@@ -30,7 +30,6 @@ from cpr_kernels.train.pretrain.run_folder import config_of, encoder_files
 from cpr_kernels.train.runtime.run_log import read_lines
 
 from ..tables.readme import write_text
-from .protocol_reading import reading
 from .protocol_tables import diagnosis, markdown
 
 WARM_UP = "warm-up"
@@ -230,9 +229,7 @@ def _work(args: argparse.Namespace) -> str:
     folders = [args.out / f"seed{args.seeds[0]}" / name for name in (WARM_UP, *args.methods)]
     write_report(
         folders, args.out / "report.html", title="One budget, every method",
-        says=[
-            f"Seed {args.seeds[0]} of {len(args.seeds)}; protocol.md has the tables of all.", *reading(document)
-        ],
+        says=[f"Seed {args.seeds[0]} of {len(args.seeds)}; protocol.md has the tables of all."],
     )  # fmt: skip
     return markdown(document)
 

@@ -14,7 +14,7 @@ from cpr_kernels.train.pretrain.config import TrainConfig
 from cpr_kernels.train.runtime.checkpoint import load
 
 from ..harness.text import markdown as table
-from .protocol_reading import cell, reading
+from ..harness.text import percents
 
 Document = dict[str, Any]
 
@@ -35,8 +35,6 @@ def markdown(document: Document) -> str:
         "The queue at the end of the warm-up, mined in several ways, stage by stage (right: entries with the query's "
         "class, as a share of what is kept, and of all that the query could find, %):",
         diagnosis_table(document),
-        "What the figures say:",
-        "\n".join(f"- {sentence}" for sentence in reading(document)),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
@@ -49,8 +47,8 @@ def features_table(document: Document) -> str:
         found = list(of_seed.values())
         for view in found[0]["recall"] if found else ():
             ks = list(found[0]["recall"][view])
-            cells = [cell([run["recall"][view][k] for run in found]) for k in ks]
-            rows.append([method, view, *cells, cell([run["probe"][view] for run in found])])
+            cells = [percents([run["recall"][view][k] for run in found]) for k in ks]
+            rows.append([method, view, *cells, percents([run["probe"][view] for run in found])])
     return table(header, rows) if rows else ""
 
 
@@ -63,11 +61,12 @@ def mining_table(document: Document) -> str:
             mined = [mining[view].get("mined") for mining in found]
             measured = all(mined)
             own = [
-                cell([way[figure] for way in mined if way]) if measured else "–"
+                percents([way[figure] for way in mined if way]) if measured else "–"
                 for figure in ("pmr", "r1", "cmr_median")
             ]
             others = [
-                cell([mining[view][way]["pmr"] for mining in found if way in mining[view]]) for way in ways
+                percents([mining[view][way]["pmr"] for mining in found if way in mining[view]])
+                for way in ways
             ]
             rows.append([method, view, *own, *others])
     header = [
@@ -91,14 +90,14 @@ def diagnosis_table(document: Document) -> str:
     rows = []
     for name, stages in found[0]["purity"].items():
         kept = " → ".join(str(round(mean(one["kept"][name][i] for one in found))) for i in range(len(stages)))
-        shares = " → ".join(cell([one["purity"][name][i] for one in found]) for i in range(len(stages)))
+        shares = " → ".join(percents([one["purity"][name][i] for one in found]) for i in range(len(stages)))
         alive = " → ".join(
             f"{100 * mean(one['alive'][name][i] for one in found):.0f}" for i in range(len(stages))
         )
         rows.append([name, kept, shares, alive])
     facts = (
-        f"\n\nA random eligible entry has the query's class in {cell([one['chance'] for one in found])} %; "
-        f"{cell([one['siblings'] for one in found])} % of the entries are siblings of the query. The two views' "
+        f"\n\nA random eligible entry has the query's class in {percents([one['chance'] for one in found])} %; "
+        f"{percents([one['siblings'] for one in found])} % of the entries are siblings of the query. The two views' "
         f"similarities correlate by {mean(one['agreement'] for one in found):.2f} (rank correlation over entries, mean "
         "over queries): 1 means that a second view adds nothing."
     )
