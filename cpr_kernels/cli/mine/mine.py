@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -13,11 +12,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from ... import mining
 from ...dispatch.backends import choose
 from ...mining import CascadeTrace, Schedule, cascade_topk, cascade_trace
+from ...progress import ProgressBar
 from .embeddings import Prepared, mean_row, prepare
 from .inputs import CLASS_NAMES, Names, Side, find_names, open_sides
 from .options import DTYPES, parser, schedule_of
@@ -170,8 +169,7 @@ def _mine(args: argparse.Namespace, problem: Problem) -> tuple[Tensor, Tensor, s
     count, backend = len(problem.queries), "none"
     indices = torch.empty(count, problem.schedule.topk, dtype=torch.int64)
     scores = torch.empty(count, problem.schedule.topk, dtype=torch.float32)
-    show = sys.stderr.isatty() if args.progress is None else args.progress
-    with tqdm(total=count, unit=" queries", desc="mining", disable=not show, file=sys.stderr) as bar:
+    with ProgressBar("mining", count, unit="query", shown=args.progress) as bar:
         for start in range(0, count, args.chunk):
             stop = min(start + args.chunk, count)
             queries = problem.queries.rows(start, stop)
@@ -187,7 +185,7 @@ def _mine(args: argparse.Namespace, problem: Problem) -> tuple[Tensor, Tensor, s
                 key_ids=problem.key_ids,
                 backend=args.backend,
             )
-            bar.update(stop - start)
+            bar.advance(stop - start)
     for name, odd in problem.queries.not_finite.items():
         if odd:
             problem.notes.append(f"{odd:,} query rows of {name} hold NaN or infinity and mine nothing")
