@@ -3,7 +3,7 @@
 #   bash bench/gpu.sh OUT_FOLDER
 # builds the core for the GPU at hand, tests both backends against the reference, runs compute-sanitizer, measures, and
 # ends with a short table. Leaves with 1 when any answer was wrong, a tool found a fault, or something could not run; 2
-# when it cannot begin. In OUT_FOLDER, as they come, so a run that is cut short still tells what it saw:
+# when it cannot begin. In OUT_FOLDER, as they come, so a run that is cut short still says what it saw:
 #   summary.txt (a line a step)  faults.txt (what was not right)  logs.txt (the end of every step's output)
 #   cascade.md  loss.md  tune.md (tables)  results.tar.gz (all that the benchmarks and tests wrote, for bench/results)
 # Needs: an NVIDIA driver, nvcc, g++, cmake, ninja, and a Python with torch (CUDA), triton, pybind11, numpy, pytest.

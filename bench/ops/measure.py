@@ -115,7 +115,7 @@ def _print_list(names: Sequence[str]) -> None:
 def _measure(args: argparse.Namespace) -> int:
     settings = _settings(args)
     configure(settings)
-    # a smoke test's rows are no results: they go into the results folder only when asked
+    # a smoke test's rows are no results: they are kept only where --out says so
     out = args.out or (None if args.quick else RESULTS)
     documents = []
     chosen = {name: _chosen(name, args) for name in _names(args)}

@@ -1,4 +1,4 @@
-"""Ways to run the cascade: this package, torch as well as it goes, its matmuls alone, and other libraries."""
+"""Lists ways to run the cascade: this package, the strongest form in torch, its matmuls alone, and other libraries."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def strong_torch(
     query_ids: Tensor | None,
     key_ids: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    """All similarities by matmul, then :func:`narrowed`; siblings fall at the first stage."""
+    """Returns all similarities by matmul, then :func:`narrowed`; siblings fall at the first stage."""
     scores = {view: similarities(queries[view], keys[view]) for view in dict.fromkeys(v for v, _ in plan)}
     if query_ids is not None and key_ids is not None:
         scores[plan[0][0]].masked_fill_(siblings(query_ids, key_ids), -torch.inf)
@@ -59,7 +59,7 @@ def _prepare_compiled(table: Table) -> Call:
 
 
 def _judges(table: Table) -> list[tuple[Tensor, Tensor]]:
-    """Queries and keys of the views that judge."""
+    """Returns queries and keys of the views that judge."""
     return [(table.queries[view], table.keys[view]) for view in table.workload.schedule.views]
 
 
@@ -125,7 +125,7 @@ def _float32_only(workload: Workload) -> str | None:
 
 
 def peers(settings: Settings) -> list[Peer]:
-    """Every peer of the cascade, ours first."""
+    """Returns every peer of the cascade, ours first."""
     listed = [
         Peer(OURS, _prepare_ours, checked="exact"),
         Peer(STRONG, _prepare_strong),

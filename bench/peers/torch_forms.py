@@ -1,4 +1,4 @@
-"""Plain torch building blocks that several peers share: scores, the cascade on scores, the loss's backward pass."""
+"""Holds plain torch code that several peers share: scores, the cascade on scores, the loss's backward pass."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The ways to mine a long queue that ``python -m bench scale`` compares: each answers and says what it holds."""
+"""Lists the ways to mine a long queue that ``python -m bench scale`` compares: each answers and says what it holds."""
 
 from __future__ import annotations
 
@@ -36,13 +36,13 @@ class Method(NamedTuple):
     ranks: int = 0  # processes that hold the queue in shares; 0: this one holds it
 
     def why_not(self, entries: int) -> str | None:
-        """The sentence why it does not run at this length, memory apart, or None."""
+        """Returns the sentence why it does not run at this length, memory apart, or None."""
         if self.factory.startswith("HNSW") and entries > HNSW_UP_TO:
             return f"building the graph takes minutes per {HNSW_UP_TO:,} entries on two cores"
         return not_installed("faiss", "faiss-cpu") if self.factory else None
 
     def needs(self, replicas: Replicas, schedules: Sequence[Schedule]) -> int:
-        """Bytes beside the queue, at the peak."""
+        """Returns bytes beside the queue, at the peak."""
         if self.ranks:
             return shares_bytes(replicas, self.ranks, schedules)
         if self.factory:
@@ -51,7 +51,7 @@ class Method(NamedTuple):
 
 
 def methods(entries: int) -> list[Method]:
-    """What is compared on a queue of so many entries, the exact cascade first."""
+    """Returns the methods compared on a queue of so many entries, the exact cascade first."""
     cells = min(cells_for(entries), MOST_CELLS)
     return [
         Method("exact", "native, exact", exact=True),
@@ -70,24 +70,24 @@ class Contender(Protocol):
     facts: dict[str, Any]  # what it took to build, hold and update
 
     def mine(self, schedule: Schedule) -> tuple[Tensor, Tensor]:
-        """Indices [B, k] and scores [B, k] of all queries."""
+        """Returns indices [B, k] and scores [B, k] of all queries."""
         ...
 
     def seconds(self, schedule: Schedule) -> float:
-        """Of one call."""
+        """Returns the seconds of one call."""
         ...
 
     def peak(self, schedule: Schedule) -> dict[str, int | None]:
-        """`peak_bytes` that a call adds at its peak, and `process_bytes`, resident in its process then."""
+        """Returns `peak_bytes` that a call adds at its peak, and `process_bytes`, resident in its process then."""
         ...
 
     def report(self) -> dict[str, Any]:
-        """More about the last call."""
+        """Returns more about the last call."""
         ...
 
 
 def clocked(call: Callable[[], Any]) -> float:
-    """Seconds of a call."""
+    """Returns seconds of a call."""
     begin = time.perf_counter()
     call()
     return time.perf_counter() - begin
@@ -96,8 +96,8 @@ def clocked(call: Callable[[], Any]) -> float:
 def in_turn(
     first: float, seconds: Callable[[], float], beside: Callable[[], float] | None = None
 ) -> tuple[float, float]:
-    """Median seconds of some calls, fewer where the `first` took long; and how many times as long `beside` takes,
-    calls in turn.
+    """Returns median seconds of some calls, fewer where the `first` took long; and how many times as long
+    `beside` takes, interleaved calls.
     """
     count = TIMED if first < 1 else 2 if first < 10 else 1
     taken, ratios = [], []
@@ -109,7 +109,7 @@ def in_turn(
 
 
 def peak_bytes(call: Callable[[], Any]) -> dict[str, int | None]:
-    """What a call adds at its peak, and what this process then holds; None where the system does not say."""
+    """Returns what a call adds at its peak, and what this process then holds; None where the system does not say."""
     if cannot_measure("cpu"):
         return {"peak_bytes": None, "process_bytes": None}
     added = peak_of(call, "cpu")
@@ -132,21 +132,21 @@ class Exact:
                 self.answers[first] = self.mine(first)
 
     def mine(self, schedule: Schedule) -> tuple[Tensor, Tensor]:
-        """As :class:`Contender`."""
+        """Does what :class:`Contender` says."""
         bank = self.bank
         masks = {"query_ids": bank.query_ids, "key_ids": bank.key_ids}
         return cascade_topk(bank.queries, bank.keys, schedule, **masks, backend="native")
 
     def seconds(self, schedule: Schedule) -> float:
-        """As :class:`Contender`."""
+        """Does what :class:`Contender` says."""
         return clocked(lambda: self.mine(schedule))
 
     def peak(self, schedule: Schedule) -> dict[str, int | None]:
-        """Of the first call."""
+        """Returns that of the first call."""
         return self._peaks[schedule]
 
     def report(self) -> dict[str, Any]:
-        """Nothing more."""
+        """Returns nothing more."""
         return {}
 
 
@@ -175,23 +175,23 @@ class Indexed:
         }  # fmt: skip
 
     def try_as_hard_as(self, effort: int | None) -> None:
-        """Search so many cells; None leaves it to the index."""
+        """Searches so many cells; None leaves it to the index."""
         self.index.settings = SearchSettings(effort=effort)
 
     def mine(self, schedule: Schedule) -> tuple[Tensor, Tensor]:
-        """As :class:`Contender`."""
+        """Does what :class:`Contender` says."""
         bank = self.bank
         masks = {"query_ids": bank.query_ids, "key_ids": bank.key_ids}
         return cascade_topk(bank.queries, bank.keys, schedule, **masks, backend=self.index)
 
     def seconds(self, schedule: Schedule) -> float:
-        """As :class:`Contender`."""
+        """Does what :class:`Contender` says."""
         return clocked(lambda: self.mine(schedule))
 
     def peak(self, schedule: Schedule) -> dict[str, int | None]:
-        """As :class:`Contender`."""
+        """Does what :class:`Contender` says."""
         return peak_bytes(lambda: self.mine(schedule))
 
     def report(self) -> dict[str, Any]:
-        """Queries, searches, how many queries were searched wider or exactly."""
+        """Returns queries, searches, how many queries were searched wider or exactly."""
         return self.index.report._asdict()

@@ -1,4 +1,4 @@
-"""What each further modality brings, and CPR on IIC: every row under one budget, as one command each.
+"""Measures the gain of each further modality, and CPR on IIC: every row under one budget, as one command each.
 
     python -m bench modalities modalities --videos LIST.csv --dataset ucf101 --with-sound --out FOLDER
     python -m bench modalities iic --videos LIST.csv --dataset ucf101 --out FOLDER
@@ -7,8 +7,8 @@
         --warm-up-epochs 60 --cycle-epochs 10 --queue 32 --batch 8
 
 LIST.csv has the columns path and label (or class), and optionally split, dataset and has_audio; a folder with one
-folder a class will do too. Every step is resumable: stopped or killed, the same command goes on. FOLDER gets data/,
-seed<n>/<row>/ (runs), result.json, result.md and report.html.
+folder a class will do too. Every step is resumable: stopped or killed, the same command continues it. FOLDER
+gets data/, seed<n>/<row>/ (runs), result.json, result.md and report.html.
 """
 
 from __future__ import annotations
@@ -75,7 +75,8 @@ class Budget:
 
 
 def budget(experiment: str, scale: str, data: Path, out: Path) -> Budget:
-    """tiny: minutes, shows that all runs. cpu: hours on two cores. gpu: the papers' clips and networks.
+    """Returns the budget of a scale. tiny: minutes, shows that all runs. cpu: hours on two cores. gpu: the
+    papers' clips and networks.
 
     Each view is trained for as many epochs in every row. Rows of modalities take clips of a pair from different parts
     of the video. IIC starts from scratch as published where there are epochs for it; on a CPU from InfoNCE, since
@@ -111,7 +112,9 @@ def budget(experiment: str, scale: str, data: Path, out: Path) -> Budget:
 
 
 def listed(videos: Path, out: Path, dataset: str | None, with_sound: bool) -> Path:
-    """The list to prepare: `videos` itself, or its rows of one data set, of classes most of whose videos have sound."""
+    """Returns the list to prepare: `videos` itself, or its rows of one data set, of classes most of whose
+    videos have sound.
+    """
     if not (dataset or with_sound):
         return videos
     if not videos.is_file():
@@ -136,7 +139,7 @@ def listed(videos: Path, out: Path, dataset: str | None, with_sound: bool) -> Pa
 
 
 def run(experiment: str, base: Budget, seeds: Sequence[int], rows: Sequence[str]) -> dict[str, Any]:
-    """All runs, one after the other; returns what result.json holds, which is written after each."""
+    """Trains all runs, one after the other; returns what result.json holds, which is written after each."""
     out = base.config.out
     results: dict[str, dict[str, Any]] = {row: {} for row in ([WARM_UP] if base.warm_up else [])}
     results |= {row: {} for row in rows}
@@ -156,7 +159,7 @@ def run(experiment: str, base: Budget, seeds: Sequence[int], rows: Sequence[str]
 
 
 def warm_up_config(base: Budget, experiment: str, seed: int, rows: Sequence[str]) -> TrainConfig:
-    """InfoNCE of every view that a row has; of IIC's encoder, of its first view."""
+    """Returns the config of InfoNCE of every view that a row has; of IIC's encoder, of its first view."""
     config = base.config
     if experiment == "iic":
         views = config.views[:1]
@@ -170,7 +173,7 @@ def warm_up_config(base: Budget, experiment: str, seed: int, rows: Sequence[str]
 
 
 def row_config(base: Budget, experiment: str, seed: int, row: str) -> TrainConfig:
-    """A row's run, from its seed's warm-up, so that rows differ in what they mine only."""
+    """Returns the config of a row's run, from its seed's warm-up, so that rows differ in what they mine only."""
     config, known = base.config, EXPERIMENTS[experiment][row]
     settings = {**known, "mining": replace(known["mining"], topk=config.mining.topk)}
     if base.warm_up:
@@ -181,13 +184,13 @@ def row_config(base: Budget, experiment: str, seed: int, row: str) -> TrainConfi
 
 
 def folder(out: Path, seed: int, row: str) -> Path:
-    """Where the run of a row lies."""
+    """Returns the folder of a row's run."""
     name = "".join(c if c.isalnum() or c in "+-" else "_" for c in row.lower())
     return out / f"seed{seed}" / name
 
 
 def figures_of(run_folder: Path, views: Sequence[str]) -> dict[str, Any]:
-    """Retrieval and probe of the last encoders, and what was mined in the last epoch of every phase."""
+    """Returns retrieval and probe of the last encoders, and what was mined in the last epoch of every phase."""
     last = json.loads((run_folder / "eval.json").read_text())["phases"][-1]
     lines = read_lines(run_folder / "log.jsonl")
     epochs = last_epochs([line for line in lines if line["kind"] == "epoch"])
@@ -201,7 +204,7 @@ def figures_of(run_folder: Path, views: Sequence[str]) -> dict[str, Any]:
 
 
 def tables(results: dict[str, dict[str, Any]]) -> str:
-    """Features and mining, a row each, in percent: the mean, and each seed's."""
+    """Returns features and mining, a row each, in percent: the mean, and each seed's."""
     features, mined, lacking = [], [], []
     for row, of_seed in results.items():
         found = list(of_seed.values())
@@ -231,7 +234,7 @@ def tables(results: dict[str, dict[str, Any]]) -> str:
 
 
 def main(argv: Sequence[str]) -> int:
-    """The command line: 0 done, 2 a setting that cannot work, 130 stopped."""
+    """Runs the command; returns 0 done, 2 a setting that cannot work, 130 stopped."""
     parser = argparse.ArgumentParser(prog="python -m bench modalities", description=(__doc__ or "").strip())
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("experiment", choices=list(EXPERIMENTS))
@@ -259,7 +262,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _changed(base: Budget, args: argparse.Namespace) -> Budget:
-    """The scale's budget with what the command line says otherwise."""
+    """Returns the scale's budget with what the command line says otherwise."""
     config = base.config
     given = {"infonce_epochs": args.infonce_epochs, "cycle_epochs": args.cycle_epochs, "queue": args.queue}
     config = replace(
@@ -272,7 +275,7 @@ def _changed(base: Budget, args: argparse.Namespace) -> Budget:
 
 
 def _work(args: argparse.Namespace) -> str:
-    """The data set where there is none yet, all runs, their report, and the tables."""
+    """Prepares the data where there is none yet, trains all runs, writes their report and returns the tables."""
     known = EXPERIMENTS[args.experiment]
     rows = args.rows or list(known)
     if unknown := [row for row in rows if row not in known]:

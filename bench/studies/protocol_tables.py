@@ -1,4 +1,6 @@
-"""What the protocol's runs came to, as tables; and why: what each stage keeps, and how alike the two views judge."""
+"""Writes the results of the protocol's runs as tables, and a diagnosis: what each stage keeps, and how alike
+the two views judge.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,7 @@ Document = dict[str, Any]
 
 
 def markdown(document: Document) -> str:
-    """The whole result: budget, features, mining, diagnosis."""
+    """Returns the whole result: budget, features, mining, diagnosis."""
     budget = ", ".join(
         f"{name} {' and '.join(value) if isinstance(value, list) else value}"
         for name, value in document["budget"].items()
@@ -40,7 +42,7 @@ def markdown(document: Document) -> str:
 
 
 def features_table(document: Document) -> str:
-    """A row a method and view."""
+    """Returns a row a method and view."""
     header = ["method", "view", "R@1", "R@5", "R@10", "R@20", "probe"]
     rows = []
     for method, of_seed in document["results"].items():
@@ -53,7 +55,7 @@ def features_table(document: Document) -> str:
 
 
 def mining_table(document: Document) -> str:
-    """A row a method and trained view: what it mined, and what each view alone would have."""
+    """Returns a row a method and trained view: what it mined, and what each view alone would have."""
     rows, ways = [], ("rgb", "flow", "both")
     for method, of_seed in document["results"].items():
         found = [run["mining"] for run in of_seed.values()]
@@ -83,7 +85,7 @@ def mining_table(document: Document) -> str:
 
 
 def diagnosis_table(document: Document) -> str:
-    """A row a schedule: its purity stage by stage; below, what the numbers rest on."""
+    """Returns a row a schedule: its purity stage by stage; below, what the numbers rest on."""
     found = [value for value in document["diagnosis"].values() if value]
     if not found:
         return ""
@@ -106,7 +108,7 @@ def diagnosis_table(document: Document) -> str:
 
 
 def diagnosis(run: Path, config: TrainConfig) -> Document:
-    """From the queue that a warm-up left: every stage of several schedules, every entry a query.
+    """Traces, from the queue that a warm-up left: every stage of several schedules, every entry a query.
 
     kept: entries left after each stage, mean over queries. purity: share of them with the query's class. alive: share
     of a query's eligible entries of its class that are left. chance: share of a query's eligible entries (of other
@@ -151,5 +153,5 @@ def diagnosis(run: Path, config: TrainConfig) -> Document:
 
 
 def _right(indices: torch.Tensor, label: torch.Tensor) -> int:
-    """How many kept entries [N, keep] have their query's class."""
+    """Returns how many kept entries [N, keep] have their query's class."""
     return int(((label[indices.clamp(min=0)] == label[:, None]) & (indices >= 0)).sum())

@@ -23,7 +23,7 @@ TITLES = {
 
 
 def performance(documents: Sequence[Document], results: str) -> str:
-    """The section's text; `results` is the results folder as the README links to it."""
+    """Returns the section's text; `results` is the results folder as the README links to it."""
     chosen = newest(documents)
     if not chosen:
         raise ValueError("no results to write about: run `python -m bench` first")
@@ -38,7 +38,7 @@ def performance(documents: Sequence[Document], results: str) -> str:
 
 
 def _about(document: Document, results: str) -> list[str]:
-    """One machine's table, floors, goals and plot."""
+    """Returns one machine's table, floors, goals and plot."""
     name = stem(document)
     parts = [f"{machine_line(document)} ([rows]({results}/{name}.json))."]
     parts.append(overview(document, tiers=("table",)) if _has_table(document) else overview(document))
@@ -58,7 +58,7 @@ def _has_table(document: Document) -> bool:
 
 
 def _floors(document: Document) -> str:
-    """How far above the arithmetic floor each named shape is, in a sentence."""
+    """Returns how far above the arithmetic floor each named shape is, in a sentence."""
     if document["op"] == "enqueue":
         return ""
     said = []
@@ -73,7 +73,7 @@ def _floors(document: Document) -> str:
 
 
 def rewrite(readme: Path, results: Path) -> None:
-    """Replace what stands between the markers of the README.
+    """Replaces the text between the markers of the README.
 
     Raises:
         ValueError: the README lacks a marker, or there are no results.
@@ -91,7 +91,7 @@ def rewrite(readme: Path, results: Path) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file whole: a reader sees the old text or the new one."""
+    """Writes a file whole: a reader sees the old text or the new one."""
     from cpr_kernels.files import replacing
 
     with replacing([path]) as [part]:

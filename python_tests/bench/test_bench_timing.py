@@ -78,6 +78,7 @@ def test_goals_are_judged_cell_by_cell():
     assert [g["verdict"] for g in goals.judged("loss", memory_goal, 2, "cpu")][-1] == "not met"
 
 
+@pytest.mark.timed
 def test_no_matmul_is_faster_than_multiplying_and_adding_alone(isa: str) -> None:
     """The ceiling of the floors; a quarter above is left to a clock that changes in between."""
     left, right = torch.randn(512, 512), torch.randn(512, 512)

@@ -163,6 +163,7 @@ def test_a_fault_is_named_and_ends_with_1(tmp_path: Path, bad: str) -> None:
     assert (out / "summary.txt").read_text() in said
 
 
+@pytest.mark.timed
 def test_slow_tests_are_cut_and_slow_figures_are_only_missing(tmp_path: Path) -> None:
     folders = [tmp_path / slow for slow in ("native", "bench")]
     for folder in folders:
