@@ -30,7 +30,7 @@ demo: $(VENV)/.train  ## train and report on generated clips; VIDEOS=folder take
 	OMP_WAIT_POLICY=passive $(BIN)/cpr demo $(if $(VIDEOS),--videos "$(VIDEOS)") \
 	  --out "$(or $(OUT),$(if $(VIDEOS),runs/$$(basename "$(VIDEOS)"),runs/demo))" $(ARGS)
 
-test: $(VENV)/.dev  ## run all tests; ARGS="-k queue" selects
+test: $(VENV)/.dev  ## run all tests; ARGS="-k queue" selects, ARGS="-n 2 --dist loadfile" runs two at a time
 	$(BIN)/python -m pytest $(ARGS)
 
 lint: $(VENV)/.dev  ## check with ruff

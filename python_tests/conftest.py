@@ -2,14 +2,35 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Generator
 from pathlib import Path
 
 import pytest
 import torch  # before anything that brings an OpenMP runtime of its own
-from places import SHARED_DATA
+from places import SHARED_DATA, SUPPORT
 
 import cpr_kernels
 from cpr_kernels import _core
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    """Under pytest-xdist, runs a test marked `timed` while no other worker runs one: every other test shares a lock
+    that it takes for itself. Whoever waits for that lock holds the gate, so later tests cannot overtake it.
+    """
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        return (yield)
+    import fcntl
+
+    with (SUPPORT / "places.py").open() as gate, (SUPPORT / "cases.py").open() as room:
+        fcntl.flock(gate, fcntl.LOCK_EX)
+        fcntl.flock(room, fcntl.LOCK_EX if item.get_closest_marker("timed") else fcntl.LOCK_SH)
+        fcntl.flock(gate, fcntl.LOCK_UN)
+        try:
+            return (yield)
+        finally:
+            fcntl.flock(room, fcntl.LOCK_UN)  # explicitly: a forked child may keep the file open
 
 
 @pytest.fixture(autouse=True)

@@ -1,4 +1,4 @@
-"""Tables, plots and the section of docs/benchmarks.md of ``python -m bench scale``, made from its result files."""
+"""Writes tables, plots and the section of docs/benchmarks.md of ``python -m bench scale``, from its result files."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ _COLOURS = ("#d1495b", "#30638e", "#edae49", "#a98467", "#7a9e7e", "#8d6a9f", "#
 
 
 def stem(document: Document) -> str:
-    """The file name of a document without its ending."""
+    """Returns the file name of a document without its ending."""
     return f"{document['date']}-scale-{slug(document['machine'])}"
 
 
 def ok_rows(document: Document, bank: str = "") -> list[dict[str, Any]]:
-    """Rows with figures, of one bank or of all."""
+    """Returns rows with figures, of one bank or of all."""
     return [row for row in document["measured"] if row["status"] == "ok" and bank in ("", row["bank"])]
 
 
@@ -62,7 +62,7 @@ def _cells(row: dict[str, Any]) -> list[str]:
 
 
 def tables(document: Document) -> str:
-    """One table a bank, and what was left out."""
+    """Returns one table per bank, and what was left out."""
     header = [
         "method",
         "N",
@@ -88,7 +88,7 @@ def tables(document: Document) -> str:
 
 
 def write(document: Document, out: Path) -> list[Path]:
-    """The tables as Markdown, and the plots where matplotlib is."""
+    """Writes the tables as Markdown, and the plots where matplotlib is."""
     made = [out / f"{stem(document)}.md"]
     machine, v = document["machine"], document["versions"]
     where = (
@@ -102,7 +102,7 @@ def write(document: Document, out: Path) -> list[Path]:
 
 
 def _plots(document: Document, target: Path) -> list[Path]:
-    """Speed, memory, final recall and PMR of the first bank under its longest schedule, against N."""
+    """Draws speed, memory, final recall and PMR of the first bank under its longest schedule, against N."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -113,7 +113,7 @@ def _plots(document: Document, target: Path) -> list[Path]:
     schedule = max((row["schedule"] for row in rows), key=len)
     rows = [row for row in rows if row["schedule"] == schedule]
     panels = [
-        ("times as fast as exact, calls in turn", lambda r: r["times_exact"], True),
+        ("times as fast as exact, interleaved", lambda r: r["times_exact"], True),
         ("the largest process at its peak (MB)", lambda r: (r.get("process_bytes") or nan) / 1e6, True),
         ("recall of the final entries", lambda r: r["topk"], False),
         ("PMR", lambda r: r["pmr"], False),
@@ -145,7 +145,7 @@ def _plots(document: Document, target: Path) -> list[Path]:
 
 
 def newest(folder: Path) -> Document:
-    """The last scale document in a folder.
+    """Returns the last scale document in a folder.
 
     Raises:
         ValueError: there is none.
@@ -193,7 +193,7 @@ def summary(document: Document, results: str) -> str:
     ]
     machine = document["machine"]
     busy = machine["load_before"] or 0
-    shared = f"; the machine was shared, load {busy:g}: times are long, ratios are of calls in turn"
+    shared = f"; the machine was shared, load {busy:g}: times are long, ratios are of interleaved calls"
     commit = _commits(rows) + (shared if busy > machine["cores"] / 2 else "")
     return (
         f"`python -m bench scale`: {about}, then copies of them with noise up to N (no independent videos, and none of "
@@ -204,7 +204,7 @@ def summary(document: Document, results: str) -> str:
 
 
 def rewrite_page(page: Path, results: Path) -> None:
-    """Replaces what stands between the scale markers of a page.
+    """Replaces the text between the scale markers of a page.
 
     Raises:
         ValueError: the page lacks a marker, or there are no results.

@@ -1,11 +1,13 @@
-"""``python -m bench readme``: the tables of README.md and docs/benchmarks.md, made from the result files."""
+"""Writes the tables of README.md and docs/benchmarks.md from the result files: ``python -m bench readme``."""
 
 from __future__ import annotations
 
+import argparse
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from .. import CHECKOUT, RESULTS
 from ..harness.peer import OURS
 from ..harness.text import duration, markdown, size
 from ..harness.workloads import OPS
@@ -124,7 +126,7 @@ def _floors(document: Document) -> str:
 
 
 def rewrite(page: Path, results: Path, text: Callable[[Sequence[Document], str], str] = performance) -> None:
-    """Replaces what stands between the markers of a page by the `text` of all result files.
+    """Replaces the text between the markers of a page by the `text` of all result files.
 
     Raises:
         ValueError: the page lacks a marker, or there are no results.
@@ -159,3 +161,27 @@ def write_text(path: Path, text: str) -> None:
 
     with replacing([path]) as [part]:
         part.write_text(text)
+
+
+def main(argv: Sequence[str]) -> int:
+    """Rewrites the README's table, and the section of the benchmark page.
+
+    Raises:
+        ValueError: there is no such page, it lacks a marker, or there are no results.
+    """
+    parser = argparse.ArgumentParser(
+        prog="python -m bench readme", description="Rewrite the README's table and the benchmark page."
+    )
+    parser.add_argument("--readme", type=Path, default=CHECKOUT / "README.md", help="page of the one table")
+    parser.add_argument(
+        "--page", type=Path, default=CHECKOUT / "docs" / "benchmarks.md", help="page of all tables"
+    )
+    parser.add_argument("--out", type=Path, default=RESULTS, help="the results folder to read")
+    args = parser.parse_args(argv)
+    for option, page in (("--readme", args.readme), ("--page", args.page)):
+        if not page.is_file():
+            raise ValueError(f"{option} {page}: no such file")
+    rewrite(args.readme, args.out, summary)
+    rewrite(args.page, args.out)
+    print(f"rewrote {args.readme} and {args.page}")
+    return 0

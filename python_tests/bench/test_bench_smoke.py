@@ -8,7 +8,7 @@ import pytest
 import torch
 from bench_tools import SETTINGS, run_bench
 
-from bench import cli
+from bench import RESULTS, cli
 from bench.harness import memory, text
 from bench.harness.peer import OURS
 from bench.harness.workloads import OPS, Workload, growth, workloads_of
@@ -89,7 +89,7 @@ def test_errors_are_one_line_and_name_the_argument(tmp_path, capsys):
     page.write_text("no markers")
     threads = ["--quick", "--op", "cascade", "--threads", str(torch.get_num_threads())]
     for arguments, named in (
-        (["readme", "--readme", str(page), "--page", str(page), "--out", str(cli.RESULTS)], "bench:begin"),
+        (["readme", "--readme", str(page), "--page", str(page), "--out", str(RESULTS)], "bench:begin"),
         (["readme", "--readme", str(page), "--page", str(tmp_path / "none.md")], "--page"),
         (["readme", "--readme", str(tmp_path / "none.md")], "--readme"),
         ([*threads, "--isa", "sse9"], "--isa sse9"),
