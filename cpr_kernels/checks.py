@@ -16,6 +16,14 @@ LOSS_DTYPES = (*SCORE_DTYPES, torch.float64)
 MAX_ENTRIES = 2**31 - 1
 
 
+FLOAT32 = torch.finfo(torch.float32)
+
+
+def is_float32(number: float) -> bool:
+    """Whether the number is 0 or stays a finite number of full precision in float32, in which kernels use it."""
+    return number == 0 or FLOAT32.tiny <= abs(number) <= FLOAT32.max
+
+
 def _shape(tensor: Tensor) -> str:
     return f"{list(tensor.shape)}"
 
@@ -128,8 +136,11 @@ def _check_stages(op: str, weights: tuple[float, ...], keeps: tuple[int, ...]) -
     previous = keeps[0]
     for s, keep in enumerate(keeps):
         row = weights[s * num_views : (s + 1) * num_views]
-        if not math.isfinite(sum(row)) and not all(map(math.isfinite, row)):
-            raise ValueError(f"{op}: stage_weights of stage {s + 1} must be finite, got {list(row)}")
+        if not all(map(is_float32, row)):
+            raise ValueError(
+                f"{op}: stage_weights of stage {s + 1} must be finite in float32, and 0 or at least {FLOAT32.tiny:.3g} "
+                f"in magnitude, got {list(row)}"
+            )
         if not any(row):
             raise ValueError(f"{op}: stage_weights of stage {s + 1} are all 0; some view must judge")
         if keep < 1:
@@ -228,8 +239,12 @@ def check_loss(call: LossCall, op: str = "mil_nce") -> None:
     require(
         positives.device == query.device, op, f"positives is on {positives.device}, expected {query.device}"
     )
-    if not (call.temperature > 0 and math.isfinite(call.temperature)):
-        raise ValueError(f"{op}: temperature must be a finite number > 0, got {call.temperature}")
+    limits = torch.finfo(torch.float64) if query.dtype == torch.float64 else FLOAT32
+    if not limits.tiny <= call.temperature <= limits.max:
+        raise ValueError(
+            f"{op}: temperature must be a finite number > 0 in {limits.dtype}, in which the loss is computed "
+            f"({limits.tiny:.3g} to {limits.max:.3g}), got {call.temperature}"
+        )
     if call.siblings not in (0, 1, 2):
         raise ValueError(
             f"{op}: siblings must be 1 (positives), 2 (left out) or 0 (negatives), got {call.siblings}"

@@ -8,6 +8,19 @@ namespace cpr {
 namespace CPR_ISA_NAMESPACE {
 namespace {
 
+// A query's results where a score that takes part is not finite.
+void write_nan(const Sweep& sweep, int64_t q, const LossOut& out) {
+  const int64_t dim = sweep.args.dim;
+  out.loss[q] = out.lse_all[q] = out.lse_positive[q] = out.own_weight[q] = NAN;
+  for (int64_t d = 0; sweep.gradient && d < dim; ++d) out.grad_query[q * dim + d] = NAN;
+}
+
+bool is_spoilt(const Sweep& sweep, int64_t block, int lane) {
+  bool spoilt = false;
+  for (int64_t c = 0; c < sweep.chunks; ++c) spoilt = spoilt || sweep.partial(block, c).spoilt[lane] != 0;
+  return spoilt;
+}
+
 // The chunks' sums of one query, in order, with its own pair: loss and gradient.
 void combine(const Sweep& sweep, int64_t q, float* row, const LossOut& out) {
   const LossArgs& args = sweep.args;
@@ -23,6 +36,7 @@ void combine(const Sweep& sweep, int64_t q, float* row, const LossOut& out) {
       chain = std::fma(own_row[e], packed[e * WIDTH + lane], chain);
     own += chain;
   }
+  if (!std::isfinite(own) || is_spoilt(sweep, block, lane)) return write_nan(sweep, q, out);
   float top = own, positive_top = LOWEST;
   bool others = false;
   for (int64_t c = 0; c < sweep.chunks; ++c) {
@@ -46,7 +60,8 @@ void combine(const Sweep& sweep, int64_t q, float* row, const LossOut& out) {
           part.positive_mass[lane] * std::exp((part.positive_top[lane] - positive_top) * sweep.scale);
   }
   const float log_mass = std::log(mass), log_positive = std::log(positive_mass);
-  out.loss[q] = (top - positive_top) * sweep.scale + (log_mass - log_positive);
+  const float gap = (top - positive_top) * sweep.scale;
+  out.loss[q] = (gap < FLT_MAX ? gap : FLT_MAX) + (log_mass - log_positive);
   out.lse_all[q] = top * sweep.scale + log_mass;
   out.lse_positive[q] = positive_top * sweep.scale + log_positive;
   const float own_weight = own_mass / mass - own_positive_mass / positive_mass;
@@ -98,7 +113,11 @@ void merge_chunks(const Sweep& sweep, int64_t q, const LossShare& out) {
         attended[dim + d] += share * part.positive_attended[lane * dim + d];
     }
   }
-  const float sums[4] = {top, mass, positive_top, positive_mass};
+  float sums[4] = {top, mass, positive_top, positive_mass};
+  if (is_spoilt(sweep, block, lane)) {
+    for (float& sum : sums) sum = NAN;
+    for (int64_t d = 0; sweep.gradient && d < 2 * dim; ++d) attended[d] = NAN;
+  }
   std::memcpy(out.sums + q * 4, sums, sizeof sums);
 }
 
@@ -149,9 +168,12 @@ void grade_panel(const Sweep& sweep, int64_t first, int64_t count, PanelMemory& 
     score_keys(keys, sweep.packed + b * args.dim * WIDTH, args.dim, m.scores);
     weigh_panel(sweep, keys, m, b, grad_loss, lse_all, lse_positive);
     const int64_t lanes = args.num_queries - b * WIDTH < WIDTH ? args.num_queries - b * WIDTH : WIDTH;
-    for (int64_t i = 0; i < lanes; ++i)
+    for (int64_t i = 0; i < lanes; ++i) {
+      float* query = queries + i * args.dim;
       widen_row(row_at(args.query, args.dtype, args.query_stride, b * WIDTH + i), args.dtype, args.dim,
-                queries + i * args.dim);
+                query);
+      if (std::isnan(lse_all[b * WIDTH + i])) keep_finite(query, args.dim, query);  // its weights are NaN or 0
+    }
     for (int64_t j = 0; j < count; ++j)
       for (int64_t i = 0; i < lanes; ++i) {
         const float weight = m.scores[j * WIDTH + i];

@@ -3,22 +3,15 @@
 // nothing of size B x N exists.
 #pragma once
 #include <cfloat>
-#include <cmath>
 #include <cstdlib>
 
-#include "../mil_nce.h"
-#include "arena.h"
 #include "cascade_plan.h"
-#include "score.h"
-#include "select.h"
+#include "mil_nce_panel.h"
 #include "workspace.h"
 
 namespace cpr {
 namespace CPR_ISA_NAMESPACE {
 
-constexpr int NR = 2;
-constexpr int WIDTH = NR * W;   // queries a block
-constexpr int64_t PANEL = 128;  // keys a step
 constexpr int64_t MAX_CHUNKS = 16;
 constexpr float LOWEST = -FLT_MAX;
 
@@ -53,15 +46,17 @@ struct Partial {
   float* positive_top;  // [WIDTH], likewise over the positives
   float* positive_mass;
   float* positive_attended;  // [WIDTH, dim]
+  float* spoilt;             // [WIDTH] 1: a score that takes part is NaN or infinite
 
-  static int64_t floats(int64_t dim, bool gradient) { return 4 * WIDTH + (gradient ? 2 * dim * WIDTH : 0); }
+  static int64_t floats(int64_t dim, bool gradient) { return 5 * WIDTH + (gradient ? 2 * dim * WIDTH : 0); }
   static Partial at(float* memory, int64_t dim) {
     return {memory,
             memory + WIDTH,
-            memory + 4 * WIDTH,
+            memory + 5 * WIDTH,
             memory + 2 * WIDTH,
             memory + 3 * WIDTH,
-            memory + 4 * WIDTH + dim * WIDTH};
+            memory + 5 * WIDTH + dim * WIDTH,
+            memory + 4 * WIDTH};
   }
 };
 
@@ -122,67 +117,26 @@ struct Sweep {
   }
 };
 
-// One thread's panel: keys in float32 and their scores against a block.
-struct PanelMemory {
-  float* wide;    // [PANEL, dim]
-  float* scores;  // [PANEL, WIDTH], then the exponentials
-  int32_t hash[PANEL];
-  bool filled[PANEL];
-
-  static int64_t bytes(int64_t dim) { return round_up(PANEL * dim * 4 + PANEL * WIDTH * 4, 64); }
-};
-
-struct PanelKeys {
-  const float* rows;
-  int64_t stride;
-  int64_t first, count;
-};
-
-inline PanelKeys load_keys(const LossArgs& args, int64_t first, int64_t count, PanelMemory& m) {
-  if (args.key_ids)
-    for (int64_t j = 0; j < count; ++j) {
-      m.hash[j] = hash_of(args.key_ids[first + j]);
-      m.filled[j] = args.key_ids[first + j] >= 0;
+// A panel with scores that are not finite: marks every lane whose query such a key takes part in, and gives
+// the key no weight. Returns the panel with finite features, so that a weight of 0 adds 0.
+inline PanelKeys leave_out_non_finite(const LossArgs& args, const PanelKeys& keys, PanelMemory& m,
+                                      const SiblingFinder& finder, const Partial& out) {
+  for (int64_t j = 0; j < keys.count; ++j) {
+    uint64_t left_out = 0;
+    if (args.key_ids && !m.filled[j])
+      left_out = ~uint64_t{0};
+    else if (args.key_ids && finder.query_ids && args.siblings == 2)
+      left_out = finder.find(args.key_ids[keys.first + j], m.hash[j]);
+    float* row = m.scores + j * WIDTH;
+    for (int lane = 0; lane < WIDTH; ++lane) {
+      if (std::isfinite(row[lane])) continue;
+      row[lane] = -INFINITY;
+      if (!(left_out >> lane & 1)) out.spoilt[lane] = 1.0f;
     }
-  const char* rows = row_at(args.keys, args.dtype, args.key_stride, first);
-  if (args.dtype == DType::float32 && count % TILE == 0)
-    return {reinterpret_cast<const float*>(rows), args.key_stride, first, count};
-  for (int64_t j = 0; j < count; ++j)
-    widen_row(row_at(args.keys, args.dtype, args.key_stride, first + j), args.dtype, args.dim,
-              m.wide + j * args.dim);
-  const int64_t padding = round_up(count, TILE) - count;
-  std::memset(m.wide + count * args.dim, 0, sizeof(float) * static_cast<size_t>(padding * args.dim));
-  return {m.wide, args.dim, first, count};
-}
-
-inline void score_keys(const PanelKeys& keys, const float* packed, int64_t dim, float* scores) {
-  for (int64_t j = 0; j < keys.count; j += TILE)
-    multiply_tile<NR>(keys.rows + j * keys.stride, keys.stride, packed, dim, scores + j * WIDTH);
-}
-
-// Lanes of a block whose query has key j's id: exact, after a comparison of 32 hashed bits.
-struct SiblingFinder {
-  const int64_t* query_ids;  // of the block, or null
-  int64_t lanes;
-  int32_t hash[WIDTH];
-
-  SiblingFinder(const LossArgs& args, int64_t first)
-      : query_ids(args.query_ids ? args.query_ids + first : nullptr) {
-    lanes = args.num_queries - first < WIDTH ? args.num_queries - first : WIDTH;
-    for (int64_t i = 0; query_ids && i < WIDTH; ++i) hash[i] = i < lanes ? hash_of(query_ids[i]) : 0;
+    keep_finite(keys.rows + j * keys.stride, args.dim, m.wide + j * args.dim);
   }
-  uint64_t find(int64_t key_id, int32_t key_hash) const {
-    uint64_t found = 0;
-    for (int j = 0; j < NR; ++j) {
-      Mask same = eq(load(hash + j * W), set1(key_hash));
-      for (; same; same = static_cast<Mask>(same & (same - 1))) {
-        const int lane = j * W + __builtin_ctz(same);
-        if (lane < lanes && query_ids[lane] == key_id) found |= uint64_t{1} << lane;
-      }
-    }
-    return found;
-  }
-};
+  return {m.wide, args.dim, keys.first, keys.count};
+}
 
 // Take one positive of one lane into the running sums.
 inline void add_positive(const Sweep& sweep, const Partial& out, int lane, float score, const float* key) {
@@ -275,8 +229,9 @@ inline void sweep_chunk(const Sweep& sweep, int64_t block, int64_t chunk, PanelM
   while (pair < pairs_end && pair->key < begin) ++pair;
   for (int64_t first = begin; first < end; first += PANEL) {
     const int64_t count = end - first < PANEL ? end - first : PANEL;
-    const PanelKeys keys = load_keys(args, first, count, m);
+    PanelKeys keys = load_keys(args, first, count, m);
     score_keys(keys, sweep.packed + block * args.dim * WIDTH, args.dim, m.scores);
+    if (!all_finite(m.scores, count)) keys = leave_out_non_finite(args, keys, m, finder, out);
     for (; pair < pairs_end && pair->key < first + count; ++pair) {
       const int64_t j = pair->key - first;
       add_positive(sweep, out, pair->lane, m.scores[j * WIDTH + pair->lane], keys.rows + j * keys.stride);

@@ -245,8 +245,9 @@ CPR_DEVICE void weigh(const AttendArgs& args, const ColumnFacts& facts, uint32_t
       if (first + static_cast<uint32_t>(column) >= end) continue;
       const int64_t id = facts.id[column], filled = args.empty_rows ? rows.id[c / 2] : id;
       const int of_row = rows.exponent[c / 2], of_column = facts.exponent[column];
-      weights[n][c] = of_row == ODD || of_column == ODD ? float_of(0x7FC00000u)
-                                                        : scaled(weights[n][c], of_row + of_column);
+      const float score = of_row == ODD || of_column == ODD ? float_of(0x7FC00000u)
+                                                            : scaled(weights[n][c], of_row + of_column);
+      weights[n][c] = fmaf(score, 0.0f, score);  // NaN where it overflowed: the sums it takes part in are NaN
       if (filled >= 0 && !(args.siblings == 2 && id == rows.id[c / 2])) taking |= 1u << (4 * n + c);
     }
   shrink[0] = shrink[1] = 1.0f;

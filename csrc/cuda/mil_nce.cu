@@ -17,7 +17,7 @@ namespace {
 constexpr int FINISH_DIM = 256;  // features that a block of finish_kernel gathers; more are cut over blocks
 constexpr int FINISH_THREADS = 256;
 constexpr int FINISH_WARPS = FINISH_THREADS / 32;
-constexpr float LOWEST = -3.402823466e38f;
+constexpr float LOWEST = -3.402823466e38f, HIGHEST = 3.402823466e38f;
 
 struct FinishArgs {
   LossArgs loss;
@@ -119,6 +119,7 @@ CPR_KERNEL(FINISH_THREADS, 1) finish_kernel(FinishArgs args) {
       own += element(loss.query, loss.dtype, query * loss.query_stride + d) *
              element(loss.positive, loss.dtype, query * loss.positive_stride + d);
     for (int step = 16; step; step >>= 1) own += shuffle_xor(own, step);
+    own = fmaf(own, 0.0f, own);  // NaN where it is infinite, and with it all that the query gets
     float top = own;
     for (int p = lane; p < args.parts; p += 32) top = fmaxf(top, args.top[p * rows + query]);
     for (int step = 16; step; step >>= 1) top = fmaxf(top, shuffle_xor(top, step));
@@ -149,9 +150,10 @@ CPR_KERNEL(FINISH_THREADS, 1) finish_kernel(FinishArgs args) {
   const float own_of_all = expf((own - top) * scale) / mass;
   const float own_of_positive = own_counts ? expf((own - positive_top) * scale) / positive_mass : 0.0f;
   if (thread == 0 && first_feature == 0) {
-    args.out.loss[query] = (top - positive_top) * scale + (logf(mass) - logf(positive_mass));
+    args.out.loss[query] =
+        fminf((top - positive_top) * scale, HIGHEST) + (logf(mass) - logf(positive_mass));  // NaN: the mass is
     args.out.lse_all[query] = top * scale + logf(mass);
-    args.out.lse_positive[query] = positive_top * scale + logf(positive_mass);
+    args.out.lse_positive[query] = positive_top * scale + logf(positive_mass) + mass * 0.0f;
     args.out.own_weight[query] = own_of_all - own_of_positive;
   }
   if (!args.out.grad_query) return;
