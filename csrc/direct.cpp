@@ -5,6 +5,7 @@
 #include <new>
 
 #include "cascade_topk.h"
+#include "judging.h"
 #include "torch_tensors.h"
 
 namespace cpr {
@@ -71,7 +72,18 @@ struct Direct {
            args.num_keys <= MAX_ENTRIES;
   }
 
-  // Lists of tensors, tuples of the schedule's numbers; a Schedule has checked the numbers.
+  // Whether the numbers are as kernels need them: every stage weighs some view in float32, counts do not grow.
+  bool numbers_fit() const {
+    int64_t most = MAX_KEEP;
+    for (int s = 0; s < args.num_stages; ++s) {
+      const int64_t count = keep[static_cast<size_t>(s)];
+      if (count < 1 || count > most) return false;
+      most = count;
+    }
+    return are_stage_weights(args.weights, args.num_stages, args.num_views);
+  }
+
+  // Lists of tensors, tuples of the schedule's numbers.
   bool take_views(PyObject* of_queries, PyObject* of_keys, PyObject* of_weights, PyObject* counts) {
     if (!PyList_CheckExact(of_queries) || !PyList_CheckExact(of_keys) || !PyTuple_CheckExact(of_weights) ||
         !PyTuple_CheckExact(counts))
@@ -94,7 +106,7 @@ struct Direct {
     args.weights = weights.data();
     args.keep = keep.data();
     args.num_stages = static_cast<int>(S);
-    return keep[0] <= MAX_KEEP;
+    return numbers_fit();
   }
 
   bool take_ids(PyObject* given, int64_t length, const int64_t*& ids) {

@@ -1,12 +1,15 @@
 // What all parts of the door share: addresses from Python as the kernels' arguments.
 #pragma once
+#include <algorithm>
 #include <cstdint>
+#include <stdexcept>
 #include <tuple>
 #include <vector>
 
 #include "cascade_rerank.h"
 #include "cascade_topk.h"
 #include "enqueue.h"
+#include "judging.h"
 #include "mil_nce.h"
 
 namespace cpr {
@@ -24,7 +27,8 @@ using CascadeMasks =
     std::tuple<Address, Address, Address, int64_t>;  // query ids, key ids, exclude, its stride
 using Mined = std::tuple<Address, Address>;          // indices, scores
 
-// CascadeArgs with the list of views that they point to; weights and counts stay the caller's.
+// CascadeArgs with the list of views that they point to; weights and counts stay the caller's. Refuses numbers
+// with which kernels would leave their memory.
 struct CascadeCall {
   std::vector<View> views;
   CascadeArgs args{};
@@ -32,16 +36,21 @@ struct CascadeCall {
   CascadeCall(const Views& given, int dtype, int64_t num_queries, int64_t num_keys,
               const std::vector<float>& weights, const std::vector<int64_t>& keep,
               const CascadeMasks& masks = {}, const Mined& out = {}) {
+    const int stages = static_cast<int>(keep.size()), num_views = static_cast<int>(given.size());
+    if (weights.size() != keep.size() * given.size() || !are_stage_weights(weights.data(), stages, num_views))
+      throw std::invalid_argument("weights must be [S, V], each 0 or a normal float32 number, no stage all 0");
+    if (keep.empty() || keep.back() < 1 || !std::is_sorted(keep.rbegin(), keep.rend()))
+      throw std::invalid_argument("keep must hold at least one count, each >= 1 and none above the one before");
     for (const auto& [queries, query_stride, keys, key_stride, dim] : given)
       views.push_back({at<const void>(queries), at<const void>(keys), query_stride, key_stride, dim});
     args.views = views.data();
-    args.num_views = static_cast<int>(views.size());
+    args.num_views = num_views;
     args.dtype = static_cast<DType>(dtype);
     args.num_queries = num_queries;
     args.num_keys = num_keys;
     args.weights = weights.data();
     args.keep = keep.data();
-    args.num_stages = static_cast<int>(keep.size());
+    args.num_stages = stages;
     args.query_ids = at<const int64_t>(std::get<0>(masks));
     args.key_ids = at<const int64_t>(std::get<1>(masks));
     args.exclude = at<const uint8_t>(std::get<2>(masks));

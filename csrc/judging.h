@@ -1,6 +1,7 @@
 // Which stages judge alike, for the planners of CPU and CUDA.
 #pragma once
 #include <algorithm>
+#include <cmath>
 #include <cstdint>
 
 namespace cpr {
@@ -11,6 +12,20 @@ inline int first_alike(const float* weights, int views, int s) {
   int first = 0;
   while (!std::equal(row(s), row(s) + views, row(first))) ++first;
   return first;
+}
+
+// Whether every stage weighs some view, and each weight is 0 or a normal number: one that is subnormal may
+// count as 0 on one thread and not on another.
+inline bool are_stage_weights(const float* weights, int stages, int views) {
+  for (int s = 0; s < stages; ++s) {
+    bool weighs = false;
+    for (int v = 0; v < views; ++v, ++weights) {
+      if (*weights != 0.0f && !std::isnormal(*weights)) return false;
+      weighs = weighs || *weights != 0.0f;
+    }
+    if (!weighs) return false;
+  }
+  return true;
 }
 
 // The view that a row of weights takes as it is, alone; -1 when it weighs or adds.

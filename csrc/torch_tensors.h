@@ -43,6 +43,7 @@ class TorchTensors {
     if (!table || table->major != 1 || !table->read) return false;
     tensor_type_ = reinterpret_cast<PyTypeObject*>(tensor_type.inc_ref().ptr());
     is_neg_ = PyUnicode_InternFromString("is_neg");
+    storage_offset_ = PyUnicode_InternFromString("storage_offset");
     table_ = table;
     return true;
   }
@@ -57,7 +58,7 @@ class TorchTensors {
     if (!described || tensor.device_type != CPU || tensor.lanes != 1 || tensor.byte_offset != 0) return false;
     int64_t elements = 1;
     for (int i = 0; i < tensor.dims; ++i) elements *= tensor.shape[i];
-    if (!tensor.data && elements > 0) return false;  // zeros or a wrapper without memory
+    if (elements > 0 && !has_memory(object, tensor)) return false;
     PyObject* const negated = PyObject_CallMethodNoArgs(object, is_neg_);
     Py_XDECREF(negated);  // True and False outlive it
     if (!negated) PyErr_Clear();
@@ -65,9 +66,22 @@ class TorchTensors {
   }
 
  private:
+  // Null: zeros or a wrapper without memory. A freed storage begins at null, so its tensors lie at their
+  // offset; addresses that low are rare enough to be looked at.
+  bool has_memory(PyObject* object, const DlTensor& tensor) const {
+    constexpr uintptr_t FREED_BELOW = uintptr_t{1} << 40;
+    const uintptr_t address = reinterpret_cast<uintptr_t>(tensor.data);
+    if (address >= FREED_BELOW) return true;
+    PyObject* const offset = PyObject_CallMethodNoArgs(object, storage_offset_);
+    const int64_t elements = offset ? PyLong_AsLongLong(offset) : -1;
+    Py_XDECREF(offset);
+    if (PyErr_Occurred()) PyErr_Clear();
+    return elements >= 0 && address != static_cast<uintptr_t>(elements) * (tensor.bits / 8u);
+  }
+
   const DlTable* table_ = nullptr;
   PyTypeObject* tensor_type_ = nullptr;
-  PyObject* is_neg_ = nullptr;
+  PyObject *is_neg_ = nullptr, *storage_offset_ = nullptr;
 };
 
 inline bool holds(const DlTensor& tensor, DlCode code, int bits) {

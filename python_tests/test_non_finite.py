@@ -43,7 +43,9 @@ def test_shares_of_the_keys(case: NonFiniteCase, isa: str) -> None:
         parts = []
         for rows in (slice(0, 40), slice(40, None)):
             first = rows.start
-            local = torch.where((call.positives >= first) & (call.positives < (rows.stop or 90)), call.positives - first, -1)
+            local = torch.where(
+                (call.positives >= first) & (call.positives < (rows.stop or 90)), call.positives - first, -1
+            )
             part = call._replace(keys=call.keys[rows], key_ids=call.key_ids[rows], positives=local)
             parts.append(native.share(part, want_gradient))
         sums, attended = (torch.stack(tensors).double() for tensors in zip(*parts))
@@ -52,7 +54,9 @@ def test_shares_of_the_keys(case: NonFiniteCase, isa: str) -> None:
     assert non_finite.wrong(case, sweep, None) == ""
 
 
-@pytest.mark.skipif(shutil.which("g++") is None, reason="there is no g++ to build the emulated CUDA kernels with")
+@pytest.mark.skipif(
+    shutil.which("g++") is None, reason="there is no g++ to build the emulated CUDA kernels with"
+)
 @by_name
 def test_cuda_sources(case: NonFiniteCase) -> None:
     """The CUDA kernels, run thread by thread on the CPU."""
@@ -97,7 +101,9 @@ def test_gradients_through_the_op(backend: str) -> None:
     assert keys[7].eq(0).all() and keys[5].isnan().all()
 
 
-def at_temperature(temperature: float, backend: str, dtype: torch.dtype = torch.float32) -> tuple[Tensor, ...]:
+def at_temperature(
+    temperature: float, backend: str, dtype: torch.dtype = torch.float32
+) -> tuple[Tensor, ...]:
     """The losses of an own pair by itself; with a key far above it, far below it, and just as high."""
     query = torch.tensor([[3.0, 4.0]], dtype=dtype)
     given = {"temperature": temperature, "backend": backend, "reduction": "none"}

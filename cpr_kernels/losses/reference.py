@@ -139,5 +139,7 @@ def sweep(call: LossCall, want_gradient: bool) -> Sweep:
 @torch.no_grad()
 def keys_gradient(call: LossCall, grad_loss: Tensor, lse_all: Tensor, lse_positive: Tensor) -> Tensor:
     """d (grad_loss . loss) / d keys: [N, D] in the keys' dtype."""
-    weights = weights_of(call, lse_all, lse_positive)[:, 1:] * (grad_loss / call.temperature)[:, None]  # [B, N]
+    weights = (
+        weights_of(call, lse_all, lse_positive)[:, 1:] * (grad_loss / call.temperature)[:, None]
+    )  # [B, N]
     return (weights.T @ finite_features(call.query, weights.dtype)).to(call.keys.dtype)

@@ -264,7 +264,9 @@ def keys_gradient_block(
         of_positive = tl.exp(logit - tl.load(lse_positive + b, mask=in_b, other=0.0)[None, :])
         weight = tl.where(taking, of_all - tl.where(is_positive, of_positive, 0.0), 0.0)
         # a query that is not finite has NaN sums: its weights are NaN, or 0 where a key takes no part
-        weight = tl.where(taking, weight * (tl.load(grad_loss + b, mask=in_b, other=0.0) * scale)[None, :], 0.0)
+        weight = tl.where(
+            taking, weight * (tl.load(grad_loss + b, mask=in_b, other=0.0) * scale)[None, :], 0.0
+        )
         total = tl.dot(weight, _finite(q), total, input_precision=EXACT)
     tl.store(grad_out + wide[:, None] * dim + d[None, :], total, mask=in_n[:, None] & in_d[None, :])
 

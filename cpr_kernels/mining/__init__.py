@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..backends import choose
 from ..calls import CascadeCall, RerankCall
-from ..checks import check_cascade
+from ..checks import check_cascade, check_one_kind
 from ..eager import runs_eagerly
 from ..shards import ShardedKeys, refusals_told, shard_of
 from . import faiss_backend, native, reference, sharded, triton_backend
@@ -94,6 +94,7 @@ def as_call(
                 f"cascade_topk: queries and keys must hold torch tensors, got {type(table).__name__}; "
                 "torch.as_tensor makes one"
             )
+    check_one_kind("cascade_topk", (*of_queries, *of_keys, query_ids, key_ids, exclude))
     return CascadeCall(of_queries, of_keys, weights, keep, query_ids, key_ids, exclude)
 
 
