@@ -1,6 +1,6 @@
 // Working memory from one block.
 #pragma once
-#include "simd.h"
+#include "simd/simd.h"
 
 namespace cpr {
 namespace CPR_ISA_NAMESPACE {

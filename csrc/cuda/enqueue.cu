@@ -2,7 +2,7 @@
 #include <algorithm>
 
 #include "../enqueue.h"
-#include "host.h"
+#include "device/host.h"
 
 namespace cpr {
 namespace {
