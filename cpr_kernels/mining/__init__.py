@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..dispatch.backends import choose
 from ..dispatch.calls import CascadeCall, RerankCall
-from ..dispatch.checks import check_cascade
+from ..dispatch.checks import check_cascade, check_one_kind
 from ..dispatch.graph_break import runs_eagerly
 from ..dispatch.sharded_keys import ShardedKeys, refusals_told, shard_of
 from . import native, reference, sharded, triton_backend
@@ -95,6 +95,7 @@ def as_call(
                 f"cascade_topk: queries and keys must hold torch tensors, got {type(table).__name__}; "
                 "torch.as_tensor makes one"
             )
+    check_one_kind("cascade_topk", (*of_queries, *of_keys, query_ids, key_ids, exclude))
     return CascadeCall(of_queries, of_keys, weights, keep, query_ids, key_ids, exclude)
 
 

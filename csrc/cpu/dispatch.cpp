@@ -8,9 +8,9 @@
 
 #include "../bracket.h"
 #include "../cpu_info.h"
-#include "../judging.h"
+#include "../weightings.h"
 #include "../mil_nce.h"
-#include "cascade_plan.h"
+#include "cascade/plan.h"
 
 namespace cpr {
 

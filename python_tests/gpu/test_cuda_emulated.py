@@ -1,4 +1,4 @@
-"""The CUDA kernels, every thread of them, emulated on a CPU (csrc/cuda/emulate.h), against the reference.
+"""The CUDA kernels, every thread of them, emulated on a CPU (csrc/cuda/device/emulate.h), against the reference.
 
 What this shows: indexing, fragment layouts, barriers (the order of threads between two of them is shuffled), copies
 waited for, masks, ties, every path. What it cannot show: speed, and rounding inside a tensor core.
