@@ -59,7 +59,7 @@ def main(argv: Sequence[str]) -> int:
     progress_option(p)
     args = p.parse_args(list(argv))
     at_least_one(clips=args.clips, save=args.save)
-    paths = video_files(args.videos)
+    paths = video_files("index", args.videos)
     model = Model(args.artifact)
     known = _known(args.out, model.id)
     todo = [path for path in paths if known.get(str(path.resolve())) != _stamp(path)]
@@ -97,7 +97,7 @@ def search(argv: Sequence[str]) -> int:
     output_options(p)
     args = p.parse_args(list(argv))
     at_least_one(topk=args.topk)
-    paths = video_files(args.videos)
+    paths = video_files("search", args.videos)
     model = Model(args.artifact)
     index = ClipIndex(args.index, model.id)
     results = Results(args.format, args.out, COLUMNS)

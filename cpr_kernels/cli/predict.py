@@ -79,7 +79,7 @@ def main(argv: Sequence[str]) -> int:
     """
     args = parser().parse_args(list(argv))
     at_least_one(topk=args.topk, clips=args.clips)
-    paths = video_files(args.videos)
+    paths = video_files("predict", args.videos)
     model = Model(args.artifact)
     index = None if args.index is None else ClipIndex(args.index, model.id)
     if not model.classes and index is None:

@@ -15,36 +15,57 @@ from tqdm import tqdm
 
 from ..deploy.video import UnreadableVideo
 from ..files import replacing
+from ..video_files import ENDINGS, PassedOver, by_reason, first_of_each, walk, why_not
 
-ENDINGS = {
-    ".mp4", ".avi", ".mkv", ".mov", ".webm", ".mpg", ".mpeg", ".m4v", ".wmv", ".flv", ".ts", ".3gp", ".ogv",
-}  # fmt: skip
 WHICH = "files, folders (searched for videos), or patterns such as 'clips/**/*.mp4'"
 
 
-def video_files(given: Sequence[str]) -> list[Path]:
-    """The files meant by words on the command line, each once, in the order given.
+def video_files(command: str, given: Sequence[str]) -> list[Path]:
+    """Returns the files meant by words on the command line, each once, in the order given.
+
+    How many files were passed over, and why, is printed on stderr. A file that is named is taken whatever its ending;
+    folders and patterns are searched by ending.
 
     Raises:
         ValueError: a folder or pattern without a video, or nothing at all.
     """
-    found: dict[Path, None] = {}
+    found: list[Path] = []
     for word in given:
         path = Path(word)
         if path.is_dir():
-            inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in ENDINGS and p.is_file())
-            if not inside:
-                raise ValueError(f"{word}: this folder holds no video ({', '.join(sorted(ENDINGS))})")
+            inside, passed_over = walk(path)
+            what = "this folder holds no video"
         elif path.exists() or not glob.has_magic(word):
-            inside = [path]  # a missing file is told when its turn comes
+            inside, passed_over = [path], []  # a missing file is said when its turn comes
         else:
-            inside = sorted(p for p in map(Path, glob.glob(word, recursive=True)) if p.is_file())  # noqa: PTH207
-            if not inside:
-                raise ValueError(f"{word}: no file fits this pattern")
-        found.update(dict.fromkeys(inside))
+            inside, passed_over = _fitting(word)
+            what = "no file fits this pattern" if not passed_over else "no video fits this pattern"
+        if not inside:
+            why = f"; passed over: {by_reason(passed_over)}" if passed_over else ""
+            raise ValueError(f"{word}: {what}{why} (videos end in {' '.join(sorted(ENDINGS))})")
+        if passed_over:
+            print(f"cpr {command}: {word}: passed over: {by_reason(passed_over)}", file=sys.stderr)
+        found += inside
     if not found:
         raise ValueError("give at least one video: " + WHICH)
-    return list(found)
+    kept, repeats = first_of_each(found, lambda path: path.resolve())
+    for again, first in repeats:
+        if again != first:
+            print(f"cpr {command}: {again}: passed over: same file as {first}", file=sys.stderr)
+    return kept
+
+
+def _fitting(pattern: str) -> tuple[list[Path], PassedOver]:
+    """The files that fit a pattern; where the pattern leaves the ending open, those whose ending is a video's."""
+    paths = sorted(path for path in map(Path, glob.glob(pattern, recursive=True)) if path.is_file())  # noqa: PTH207
+    ending = Path(pattern).suffix
+    if ending and not glob.has_magic(ending):
+        return [path for path in paths if not path.name.startswith(".")], []
+    reasons = [(path, why_not(path.name)) for path in paths]
+    return (
+        [path for path, reason in reasons if reason is None],
+        [(str(path), reason) for path, reason in reasons if reason is not None],
+    )
 
 
 def each(

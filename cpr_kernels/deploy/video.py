@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ..video_files import OPEN_OPTIONS
+
 Frame = npt.NDArray[np.uint8]
 Frames = npt.NDArray[np.uint8]
 
@@ -38,7 +40,7 @@ def timed_frames(path: Path, size: int, stride: int = 1) -> Iterator[tuple[Frame
         raise UnreadableVideo("missing file")
     seen = 0
     try:
-        with av.open(str(path), metadata_errors="replace") as container:
+        with av.open(str(path), metadata_errors="replace", options=OPEN_OPTIONS) as container:
             if not container.streams.video:
                 raise UnreadableVideo("no video stream")
             stream = container.streams.video[0]

@@ -17,10 +17,11 @@ from .use import COMMANDS as USE_COMMANDS
 class Prepare:
     """Turn videos into a data set: small RGB frames and TV-L1 flow, in one LMDB.
 
-    Videos lie in one folder a class (FOLDER/<class>/<video>, optionally below train and test), or are listed
-    in a CSV with the columns path,label[,split,group]. Names like v_Archery_g01_c02 (UCF101) tell which
-    videos are cut from the same source, and give the official split 1. Broken, short and missing files are
-    skipped and listed. Stop it at any moment; the same command goes on.
+    Videos are in one folder a class (FOLDER/<class>/<video>), optionally below or above folders of splits (train, val,
+    test), in one folder without classes, or listed in a CSV with the columns path[,label,split,group]. Names like
+    v_Archery_g01_c02 (UCF101) tell which videos are cut from the same source, and give the official split 1. Links are
+    followed; files whose ending is no video's, and broken, short and missing ones, are skipped and counted by reason.
+    Stop it at any moment; the same command goes on.
     """
 
     videos: Path
@@ -33,6 +34,10 @@ class Prepare:
     """
     fold: int = 1
     """Which of the official splits, 1 to 3."""
+    labels: Literal["auto", "folder", "none"] = "auto"
+    """Whether folders (or the label column) are classes: auto where there are any; none takes all videos without
+    classes, for pretraining, mining and search.
+    """
     processes: int = 0
     """Decoding processes; 0 takes one a core."""
     size: int = 128
@@ -102,6 +107,7 @@ def prepare(argv: list[str]) -> int:
                 FrameSettings(**fields),
                 options.processes,
                 (options.splits, options.fold) if options.splits else None,
+                options.labels,
             ),
             options.out,
         )

@@ -16,13 +16,17 @@ from multiprocessing.connection import wait as wait_for
 from pathlib import Path
 from typing import Any
 
+from ..video_files import by_reason, folded
 from . import TrainError
 from .alone import alone
+from .layouts import Labels
 from .progress import console, progress_bar, table
 from .sound import NoSound, log_mel, packed_spectrogram, read_sound
 from .sources import Source, list_sources
-from .store import VERSION, FrameStore, Manifest, Video, packed, record_key
+from .store import NO_CLASS, VERSION, FrameStore, Manifest, Video, packed, record_key
 from .videos import FrameSettings, UnreadableVideo, read_views
+
+SPLITS = ("train", "test", "val")
 
 
 @dataclass(frozen=True)
@@ -40,21 +44,30 @@ def prepare(
     settings: FrameSettings | None = None,
     processes: int = 0,
     lists: tuple[Path, int] | None = None,
+    labels: Labels = "auto",
 ) -> Prepared:
-    """Stores the RGB and flow frames of every readable video of a folder or CSV, and its sound where it has one, in one
-    LMDB at `out`.
+    """Stores the RGB and flow frames of every readable video of a folder or list, and its sound where it has one, in
+    one LMDB at `out`; see `list_sources` for what it may hold.
 
     What is stored already, with the same settings and from an unchanged file, is kept: kill it at any moment
     and run it again. Broken, short and missing files are skipped and listed with their reason, in
     `manifest.json`, in `skipped.txt` and at the end. `processes=0` takes one a core. `lists`: a folder of official
-    split lists, and which of its splits.
+    split lists, and which of its splits. `labels`: whether folders are classes; auto: where there are any.
 
     Raises:
         TrainError: no video at all, none readable, other settings than those `out` was made with, a full
         disk.
     """
     settings = settings or FrameSettings()
-    sources, skipped = list_sources(Path(videos), *(lists or ()))
+    splits, fold = lists or (None, 1)
+    sources, passed_over, notes = list_sources(Path(videos), splits, fold, labels)
+    for note in notes:
+        console().print(f"{videos}: {note}", markup=False)
+    if passed_over:
+        console().print(
+            f"{videos}: {len(sources):,} videos; passed over: {by_reason(passed_over)}", markup=False
+        )
+    skipped = list(folded(passed_over))
     with alone(Path(out), "prepare", waits=True):
         return _prepare(sources, skipped, Path(videos), Path(out), settings, processes or os.cpu_count() or 1)
 
@@ -68,7 +81,7 @@ def _prepare(
     processes: int,
 ) -> Prepared:
     """`prepare` of listed videos; `skipped` is added to."""
-    store = FrameStore(out, writable=True)
+    store, passed_over = FrameStore(out, writable=True), len(skipped)
     try:
         _same_settings(store, settings)
         entries = {source.id: entry for source in sources if (entry := _stored_entry(store, source))}
@@ -93,8 +106,8 @@ def _prepare(
     finally:
         store.close()
     if not entries:
-        example = "; ".join(f"{name}: {reason}" for name, reason in skipped[:2])
-        raise TrainError(f"videos: none of the {len(skipped)} files in {videos} could be used ({example})")
+        example = "; ".join(f"{name}: {reason}" for name, reason in skipped[passed_over : passed_over + 2])
+        raise TrainError(f"videos: none of the {len(sources)} files in {videos} could be used ({example})")
     manifest = _manifest(sources, entries, settings, skipped)
     manifest.save(out)
     return Prepared(manifest, stored=len(entries) - kept, kept=kept)
@@ -103,22 +116,23 @@ def _prepare(
 def print_summary(prepared: Prepared, out: Path) -> None:
     """The final tables: videos by class and split, and what was skipped, with the reason."""
     manifest = prepared.manifest
-    counts = [[0, 0] for _ in manifest.classes]
-    for video in manifest.videos:
-        counts[video.label][video.split == "test"] += 1
-    rows = [[name, str(train), str(test)] for name, (train, test) in zip(manifest.classes, counts)]
-    rows.append(["all", str(sum(c[0] for c in counts)), str(sum(c[1] for c in counts))])
-    table(
-        f"{out}: {prepared.stored} stored, {prepared.kept} kept from before", ["class", "train", "test"], rows
-    )
+    counts = Counter((video.label, video.split) for video in manifest.videos)
+    splits = [split for split in SPLITS if split != "val" or any(kind == "val" for _, kind in counts)]
+    rows = [
+        [name, *(str(counts[label, split]) for split in splits)]
+        for label, name in enumerate(manifest.classes)
+    ]
+    totals = {split: sum(count for (_, kind), count in counts.items() if kind == split) for split in splits}
+    rows.append(["all" if manifest.classes else "all, without classes", *map(str, totals.values())])
+    table(f"{out}: {prepared.stored} stored, {prepared.kept} kept from before", ["class", *splits], rows)
     mute = Counter(video.silence for video in manifest.videos)
     rows = [["sound", str(mute.pop("", 0))], *([reason, str(n)] for reason, n in mute.most_common())]
     table(f"sound of {len(manifest.videos)} videos", ["", "videos"], rows[:12])
-    for split, place in (("training", 0), ("test", 1)):
-        lacking = [name for name, count in zip(manifest.classes, counts) if not count[place]]
+    for split, word in (("train", "training"), ("test", "test")):
+        lacking = [name for label, name in enumerate(manifest.classes) if not counts[label, split]]
         if lacking:
             more = f" and {len(lacking) - 5} more" if len(lacking) > 5 else ""
-            console().print(f"without a {split} video: {', '.join(lacking[:5])}{more}")
+            console().print(f"without a {word} video: {', '.join(lacking[:5])}{more}", markup=False)
     if manifest.skipped:
         shown = [list(row) for row in manifest.skipped[:20]]
         if len(manifest.skipped) > len(shown):
@@ -159,12 +173,13 @@ def _manifest(
     skipped: list[tuple[str, str]],
 ) -> Manifest:
     usable = [source for source in sources if source.id in entries]
-    classes = sorted({source.label for source in usable})
+    classes = sorted({source.label for source in usable if source.label})
+    numbers = {name: number for number, name in enumerate(classes)}
     groups = {group: i for i, group in enumerate(sorted({source.group for source in usable}))}
     videos = [
         Video(
             source.id,
-            classes.index(source.label),
+            numbers.get(source.label, NO_CLASS),
             groups[source.group],
             source.split,
             entries[source.id]["frames"],

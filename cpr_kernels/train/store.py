@@ -27,6 +27,7 @@ from .sound import unpacked_spectrogram
 from .videos import FrameSettings, decode_flow, decode_rgb
 
 VERSION, READABLE = 2, (1, 2)  # 1 had no sound
+NO_CLASS = -1  # the label of a video without a class
 FIRST_MAP_SIZE = 1 << 28
 SPARE_PAGES = 16  # at the end of a whole file, LMDB may count a few pages that it never wrote
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # no space, a used-up quota, a limit on file sizes
@@ -34,7 +35,8 @@ FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # no space, a used-up quota, a
 
 @dataclass(frozen=True)
 class Video:
-    """One stored video: its label and group are indices into the manifest's names. `silence` is empty where its sound
+    """One stored video: its label is an index into the manifest's classes, -1 where it has none; videos of one group
+    are cut from one source; `split` is train, test, or val: kept apart from both. `silence` is empty where its sound
     is stored, else it says why there is none.
     """
 

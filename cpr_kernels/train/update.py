@@ -16,6 +16,7 @@ from .clips import ClipDataset
 from .config import TrainConfig, to_json
 from .evaluate import Measured, Protocol, measured, recall_of
 from .go_on import GoOn
+from .layouts import Labels
 from .loop import config_of, pretrain
 from .prepare import prepare
 from .progress import console, table
@@ -116,11 +117,12 @@ def config_of_update(before: TrainConfig, settings: Update) -> TrainConfig:
 def joined_data(before: Path, settings: Update, old: Manifest) -> Manifest:
     """Old and new videos in one data set at OUT/data: old ones first, with the numbers that they had."""
     data = settings.out / "data"
-    sources, _ = list_sources(settings.videos)
+    labels: Labels = "auto" if old.classes else "none"
+    sources = list_sources(settings.videos, labels=labels).sources
     _refuse_same_names(sources, FrameStore(before), {video.id for video in old.videos}, settings.videos)
     if not (data / "data.mdb").is_file():
         _copy(before, data)
-    fresh = prepare(settings.videos, data, old.settings, settings.processes).manifest
+    fresh = prepare(settings.videos, data, old.settings, settings.processes, labels=labels).manifest
     joined = union(old, fresh)
     joined.save(data)
     added = joined.videos[len(old.videos) :]
@@ -143,7 +145,7 @@ def union(old: Manifest, fresh: Manifest) -> Manifest:
         if video.id not in known:
             name = _group(video, fresh.classes)
             group = groups.setdefault(name, after + video.group)
-            label = classes.index(fresh.classes[video.label])
+            label = classes.index(fresh.classes[video.label]) if video.label >= 0 else video.label
             videos.append(replace(video, label=label, group=group))
     return Manifest(old.settings, classes, videos, sorted({*old.skipped, *fresh.skipped}))
 
@@ -193,7 +195,7 @@ def _by_text(recall: Mapping[str, Mapping[int, float]]) -> dict[str, dict[str, f
 
 
 def _group(video: Video, classes: list[str]) -> str:
-    return group_of(classes[video.label], Path(video.id).stem)
+    return group_of(classes[video.label] if video.label >= 0 else "", video.id)
 
 
 def _refuse_same_names(sources: list[Source], store: FrameStore, known: set[str], videos: Path) -> None:
