@@ -28,7 +28,7 @@ COMMANDS = {
 
 # commands that stand without the trainer, and where they are
 LIBRARY = {
-    "mine": ("cpr_kernels.cli.mine", "main"),
+    "mine": ("cpr_kernels.cli.mine.mine", "main"),
     "predict": ("cpr_kernels.cli.predict", "main"),
     "index": ("cpr_kernels.cli.index", "main"),
     "search": ("cpr_kernels.cli.index", "search"),
@@ -69,7 +69,7 @@ def _load(name: str) -> tuple[Command, tuple[type[Exception], ...]]:
         return getattr(importlib.import_module(module), function), (ValueError, OSError, ImportError)
     try:
         train = importlib.import_module("cpr_kernels.train")
-        commands: dict[str, Command] = importlib.import_module("cpr_kernels.train.cli").COMMANDS
+        commands: dict[str, Command] = importlib.import_module("cpr_kernels.cli.train").COMMANDS
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] == "cpr_kernels":
             raise

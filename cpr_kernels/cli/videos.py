@@ -6,15 +6,13 @@ import csv
 import glob
 import io
 import json
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
-from ..deploy.video import UnreadableVideo
 from ..files import replacing
+from ..progress import ProgressBar, say
+from ..video import UnreadableVideo
 from ..video_files import ENDINGS, PassedOver, by_reason, first_of_each, walk, why_not
 
 WHICH = "files, folders (searched for videos), or patterns such as 'clips/**/*.mp4'"
@@ -44,14 +42,14 @@ def video_files(command: str, given: Sequence[str]) -> list[Path]:
             why = f"; passed over: {by_reason(passed_over)}" if passed_over else ""
             raise ValueError(f"{word}: {what}{why} (videos end in {' '.join(sorted(ENDINGS))})")
         if passed_over:
-            print(f"cpr {command}: {word}: passed over: {by_reason(passed_over)}", file=sys.stderr)
+            say(f"cpr {command}: {word}: passed over: {by_reason(passed_over)}")
         found += inside
     if not found:
         raise ValueError("give at least one video: " + WHICH)
     kept, repeats = first_of_each(found, lambda path: path.resolve())
     for again, first in repeats:
         if again != first:
-            print(f"cpr {command}: {again}: passed over: same file as {first}", file=sys.stderr)
+            say(f"cpr {command}: {again}: passed over: same file as {first}")
     return kept
 
 
@@ -72,16 +70,16 @@ def each(
     command: str, paths: Sequence[Path], work: Callable[[Path], Any], progress: bool | None
 ) -> Iterator[tuple[Path, Any, str | None]]:
     """`(path, result, None)` of every readable video, `(path, None, reason)` of the others, told on stderr."""
-    show = sys.stderr.isatty() if progress is None else progress
-    with tqdm(paths, unit="video", disable=not show, file=sys.stderr) as bar:
-        for path in bar:
+    with ProgressBar(command, len(paths), unit="video", shown=progress) as bar:
+        for path in paths:
             try:
                 result = work(path)
             except UnreadableVideo as reason:
-                tqdm.write(f"cpr {command}: {path}: {reason}", file=sys.stderr)
+                say(f"cpr {command}: {path}: {reason}")
                 yield path, None, str(reason)
             else:
                 yield path, result, None
+            bar.advance()
 
 
 class Results:

@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 from .artifact import ArtifactError
-from .index import ClipIndex
+from .clip_index import ClipIndex
 from .model import Model
 
 __all__ = ["ArtifactError", "ClipIndex", "Model"]

@@ -1,0 +1,164 @@
+"""Which videos are in this data set, and what do their names say? Folders and lists, labels, sources, splits."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections import Counter, defaultdict
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import NamedTuple
+
+from ...video_files import ENDINGS, PassedOver, by_reason, first_of_each, walk
+from .. import TrainError
+from .layouts import Labels, read_layout
+from .lists import COLUMNS, read_list
+from .splits import by_official_lists
+
+UCF_NAME = re.compile(r"^v_(?P<name>.+)_g(?P<group>\d+)_c(?P<clip>\d+)$")
+# HMDB51: source, class, visible parts, camera motion, people, view, quality, clip number
+HMDB_NAME = re.compile(r"^(?P<source>.+)_[fhlu]_(cm|nm)_np\d_(ba|bl|br|fr|le|ri)_(bad|goo|med)_\d+$")
+UCF_TEST_GROUPS = range(1, 8)  # split 1 of UCF101 tests on groups 1 to 7
+TEST_SHARE = 0.25
+
+
+@dataclass(frozen=True)
+class Source:
+    """One video file. `label` is empty where it has no class. `group` names the footage it was cut from: files of one
+    group are siblings. `split` is train, test, or val: kept apart from both.
+    """
+
+    id: str
+    path: Path
+    label: str
+    group: str
+    split: str = ""
+
+
+class Listing(NamedTuple):
+    """The videos of a data set sorted by id, what was passed over as (name, reason), and how it was all understood."""
+
+    sources: list[Source]
+    passed_over: PassedOver
+    notes: list[str]
+
+
+def list_sources(videos: Path, splits: Path | None = None, fold: int = 1, labels: Labels = "auto") -> Listing:
+    """Returns the videos of a folder or of a list.
+
+    A folder holds one folder a class, and optionally folders of splits above or below them; see `read_layout`. A list
+    is a CSV; see `read_list`; its paths are relative to it. Without class folders or a label column, and with `labels`
+    none, videos have no class.
+
+    Where neither says the split: names like `v_Archery_g01_c02` give the official split 1 of UCF101, and else a
+    quarter of each class's groups, chosen by a hash of their names, is the test split; videos without a class train.
+    Validation videos are the test split where there is no other, else they are kept apart. `splits`, a folder of
+    official lists (UCF101's or HMDB51's), decides for number `fold` of its splits, and leaves out what it does not
+    list. A file that is listed twice, by links or otherwise, is taken once, for testing where it is listed for both.
+
+    Raises:
+        TrainError: nothing there, a list that cannot be read, or folders that cannot be understood.
+    """
+    if not videos.exists():
+        raise TrainError(f"videos: {videos} does not exist; give a folder of videos, or a CSV with {COLUMNS}")
+    listed = _from_list(videos, labels) if videos.is_file() else _from_folder(videos, labels)
+    if not listed.sources:
+        why = by_reason(listed.passed_over)
+        raise TrainError(
+            f"videos: no video found in {videos}{f' (passed over: {why})' if why else ''}; expected "
+            f"{videos.name}/<class>/<video>, {videos.name}/<video>, or a CSV with the columns {COLUMNS}; videos end in "
+            f"{' '.join(sorted(ENDINGS))}"
+        )
+    sources, passed_over = listed.sources, list(listed.passed_over)
+    if splits is not None:
+        sources, unlisted = by_official_lists(sources, splits, fold)
+        passed_over += unlisted
+    sources, notes = _settled_validation(with_splits(sources))
+    sources, repeats = _without_repeats(sources)
+    return Listing(sorted(sources, key=lambda one: one.id), passed_over + repeats, listed.notes + notes)
+
+
+def group_of(label: str, name: str) -> str:
+    """The source footage of a file by its path or name: class and group for UCF101 names, the film for HMDB51's, else
+    the file itself, in its class or in its folder.
+    """
+    path = Path(name)
+    if match := UCF_NAME.match(path.stem):
+        return f"{label or match['name']}/g{match['group']}"
+    match = HMDB_NAME.match(path.stem)
+    return f"{label or path.parent.as_posix()}/{match['source'] if match else path.stem}"
+
+
+def with_splits(sources: list[Source]) -> list[Source]:
+    """Gives every source without a split one, whole groups at a time: siblings never face each other."""
+    groups_of_class: dict[str, set[str]] = defaultdict(set)
+    for source in sources:
+        if not source.split and source.label:
+            groups_of_class[source.label].add(source.group)
+    test_groups: set[str] = set()
+    for groups in groups_of_class.values():
+        ranked = sorted(groups, key=lambda group: hashlib.sha1(group.encode()).hexdigest())
+        wanted = max(1, round(len(ranked) * TEST_SHARE)) if len(ranked) > 1 else 0
+        test_groups.update(ranked[:wanted])
+    return [
+        source if source.split else replace(source, split=_split(source, test_groups)) for source in sources
+    ]
+
+
+def _split(source: Source, test_groups: set[str]) -> str:
+    match = UCF_NAME.match(source.path.stem)
+    in_test = int(match["group"]) in UCF_TEST_GROUPS if match else source.group in test_groups
+    return "test" if in_test else "train"
+
+
+def _settled_validation(sources: list[Source]) -> tuple[list[Source], list[str]]:
+    """Validation videos test where nothing else does."""
+    counts = Counter(source.split for source in sources)
+    if not counts["val"]:
+        return sources, []
+    if counts["test"]:
+        return sources, [f"{counts['val']:,} validation videos are kept apart: neither trained on nor tested"]
+    settled = [replace(one, split="test") if one.split == "val" else one for one in sources]
+    return settled, [f"the {counts['val']:,} validation videos are the test split"]
+
+
+def _without_repeats(sources: Sequence[Source]) -> tuple[list[Source], PassedOver]:
+    """Each file once: a link, or another spelling of its path, is the same video."""
+
+    def identity(source: Source) -> Hashable:
+        try:
+            status = source.path.stat()
+        except OSError:
+            return source.id
+        return status.st_dev, status.st_ino
+
+    testing_first = sorted(sources, key=lambda one: (one.split == "train", one.id))
+    kept, repeats = first_of_each(testing_first, identity)
+    return kept, [(again.id, f"same file again: {first.id} ({first.split})") for again, first in repeats]
+
+
+def _from_folder(root: Path, labels: Labels) -> Listing:
+    found, passed_over = walk(root)
+    names = [path.relative_to(root) for path in found]
+    layout = read_layout(Counter(name.parts[:-1] for name in names), labels)
+    listed = []
+    for path, name in zip(found, names):
+        folders = name.parts[:-1]
+        if folders in layout.places:
+            split, label = layout.places[folders]
+            id = name.as_posix()
+            listed.append(Source(id, path, label, group_of(label, id), split))
+        else:
+            passed_over.append((name.as_posix(), layout.passed_over[folders]))
+    return Listing(listed, passed_over, layout.notes)
+
+
+def _from_list(table: Path, labels: Labels) -> Listing:
+    rows, passed_over = read_list(table, labels)
+    listed = []
+    for name, label, split, group in rows:
+        own = f"{label}/{group}" if group else group_of(label, name)
+        listed.append(Source(name, table.parent / name, label, own, split))
+    notes = [] if any(row.label for row in rows) else ["no labels: the data set has no classes"]
+    return Listing(listed, passed_over, notes)
