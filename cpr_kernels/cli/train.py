@@ -203,12 +203,14 @@ def report(argv: list[str]) -> int:
     options = parse(Report, by_place(argv, "--runs"), "report")
 
     def work() -> None:
+        from ..train.data.manifest import Manifest
         from ..train.evaluate.retrieval import evaluate_run
         from ..train.pages.explore import explore
         from ..train.pages.report import write_report
+        from ..train.pretrain.run_folder import config_of
 
         for run in options.runs:
-            if not (run / "eval.json").is_file():
+            if not (run / "eval.json").is_file() and Manifest.load(config_of(run).data).classes:
                 evaluate_run(run)
         inside = ""
         if all((run / "checkpoint.pt").is_file() for run in options.runs):

@@ -154,7 +154,11 @@ def union(old: Manifest, fresh: Manifest) -> Manifest:
 
 
 def retrieval_of(run: Path, config: TrainConfig, note: WarmStart, clips: int) -> Figures:
-    """R@k of a run's last encoders, by old and by new test videos, among all training videos, old and new."""
+    """R@k of a run's last encoders, by old and by new test videos, among all training videos, old and new; empty
+    where the videos have no classes.
+    """
+    if not Manifest.load(config.data).classes:
+        return {}
     files = encoder_files(run)[-1][1]
     encoders = {view: load_encoder(files[view]) for view in config.views}
     protocol = Protocol(config.clips.frames, config.clips.crop, clips)
@@ -171,6 +175,9 @@ def retrieval_of(run: Path, config: TrainConfig, note: WarmStart, clips: int) ->
 
 def show(figures: Mapping[str, Figures]) -> None:
     """Prints the table: before and after, by old and by new videos."""
+    if not figures["after"]:
+        say("the videos have no classes: retrieval is not measured")
+        return
     rows = [
         [f"{name} videos, {when}", view, *(f"{100 * share:.1f}" for share in shares.values())]
         for name in ("old", "new") for when in ("before", "after")

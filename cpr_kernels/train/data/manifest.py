@@ -40,6 +40,14 @@ class Manifest:
     videos: list[Video]
     skipped: list[tuple[str, str]]
 
+    def need_classes(self, data: Path, what: str) -> None:
+        """Raises `TrainError` where the videos have no classes, which `what` needs."""
+        if not self.classes:
+            raise TrainError(
+                f"data: {data} has no classes, and {what} needs them; prepare the videos again in one folder a class, "
+                "or by a CSV with a label column (cpr explore, cpr export and cpr index need none)"
+            )
+
     def save(self, folder: Path) -> None:
         """Writes `manifest.json` and `skipped.txt`, atomically."""
         body = {
