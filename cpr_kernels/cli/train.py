@@ -17,14 +17,15 @@ class Prepare:
     """Turn videos into a data set: small RGB frames and TV-L1 flow, in one LMDB.
 
     Videos are in one folder a class (FOLDER/<class>/<video>), optionally below or above folders of splits (train, val,
-    test), in one folder without classes, or listed in a CSV with the columns path[,label,split,group]. Names like
+    test), in one folder without classes, or listed in a CSV with the columns path[,label,split,group,start,end]: rows
+    with start and end (seconds) are segments, each a sample; ActivityNet's JSON lists segments too. Names like
     v_Archery_g01_c02 (UCF101) tell which videos are cut from the same source, and give the official split 1. Links are
     followed; files whose ending is no video's, and broken, short and missing ones, are skipped and counted by reason.
     Stop it at any moment; the same command goes on.
     """
 
     videos: Path
-    """Folder of videos, or CSV."""
+    """Folder of videos, CSV, or ActivityNet's JSON (beside or above its videos)."""
     out: Path
     """Folder of the data set."""
     splits: Path | None = None

@@ -203,7 +203,8 @@ def _by_text(recall: Mapping[str, Mapping[int, float]]) -> dict[str, dict[str, f
 
 
 def _group(video: Video, classes: list[str]) -> str:
-    return group_of(classes[video.label] if video.label >= 0 else "", video.id)
+    whole = video.file == video.id
+    return group_of(classes[video.label] if whole and video.label >= 0 else "", video.file)
 
 
 def _refuse_same_names(sources: list[Source], store: FrameStore, known: set[str], videos: Path) -> None:

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ...video import FLOW_SETTINGS, UnreadableVideo, flow_estimator, timed_frames
+from .segments import WHOLE, Segment
 
 Frame = npt.NDArray[np.uint8]
 
@@ -54,14 +55,16 @@ class FrameSettings:
             raise ValueError(f"flow must be one of {', '.join(FLOW_SETTINGS)}, got {self.flow!r}")
 
 
-def read_frames(path: Path, settings: FrameSettings) -> Iterator[Frame]:
-    """RGB frames [H, W, 3] of a video, upright, shorter edge `settings.size`; raises `UnreadableVideo`."""
-    frames = timed_frames(path, settings.size, settings.fps_stride)
+def read_frames(path: Path, settings: FrameSettings, segment: Segment = WHOLE) -> Iterator[Frame]:
+    """RGB frames [H, W, 3] of a segment, upright, shorter edge `settings.size`; raises `UnreadableVideo`."""
+    frames = segment.inside(timed_frames(path, settings.size, settings.fps_stride))
     yield from (frame for frame, _ in itertools.islice(frames, settings.frames))
 
 
-def read_views(path: Path, settings: FrameSettings) -> tuple[list[bytes], list[bytes]]:
-    """JPEGs of F - 1 frames of a video, and of the flow from each to the next; raises `UnreadableVideo`.
+def read_views(
+    path: Path, settings: FrameSettings, segment: Segment = WHOLE
+) -> tuple[list[bytes], list[bytes]]:
+    """JPEGs of F - 1 frames of a segment, and of the flow from each to the next; raises `UnreadableVideo`.
 
     Flow is estimated on grey frames, clipped to +-`flow_bound` px and rescaled to 0..255 (128 is no motion);
     the two components lie one above the other in one grey image [2H, W].
@@ -70,7 +73,7 @@ def read_views(path: Path, settings: FrameSettings) -> tuple[list[bytes], list[b
     rgb: list[bytes] = []
     flow: list[bytes] = []
     previous: Frame | None = None
-    for frame in read_frames(path, settings):
+    for frame in read_frames(path, settings, segment):
         if previous is not None:
             if previous.shape != frame.shape:
                 raise UnreadableVideo("the frame size changes inside the video")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from .. import TrainError
 from ..runtime.files import read_json, write_atomically
@@ -16,9 +17,9 @@ NO_CLASS = -1  # the label of a video without a class
 
 @dataclass(frozen=True)
 class Video:
-    """One stored video: its label is an index into the manifest's classes, -1 where it has none; videos of one group
-    are cut from one source; `split` is train, test, or val: kept apart from both. `silence` is empty where its sound
-    is stored, else it says why there is none.
+    """One stored video, or a segment of one: its label is an index into the manifest's classes, -1 where it has none;
+    videos of one group are cut from one source; `split` is train, test, or val: kept apart from both. `silence` is
+    empty where its sound is stored, else it says why there is none.
     """
 
     id: str
@@ -27,6 +28,18 @@ class Video:
     split: str
     frames: int
     silence: str = "prepared before sound was kept"
+    start: float = 0.0  # seconds, of a segment
+    end: float | None = None  # of a segment; None: the video's end
+
+    @property
+    def file(self) -> str:
+        """The path of its file, as listed: what its id begins with."""
+        return self.id if (self.start, self.end) == (0.0, None) else self.id.rpartition("@")[0]
+
+
+def _plain(video: Video) -> dict[str, Any]:
+    """A video as JSON holds it; start and end of segments only."""
+    return {name: value for name, value in asdict(video).items() if value or name not in ("start", "end")}
 
 
 @dataclass(frozen=True)
@@ -54,7 +67,7 @@ class Manifest:
             "version": VERSION,
             "settings": asdict(self.settings),
             "classes": self.classes,
-            "videos": [asdict(video) for video in self.videos],
+            "videos": [_plain(video) for video in self.videos],
             "skipped": self.skipped,
         }
         write_atomically(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import multiprocessing
 import os
 import signal
@@ -23,6 +24,7 @@ from ..runtime.lock import alone
 from .decoding import FrameSettings, UnreadableVideo, read_views
 from .layouts import Labels
 from .manifest import NO_CLASS, VERSION, Manifest, Video
+from .segments import Segment
 from .sound import NoSound, log_mel, packed_spectrogram, read_sound
 from .sources import Source, list_sources
 from .store import FrameStore, packed, record_key
@@ -182,6 +184,8 @@ def _manifest(
             source.split,
             entries[source.id]["frames"],
             entries[source.id]["silence"],
+            source.segment.start,
+            source.segment.end if math.isfinite(source.segment.end) else None,
         )
         for source in usable
     ]
@@ -223,7 +227,7 @@ def _read_in_pool(
             while waiting or flying:
                 while waiting and len(flying) < 2 * processes:
                     source = waiting.popleft()
-                    flying[pool.submit(_read_one, source.path, settings)] = source
+                    flying[pool.submit(_read_one, source.path, settings, source.segment)] = source
                 for future in wait(flying, return_when=FIRST_COMPLETED).done:
                     outcome = future.result()
                     yield flying.pop(future), outcome
@@ -240,7 +244,7 @@ def _read_one_by_one(
         outcome: Reading | str = "the decoder crashed on this file"
         for _ in range(2):
             try:
-                outcome = pool.submit(_read_one, source.path, settings).result()
+                outcome = pool.submit(_read_one, source.path, settings, source.segment).result()
                 break
             except BrokenProcessPool:
                 pool = _working_pool()
@@ -265,13 +269,13 @@ def _pool(processes: int) -> ProcessPoolExecutor:
     return ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), _start_worker)
 
 
-def _read_one(path: Path, settings: FrameSettings) -> Reading | str:
+def _read_one(path: Path, settings: FrameSettings, segment: Segment) -> Reading | str:
     try:
-        rgb, flow = read_views(path, settings)
+        rgb, flow = read_views(path, settings, segment)
     except UnreadableVideo as reason:
         return str(reason)
     try:
-        sound = read_sound(path, len(rgb), settings.fps_stride)
+        sound = read_sound(path, len(rgb), settings.fps_stride, segment.start)
     except NoSound as reason:
         return Reading(rgb, flow, silence=str(reason))
     return Reading(rgb, flow, packed_spectrogram(log_mel(sound)))

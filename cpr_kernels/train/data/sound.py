@@ -25,10 +25,10 @@ class NoSound(Exception):
     """The reason, in a few words, why a video has no usable sound."""
 
 
-def read_sound(path: Path, frames: int, stride: int = 1) -> Samples:
-    """The sound of the first `frames` kept video frames (every `stride`-th), mono at `RATE`, in -1..1.
+def read_sound(path: Path, frames: int, stride: int = 1, start: float = 0.0) -> Samples:
+    """The sound of `frames` kept video frames (every `stride`-th) from second `start` on, mono at `RATE`, in -1..1.
 
-    Starts with the video: a track that begins later or ends earlier is filled up with silence. A track whose
+    Starts with those frames: a track that begins later or ends earlier is filled up with silence. A track whose
     sample rate or channels change on the way is resampled part by part.
 
     Raises:
@@ -45,7 +45,7 @@ def read_sound(path: Path, frames: int, stride: int = 1) -> Samples:
             video, audio = container.streams.video[0], container.streams.audio[0]
             fps = video.average_rate or video.guessed_rate or 25
             wanted = round(frames * stride / float(fps) * RATE)
-            late = _seconds(audio) - _seconds(video)
+            late = _seconds(audio) - _seconds(video) - start
             audio.thread_type = "NONE"
             for part in _resampled(container.decode(audio)):
                 parts.append(part)

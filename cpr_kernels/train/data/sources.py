@@ -14,6 +14,7 @@ from ...video_files import ENDINGS, PassedOver, by_reason, first_of_each, walk
 from .. import TrainError
 from .layouts import Labels, read_layout
 from .lists import COLUMNS, read_list
+from .segments import WHOLE, Segment
 from .splits import by_official_lists
 
 UCF_NAME = re.compile(r"^v_(?P<name>.+)_g(?P<group>\d+)_c(?P<clip>\d+)$")
@@ -25,8 +26,9 @@ TEST_SHARE = 0.25
 
 @dataclass(frozen=True)
 class Source:
-    """One video file. `label` is empty where it has no class. `group` names the footage it was cut from: files of one
-    group are siblings. `split` is train, test, or val: kept apart from both.
+    """One sample: a video file, or a segment of one. `label` is empty where it has no class. `group` names the footage
+    it was cut from: samples of one group are siblings, and so are all segments of a file. `split` is train, test, or
+    val: kept apart from both.
     """
 
     id: str
@@ -34,6 +36,7 @@ class Source:
     label: str
     group: str
     split: str = ""
+    segment: Segment = WHOLE
 
 
 class Listing(NamedTuple):
@@ -48,8 +51,8 @@ def list_sources(videos: Path, splits: Path | None = None, fold: int = 1, labels
     """Returns the videos of a folder or of a list.
 
     A folder holds one folder a class, and optionally folders of splits above or below them; see `read_layout`. A list
-    is a CSV; see `read_list`; its paths are relative to it. Without class folders or a label column, and with `labels`
-    none, videos have no class.
+    is a CSV, or ActivityNet's JSON; see `read_list`; its paths are relative to it. Without class folders or a label
+    column, and with `labels` none, videos have no class.
 
     Where neither says the split: names like `v_Archery_g01_c02` give the official split 1 of UCF101, and else a
     quarter of each class's groups, chosen by a hash of their names, is the test split; videos without a class train.
@@ -76,6 +79,7 @@ def list_sources(videos: Path, splits: Path | None = None, fold: int = 1, labels
         passed_over += unlisted
     sources, notes = _settled_validation(with_splits(sources))
     sources, repeats = _without_repeats(sources)
+    notes += _segments_on_both_sides(sources)
     return Listing(sorted(sources, key=lambda one: one.id), passed_over + repeats, listed.notes + notes)
 
 
@@ -131,11 +135,21 @@ def _without_repeats(sources: Sequence[Source]) -> tuple[list[Source], PassedOve
             status = source.path.stat()
         except OSError:
             return source.id
-        return status.st_dev, status.st_ino
+        return status.st_dev, status.st_ino, source.segment
 
     testing_first = sorted(sources, key=lambda one: (one.split == "train", one.id))
     kept, repeats = first_of_each(testing_first, identity)
     return kept, [(again.id, f"same file again: {first.id} ({first.split})") for again, first in repeats]
+
+
+def _segments_on_both_sides(sources: Sequence[Source]) -> list[str]:
+    """What is to be said of files that a list cuts into segments for training and for testing."""
+    splits: dict[Path, set[str]] = defaultdict(set)
+    for source in sources:
+        if not source.segment.whole:
+            splits[source.path].add(source.split)
+    both = sum({"train", "test"} <= of_file for of_file in splits.values())
+    return [f"{both:,} files have segments for training and for testing"] if both else []
 
 
 def _from_folder(root: Path, labels: Labels) -> Listing:
@@ -156,9 +170,13 @@ def _from_folder(root: Path, labels: Labels) -> Listing:
 
 def _from_list(table: Path, labels: Labels) -> Listing:
     rows, passed_over = read_list(table, labels)
+    in_parts = {Path(row.name) for row in rows if not row.segment.whole}
     listed = []
-    for name, label, split, group in rows:
-        own = f"{label}/{group}" if group else group_of(label, name)
-        listed.append(Source(name, table.parent / name, label, own, split))
+    for name, label, split, group, segment in rows:
+        of_source = (
+            "" if Path(name) in in_parts else label
+        )  # segments of a file are siblings whatever their classes
+        own = f"{of_source}/{group}" if group else group_of(of_source, name)
+        listed.append(Source(segment.id(name), table.parent / name, label, own, split, segment))
     notes = [] if any(row.label for row in rows) else ["no labels: the data set has no classes"]
     return Listing(listed, passed_over, notes)
