@@ -88,7 +88,7 @@ def _input_options(p: argparse.ArgumentParser) -> None:
         "--ids",
         metavar="A[,B]",
         help="array or .npy that names each row's source: rows of one source never mine each other, and "
-        "a row with a negative or empty id is never mined; several arrays are joined (default: an array "
+        "a row whose id is -1 or empty is never mined; several arrays are joined (default: an array "
         "called ids, id, source, video, ...; none: no ids)",
     )
     group.add_argument(
