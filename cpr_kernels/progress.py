@@ -24,7 +24,7 @@ class ProgressBar:
         total: how many steps there are.
         done: steps that an earlier run has done.
         unit: what a step is, for the rate.
-        shown: True always shows, False never; None shows a bar on a terminal and lines elsewhere.
+        shown: True shows a bar, False nothing; None shows a bar on a terminal and lines elsewhere.
 
     Example:
         >>> with ProgressBar("encode", total=100, unit="video") as bar:
@@ -35,10 +35,10 @@ class ProgressBar:
         self, description: str, total: int, *, done: int = 0, unit: str = "step", shown: bool | None = None
     ) -> None:
         terminal = sys.stderr.isatty()
-        self.lines = shown is not False and not terminal
+        self.lines = shown is None and not terminal
         self.bar = tqdm(
             total=total, initial=done, desc=description, unit=f" {unit}", file=sys.stderr, dynamic_ncols=True,
-            disable=shown is False or not terminal,
+            disable=not (shown or (shown is None and terminal)),
         )  # fmt: skip
         self.description, self.total, self.unit = description, total, f" {unit}"
         self.done, self.first, self.status = done, done, ""

@@ -144,6 +144,8 @@ def test_help_lists_every_command(capsys):
 def test_unknown_commands_and_missing_extras(capsys, monkeypatch):
     assert main(["dig"]) == 2
     assert capsys.readouterr().err == f"cpr: no command 'dig'; expected one of {', '.join(COMMANDS)}\n"
+    assert main(["pretrian"]) == 2
+    assert "no command 'pretrian'; did you mean 'pretrain'? expected one of" in capsys.readouterr().err
     monkeypatch.setitem(sys.modules, "tyro", None)
     assert main(["prepare", "--help"]) == 2
     assert "pip install 'cpr_kernels[train]'" in capsys.readouterr().err
