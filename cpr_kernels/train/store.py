@@ -24,7 +24,7 @@ import numpy.typing as npt
 from ..files import replacing
 from . import TrainError
 from .sound import unpacked_spectrogram
-from .videos import FrameSettings, decode_flow, decode_rgb
+from .videos import FrameSettings, Knots, decode_flow, decode_rgb
 
 VERSION, READABLE = 2, (1, 2)  # 1 had no sound
 FIRST_MAP_SIZE = 1 << 28
@@ -36,6 +36,11 @@ FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # no space, a used-up quota, a
 class Video:
     """One stored video: its label and group are indices into the manifest's names. `silence` is empty where its sound
     is stored, else it says why there is none.
+
+    fps: frames a second as stored, the mean; 0 where that is not known.
+    knots: (frame, second) at the corners of the polyline on which the times of its frames lie; two where the rate is
+    constant, none where it is not known.
+    note: what is to be said of its times; empty where all is well.
     """
 
     id: str
@@ -44,6 +49,14 @@ class Video:
     split: str
     frames: int
     silence: str = "prepared before sound was kept"
+    fps: float = 0.0
+    knots: Knots = ()
+    note: str = ""
+
+    def second(self, frame: int) -> float | None:
+        """When a frame is shown, counted from the first one; None where that is not known."""
+        frames, seconds = [[knot[i] for knot in self.knots] for i in (0, 1)]
+        return float(np.interp(frame, frames, seconds)) if self.knots else None
 
 
 @dataclass(frozen=True)
@@ -91,7 +104,10 @@ class Manifest:
             return cls(
                 FrameSettings(**body["settings"]),
                 list(body["classes"]),
-                [Video(**video) for video in body["videos"]],
+                [
+                    Video(**{**video, "knots": tuple(map(tuple, video.get("knots", ())))})
+                    for video in body["videos"]
+                ],
                 [(name, reason) for name, reason in body["skipped"]],
             )
         except (KeyError, TypeError, ValueError) as error:
