@@ -12,11 +12,17 @@ import torch
 from torch import Tensor
 
 from . import losses, mining
-from .backends import choose
-from .calls import CascadeCall, LossCall, RerankCall
-from .checks import check_cascade, check_enqueue, check_loss, check_positives_in_range, check_rerank
-from .enqueue import run as run_enqueue
+from .dispatch.backends import choose
+from .dispatch.calls import CascadeCall, LossCall, RerankCall
+from .dispatch.checks import (
+    check_cascade,
+    check_enqueue,
+    check_loss,
+    check_positives_in_range,
+    check_rerank,
+)
 from .losses.autograd import backward, setup_context
+from .memory.enqueue import run as run_enqueue
 
 LIBRARY = torch.library.Library("cpr", "DEF")  # the ops live as long as this object
 

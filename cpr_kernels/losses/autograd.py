@@ -10,9 +10,9 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from .. import _core
-from ..calls import LossCall
-from ..checks import check_loss, check_positives_in_range
-from ..direct import nothing_listens
+from ..dispatch.calls import LossCall
+from ..dispatch.checks import check_loss, check_positives_in_range
+from ..dispatch.fast_path import nothing_listens
 from . import native
 
 

@@ -12,8 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..calls import LossCall
-from .reference import Sweep
+from ..dispatch.calls import LossCall, Sweep
 
 PROGRAMS_WANTED = 264  # two for each of 132 multiprocessors
 MIN_PART = 128  # keys
