@@ -28,7 +28,7 @@ def write(path: Path, clip: np.ndarray, seconds: Sequence[float] | None = None, 
     """Writes frames [T, H, W, 3], shown at `seconds` (25 a second by default).
 
     how: `codec`; `matrix`, a display matrix; `pixel`, the shape of a pixel; `sound`, (samples at 16 kHz, the second at
-    which they begin); `cover`, a stream of one picture before the video's.
+    which they begin), or a list of such; `cover`, a stream of one picture before the video's.
     """
     seconds = [i / 25 for i in range(len(clip))] if seconds is None else seconds
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -50,11 +50,11 @@ def write(path: Path, clip: np.ndarray, seconds: Sequence[float] | None = None, 
             container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
         if track is not None:
-            samples, begin = how["sound"]
-            for i in range(0, len(samples), 1024):
-                frame = av.AudioFrame.from_ndarray(samples[None, i : i + 1024], "fltp", "mono")
-                frame.sample_rate, frame.pts = 16_000, round(begin * 16_000) + i
-                container.mux(track.encode(frame))
+            for samples, begin in how["sound"] if isinstance(how["sound"], list) else [how["sound"]]:
+                for i in range(0, len(samples), 1024):
+                    frame = av.AudioFrame.from_ndarray(samples[None, i : i + 1024], "fltp", "mono")
+                    frame.sample_rate, frame.pts = 16_000, round(begin * 16_000) + i
+                    container.mux(track.encode(frame))
             container.mux(track.encode(None))
     return path
 

@@ -231,8 +231,10 @@ def _read_in_pool(
         try:
             while waiting or flying:
                 while waiting and len(flying) < 2 * processes:
-                    source = waiting.popleft()
-                    flying[pool.submit(_read_one, source.path, settings)] = source
+                    future = pool.submit(
+                        _read_one, waiting[0].path, settings
+                    )  # raises where the pool is broken
+                    flying[future] = waiting.popleft()
                 for future in wait(flying, return_when=FIRST_COMPLETED).done:
                     outcome = future.result()
                     yield flying.pop(future), outcome

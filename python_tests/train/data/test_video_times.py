@@ -103,6 +103,21 @@ def test_joined_recordings_keep_sound_and_picture_together(tmp_path: Path) -> No
             assert loudest == pytest.approx(pitch, rel=0.02)
 
 
+def test_a_gap_in_the_sound_is_silent_and_jitter_is_not_heard(tmp_path: Path) -> None:
+    whole = sine(1000, 2.0)
+    late, lost = whole[:8000], whole[16_000:24_000]
+    path = write(tmp_path / "gap.mkv", pictures(50), sound=[(late, 10.25), (lost, 11.25)])
+    sound = read_sound(path, 2.0, 10.0)
+    wanted = np.zeros(2 * RATE, np.float32)
+    wanted[4000:12_000], wanted[20_000:28_000] = late, lost
+    assert np.abs(sound - wanted).max() < 1e-3
+    pieces = [
+        (piece, i / 10 + (0.01 if i % 2 else 0.0)) for i, piece in enumerate(np.split(whole[:16_000], 10))
+    ]
+    sound = read_sound(write(tmp_path / "jitter.mkv", pictures(50), sound=pieces), 1.0)
+    assert np.abs(sound - whole[:16_000]).max() < 1e-3
+
+
 @pytest.fixture(scope="module")
 def variable(tmp_path_factory: pytest.TempPathFactory) -> tuple[Manifest, FrameStore]:
     """Variable rate, a beep from second 1.6 on; and the same cut out of a longer recording."""
