@@ -47,6 +47,10 @@ class Prepare:
     """Videos with fewer frames are skipped."""
     fps_stride: int = 1
     """Keep every n-th frame."""
+    fps: float = 0.0
+    """Frames a second: keep the frame nearest in time to each instant, so that flow means the same motion in every
+    video. 0 keeps each video's own rate.
+    """
     flow: Literal["full", "fast", "draft"] = "full"
     """TV-L1 effort: full (OpenCV's default), fast (a quarter of its time) or draft (a ninth)."""
     flow_bound: float = 20.0

@@ -21,15 +21,18 @@ from ...progress import ProgressBar, say, table
 from ...video_files import by_reason, folded
 from .. import TrainError
 from ..runtime.lock import alone
-from .decoding import FrameSettings, UnreadableVideo, read_views
+from .decoding import FrameSettings, Pictures, UnreadableVideo, knots, read_views
 from .layouts import Labels
 from .manifest import NO_CLASS, VERSION, Manifest, Video
-from .segments import Segment
+from .segments import WHOLE, Segment
 from .sound import NoSound, log_mel, packed_spectrogram, read_sound
 from .sources import Source, list_sources
 from .store import FrameStore, packed, record_key
 
 SPLITS = ("train", "test", "val")
+KEPT = ("frames", "silence", "fps", "knots", "note")  # of an entry, in the manifest
+SPREAD = 1.1  # the highest by the lowest frame rate from which on they differ: 24 and 25 do not, 25 and 30 do
+SLOWEST = 2.0  # seconds from a picture to the next, the mean, up to which sound is kept
 
 
 @dataclass(frozen=True)
@@ -93,15 +96,13 @@ def _prepare(
                 if isinstance(outcome, str):
                     skipped.append((source.id, outcome))
                 else:
-                    entry = _entry(source, len(outcome.rgb), outcome.silence)
-                    sound = {} if outcome.silence else {record_key("audio", source.id): outcome.audio}
                     store.put({
                         record_key("rgb", source.id): packed(outcome.rgb),
                         record_key("flow", source.id): packed(outcome.flow),
-                        **sound,
-                        record_key("entry", source.id): json.dumps(entry).encode(),
+                        **({record_key("audio", source.id): outcome.audio} if outcome.audio else {}),
+                        record_key("entry", source.id): json.dumps(outcome.entry).encode(),
                     })  # fmt: skip
-                    entries[source.id] = entry
+                    entries[source.id] = outcome.entry
                 bar.advance()
     finally:
         store.close()
@@ -128,6 +129,11 @@ def print_summary(prepared: Prepared, out: Path) -> None:
     mute = Counter(video.silence for video in manifest.videos)
     rows = [["sound", str(mute.pop("", 0))], *([reason, str(n)] for reason, n in mute.most_common())]
     table(f"sound of {len(manifest.videos)} videos", ["", "videos"], rows[:12])
+    if said := rate_warning(manifest):
+        say(f"warning: {said}")
+    notes = [[video.id, video.note] for video in manifest.videos if video.note]
+    if notes:
+        table(f"times of {len(notes)} videos", ["file", "reason"], notes[:20])
     for split, word in (("train", "training"), ("test", "test")):
         lacking = [name for label, name in enumerate(manifest.classes) if not counts[label, split]]
         if lacking:
@@ -140,12 +146,27 @@ def print_summary(prepared: Prepared, out: Path) -> None:
         table(f"{len(manifest.skipped)} skipped", ["file", "reason"], shown)
 
 
+def rate_warning(manifest: Manifest) -> str:
+    """What is to be said where frame rates differ, so that flow does not mean the same in all videos; or nothing."""
+    rates = sorted(video.fps for video in manifest.videos if video.fps)
+    varying = sum(len(video.knots) > 2 for video in manifest.videos)
+    if manifest.settings.fps or not rates or (rates[-1] <= SPREAD * rates[0] and not varying):
+        return ""
+    return (
+        f"frame rates differ: {rates[0]:.3g} to {rates[-1]:.3g} a second, median {rates[len(rates) // 2]:.3g}, and "
+        f"{varying} of {len(manifest.videos)} videos vary theirs on the way; flow is the motion from one frame to the "
+        "next, so one motion gives different flow at different rates: --fps R takes all at R frames a second"
+    )
+
+
 def _same_settings(store: FrameStore, settings: FrameSettings) -> None:
     wanted = {"version": VERSION, **asdict(settings)}
     before = store.get_json("settings")
     if before is None:
         store.put({"settings": json.dumps(wanted).encode()})
-    elif before != wanted:
+        return
+    before = {**asdict(FrameSettings()), **before}  # what is newer than the data set had its default
+    if before != wanted:
         changed = ", ".join(f"{k} {before.get(k)} -> {v}" for k, v in wanted.items() if before.get(k) != v)
         raise TrainError(
             f"out: {store.folder} was made with other settings ({changed}); give a new --out or delete it"
@@ -153,17 +174,18 @@ def _same_settings(store: FrameStore, settings: FrameSettings) -> None:
 
 
 def _stored_entry(store: FrameStore, source: Source) -> dict[str, Any] | None:
+    """What is known of a video that is stored already, from a file that has not changed since."""
     entry = store.get_json(record_key("entry", source.id))
-    if entry is None or not source.path.is_file():
+    try:
+        return entry if entry is not None and entry == {**entry, **_stamp(source.path)} else None
+    except OSError:
         return None
-    return entry if entry == _entry(source, entry["frames"], entry["silence"]) else None
 
 
-def _entry(source: Source, frames: int, silence: str) -> dict[str, Any]:
-    status = source.path.stat()
-    return {
-        "frames": frames, "silence": silence, "bytes": status.st_size, "changed_ns": status.st_mtime_ns,
-    }  # fmt: skip
+def _stamp(path: Path) -> dict[str, int]:
+    """Size and time of change of a file: what tells a changed one from an unchanged one."""
+    status = path.stat()
+    return {"bytes": status.st_size, "changed_ns": status.st_mtime_ns}
 
 
 def _manifest(
@@ -182,10 +204,9 @@ def _manifest(
             numbers.get(source.label, NO_CLASS),
             groups[source.group],
             source.split,
-            entries[source.id]["frames"],
-            entries[source.id]["silence"],
-            source.segment.start,
-            source.segment.end if math.isfinite(source.segment.end) else None,
+            **{name: entries[source.id][name] for name in KEPT if name in entries[source.id]},
+            start=source.segment.start,
+            end=source.segment.end if math.isfinite(source.segment.end) else None,
         )
         for source in usable
     ]
@@ -194,12 +215,12 @@ def _manifest(
 
 @dataclass(frozen=True)
 class Reading:
-    """What a video file gave: its frames as JPEGs, its spectrogram as a PNG, or why it has none."""
+    """What a video file gave: its frames as JPEGs, its spectrogram as a PNG where there is one, and its entry."""
 
     rgb: list[bytes]
     flow: list[bytes]
-    audio: bytes = b""
-    silence: str = ""
+    audio: bytes
+    entry: dict[str, Any]
 
 
 def _read_all(
@@ -226,8 +247,10 @@ def _read_in_pool(
         try:
             while waiting or flying:
                 while waiting and len(flying) < 2 * processes:
-                    source = waiting.popleft()
-                    flying[pool.submit(_read_one, source.path, settings, source.segment)] = source
+                    future = pool.submit(
+                        _read_one, waiting[0].path, settings, waiting[0].segment
+                    )  # raises where the pool is broken
+                    flying[future] = waiting.popleft()
                 for future in wait(flying, return_when=FIRST_COMPLETED).done:
                     outcome = future.result()
                     yield flying.pop(future), outcome
@@ -269,16 +292,42 @@ def _pool(processes: int) -> ProcessPoolExecutor:
     return ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), _start_worker)
 
 
-def _read_one(path: Path, settings: FrameSettings, segment: Segment) -> Reading | str:
+def _read_one(path: Path, settings: FrameSettings, segment: Segment = WHOLE) -> Reading | str:
+    """What a file gives, or in a line why it gives nothing, whatever its decoder raises."""
     try:
-        rgb, flow = read_views(path, settings, segment)
+        stamp = _stamp(path)
+        pictures = read_views(path, settings, segment)
     except UnreadableVideo as reason:
         return str(reason)
+    except FileNotFoundError:
+        return "missing file"
+    except ImportError:
+        raise  # a missing package fails for every file
+    except Exception as error:
+        return f"its decoder failed ({type(error).__name__}: {_one_line(error)})"
+    audio, silence = _read_sound(path, pictures)
+    entry = {
+        "frames": len(pictures.rgb), "silence": silence, "fps": pictures.rate, "knots": knots(pictures.times),
+        "note": pictures.note, **stamp,
+    }  # fmt: skip
+    return Reading(pictures.rgb, pictures.flow, audio, entry)
+
+
+def _read_sound(path: Path, pictures: Pictures) -> tuple[bytes, str]:
+    """The spectrogram of a video's pictures as a PNG, or no bytes and why there is none."""
+    seconds = pictures.times[-1]
+    if seconds > SLOWEST * len(pictures.rgb):
+        return b"", f"no sound of pictures that are {SLOWEST:g} s apart or more"
     try:
-        sound = read_sound(path, len(rgb), settings.fps_stride, segment.start)
+        return packed_spectrogram(log_mel(read_sound(path, seconds, pictures.origin))), ""
     except NoSound as reason:
-        return Reading(rgb, flow, silence=str(reason))
-    return Reading(rgb, flow, packed_spectrogram(log_mel(sound)))
+        return b"", str(reason)
+    except Exception as error:
+        return b"", f"its sound's decoder failed ({type(error).__name__}: {_one_line(error)})"
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]
 
 
 def _start_worker() -> None:
