@@ -218,9 +218,9 @@ def as_shown(frame: Any, pixel_aspect: Fraction | None, size: int) -> Frame:
         pixel_aspect: width of a pixel by its height; None is a square.
         size: pixels; a smaller picture is not enlarged.
     """
-    aspect = pixel_aspect or Fraction(1)
-    if not Fraction(1, LONGEST_PIXEL) <= aspect <= LONGEST_PIXEL:
-        raise UnreadableVideo(f"its header is damaged: pixels {aspect.numerator}:{aspect.denominator}")
+    aspect = float(pixel_aspect or 1)
+    if not 1 / LONGEST_PIXEL <= aspect <= LONGEST_PIXEL:
+        raise UnreadableVideo(f"its header is damaged: pixels {aspect:g}:1")
     width, height = shrunk(max(1, round(frame.width * aspect)), frame.height, size)
     image = frame.reformat(width, height, "rgb24", interpolation="AREA").to_ndarray()
     matrix = frame.side_data.get("DISPLAYMATRIX")
