@@ -10,7 +10,7 @@ import pytest
 import train_sets  # noqa: F401  skips without the trainer's packages
 from pages import run_python
 from places import ROOT
-from test_deploy import means
+from small_artifact import means
 
 from cpr_kernels.__main__ import main
 from cpr_kernels.train.data.synthetic import SyntheticSettings, generate
