@@ -40,6 +40,7 @@ VIDEO: {WHICH}.
 Exit status 0: all answered. 1: some videos could not be read. 2: nothing could be done.
 """
 COLUMNS = ("path", "rank", "known", "start", "end", "score")
+Stamped = tuple[Path, tuple[int, int], Seen]  # a file, its size and time of change, and what was seen in it
 
 
 def main(argv: Sequence[str]) -> int:
@@ -59,21 +60,29 @@ def main(argv: Sequence[str]) -> int:
     progress_option(p)
     args = p.parse_args(list(argv))
     at_least_one(clips=args.clips, save=args.save)
-    paths = video_files(args.videos)
+    paths = video_files("index", args.videos)
     model = Model(args.artifact)
     known = _known(args.out, model.id)
     todo = [path for path in paths if known.get(str(path.resolve())) != _stamp(path)]
-    failed, added, held = 0, 0, list[tuple[Path, Seen]]()
-    for path, seen, reason in each("index", todo, lambda path: model.video(path, args.clips), args.progress):
-        failed += reason is not None
-        if seen is not None:
-            held.append((path, seen))
-            added += 1
-        if len(held) == args.save:
+    failed, added, held = 0, 0, list[Stamped]()
+    stamps: dict[Path, tuple[int, int]] = {}
+
+    def look(path: Path) -> Seen:
+        stamps[path] = _stamp(path) or (0, 0)  # before it is read: a later change is seen the next time
+        return model.video(path, args.clips)
+
+    try:
+        for path, seen, reason in each("index", todo, look, args.progress):
+            failed += reason is not None
+            if seen is not None:
+                held.append((path, stamps[path], seen))
+                added += 1
+            if len(held) == args.save:
+                saved, held = held, []
+                _save(args.out, model.id, saved)
+    finally:  # stopped: what was read is kept
+        if held:
             _save(args.out, model.id, held)
-            held = []
-    if held:
-        _save(args.out, model.id, held)
     if not exists(args.out):
         raise ValueError(f"none of the {failed} videos could be read; no index was made")
     rows = len(ClipIndex(args.out, model.id).clips)
@@ -97,24 +106,25 @@ def search(argv: Sequence[str]) -> int:
     output_options(p)
     args = p.parse_args(list(argv))
     at_least_one(topk=args.topk)
-    paths = video_files(args.videos)
+    paths = video_files("search", args.videos)
     model = Model(args.artifact)
     index = ClipIndex(args.index, model.id)
-    results = Results(args.format, args.out, COLUMNS)
     failed = 0
-    for path, seen, reason in each("search", paths, model.video, args.progress):
-        failed += reason is not None
-        if reason is not None:
-            if args.format == "jsonl":
-                results.add([], "", {"path": str(path), "error": reason})
-            continue
-        own = str(path.resolve())
-        near = [one for one in index.nearest_files(seen.embeddings, args.topk + 1) if one.clip.path != own]
-        found: list[dict[str, Any]] = [neighbour(one) for one in near[: args.topk]]
-        rows = [{"path": str(path), "rank": rank, **one} for rank, one in enumerate(found, start=1)]
-        text = "\n".join([str(path), *map(as_text, near[: args.topk])])
-        results.add(rows, text, {"path": str(path), "near": found})
-    results.close()
+    with Results(args.format, args.out, COLUMNS) as results:
+        for path, seen, reason in each("search", paths, model.video, args.progress):
+            failed += reason is not None
+            if reason is not None:
+                if args.format == "jsonl":
+                    results.add([], "", {"path": str(path), "error": reason})
+                continue
+            own = str(path.resolve())
+            near = [
+                one for one in index.nearest_files(seen.embeddings, args.topk + 1) if one.clip.path != own
+            ]
+            found: list[dict[str, Any]] = [neighbour(one) for one in near[: args.topk]]
+            rows = [{"path": str(path), "rank": rank, **one} for rank, one in enumerate(found, start=1)]
+            text = "\n".join([str(path), *map(as_text, near[: args.topk])])
+            results.add(rows, text, {"path": str(path), "near": found})
     return 1 if failed else 0
 
 
@@ -129,9 +139,10 @@ def _parser(name: str, text: str) -> argparse.ArgumentParser:
 
 def _stamp(path: Path) -> tuple[int, int] | None:
     """Size and time of change: what tells a changed file from an unchanged one."""
-    if not path.is_file():
+    try:
+        status = path.stat()
+    except OSError:
         return None
-    status = path.stat()
     return status.st_size, status.st_mtime_ns
 
 
@@ -142,9 +153,10 @@ def _known(folder: Path, model: str) -> dict[str, tuple[int, int]]:
     return {clip.path: (clip.bytes, clip.changed_ns) for clip in ClipIndex(folder, model).clips}
 
 
-def _save(folder: Path, model: str, held: Sequence[tuple[Path, Seen]]) -> None:
-    clips = []
-    for path, seen in held:
-        stamp = _stamp(path) or (0, 0)
-        clips += [Clip(str(path.resolve()), start, end, *stamp) for start, end in seen.times]
-    extend(folder, model, clips, torch.cat([seen.embeddings for _, seen in held]))
+def _save(folder: Path, model: str, held: Sequence[Stamped]) -> None:
+    clips = [
+        Clip(str(path.resolve()), start, end, *stamp)
+        for path, stamp, seen in held
+        for start, end in seen.times
+    ]
+    extend(folder, model, clips, torch.cat([seen.embeddings for _, _, seen in held]))

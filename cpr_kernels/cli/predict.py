@@ -51,7 +51,7 @@ def output_options(p: argparse.ArgumentParser) -> None:
         "--topk", type=int, default=5, metavar="K", help="classes and neighbours told (%(default)s)"
     )
     p.add_argument("--format", choices=("text", "csv", "jsonl"), default="text", help="(%(default)s)")
-    p.add_argument("--out", type=Path, metavar="FILE", help="write there, whole or not at all")
+    p.add_argument("--out", type=Path, metavar="FILE", help="write there; if stopped, what was finished")
     progress_option(p)
 
 
@@ -79,26 +79,24 @@ def main(argv: Sequence[str]) -> int:
     """
     args = parser().parse_args(list(argv))
     at_least_one(topk=args.topk, clips=args.clips)
-    paths = video_files(args.videos)
+    paths = video_files("predict", args.videos)
     model = Model(args.artifact)
     index = None if args.index is None else ClipIndex(args.index, model.id)
     if not model.classes and index is None:
         raise ValueError(
             f"{args.artifact} is an encoder and knows no classes; give --index, or export a classifier of cpr finetune"
         )
-    results = Results(args.format, args.out, COLUMNS)
     failed = 0
-    for path, seen, reason in each(
-        "predict", paths, lambda path: model.video(path, args.clips), args.progress
-    ):
-        failed += reason is not None
-        if reason is not None:
-            if args.format == "jsonl":
+    with Results(args.format, args.out, COLUMNS) as results:
+        for path, seen, reason in each(
+            "predict", paths, lambda path: model.video(path, args.clips), args.progress
+        ):
+            failed += reason is not None
+            if reason is None:
+                near = [] if index is None else index.nearest_files(seen.embeddings, args.topk)
+                results.add(*told(path, seen, model.classes, near, args.topk))
+            elif args.format == "jsonl":
                 results.add([], "", {"path": str(path), "error": reason})
-            continue
-        near = [] if index is None else index.nearest_files(seen.embeddings, args.topk)
-        results.add(*told(path, seen, model.classes, near, args.topk))
-    results.close()
     return 1 if failed else 0
 
 
