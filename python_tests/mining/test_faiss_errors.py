@@ -106,7 +106,7 @@ def test_refusals(broken: Any, sentence: str) -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_odd_files_are_refused(tmp_path: Path) -> None:
+def test_damaged_or_mixed_files_are_refused(tmp_path: Path) -> None:
     keys = clustered(300)
     with pytest.raises(ValueError, match=r"lacks index.faiss, entries.npz, about.json; a bare FAISS file"):
         FaissIndex.load(tmp_path)
@@ -135,6 +135,10 @@ def test_odd_files_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="format None, expected 1"):
         FaissIndex.load(tmp_path)
     FaissIndex(keys, "flow").save(tmp_path)
+    (tmp_path / "about.json").write_text(json.dumps(about | {"size": 299}))
+    with pytest.raises(ValueError, match=r"holds ids of shape \[300\], but about.json counts 299 entries"):
+        FaissIndex.load(tmp_path)
+    (tmp_path / "about.json").write_text(json.dumps(about))
     (tmp_path / "entries.npz").write_bytes((tmp_path / "entries.npz").read_bytes()[:200])
     with pytest.raises(ValueError, match=r"entries.npz is damaged .*; save the index again"):
         FaissIndex.load(tmp_path)

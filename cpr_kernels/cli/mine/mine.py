@@ -18,6 +18,7 @@ from tqdm import tqdm
 from ... import mining
 from ...dispatch.backends import choose
 from ...mining import CascadeTrace, Schedule, cascade_topk, cascade_trace
+from ...mining.arguments import as_call
 from .embeddings import Prepared, mean_row, prepare
 from .inputs import CLASS_NAMES, Names, Side, find_names, open_sides
 from .options import DTYPES, parser, schedule_of
@@ -177,7 +178,7 @@ def _mine(args: argparse.Namespace, problem: Problem) -> tuple[Tensor, Tensor, s
             queries = problem.queries.rows(start, stop)
             ids = None if problem.query_ids is None else problem.query_ids[start:stop]
             if start == 0:
-                call = mining.as_call(queries, problem.keys, problem.schedule, ids, problem.key_ids)
+                call = as_call(queries, problem.keys, problem.schedule, ids, problem.key_ids)
                 backend = choose(mining.BACKENDS, call, args.backend).NAME
             indices[start:stop], scores[start:stop] = cascade_topk(
                 queries,
