@@ -118,8 +118,10 @@ def cascade_topk(
                 "cascade_topk: backend must be 'auto', a backend's name or a FaissIndex, got "
                 f"{type(backend).__name__}; FaissIndex.from_faiss adopts an index of FAISS itself"
             )
-        masks = {"query_ids": query_ids, "key_ids": key_ids, "exclude": exclude}
-        return backend.cascade_topk(queries, cast(Mapping[str, Tensor], keys), schedule, **masks)
+        tables = cast(Mapping[str, Tensor], keys)
+        return backend.cascade_topk(
+            queries, tables, schedule, query_ids=query_ids, key_ids=key_ids, exclude=exclude
+        )
     call = as_call(queries, keys, schedule, query_ids, key_ids, exclude)
     if backend == "auto":
         return torch.ops.cpr.cascade_topk.default(*call)

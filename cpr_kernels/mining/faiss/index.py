@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -14,9 +14,10 @@ from ...dispatch.calls import CascadeCall
 from ...dispatch.checks import check_cascade
 from ...dispatch.graph_break import runs_eagerly
 from ..arguments import as_call
-from ..schedule import Schedule
+from ..schedule import Schedule, Stage
 from . import files
 from .checks import check_queue, check_tables, checked_ids, checked_slots, view_names
+from .effort import SAMPLE, MeasuredSearch, choose_effort, overlap, warn_of_low_recall
 from .files import SavedIndex
 from .search import search_cascade
 from .settings import RebuildPolicy, SearchReport, SearchSettings, Staleness, UpdateStats
@@ -58,7 +59,14 @@ class FaissIndex:
         device: "cpu", or "cuda" for an index on the first GPU (at most 2,048 neighbours a search there).
 
     Attributes:
-        report: of the last call: queries, searches, how many queries were searched wider, how many exactly.
+        report: of the last call: queries, searches, how many queries were searched wider, how many exactly; the
+            effort, and the recall that was measured.
+
+    Warns:
+        UserWarning: once per build and schedule, where the recall measured on 128 of the index's own entries is below
+            `settings.recall`, or below 0.9 at the default effort. Not measured are "Flat", which is exact, an effort
+            of your own, and an index that `load(mmap=True)` left on disk, unless `settings.recall` is given: the
+            measurement reads the whole queue.
 
     Raises:
         ImportError: FAISS is missing; the message names the extra.
@@ -89,19 +97,21 @@ class FaissIndex:
         self.policy, self.settings = policy or RebuildPolicy(), settings or SearchSettings()
         self.dims = tuple(int(keys[view].shape[1]) for view in self.views)
         self.size = int(keys[self.views[0]].shape[0])
-        self.read_only = False
+        self.read_only, self.on_disk = False, False
         self.report = SearchReport()
         self.stats = UpdateStats()
+        self._measured: dict[tuple[Schedule, SearchSettings], MeasuredSearch] = {}
         self.rebuild(keys, key_ids)
 
-    def _restore(self, saved: SavedIndex, store: VectorStore, read_only: bool) -> None:
+    def _restore(self, saved: SavedIndex, store: VectorStore, read_only: bool, on_disk: bool = False) -> None:
         """Sets every attribute from what was saved, in place of `__init__`, which builds an index."""
         self.views, self.dims, self.size, self.factory = saved.views, saved.dims, saved.size, saved.factory
         self.policy, self.settings, self.stats = saved.policy, saved.settings, saved.stats
         self.ids, self.has_ids = saved.ids, saved.has_ids
         self.non_finite, self.longest = saved.non_finite, saved.longest
         self.device, self.store, self.report = "cpu", store, SearchReport()
-        self.read_only = read_only or not store.replaceable
+        self._measured = {}
+        self.read_only, self.on_disk = read_only or not store.replaceable, on_disk
 
     def __len__(self) -> int:
         """Counts the entries that a search can return."""
@@ -140,6 +150,7 @@ class FaissIndex:
             for first in range(0, len(filled), IN_BLOCKS):
                 self._add(keys, filled[first : first + IN_BLOCKS])
         self.stats = UpdateStats(0, 0, fit, fit, self.stats.rebuilds + 1, self.stats.pointer)
+        self._measured.clear()
 
     def _add(self, keys: Mapping[str, Tensor], slots: np.ndarray) -> np.ndarray:
         """Adds filled entries; returns the vectors [m, D] of those whose features are all finite."""
@@ -223,9 +234,12 @@ class FaissIndex:
         queries: Mapping[str, Tensor],
         keys: Mapping[str, Tensor],
         schedule: Schedule,
+        settings: SearchSettings | None = None,
         **masks: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
         """Runs the cascade with this index as stage 1; arguments and results as :func:`cpr_kernels.cascade_topk`.
+
+        `settings` serve this call in place of the index's own, unmeasured.
 
         Raises:
             ValueError: keys of another shape than the index's, no key_ids where the index was built with empty slots,
@@ -247,16 +261,59 @@ class FaissIndex:
                 "FaissIndex: the index was built with key_ids of which some are negative (empty slots), and the call "
                 "has none, so that those slots would be mined; give key_ids"
             )
-        weights = [schedule[0].weights.get(view, 0.0) for view in self.views]
-        sides = [queries[view].float() * weight for view, weight in zip(self.views, weights)]
-        return self.search(call, torch.cat(sides, dim=1))
+        chosen, recall = (settings, None) if settings else self.settings_for(schedule, keys)
+        mined = self.search(call, self._vectors(queries, schedule[0]), chosen)
+        self.report = self.report._replace(recall=recall)
+        return mined
 
-    def search(self, call: CascadeCall, vectors: Tensor) -> tuple[Tensor, Tensor]:
+    def search(
+        self, call: CascadeCall, vectors: Tensor, settings: SearchSettings | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Runs a checked call, stage 1 by this index for `vectors` [B, D], the queries as the index's vectors."""
         indices, scores, self.report = search_cascade(
-            self.store, self.settings, call, vectors, non_finite=self.non_finite, longest=self.longest
-        )
+            self.store, settings or self.settings, call, vectors,
+            non_finite=self.non_finite, longest=self.longest,
+        )  # fmt: skip
         return indices, scores
+
+    def _vectors(self, queries: Mapping[str, Tensor], stage: Stage) -> Tensor:
+        """Returns queries [B, D] float32 as the index's vectors, each view times its weight in the stage."""
+        return torch.cat([queries[view].float() * stage.weights.get(view, 0.0) for view in self.views], dim=1)
+
+    def settings_for(
+        self, schedule: Schedule, keys: Mapping[str, Tensor]
+    ) -> tuple[SearchSettings, float | None]:
+        """Returns the settings of a search under a schedule, and their recall; None where that is not measured.
+
+        Measures at the first call after a build for each schedule: entries spread over the queue are the queries.
+        """
+        settings = self.settings
+        left_on_disk = self.on_disk and settings.recall is None
+        if self.store.exact or settings.effort is not None or left_on_disk or not len(self):
+            return settings, None
+        if (schedule, settings) not in self._measured:
+            found = choose_effort(self.store, settings, schedule[0].keep, self._recall_of(schedule, keys))
+            warn_of_low_recall(self.store, schedule, settings.recall, found.recall)
+            self._measured[schedule, settings] = found
+        return self._measured[schedule, settings]
+
+    def _recall_of(self, schedule: Schedule, keys: Mapping[str, Tensor]) -> Callable[[SearchSettings], float]:
+        """Returns the function that measures settings against the exact cascade, with entries as queries."""
+        held = np.setdiff1d(np.flatnonzero(self.ids >= 0), self.non_finite)
+        count = min(SAMPLE, len(held))
+        at = torch.from_numpy(held[np.arange(count) * len(held) // count])
+        tables = {view: keys[view].detach() for view in (*self.views, *schedule.views)}
+        queries = {view: table[at.to(table.device)] for view, table in tables.items()}
+        device = tables[self.views[0]].device
+        ids = torch.from_numpy(self.ids) if self.has_ids else torch.arange(self.size)
+        call = as_call(queries, tables, schedule, ids[at].to(device), ids.to(device))
+        exact, _ = torch.ops.cpr.cascade_topk(*call)
+        vectors = self._vectors(queries, schedule[0])
+
+        def recall(settings: SearchSettings) -> float:
+            return float(overlap(exact, self.search(call, vectors, settings)[0]).mean())
+
+        return recall
 
     def _check_keys(self, keys: Mapping[str, Tensor]) -> None:
         check_tables(keys, self.views, self.size, self.dims)
@@ -293,7 +350,7 @@ class FaissIndex:
             saved.vectors, saved.factory, sum(saved.dims), saved.size, saved.entry_of_label
         )
         made = cls.__new__(cls)
-        made._restore(saved, store, read_only=mmap)
+        made._restore(saved, store, read_only=mmap, on_disk=mmap)
         return made
 
     @classmethod

@@ -10,8 +10,9 @@ from torch import Tensor
 
 from ..arguments import as_call
 from ..schedule import Schedule
+from .effort import overlap
 from .index import FaissIndex
-from .settings import SearchReport
+from .settings import SearchReport, SearchSettings
 
 
 class FaissRecall(NamedTuple):
@@ -43,24 +44,11 @@ def faiss_recall(
     """
     schedule = Schedule(schedule)
 
-    def found(stages: Schedule) -> Tensor:
-        indices, _ = index.cascade_topk(queries, keys, stages, **masks)
+    def found(stages: Schedule, settings: SearchSettings | None = None) -> Tensor:
+        indices, _ = index.cascade_topk(queries, keys, stages, settings, **masks)
         exact, _ = torch.ops.cpr.cascade_topk(*as_call(queries, keys, stages, **masks))
         return overlap(exact, indices)
 
-    first, last = found(Schedule(schedule[:1])), found(schedule)
-    return FaissRecall(
-        float(first.mean()), float(last.mean()), float((last == 1).float().mean()), index.report
-    )
-
-
-def overlap(exact: Tensor, found: Tensor) -> Tensor:
-    """Returns the share [B] of each query's entries in `exact` [B, k] that are in `found` [B, m].
-
-    -1 is no entry; the share is 1 where `exact` has none.
-    """
-    hits = [
-        torch.isin(e[e >= 0], f[f >= 0]).sum() / max(int((e >= 0).sum()), 1) for e, f in zip(exact, found)
-    ]
-    none = (exact < 0).all(dim=1)
-    return torch.stack(hits).masked_fill(none, 1.0) if hits else torch.ones(1)
+    last, report = found(schedule), index.report
+    first = found(Schedule(schedule[:1]), index.settings_for(schedule, keys)[0])
+    return FaissRecall(float(first.mean()), float(last.mean()), float((last == 1).float().mean()), report)

@@ -45,6 +45,12 @@ def _clear_margin(good: np.ndarray, scores: np.ndarray, keep: int, error: np.nda
     return np.asarray(gap > error)
 
 
+def fetch_count(store: VectorStore, settings: SearchSettings, keep: int) -> int:
+    """Returns how many neighbours a first search fetches for a stage 1 that keeps `keep`."""
+    overfetch = settings.overfetch or (2.0 if store.coded else 1.0)
+    return min(int(keep * overfetch) + settings.spare, store.max_k)
+
+
 def propose(
     store: VectorStore, settings: SearchSettings, call: CascadeCall, vectors: np.ndarray, longest: float
 ) -> tuple[list[Tensor], Tensor, SearchReport]:
@@ -57,15 +63,14 @@ def propose(
     norms = np.linalg.norm(vectors, axis=1)
     pending = np.flatnonzero(np.isfinite(norms))
     unfilled = [np.flatnonzero(~np.isfinite(norms))]  # no inner product ranks these queries' entries
-    overfetch = settings.overfetch or (2.0 if store.coded else 1.0)
-    fetch, effort, rounds, widened = min(int(keep * overfetch) + settings.spare, store.max_k), 1, 0, 0
+    fetch, widening, rounds, widened = fetch_count(store, settings, keep), 1, 0, 0
     most = min(max(EXACT_FROM * store.held, 2 * fetch), store.max_k)
-    parts: list[Tensor] = []
+    parts, visited = list[Tensor](), store.effort_for(fetch, settings.effort)
     while len(pending) and store.held:
         if fetch > most:
             unfilled.append(pending)
             break
-        slots, scores, whole = store.search(vectors[pending], fetch, effort, settings.effort)
+        slots, scores, whole = store.search(vectors[pending], fetch, widening, settings.effort)
         rounds += 1
         of_query, entries = torch.from_numpy(pending), torch.from_numpy(slots)
         good = eligible(call, entries, of_query)
@@ -78,9 +83,9 @@ def propose(
         parts.append(part)
         pending = pending[~done]
         widened += len(pending)
-        fetch, effort = 2 * fetch, 2 * effort
+        fetch, widening = 2 * fetch, 2 * widening
     exactly = torch.from_numpy(np.concatenate(unfilled))
-    return parts, exactly, SearchReport(queries, rounds, widened, len(exactly))
+    return parts, exactly, SearchReport(queries, rounds, widened, len(exactly), visited)
 
 
 @torch.no_grad()

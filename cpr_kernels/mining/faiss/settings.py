@@ -67,17 +67,24 @@ class SearchSettings:
     """Says how hard a first search tries; a query that it does not fill is searched again, wider.
 
     Args:
-        effort: cells visited (IVF) or candidates held while walking (HNSW); None: chosen by what is fetched.
+        effort: cells visited (IVF) or candidates held while walking (HNSW); None: chosen by what is fetched, or by
+            `recall`.
         overfetch: how many times stage 1's count is fetched and then ranked exactly; None: 1, and 2 for PQ codes.
         spare: entries fetched beyond that; as many as one source has in the queue save the second search.
+        recall: the share of the exact cascade's final entries that the index shall find, in (0, 1]. The first call
+            after a build, for each schedule, then mines for 128 of the index's own entries exactly and with the
+            index, and takes the least effort that reaches it (and for PQ codes the overfetch); the effort is in
+            :attr:`FaissIndex.report`. A graph (HNSW) finds its own entries more easily than new queries, so that
+            it may stay some hundredths below; :func:`faiss_recall` measures yours. None: the default effort.
 
     Raises:
-        ValueError: a number out of its range.
+        ValueError: a number out of its range, or both `effort` and `recall`.
     """
 
     effort: int | None = None
     overfetch: float | None = None
     spare: int = 16
+    recall: float | None = None
 
     def __post_init__(self) -> None:
         if self.effort is not None and (self.effort < 1 or self.effort != int(self.effort)):
@@ -86,6 +93,13 @@ class SearchSettings:
             raise ValueError(f"SearchSettings: overfetch must be >= 1 or None, got {self.overfetch}")
         if self.spare < 1:
             raise ValueError(f"SearchSettings: spare must be >= 1, got {self.spare}")
+        if self.recall is not None and not 0 < self.recall <= 1:
+            raise ValueError(f"SearchSettings: recall must be in (0, 1] or None, got {self.recall}")
+        if self.recall is not None and self.effort is not None:
+            raise ValueError(
+                f"SearchSettings: effort={self.effort} and recall={self.recall} are both given, and recall chooses the "
+                "effort; give one"
+            )
 
 
 class SearchReport(NamedTuple):
@@ -95,3 +109,7 @@ class SearchReport(NamedTuple):
     searches: int = 0  # rounds
     widened: int = 0  # queries that were searched again, wider
     exact: int = 0  # queries that the index could not fill and the exact cascade answered
+    effort: int = 1  # cells (IVF) or candidates (HNSW) that the first search visited
+    recall: float | None = (
+        None  # of the final entries, measured on the index's own entries; None: not measured
+    )

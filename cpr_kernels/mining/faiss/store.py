@@ -320,29 +320,39 @@ class VectorStore:
         self.entry_of_label[labels], self.label_of[slots] = -1, -1
         self.free = np.concatenate([self.free, labels])
 
-    def probes(self, fetch: int, visits: int | None, effort: int) -> int:
-        """Returns how many cells a search visits: enough to hold eight times what is fetched, or `visits`."""
+    @property
+    def max_effort(self) -> int:
+        """Returns the effort beyond which a search tries no harder: all cells (IVF) or all vectors (HNSW)."""
+        return max(self.held, 1) if self.kind == "hnsw" else self.cells
+
+    def effort_for(self, fetch: int, effort: int | None = None) -> int:
+        """Returns how many cells (IVF) or candidates (HNSW) a first search visits; 1 for Flat.
+
+        That is `effort`; without one, cells enough to hold eight times what is fetched, or 64 candidates. A walk of
+        HNSW holds as many candidates as it fetches at least.
+        """
+        if self.kind == "hnsw":
+            return min(max(effort or DEFAULT_EF, fetch), self.max_effort)
         enough = max(-(-8 * fetch * self.cells // max(self.held, 1)), self.cells // 32, 1)
-        return min((visits or enough) * effort, self.cells)
+        return min(effort or enough, self.max_effort)
 
     def search(
-        self, vectors: np.ndarray, fetch: int, effort: int = 1, visits: int | None = None
+        self, vectors: np.ndarray, fetch: int, widening: int = 1, effort: int | None = None
     ) -> tuple[np.ndarray, np.ndarray, bool]:
         """Returns the `fetch` best entries of each vector [B, dim].
 
         That is slots [B, fetch] (-1: none, or a vector of no entry), their scores, and whether every vector of the
-        index was compared. `visits` is the number of cells (IVF) or candidates (HNSW) to visit, times `effort`.
+        index was compared. The search visits `widening` times what `effort_for` says.
         """
         fetch = max(1, min(fetch, max(self.held, 1), self.max_k))
+        visited = min(self.effort_for(fetch, effort) * widening, self.max_effort)
         options: dict[str, Any] = {}
         whole = fetch >= self.held and self.kind != "hnsw"  # a walk may miss some
         if self.kind == "ivf":
-            probes = self.probes(fetch, visits, effort)
-            options["params"] = self.faiss.SearchParametersIVF(nprobe=probes)
-            whole = whole and probes >= self.cells
+            options["params"] = self.faiss.SearchParametersIVF(nprobe=visited)
+            whole = whole and visited >= self.cells
         elif self.kind == "hnsw":
-            ef = max(visits or DEFAULT_EF, fetch) * effort
-            options["params"] = self.faiss.SearchParametersHNSW(efSearch=min(ef, max(self.held, 1)))
+            options["params"] = self.faiss.SearchParametersHNSW(efSearch=visited)
         with torch_threads(self.faiss):
             scores, labels = self.index.search(self.padded(vectors), fetch, **options)
         if not self.by_slot and len(self.entry_of_label):
