@@ -1,15 +1,14 @@
-"""The trainer's commands: each a function from arguments to an exit status, built from the dataclasses."""
+"""The trainer's commands: each parses a dataclass of settings and returns an exit status."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 from ..train import TrainError
-from .arguments import by_place, guarded, parse, taken
+from .arguments import parse, pop_option, positional_as_option
 
 
 @dataclass(frozen=True)
@@ -85,193 +84,154 @@ class Report:
 
 
 def prepare(argv: list[str]) -> int:
-    """`cpr prepare`."""
+    """Runs `cpr prepare`."""
     options = parse(Prepare, argv, "prepare")
 
-    def work() -> None:
-        from ..train.data.decoding import FrameSettings
-        from ..train.data.prepare import prepare as run_prepare
-        from ..train.data.prepare import print_summary
+    from ..train.data.decoding import FrameSettings
+    from ..train.data.prepare import prepare as run_prepare
+    from ..train.data.prepare import print_summary
 
-        fields = {f.name: getattr(options, f.name) for f in dataclasses.fields(FrameSettings)}
-        print_summary(
-            run_prepare(
-                options.videos,
-                options.out,
-                FrameSettings(**fields),
-                options.processes,
-                (options.splits, options.fold) if options.splits else None,
-            ),
+    fields = {f.name: getattr(options, f.name) for f in dataclasses.fields(FrameSettings)}
+    print_summary(
+        run_prepare(
+            options.videos,
             options.out,
-        )
-
-    return guarded(work)
+            FrameSettings(**fields),
+            options.processes,
+            (options.splits, options.fold) if options.splits else None,
+        ),
+        options.out,
+    )
+    return 0
 
 
 def pretrain(argv: list[str]) -> int:
-    """`cpr pretrain [--preset NAME] --data DATA ...` or `cpr pretrain --resume RUN`."""
+    """Runs `cpr pretrain [--preset NAME] --data DATA ...` or `cpr pretrain --resume RUN`."""
+    from ..progress import say
+    from ..train.pretrain.config import TrainConfig
+    from ..train.pretrain.loop import pretrain as run_pretrain
+    from ..train.pretrain.presets import METHOD_PRESETS, PRESETS
+    from ..train.pretrain.presets import preset as preset_settings
+    from ..train.pretrain.run_folder import config_of
+    from ..train.runtime.ranks import speaks
 
-    def work() -> None:
-        from ..train.pretrain.config import TrainConfig
-        from ..train.pretrain.loop import pretrain as run_pretrain
-        from ..train.pretrain.presets import METHOD_PRESETS, PRESETS
-        from ..train.pretrain.presets import preset as preset_settings
-        from ..train.pretrain.run_folder import config_of
-        from ..train.runtime.progress import console
-        from ..train.runtime.ranks import speaks
-
-        resumed, rest = taken(argv, "--resume")
-        preset, rest = taken(rest, "--preset")
-        if resumed is not None:
-            if rest or preset:
-                raise TrainError(
-                    f"resume: a run goes on with its own settings; drop {' '.join(rest) or '--preset'}"
-                )
-            run = run_pretrain(config_of(Path(resumed)), resume=True)
-        else:
-            defaults = preset_settings(preset or "paper")
-            presets = [f"  {name}: {(make.__doc__ or '').strip()}" for name, make in PRESETS.items()]
-            more = "\n".join([
-                "Stop it at any moment; `cpr pretrain --resume RUN` goes on exactly. On several GPUs: "
-                "`torchrun --nproc-per-node N -m cpr_kernels pretrain ...`.",
-                "\n--preset NAME:", *presets,
-                f"  or a method, alone or added as in small+coclr: {', '.join(METHOD_PRESETS)}",
-            ])  # fmt: skip
-            config = parse(TrainConfig, rest, "pretrain", defaults, more)
-            run = run_pretrain(config)
-        if speaks():
-            console().print(f"done: {run}; next: cpr evaluate --run {run}")
-
-    return guarded(work)
+    resumed, rest = pop_option(argv, "--resume")
+    preset, rest = pop_option(rest, "--preset")
+    if resumed is not None:
+        if rest or preset:
+            raise TrainError(
+                f"resume: a run goes on with its own settings; drop {' '.join(rest) or '--preset'}"
+            )
+        run = run_pretrain(config_of(Path(resumed)), resume=True)
+    else:
+        defaults = preset_settings(preset or "paper")
+        presets = [f"  {name}: {(make.__doc__ or '').strip()}" for name, make in PRESETS.items()]
+        more = "\n".join([
+            "Stop it at any moment; `cpr pretrain --resume RUN` goes on exactly. On several GPUs: "
+            "`torchrun --nproc-per-node N -m cpr_kernels pretrain ...`.",
+            "\n--preset NAME:", *presets,
+            f"  or a method, alone or added as in small+coclr: {', '.join(METHOD_PRESETS)}",
+        ])  # fmt: skip
+        config = parse(TrainConfig, rest, "pretrain", defaults, more)
+        run = run_pretrain(config)
+    if speaks():
+        say(f"done: {run}; next: cpr evaluate --run {run}")
+    return 0
 
 
 def evaluate(argv: list[str]) -> int:
-    """`cpr evaluate --run RUN`."""
-    options = parse(Evaluate, by_place(argv, "--run"), "evaluate")
+    """Runs `cpr evaluate RUN`."""
+    options = parse(Evaluate, positional_as_option(argv, "--run"), "evaluate")
 
-    def work() -> None:
-        from ..train.evaluate.retrieval import evaluate_run
-        from ..train.runtime.progress import table
+    from ..progress import table
+    from ..train.evaluate.retrieval import evaluate_run
 
-        results = evaluate_run(options.run, options.clips, options.data, options.last, options.device)
-        ks = list(next(iter(results[0]["recall"].values())))
-        rows = [
-            [
-                result["phase"], view, *(f"{100 * share:.1f}" for share in shares.values()),
-                f"{100 * result['probe'][view]:.1f}",
-            ]
-            for result in results for view, shares in result["recall"].items()
-        ]  # fmt: skip
-        table("retrieval and linear probe, %", ["after", "view", *(f"R@{k}" for k in ks), "probe"], rows)
-
-    return guarded(work)
+    results = evaluate_run(options.run, options.clips, options.data, options.last, options.device)
+    ks = list(next(iter(results[0]["recall"].values())))
+    rows = [
+        [
+            result["phase"], view, *(f"{100 * share:.1f}" for share in shares.values()),
+            f"{100 * result['probe'][view]:.1f}",
+        ]
+        for result in results for view, shares in result["recall"].items()
+    ]  # fmt: skip
+    table("retrieval and linear probe, %", ["after", "view", *(f"R@{k}" for k in ks), "probe"], rows)
+    return 0
 
 
 def finetune(argv: list[str]) -> int:
-    """`cpr finetune --run RUN --data DATA --out FOLDER`."""
+    """Runs `cpr finetune --run RUN --data DATA --out FOLDER`."""
+    from ..progress import table
+    from ..train.evaluate.finetune import Finetune
+    from ..train.evaluate.finetune import finetune as run_finetune
 
-    def work() -> None:
-        from ..train.evaluate.finetune import Finetune
-        from ..train.evaluate.finetune import finetune as run_finetune
-        from ..train.runtime.progress import table
-
-        settings = parse(Finetune, argv, "finetune")
-        result = run_finetune(settings)
-        shown: dict[str, dict[str, float]] = {
-            name: result[name] for name in ("centre", "ten_crop") if name in result
-        }
-        shown.update({f"fused, {name}": figures for name, figures in result.get("fused", {}).items()})
-        rows = [
-            [name.replace("_", " "), *(f"{100 * figures[key]:.1f}" for key in ("top1", "top5", "mean_class"))]
-            for name, figures in shown.items()
-        ]
-        table(
-            f"accuracy on {result['videos']} test videos, %", ["test", "top-1", "top-5", "mean class"], rows
-        )
-
-    return guarded(work)
+    settings = parse(Finetune, argv, "finetune")
+    result = run_finetune(settings)
+    shown: dict[str, dict[str, float]] = {
+        name: result[name] for name in ("centre", "ten_crop") if name in result
+    }
+    shown.update({f"fused, {name}": figures for name, figures in result.get("fused", {}).items()})
+    rows = [
+        [name.replace("_", " "), *(f"{100 * figures[key]:.1f}" for key in ("top1", "top5", "mean_class"))]
+        for name, figures in shown.items()
+    ]
+    table(f"accuracy on {result['videos']} test videos, %", ["test", "top-1", "top-5", "mean class"], rows)
+    return 0
 
 
 def report(argv: list[str]) -> int:
-    """`cpr report --runs RUN [RUN ...] --out PAGE`."""
-    options = parse(Report, by_place(argv, "--runs"), "report")
+    """Runs `cpr report RUN [RUN ...] --out PAGE`."""
+    options = parse(Report, positional_as_option(argv, "--runs"), "report")
 
-    def work() -> None:
-        from ..train.evaluate.retrieval import evaluate_run
-        from ..train.pages.explore import explore
-        from ..train.pages.report import write_report
+    from ..train.evaluate.retrieval import evaluate_run
+    from ..train.pages.explore import explore
+    from ..train.pages.report import write_report
 
-        for run in options.runs:
-            if not (run / "eval.json").is_file():
-                evaluate_run(run)
-        inside = ""
-        if all((run / "checkpoint.pt").is_file() for run in options.runs):
-            inside = explore(options.runs, options.out.with_name(f"{options.out.stem}_inside.html")).name
-        print(write_report(options.runs, options.out, options.title, inside))
-
-    return guarded(work)
+    for run in options.runs:
+        if not (run / "eval.json").is_file():
+            evaluate_run(run)
+    inside = ""
+    if all((run / "checkpoint.pt").is_file() for run in options.runs):
+        inside = explore(options.runs, options.out.with_name(f"{options.out.stem}_inside.html")).name
+    print(write_report(options.runs, options.out, options.title, inside))
+    return 0
 
 
 def demo(argv: list[str]) -> int:
-    """`cpr demo [--videos FOLDER] [--out runs/demo]`."""
+    """Runs `cpr demo [--videos FOLDER] [--out runs/demo]`."""
+    from ..train.demo import Demo
+    from ..train.demo import demo as run_demo
 
-    def work() -> None:
-        from ..train.demo import Demo
-        from ..train.demo import demo as run_demo
-
-        print(run_demo(parse(Demo, argv, "demo")))
-
-    return guarded(work)
+    print(run_demo(parse(Demo, argv, "demo")))
+    return 0
 
 
 def explore(argv: list[str]) -> int:
-    """`cpr explore RUN [RUN ...] [--out PAGE]`."""
+    """Runs `cpr explore RUN [RUN ...] [--out PAGE]`."""
+    from ..train.pages.explore import Explore
+    from ..train.pages.explore import explore as write_page
 
-    def work() -> None:
-        from ..train.pages.explore import Explore
-        from ..train.pages.explore import explore as write_page
-
-        options = parse(Explore, by_place(argv, "--runs"), "explore")
-        print(write_page(options.runs, options.out, options.title))
-
-    return guarded(work)
+    options = parse(Explore, positional_as_option(argv, "--runs"), "explore")
+    print(write_page(options.runs, options.out, options.title))
+    return 0
 
 
 def export(argv: list[str]) -> int:
-    """`cpr export SOURCE --out model.cpr`."""
+    """Runs `cpr export SOURCE --out model.cpr`."""
+    from ..train.export import Export
+    from ..train.export import export as write_artifact
 
-    def work() -> None:
-        from ..train.export import Export
-        from ..train.export import export as write_artifact
-
-        out = write_artifact(parse(Export, by_place(argv, "--source"), "export"))
-        print(f"{out} ({out.stat().st_size / 1e6:.1f} MB); next: cpr predict {out} VIDEO ...")
-
-    return guarded(work)
+    out = write_artifact(parse(Export, positional_as_option(argv, "--source"), "export"))
+    print(f"{out} ({out.stat().st_size / 1e6:.1f} MB); next: cpr predict {out} VIDEO ...")
+    return 0
 
 
 def update(argv: list[str]) -> int:
-    """`cpr update RUN --videos NEW --out RUN2`."""
+    """Runs `cpr update RUN --videos NEW --out RUN2`."""
+    from ..train.update import Update, show
+    from ..train.update import update as run_update
 
-    def work() -> None:
-        from ..train.update import Update, show
-        from ..train.update import update as go_on
-
-        settings = parse(Update, by_place(argv, "--run"), "update")
-        show(go_on(settings))
-        print(f"{settings.out}; next: cpr report {settings.out}")
-
-    return guarded(work)
-
-
-COMMANDS: dict[str, Callable[[list[str]], int]] = {
-    "prepare": prepare,
-    "pretrain": pretrain,
-    "evaluate": evaluate,
-    "finetune": finetune,
-    "report": report,
-    "demo": demo,
-    "explore": explore,
-    "export": export,
-    "update": update,
-}
+    settings = parse(Update, positional_as_option(argv, "--run"), "update")
+    show(run_update(settings))
+    print(f"{settings.out}; next: cpr report {settings.out}")
+    return 0

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
+from ..progress import say
 from . import TrainError
 from .data.decoding import FrameSettings
 from .data.manifest import Manifest
@@ -21,7 +22,6 @@ from .pretrain.config import Clips, Mining, Optim, TrainConfig
 from .pretrain.loop import pretrain
 from .pretrain.run_folder import config_of
 from .runtime.files import write_atomically
-from .runtime.progress import console
 from .views.augment import Augment
 
 Result = TypeVar("Result")
@@ -67,7 +67,7 @@ def demo(settings: Demo) -> Path:
     write_atomically(run / "timings.json", json.dumps(timings.seconds).encode())
     inside = explore([run], out / "report_inside.html").name
     report = write_report([run], out / "report.html", "Cascade positive retrieval: demo", inside)
-    console().print(f"report: {report}")
+    say(f"report: {report}")
     return report
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from ..progress import say, table
 from . import TrainError
 from .batches.dataset import ClipDataset
 from .data.manifest import Manifest, Video
@@ -23,7 +24,6 @@ from .pretrain.config import TrainConfig, to_json
 from .pretrain.loop import pretrain
 from .pretrain.run_folder import WarmStart, config_of, encoder_files
 from .runtime.files import write_atomically
-from .runtime.progress import console, table
 
 NOTE, FIGURES = "goes_on.json", "update.json"
 Figures = dict[str, dict[str, dict[str, float]]]  # {old, new: {view: {k: share}}}
@@ -131,7 +131,7 @@ def joined_data(before: Path, settings: Update, old: Manifest) -> Manifest:
         raise TrainError(
             f"videos: {settings.videos} holds no new video to train on; all are known, or for testing"
         )
-    console().print(f"{len(old.videos)} old videos, {len(added)} new, {len(fresh.skipped)} files skipped")
+    say(f"{len(old.videos)} old videos, {len(added)} new, {len(fresh.skipped)} files skipped")
     return joined
 
 
@@ -177,9 +177,7 @@ def show(figures: Mapping[str, Figures]) -> None:
     ks = next(iter(next(iter(figures["before"].values())).values()))
     table("retrieval among all training videos, %", ["test", "view", *(f"R@{k}" for k in ks)], rows)
     if "new" not in figures["after"]:
-        console().print(
-            "none of the new videos is for testing (a class is split from two sources on): not measured"
-        )
+        say("none of the new videos is for testing (a class is split from two sources on): not measured")
 
 
 def _only(found: Measured, rows: torch.Tensor) -> Measured:

@@ -1,4 +1,4 @@
-"""The arrows between files, and what `import cpr_kernels` does to the process."""
+"""The layers of folders: imports go down, never up and never in a circle; and what `import cpr_kernels` does."""
 
 from __future__ import annotations
 
@@ -6,132 +6,141 @@ import ast
 import json
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
+from import_graph import MODULES, PACKAGES, circles, edges, files, graph, imported
+from places import ROOT
 
 import cpr_kernels
 
-PACKAGE = Path(cpr_kernels.__file__).parent
-FILES = sorted(PACKAGE.rglob("*.py"))
-REFERENCES = ("mining.reference", "losses.reference")
+PACKAGE = ROOT / "cpr_kernels"
+# A module imports from its own folder and from later entries; folders of one entry never import each other.
+LAYERS = {
+    "cpr_kernels": [
+        {"__main__"}, {"cli"}, {"train"}, {"__init__"}, {"ops", "explain", "metrics"},
+        {"mining", "losses", "memory", "deploy"}, {"dispatch", "video", "files", "progress"}, {"_core"},
+    ],
+    "cpr_kernels.train": [
+        {"demo"}, {"update", "export", "pages"}, {"evaluate"}, {"pretrain"}, {"batches"}, {"views"},
+        {"s3d", "checkpoint"}, {"data", "encoders"}, {"runtime"}, {"__init__"},
+    ],
+    "bench": [
+        {"__main__"}, {"cli"}, {"studies"}, {"ops", "scale"}, {"peers", "sharded", "tables"}, {"harness"}, {"__init__"},
+    ],
+}  # fmt: skip
+MAX_MODULES = 12
+CORE = {"cpr_kernels", "cpr_kernels.dispatch.native"}  # importers of the compiled core
+REFERENCES = ("mining", "losses")
 
 
-def name_of(path):
-    """mining/reference.py is `mining.reference`, mining/__init__.py is `mining`."""
-    return ".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix("__init__").rstrip(".")
+def levels(folder: str) -> dict[str, int]:
+    return {name: number for number, names in enumerate(LAYERS[folder]) for name in names}
 
 
-def imports(path, top_level=False):
-    """Dotted names that a file imports; ours as from the package's root: `..calls` in mining is `.calls`."""
-    tree, found = ast.parse(path.read_text()), set()
-    package = list(path.relative_to(PACKAGE).parent.parts)
-    for node in ast.walk(tree) if not top_level else tree.body:
-        if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.level == 0:
-            found.add(str(node.module))
-        elif isinstance(node, ast.ImportFrom):
-            base = package[: len(package) - (node.level - 1)] + (node.module or "").split(".")
-            base = [part for part in base if part]
-            if node.module:
-                found.add("." + ".".join(base))
-            found |= {"." + ".".join([*base, alias.name]) for alias in node.names}
-    return {f".{name[12:]}" if name.startswith("cpr_kernels.") else name for name in found}
+def test_the_helper_sees_every_kind_of_import() -> None:
+    text = "def f():\n    from ..losses import reference\nif TYPE_CHECKING:\n    from .. import ops\nimport cpr_kernels.video"
+    found = set(imported(PACKAGE / "mining" / "x.py", text))
+    assert found == {"cpr_kernels.losses.reference", "cpr_kernels.ops", "cpr_kernels.video"}
+    assert ("ops", "dispatch") in edges("cpr_kernels") and ("pretrain", "views") in edges("cpr_kernels.train")
 
 
-def reaches(name, room):
-    return name == f".{room}" or name.startswith(f".{room}.")
+@pytest.mark.parametrize("folder", LAYERS)
+def test_imports_go_down(folder: str) -> None:
+    level = levels(folder)
+    for module, target in sorted(edges(folder)):
+        assert {module, target} <= level.keys(), (
+            f"{folder}: {module} or {target} has no layer; add it to LAYERS"
+        )
+        assert level[target] > level[module], f"{folder}: {module} imports {target}, which is not below it"
 
 
-def test_the_helper_sees_imports():
-    assert {".mining", ".calls", ".losses"} <= imports(PACKAGE / "ops.py")
-    assert ".calls.CascadeCall" in imports(PACKAGE / "mining" / "reference.py")
-    assert reaches(".mining.schedule", "mining") and not reaches(".mining_x", "mining")
+def test_every_room_has_a_layer() -> None:
+    for folder in LAYERS:
+        path = ROOT.joinpath(*folder.split("."))
+        rooms = {
+            entry.stem
+            for entry in path.iterdir()
+            if entry.suffix == ".py" or (entry / "__init__.py").is_file()
+        }
+        assert rooms - {"test_bench_ops"} <= levels(folder).keys() | {"__init__"}
 
 
-def test_mining_and_losses_never_import_each_other():
-    for path in FILES:
-        room = name_of(path).split(".")[0]
-        if room in ("mining", "losses"):
-            other = "losses" if room == "mining" else "mining"
-            assert not [name for name in imports(path) if reaches(name, other)], path
+@pytest.mark.parametrize("package", PACKAGES)
+def test_no_module_imports_itself_through_others(package: str) -> None:
+    assert circles(package) == []
 
 
-def test_nobody_imports_the_trainer_but_the_console_script_lazily():
-    for path in FILES:
-        if name_of(path).split(".")[0] == "train":
-            continue
-        found = {name for name in imports(path) if reaches(name, "train")}
-        assert not found, path
-        if name_of(path) != "__main__":
-            assert "cpr_kernels.train" not in path.read_text(), path
-    assert "cpr_kernels.train" in (PACKAGE / "__main__.py").read_text()  # by name, when a command is run
+def test_no_folder_is_crowded() -> None:
+    for top in (*PACKAGES, "python_tests", "examples"):
+        for folder in {path.parent for path in (ROOT / top).rglob("*.py")} - {
+            ROOT / "python_tests" / "support"
+        }:
+            modules = [path for path in folder.glob("*.py") if path.name != "__init__.py"]
+            assert len(modules) <= MAX_MODULES, f"{folder.relative_to(ROOT)} holds {len(modules)} modules"
 
 
-def test_a_view_or_an_encoder_knows_nothing_of_the_loop():
-    """So that a modality or a network is one file: what it stands on is below it, what uses it is above."""
-    above = {"model", "loop", "plan", "methods", "evaluate", "finetune", "report", "cli", "clips", "quality"}
-    below = ("crops", "encoders", "s3d", "store", "sources", "splits", "r3d", "resnet", "sound", "compute")
-    files = [
-        *(PACKAGE / "train" / "views").glob("*.py"),
-        *(PACKAGE / "train" / f"{name}.py" for name in below),
-    ]
-    for path in files:
-        found = imports(path, top_level=True)
-        assert not [name for room in above for name in found if reaches(name, f"train.{room}")], path
+def test_one_module_imports_the_compiled_core() -> None:
+    assert {
+        module for module, targets in graph("cpr_kernels").items() if "cpr_kernels._core" in targets
+    } == CORE
 
 
-def test_nobody_imports_the_command_line_but_the_console_script():
-    for path in FILES:
-        if name_of(path).split(".")[0] not in ("cli", "__main__"):
-            assert not [name for name in imports(path) if reaches(name, "cli")], path
-    assert not [name for name in imports(PACKAGE / "__main__.py", top_level=True) if name.startswith(".")]
+def test_every_folder_opens_with_its_question() -> None:
+    for package in PACKAGES:
+        for path in files(package):
+            if path.name == "__init__.py" and path.parent != ROOT / package:
+                doc = ast.get_docstring(ast.parse(path.read_text())) or ""
+                assert "?" in doc.splitlines()[0], f"{path.relative_to(ROOT)} does not open with a question"
 
 
-def test_a_trained_model_is_used_without_the_trainer_and_without_the_ops():
-    for path in FILES:
-        room = name_of(path).split(".")[0]
-        if room == "deploy":
-            ours = {name for name in imports(path) if name.startswith(".")}
-            assert all(reaches(name, "deploy") or reaches(name, "files") for name in ours), path
-        elif room not in ("cli", "train"):
-            assert not [name for name in imports(path) if reaches(name, "deploy")], path
-
-
-@pytest.mark.parametrize("reference", REFERENCES)
-def test_a_reference_needs_torch_and_the_calls_only(reference):
-    path = PACKAGE.joinpath(*reference.split(".")).with_suffix(".py")
-    ours = {name for name in imports(path) if name.startswith(".")}
-    others = {name.split(".")[0] for name in imports(path) if not name.startswith(".")}
-    assert all(reaches(name, "calls") for name in ours)
-    assert others <= {"torch", "typing", "collections", "__future__"}
-
-
-def test_checks_metrics_momentum_and_queue_stay_below_the_ops():
-    allowed = {
-        "checks": {"calls"},
-        "metrics": {"mining", "streaming_metrics"},
-        "momentum": set(),
-        "queue": {"checks"},
-        "shards": set(),
-        "eager": set(),
-        "sharded_queue": {"checks", "eager", "queue", "shards"},
-        "bank": {"checks", "queue"},
+@pytest.mark.parametrize("folder", REFERENCES)
+def test_a_reference_needs_torch_and_the_calls_only(folder: str) -> None:
+    module = f"cpr_kernels.{folder}.reference"
+    assert graph("cpr_kernels")[module] <= {"cpr_kernels.dispatch.calls"}
+    tree = ast.parse(MODULES[module].read_text())
+    names = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
+    names |= {
+        str(node.module) for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) if not node.level
     }
-    for name, rooms in allowed.items():
-        ours = [found for found in imports(PACKAGE / f"{name}.py") if found.startswith(".")]
-        assert {found.split(".")[1] for found in ours} <= rooms, name
+    assert {name.split(".")[0] for name in names} <= {"torch", "typing", "collections", "__future__"}
 
 
-def test_optional_packages_are_imported_where_they_are_used():
-    optional = {"safetensors", "faiss", "triton", "torchmetrics", "cv2", "av", "lmdb", "tyro", "rich"}
-    for path in FILES:
-        room = name_of(path).split(".")[0]
-        if room not in ("train", "streaming_metrics"):
-            roots = {name.split(".")[0] for name in imports(path, top_level=True)}
-            allowed = {"triton"} if path.name in ("triton_kernels.py", "triton_rerank.py") else set()
-            assert not roots & (optional - allowed), path
+def test_a_trained_model_needs_neither_the_trainer_nor_the_ops() -> None:
+    links = graph("cpr_kernels")
+    for module, targets in links.items():
+        if module.startswith("cpr_kernels.deploy"):
+            others = {target for target in targets if not target.startswith("cpr_kernels.deploy")}
+            assert others <= {"cpr_kernels.files", "cpr_kernels.video"}, module
+
+
+def test_optional_packages_are_imported_where_they_are_used() -> None:
+    optional = {
+        "safetensors",
+        "faiss",
+        "triton",
+        "torchmetrics",
+        "cv2",
+        "av",
+        "lmdb",
+        "tyro",
+        "matplotlib",
+        "jinja2",
+    }
+    for path in files("cpr_kernels"):
+        parts = path.relative_to(PACKAGE).parts
+        if parts[0] == "train" or parts == ("metrics", "streaming.py"):
+            continue
+        body = ast.parse(path.read_text()).body
+        roots = {
+            alias.name.split(".")[0] for node in body if isinstance(node, ast.Import) for alias in node.names
+        }
+        roots |= {
+            str(node.module).split(".")[0]
+            for node in body
+            if isinstance(node, ast.ImportFrom) and not node.level
+        }
+        allowed = {"triton"} if path.name in ("triton_kernels.py", "triton_rerank.py") else set()
+        assert not roots & (optional - allowed), path
 
 
 def test_the_package_is_typed_and_every_public_name_exists():
@@ -179,7 +188,7 @@ def test_importing_changes_nothing_global(fresh):
 
 
 def test_importing_loads_nothing_heavy(fresh):
-    heavy = {"torchmetrics", "faiss", "triton", "cv2", "av", "matplotlib", "kornia", "lmdb", "rich", "tyro"}
+    heavy = {"torchmetrics", "faiss", "triton", "cv2", "av", "matplotlib", "lmdb", "tyro"}
     heavy |= {"tqdm", "safetensors", "tensorboard", "scipy", "sklearn", "pandas", "torchvision"}
     assert not heavy & set(fresh["loaded"])
     assert "cpr_kernels" in fresh["loaded"]

@@ -41,5 +41,5 @@ class Edges(View):
         grey = unit(clips.flip(-2) if mirror else clips).mean(dim=-1)
         return torch.diff(grey, dim=-1).abs().unsqueeze(-4)
 
-    def encoder(self, config):
-        return SmallNet(config.width, config.embedding)
+    def encoder(self, backbone, width, embedding):
+        return SmallNet(width, embedding)

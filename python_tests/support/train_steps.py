@@ -50,7 +50,7 @@ def trained(config, steps, monkeypatch, kind=MultiViewModel):
     results, step_of = [], kind.train_step
 
     def recorded(self, *args):
-        held = self.queue.labels.clone()
+        held = self.held_videos.clone()
         result = step_of(self, *args)
         results.append(Step(held, result.losses, result.mined))
         return result

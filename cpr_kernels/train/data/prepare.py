@@ -16,9 +16,9 @@ from multiprocessing.connection import wait as wait_for
 from pathlib import Path
 from typing import Any
 
+from ...progress import ProgressBar, say, table
 from .. import TrainError
 from ..runtime.lock import alone
-from ..runtime.progress import console, progress_bar, table
 from .decoding import FrameSettings, UnreadableVideo, read_views
 from .manifest import VERSION, Manifest, Video
 from .sound import NoSound, log_mel, packed_spectrogram, read_sound
@@ -75,8 +75,7 @@ def _prepare(
         entries = {source.id: entry for source in sources if (entry := _stored_entry(store, source))}
         kept = len(entries)
         todo = [source for source in sources if source.id not in entries]
-        with progress_bar() as bar:
-            task = bar.add_task("prepare", total=len(sources), completed=kept)
+        with ProgressBar("prepare", len(sources), done=kept, unit="video") as bar:
             for source, outcome in _read_all(todo, settings, processes):
                 if isinstance(outcome, str):
                     skipped.append((source.id, outcome))
@@ -90,7 +89,7 @@ def _prepare(
                         record_key("entry", source.id): json.dumps(entry).encode(),
                     })  # fmt: skip
                     entries[source.id] = entry
-                bar.update(task, advance=1)
+                bar.advance()
     finally:
         store.close()
     if not entries:
@@ -119,7 +118,7 @@ def print_summary(prepared: Prepared, out: Path) -> None:
         lacking = [name for name, count in zip(manifest.classes, counts) if not count[place]]
         if lacking:
             more = f" and {len(lacking) - 5} more" if len(lacking) > 5 else ""
-            console().print(f"without a {split} video: {', '.join(lacking[:5])}{more}")
+            say(f"without a {split} video: {', '.join(lacking[:5])}{more}")
     if manifest.skipped:
         shown = [list(row) for row in manifest.skipped[:20]]
         if len(manifest.skipped) > len(shown):

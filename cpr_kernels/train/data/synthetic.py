@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from ..runtime.progress import progress_bar
+from ...progress import ProgressBar
 
 Image = npt.NDArray[np.float32]
 FPS = 18
@@ -58,8 +58,7 @@ def generate(folder: Path, settings: SyntheticSettings | None = None) -> int:
     """
     settings = settings or SyntheticSettings()
     jobs = [(name, source) for name in class_names() for source in range(1, settings.sources + 1)]
-    with progress_bar() as bar:
-        task = bar.add_task("draw clips", total=len(jobs))
+    with ProgressBar("draw clips", len(jobs), unit="source") as bar:
         for name, source in jobs:
             split = "test" if source <= settings.test_sources else "train"
             paths = [
@@ -70,7 +69,7 @@ def generate(folder: Path, settings: SyntheticSettings | None = None) -> int:
                 frames = draw_source(name, source, settings)
                 for i, path in enumerate(paths):
                     write_mp4(path, frames[i * settings.frames : (i + 1) * settings.frames])
-            bar.update(task, advance=1)
+            bar.advance()
     return len(jobs) * settings.clips
 
 

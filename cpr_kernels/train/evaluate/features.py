@@ -14,12 +14,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from ...progress import say, track
 from ..batches.dataset import ClipDataset
 from ..encoders.forward import channels_last
 from ..encoders.weights import file_hash, load_encoder, weights_hash
 from ..runtime.device import device_of
 from ..runtime.files import write_atomically
-from ..runtime.progress import console, progress_bar
 from ..views import chosen
 
 SPLITS = ("train", "test")
@@ -78,13 +78,11 @@ def _dataset(data: Path, views: tuple[str, ...], split: str, protocol: Protocol)
         data, protocol.frames, protocol.crop, views=views, split=split, cache_mb=0, keep_lacking=True
     )
     if dataset.left_out:
-        console().print(
-            f"{dataset.left_out} {split} videos have fewer than {protocol.frames} frames: left out"
-        )
+        say(f"{dataset.left_out} {split} videos have fewer than {protocol.frames} frames: left out")
     videos = [dataset.manifest.videos[i] for i in dataset.videos]
     for name, view in dataset.views.items():
         if lacking := sum(not view.has(video) for video in videos):
-            console().print(
+            say(
                 f"{lacking} of {len(videos)} {split} videos have no {name}: left out of its own figures, 0 in the sum"
             )
     return dataset
@@ -108,20 +106,19 @@ def encode(
     try:
         for encoder in encoders.values():
             encoder.eval().to(device)
-        with progress_bar() as bar:
-            for start in bar.track(range(0, len(dataset), batch), description="encode"):
-                positions = range(start, min(start + batch, len(dataset)))
-                cut = [dataset.evenly_spaced(position, protocol.clips) for position in positions]
-                videos = [dataset.manifest.videos[dataset.videos[position]] for position in positions]
-                for view, encoder in encoders.items():
-                    held = [row for row, video in enumerate(videos) if views[view].has(video)]
-                    features: Any = encoder.features
-                    pooled = torch.zeros(len(cut), sizes[view])
-                    if held:
-                        frames = torch.cat([torch.from_numpy(cut[row][view]) for row in held]).to(device)
-                        rows = features(channels_last(views[view].plain(frames)))
-                        pooled[held] = rows.view(len(held), protocol.clips, -1).mean(dim=1).cpu()
-                    parts[view].append(pooled)
+        for start in track(range(0, len(dataset), batch), "encode", "batch"):
+            positions = range(start, min(start + batch, len(dataset)))
+            cut = [dataset.evenly_spaced(position, protocol.clips) for position in positions]
+            videos = [dataset.manifest.videos[dataset.videos[position]] for position in positions]
+            for view, encoder in encoders.items():
+                held = [row for row, video in enumerate(videos) if views[view].has(video)]
+                features: Any = encoder.features
+                pooled = torch.zeros(len(cut), sizes[view])
+                if held:
+                    frames = torch.cat([torch.from_numpy(cut[row][view]) for row in held]).to(device)
+                    rows = features(channels_last(views[view].plain(frames)))
+                    pooled[held] = rows.view(len(held), protocol.clips, -1).mean(dim=1).cpu()
+                parts[view].append(pooled)
     finally:
         for view, encoder in encoders.items():
             encoder.train(modes[view])

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from ...progress import ProgressBar
 from .. import Interrupted, TrainError
 from ..batches.dataset import Batch, ClipDataset
 from ..batches.loader import augmented, clip_loader, default_workers
@@ -27,7 +28,6 @@ from ..runtime.checkpoint import load, save
 from ..runtime.device import Amp, autocast, device_to_train_on
 from ..runtime.files import write_atomically
 from ..runtime.lock import alone
-from ..runtime.progress import progress_bar
 from ..runtime.run_log import RunLog
 from ..runtime.signals import stop_flag
 from ..views import chosen
@@ -189,21 +189,18 @@ def _fit(classifier: Classifier, dataset: ClipDataset, settings: Finetune, devic
     sampler.position = start
     cuda = [device] if device.type == "cuda" else []
     with (
-        progress_bar() as bar,
+        ProgressBar("finetune", end, done=start) as bar,
         stop_flag() as stop,
         torch.random.fork_rng(cuda),
         RunLog(settings.out, start) as log,
     ):
-        task = bar.add_task("finetune", total=end, completed=start)
         for step, batch in enumerate(_batches(dataset, sampler, settings, end - start), start=start):
             for group in optimizer.param_groups:
                 group["lr"] = group["full_lr"] * decay(step / end)
             figures = _step(classifier, batch, classes, optimizer, settings, step)
             epoch = step // sampler.steps_per_pass
             log.step({"step": step, "phase": "finetune", "epoch": epoch}, figures)
-            bar.update(
-                task, advance=1, status=f"loss {figures['loss']:.2f}, right {100 * figures['top1']:.0f} %"
-            )
+            bar.advance(status=f"loss {figures['loss']:.2f}, right {100 * figures['top1']:.0f} %")
             if (step + 1) % sampler.steps_per_pass == 0 or stop or step == end - 1:
                 log.flush()
                 sampler.position = step + 1

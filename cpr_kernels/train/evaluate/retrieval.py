@@ -14,11 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from ... import retrieval_recall_at_k
+from ...progress import say
 from .. import TrainError
 from ..data.manifest import Manifest
 from ..pretrain.run_folder import config_of, encoder_files
 from ..runtime.files import write_atomically
-from ..runtime.progress import console
 from ..views import chosen
 from ..views.names import together
 from .features import SPLITS, Measured, Protocol, cached_features, measured, unit_features
@@ -94,7 +94,7 @@ def measurable(data: Path, views: Sequence[str]) -> tuple[str, ...]:
             if any(v.split == split for v in videos) and not any(view.has(v) for v in videos if v.split == split)
         ]  # fmt: skip
         if without:
-            console().print(f"no {' and no '.join(without)} video of {data} has {name}: not measured there")
+            say(f"no {' and no '.join(without)} video of {data} has {name}: not measured there")
         else:
             kept.append(name)
     if not kept:

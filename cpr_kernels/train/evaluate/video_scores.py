@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from ...progress import track
 from .. import TrainError
 from ..batches.dataset import ClipDataset
 from ..runtime.device import Amp, autocast
-from ..runtime.progress import progress_bar
 from .classifier import Classifier
 
 
@@ -27,8 +27,8 @@ def video_scores(
     mirrors = (False, True) if ten else (False,)
     mode, rows = classifier.training, []
     classifier.eval()
-    with torch.no_grad(), progress_bar() as bar:
-        for position in bar.track(range(len(dataset)), description="test, ten crops" if ten else "test"):
+    with torch.no_grad():
+        for position in track(range(len(dataset)), "test, ten crops" if ten else "test", "video"):
             crops = torch.from_numpy(dataset.test_crops(position, clips, view.name, ten))
             parts = [
                 functional.softmax(classifier(view.plain(some.to(device), mirror)).float(), dim=1)

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from ... import Schedule, coclr_schedule, cpr_schedule, oracle_schedule
+from ...progress import ProgressBar
 from .. import TrainError
 from ..data.manifest import Manifest
 from ..pretrain.config import TrainConfig
@@ -26,7 +27,6 @@ from ..pretrain.phases import make_plan
 from ..pretrain.run_folder import config_of
 from ..runtime.checkpoint import load
 from ..runtime.files import write_atomically
-from ..runtime.progress import progress_bar
 from ..runtime.run_log import read_lines
 from ..views.names import label
 from .thumbnails import Album
@@ -62,10 +62,9 @@ def explore(runs: Sequence[Path], out: Path, title: str = "Inside the cascade") 
     albums: dict[Path, Album] = {}
     held = [_run(Path(run), albums) for run in runs]
     pages = []
-    with progress_bar() as bar:
-        for album in albums.values():
-            task = bar.add_task("thumbnails", total=len(album.wanted))
-            pages.append(album.page(lambda task=task: bar.update(task, advance=1)))  # type: ignore[misc]
+    for album in albums.values():
+        with ProgressBar("thumbnails", len(album.wanted), unit="video") as bar:
+            pages.append(album.page(bar.advance))
     write_atomically(out, page({"version": VERSION, "title": title, "albums": pages, "runs": held}).encode())
     return out
 
@@ -139,14 +138,15 @@ def queue_of(run: Path, config: TrainConfig) -> dict[str, Tensor]:
             f"`cpr pretrain`, and `cpr pretrain --resume {run}` goes on"
         )
     state = load(path)["model"]
-    filled = state["queue.ids"] >= 0
+    memory = "bank" if "bank.ids" in state else "queue"  # IIC keeps a row for each video
+    filled = state[f"{memory}.ids"] >= 0
     if int(filled.sum()) < FEWEST:
         raise TrainError(
             f"run: the queue of {run} holds {int(filled.sum())} entries, at least {FEWEST} are needed; train on for an "
             "epoch"
         )
-    views = {view: state[f"queue.view_{view}"][filled].float() for view in config.views}
-    return {**views, "videos": state["queue.labels"][filled], "sources": state["queue.ids"][filled]}
+    views = {view: state[f"{memory}.view_{view}"][filled].float() for view in config.views}
+    return {**views, "videos": state[f"{memory}.labels"][filled], "sources": state[f"{memory}.ids"][filled]}
 
 
 def _default_schedule(views: Sequence[str], entries: int, topk: int) -> Schedule:

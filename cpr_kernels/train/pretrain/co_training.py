@@ -11,15 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ... import MultiViewQueue, Schedule, ema_update_, mil_nce
+from ... import Schedule, cascade_topk, ema_update_, mil_nce
 from ..encoders.forward import CHANNELS_LAST, calibrate_, channels_last, embeddings_of
 from ..runtime.ranks import averaged, buffers_of_first_rank, shuffled, unsynchronised
 from ..views import chosen
 from .config import SIBLINGS, TrainConfig
-from .missing_views import Presence
 from .phases import Phase
-
-Clips = dict[str, Tensor]
+from .video_queue import VideoQueue
 
 
 @dataclass(frozen=True)
@@ -30,7 +28,7 @@ class Inputs:
     int64; entries of the queue with a clip's source are its siblings. seed: the same on all ranks, another each step.
     """
 
-    clips: Clips
+    clips: dict[str, Tensor]
     sources: Tensor
     videos: Tensor
     seed: int = 0
@@ -60,23 +58,21 @@ class StepResult:
 class MultiViewModel(nn.Module):
     """Online and momentum encoders of every view, and the queue of past keys; all in `state_dict`.
 
-    encoders: {view: encoder}. classes: [videos] int64, the class of each, read by supervised phases only. presence:
-    which videos have which view; a view that a video lacks is 0 as query and as key, and not trained on.
+    encoders: {view: encoder}. classes: [videos] int64, the class of each, read by supervised phases only. Every video
+    has every view; `missing_views.MissingViewsModel` trains on videos that lack some.
     """
 
     classes: Tensor
 
-    def __init__(
-        self, config: TrainConfig, encoders: dict[str, nn.Module], classes: Tensor, presence: Presence
-    ) -> None:
+    def __init__(self, config: TrainConfig, encoders: dict[str, nn.Module], classes: Tensor) -> None:
         super().__init__()
-        self.config, self.presence = config, presence
+        self.config = config
         self.online = nn.ModuleDict(encoders)
         self.momentum = nn.ModuleDict({view: copy.deepcopy(encoder) for view, encoder in encoders.items()})
         self.momentum.requires_grad_(False)
         self.parallel: dict[str, nn.Module] = {}  # the trained encoders, averaging gradients over ranks
         sizes: dict[str, Any] = {view: encoder.embedding for view, encoder in encoders.items()}
-        self.queue = MultiViewQueue(sizes, config.queue)
+        self.queue = VideoQueue(sizes, config.queue)
         self.register_buffer("classes", classes, persistent=False)
         for parameter in self.parameters():
             if parameter.dim() in CHANNELS_LAST:
@@ -92,20 +88,29 @@ class MultiViewModel(nn.Module):
         buffers_of_first_rank(self.online)
         for view in self.online:
             self.momentum[view].load_state_dict(self.online[view].state_dict())
-        self.queue.ids.fill_(-1)
-        self.queue.labels.fill_(-1)
-        self.queue.pointer.zero_()
-        self.queue.count.zero_()
+        self.queue.clear()
         self.set_modes(phase)
 
     def calibrate(self, inputs: Inputs) -> None:
         """Gives encoders that have seen nothing the batch-norm statistics of a first batch; see `calibrate_`."""
         for view, encoder in self.online.items():
-            has = self.presence.of(view, inputs.videos)
-            clips = inputs.clips[view][0] if has is None else inputs.clips[view][0][has]
+            clips = self.first_clips(inputs, view)
             if len(clips):
                 calibrate_(encoder, channels_last(clips))
         buffers_of_first_rank(self.online)
+
+    def first_clips(self, inputs: Inputs, view: str) -> Tensor:
+        """Returns the first clip [B, ...] of every video that has the view."""
+        return inputs.clips[view][0]
+
+    @property
+    def held_videos(self) -> Tensor:
+        """[N] int64: the video of each entry that mining chooses from, -1 for an empty slot."""
+        return self.queue.videos
+
+    def shared_state(self) -> dict[str, nn.Module]:
+        """What every rank holds alike, by name."""
+        return {"online encoders": self.online, "momentum encoders": self.momentum, "queue": self.queue}
 
     def set_modes(self, phase: Phase) -> None:
         """Trained views in training mode; a frozen view only encodes, with its running batch-norm
@@ -126,8 +131,8 @@ class MultiViewModel(nn.Module):
         return seen >= self.config.queue
 
     def encode(self, inputs: Inputs, view: str, clip: int, encode: Callable[[Tensor], Tensor]) -> Tensor:
-        """Embeddings [B, D] of the first (0) or second (1) clips in a view; 0 for videos that lack it."""
-        return self.presence.encoded(view, inputs.videos, inputs.clips[view][clip], encode)
+        """Returns the embeddings [B, D] of the first (0) or second (1) clips in a view."""
+        return encode(inputs.clips[view][clip])
 
     @torch.no_grad()
     def keys(self, inputs: Inputs, phase: Phase) -> dict[str, Tensor]:
@@ -150,7 +155,7 @@ class MultiViewModel(nn.Module):
     def anchors(
         self, inputs: Inputs, keys: dict[str, Tensor], queries: dict[str, Tensor], phase: Phase
     ) -> dict[str, Tensor]:
-        """{view: [B, D]}: what stands for each clip while mining, as `mining.query` and `frozen_query` say."""
+        """Returns {view: [B, D]}: the embeddings used as mining queries, as `mining.query` and `frozen_query` say."""
         anchors, mining = dict(keys), self.config.mining
         if mining.query == "online":
             anchors.update({view: query.detach() for view, query in queries.items()})
@@ -161,7 +166,7 @@ class MultiViewModel(nn.Module):
 
     def fill_step(self, inputs: Inputs, phase: Phase) -> None:
         """Only adds this batch's keys to the queue."""
-        self.queue.enqueue(self.keys(inputs, phase), inputs.sources, labels=inputs.videos)
+        self.queue.enqueue_clips(self.keys(inputs, phase), inputs.sources, inputs.videos)
 
     def train_step(
         self, inputs: Inputs, phase: Phase, measured: dict[str, Schedule], use_own: Tensor | None
@@ -184,7 +189,7 @@ class MultiViewModel(nn.Module):
             results.append(result)
             all_keys.append(keys)
         whole = {view: torch.cat([keys[view] for keys in all_keys]) for view in self.online}
-        self.queue.enqueue(whole, inputs.sources, labels=inputs.videos)
+        self.queue.enqueue_clips(whole, inputs.sources, inputs.videos)
         return StepResult(
             {view: torch.stack([result.losses[view] for result in results]).sum() for view in phase.train},
             {name: torch.cat([result.mined[name] for result in results]) for name in results[0].mined},
@@ -199,7 +204,7 @@ class MultiViewModel(nn.Module):
         batch: Tensor,
     ) -> tuple[StepResult, dict[str, Tensor]]:
         """Losses, as shares of the mean over the `batch` of videos, and their gradients; what was mined; the keys."""
-        presence, keys = self.presence, self.keys(inputs, phase)
+        keys = self.keys(inputs, phase)
         queries = {
             view: self.encode(
                 inputs, view, 0, partial(embeddings_of, self.parallel[view], amp=self.config.amp)
@@ -208,9 +213,7 @@ class MultiViewModel(nn.Module):
         }
         anchors = self.anchors(inputs, keys, queries, phase)
         schedules = {**({"mined": phase.schedule} if phase.schedule else {}), **measured}
-        mined = presence.mine(anchors, self.queue, schedules, inputs.sources, inputs.videos)
-        if "mined" in mined:
-            mined["mined"] = presence.targets(phase.train[0], mined["mined"], inputs.videos)
+        mined = self.mine(inputs, anchors, schedules, phase)
         nothing = torch.empty(len(inputs.sources), 0, dtype=torch.int64, device=inputs.sources.device)
         siblings, query_ids, key_ids = self._relations(inputs, phase)
         losses = {}
@@ -218,19 +221,38 @@ class MultiViewModel(nn.Module):
             each = mil_nce(
                 query, keys[view], self.queue.views[view], mined.get("mined", nothing),
                 self.config.optim.temperature, query_ids=query_ids,
-                key_ids=presence.key_ids(view, key_ids, self.queue.labels), use_own=use_own,
+                key_ids=self.loss_ids(view, key_ids), use_own=use_own,
                 siblings=SIBLINGS[siblings], reduction="none",
             )  # fmt: skip
-            losses[view] = presence.mean(view, each, inputs.videos, batch)
+            losses[view] = self.mean(view, each, inputs, batch)
         torch.stack(list(losses.values())).sum().backward()
         return StepResult({view: loss.detach() for view, loss in losses.items()}, mined), keys
+
+    @torch.no_grad()
+    def mine(
+        self, inputs: Inputs, anchors: dict[str, Tensor], schedules: dict[str, Schedule], phase: Phase
+    ) -> dict[str, Tensor]:
+        """Returns {schedule: entries [B, k]}, the positives of each clip by every schedule."""
+        ids = self.queue.ids
+        return {
+            name: cascade_topk(anchors, self.queue.views, schedule, query_ids=inputs.sources, key_ids=ids)[0]
+            for name, schedule in schedules.items()
+        }
+
+    def loss_ids(self, view: str, ids: Tensor) -> Tensor:
+        """Returns the ids [N] of the queue's entries as the loss of a view reads them; -1 leaves an entry out."""
+        return ids
+
+    def mean(self, view: str, losses: Tensor, inputs: Inputs, batch: Tensor) -> Tensor:
+        """Returns the losses [B] of a part of the `batch` of videos as its share of the batch's mean."""
+        return losses.sum() / len(batch)
 
     def _relations(self, inputs: Inputs, phase: Phase) -> tuple[str, Tensor, Tensor]:
         """The loss's rule for entries with a clip's id, and the ids [B] and [N]: sources, or classes where
         labels are the positives.
         """
         if phase.supervised:
-            held = self.queue.labels  # the video of each entry
+            held = self.queue.videos
             return "positive", self.classes[inputs.videos], torch.where(held >= 0, self.classes[held], -1)
         mining = self.config.mining
         rule = mining.siblings if phase.schedule else mining.infonce_siblings

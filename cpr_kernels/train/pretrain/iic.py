@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -34,7 +36,7 @@ class BankModel(nn.Module):
         self.online = nn.ModuleDict(dict.fromkeys(config.views, encoder))
         self.momentum = nn.ModuleDict()
         size = int(encoder.embedding)  # type: ignore[arg-type]
-        self.queue = MemoryBank(
+        self.bank = MemoryBank(
             dict.fromkeys((*config.views, BROKEN), size), len(videos), momentum=config.iic.bank_momentum
         )
         row_of = torch.full((total,), -1, dtype=torch.int64)
@@ -45,6 +47,23 @@ class BankModel(nn.Module):
                 parameter.data = parameter.data.to(memory_format=CHANNELS_LAST[parameter.dim()])
         if config.compile:
             encoder.compile()
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
+    ) -> None:
+        """Reads checkpoints that call the bank `queue`, as version 0.1 wrote them."""
+        for name in [name for name in state_dict if name.startswith(f"{prefix}queue.")]:
+            state_dict[f"{prefix}bank.{name.removeprefix(f'{prefix}queue.')}"] = state_dict.pop(name)
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+    @property
+    def held_videos(self) -> Tensor:
+        """[M] int64: the video of each row that is written, -1 for the others."""
+        return self.bank.labels
+
+    def shared_state(self) -> dict[str, nn.Module]:
+        """What every rank holds alike, by name."""
+        return {"online encoders": self.online, "bank": self.bank}
 
     @property
     def encoder(self) -> nn.Module:
@@ -69,7 +88,7 @@ class BankModel(nn.Module):
 
     def is_full(self, seen: int, phase: int) -> bool:
         """Whether every row is written once a phase has seen so many clips."""
-        return phase > 0 or seen >= self.queue.rows
+        return phase > 0 or seen >= self.bank.rows
 
     def fill_step(self, inputs: Inputs, phase: Phase) -> None:
         """Never asked for: the bank fills while training."""
@@ -79,7 +98,7 @@ class BankModel(nn.Module):
         self, inputs: Inputs, phase: Phase, measured: dict[str, Schedule], use_own: Tensor | None
     ) -> StepResult:
         """Losses of a batch with their gradients, and what was mined; then its embeddings enter the bank."""
-        config, bank = self.config, self.queue
+        config, bank = self.config, self.bank
         first, second = config.views
         generator = torch.Generator().manual_seed(inputs.seed)
         rows = self.row_of[inputs.videos]
@@ -114,15 +133,15 @@ class BankModel(nn.Module):
         """{name: rows [B, k]} of the phase's schedule and of those that it is compared with."""
         schedules = {**({"mined": phase.schedule} if phase.schedule else {}), **measured}
         queries = {view: anchors[view].detach() for view in self.config.views}
-        keys = {view: self.queue.views[view] for view in self.config.views}
+        keys = {view: self.bank.views[view] for view in self.config.views}
         return {
-            name: cascade_topk(queries, keys, schedule, query_ids=sources, key_ids=self.queue.ids)[0]
+            name: cascade_topk(queries, keys, schedule, query_ids=sources, key_ids=self.bank.ids)[0]
             for name, schedule in schedules.items()
         }
 
     def _left_out(self, sources: Tensor) -> Tensor:
         """[B, M]: rows that were never written, and siblings where they are to be ignored."""
-        empty = (self.queue.ids < 0).expand(len(sources), -1)
+        empty = (self.bank.ids < 0).expand(len(sources), -1)
         if self.config.mining.siblings == "ignore":
-            return empty | (self.queue.ids[None, :] == sources[:, None])
+            return empty | (self.bank.ids[None, :] == sources[:, None])
         return empty

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ...progress import ProgressBar, say
 from .. import Interrupted, TrainError
 from ..batches.dataset import Batch, ClipDataset
 from ..batches.loader import augmented, clip_loader, default_workers
@@ -25,14 +26,13 @@ from ..runtime.checkpoint import load, save
 from ..runtime.device import compiling, device_to_train_on, refuse_infinite
 from ..runtime.files import write_atomically
 from ..runtime.lock import alone
-from ..runtime.progress import console, progress_bar
 from ..runtime.run_log import RunLog
 from ..runtime.signals import stop_flag
 from .co_training import Inputs, MultiViewModel, new_encoders
 from .config import Optim, TrainConfig, to_json
 from .iic import BankModel
 from .mining_meter import MiningMeter, rival_schedules
-from .missing_views import Presence
+from .missing_views import MissingViewsModel, Presence
 from .phases import Moment, Phase, locate, make_plan, total_steps
 from .run_folder import WarmStart, config_of, encoder_file, warm_start
 
@@ -87,18 +87,18 @@ def _train(trainer: Trainer, state: dict[str, Any] | None, start: int, writes: b
     config, run = trainer.config, Path(trainer.config.out)
     end, began = total_steps(trainer.plan, trainer.sampler.steps_per_pass), time.perf_counter()
     log = RunLog(run, resume_at=start, writes=writes)
-    with progress_bar(writes) as bar, stop_flag() as stop, log, torch.random.fork_rng(_cuda(trainer)):
+    bar = ProgressBar("pretrain", end, done=start, shown=None if writes else False)
+    with bar, stop_flag() as stop, log, torch.random.fork_rng(_cuda(trainer)):
         _seed(trainer, state)
-        task = bar.add_task("pretrain", total=end, completed=start)
         if writes:
-            _tell_left_out(trainer, bar.console.print)
+            _tell_left_out(trainer, say)
         for step, batch in enumerate(_batches(trainer, start, end), start=start):
             moment = locate(trainer.plan, trainer.sampler.steps_per_pass, step)
             with compiling(config.compile):
                 figures = run_step(trainer, moment, step, batch, log)
             rate = 2 * config.clips.batch * (step + 1 - start) / (time.perf_counter() - began)
             name = trainer.plan[moment.phase].name
-            bar.update(task, advance=1, status=f"{rate:.0f} clips/s  {name}{_brief(figures)}")
+            bar.advance(status=f"{rate:.0f} clips/s  {name}{_brief(figures)}")
             stopping = parallel.any_rank(bool(stop), trainer.device)
             if moment.ends_epoch or moment.ends_phase or stopping or step == end - 1:
                 _keep(trainer, moment, step, log, writes)
@@ -124,10 +124,7 @@ def _tell_left_out(trainer: Trainer, tell: Callable[[str], None]) -> None:
 def _keep(trainer: Trainer, moment: Moment, step: int, log: RunLog, writes: bool) -> None:
     """The checkpoint after a step, and the encoders at the end of a phase, when all ranks agree on them."""
     model, run = trainer.model, Path(trainer.config.out)
-    parallel.check_same(
-        {"online encoders": model.online, "momentum encoders": model.momentum, "queue": model.queue},
-        trainer.device,
-    )  # fmt: skip
+    parallel.check_same(model.shared_state(), trainer.device)
     if writes:
         if moment.ends_phase:
             _save_encoders(trainer, moment, run)
@@ -193,7 +190,7 @@ def run_step(trainer: Trainer, moment: Moment, step: int, batch: Batch, log: Run
     own = torch.rand(len(inputs.videos), generator=generator) >= config.mining.own_drop
     full = model.is_full(moment.step_in_phase * config.clips.batch, moment.phase)
     measured = rival_schedules(config.views, phase.topk) if full else {}
-    entries = model.queue.labels.clone()  # which video each entry holds, before this batch replaces some
+    entries = model.held_videos.clone()  # before this batch replaces some
     trainer.optimizer.zero_grad(set_to_none=True)
     result = model.train_step(inputs, phase, measured, own.to(trainer.device) if phase.schedule else None)
     losses = parallel.means([float(loss) for loss in result.losses.values()], trainer.device)
@@ -320,7 +317,7 @@ def _refuse_another(run: Path, config: TrainConfig, resume: bool) -> dict[str, A
 def _initial_encoders(config: TrainConfig) -> dict[str, nn.Module]:
     encoders = new_encoders(config)
     for view, path in config.init.items():
-        loaded = load_encoder(path, say=console().print if parallel.rank() == 0 else None)
+        loaded = load_encoder(path, say=say if parallel.rank() == 0 else None)
         got, wanted = (
             [getattr(encoder, name) for name in ("architecture", "width", "embedding")]
             for encoder in (loaded, encoders[view])
@@ -343,7 +340,10 @@ def _model(config: TrainConfig, dataset: ClipDataset, presence: Presence) -> Mul
         raise TrainError(f"torchrun: {what} can be trained in one process only; start it without torchrun")
     if config.framework == "iic":
         return BankModel(config, encoders[config.views[0]], torch.tensor(dataset.videos), len(videos))
-    return MultiViewModel(config, encoders, torch.tensor([video.label for video in videos]), presence)
+    classes = torch.tensor([video.label for video in videos])
+    if presence.missing:
+        return MissingViewsModel(config, encoders, classes, presence)
+    return MultiViewModel(config, encoders, classes)
 
 
 def _optimizer(config: TrainConfig, model: MultiViewModel | BankModel, phase: Phase) -> torch.optim.Optimizer:

@@ -1,16 +1,19 @@
-"""Which views does a video have? A view that it lacks scores 0 as query and as key, and is never trained on."""
+"""Training on videos that lack a view: it scores 0 as query and as key, and is not trained on."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ... import MultiViewQueue, Schedule, Stage, cascade_topk
 from .. import TrainError
 from ..data.manifest import Manifest
 from ..views import View
+from .co_training import Inputs, MultiViewModel
+from .config import TrainConfig
+from .phases import Phase
 
 
 class Presence:
@@ -129,3 +132,44 @@ def without(schedule: Schedule, lacking: frozenset[str]) -> Schedule | None:
     if not kept:
         return None
     return Schedule([*kept[:-1], Stage(kept[-1].weights, schedule.topk)])
+
+
+class MissingViewsModel(MultiViewModel):
+    """A `MultiViewModel` for data sets in which some videos lack some views.
+
+    presence: which videos have which view. A missing view is not encoded, is 0 as query and as key, and is neither
+    positive nor negative in the loss of that view.
+    """
+
+    def __init__(
+        self, config: TrainConfig, encoders: dict[str, nn.Module], classes: Tensor, presence: Presence
+    ) -> None:
+        super().__init__(config, encoders, classes)
+        self.presence = presence
+
+    def first_clips(self, inputs: Inputs, view: str) -> Tensor:
+        """Returns the first clip [M, ...] of every video that has the view."""
+        has, clips = self.presence.of(view, inputs.videos), inputs.clips[view][0]
+        return clips if has is None else clips[has]
+
+    def encode(self, inputs: Inputs, view: str, clip: int, encode: Callable[[Tensor], Tensor]) -> Tensor:
+        """Returns the embeddings [B, D] of the clips in a view; 0 for videos that lack it."""
+        return self.presence.encoded(view, inputs.videos, inputs.clips[view][clip], encode)
+
+    @torch.no_grad()
+    def mine(
+        self, inputs: Inputs, anchors: dict[str, Tensor], schedules: dict[str, Schedule], phase: Phase
+    ) -> dict[str, Tensor]:
+        """Returns {schedule: entries [B, k]}; stages that a clip cannot be judged by are left out for it."""
+        mined = self.presence.mine(anchors, self.queue, schedules, inputs.sources, inputs.videos)
+        if "mined" in mined:
+            mined["mined"] = self.presence.targets(phase.train[0], mined["mined"], inputs.videos)
+        return mined
+
+    def loss_ids(self, view: str, ids: Tensor) -> Tensor:
+        """Returns the ids [N], -1 for entries whose video lacks the view."""
+        return self.presence.key_ids(view, ids, self.queue.videos)
+
+    def mean(self, view: str, losses: Tensor, inputs: Inputs, batch: Tensor) -> Tensor:
+        """Returns the losses [B] as their share of the mean over the videos of the batch that have the view."""
+        return self.presence.mean(view, losses, inputs.videos, batch)

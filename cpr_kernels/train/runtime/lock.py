@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from ...progress import say
 from .. import TrainError
-from .progress import console
 
 LOCK = ".lock"
 
@@ -34,7 +34,7 @@ def alone(folder: Path, does: str, *, waits: bool = False) -> Iterator[None]:
             other = f"another process ({lock.read().strip() or 'unknown'}) is at work in {folder}"
             if not waits:
                 raise TrainError(f"out: {other}, which only one may {does}; wait for it, or end it") from None
-            console().print(f"{other}: waiting for it")
+            say(f"{other}: waiting for it")
             fcntl.flock(lock, fcntl.LOCK_EX)
         except OSError:
             pass

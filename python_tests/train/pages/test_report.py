@@ -15,7 +15,8 @@ import pytest
 import torch
 from train_sets import lively, tiny
 
-from cpr_kernels.cli.train import COMMANDS
+from cpr_kernels.__main__ import COMMANDS as TABLE
+from cpr_kernels.cli import train as commands
 from cpr_kernels.train import TrainError, demo
 from cpr_kernels.train.batches.dataset import ClipDataset
 from cpr_kernels.train.data.synthetic import SyntheticSettings
@@ -25,6 +26,10 @@ from cpr_kernels.train.evaluate.retrieval import evaluate_run, retrieval
 from cpr_kernels.train.pages.report import write_report
 from cpr_kernels.train.pretrain.loop import pretrain
 from cpr_kernels.train.views.pictures import flow_picture
+
+COMMANDS = {
+    name: getattr(commands, command.function) for name, command in TABLE.items() if command.module == "train"
+}
 
 pytest_plugins = ["train_fixtures"]
 

@@ -122,10 +122,10 @@ def test_every_step_is_that_of_a_plain_loop(broken, data, tmp_path, monkeypatch)
     for (name, value), other in zip(model.encoder.state_dict().items(), encoder.state_dict().values()):
         assert torch.allclose(value.float(), other.float(), atol=1e-4), name
     for row, video in enumerate(order):
-        assert int(model.queue.ids[row]) == sources_of.get(video, -1)
+        assert int(model.bank.ids[row]) == sources_of.get(video, -1)
         if video in bank:
             for view in VIEWS:
-                assert torch.allclose(model.queue.views[view][row], bank[video][view], atol=1e-4)
+                assert torch.allclose(model.bank.views[view][row], bank[video][view], atol=1e-4)
 
 
 def test_it_resumes_bit_for_bit_and_logs_what_was_mined(data, tmp_path):
@@ -161,3 +161,14 @@ def test_it_resumes_bit_for_bit_and_logs_what_was_mined(data, tmp_path):
 def test_what_cannot_be_is_said_in_a_sentence(changes, says, data, tmp_path):
     with pytest.raises(TrainError, match=says):
         build(settings(data, tmp_path, **changes))
+
+
+def test_checkpoints_that_call_the_bank_a_queue_are_read(data, tmp_path):
+    model = build(settings(data, tmp_path / "run")).model
+    state = {
+        f"queue.{name.removeprefix('bank.')}" if name.startswith("bank.") else name: value + 1
+        for name, value in model.state_dict().items()
+    }
+    assert any(name.startswith("queue.") for name in state)
+    model.load_state_dict(state)
+    assert (model.bank.views["rgb"] == 1).all() and (model.held_videos == 0).all()

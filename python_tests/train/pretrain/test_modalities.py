@@ -72,7 +72,7 @@ def test_clips_without_sound_take_part_and_train_no_audio(sound_data, tmp_path, 
     steps(trainer, 0, 18, tmp_path / "run")
     mute = torch.tensor([video.silence != "" for video in trainer.dataset.manifest.videos])
     queue = trainer.model.queue
-    lacking = mute[queue.labels]
+    lacking = mute[queue.videos]
     assert lacking.any() and not lacking.all()
     assert not queue.views["audio"][lacking].any()
     assert queue.views["audio"][~lacking].norm(dim=1).tolist() == pytest.approx([1.0] * int((~lacking).sum()))
