@@ -50,7 +50,7 @@ def test_a_low_recall_warns_at_the_call_and_a_recall_sets_the_effort(factory: st
 
 
 def test_the_effort_is_the_least_that_suffices_and_the_same_each_time() -> None:
-    settings = SearchSettings(recall=0.8)
+    settings = SearchSettings(recall=0.9)  # between 32 and 64 cells, by bisection
     mined, efforts = [], []
     for _ in range(2):
         index = FaissIndex(KEYS, "flow", "IVF64,Flat", settings=settings)
@@ -63,9 +63,9 @@ def test_the_effort_is_the_least_that_suffices_and_the_same_each_time() -> None:
             FaissIndex(KEYS, "flow", "IVF64,Flat", settings=SearchSettings(effort=effort)),
             QUERIES, KEYS, SCHEDULE,
         ).topk
-        for effort in (efforts[0] * 2 // 3, efforts[0])
+        for effort in (efforts[0] * 3 // 4, efforts[0])
     ]  # fmt: skip
-    assert found[0] < 0.8 and 0.75 < found[1] < 0.9
+    assert found[0] < 0.88 < found[1] < 0.97
 
 
 def test_where_the_default_suffices_it_stays_and_nothing_is_said() -> None:
