@@ -10,6 +10,7 @@ from .dispatch.backends import Choice, as_text, reasons
 from .dispatch.calls import CascadeCall, LossCall, RerankCall
 from .dispatch.checks import check_rerank
 from .dispatch.launch_plans import Plan, limits_named, limits_of, plan_on_cpu, plan_on_cuda
+from .mining import arguments
 
 NATIVE = mining.native.NAME
 
@@ -60,11 +61,11 @@ def explain(
     limits = None if device is None else limits_named(device)
     call: CascadeCall | RerankCall | LossCall
     if op is mining.cascade_topk:
-        call = mining.as_call(*args, **kwargs)
-        mining.check_call(call)
+        call = arguments.as_call(*args, **kwargs)
+        arguments.check_call(call)
         choices = Explanation(reasons(mining.BACKENDS, call))
     elif op is mining.cascade_rerank:
-        call = mining.as_rerank_call(*args, **kwargs)
+        call = arguments.as_rerank_call(*args, **kwargs)
         check_rerank(call)
         choices = Explanation(reasons(mining.RERANK_BACKENDS, call))
     elif op is losses.mil_nce:

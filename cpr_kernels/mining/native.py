@@ -12,7 +12,7 @@ from .. import _core
 from ..dispatch.calls import CascadeCall, RerankCall, row_contiguous
 from ..dispatch.fast_path import nothing_listens
 from ..dispatch.native import DTYPE_CODES, address, on_current_stream, why_not_cuda
-from .candidate_lists import entries_at, in_order
+from .candidate_lists import gather_entries, sorted_unique
 from .schedule import Schedule
 from .weightings import plan_rows
 
@@ -143,11 +143,11 @@ def rerank(call: RerankCall) -> tuple[Tensor, Tensor]:
 
 def rerank_on_stream(call: RerankCall, core: Any, stream: int) -> tuple[Tensor, Tensor]:
     """Queue the CUDA kernels of `core` on a stream of the current device: places in ordered lists, then entries."""
-    candidates = in_order(call.candidates, call.keys[0].shape[0])
+    candidates = sorted_unique(call.candidates, call.keys[0].shape[0])
     given = _Arguments(call.cascade)
     listed = (candidates.data_ptr(), candidates.shape[1], candidates.stride(0))
     arguments = (*given.features, listed, given.masks, given.out)
     size = core.cuda_cascade_rerank_workspace(*arguments)
     workspace = torch.empty(size, dtype=torch.uint8, device=given.indices.device)
     core.cuda_cascade_rerank(*arguments, workspace.data_ptr(), size, stream)
-    return entries_at(candidates, given.indices), given.scores
+    return gather_entries(candidates, given.indices), given.scores

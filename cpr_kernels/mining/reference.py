@@ -1,4 +1,4 @@
-"""The meaning of `cpr::cascade_topk` in plain torch. Obvious before fast; every backend is tested against it."""
+"""Specifies `cpr::cascade_topk` in plain torch. Obvious before fast; every backend is tested against it."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ NAME = "reference"
 
 
 def why_not(call: CascadeCall | RerankCall) -> str | None:
-    """The reference refuses nothing but a shard, of which it would see one rank's entries only."""
+    """Returns None but for a shard, of which the reference would see one rank's entries only."""
     return call.sharded
 
 
 def view_scores(query: Tensor, key: Tensor) -> Tensor:
-    """Inner products [B, N] in float32, whatever matmul precision is set: exact products, rounded once."""
+    """Returns inner products [B, N] in float32, whatever matmul precision is set: exact products, rounded once."""
     return (query.double() @ key.double().T).float()
 
 
 def stage_scores(call: CascadeCall) -> list[Tensor]:
-    """The score of every entry at every stage: S tensors [B, N] float32, views added in order."""
+    """Returns the score of every entry at every stage: S tensors [B, N] float32, views added in order."""
     num_views = len(call.queries)
     of_view: dict[int, Tensor] = {}
     scores = []
@@ -35,13 +35,13 @@ def stage_scores(call: CascadeCall) -> list[Tensor]:
                 of_view[v] = view_scores(call.queries[v], call.keys[v])
             term = of_view[v] * weight
             total = term if total is None else total + term
-        assert total is not None  # checks.py refuses a stage without a judge
+        assert total is not None  # checks.py refuses a stage whose weights are all 0
         scores.append(total)
     return scores
 
 
 def excluded(call: CascadeCall) -> Tensor:
-    """True [B, N] where an entry may never be selected: empty slot, the query's own id, or `exclude`."""
+    """Returns True [B, N] where an entry may never be selected: empty slot, the query's own id, or `exclude`."""
     num_queries, num_keys = call.queries[0].shape[0], call.keys[0].shape[0]
     out = torch.zeros(num_queries, num_keys, dtype=torch.bool, device=call.queries[0].device)
     if call.key_ids is not None:
@@ -54,7 +54,7 @@ def excluded(call: CascadeCall) -> Tensor:
 
 
 def ranking(scores: Tensor, alive: Tensor) -> Tensor:
-    """Entries [B, N] by (alive first, score descending, index ascending)."""
+    """Returns entries [B, N] by (alive first, score descending, index ascending)."""
     by_score = scores.masked_fill(~alive, 0).argsort(dim=1, descending=True, stable=True)
     dead_last = (~alive).gather(1, by_score).to(torch.uint8).argsort(dim=1, stable=True)
     return by_score.gather(1, dead_last)
@@ -62,7 +62,7 @@ def ranking(scores: Tensor, alive: Tensor) -> Tensor:
 
 @torch.no_grad()
 def run(call: CascadeCall) -> tuple[Tensor, Tensor]:
-    """`(indices [B, k] int64 padded with -1, scores [B, k] float32 padded with -inf)`."""
+    """Returns `(indices [B, k] int64 padded with -1, scores [B, k] float32 padded with -inf)`."""
     num_queries = call.queries[0].shape[0]
     k = call.stage_keep[-1]
     device = call.queries[0].device
@@ -88,7 +88,7 @@ def run(call: CascadeCall) -> tuple[Tensor, Tensor]:
 
 @torch.no_grad()
 def rerank(call: RerankCall) -> tuple[Tensor, Tensor]:
-    """`cpr::cascade_rerank`: the cascade over all entries, those that are no candidate excluded; see `run`."""
+    """Runs `cpr::cascade_rerank`: the cascade over all entries with those that are no candidate excluded; see `run`."""
     num_queries, num_keys = call.queries[0].shape[0], call.keys[0].shape[0]
     listed = torch.zeros(num_queries, num_keys + 1, dtype=torch.bool, device=call.candidates.device)
     padding = (call.candidates < 0) | (call.candidates >= num_keys)

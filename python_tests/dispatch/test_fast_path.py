@@ -20,7 +20,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from cpr_kernels import Schedule, cascade_topk, cpr_schedule, mining
 from cpr_kernels.dispatch import fast_path as direct
-from cpr_kernels.mining import as_call, native
+from cpr_kernels.mining import native
+from cpr_kernels.mining.arguments import as_call
 
 SCHEDULE = cpr_schedule(num_keys=64, stages=3)
 pytestmark = pytest.mark.skipif(
