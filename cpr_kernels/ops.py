@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import increment_version
 
 from . import losses, mining
 from .backends import choose
@@ -125,6 +126,31 @@ def _enqueue_(buffers: Sequence[Tensor], pointer: Tensor, count: Tensor, rows: S
     run_enqueue(buffers, pointer, count, rows)
 
 
+def _enqueue_counted(
+    keyset: torch._C.DispatchKeySet,
+    buffers: Sequence[Tensor],
+    pointer: Tensor,
+    count: Tensor,
+    rows: Sequence[Tensor],
+) -> None:
+    """Bumps the version counter of all that is written, so that autograd refuses values saved before.
+
+    Raises:
+        RuntimeError: a buffer that requires grad, outside of `torch.no_grad()`.
+    """
+    if torch.is_grad_enabled():
+        for i, buffer in enumerate(buffers):
+            if buffer.requires_grad:
+                raise RuntimeError(
+                    f"enqueue_: buffers[{i}] requires grad, and writing to it records no graph; "
+                    "call enqueue_ under torch.no_grad(), or detach the buffer"
+                )
+    increment_version([*buffers, pointer, count])
+    with torch._C._AutoDispatchBelowADInplaceOrView():
+        below = keyset & torch._C._after_ADInplaceOrView_keyset
+        torch.ops.cpr.enqueue_.default.redispatch(below, buffers, pointer, count, rows)
+
+
 def _fake_enqueue_(buffers: Sequence[Tensor], pointer: Tensor, count: Tensor, rows: Sequence[Tensor]) -> None:
     check_enqueue(buffers, pointer, count, rows)
 
@@ -142,6 +168,7 @@ for _op, _run in (
 for _op in ("cascade_topk", "_cascade_topk_on", "cascade_rerank", "_cascade_rerank_on", "enqueue_"):
     # mining and the queue record no graph, whatever their inputs require
     LIBRARY.impl(_op, torch.library.fallthrough_kernel, "Autograd")
+LIBRARY.impl("enqueue_", _enqueue_counted, "ADInplaceOrView", with_keyset=True)
 LIBRARY.impl("mil_nce", _mil_nce, "CompositeImplicitAutograd")
 torch.library.register_fake("cpr::cascade_topk", _fake_cascade_topk, lib=LIBRARY)
 torch.library.register_fake("cpr::_cascade_topk_on", _fake_cascade_topk, lib=LIBRARY)
