@@ -17,7 +17,8 @@ from .backends import choose
 from .calls import CascadeCall, LossCall, RerankCall
 from .checks import check_cascade, check_enqueue, check_loss, check_positives_in_range, check_rerank
 from .enqueue import run as run_enqueue
-from .losses.autograd import backward, setup_context
+from .losses.autograd import differentiable_loss
+from .mining.batched import batching_rule
 
 LIBRARY = torch.library.Library("cpr", "DEF")  # the ops live as long as this object
 
@@ -29,6 +30,7 @@ _CASCADE = f"Tensor[] queries, Tensor[] keys, {_SCHEDULE_AND_MASKS}"
 _RERANK = f"Tensor[] queries, Tensor[] keys, Tensor candidates, {_SCHEDULE_AND_MASKS}"
 _LOSS = "Tensor query, Tensor positive, Tensor keys, Tensor positives, float temperature"
 _LOSS_MASKS = "Tensor? query_ids=None, Tensor? key_ids=None, Tensor? use_own=None, int siblings=1"
+_MASK_DEFAULTS = (None, None, None, 1)
 _LOSS_STATE = "Tensor lse_all, Tensor lse_positive"
 
 LIBRARY.define(f"cascade_topk({_CASCADE}) -> (Tensor indices, Tensor scores)")
@@ -36,6 +38,7 @@ LIBRARY.define(f"_cascade_topk_on({_CASCADE}, *, str backend) -> (Tensor indices
 LIBRARY.define(f"cascade_rerank({_RERANK}) -> (Tensor indices, Tensor scores)")
 LIBRARY.define(f"_cascade_rerank_on({_RERANK}, *, str backend) -> (Tensor indices, Tensor scores)")
 LIBRARY.define(f"mil_nce({_LOSS}, {_LOSS_MASKS}) -> Tensor loss")
+LIBRARY.define(f"_mil_nce_on({_LOSS}, {_LOSS_MASKS}, *, str backend) -> Tensor loss")
 LIBRARY.define(
     f"_mil_nce_sweep({_LOSS}, {_LOSS_MASKS}, *, bool want_gradient, str backend) "
     f"-> (Tensor loss, {_LOSS_STATE}, Tensor own_weight, Tensor grad_query)"
@@ -84,15 +87,14 @@ def _fake_result(call: CascadeCall) -> tuple[Tensor, Tensor]:
 
 
 def _loss_call(args: Sequence[Any]) -> LossCall:
-    defaults = (None, None, None, 1)
-    call = LossCall(*args, *defaults[len(args) - 5 :])
+    call = LossCall(*args, *_MASK_DEFAULTS[len(args) - 5 :])
     check_loss(call)
     return call
 
 
-def _mil_nce(*args: Any) -> Tensor:
-    want = torch.is_grad_enabled() and getattr(args[0], "requires_grad", False)  # None: the sweep refuses it
-    return torch.ops.cpr._mil_nce_sweep.default(*args, want_gradient=want, backend="auto")[0]
+def _mil_nce(*args: Any, backend: str = "auto") -> Tensor:
+    call = LossCall(*args, *_MASK_DEFAULTS[len(args) - 5 :])
+    return differentiable_loss(*call, backend=backend)
 
 
 def _sweep(*args: Any, want_gradient: bool, backend: str) -> tuple[Tensor, ...]:
@@ -165,11 +167,25 @@ for _op, _run in (
     ("enqueue_", _enqueue_),
 ):
     LIBRARY.impl(_op, _run, "CompositeExplicitAutograd")  # every device; the backend is chosen per call
-for _op in ("cascade_topk", "_cascade_topk_on", "cascade_rerank", "_cascade_rerank_on", "enqueue_"):
-    # mining and the queue record no graph, whatever their inputs require
+for _op in (
+    "cascade_topk",
+    "_cascade_topk_on",
+    "cascade_rerank",
+    "_cascade_rerank_on",
+    "_mil_nce_sweep",
+    "_mil_nce_keys_gradient",
+    "enqueue_",
+):
+    # mining and the queue record no graph, whatever their inputs require; the loss's graph stands above its sweeps
     LIBRARY.impl(_op, torch.library.fallthrough_kernel, "Autograd")
 LIBRARY.impl("enqueue_", _enqueue_counted, "ADInplaceOrView", with_keyset=True)
-LIBRARY.impl("mil_nce", _mil_nce, "CompositeImplicitAutograd")
+for _op in ("mil_nce", "_mil_nce_on"):
+    LIBRARY.impl(_op, _mil_nce, "CompositeImplicitAutograd")
+    LIBRARY.impl(_op, _mil_nce, "FuncTorchDynamicLayerFrontMode")  # before torch.func takes its levels apart
+for _op, _kind in (("cascade_topk", CascadeCall), ("cascade_rerank", RerankCall)):
+    for _name in (_op, f"_{_op}_on"):
+        _rule = batching_rule(getattr(torch.ops.cpr, _name).default, _kind)
+        torch.library.register_vmap(f"cpr::{_name}", _rule, lib=LIBRARY)
 torch.library.register_fake("cpr::cascade_topk", _fake_cascade_topk, lib=LIBRARY)
 torch.library.register_fake("cpr::_cascade_topk_on", _fake_cascade_topk, lib=LIBRARY)
 torch.library.register_fake("cpr::cascade_rerank", _fake_cascade_rerank, lib=LIBRARY)
@@ -177,4 +193,3 @@ torch.library.register_fake("cpr::_cascade_rerank_on", _fake_cascade_rerank, lib
 torch.library.register_fake("cpr::_mil_nce_sweep", _fake_sweep, lib=LIBRARY)
 torch.library.register_fake("cpr::_mil_nce_keys_gradient", _fake_keys_gradient, lib=LIBRARY)
 torch.library.register_fake("cpr::enqueue_", _fake_enqueue_, lib=LIBRARY)
-torch.library.register_autograd("cpr::_mil_nce_sweep", backward, setup_context=setup_context, lib=LIBRARY)

@@ -97,12 +97,15 @@ def mil_nce(
         backend: ``"auto"``, or a name of :func:`explain`'s table; one that cannot run is an error.
 
     Returns:
-        The loss in float32 (float64 for float64 inputs), differentiable once with respect to query, positive
-        and keys; deterministic.
+        The loss in float32 (float64 for float64 inputs); deterministic. Differentiable with respect to query,
+        positive and keys: backward, forward mode, second derivatives (in plain torch by blocks of queries; of a
+        sharded queue: backward only) and torch.func's transforms. Where the keys take no gradient, neither they
+        nor their ids are saved: writing to the queue between the loss and its backward pass is allowed.
 
     Raises:
         ValueError: an argument that does not fit, named with what was expected and what came.
-        RuntimeError: of a sharded queue: a rank has ended, refused its arguments or makes another call.
+        RuntimeError: of a sharded queue: a rank has ended, refused its arguments or makes another call. In a third
+            derivative, or in a second one of inputs that were written to after the loss.
     """
     _check_reduction(reduction)
     if isinstance(keys, ShardedKeys):
@@ -112,9 +115,7 @@ def mil_nce(
     if backend == "auto":
         loss = run_directly(call)
         return _reduced(torch.ops.cpr.mil_nce(*call) if loss is None else loss, reduction)
-    want = torch.is_grad_enabled() and query.requires_grad
-    swept = torch.ops.cpr._mil_nce_sweep(*call, want_gradient=want, backend=backend)
-    return _reduced(swept[0], reduction)
+    return _reduced(torch.ops.cpr._mil_nce_on(*call, backend=backend), reduction)
 
 
 @runs_eagerly
