@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from .checks import check_ids
+from .checks import FEATURE_DTYPES, check_ids
 from .queue import gathered
 
 
@@ -24,7 +24,7 @@ class MemoryBank(nn.Module):
         views: ``{name: D}``, the size of each view's embedding.
         rows: M, samples.
         momentum: weight of the old row, in [0, 1).
-        dtype: storage, float32, bfloat16 or float16.
+        dtype: storage, float32, bfloat16, float16, or float64 (mined and swept slowly).
         device: where the buffers live.
 
     Attributes:
@@ -56,8 +56,8 @@ class MemoryBank(nn.Module):
             raise ValueError(f"MemoryBank: rows must be >= 1, got {rows}")
         if not 0 <= momentum < 1:
             raise ValueError(f"MemoryBank: momentum must lie in [0, 1), got {momentum}")
-        if dtype not in (torch.float32, torch.bfloat16, torch.float16):
-            raise ValueError(f"MemoryBank: dtype must be float32, bfloat16 or float16, got {dtype}")
+        if dtype not in FEATURE_DTYPES:
+            raise ValueError(f"MemoryBank: dtype must be float32, bfloat16, float16 or float64, got {dtype}")
         self.rows, self.momentum = rows, momentum
         self._names = tuple(views)
         for name, dim in views.items():
@@ -102,14 +102,16 @@ class MemoryBank(nn.Module):
         check_ids("update", "labels", labels, batch, "embedding", self.ids.device)
         for name, held in self.views.items():
             self._check_features(name, features[name], (batch, held.shape[1]))
-        values = [features[name].float() for name in self._names]
+        # averages are formed in float32, or float64 where the bank holds that
+        wide = {name: torch.promote_types(held.dtype, torch.float32) for name, held in self.views.items()}
+        values = [features[name].to(wide[name]) for name in self._names]
         rows, ids, labels, *values = gathered([rows, ids, labels, *values])
         if not len(rows):
             return
         last = _last_of_each(rows)
         fresh = (self.ids.index_select(0, rows) < 0)[:, None]
         for held, value in zip(self.views.values(), values):
-            mixed = self.momentum * held[rows].float() + (1 - self.momentum) * value
+            mixed = self.momentum * held[rows].to(value.dtype) + (1 - self.momentum) * value
             mixed = nn.functional.normalize(torch.where(fresh, value, mixed), dim=1)
             held.index_copy_(0, rows, mixed[last].to(held.dtype))
         self.ids.index_copy_(0, rows, ids[last])

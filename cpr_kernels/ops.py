@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -15,7 +15,14 @@ from torch.autograd.graph import increment_version
 from . import losses, mining
 from .backends import choose
 from .calls import CascadeCall, LossCall, RerankCall
-from .checks import check_cascade, check_enqueue, check_loss, check_positives_in_range, check_rerank
+from .checks import (
+    STORED_DTYPES,
+    check_cascade,
+    check_enqueue,
+    check_loss,
+    check_positives_in_range,
+    check_rerank,
+)
 from .enqueue import run as run_enqueue
 from .losses.autograd import differentiable_loss
 from .mining.batched import batching_rule
@@ -49,9 +56,37 @@ LIBRARY.define(
 LIBRARY.define("enqueue_(Tensor(a!)[] buffers, Tensor(b!) pointer, Tensor(c!) count, Tensor[] rows) -> ()")
 
 
+def _at_keys_dtype(features: Tensor, keys: Tensor) -> Tensor:
+    """Autocast's rule: float32 and lower features are brought to the dtype that the keys are stored in."""
+    both = (features.dtype, keys.dtype)
+    return features.to(keys.dtype) if all(dtype in STORED_DTYPES for dtype in both) else features
+
+
+def _cascade_to_keys(queries: Sequence[Tensor], keys: Sequence[Tensor], *rest: Any) -> tuple[Any, ...]:
+    if len(queries) == len(keys):
+        queries = [_at_keys_dtype(query, key) for query, key in zip(queries, keys)]
+    return (queries, keys, *rest)
+
+
+def _loss_to_keys(query: Tensor, positive: Tensor, keys: Tensor, *rest: Any) -> tuple[Any, ...]:
+    return (_at_keys_dtype(query, keys), _at_keys_dtype(positive, keys), keys, *rest)
+
+
+def _autocast_rule(op: Any, key: str, prepare: Callable[..., tuple[Any, ...]] | None) -> Callable[..., Any]:
+    """`op` outside of autocast, its arguments prepared."""
+    keys = torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, key))
+
+    def rule(*args: Any, **kwargs: Any) -> Any:
+        with torch._C._ExcludeDispatchKeyGuard(keys):
+            return op(*(prepare(*args) if prepare else args), **kwargs)
+
+    return rule
+
+
 def _cascade_topk(*args: Any, backend: str = "auto") -> tuple[Tensor, Tensor]:
     call = CascadeCall(*args, *[None] * (len(CascadeCall._fields) - len(args)))
     check_cascade(call)
+    call = call.in_one_dtype()
     return choose(mining.BACKENDS, call, backend).run(call)
 
 
@@ -65,6 +100,7 @@ def _cascade_rerank(*args: Any, backend: str = "auto") -> tuple[Tensor, Tensor]:
     call = _rerank_call(args)
     if call.candidates.device.type == "cpu":
         check_positives_in_range(call.candidates, call.keys[0].shape[0], "cascade_rerank", "candidates")
+    call = call.in_one_dtype()
     return choose(mining.RERANK_BACKENDS, call, backend).rerank(call)
 
 
@@ -80,9 +116,10 @@ def _fake_cascade_rerank(*args: Any, backend: str = "auto") -> tuple[Tensor, Ten
 
 def _fake_result(call: CascadeCall) -> tuple[Tensor, Tensor]:
     query, k = call.queries[0], call.stage_keep[-1]
+    dtype = mining.reference.scores_dtype(call)
     return (
         query.new_empty((query.shape[0], k), dtype=torch.int64),
-        query.new_empty((query.shape[0], k), dtype=torch.float32),
+        query.new_empty((query.shape[0], k), dtype=dtype),
     )
 
 
@@ -101,13 +138,14 @@ def _sweep(*args: Any, want_gradient: bool, backend: str) -> tuple[Tensor, ...]:
     call = _loss_call(args)
     if call.positives.device.type == "cpu":
         check_positives_in_range(call.positives, call.keys.shape[0])
+    call = call.in_one_dtype()
     return tuple(choose(losses.BACKENDS, call, backend).sweep(call, want_gradient))
 
 
 def _fake_sweep(*args: Any, want_gradient: bool, backend: str) -> tuple[Tensor, ...]:
     call = _loss_call(args)
     rows, dim = call.query.shape
-    dtype = torch.float64 if call.query.dtype == torch.float64 else torch.float32
+    dtype = losses.reference.logits_dtype(call)
     per_query = [call.query.new_empty((rows,), dtype=dtype) for _ in range(4)]
     return (*per_query, call.query.new_empty((rows if want_gradient else 0, dim), dtype=dtype))
 
@@ -115,7 +153,7 @@ def _fake_sweep(*args: Any, want_gradient: bool, backend: str) -> tuple[Tensor, 
 def _keys_gradient(
     *args: Any, grad_loss: Tensor, lse_all: Tensor, lse_positive: Tensor, backend: str
 ) -> Tensor:
-    call = _loss_call(args)
+    call = _loss_call(args).in_one_dtype()
     return choose(losses.BACKENDS, call, backend).keys_gradient(call, grad_loss, lse_all, lse_positive)
 
 
@@ -182,6 +220,18 @@ LIBRARY.impl("enqueue_", _enqueue_counted, "ADInplaceOrView", with_keyset=True)
 for _op in ("mil_nce", "_mil_nce_on"):
     LIBRARY.impl(_op, _mil_nce, "CompositeImplicitAutograd")
     LIBRARY.impl(_op, _mil_nce, "FuncTorchDynamicLayerFrontMode")  # before torch.func takes its levels apart
+for _op, _prepare in (
+    ("cascade_topk", _cascade_to_keys),
+    ("_cascade_topk_on", _cascade_to_keys),
+    ("cascade_rerank", _cascade_to_keys),
+    ("_cascade_rerank_on", _cascade_to_keys),
+    ("mil_nce", _loss_to_keys),
+    ("_mil_nce_on", _loss_to_keys),
+    ("_mil_nce_sweep", None),
+    ("_mil_nce_keys_gradient", None),
+):
+    for _key in ("AutocastCPU", "AutocastCUDA"):
+        LIBRARY.impl(_op, _autocast_rule(getattr(torch.ops.cpr, _op).default, _key, _prepare), _key)
 for _op, _kind in (("cascade_topk", CascadeCall), ("cascade_rerank", RerankCall)):
     for _name in (_op, f"_{_op}_on"):
         _rule = batching_rule(getattr(torch.ops.cpr, _name).default, _kind)

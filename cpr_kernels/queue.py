@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from .checks import check_ids
+from .checks import FEATURE_DTYPES, check_ids
 
 
 def gathered(columns: list[Tensor]) -> list[Tensor]:
@@ -34,8 +34,8 @@ def check_columns(owner: str, views: Mapping[str, int], size: int, dtype: torch.
         raise ValueError(f"{owner}: views is empty; give {{name: D}} for each view")
     if size < 1:
         raise ValueError(f"{owner}: size must be >= 1, got {size}")
-    if dtype not in (torch.float32, torch.bfloat16, torch.float16):
-        raise ValueError(f"{owner}: dtype must be float32, bfloat16 or float16, got {dtype}")
+    if dtype not in FEATURE_DTYPES:
+        raise ValueError(f"{owner}: dtype must be float32, bfloat16, float16 or float64, got {dtype}")
     for name, dim in views.items():
         if dim < 1:
             raise ValueError(f"{owner}: view {name!r} must have D >= 1, got {dim}")
@@ -87,7 +87,7 @@ class MultiViewQueue(nn.Module):
     Args:
         views: ``{name: D}``, the size of each view's embedding.
         size: N, entries held.
-        dtype: storage, float32, bfloat16 or float16.
+        dtype: storage, float32, bfloat16, float16, or float64 (mined and swept slowly).
         device: where the buffers live.
 
     Attributes:

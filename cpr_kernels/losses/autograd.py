@@ -148,7 +148,7 @@ def run_directly(call: LossCall) -> Tensor | None:
     numbers = isinstance(call.temperature, (int, float)) and isinstance(call.siblings, int)
     if not (numbers and nothing_listens() and _core.are_plain(*tensors)):
         return None
-    if native.why_not(call) is not None:
+    if not call.query.dtype == call.positive.dtype == call.keys.dtype or native.why_not(call) is not None:
         return None
     check_loss(call)
     check_positives_in_range(call.positives, call.keys.shape[0])

@@ -55,13 +55,20 @@ def first_gradients(
     return of_query, of_positive, of_keys
 
 
+def _outside_autocast(function: Callable[..., Any], *inputs: Any) -> Any:
+    """``function(*inputs)`` in the precision of the inputs, also within an autocast region."""
+    device = next(x.device.type for x in inputs if isinstance(x, Tensor))
+    with torch.autocast(device, enabled=False):
+        return function(*inputs)
+
+
 class _Last(torch.autograd.Function):
     """A function of tensors that is not differentiated further."""
 
     @staticmethod
     def forward(function: Callable[..., Any], *inputs: Any) -> Any:
         """``function(*inputs)``."""
-        return function(*inputs)
+        return _outside_autocast(function, *inputs)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
@@ -97,7 +104,7 @@ class Directional(torch.autograd.Function):
     @staticmethod
     def forward(*inputs: Any) -> Tensor:
         """See `directional`."""
-        return directional(*inputs)
+        return _outside_autocast(directional, *inputs)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:

@@ -54,8 +54,8 @@ class Sweep(NamedTuple):
 
 
 def logits_dtype(call: LossCall) -> torch.dtype:
-    """What logits are computed in: float32, or float64 for float64 inputs."""
-    return torch.float64 if call.query.dtype == torch.float64 else torch.float32
+    """What logits are computed in: float32, or float64 where the keys are, which hold the other features' numbers."""
+    return torch.float64 if call.keys.dtype == torch.float64 else torch.float32
 
 
 def logits_of(call: LossCall) -> Tensor:

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ..calls import LossCall
-from ..checks import check_loss, check_positives_in_range
+from ..checks import check_like, check_loss, check_positives_in_range
 from ..native import DTYPE_CODES
 from ..shards import Shard, ShardedKeys, exchange, fingerprint, gather_rows, greet, why_not_group
 from . import native
@@ -42,6 +42,8 @@ def check(call: LossCall) -> None:
         ValueError: naming the argument, what was expected and what came.
     """
     check_loss(call._replace(keys=call.keys.rows))
+    for name in ("positive", "keys"):
+        check_like("mil_nce", name, getattr(call, name), ("query", call.query))
     check_positives_in_range(call.positives, call.keys.shard.total)
 
 

@@ -16,13 +16,16 @@ def batching_rule(op: Callable[..., Any], kind: type[CascadeCall] | type[RerankC
 
     def rule(info: Any, in_dims: tuple[Any, ...], *args: Any, **kwargs: Any) -> tuple[Any, Any]:
         missing = (None,) * (len(kind._fields) - len(args))
-        call, dims, size = kind(*args, *missing), kind(*in_dims, *missing), info.batch_size
+        call, size = kind(*args, *missing), info.batch_size
+        dims: Any = kind(*in_dims, *missing)
         shared_keys = dims.key_ids is None and all(dim is None for dim in dims.keys)
         shared_mask = call.exclude is not None and dims.exclude is None  # not to be repeated for each call
         if not shared_keys or shared_mask or size == 0:
             return looped(functools.partial(op, **kwargs), size, in_dims, args)
-        queries = [fold(query, dim, size) for query, dim in zip(call.queries, dims.queries)]
-        folded: dict[str, Any] = {name: fold(getattr(call, name), getattr(dims, name), size) for name in masks}
+        queries: list[Any] = [fold(query, dim, size) for query, dim in zip(call.queries, dims.queries)]
+        folded: dict[str, Any] = {
+            name: fold(getattr(call, name), getattr(dims, name), size) for name in masks
+        }
         mined = op(*call._replace(queries=queries, **folded), **kwargs)
         return tuple(unfold(part, size) for part in mined), (0, 0)
 
