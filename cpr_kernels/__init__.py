@@ -15,6 +15,7 @@ except ImportError as error:
 from . import ops as _ops  # registers torch.ops.cpr.*
 from .bank import MemoryBank
 from .explain import explain
+from .ids import source_ids
 from .losses import MILNCELoss, mil_nce
 from .metrics import class_mining_recall, positive_mining_recall, retrieval_recall_at_k
 from .mining import (
@@ -67,6 +68,7 @@ __all__ = [
     "positive_mining_recall",
     "reshard",
     "retrieval_recall_at_k",
+    "source_ids",
 ]
 
 del torch, _ops
