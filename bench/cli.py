@@ -10,13 +10,14 @@ from pathlib import Path
 
 import torch
 
-from . import CHECKOUT, plots
-from .machine import configure
-from .peer import Settings
-from .readme import rewrite, write_text
-from .report import CAPTION, Document, full_report, goals_table, left_out, overview, read_all, stem
-from .runner import OPS, run_op
-from .workloads import Workload, by_name, workloads_of
+from . import CHECKOUT
+from .harness.machine import configure
+from .harness.peer import Settings
+from .harness.workloads import Workload, by_name, workloads_of
+from .ops.runner import OPS, run_op
+from .tables import plots
+from .tables.readme import rewrite, write_text
+from .tables.report import CAPTION, Document, full_report, goals_table, left_out, overview, read_all, stem
 
 RESULTS = CHECKOUT / "bench" / "results"
 
@@ -167,11 +168,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         if argv[:1] == ["readme"]:
             return _readme(argv[1:])
         if argv[:1] == ["scale"]:
-            from . import scale
+            from .scale import run as scale
 
             return scale.main(argv[1:], RESULTS)
         if argv[:1] == ["sharded"]:
-            from . import sharded
+            from .sharded import model_tables as sharded
 
             return sharded.main(argv[1:])
         args = _parser().parse_args(argv)

@@ -29,7 +29,7 @@ LOGS=$SCRATCH/logs RESULTS=$SCRATCH/results
 mkdir "$LOGS" "$RESULTS" || exit 2
 SITE=$SCRATCH/site  # the package as it would be installed: sources and the core built here
 # a PYTHONPATH that is there already holds packages brought along
-IN_SITE=(env -C "$SITE" "PYTHONPATH=$SITE:$REPO/python_tests${PYTHONPATH:+:$PYTHONPATH}")
+IN_SITE=(env -C "$SITE" "PYTHONPATH=$SITE:$REPO/python_tests/support${PYTHONPATH:+:$PYTHONPATH}")
 (cd "$OUT" && rm -f logs.txt results.tar.gz cascade.md loss.md tune.md .new.*) # of an earlier run
 : > "$TABLE"
 : > "$FAULTS"
@@ -133,7 +133,7 @@ tests() {
   local name=$1 most=$2
   shift 2
   step "$name" "$most" "${IN_SITE[@]}" "$FEW" "$PY" -m pytest -q -ra -p no:cacheprovider -c "$REPO/pyproject.toml" -o addopts= \
-    --rootdir "$REPO" "${PLUGINS[@]}" --maxfail 40 --junitxml "$RESULTS/$name.xml" "$REPO/python_tests/test_gpu.py" "$@"
+    --rootdir "$REPO" "${PLUGINS[@]}" --maxfail 40 --junitxml "$RESULTS/$name.xml" "$REPO/python_tests/gpu/test_gpu.py" "$@"
   if ! grep -q " passed" "$LOGS/$name.log" 2> /dev/null || grep -q " skipped" "$LOGS/$name.log"; then
     echo "    $name: tests were skipped or none passed, see logs.txt" | tee -a "$TABLE"
     echo "$name: skipped or none passed" >> "$FAULTS"
@@ -144,7 +144,7 @@ tests() {
 # one is seen. A tool that ends well without its summary has looked at nothing.
 sanitize() {
   if step "$1" "$2" "${IN_SITE[@]}" "$FEW" PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool "$1" --error-exitcode 9 \
-    --target-processes all "$PY" "$REPO/python_tests/gpu_small.py" quick &&
+    --target-processes all "$PY" "$REPO/python_tests/support/gpu_small.py" quick &&
     ! grep -q "SUMMARY: [0-9]" "$LOGS/$1.log"; then
     echo "    $1: ended without a summary, see logs.txt" | tee -a "$TABLE"
     echo "$1: no summary" >> "$FAULTS"
@@ -191,7 +191,7 @@ BESIDE+=($!)
 PLUGINS=("${PLAIN[@]}")
 
 # answers first, from the simplest: a failure in an early line explains those in later ones
-step smoke 60 "${IN_SITE[@]}" "$PY" "$REPO/python_tests/gpu_small.py"
+step smoke 60 "${IN_SITE[@]}" "$PY" "$REPO/python_tests/support/gpu_small.py"
 if command -v compute-sanitizer > /dev/null; then
   for tool in memcheck racecheck synccheck initcheck; do
     sanitize "$tool" 200 > /dev/null &
@@ -212,12 +212,12 @@ if [ "$NATIVE_FAULTS" -eq 0 ]; then
   GOALS=(--workload ucf-b16 --workload k400-b64 --workload k400-b512)
   measure cascade 60 --op cascade --no-compile --budget 3 "${GOALS[@]}"
   measure loss 60 --op loss --no-compile --budget 3 "${GOALS[@]}"
-  figures tune 50 "${IN_SITE[@]}" "$PY" -m bench.gpu_tune --out "$RESULTS/tune.md"
+  figures tune 50 "${IN_SITE[@]}" "$PY" -m bench.studies.gpu_tune --out "$RESULTS/tune.md"
   # where the time of a kernel goes; the clocks are left as they are
   command -v ncu > /dev/null && FORGIVEN=profile step profile 60 "${IN_SITE[@]}" ncu --clock-control none \
     --target-processes all --kernel-name "regex:(prepare|score|select)_kernel" --launch-count 7 --section SpeedOfLight \
     --section Occupancy --section WarpStateStats --section MemoryWorkloadAnalysis --section LaunchStats \
-    "$PY" -m bench.gpu_tune --once k400-b512
+    "$PY" -m bench.studies.gpu_tune --once k400-b512
   measure cascade_all 120 --op cascade --no-growth --budget 2
   measure loss_all 90 --op loss --no-growth --budget 2
   measure train_step 40 --op train_step --no-growth --budget 2

@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 import torch
 
-from bench.enqueue import SLICES
-from bench.loss_peers import LOG_SOFTMAX
-from bench.peer import MATMULS, OURS, STRONG, Gate, Op, Peer, Settings
-from bench.runner import OPS
-from bench.train_step import STRONG_STEP
-from bench.workloads import Workload, workloads_of
+from .harness.peer import MATMULS, OURS, STRONG, Gate, Op, Peer, Settings
+from .harness.workloads import Workload, workloads_of
+from .ops.enqueue import SLICES
+from .ops.runner import OPS
+from .ops.train_step import STRONG_STEP
+from .peers.loss import LOG_SOFTMAX
 
 FOLLOWED = (OURS, STRONG, MATMULS, LOG_SOFTMAX, SLICES, STRONG_STEP)  # ours, and what torch makes of the day
 SETTINGS = Settings(threads=torch.get_num_threads(), compiled=False)

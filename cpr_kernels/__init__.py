@@ -13,10 +13,13 @@ except ImportError as error:
     ) from error
 
 from . import ops as _ops  # registers torch.ops.cpr.*
-from .bank import MemoryBank
 from .explain import explain
-from .ids import source_ids
 from .losses import MILNCELoss, mil_nce
+from .memory.bank import MemoryBank
+from .memory.ids import source_ids
+from .memory.momentum import ema_update_
+from .memory.queue import MultiViewQueue
+from .memory.sharded_queue import ShardedMultiViewQueue, reshard
 from .metrics import class_mining_recall, positive_mining_recall, retrieval_recall_at_k
 from .mining import (
     CascadeTrace,
@@ -35,9 +38,6 @@ from .mining import (
     parse_schedule,
     plan_faiss,
 )
-from .momentum import ema_update_
-from .queue import MultiViewQueue
-from .sharded_queue import ShardedMultiViewQueue, reshard
 
 __version__ = "0.1.0"
 

@@ -2,37 +2,58 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import os
 import sys
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
-Command = Callable[[list[str]], int]
+STOPPED = 130  # the exit status of a program that Ctrl-C ended
+
+
+class Command(NamedTuple):
+    """Where a command is, what it does in a line, and the extra whose packages it needs."""
+
+    module: str  # below cpr_kernels.cli
+    function: str
+    does: str
+    extra: str = ""
+
 
 COMMANDS = {
-    "mine": "positives from your own embeddings (.npz, .npy, .safetensors)",
-    "prepare": "a folder of videos becomes stored RGB frames and TV-L1 flow",
-    "pretrain": "learn features: InfoNCE per view, then CPR co-training",
-    "evaluate": "test-to-train retrieval R@k of a run",
-    "finetune": "a classifier on top of learnt features, tested on whole videos",
-    "report": "one HTML page of a run: PMR, CMR, R@k, a gallery of mined positives",
-    "update": "go on with new videos, the old ones in play, and measure what is forgotten",
-    "export": "one file that holds a trained model and works without the trainer",
-    "predict": "classes of videos with such a file, and the known clips nearest to them",
-    "index": "remember videos by their embeddings; add to it at any time",
-    "search": "the known clips that a video is like",
-    "explore": "one HTML page to look inside the mining, clip by clip and stage by stage",
-    "demo": "all of it on generated clips, or on your own videos, in minutes",
-    "doctor": "what was built, what can run here and why not the rest, and a self-test",
-}
-
-# commands that stand without the trainer, and where they are
-LIBRARY = {
-    "mine": ("cpr_kernels.cli.mine", "main"),
-    "predict": ("cpr_kernels.cli.predict", "main"),
-    "index": ("cpr_kernels.cli.index", "main"),
-    "search": ("cpr_kernels.cli.index", "search"),
-    "doctor": ("cpr_kernels.cli.doctor", "main"),
+    "mine": Command("mine.mine", "main", "positives from your own embeddings (.npz, .npy, .safetensors)"),
+    "prepare": Command(
+        "train", "prepare", "a folder of videos becomes stored RGB frames and TV-L1 flow", "train"
+    ),
+    "pretrain": Command(
+        "train", "pretrain", "learn features: InfoNCE per view, then CPR co-training", "train"
+    ),
+    "evaluate": Command("train", "evaluate", "test-to-train retrieval R@k of a run", "train"),
+    "finetune": Command(
+        "train", "finetune", "a classifier on learnt features, tested on whole videos", "train"
+    ),
+    "report": Command("train", "report", "one HTML page of a run: PMR, CMR, R@k, mined positives", "train"),
+    "update": Command(
+        "train", "update", "train further with new videos and measure what is forgotten", "train"
+    ),
+    "export": Command(
+        "train", "export", "one file that holds a trained model and works without the trainer", "train"
+    ),
+    "predict": Command(
+        "predict", "main", "classes of videos with such a file, and the known clips nearest", "deploy"
+    ),
+    "index": Command("index", "main", "remember videos by their embeddings; add to it at any time", "deploy"),
+    "search": Command("index", "search", "the known clips that a video is like", "deploy"),
+    "explore": Command(
+        "train", "explore", "one HTML page to look inside the mining, stage by stage", "train"
+    ),
+    "demo": Command(
+        "train", "demo", "all of it on generated clips, or on your own videos, in minutes", "train"
+    ),
+    "doctor": Command(
+        "doctor", "main", "what was built, what can run here and why not the rest, a self-test"
+    ),
 }
 
 USAGE = """\
@@ -42,58 +63,59 @@ Cascade positive mining for multi-view contrastive learning.
 
 {commands}
 
-{ways}
+From a table of embeddings:  cpr mine features.npz --out mined.npz
+From videos:                 cpr prepare, then pretrain, evaluate, report; or cpr demo --out runs/demo
 `cpr COMMAND --help` explains one; `cpr --version`; `cpr --traceback COMMAND ...` shows where an error arose.
-"""
-WAYS = """\
-The shortest way in:   cpr mine features.npz --out mined.npz
-The whole way:         cpr prepare, then pretrain, evaluate, report; or cpr demo --out runs/demo
 """
 
 
 def usage() -> str:
-    """What `cpr --help` prints."""
+    """Returns what `cpr --help` prints."""
     width = max(map(len, COMMANDS))
-    commands = "\n".join(f"  {name:<{width}}  {does}" for name, does in COMMANDS.items())
-    return USAGE.format(commands=commands, ways=WAYS)
+    commands = "\n".join(f"  {name:<{width}}  {command.does}" for name, command in COMMANDS.items())
+    return USAGE.format(commands=commands)
 
 
-class MissingExtra(ImportError):
-    """A command whose extra is not installed."""
-
-
-def _load(name: str) -> tuple[Command, tuple[type[Exception], ...]]:
-    """The function behind a command, and the exceptions that mean an error of the user."""
-    if name in LIBRARY:
-        module, function = LIBRARY[name]
-        return getattr(importlib.import_module(module), function), (ValueError, OSError, ImportError)
-    try:
-        train = importlib.import_module("cpr_kernels.train")
-        commands: dict[str, Command] = importlib.import_module("cpr_kernels.train.cli").COMMANDS
-    except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] == "cpr_kernels":
-            raise
-        raise MissingExtra(f"needs {error.name}: pip install 'cpr_kernels[train]'") from error
-    return commands[name], (train.TrainError, ValueError, OSError)
+def _call(name: str, argv: list[str]) -> int:
+    command = COMMANDS[name]
+    module = importlib.import_module(f"cpr_kernels.cli.{command.module}")
+    function: Callable[[list[str]], int] = getattr(module, command.function)
+    return function(argv)
 
 
 def _run(name: str, argv: list[str]) -> int:
     """Runs a command; an error of the user becomes one line and status 2."""
-    expected: tuple[type[Exception], ...] = (MissingExtra,)
+    from .train import Interrupted, TrainError
+
     try:
-        command, expected = _load(name)
-        return command(argv)
+        return _call(name, argv)
     except BrokenPipeError:  # the reader of our output (head, less) has left
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except expected as error:
+    except Interrupted as stop:
+        print(stop, file=sys.stderr)
+        return STOPPED
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] == "cpr_kernels":
+            raise
+        extra = COMMANDS[name].extra
+        remedy = f": pip install 'cpr_kernels[{extra}]'" if extra else f" ({error})"
+        print(f"cpr {name}: needs {error.name}{remedy}", file=sys.stderr)
+        return 2
+    except (TrainError, ValueError, OSError, ImportError) as error:
         sentence = " ".join(str(error).split()) or type(error).__name__
         print(f"cpr {name}: {sentence}", file=sys.stderr)
         return 2
 
 
+def _unknown(name: str) -> str:
+    near = difflib.get_close_matches(name, COMMANDS, n=1)
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    return f"cpr: no command {name!r}; {hint}expected one of {', '.join(COMMANDS)}"
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-    """The console script: 0 done, 1 failed, 2 an error of the user, 130 interrupted.
+    """Runs the console script: 0 done, 1 failed, 2 an error of the user, 130 interrupted.
 
     Args:
         argv: arguments after the program's name; default: the process's.
@@ -111,13 +133,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     name, rest = words[0], words[1:]
     if name not in COMMANDS:
-        print(f"cpr: no command {name!r}; expected one of {', '.join(COMMANDS)}", file=sys.stderr)
+        print(_unknown(name), file=sys.stderr)
         return 2
     try:
-        return _load(name)[0](rest) if traceback else _run(name, rest)
+        return _call(name, rest) if traceback else _run(name, rest)
     except KeyboardInterrupt:
         print(f"cpr {name}: interrupted", file=sys.stderr)
-        return 130
+        return STOPPED
     except SystemExit as stop:  # a parser has printed its help or its error
         if isinstance(stop.code, str):
             print(stop.code, file=sys.stderr)

@@ -6,10 +6,10 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from . import losses, mining
-from .backends import Choice, as_text, reasons
-from .calls import CascadeCall, LossCall, RerankCall
-from .checks import check_rerank
-from .plans import Plan, limits_named, limits_of, plan_on_cpu, plan_on_cuda
+from .dispatch.backends import Choice, as_text, reasons
+from .dispatch.calls import CascadeCall, LossCall, RerankCall
+from .dispatch.checks import check_rerank
+from .dispatch.launch_plans import Plan, limits_named, limits_of, plan_on_cpu, plan_on_cuda
 
 NATIVE = mining.native.NAME
 

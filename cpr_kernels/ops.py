@@ -13,9 +13,9 @@ from torch import Tensor
 from torch.autograd.graph import increment_version
 
 from . import losses, mining
-from .backends import choose
-from .calls import CascadeCall, LossCall, RerankCall
-from .checks import (
+from .dispatch.backends import choose
+from .dispatch.calls import CascadeCall, LossCall, RerankCall
+from .dispatch.checks import (
     STORED_DTYPES,
     check_cascade,
     check_enqueue,
@@ -23,8 +23,8 @@ from .checks import (
     check_positives_in_range,
     check_rerank,
 )
-from .enqueue import run as run_enqueue
 from .losses.autograd import differentiable_loss
+from .memory.enqueue import run as run_enqueue
 from .mining.batched import batching_rule
 
 LIBRARY = torch.library.Library("cpr", "DEF")  # the ops live as long as this object

@@ -6,11 +6,10 @@ from pathlib import Path
 
 import pytest
 import torch  # before anything that brings an OpenMP runtime of its own
+from places import SHARED_DATA
 
 import cpr_kernels
 from cpr_kernels import _core
-
-SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 
 @pytest.fixture(autouse=True)

@@ -1,5 +1,1 @@
-"""`cpr mine`: positives from a user's own embeddings. Imported by the console script alone.
-
-Reads top to bottom: `options` (what was asked?), `tables` (files), `inputs` (which arrays are views, ids and
-labels?), `embeddings` (arrays become tensors), `mine` (the run), `summary` (what is said of it).
-"""
+"""What can be typed? One module a command, arguments in, an exit status out."""

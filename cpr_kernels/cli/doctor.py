@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from .. import __version__, _core, losses, mining
-from ..backends import reasons
+from ..dispatch.backends import reasons
 from .self_test import loss_call, mining_call, self_test
 
 # extra: (what it is for, {distribution: module})
@@ -25,8 +25,8 @@ EXTRAS: dict[str, tuple[str, dict[str, str]]] = {
     "train": (
         "cpr prepare, pretrain, evaluate, report, demo, export, explore",
         {
-            "av": "av", "opencv-contrib-python-headless": "cv2", "kornia": "kornia", "lmdb": "lmdb",
-            "torchmetrics": "torchmetrics", "tensorboard": "tensorboard", "rich": "rich",
+            "av": "av", "opencv-contrib-python-headless": "cv2", "lmdb": "lmdb",
+            "torchmetrics": "torchmetrics", "tensorboard": "tensorboard",
             "matplotlib": "matplotlib", "tyro": "tyro", "jinja2": "jinja2", "safetensors": "safetensors",
         },
     ),

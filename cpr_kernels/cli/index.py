@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from ..deploy.index import Clip, ClipIndex, exists, extend
+from ..deploy.clip_index import Clip, ClipIndex, exists, extend
 from ..deploy.model import Model, Seen
 from .predict import as_text, at_least_one, neighbour, output_options, progress_option
 from .videos import WHICH, Results, each, video_files

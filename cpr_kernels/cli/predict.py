@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..deploy.index import ClipIndex, Near
+from ..deploy.clip_index import ClipIndex, Near
 from ..deploy.model import Model, Seen
 from .videos import WHICH, Results, each, video_files
 

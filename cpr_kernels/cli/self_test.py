@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from .. import losses, mining
-from ..backends import reasons
-from ..calls import CascadeCall, LossCall
+from ..dispatch.backends import reasons
+from ..dispatch.calls import CascadeCall, LossCall
+from ..memory.queue import MultiViewQueue
 from ..mining import Schedule, Stage
-from ..queue import MultiViewQueue
 
 B, N, D = 5, 203, 24  # no multiple of any tile
 SCHEDULE = Schedule([Stage("flow", 90), Stage("rgb", 40), Stage({"rgb": 1.0, "flow": 1.0}, 6)])

@@ -6,15 +6,13 @@ import csv
 import glob
 import io
 import json
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
-from ..deploy.video import UnreadableVideo
 from ..files import replacing
+from ..progress import ProgressBar, say
+from ..video import UnreadableVideo
 
 ENDINGS = {
     ".mp4", ".avi", ".mkv", ".mov", ".webm", ".mpg", ".mpeg", ".m4v", ".wmv", ".flv", ".ts", ".3gp", ".ogv",
@@ -51,16 +49,16 @@ def each(
     command: str, paths: Sequence[Path], work: Callable[[Path], Any], progress: bool | None
 ) -> Iterator[tuple[Path, Any, str | None]]:
     """`(path, result, None)` of every readable video, `(path, None, reason)` of the others, told on stderr."""
-    show = sys.stderr.isatty() if progress is None else progress
-    with tqdm(paths, unit="video", disable=not show, file=sys.stderr) as bar:
-        for path in bar:
+    with ProgressBar(command, len(paths), unit="video", shown=progress) as bar:
+        for path in paths:
             try:
                 result = work(path)
             except UnreadableVideo as reason:
-                tqdm.write(f"cpr {command}: {path}: {reason}", file=sys.stderr)
+                say(f"cpr {command}: {path}: {reason}")
                 yield path, None, str(reason)
             else:
                 yield path, result, None
+            bar.advance()
 
 
 class Results:

@@ -1,4 +1,4 @@
-"""A trained model in use, without the trainer.
+"""How is a trained model used, without the trainer?
 
 `artifact` (one file that holds it), `video` (frames of a file), `model` (clips in, classes and embeddings out), `index`
 (which known clips are near?). Imported by the console script, and by the trainer, which writes artifacts.
@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 from .artifact import ArtifactError
-from .index import ClipIndex
+from .clip_index import ClipIndex
 from .model import Model
 
 __all__ = ["ArtifactError", "ClipIndex", "Model"]

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from ..video import Frame, Frames, UnreadableVideo, centre_square, flow_estimator, timed_frames
 from . import artifact
 from .artifact import ArtifactError
-from .video import Frame, Frames, UnreadableVideo, centre_square, flow_estimator, timed_frames
 
 BATCH = 8  # clips in one call of the program
 RECORDS = {"rgb": 3, "flow": 2}  # what clips are cut from, and its channels

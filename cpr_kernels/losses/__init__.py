@@ -7,11 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..backends import choose
-from ..calls import LossCall
-from ..checks import check_loss
-from ..eager import runs_eagerly
-from ..shards import ShardedKeys, refusals_told
+from ..dispatch.backends import choose
+from ..dispatch.calls import LossCall
+from ..dispatch.checks import check_loss
+from ..dispatch.graph_break import runs_eagerly
+from ..dispatch.sharded_keys import ShardedKeys, refusals_told
 from . import native, reference, sharded, triton_backend
 from .autograd import run_directly
 

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from .. import _core
-from ..batching import fold, looped, unfold
-from ..calls import LossCall
-from ..checks import check_loss, check_positives_in_range
-from ..direct import nothing_listens
+from ..dispatch.batching import fold, looped, unfold
+from ..dispatch.calls import LossCall
+from ..dispatch.checks import check_loss, check_positives_in_range
+from ..dispatch.fast_path import nothing_listens
 from . import native
 from .derivatives import Directional, Gradient, Known, Settings, first_gradients
 from .second_order import NUM_FIELDS, PER_QUERY

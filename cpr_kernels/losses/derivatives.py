@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..batching import looped
-from ..calls import LossCall
+from ..dispatch.batching import looped
+from ..dispatch.calls import LossCall
 from .second_order import NUM_FIELDS, curvature, directional, second
 
 

@@ -8,9 +8,8 @@ import torch
 from torch import Tensor
 
 from .. import _core
-from ..calls import LossCall
-from ..native import DTYPE_CODES, address, on_current_stream, why_not_cuda
-from .reference import Sweep
+from ..dispatch.calls import LossCall, Sweep
+from ..dispatch.native import DTYPE_CODES, address, on_current_stream, why_not_cuda
 
 NAME = "native"
 

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
 
-from ..calls import LossCall
+from ..dispatch.calls import LossCall, Sweep
 
 NAME = "reference"
 
@@ -41,16 +39,6 @@ def columns(call: LossCall) -> tuple[Tensor, Tensor]:
     if call.use_own is not None:
         own_positive = call.use_own[:, None] | ~positive.any(dim=1, keepdim=True)
     return torch.cat([own, taking_part], dim=1), torch.cat([own_positive, positive], dim=1)
-
-
-class Sweep(NamedTuple):
-    """What one pass over the keys leaves for the loss and every gradient."""
-
-    loss: Tensor  # [B]
-    lse_all: Tensor  # [B], logsumexp of all logits
-    lse_positive: Tensor  # [B], logsumexp of the positive logits
-    own_weight: Tensor  # [B], d loss[b] / d (own logit)
-    grad_query: Tensor  # [B, D], d loss[b] / d query[b]; [0, D] when not asked for
 
 
 def logits_dtype(call: LossCall) -> torch.dtype:

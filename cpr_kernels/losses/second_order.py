@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..calls import LossCall
+from ..dispatch.calls import LossCall
 from . import reference
 
 NUM_FIELDS = len(LossCall._fields)

@@ -14,10 +14,18 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from ..calls import LossCall
-from ..checks import check_like, check_loss, check_positives_in_range
-from ..native import DTYPE_CODES
-from ..shards import Shard, ShardedKeys, exchange, fingerprint, gather_rows, greet, why_not_group
+from ..dispatch.calls import LossCall
+from ..dispatch.checks import check_like, check_loss, check_positives_in_range
+from ..dispatch.native import DTYPE_CODES
+from ..dispatch.sharded_keys import (
+    Shard,
+    ShardedKeys,
+    exchange,
+    fingerprint,
+    gather_rows,
+    greet,
+    why_not_group,
+)
 from . import native
 
 NAME = "sharded"

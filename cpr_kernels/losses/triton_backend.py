@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ..calls import LossCall
-from ..checks import STORED_DTYPES
-from ..triton_support import why_not_triton
-from .reference import Sweep
+from ..dispatch.calls import LossCall, Sweep
+from ..dispatch.checks import STORED_DTYPES
+from ..dispatch.triton_support import why_not_triton
 
 NAME = "triton"
 MAX_DIM = 4096  # the kernel that finishes a query holds its features in registers, 32 a thread

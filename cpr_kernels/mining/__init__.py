@@ -8,15 +8,16 @@ from typing import Any, NamedTuple, TypeAlias, cast
 import torch
 from torch import Tensor
 
-from ..backends import choose
-from ..calls import CascadeCall, RerankCall
-from ..checks import check_cascade
-from ..eager import runs_eagerly
-from ..shards import ShardedKeys, refusals_told, shard_of
-from . import faiss_backend, native, reference, sharded, triton_backend
-from .faiss_index import FaissIndex, RebuildPolicy, SearchSettings, Staleness
-from .faiss_plan import FaissPlan, plan_faiss
-from .faiss_search import FaissRecall, faiss_recall
+from ..dispatch.backends import choose
+from ..dispatch.calls import CascadeCall, RerankCall
+from ..dispatch.checks import check_cascade
+from ..dispatch.graph_break import runs_eagerly
+from ..dispatch.sharded_keys import ShardedKeys, refusals_told, shard_of
+from . import native, reference, sharded, triton_backend
+from .faiss import backend as faiss_backend
+from .faiss.index import FaissIndex, RebuildPolicy, SearchSettings, Staleness
+from .faiss.plan import FaissPlan, plan_faiss
+from .faiss.search import FaissRecall, faiss_recall
 from .schedule import Schedule, Stage, coclr_schedule, cpr_schedule, oracle_schedule, parse_schedule
 
 __all__ = [

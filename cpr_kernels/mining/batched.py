@@ -6,8 +6,8 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
-from ..batching import fold, looped, unfold
-from ..calls import CascadeCall, RerankCall
+from ..dispatch.batching import fold, looped, unfold
+from ..dispatch.calls import CascadeCall, RerankCall
 
 
 def batching_rule(op: Callable[..., Any], kind: type[CascadeCall] | type[RerankCall]) -> Callable[..., Any]:

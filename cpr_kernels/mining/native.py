@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from .. import _core
-from ..calls import CascadeCall, RerankCall, row_contiguous
-from ..direct import nothing_listens
-from ..native import DTYPE_CODES, address, on_current_stream, why_not_cuda
-from .rerank_lists import entries_at, in_order
-from .rows import plan_rows
+from ..dispatch.calls import CascadeCall, RerankCall, row_contiguous
+from ..dispatch.fast_path import nothing_listens
+from ..dispatch.native import DTYPE_CODES, address, on_current_stream, why_not_cuda
+from .candidate_lists import entries_at, in_order
 from .schedule import Schedule
+from .weightings import plan_rows
 
 NAME = "native"
 MAX_STAGES, MAX_VIEWS, MAX_ROWS = 32, 8, 8  # csrc/cuda: what fits a kernel's arguments

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..calls import CascadeCall, RerankCall
+from ..dispatch.calls import CascadeCall, RerankCall
 
 NAME = "reference"
 BLOCK_SCORES = 2**24  # of a block of queries

@@ -23,12 +23,20 @@ import torch
 from torch import Tensor
 
 from .. import _core
-from ..calls import CascadeCall, row_contiguous
-from ..checks import check_cascade, check_ids, check_like
-from ..native import DTYPE_CODES, address
-from ..shards import Shard, ShardedKeys, exchange, fingerprint, gather_rows, greet, why_not_group
+from ..dispatch.calls import CascadeCall, row_contiguous
+from ..dispatch.checks import check_cascade, check_ids, check_like
+from ..dispatch.native import DTYPE_CODES, address
+from ..dispatch.sharded_keys import (
+    Shard,
+    ShardedKeys,
+    exchange,
+    fingerprint,
+    gather_rows,
+    greet,
+    why_not_group,
+)
 from .reference import ranking
-from .rows import Rows, plan_rows
+from .weightings import Rows, plan_rows
 
 NAME = "sharded"
 DIGITS = (6, 6, 5, 5, 5, 5)  # bits of a score's key settled at each exchange: 32 in all

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ..calls import CascadeCall, RerankCall
-from ..checks import STORED_DTYPES
-from ..triton_support import why_not_triton
+from ..dispatch.calls import CascadeCall, RerankCall
+from ..dispatch.checks import STORED_DTYPES
+from ..dispatch.triton_support import why_not_triton
 
 NAME = "triton"
 MAX_KEYS = 2**30  # positions are 32-bit, with room for a block beyond the end

@@ -16,8 +16,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..calls import CascadeCall
-from .rows import Rows, plan_rows
+from ..dispatch.calls import CascadeCall
+from .weightings import Rows, plan_rows
 
 RING_BYTES = 32 << 20  # scores that stay in a 50 to 60 MB L2, half of it left to the keys
 MIN_CHUNK = 128  # queries a sweep: below, reading the keys again costs more than writing their scores

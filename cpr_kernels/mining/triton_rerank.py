@@ -8,10 +8,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..calls import CascadeCall, RerankCall
-from .rerank_lists import entries_at, in_order
-from .rows import Rows, plan_rows
+from ..dispatch.calls import CascadeCall, RerankCall
+from .candidate_lists import entries_at, in_order
 from .triton_kernels import masks_of, select_and_order
+from .weightings import Rows, plan_rows
 
 BLOCK_C = 16  # candidates a program; with BLOCK_D a tile of 1,024 numbers, 8 a thread of 4 warps
 BLOCK_D = 64  # fixed: the order of a sum must not depend on anything but D

@@ -9,18 +9,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
+from ..progress import say
 from . import TrainError
-from .augment import Augment
-from .config import Clips, Mining, Optim, TrainConfig
-from .evaluate import evaluate_run
-from .explore import explore
-from .loop import config_of, pretrain
-from .prepare import prepare, print_summary
-from .progress import console
-from .report import write_report
-from .store import Manifest, write_atomically
-from .synthetic import SyntheticSettings, generate
-from .videos import FrameSettings
+from .data.decoding import FrameSettings
+from .data.manifest import Manifest
+from .data.prepare import prepare, print_summary
+from .data.synthetic import SyntheticSettings, generate
+from .evaluate.retrieval import evaluate_run
+from .pages.explore import explore
+from .pages.report import write_report
+from .pretrain.config import Clips, Mining, Optim, TrainConfig
+from .pretrain.loop import pretrain
+from .pretrain.run_folder import config_of
+from .runtime.files import write_atomically
+from .views.augment import Augment
 
 Result = TypeVar("Result")
 FRAMES = FrameSettings(size=64, frames=60, min_frames=9, flow="draft", flow_bound=8.0)
@@ -65,7 +67,7 @@ def demo(settings: Demo) -> Path:
     write_atomically(run / "timings.json", json.dumps(timings.seconds).encode())
     inside = explore([run], out / "report_inside.html").name
     report = write_report([run], out / "report.html", "Cascade positive retrieval: demo", inside)
-    console().print(f"report: {report}")
+    say(f"report: {report}")
     return report
 
 

@@ -18,16 +18,16 @@ from torch.nn import functional
 from .. import __version__
 from ..deploy import artifact
 from ..deploy.model import RECORDS
+from ..progress import say
 from . import TrainError
-from .checkpoint import encoder_files, load_encoder
-from .classifier import load_classifier
-from .clips import ClipDataset
-from .evaluate import Protocol, encode
-from .finetune import CLASSIFIER
-from .loop import config_of
-from .model import channels_last
-from .progress import console
-from .store import Manifest
+from .batches.dataset import ClipDataset
+from .data.manifest import Manifest
+from .encoders.forward import channels_last
+from .encoders.weights import load_encoder
+from .evaluate.classifier import load_classifier
+from .evaluate.features import Protocol, encode
+from .evaluate.finetune import CLASSIFIER
+from .pretrain.run_folder import config_of, encoder_files
 from .views import View, chosen
 
 MOST_CLIPS = 4096  # the program's free batch size
@@ -231,7 +231,7 @@ def _run(folder: Path, asked: Sequence[str]) -> _Trained:
     known = chosen(config.views)
     views = asked or [view for view in config.views if known[view].stored in RECORDS]
     if left := [view for view in config.views if view not in views]:
-        console().print(f"left out: {', '.join(left)}")
+        say(f"left out: {', '.join(left)}")
     encoders = {view: load_encoder(phases[-1][1][view]) for view in views}
     return _Trained(encoders, None, [], config.clips.frames, config.clips.crop, config.data)
 

@@ -10,17 +10,20 @@ from typing import Any
 
 import torch
 
+from ..progress import say, table
 from . import TrainError
-from .checkpoint import encoder_files, load_encoder
-from .clips import ClipDataset
-from .config import TrainConfig, to_json
-from .evaluate import Measured, Protocol, measured, recall_of
-from .go_on import GoOn
-from .loop import config_of, pretrain
-from .prepare import prepare
-from .progress import console, table
-from .sources import Source, group_of, list_sources
-from .store import FrameStore, Manifest, Video, record_key, write_atomically
+from .batches.dataset import ClipDataset
+from .data.manifest import Manifest, Video
+from .data.prepare import prepare
+from .data.sources import Source, group_of, list_sources
+from .data.store import FrameStore, record_key
+from .encoders.weights import load_encoder
+from .evaluate.features import Measured, Protocol, measured
+from .evaluate.retrieval import recall_of
+from .pretrain.config import TrainConfig, to_json
+from .pretrain.loop import pretrain
+from .pretrain.run_folder import WarmStart, config_of, encoder_files
+from .runtime.files import write_atomically
 
 NOTE, FIGURES = "goes_on.json", "update.json"
 Figures = dict[str, dict[str, dict[str, float]]]  # {old, new: {view: {k: share}}}
@@ -87,7 +90,7 @@ def update(settings: Update) -> dict[str, Figures]:
         )
     old = Manifest.load(before.data)
     joined_data(before.data, settings, old)
-    note = GoOn(str(settings.run), len(old.videos), settings.old_share)
+    note = WarmStart(str(settings.run), len(old.videos), settings.old_share)
     note.save(out / NOTE)
     figures = json.loads((out / FIGURES).read_text()) if (out / FIGURES).is_file() else {}
     if "before" not in figures:
@@ -128,7 +131,7 @@ def joined_data(before: Path, settings: Update, old: Manifest) -> Manifest:
         raise TrainError(
             f"videos: {settings.videos} holds no new video to train on; all are known, or for testing"
         )
-    console().print(f"{len(old.videos)} old videos, {len(added)} new, {len(fresh.skipped)} files skipped")
+    say(f"{len(old.videos)} old videos, {len(added)} new, {len(fresh.skipped)} files skipped")
     return joined
 
 
@@ -148,7 +151,7 @@ def union(old: Manifest, fresh: Manifest) -> Manifest:
     return Manifest(old.settings, classes, videos, sorted({*old.skipped, *fresh.skipped}))
 
 
-def retrieval_of(run: Path, config: TrainConfig, note: GoOn, clips: int) -> Figures:
+def retrieval_of(run: Path, config: TrainConfig, note: WarmStart, clips: int) -> Figures:
     """R@k of a run's last encoders, by old and by new test videos, among all training videos, old and new."""
     files = encoder_files(run)[-1][1]
     encoders = {view: load_encoder(files[view]) for view in config.views}
@@ -174,9 +177,7 @@ def show(figures: Mapping[str, Figures]) -> None:
     ks = next(iter(next(iter(figures["before"].values())).values()))
     table("retrieval among all training videos, %", ["test", "view", *(f"R@{k}" for k in ks)], rows)
     if "new" not in figures["after"]:
-        console().print(
-            "none of the new videos is for testing (a class is split from two sources on): not measured"
-        )
+        say("none of the new videos is for testing (a class is split from two sources on): not measured")
 
 
 def _only(found: Measured, rows: torch.Tensor) -> Measured:

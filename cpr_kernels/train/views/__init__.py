@@ -36,9 +36,4 @@ def stored_records(views: Mapping[str, View]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(view.stored for view in views.values()))
 
 
-def label(name: str) -> str:
-    """What a figure calls a view; a name of no known view stays."""
-    return KNOWN[name].label if name in KNOWN else name
-
-
 __all__ = ["KNOWN", "Frames", "View", "chosen", "label", "stored_records"]

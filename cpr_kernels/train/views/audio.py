@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -10,17 +10,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ..crops import Frames
+from ..data.manifest import Video
+from ..data.sound import BANDS, COLUMNS, HOP, RATE
+from ..data.store import FrameStore
 from ..encoders import new_encoder
-from ..figures import spectrogram_picture
-from ..resnet import SpectrogramEncoder
-from ..sound import BANDS, COLUMNS, HOP, RATE
-from ..store import FrameStore, Video
+from ..encoders.resnet import SpectrogramEncoder
+from .augment import Augment, Draws
 from .base import View, unit
-
-if TYPE_CHECKING:
-    from ..augment import Augment, Draws
-    from ..config import TrainConfig
+from .crops import Frames
+from .pictures import spectrogram_picture
 
 MEAN, STD = 0.4, 0.2  # of spectrograms in 0..1, roughly
 BENDS = 5  # places along time whose shift is drawn; it is interpolated in between and 0 at both ends
@@ -92,9 +90,9 @@ class Audio(View):
         """[..., BANDS, COLUMNS] uint8 to [..., 1, BANDS, COLUMNS]; sound has no mirror image."""
         return _as_input(unit(clips))
 
-    def encoder(self, config: TrainConfig) -> nn.Module:
+    def encoder(self, backbone: str, width: float, embedding: int) -> nn.Module:
         """ResNet-18 of the run's width, whatever encodes the frames."""
-        made: Any = new_encoder(SpectrogramEncoder.architecture, config.width, config.embedding)
+        made: Any = new_encoder(SpectrogramEncoder.architecture, width, embedding)
         return made
 
 

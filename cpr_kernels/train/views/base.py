@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from ..crops import Frames, corners, resized_crop
+from ..data.manifest import Video
+from ..data.store import FrameStore
 from ..encoders import new_encoder
-from ..s3d import MEAN, STD
-from ..store import FrameStore, Video
-
-if TYPE_CHECKING:
-    from ..augment import Augment, Draws
-    from ..config import TrainConfig
+from ..encoders.s3d import MEAN, STD
+from .augment import Augment, Draws
+from .crops import Frames, corners, resized_crop
 
 
 class View:
@@ -77,11 +73,11 @@ class View:
         """
         raise NotImplementedError
 
-    def encoder(self, config: TrainConfig) -> nn.Module:
+    def encoder(self, backbone: str, width: float, embedding: int) -> nn.Module:
         """A fresh encoder with random weights: `forward` gives L2-normalised embeddings [M, D], `features`
         pooled ones [M, F].
         """
-        return new_encoder(config.backbone, config.width, config.embedding)
+        return new_encoder(backbone, width, embedding)
 
 
 def unit(clips: Tensor) -> Tensor:

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from .augment import Augment, Draws
 from .base import View, as_input, unit, where_clip
-
-if TYPE_CHECKING:
-    from ..augment import Augment, Draws
 
 
 class Flow(View):

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor
 
+from .augment import Augment, Draws
 from .base import View, as_input, unit, where_clip
-
-if TYPE_CHECKING:
-    from ..augment import Augment, Draws
 
 GREY = (0.299, 0.587, 0.114)
 TO_YIQ = ((0.299, 0.587, 0.114), (0.596, -0.274, -0.322), (0.211, -0.523, 0.312))

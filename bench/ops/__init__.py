@@ -1,0 +1,1 @@
+"""Which op is measured, on which inputs?"""

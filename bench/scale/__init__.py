@@ -1,0 +1,1 @@
+"""How do very large queues behave?"""

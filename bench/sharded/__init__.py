@@ -1,0 +1,1 @@
+"""What does a queue shared by many ranks cost?"""

@@ -1,0 +1,1 @@
+"""What do whole training runs show?"""

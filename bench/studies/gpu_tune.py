@@ -1,0 +1,139 @@
+"""Times choices of the CUDA planner that only a device can judge: ``python -m bench.studies.gpu_tune [--out FILE]``.
+
+One choice at a time against the planner's own rules, on the shapes with a goal, replayed from a CUDA graph and in
+turn. An answer that differs in one bit from the rules' own ends the run with 1. What wins here becomes a rule in
+`csrc/cuda/cascade_layout.h`, with the figure beside it. ``--once`` runs a shape once, by the rules, for a profiler.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cpr_kernels import _core, cascade_topk, explain
+
+from ..harness.inputs import make_table
+from ..harness.text import duration
+from ..harness.timing import cuda_sampler, graphed, interleave
+from ..harness.workloads import Workload, by_name
+from ..tables.readme import write_text
+
+SHAPES = ("ucf-b16", "k400-b64", "k400-b512", "k400-b512-bf16", "queue65k-b64")
+CHOICES: tuple[dict[str, Any], ...] = (
+    {},
+    {"early_start": True},
+    {"score_queries": 64},
+    {"score_queries": 128},
+    {"select_threads": 256},
+    {"select_threads": 512},
+    {"select_threads": 1024},
+    {"sweep": 64},
+    {"sweep": 128},
+    {"sweep": 256},
+    {"sweep": 512},
+    {"sweep": 256, "early_start": True},
+)
+Call = Callable[[], tuple[Tensor, Tensor]]
+
+
+def named(choice: dict[str, Any]) -> str:
+    """A choice as the table calls it."""
+    return ", ".join(f"{name}={value}" for name, value in choice.items()) or "the planner's rules"
+
+
+def applies(choice: dict[str, Any], workload: Workload) -> bool:
+    """A sweep beyond the batch, or tiles for a launch that has one fixed shape, would time the same thing twice."""
+    tiny = workload.num_queries <= 16 and workload.num_keys <= 4096
+    return not choice or not (tiny or choice.get("sweep", 1) > workload.num_queries)
+
+
+def prepared(core: Any, call: Call, choice: dict[str, Any]) -> tuple[Call, tuple[Tensor, Tensor]]:
+    """The call captured under a choice, and its answer. The choice counts when a launch is made: at capture."""
+    core.cuda_tune(**choice)
+    try:
+        answer = call()
+        return graphed(call), answer
+    finally:
+        core.cuda_tune()
+
+
+def tune(workload: Workload, core: Any, say: Callable[[str], None]) -> bool:
+    """Time every choice on one shape, a line each; False when some answer differs."""
+    table = make_table(workload, "cuda")
+
+    def call() -> tuple[Tensor, Tensor]:
+        return cascade_topk(table.queries, table.keys, workload.schedule, backend="native")
+
+    replays: dict[str, Call] = {}
+    right, rules = True, None
+    for choice in CHOICES:
+        if not applies(choice, workload):
+            continue
+        replay, answer = prepared(core, call, choice)
+        rules = rules or answer
+        if all(torch.equal(a, b) for a, b in zip(answer, rules)):
+            replays[named(choice)] = replay
+        else:
+            right = False
+            say(f"| {workload.name} | {named(choice)} | WRONG: another answer than the rules' | |")
+    timings = interleave({name: cuda_sampler(replay) for name, replay in replays.items()}, 1.5)
+    ours = timings[named({})]
+    for name, timing in timings.items():
+        say(f"| {workload.name} | {name} | {duration(timing.median)} | {timing.median / ours.median:.3f} |")
+    return right
+
+
+def once(workload: Workload) -> None:
+    """One call, and how it was planned."""
+    table = make_table(workload, "cuda")
+    cascade_topk(table.queries, table.keys, workload.schedule, backend="native")
+    torch.cuda.synchronize()
+    explain(cascade_topk, table.queries, table.keys, workload.schedule)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The table, printed and written as it grows; 1 after a wrong answer, 2 where nothing can be timed."""
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.studies.gpu_tune", description=__doc__.splitlines()[0]
+    )
+    parser.add_argument("--out", type=Path, default=None, metavar="FILE", help="also write the table here")
+    parser.add_argument(
+        "--workload", action="append", default=[], metavar="NAME", help="only this; may repeat"
+    )
+    parser.add_argument("--once", metavar="NAME", help="run this once and time nothing")
+    args = parser.parse_args(argv)
+    try:
+        if not torch.cuda.is_available():
+            raise ValueError("there is no CUDA device here")
+        if not hasattr(_core, "cuda_tune"):
+            raise ValueError("this build has no CUDA kernels; install where nvcc is on PATH")
+        chosen = [
+            by_name("cascade", name) for name in ([args.once] if args.once else args.workload or SHAPES)
+        ]
+    except ValueError as error:
+        print(f"bench.studies.gpu_tune: {error}", file=sys.stderr)
+        return 2
+    if args.once:
+        once(chosen[0])
+        return 0
+    lines: list[str] = []
+
+    def say(line: str) -> None:
+        print(line, flush=True)
+        lines.append(line)
+        if args.out:
+            write_text(args.out, "\n".join(lines) + "\n")
+
+    say("| workload | choice | time | of the rules' time |")
+    say("| --- | --- | --- | --- |")
+    return 0 if sum(not tune(workload, _core, say) for workload in chosen) == 0 else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,256 @@
+"""The papers' comparison as one command: every method under one budget, from each seed's common InfoNCE warm-up.
+
+    python -m bench.studies.protocol --data DATA --out FOLDER [--preset cpu|gpu] [--seeds 0 1]
+
+DATA is a set made by `cpr prepare`. Every run is resumable: stopped or killed, the same command goes on. FOLDER gets
+seed<n>/<method>/ (runs), protocol.json, protocol.md, curves.svg and report.html.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+import torch
+
+from cpr_kernels.train import Interrupted, TrainError
+from cpr_kernels.train.evaluate.retrieval import evaluate_run
+from cpr_kernels.train.pages.plots import save_curves
+from cpr_kernels.train.pages.report import last_epochs, write_report
+from cpr_kernels.train.pretrain.config import Clips, Mining, Optim, TrainConfig, to_json
+from cpr_kernels.train.pretrain.loop import pretrain
+from cpr_kernels.train.pretrain.phases import make_plan, total_steps
+from cpr_kernels.train.pretrain.run_folder import config_of, encoder_files
+from cpr_kernels.train.runtime.run_log import read_lines
+
+from ..tables.readme import write_text
+from .protocol_reading import reading
+from .protocol_tables import diagnosis, markdown
+
+WARM_UP = "warm-up"
+METHODS: dict[str, dict[str, Any]] = {
+    "infonce": {"method": "infonce"},
+    "coclr": {"method": "coclr"},
+    "cpr-3": {"method": "cpr", "stages": 3},
+    "cpr-7": {"method": "cpr", "stages": 7},
+    "cpr-7-progressive": {"method": "cpr", "stages": 7, "progressive": True},
+    "ubernce": {"method": "ubernce"},
+}
+PROGRESSIVE_CYCLES = 5  # top-1 to top-5, in as many epochs as the others take
+
+
+@dataclass(frozen=True)
+class Budget:
+    """One setting for all methods: the warm-up, then `cycles` of `cycle_epochs` for each view."""
+
+    config: TrainConfig
+    clips_per_video: int
+
+
+def budget(preset: str, data: Path, out: Path, device: str) -> Budget:
+    """cpu: a reduced setting for two cores, hours for 1,256 videos. gpu: the full S3D on 32 x 112 x 112."""
+    ignored = Mining(topk=5, siblings="ignore", infonce_siblings="ignore")
+    common = TrainConfig(data=data, out=out, mining=ignored, device=device)
+    if preset == "gpu":
+        return Budget(
+            replace(
+                common, infonce_epochs=100, cycles=1, cycle_epochs=25, queue=512, amp="bf16",
+                clips=Clips(frames=32, crop=112, batch=64, cache_mb=4096),
+                optim=Optim(momentum=0.99, cycle_lr=2e-4, warmup=50),
+            ),
+            clips_per_video=5,
+        )  # fmt: skip
+    return Budget(
+        replace(
+            common, infonce_epochs=30, cycles=1, cycle_epochs=5, queue=384, width=0.25,
+            clips=Clips(frames=8, crop=64, batch=32, cache_mb=4096),
+            optim=Optim(momentum=0.99, cycle_lr=2e-4, warmup=10),
+        ),
+        clips_per_video=4,
+    )  # fmt: skip
+
+
+def warm_up_config(base: TrainConfig, out: Path, seed: int) -> TrainConfig:
+    """InfoNCE of both views, from scratch."""
+    return replace(base, out=out / f"seed{seed}" / WARM_UP, cycles=0, cycle_epochs=0, seed=seed)
+
+
+def method_config(base: TrainConfig, out: Path, seed: int, method: str) -> TrainConfig:
+    """A method's cycles, from the seed's warm-up."""
+    folder = out / f"seed{seed}"
+    phases = encoder_files(folder / WARM_UP)
+    settings = METHODS[method]
+    changes: dict[str, Any] = {}
+    if settings.get("progressive"):
+        total = base.cycles * base.cycle_epochs
+        if total % PROGRESSIVE_CYCLES:
+            raise TrainError(
+                f"cycle-epochs: {total} epochs a view do not divide into {PROGRESSIVE_CYCLES} cycles of the "
+                "progressive method; use a multiple"
+            )
+        changes = {"cycles": PROGRESSIVE_CYCLES, "cycle_epochs": total // PROGRESSIVE_CYCLES}
+    return replace(
+        base, out=folder / method, seed=seed, infonce_epochs=0, init=phases[-1][1],
+        mining=replace(base.mining, **settings), **changes,
+    )  # fmt: skip
+
+
+def _what_counts(config: TrainConfig) -> str:
+    """The settings that a result depends on: not the machine's, and not IIC's queue, which is as long as its data."""
+    queue = 0 if config.framework == "iic" else config.queue
+    return to_json(
+        replace(config, device="", queue=queue, clips=replace(config.clips, workers=0, cache_mb=0))
+    )
+
+
+def train(config: TrainConfig, clips: int) -> None:
+    """Runs, continues, or leaves alone what is finished; then measures its last encoders."""
+    known = (config.out / "config.json").is_file()
+    if known:
+        before = config_of(config.out)
+        if _what_counts(before) != _what_counts(config):
+            raise TrainError(
+                f"out: {config.out} was made with other settings; repeat its arguments, or give another --out"
+            )
+        config = before
+    finished = (config.out / "eval.json").is_file()
+    if not finished:
+        pretrain(config, resume=known)
+        evaluate_run(config.out, clips=clips, last=True, device=config.device)
+
+
+def figures_of(run: Path) -> dict[str, Any]:
+    """What a finished run came to: retrieval and probe, and the mining of each phase's last epoch."""
+    evaluation = json.loads((run / "eval.json").read_text())["phases"][-1]
+    epochs = [line for line in read_lines(run / "log.jsonl") if line["kind"] == "epoch"]
+    mined: dict[str, Any] = {}
+    for line in last_epochs(epochs):  # a later cycle's phase of a view replaces an earlier one's
+        view = line["phase"].partition("-")[2] or "infonce"
+        mined[view] = line["mining"]
+    curve = [line["mining"]["mined"]["pmr"] for line in epochs if "mined" in line["mining"]]
+    steps = [line for line in read_lines(run / "log.jsonl") if line["kind"] == "step"]
+    return {
+        "recall": evaluation["recall"], "probe": evaluation["probe"], "mining": mined, "pmr_by_epoch": curve,
+        "trained_steps": len(steps), "seconds": sum(line["seconds"] for line in steps),
+    }  # fmt: skip
+
+
+def run_protocol(base: Budget, out: Path, seeds: Sequence[int], methods: Sequence[str]) -> dict[str, Any]:
+    """All runs, one after the other; returns what protocol.json holds."""
+    results: dict[str, dict[str, Any]] = {name: {} for name in (WARM_UP, *methods)}
+    queues: dict[str, Any] = {}
+    for seed in seeds:
+        warm_up = warm_up_config(base.config, out, seed)
+        train(warm_up, base.clips_per_video)
+        results[WARM_UP][str(seed)] = figures_of(warm_up.out)
+        queues[str(seed)] = diagnosis(warm_up.out, base.config)
+        for method in methods:
+            config = method_config(base.config, out, seed, method)
+            print(
+                f"seed {seed}, {method}: {total_steps(make_plan(config), 1)} epochs and filling steps",
+                flush=True,
+            )
+            train(config, base.clips_per_video)
+            results[method][str(seed)] = figures_of(config.out)
+            write_document(base, out, results, queues)
+    return write_document(base, out, results, queues)
+
+
+def write_document(
+    base: Budget, out: Path, results: dict[str, dict[str, Any]], queues: dict[str, Any]
+) -> dict[str, Any]:
+    """protocol.json, protocol.md and the curves of what is finished so far; `queues`: the diagnosis of each seed's."""
+    config = base.config
+    document = {
+        "budget": {
+            "views": list(config.views), "warm-up epochs": config.infonce_epochs, "epochs a view":
+            config.cycles * config.cycle_epochs, "queue": config.queue, "frames": config.clips.frames,
+            "pixels": config.clips.crop, "width": config.width, "batch": config.clips.batch, "top-k":
+            config.mining.topk, "ratio": config.mining.ratio, "test clips a video": base.clips_per_video,
+        },
+        "torch": torch.__version__, "seeds": list(map(int, queues)), "results": results,
+        "diagnosis": queues,
+    }  # fmt: skip
+    write_text(out / "protocol.json", json.dumps(document, indent=1) + "\n")
+    write_text(out / "protocol.md", markdown(document))
+    lines = {}
+    for method, of_seed in results.items():
+        curves = [found["pmr_by_epoch"] for found in of_seed.values() if found["pmr_by_epoch"]]
+        if curves:
+            shortest = min(map(len, curves))
+            lines[method] = [(i + 1.0, mean(curve[i] for curve in curves)) for i in range(shortest)]
+    if lines:
+        save_curves(out / "curves.svg", lines, "PMR in %, mean over seeds")
+    return document
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command line: 0 done, 2 a setting that cannot work, 130 stopped."""
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.studies.protocol", description=(__doc__ or "").strip()
+    )
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("--data", type=Path, required=True, help="a prepared data set")
+    parser.add_argument("--out", type=Path, required=True, help="folder of all runs and results")
+    parser.add_argument("--preset", choices=("cpu", "gpu"), default="cpu")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
+    parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=list(METHODS))
+    parser.add_argument("--infonce-epochs", type=int, help="of the warm-up; the preset's by default")
+    parser.add_argument("--cycle-epochs", type=int, help="for each view; the preset's by default")
+    parser.add_argument("--queue", type=int, help="entries; keep it well below the number of training videos")
+    parser.add_argument("--batch", type=int)
+    parser.add_argument("--workers", type=int, default=-1)
+    parser.add_argument("--device", default="auto")
+    args = parser.parse_args(argv)
+    return ended("bench.studies.protocol", lambda: _work(args))
+
+
+def ended(command: str, work: Callable[[], str]) -> int:
+    """Print what an experiment's `work` makes of it; the command's exit: 0 done, 2 a setting that cannot work, 130
+    stopped.
+    """
+    try:
+        table = work()
+    except Interrupted as stopped:
+        print(f"{stopped} (or the same {command} command)", file=sys.stderr)
+        return 130
+    except (TrainError, OSError) as error:
+        print(f"{command}: {error}", file=sys.stderr)
+        return 2
+    print(table)
+    return 0
+
+
+def _work(args: argparse.Namespace) -> str:
+    """All runs, their report, and the table."""
+    base = _changed(budget(args.preset, args.data, args.out, args.device), args)
+    document = run_protocol(base, args.out, args.seeds, args.methods)
+    folders = [args.out / f"seed{args.seeds[0]}" / name for name in (WARM_UP, *args.methods)]
+    write_report(
+        folders, args.out / "report.html", title="One budget, every method",
+        says=[
+            f"Seed {args.seeds[0]} of {len(args.seeds)}; protocol.md has the tables of all.", *reading(document)
+        ],
+    )  # fmt: skip
+    return markdown(document)
+
+
+def _changed(base: Budget, args: argparse.Namespace) -> Budget:
+    config = base.config
+    clips = replace(config.clips, batch=args.batch or config.clips.batch, workers=args.workers)
+    given = {"infonce_epochs": args.infonce_epochs, "cycle_epochs": args.cycle_epochs, "queue": args.queue}
+    config = replace(
+        config, clips=clips, **{name: value for name, value in given.items() if value is not None}
+    )
+    config.check()
+    return replace(base, config=config)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,156 @@
+"""What the protocol's runs came to, as tables; and why: what each stage keeps, and how alike the two views judge."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+import torch
+
+from cpr_kernels import Schedule, cascade_trace, coclr_schedule, cpr_schedule, oracle_schedule
+from cpr_kernels.train.data.manifest import Manifest
+from cpr_kernels.train.pretrain.config import TrainConfig
+from cpr_kernels.train.runtime.checkpoint import load
+
+from ..harness.text import markdown as table
+from .protocol_reading import cell, reading
+
+Document = dict[str, Any]
+
+
+def markdown(document: Document) -> str:
+    """The whole result: budget, features, mining, diagnosis."""
+    budget = ", ".join(
+        f"{name} {' and '.join(value) if isinstance(value, list) else value}"
+        for name, value in document["budget"].items()
+    )
+    seeds = ", ".join(map(str, document["seeds"]))
+    parts = [
+        f"Budget: {budget}. Seeds {seeds}: mean (each seed). Torch {document['torch']}.",
+        "Features after the last phase, retrieval of training videos by test videos and linear probe, %:",
+        features_table(document),
+        "Mined positives in the last epoch of each view's last phase, %:",
+        mining_table(document),
+        "The queue at the end of the warm-up, mined in several ways, stage by stage (right: entries with the query's "
+        "class, as a share of what is kept, and of all that the query could find, %):",
+        diagnosis_table(document),
+        "What the figures say:",
+        "\n".join(f"- {sentence}" for sentence in reading(document)),
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def features_table(document: Document) -> str:
+    """A row a method and view."""
+    header = ["method", "view", "R@1", "R@5", "R@10", "R@20", "probe"]
+    rows = []
+    for method, of_seed in document["results"].items():
+        found = list(of_seed.values())
+        for view in found[0]["recall"] if found else ():
+            ks = list(found[0]["recall"][view])
+            cells = [cell([run["recall"][view][k] for run in found]) for k in ks]
+            rows.append([method, view, *cells, cell([run["probe"][view] for run in found])])
+    return table(header, rows) if rows else ""
+
+
+def mining_table(document: Document) -> str:
+    """A row a method and trained view: what it mined, and what each view alone would have."""
+    rows, ways = [], ("rgb", "flow", "both")
+    for method, of_seed in document["results"].items():
+        found = [run["mining"] for run in of_seed.values()]
+        for view in found[0] if found else ():
+            mined = [mining[view].get("mined") for mining in found]
+            measured = all(mined)
+            own = [
+                cell([way[figure] for way in mined if way]) if measured else "–"
+                for figure in ("pmr", "r1", "cmr_median")
+            ]
+            others = [
+                cell([mining[view][way]["pmr"] for mining in found if way in mining[view]]) for way in ways
+            ]
+            rows.append([method, view, *own, *others])
+    header = [
+        "method",
+        "trained",
+        "PMR",
+        "R@1",
+        "median CMR",
+        "PMR of RGB alone",
+        "of flow alone",
+        "of their sum",
+    ]
+    return table(header, rows) if rows else ""
+
+
+def diagnosis_table(document: Document) -> str:
+    """A row a schedule: its purity stage by stage; below, what the numbers rest on."""
+    found = [value for value in document["diagnosis"].values() if value]
+    if not found:
+        return ""
+    rows = []
+    for name, stages in found[0]["purity"].items():
+        kept = " → ".join(str(round(mean(one["kept"][name][i] for one in found))) for i in range(len(stages)))
+        shares = " → ".join(cell([one["purity"][name][i] for one in found]) for i in range(len(stages)))
+        alive = " → ".join(
+            f"{100 * mean(one['alive'][name][i] for one in found):.0f}" for i in range(len(stages))
+        )
+        rows.append([name, kept, shares, alive])
+    facts = (
+        f"\n\nA random eligible entry has the query's class in {cell([one['chance'] for one in found])} %; "
+        f"{cell([one['siblings'] for one in found])} % of the entries are siblings of the query. The two views' "
+        f"similarities correlate by {mean(one['agreement'] for one in found):.2f} (rank correlation over entries, mean "
+        "over queries): 1 means that a second view adds nothing."
+    )
+    header = ["schedule", f"entries kept, of {found[0]['entries']}", "right among them", "of all right ones"]
+    return table(header, rows) + facts
+
+
+def diagnosis(run: Path, config: TrainConfig) -> Document:
+    """From the queue that a warm-up left: every stage of several schedules, every entry a query.
+
+    kept: entries left after each stage, mean over queries. purity: share of them with the query's class. alive: share
+    of a query's eligible entries of its class that are left. chance: share of a query's eligible entries (of other
+    sources) with its class. siblings: share of all entries that are siblings. agreement: rank correlation of the two
+    views' similarities.
+    """
+    state = load(run / "checkpoint.pt")["model"]
+    videos = Manifest.load(config.data).videos
+    held = state["queue.labels"]
+    filled = held >= 0
+    rows = {view: state[f"queue.view_{view}"][filled] for view in config.views}
+    label = torch.tensor([video.label for video in videos])[held[filled]]
+    source = torch.tensor([video.group for video in videos])[held[filled]]
+    first, second = config.views[-1], config.views[0]
+    topk = config.mining.topk
+    schedules: dict[str, Schedule] = {f"{view} alone": coclr_schedule(view, topk) for view in config.views}
+    schedules["sum of both"] = oracle_schedule(config.views, topk)
+    for stages in (3, 5, 7):
+        if int(len(label) * config.mining.ratio ** (stages - 1)) >= topk:
+            for order in ((first, second), (second, first)):
+                made = cpr_schedule(order, len(label), stages, config.mining.ratio, topk)
+                schedules[f"cascade, {stages} stages, {order[0]} first"] = made
+    siblings = source[:, None] == source[None]
+    same = (label[:, None] == label[None]) & ~siblings
+    stages_of: dict[str, dict[str, list[float]]] = {"kept": {}, "purity": {}, "alive": {}}
+    for name, schedule in schedules.items():
+        for figures in stages_of.values():
+            figures[name] = []
+        for stage in cascade_trace(rows, rows, schedule, query_ids=source, key_ids=source):
+            kept = (stage.indices >= 0).sum().item()
+            right = _right(stage.indices, label)
+            stages_of["kept"][name].append(kept / len(label))
+            stages_of["purity"][name].append(right / max(kept, 1))
+            stages_of["alive"][name].append(right / max(int(same.sum()), 1))
+    ranks = [(rows[view] @ rows[view].T).argsort(dim=1).argsort(dim=1).double() for view in (first, second)]
+    centred = [rank - rank.mean(dim=1, keepdim=True) for rank in ranks]
+    agreement = (centred[0] * centred[1]).sum(1) / (centred[0].norm(dim=1) * centred[1].norm(dim=1))
+    return {
+        **stages_of, "chance": (same.sum() / (~siblings).sum()).item(), "entries": len(label),
+        "siblings": ((siblings.sum() - len(label)) / siblings.numel()).item(), "agreement": agreement.mean().item(),
+    }  # fmt: skip
+
+
+def _right(indices: torch.Tensor, label: torch.Tensor) -> int:
+    """How many kept entries [N, keep] have their query's class."""
+    return int(((label[indices.clamp(min=0)] == label[:, None]) & (indices >= 0)).sum())

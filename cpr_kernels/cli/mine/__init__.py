@@ -1,0 +1,1 @@
+"""What does cpr mine do? Positives from tables of embeddings."""

@@ -1,0 +1,254 @@
+"""`cpr mine`: the run, from arrays to a written table of positives."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ... import mining
+from ...dispatch.backends import choose
+from ...mining import CascadeTrace, Schedule, cascade_topk, cascade_trace
+from ...progress import ProgressBar
+from .embeddings import Prepared, mean_row, prepare
+from .inputs import CLASS_NAMES, Names, Side, find_names, open_sides
+from .options import DTYPES, parser, schedule_of
+from .summary import Labels, as_json, as_text, quality, sample_rows, stage_rows
+from .tables import Result, output_paths, write_result
+
+
+class Problem(NamedTuple):
+    """What is mined, ready for the ops."""
+
+    schedule: Schedule
+    keys: dict[str, Tensor]  # {view: [N, D]}
+    queries: _Queries
+    key_ids: Tensor | None  # [N] int64
+    query_ids: Tensor | None  # [B] int64
+    notes: list[str]  # what was odd about the rows
+
+
+class _Queries:
+    """Query rows by view, prepared when asked for; the entries' own rows where there are no others."""
+
+    def __init__(
+        self, arrays: Mapping[str, Any] | None, keys: Mapping[str, Tensor], settings: Mapping[str, Any]
+    ):
+        self._arrays, self._keys, self._settings = arrays, keys, settings
+        self.not_finite = dict.fromkeys(keys, 0)
+
+    def __len__(self) -> int:
+        return len(next(iter((self._arrays or self._keys).values())))
+
+    def rows(self, start: int, stop: int) -> dict[str, Tensor]:
+        """``{view: [stop - start, D]}``."""
+        if self._arrays is None:
+            return {name: rows[start:stop] for name, rows in self._keys.items()}
+        made = {name: prepare(a[start:stop], **self._settings[name]) for name, a in self._arrays.items()}
+        for name, part in made.items():
+            self.not_finite[name] += part.not_finite
+        return {name: part.rows for name, part in made.items()}
+
+    def pick(self, rows: Tensor) -> dict[str, Tensor]:
+        """``{view: [R, D]}`` of scattered rows."""
+        if self._arrays is None:
+            return {name: view[rows] for name, view in self._keys.items()}
+        return {
+            name: prepare(a[rows.numpy()], **self._settings[name]).rows for name, a in self._arrays.items()
+        }
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs `cpr mine`; prints a summary and returns 0.
+
+    Raises:
+        ValueError: an error of the user, in one line.
+    """
+    args = parser().parse_args(list(argv))
+    for name, least in (("chunk", 1), ("sample", 0), ("threads", 1)):
+        value = getattr(args, name)
+        if value is not None and value < least:
+            raise ValueError(f"--{name}: must be >= {least}, got {value}")
+    out = [] if args.out is None else output_paths(args.out, args.force)
+    with _threads(args.threads):
+        summary = _run(args, out)
+    print(json.dumps(as_json(summary), indent=1) if args.json else as_text(summary))
+    return 0
+
+
+@contextmanager
+def _threads(count: int | None) -> Iterator[None]:
+    before = torch.get_num_threads()
+    if count is not None:
+        torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _run(args: argparse.Namespace, out: list[Any]) -> dict[str, Any]:
+    entries, queries = open_sides(args)
+    ids, labels = (find_names(kind, entries, queries, args) for kind in ("ids", "labels"))
+    schedule = schedule_of(args, list(entries.views), entries.rows)
+    problem = _prepare(args, entries, queries, schedule, ids)
+
+    started = time.perf_counter()
+    indices, scores, backend = _mine(args, problem)
+    seconds = time.perf_counter() - started
+
+    summary: dict[str, Any] = {
+        "input": ", ".join(map(str, [*([args.input] if args.input else []), *args.view])),
+        "entries": entries.rows,
+        "queries": len(problem.queries),
+        "self": queries is None,
+        "views": {name: entries.views[name].shape[1] for name in schedule.views},
+        "center": args.center,
+        "normalize": args.normalize,
+        "notes": problem.notes,
+        "ids": ids.text,
+        "labels": labels.text,
+        "unused": _unused(entries, schedule, ids, labels),
+        "schedule": str(schedule),
+        "topk": schedule.topk,
+        "backend": backend,
+        "dtype": args.dtype,
+        "threads": torch.get_num_threads(),
+        "seconds": seconds,
+        "queries_per_second": len(indices) / seconds if seconds else 0.0,
+        "short_queries": int((indices < 0).any(dim=1).sum()),
+    }
+    summary |= _quality(args, problem, indices, _labels(entries, labels))
+    if out:
+        result = Result(indices.numpy(), scores.numpy(), str(schedule), *_known(ids), *_known(labels))
+        write_result(out, result)
+    summary["out"] = [str(path) for path in out]
+    return summary
+
+
+def _prepare(
+    args: argparse.Namespace, entries: Side, queries: Side | None, schedule: Schedule, ids: Names
+) -> Problem:
+    """The views that judge, as tensors; ids, or the row numbers where a row must not mine itself."""
+    keys: dict[str, Tensor] = {}
+    settings: dict[str, dict[str, Any]] = {}
+    notes = []
+    for name in schedule.views:
+        array = entries.views[name].load()
+        mean = mean_row(array) if args.center else None
+        settings[name] = {"mean": mean, "normalize": args.normalize, "dtype": DTYPES[args.dtype]}
+        made = prepare(array, **settings[name])
+        keys[name] = made.rows
+        notes += _odd_rows(name, made)
+    arrays = None if queries is None else {name: queries.views[name].load() for name in schedule.views}
+    key_ids = None if ids.codes is None else ids.codes.of_keys
+    query_ids = None if ids.codes is None else ids.codes.of_queries
+    if queries is None and key_ids is None:
+        key_ids = query_ids = torch.arange(entries.rows)
+    return Problem(schedule, keys, _Queries(arrays, keys, settings), key_ids, query_ids, notes)
+
+
+def _odd_rows(name: str, made: Prepared) -> list[str]:
+    notes = []
+    if made.not_finite:
+        notes.append(f"{made.not_finite:,} rows of {name} hold NaN or infinity and are never mined")
+    if made.zero:
+        notes.append(f"{made.zero:,} rows of {name} are all zeros: they score 0 against everything")
+    return notes
+
+
+def _mine(args: argparse.Namespace, problem: Problem) -> tuple[Tensor, Tensor, str]:
+    """`indices [B, k]`, `scores [B, k]` and the backend's name."""
+    count, backend = len(problem.queries), "none"
+    indices = torch.empty(count, problem.schedule.topk, dtype=torch.int64)
+    scores = torch.empty(count, problem.schedule.topk, dtype=torch.float32)
+    with ProgressBar("mining", count, unit="query", shown=args.progress) as bar:
+        for start in range(0, count, args.chunk):
+            stop = min(start + args.chunk, count)
+            queries = problem.queries.rows(start, stop)
+            ids = None if problem.query_ids is None else problem.query_ids[start:stop]
+            if start == 0:
+                call = mining.as_call(queries, problem.keys, problem.schedule, ids, problem.key_ids)
+                backend = choose(mining.BACKENDS, call, args.backend).NAME
+            indices[start:stop], scores[start:stop] = cascade_topk(
+                queries,
+                problem.keys,
+                problem.schedule,
+                query_ids=ids,
+                key_ids=problem.key_ids,
+                backend=args.backend,
+            )
+            bar.advance(stop - start)
+    for name, odd in problem.queries.not_finite.items():
+        if odd:
+            problem.notes.append(f"{odd:,} query rows of {name} hold NaN or infinity and mine nothing")
+    return indices, scores, backend
+
+
+def _quality(
+    args: argparse.Namespace, problem: Problem, indices: Tensor, labels: Labels | None
+) -> dict[str, Any]:
+    """Survivors of each stage; with labels PMR and CMR."""
+    found: dict[str, Any] = {} if labels is None else quality(indices, labels)
+    num_keys = len(next(iter(problem.keys.values())))
+    rows = sample_rows(len(problem.queries), num_keys, args.sample)
+    found["traced_queries"] = len(rows)
+    found["stages"] = []
+    if len(rows):
+        traced = stage_rows(rows, _tracer(problem), problem.schedule, num_keys, labels)
+        found["stages"] = [row._asdict() for row in traced]
+    return found
+
+
+def _tracer(problem: Problem) -> Any:
+    """Rows of queries to their cascade and their eligible entries."""
+    usable = torch.stack([~rows.isnan().any(dim=1) for rows in problem.keys.values()]).all(dim=0)  # [N]
+    if problem.key_ids is not None:
+        usable &= problem.key_ids >= 0
+
+    def trace(rows: Tensor) -> tuple[CascadeTrace, Tensor]:
+        queries = problem.queries.pick(rows)
+        ids = None if problem.query_ids is None else problem.query_ids[rows]
+        sound = torch.stack([~view.isnan().any(dim=1) for view in queries.values()]).all(dim=0)  # [r]
+        eligible = usable & sound[:, None]
+        if problem.key_ids is not None and ids is not None:
+            eligible &= problem.key_ids != ids[:, None]
+        traced = cascade_trace(
+            queries, problem.keys, problem.schedule, query_ids=ids, key_ids=problem.key_ids
+        )
+        return traced, eligible
+
+    return trace
+
+
+def _labels(entries: Side, labels: Names) -> Labels | None:
+    """Classes of both sides, named by an array of class names where the file has one."""
+    if labels.codes is None:
+        return None
+    names: Sequence[Any] = [str(name) for name in labels.codes.names]
+    values = labels.codes.names
+    for guess in CLASS_NAMES:
+        column = entries.columns.get(guess)
+        if column is None or column.dtype != "str" or values.dtype.kind != "i" or len(column.shape) != 1:
+            continue
+        if len(values) and values.max() < column.shape[0]:
+            words = np.asarray(column.load()).astype(str)
+            names = [str(words[value]) for value in values]
+    return Labels(labels.codes.of_queries, labels.codes.of_keys, names)
+
+
+def _known(names: Names) -> tuple[np.ndarray | None, np.ndarray | None]:
+    return names.of_queries, names.of_keys
+
+
+def _unused(entries: Side, schedule: Schedule, ids: Names, labels: Names) -> list[str]:
+    """Arrays of the file that took no part."""
+    used = {*schedule.views, *ids.used, *labels.used}
+    return [name for name in entries.columns if name not in used]

@@ -1,0 +1,237 @@
+"""The trainer's commands: each parses a dataclass of settings and returns an exit status."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from ..train import TrainError
+from .arguments import parse, pop_option, positional_as_option
+
+
+@dataclass(frozen=True)
+class Prepare:
+    """Turn videos into a data set: small RGB frames and TV-L1 flow, in one LMDB.
+
+    Videos lie in one folder a class (FOLDER/<class>/<video>, optionally below train and test), or are listed
+    in a CSV with the columns path,label[,split,group]. Names like v_Archery_g01_c02 (UCF101) tell which
+    videos are cut from the same source, and give the official split 1. Broken, short and missing files are
+    skipped and listed. Stop it at any moment; the same command goes on.
+    """
+
+    videos: Path
+    """Folder of videos, or CSV."""
+    out: Path
+    """Folder of the data set."""
+    splits: Path | None = None
+    """Folder of official split lists: trainlist01.txt, testlist01.txt and classInd.txt (UCF101), or
+    <class>_test_split1.txt (HMDB51). Videos that they do not list are left out.
+    """
+    fold: int = 1
+    """Which of the official splits, 1 to 3."""
+    processes: int = 0
+    """Decoding processes; 0 takes one a core."""
+    size: int = 128
+    """Shorter edge of the stored frames, in pixels."""
+    frames: int = 300
+    """Most frames kept of a video, from its start."""
+    min_frames: int = 17
+    """Videos with fewer frames are skipped."""
+    fps_stride: int = 1
+    """Keep every n-th frame."""
+    flow: Literal["full", "fast", "draft"] = "full"
+    """TV-L1 effort: full (OpenCV's default), fast (a quarter of its time) or draft (a ninth)."""
+    flow_bound: float = 20.0
+    """Flow is clipped to +- this many pixels a frame; less for small frames."""
+    jpeg_quality: int = 95
+    """1 to 100."""
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """Measure the features of a run: retrieval of training videos by test videos, and a linear probe.
+
+    Prints R@1, 5, 10 and 20 and the probe's accuracy by phase and view, and writes eval.json in the run's folder. No
+    randomness; features are kept, so that a second time costs little. --data tests the transfer to another data set.
+    """
+
+    run: Path
+    """Folder of a run made by `cpr pretrain`."""
+    clips: int = 10
+    """Evenly spaced clips of each video, whose features are averaged."""
+    data: Path | None = None
+    """Another prepared data set (transfer), measured into eval-<its name>.json; the run's own by default."""
+    last: bool = False
+    """Only the final encoders, not those after each phase."""
+    device: str = "auto"
+    """auto takes CUDA where there is one."""
+
+
+@dataclass(frozen=True)
+class Report:
+    """Write a self-contained report.html about one run, or several side by side: `cpr report RUN [RUN ...]`.
+
+    Runs are evaluated first where they are not. Beside it lies report_inside.html, the page of `cpr explore`.
+    """
+
+    runs: list[Path]
+    """Folders of runs."""
+    out: Path = field(default=Path("report.html"))
+    """The page to write."""
+    title: str = "Cascade positive retrieval"
+
+
+def prepare(argv: list[str]) -> int:
+    """Runs `cpr prepare`."""
+    options = parse(Prepare, argv, "prepare")
+
+    from ..train.data.decoding import FrameSettings
+    from ..train.data.prepare import prepare as run_prepare
+    from ..train.data.prepare import print_summary
+
+    fields = {f.name: getattr(options, f.name) for f in dataclasses.fields(FrameSettings)}
+    print_summary(
+        run_prepare(
+            options.videos,
+            options.out,
+            FrameSettings(**fields),
+            options.processes,
+            (options.splits, options.fold) if options.splits else None,
+        ),
+        options.out,
+    )
+    return 0
+
+
+def pretrain(argv: list[str]) -> int:
+    """Runs `cpr pretrain [--preset NAME] --data DATA ...` or `cpr pretrain --resume RUN`."""
+    from ..progress import say
+    from ..train.pretrain.config import TrainConfig
+    from ..train.pretrain.loop import pretrain as run_pretrain
+    from ..train.pretrain.presets import METHOD_PRESETS, PRESETS
+    from ..train.pretrain.presets import preset as preset_settings
+    from ..train.pretrain.run_folder import config_of
+    from ..train.runtime.ranks import speaks
+
+    resumed, rest = pop_option(argv, "--resume")
+    preset, rest = pop_option(rest, "--preset")
+    if resumed is not None:
+        if rest or preset:
+            raise TrainError(
+                f"resume: a run goes on with its own settings; drop {' '.join(rest) or '--preset'}"
+            )
+        run = run_pretrain(config_of(Path(resumed)), resume=True)
+    else:
+        defaults = preset_settings(preset or "paper")
+        presets = [f"  {name}: {(make.__doc__ or '').strip()}" for name, make in PRESETS.items()]
+        more = "\n".join([
+            "Stop it at any moment; `cpr pretrain --resume RUN` goes on exactly. On several GPUs: "
+            "`torchrun --nproc-per-node N -m cpr_kernels pretrain ...`.",
+            "\n--preset NAME:", *presets,
+            f"  or a method, alone or added as in small+coclr: {', '.join(METHOD_PRESETS)}",
+        ])  # fmt: skip
+        config = parse(TrainConfig, rest, "pretrain", defaults, more)
+        run = run_pretrain(config)
+    if speaks():
+        say(f"done: {run}; next: cpr evaluate --run {run}")
+    return 0
+
+
+def evaluate(argv: list[str]) -> int:
+    """Runs `cpr evaluate RUN`."""
+    options = parse(Evaluate, positional_as_option(argv, "--run"), "evaluate")
+
+    from ..progress import table
+    from ..train.evaluate.retrieval import evaluate_run
+
+    results = evaluate_run(options.run, options.clips, options.data, options.last, options.device)
+    ks = list(next(iter(results[0]["recall"].values())))
+    rows = [
+        [
+            result["phase"], view, *(f"{100 * share:.1f}" for share in shares.values()),
+            f"{100 * result['probe'][view]:.1f}",
+        ]
+        for result in results for view, shares in result["recall"].items()
+    ]  # fmt: skip
+    table("retrieval and linear probe, %", ["after", "view", *(f"R@{k}" for k in ks), "probe"], rows)
+    return 0
+
+
+def finetune(argv: list[str]) -> int:
+    """Runs `cpr finetune --run RUN --data DATA --out FOLDER`."""
+    from ..progress import table
+    from ..train.evaluate.finetune import Finetune
+    from ..train.evaluate.finetune import finetune as run_finetune
+
+    settings = parse(Finetune, argv, "finetune")
+    result = run_finetune(settings)
+    shown: dict[str, dict[str, float]] = {
+        name: result[name] for name in ("centre", "ten_crop") if name in result
+    }
+    shown.update({f"fused, {name}": figures for name, figures in result.get("fused", {}).items()})
+    rows = [
+        [name.replace("_", " "), *(f"{100 * figures[key]:.1f}" for key in ("top1", "top5", "mean_class"))]
+        for name, figures in shown.items()
+    ]
+    table(f"accuracy on {result['videos']} test videos, %", ["test", "top-1", "top-5", "mean class"], rows)
+    return 0
+
+
+def report(argv: list[str]) -> int:
+    """Runs `cpr report RUN [RUN ...] --out PAGE`."""
+    options = parse(Report, positional_as_option(argv, "--runs"), "report")
+
+    from ..train.evaluate.retrieval import evaluate_run
+    from ..train.pages.explore import explore
+    from ..train.pages.report import write_report
+
+    for run in options.runs:
+        if not (run / "eval.json").is_file():
+            evaluate_run(run)
+    inside = ""
+    if all((run / "checkpoint.pt").is_file() for run in options.runs):
+        inside = explore(options.runs, options.out.with_name(f"{options.out.stem}_inside.html")).name
+    print(write_report(options.runs, options.out, options.title, inside))
+    return 0
+
+
+def demo(argv: list[str]) -> int:
+    """Runs `cpr demo [--videos FOLDER] [--out runs/demo]`."""
+    from ..train.demo import Demo
+    from ..train.demo import demo as run_demo
+
+    print(run_demo(parse(Demo, argv, "demo")))
+    return 0
+
+
+def explore(argv: list[str]) -> int:
+    """Runs `cpr explore RUN [RUN ...] [--out PAGE]`."""
+    from ..train.pages.explore import Explore
+    from ..train.pages.explore import explore as write_page
+
+    options = parse(Explore, positional_as_option(argv, "--runs"), "explore")
+    print(write_page(options.runs, options.out, options.title))
+    return 0
+
+
+def export(argv: list[str]) -> int:
+    """Runs `cpr export SOURCE --out model.cpr`."""
+    from ..train.export import Export
+    from ..train.export import export as write_artifact
+
+    out = write_artifact(parse(Export, positional_as_option(argv, "--source"), "export"))
+    print(f"{out} ({out.stat().st_size / 1e6:.1f} MB); next: cpr predict {out} VIDEO ...")
+    return 0
+
+
+def update(argv: list[str]) -> int:
+    """Runs `cpr update RUN --videos NEW --out RUN2`."""
+    from ..train.update import Update, show
+    from ..train.update import update as run_update
+
+    settings = parse(Update, positional_as_option(argv, "--run"), "update")
+    show(run_update(settings))
+    print(f"{settings.out}; next: cpr report {settings.out}")
+    return 0

@@ -1,0 +1,42 @@
+"""When a call may go straight to the core: where torch's dispatcher would only pass plain CPU tensors on.
+
+Between other work of torch, whose code and data have replaced ours in the caches, the way through the dispatcher and
+the checks of `ops` takes some 170 us of a call of the cascade, the short way 70 (`bench/cpu_notes.md`). Both give the
+same result; what does not go the short way goes through `torch.ops.cpr`.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+from torch.compiler import is_compiling
+
+from .. import _core
+
+try:
+    from torch._C import (
+        _are_functorch_transforms_active,
+        _is_torch_function_mode_enabled,
+        _is_tracing,
+        _len_torch_dispatch_stack,
+    )
+    from torch._C._autograd import _profiler_enabled
+except ImportError:  # a torch that names them differently: always the op
+    _CONNECTED = False
+else:
+    _CONNECTED = _core.connect_torch(Tensor, torch.empty, torch.int64, torch.float32, torch.device("cpu"))
+
+
+def nothing_listens() -> bool:
+    """Does nothing compile, trace, transform, differentiate forward, record or override torch's calls here?"""
+    return (
+        not is_compiling()
+        and _CONNECTED
+        and not _len_torch_dispatch_stack()
+        and not _is_tracing()
+        and not _are_functorch_transforms_active()
+        and forward_ad._current_level < 0
+        and not _profiler_enabled()
+        and not _is_torch_function_mode_enabled()
+    )

@@ -1,0 +1,103 @@
+"""What the terminal shows of long work: one style of progress, messages and tables, all on standard error."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from types import TracebackType
+from typing import TypeVar
+
+from tqdm import tqdm
+
+LINE_EVERY_S = 30.0  # of a log file: a line at least this often
+LINE = "{desc}: {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_fmt}{postfix}]"
+
+T = TypeVar("T")
+
+
+class ProgressBar:
+    """Shows how far a job is: a bar on a terminal, elsewhere a line every 30 seconds.
+
+    Args:
+        description: what is done.
+        total: how many steps there are.
+        done: steps that an earlier run has done.
+        unit: what a step is, for the rate.
+        shown: True shows a bar, False nothing; None shows a bar on a terminal and lines elsewhere.
+
+    Example:
+        >>> with ProgressBar("encode", total=100, unit="video") as bar:
+        ...     bar.advance(status="loss 0.3")
+    """
+
+    def __init__(
+        self, description: str, total: int, *, done: int = 0, unit: str = "step", shown: bool | None = None
+    ) -> None:
+        terminal = sys.stderr.isatty()
+        self.lines = shown is None and not terminal
+        self.bar = tqdm(
+            total=total, initial=done, desc=description, unit=f" {unit}", file=sys.stderr, dynamic_ncols=True,
+            disable=not (shown or (shown is None and terminal)),
+        )  # fmt: skip
+        self.description, self.total, self.unit = description, total, f" {unit}"
+        self.done, self.first, self.status = done, done, ""
+        self.began = self.line_at = time.monotonic()
+
+    def advance(self, steps: int = 1, status: str = "") -> None:
+        """Counts finished steps; `status` is free text after the rate."""
+        self.done, self.status = self.done + steps, status
+        if status:
+            self.bar.set_postfix_str(status, refresh=False)
+        self.bar.update(steps)
+        if self.lines and time.monotonic() - self.line_at >= LINE_EVERY_S:
+            self._line()
+
+    def _line(self) -> None:
+        self.line_at = time.monotonic()
+        print(
+            tqdm.format_meter(
+                self.done, self.total, self.line_at - self.began, initial=self.first, prefix=self.description,
+                unit=self.unit, postfix=self.status, bar_format=LINE,
+            ),
+            file=sys.stderr, flush=True,
+        )  # fmt: skip
+
+    def __enter__(self) -> ProgressBar:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.bar.close()
+        if self.lines and self.line_at > self.began:  # long enough for lines: say how it ended
+            self._line()
+
+
+def track(items: Sequence[T], description: str, unit: str = "step") -> Iterator[T]:
+    """Yields the items, with a progress bar."""
+    with ProgressBar(description, len(items), unit=unit) as bar:
+        for item in items:
+            yield item
+            bar.advance()
+
+
+def say(text: str) -> None:
+    """Prints a message on standard error, above a bar that is shown."""
+    tqdm.write(text, file=sys.stderr)
+    sys.stderr.flush()
+
+
+def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Prints a table on standard error: numbers stand right, text stands left."""
+    numeric = [i > 0 and column != "reason" for i, column in enumerate(columns)]
+    widths = [max(len(row[i]) for row in (columns, *rows)) for i in range(len(columns))]
+    lines = [
+        "  ".join(
+            cell.rjust(width) if right else cell.ljust(width)
+            for cell, width, right in zip(row, widths, numeric)
+        )
+        for row in (columns, *rows)
+    ]
+    rule = "  ".join("-" * width for width in widths)
+    say("\n".join([title, lines[0].rstrip(), rule, *(line.rstrip() for line in lines[1:])]))

@@ -1,0 +1,1 @@
+"""What makes up a batch? Clips, their order, and the loader."""

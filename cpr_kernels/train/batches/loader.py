@@ -1,0 +1,49 @@
+"""Loads batches in the sampler's order and augments them on the device."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from ..views import View
+from ..views.augment import Augment, Draws
+from .dataset import Batch, ClipDataset
+from .sampler import ClipSampler
+
+
+def default_workers() -> int:
+    """Loader processes: none on one or two cores, where they would only take time from the encoder."""
+    cores = os.cpu_count() or 1
+    return 0 if cores <= 2 else min(8, cores - 2)
+
+
+def clip_loader(dataset: ClipDataset, sampler: ClipSampler, workers: int) -> DataLoader[Any]:
+    """Batches in the sampler's order; `workers` processes, each opening the LMDB itself."""
+    return DataLoader(
+        dataset,
+        batch_sampler=sampler,
+        num_workers=workers,
+        multiprocessing_context="spawn" if workers else None,
+        persistent_workers=workers > 0,
+        generator=torch.Generator(),  # the loader's own draws leave torch's global generator alone
+    )
+
+
+def augmented(
+    batch: Batch, views: Mapping[str, View], how: Augment, generator: torch.Generator, device: torch.device
+) -> dict[str, Tensor]:
+    """{view: encoder input [2, B, ...]} float32 on `device`, all random numbers from `generator` (on the CPU).
+
+    Views are drawn for in order, so a further view leaves the others' clips as they were.
+    """
+    draws = Draws(torch.rand(9, 2, len(batch["video"]), generator=generator).to(device), generator)
+    clips = {
+        record: batch[record].transpose(0, 1).contiguous().to(device, non_blocking=True)
+        for record in {view.stored for view in views.values()}
+    }
+    return {name: view.augmented(clips[view.stored], draws, how) for name, view in views.items()}

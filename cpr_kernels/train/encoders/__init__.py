@@ -1,0 +1,30 @@
+"""Which networks can a view be encoded by? One line each; files and configs name them.
+
+An encoder is a module whose `forward` gives L2-normalised embeddings [M, D] and whose `features` gives pooled
+backbone outputs [M, F]. It carries `architecture` (its name here), `width`, `embedding` (D) and `feature_size` (F).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from .. import TrainError
+from .r3d import R3D, R3D18
+from .resnet import SpectrogramEncoder
+from .s3d import Encoder
+
+ENCODERS: dict[str, Callable[[float, int], Any]] = {
+    kind.architecture: kind for kind in (Encoder, R3D, R3D18, SpectrogramEncoder)
+}
+
+
+def new_encoder(architecture: str, width: float, embedding: int) -> Any:
+    """A fresh encoder with random weights.
+
+    Raises:
+        TrainError: no such architecture.
+    """
+    if architecture not in ENCODERS:
+        raise TrainError(f"backbone: must be one of {', '.join(ENCODERS)}, got {architecture!r}")
+    return ENCODERS[architecture](width, embedding)

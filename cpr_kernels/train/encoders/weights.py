@@ -1,0 +1,134 @@
+"""Weights as safetensors: no code in the file, plain facts in its header, each shared tensor stored once."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from .. import TrainError
+from ..runtime.checkpoint import load
+from ..runtime.files import write_atomically
+from . import new_encoder
+from .published import encoder_of_iic, is_iic, load_published
+
+ENCODER_KIND = "cpr_kernels encoder"
+
+
+def save_tensors(path: Path, module: nn.Module, facts: Mapping[str, Any]) -> None:
+    """A module's state, atomically. A layer with two names is stored under the first; `facts` go to the header."""
+    from safetensors.torch import save
+
+    first = _first_names(module)
+    tensors = {
+        name: value.detach().cpu().contiguous()
+        for name, value in module.state_dict().items() if first[name] == name
+    }  # fmt: skip
+    write_atomically(path, save(tensors, {name: json.dumps(value) for name, value in facts.items()}))
+
+
+def read_facts(path: Path) -> dict[str, Any]:
+    """The facts in a file's header.
+
+    Raises:
+        TrainError: missing, cut short, or no safetensors file of ours.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    if not path.is_file():
+        raise TrainError(f"checkpoint: {path} does not exist")
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            header = file.metadata() or {}
+        return {name: json.loads(value) for name, value in header.items()}
+    except (SafetensorError, ValueError, OSError) as error:
+        raise TrainError(
+            f"checkpoint: {path} cannot be read: cut short, or not written by cpr_kernels ({error})"
+        ) from None
+
+
+def load_tensors(path: Path, module: nn.Module) -> None:
+    """Puts a file's tensors into a module, strictly: a name missing, left over or of another shape is an error."""
+    from safetensors.torch import load_file
+
+    first = _first_names(module)
+    stored: dict[str, Tensor] = load_file(str(path))
+    state = {name: stored[first[name]] for name in first if first[name] in stored}
+    unknown = {name: value for name, value in stored.items() if name not in first}
+    try:
+        module.load_state_dict({**state, **unknown})
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())
+        raise TrainError(f"checkpoint: {path} does not fit {type(module).__name__}: {reason[:300]}") from None
+
+
+def weights_hash(path: Path) -> str:
+    """SHA-256 of a safetensors file without its header's facts: equal for equal weights of one network. Of any other
+    file, all of it.
+    """
+    if path.suffix != ".safetensors":
+        return file_hash(path)
+    digest = hashlib.sha256(str(read_facts(path).get("architecture")).encode())
+    with path.open("rb") as file:
+        file.seek(8 + int.from_bytes(file.read(8), "little"))
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def file_hash(path: Path) -> str:
+    """SHA-256 of a file, hexadecimal."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _first_names(module: nn.Module) -> dict[str, str]:
+    """{name: the first name of the same tensor}, in the order of the state."""
+    first: dict[int, str] = {}
+    return {
+        name: first.setdefault(id(value), name) for name, value in module.state_dict(keep_vars=True).items()
+    }
+
+
+def save_encoder(path: Path, encoder: nn.Module, view: str, **facts: str | int | float) -> None:
+    """One encoder by itself as safetensors, with its view and plain facts about it (phase, step)."""
+    save_tensors(path, encoder, {"kind": ENCODER_KIND, "view": view, **described(encoder), **facts})
+
+
+def described(encoder: nn.Module) -> dict[str, Any]:
+    """What `new_encoder` needs to make an encoder like this one."""
+    return {name: getattr(encoder, name) for name in ("architecture", "width", "embedding")}
+
+
+def load_encoder(path: Path, say: Callable[[str], None] | None = None) -> Any:
+    """An encoder saved by a run (safetensors), of whatever architecture, or that of a published checkpoint: the
+    `encoder_q` of CoCLR and CPR, the R3D of IIC. Of a published one, `say` is told what was loaded and what was not.
+    """
+    if path.suffix != ".safetensors":
+        state = load(path)
+        if "sampler" in state and "optimizer" in state:
+            raise TrainError(
+                f"checkpoint: {path} is the checkpoint of a whole run, not one encoder; give a file of "
+                f"{path.parent / 'encoders'}"
+            )
+        if is_iic(state):
+            return encoder_of_iic(state, path)
+        encoder, report = load_published(path, state=state)
+        if say is not None:
+            say(f"{path}: {report}")
+        return encoder
+    facts = read_facts(path)
+    if facts.get("kind") != ENCODER_KIND:
+        raise TrainError(
+            f"checkpoint: {path} holds a {facts.get('kind', 'file of another program')}, no encoder"
+        )
+    encoder = new_encoder(facts["architecture"], facts["width"], facts["embedding"])
+    load_tensors(path, encoder)
+    return encoder

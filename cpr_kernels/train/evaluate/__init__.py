@@ -1,0 +1,1 @@
+"""How good are the features? Retrieval, linear probe, classifiers on learnt features."""

@@ -1,0 +1,80 @@
+"""A network that names the class of a clip: a pretrained backbone, dropout, one linear layer; and its file."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .. import TrainError
+from ..encoders import new_encoder
+from ..encoders.forward import CHANNELS_LAST, channels_last
+from ..encoders.weights import described, load_tensors, read_facts, save_tensors
+
+CLASSIFIER_KIND = "cpr_kernels classifier"
+
+
+@dataclass(frozen=True)
+class ClipSettings:
+    """The clips that a classifier was trained on: which view, how many frames, how many pixels a side."""
+
+    view: str
+    frames: int
+    crop: int
+
+
+class Classifier(nn.Module):
+    """Clips [M, C, T, H, W] to logits [M, classes]: `encoder.features`, dropout, a linear layer."""
+
+    def __init__(
+        self, encoder: nn.Module, classes: list[str], clip: ClipSettings, dropout: float = 0.9
+    ) -> None:
+        super().__init__()
+        self.encoder, self.classes, self.clip = encoder, list(classes), clip
+        self.dropout = nn.Dropout(dropout)
+        size: Any = encoder.feature_size
+        self.linear = nn.Linear(size, len(classes))
+        nn.init.normal_(self.linear.weight, std=0.01)
+        nn.init.zeros_(self.linear.bias)
+        for parameter in self.parameters():
+            if parameter.dim() in CHANNELS_LAST:
+                parameter.data = parameter.data.to(memory_format=CHANNELS_LAST[parameter.dim()])
+
+    def forward(self, clips: Tensor) -> Tensor:
+        """Logits [M, classes], float32."""
+        features: Any = self.encoder.features
+        pooled: Tensor = features(channels_last(clips))
+        with torch.autocast(clips.device.type, enabled=False):
+            logits: Tensor = self.linear(self.dropout(pooled.float()))
+        return logits
+
+
+def save_classifier(path: Path, classifier: Classifier, **facts: Any) -> None:
+    """Weights as safetensors; the header holds what is needed to use them: classes, view, clip size, network."""
+    clip = classifier.clip
+    what = {"view": clip.view, "frames": clip.frames, "crop": clip.crop, "classes": classifier.classes}
+    save_tensors(
+        path, classifier, {"kind": CLASSIFIER_KIND, **what, **described(classifier.encoder), **facts}
+    )
+
+
+def load_classifier(path: Path) -> Classifier:
+    """A classifier that `cpr finetune` saved, in evaluation mode.
+
+    Raises:
+        TrainError: missing, damaged, or a file of something else.
+    """
+    facts = read_facts(path)
+    if facts.get("kind") != CLASSIFIER_KIND:
+        raise TrainError(
+            f"checkpoint: {path} holds a {facts.get('kind', 'file of another program')}, no classifier; "
+            "make one with `cpr finetune`"
+        )
+    encoder = new_encoder(facts["architecture"], facts["width"], facts["embedding"])
+    clip = ClipSettings(facts["view"], facts["frames"], facts["crop"])
+    classifier = Classifier(encoder, facts["classes"], clip)
+    load_tensors(path, classifier)
+    return classifier.eval()

@@ -1,0 +1,136 @@
+"""How good are the features? Test-to-train retrieval and a linear probe: no randomness, the same numbers every
+time.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ... import retrieval_recall_at_k
+from ...progress import say
+from .. import TrainError
+from ..data.manifest import Manifest
+from ..pretrain.run_folder import config_of, encoder_files
+from ..runtime.files import write_atomically
+from ..views import chosen
+from ..views.names import together
+from .features import SPLITS, Measured, Protocol, cached_features, measured, unit_features
+from .probe import probe
+
+Recall = dict[str, dict[int, float]]  # {view, and both or all: {k: share}}
+
+
+def retrieval(
+    data: Path, encoders: Mapping[str, nn.Module], protocol: Protocol, device: str = "cpu"
+) -> Recall:
+    """R@k by view, and of all views together when there are several (the sum of their cosines)."""
+    return recall_of(measured(data, encoders, protocol, device), protocol)
+
+
+def recall_of(found: Measured, protocol: Protocol) -> Recall:
+    """R@k by view, on the videos that have it, and of all views together when there are several: there a view that a
+    video lacks counts 0.
+    """
+    unit = {view: unit_features(splits, protocol) for view, splits in found.features.items()}
+    if len(unit) > 1:
+        unit[together(tuple(unit))] = {
+            split: torch.cat([unit[view][split] for view in found.features], dim=1) for split in SPLITS
+        }
+    recall = {}
+    for view, splits in unit.items():
+        has = {split: rows.any(dim=1) for split, rows in splits.items()}
+        test, train = (
+            (splits[split][has[split]], found.labels[split][has[split]]) for split in ("test", "train")
+        )
+        recall[view] = retrieval_recall_at_k(test[0], train[0], test[1], train[1], protocol.ks)
+    return recall
+
+
+def probe_of(found: Measured) -> dict[str, float]:
+    """Top-1 accuracy of a linear probe by view, on the videos that have it, and of all views' features side by side."""
+    features = dict(found.features)
+    if len(features) > 1:
+        whole = {split: torch.cat([features[view][split] for view in features], dim=1) for split in SPLITS}
+        features[together(tuple(features))] = whole
+    accuracy = {}
+    for view, splits in features.items():
+        has = {split: rows.any(dim=1) for split, rows in splits.items()}
+        train, test = (
+            (splits[split][has[split]], found.labels[split][has[split]]) for split in ("train", "test")
+        )
+        accuracy[view] = probe(*train, *test)
+    return accuracy
+
+
+def evaluate_files(
+    files: Mapping[str, Path], data: Path, protocol: Protocol, cache: Path, device: str = "auto"
+) -> dict[str, Any]:
+    """R@k and linear probe of one encoder a view."""
+    features: dict[str, dict[str, Tensor]] = {}
+    labels: dict[str, Tensor] = {}
+    for view, path in files.items():
+        features[view], labels = cached_features(path, view, data, protocol, cache, device)
+    found = Measured(features, labels)
+    return {"recall": recall_of(found, protocol), "probe": probe_of(found)}
+
+
+def measurable(data: Path, views: Sequence[str]) -> tuple[str, ...]:
+    """The views that some training and some test video of a data set have; which are left out is said.
+
+    Raises:
+        TrainError: none is left.
+    """
+    videos, kept = Manifest.load(data).videos, []
+    for name, view in chosen(views).items():
+        without = [
+            split for split in SPLITS
+            if any(v.split == split for v in videos) and not any(view.has(v) for v in videos if v.split == split)
+        ]  # fmt: skip
+        if without:
+            say(f"no {' and no '.join(without)} video of {data} has {name}: not measured there")
+        else:
+            kept.append(name)
+    if not kept:
+        raise TrainError(f"data: {data} has no {' and no '.join(views)} to test with")
+    return tuple(kept)
+
+
+def evaluate_run(
+    run: Path, clips: int = 10, data: Path | None = None, last: bool = False, device: str = "auto"
+) -> list[dict[str, Any]]:
+    """R@k and linear probe after every phase of a run, and of what it started from; writes `eval.json` in its
+    folder, or `eval-<name>.json` for another data set `data` (transfer).
+
+    `last` measures the final encoders only. Features are kept in the run's folder `features`.
+    """
+    config = config_of(run)
+    phases = encoder_files(run)
+    if not phases:
+        raise TrainError(f"run: {run} has no encoder yet; they are saved at the end of each phase")
+    if len(config.init) == len(config.views):
+        phases.insert(0, ("start", dict(config.init)))
+    if last:
+        phases = phases[-1:]
+    protocol = Protocol(config.clips.frames, config.clips.crop, clips)
+    source = data or config.data
+    views = measurable(source, config.views)
+    results = [
+        {
+            "phase": phase,
+            **evaluate_files(
+                {view: files[view] for view in views}, source, protocol, run / "features", device
+            ),
+        }
+        for phase, files in phases
+    ]
+    body = {"data": str(source), "protocol": asdict(protocol), "phases": results}
+    name = "eval.json" if data is None else f"eval-{Path(data).name}.json"
+    write_atomically(run / name, json.dumps(body, indent=1).encode())
+    return results

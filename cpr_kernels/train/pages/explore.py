@@ -1,0 +1,174 @@
+"""`cpr explore`: one page that shows, clip by clip and stage by stage, what a run's cascade mines, and why.
+
+The page holds the run's memory queue as its last checkpoint has it: every entry is a query, and the cascade runs in the
+page, so that any schedule can be tried. Similarities are those of embeddings rounded to 16 bits.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from ... import Schedule, coclr_schedule, cpr_schedule, oracle_schedule
+from ...progress import ProgressBar
+from .. import TrainError
+from ..data.manifest import Manifest
+from ..pretrain.config import TrainConfig
+from ..pretrain.phases import make_plan
+from ..pretrain.run_folder import config_of
+from ..runtime.checkpoint import load
+from ..runtime.files import write_atomically
+from ..runtime.run_log import read_lines
+from ..views.names import label
+from .thumbnails import Album
+
+VERSION = 1
+FEWEST = 8  # entries: with fewer there is nothing to look into
+
+
+@dataclass(frozen=True)
+class Explore:
+    """Look inside the mining of a run: one self-contained HTML page, which needs no server.
+
+    Pick a clip and see its cascade: which entries survive each stage, which view threw out which, the similarities in
+    two views with the thresholds drawn, thumbnails that play, wrong ones marked, PMR over time, CMR by class; any other
+    schedule, or a second run, beside it. `cpr explore RUN [RUN ...] [--out PAGE]`.
+    """
+
+    runs: list[Path]
+    """Folders of runs made by `cpr pretrain`, with a checkpoint."""
+    out: Path = field(default=Path("explore.html"))
+    """The page to write."""
+    title: str = "Inside the cascade"
+
+
+def explore(runs: Sequence[Path], out: Path, title: str = "Inside the cascade") -> Path:
+    """Writes the page about one run or several; returns its path.
+
+    Raises:
+        TrainError: a folder without a run, a checkpoint or a queue to look into.
+    """
+    if not runs:
+        raise TrainError("runs: give at least one folder of a run")
+    albums: dict[Path, Album] = {}
+    held = [_run(Path(run), albums) for run in runs]
+    pages = []
+    for album in albums.values():
+        with ProgressBar("thumbnails", len(album.wanted), unit="video") as bar:
+            pages.append(album.page(bar.advance))
+    write_atomically(out, page({"version": VERSION, "title": title, "albums": pages, "runs": held}).encode())
+    return out
+
+
+def page(body: dict[str, Any]) -> str:
+    """The HTML text: the page's own files and the data, nothing else to load."""
+    here = Path(__file__).with_name("explorer")
+    scripts = "\n".join((here / name).read_text() for name in ("cascade.js", "draw.js", "page.js"))
+    data = json.dumps(body, separators=(",", ":")).replace("</", "<\\/")
+    html = (here / "page.html").read_text()
+    for mark, text in (
+        ("/*STYLE*/", (here / "page.css").read_text()),
+        ("/*SCRIPT*/", scripts),
+        ("/*DATA*/", data),
+    ):
+        html = html.replace(mark, text)
+    return html
+
+
+def _run(run: Path, albums: dict[Path, Album]) -> dict[str, Any]:
+    """One run as the page reads it; its videos are noted in its data set's album."""
+    config = config_of(run)
+    queue = queue_of(run, config)
+    folder = config.data.resolve()
+    if folder not in albums:
+        albums[folder] = Album(config.data, Manifest.load(config.data))
+    album = albums[folder]
+    album.add_views(config.views)
+    videos = queue["videos"].tolist()
+    if max(videos) >= len(album.manifest.videos):
+        raise TrainError(
+            f"run: {run} was trained on other videos than {config.data} holds now; "
+            "restore that data set, or train again"
+        )
+    last = make_plan(config)[-1]
+    schedule = last.schedule or _default_schedule(config.views, len(videos), last.topk)
+    epochs = [line for line in read_lines(run / "log.jsonl") if line["kind"] == "epoch" and line["mining"]]
+    return {
+        "name": run.name if run.name != "run" else run.absolute().parent.name,
+        "album": list(albums).index(folder),
+        "phase": last.name,
+        "mines": last.schedule is not None,
+        "views": [
+            {"name": view, "label": label(view), **packed(queue[view])} for view in config.views
+        ],
+        "videos": album.places(videos),
+        "sources": queue["sources"].tolist(),
+        "schedule": str(schedule),
+        "topk": schedule.topk,
+        "epochs": [
+            {
+                "phase": line["phase"],
+                "pmr": {way: figures["pmr"] for way, figures in line["mining"].items()},
+                "cmr": {way: figures["cmr"] for way, figures in line["mining"].items()},
+            }
+            for line in epochs
+        ],
+    }  # fmt: skip
+
+
+def queue_of(run: Path, config: TrainConfig) -> dict[str, Tensor]:
+    """The filled entries of a run's memory queue: {view: [N, D]}, `videos` [N] and `sources` [N].
+
+    Raises:
+        TrainError: no checkpoint, or a queue with nearly nothing in it.
+    """
+    path = run / "checkpoint.pt"
+    if not path.is_file():
+        raise TrainError(
+            f"run: {run} has no checkpoint.pt, so there is no queue to look into; it is written after each epoch of "
+            f"`cpr pretrain`, and `cpr pretrain --resume {run}` goes on"
+        )
+    state = load(path)["model"]
+    memory = "bank" if "bank.ids" in state else "queue"  # IIC keeps a row for each video
+    filled = state[f"{memory}.ids"] >= 0
+    if int(filled.sum()) < FEWEST:
+        raise TrainError(
+            f"run: the queue of {run} holds {int(filled.sum())} entries, at least {FEWEST} are needed; train on for an "
+            "epoch"
+        )
+    views = {view: state[f"{memory}.view_{view}"][filled].float() for view in config.views}
+    return {**views, "videos": state[f"{memory}.labels"][filled], "sources": state[f"{memory}.ids"][filled]}
+
+
+def _default_schedule(views: Sequence[str], entries: int, topk: int) -> Schedule:
+    """What to look at in a run that mined nothing: as many stages as the entries allow."""
+    if len(views) == 1:
+        return coclr_schedule(views[0], min(topk, entries))
+    order = tuple(reversed(views))  # with rgb and flow: flow judges first
+    for stages in (7, 5, 3):
+        if entries // 2 ** (stages - 1) >= topk:
+            return cpr_schedule(order, entries, stages, 0.5, topk)
+    return oracle_schedule(views, min(topk, entries))
+
+
+def packed(rows: Tensor) -> dict[str, Any]:
+    """Embeddings [N, D] as 16-bit integers: {size, scale, data}; a row is integers * scale."""
+    values: npt.NDArray[np.float32] = rows.detach().cpu().float().numpy()
+    scale = float(np.abs(values).max()) / 32767 or 1.0
+    integers = np.round(values / scale).astype("<i2")
+    return {"size": values.shape[1], "scale": scale, "data": base64.b64encode(integers.tobytes()).decode()}
+
+
+def unpacked(view: dict[str, Any]) -> Tensor:
+    """The integers [N, D] of a packed view, float64: products and sums of them are exact."""
+    integers = np.frombuffer(base64.b64decode(view["data"]), "<i2")
+    return torch.from_numpy(integers.astype(np.float64)).view(-1, view["size"])

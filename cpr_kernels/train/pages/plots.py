@@ -1,0 +1,157 @@
+"""What the report shows as pictures: curves, bars and thumbnails, each as a data URI that needs no other
+file.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ..runtime.files import write_atomically
+
+Curve = Sequence[tuple[float, float]]
+
+# Okabe and Ito's colours, told apart by the colour-blind; line styles differ too.
+STYLES: dict[str, tuple[str, Any]] = {
+    "mined": ("#0072B2", "-"),
+    "flow": ("#E69F00", "--"),
+    "rgb": ("#009E73", "-."),
+    "audio": ("#CC79A7", (0, (3, 1, 1, 1))),
+    "residual": ("#56B4E9", (0, (5, 1))),
+    "both": ("#888888", ":"),
+    "all": ("#888888", ":"),
+}
+MORE = (
+    "#0072B2",
+    "#E69F00",
+    "#009E73",
+    "#D55E00",
+    "#CC79A7",
+    "#56B4E9",
+    "#888888",
+)  # for what has no colour of its own
+INK = "#888888"  # readable on white and on black
+
+
+def curves(
+    lines: Mapping[str, Curve], names: Mapping[str, str], phases: Sequence[tuple[float, str]], label: str
+) -> str:
+    """Shares over epochs: {key: [(epoch, share)]}, legend names, (first epoch, name) of each phase, axis label."""
+    return _svg(_curves(lines, names, phases, label))
+
+
+def save_curves(path: Path, lines: Mapping[str, Curve], label: str) -> None:
+    """The same as an SVG file; keys serve as names."""
+    buffer = io.BytesIO()
+    figure = _curves(lines, {key: key for key in lines}, [], label)
+    figure.savefig(buffer, format="svg", metadata={"Date": None})
+    write_atomically(path, buffer.getvalue())
+
+
+def _curves(
+    lines: Mapping[str, Curve], names: Mapping[str, str], phases: Sequence[tuple[float, str]], label: str
+) -> Any:
+    figure, axes = _canvas(5.6, 3.0)
+    for i, (key, points) in enumerate(lines.items()):
+        colour, style = style_of(key, i)
+        x, y = zip(*points)
+        axes.plot(
+            x,
+            [100 * value for value in y],
+            linestyle=style,
+            color=colour,
+            label=names[key],
+            linewidth=2,
+            marker="o",
+            markersize=3,
+        )
+    for start, name in phases:
+        axes.axvline(start, color=INK, linewidth=0.8, alpha=0.5)
+        axes.annotate(
+            name, (start, 1.01), xycoords=("data", "axes fraction"), fontsize=8, color=INK, ha="left"
+        )
+    axes.set_xlabel("epoch")
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.set_ylabel(label)
+    axes.set_ylim(bottom=0)
+    _legend(axes)
+    return figure
+
+
+def style_of(key: str, number: int) -> tuple[str, Any]:
+    """Colour and line style of a way of mining; others get one by their number."""
+    return STYLES.get(key, (MORE[number % len(MORE)], "-"))
+
+
+def bars(
+    groups: Sequence[str], series: Mapping[str, Sequence[float]], names: Mapping[str, str], label: str
+) -> str:
+    """Horizontal bars, a group a line (classes), in percent."""
+    figure, axes = _canvas(5.6, 0.9 + 0.11 * len(groups) * (len(series) + 0.8))
+    height = 0.85 / len(series)
+    places = np.arange(len(groups))
+    for i, (key, values) in enumerate(series.items()):
+        axes.barh(
+            places + (i - (len(series) - 1) / 2) * height, [100 * value for value in values], height * 0.92,
+            color=style_of(key, i)[0], label=names[key],
+        )  # fmt: skip
+    axes.set_yticks(places, groups)
+    axes.invert_yaxis()
+    axes.set_xlim(0, 100)
+    axes.set_xlabel(label)
+    axes.margins(y=0.01)
+    _legend(axes)
+    return _svg(figure)
+
+
+def thumbnail(frame: npt.NDArray[np.uint8], width: int = 96) -> str:
+    """An RGB frame [H, W, 3] as a small JPEG."""
+    import cv2
+
+    height = max(1, round(frame.shape[0] * width / frame.shape[1]))
+    small = cv2.resize(frame, (width, height), interpolation=cv2.INTER_AREA)
+    good, encoded = cv2.imencode(".jpg", small[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 85])
+    if not good:
+        raise ValueError(f"a thumbnail of shape {small.shape} cannot be encoded")
+    return _uri("image/jpeg", bytes(encoded))
+
+
+def _canvas(width: float, height: float) -> tuple[Any, Any]:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    figure.patch.set_alpha(0)
+    axes = figure.add_subplot()
+    axes.patch.set_alpha(0)
+    for spine in axes.spines.values():
+        spine.set_visible(False)
+    axes.grid(color=INK, alpha=0.25, linewidth=0.6)
+    axes.set_axisbelow(True)
+    axes.tick_params(colors=INK, labelsize=9, length=0)
+    axes.xaxis.label.set_color(INK)
+    axes.yaxis.label.set_color(INK)
+    return figure, axes
+
+
+def _legend(axes: Any) -> None:
+    names = axes.get_legend_handles_labels()[1]
+    fits = max(1, min(4, 96 // (6 + max(map(len, names), default=0))))  # about so many letters a row
+    legend = axes.figure.legend(loc="outside lower center", ncols=fits, frameon=False, fontsize=9)
+    for text in legend.get_texts():
+        text.set_color(INK)
+
+
+def _svg(figure: Any) -> str:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="svg", metadata={"Date": None})
+    return _uri("image/svg+xml", buffer.getvalue())
+
+
+def _uri(kind: str, body: bytes) -> str:
+    return f"data:{kind};base64,{base64.b64encode(body).decode()}"

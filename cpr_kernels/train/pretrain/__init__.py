@@ -1,0 +1,1 @@
+"""What is learnt in a step? Settings, phases, models and the loop."""

@@ -1,0 +1,245 @@
+"""What can be set: plain dataclasses, which the command line shows as options, and named presets."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Literal
+
+from .. import TrainError
+from ..encoders.s3d import SMALLEST_CLIP
+from ..runtime.device import Amp
+from ..views import chosen
+from ..views.augment import Augment
+
+Method = Literal["infonce", "ubernce", "coclr", "cpr", "custom"]
+Siblings = Literal["positive", "ignore", "negative"]
+SIBLINGS: dict[str, int] = {"negative": 0, "positive": 1, "ignore": 2}  # what `mil_nce` calls them
+
+
+@dataclass(frozen=True)
+class Clips:
+    """The clips of a batch."""
+
+    frames: int = 32
+    """Consecutive frames of a clip (T)."""
+    crop: int = 128
+    """Pixels of a clip's side."""
+    batch: int = 32
+    """Videos in a batch (B); each gives two clips."""
+    workers: int = -1
+    """Loader processes; -1 decides by the number of cores (none on two)."""
+    cache_mb: int = 1024
+    """Decoded videos kept in memory, in MiB (per loader process)."""
+    apart: bool = False
+    """The two clips of a video share no frame, where it is long enough; the three-modality method takes them so."""
+
+
+@dataclass(frozen=True)
+class Mining:
+    """How positives are mined in the cycles."""
+
+    method: Method = "cpr"
+    """cpr: the cascade. coclr: the top-k of the frozen views alone. custom: `schedule`. infonce: none, for comparison.
+    ubernce: every clip of the same class, by its label, the upper bound.
+    """
+    stages: int = 7
+    """Stages of the cascade (S); odd, so that the frozen view judges first and last."""
+    ratio: float = 0.5
+    """Share of the queue that each stage but the last keeps (r)."""
+    topk: int = 5
+    """Positives mined for a clip (k)."""
+    progressive: bool = False
+    """Begin with one positive in the first cycle and end with `topk` in the last."""
+    schedule: str = ""
+    """For method custom: stages as view:keep, for example frozen:0.5,trained:0.5,flow+rgb:5; `frozen` stands for all
+    frozen views together, `trained` for the trained one. The last stage keeps `topk`, whatever it says.
+    """
+    query: Literal["key", "online"] = "key"
+    """What stands for a clip in the trained view while mining. key: its momentum embedding, as the paper
+    writes. online: the trained encoder's embedding of the first clip, as the published code does.
+    """
+    frozen_query: Literal["key", "online"] = "key"
+    """The same in the frozen views. key: the second clip, as both have it. online: the first clip, so that with
+    `query online` one clip is judged in all views.
+    """
+    own_drop: float = 0.0
+    """Chance that a clip's own second clip is left out of its positives where others were mined; the published code
+    takes 0.9 after its long pretraining."""
+    siblings: Siblings = "positive"
+    """Queue entries from the same source video, in the cycles' loss; they are never mined."""
+    infonce_siblings: Siblings = "negative"
+    """The same in the InfoNCE pretraining's loss."""
+
+
+@dataclass(frozen=True)
+class Optim:
+    """Optimiser and loss."""
+
+    algorithm: Literal["adam", "sgd"] = "adam"
+    """Adam as CoCLR and CPR have it, SGD as IIC has it."""
+    sgd_momentum: float = 0.9
+    lr: float = 1e-3
+    """Learning rate."""
+    cycle_lr: float | None = None
+    """The rate in the cycles, where it should differ; short cycles keep what InfoNCE learnt only with a lower one."""
+    warmup: int = 0
+    """Steps at the start of each phase over which the rate grows to `lr`; Adam restarts with each phase."""
+    decay_at: float = 0.8
+    """Share of each phase after which the rate falls to a tenth; 1 never."""
+    steps: tuple[float, ...] = ()
+    """Instead: shares of the whole run, after each of which the rate is multiplied by `step_factor`."""
+    step_factor: float = 0.2
+    weight_decay: float = 1e-5
+    accumulate: int = 1
+    """Parts in which a batch goes through the encoders, to fit into memory; batch norm then sees a part at a time."""
+    momentum: float = 0.999
+    """Momentum of the key encoder (m)."""
+    temperature: float = 0.07
+    """Temperature of the loss (T)."""
+
+
+@dataclass(frozen=True)
+class Iic:
+    """What framework iic adds."""
+
+    negatives: int = 1024
+    """Rows of the memory bank drawn for a clip (K)."""
+    broken: Literal["repeat", "shuffle", "none"] = "repeat"
+    """How the motion of intra-negatives is broken: one frame repeated, or two of four segments exchanged."""
+    bank_momentum: float = 0.5
+    """Weight of the old row where the memory bank is updated."""
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Pretrain a video encoder for each view: InfoNCE on all, then cycles that train one view with positives
+    mined in all of them.
+    """
+
+    data: Path
+    """Data set made by `cpr prepare`."""
+    out: Path = Path("runs/pretrain")
+    """Folder of the run: checkpoints, logs, encoders, report."""
+    framework: Literal["moco", "iic"] = "moco"
+    """moco: an encoder a view, momentum encoders and a queue (CoCLR, CPR). iic: one encoder for two views and a memory
+    bank with a row for each training video (IIC, CPR on IIC); `queue` then follows from the data.
+    """
+    views: tuple[str, ...] = ("rgb", "flow")
+    """What a video is seen as, in the order in which a cycle trains: two are CoCLR and CPR, one is InfoNCE."""
+    infonce_epochs: int = 300
+    """Epochs of InfoNCE pretraining, all views together; 0 starts from --init."""
+    cycles: int = 2
+    """Cycles; each trains one view after the other, the others frozen."""
+    cycle_epochs: int = 100
+    """Epochs for each view in each cycle."""
+    queue: int = 2048
+    """Entries of the memory queue (N); keep it well below the number of training videos."""
+    backbone: str = "s3d"
+    """The network that encodes frames."""
+    width: float = 1.0
+    """Multiplies its channels; 1 is the published network."""
+    embedding: int = 128
+    """Length of an embedding (D)."""
+    init: dict[str, Path] = field(default_factory=dict)
+    """Encoders to start from, as `rgb FILE flow FILE`: saved by a run (in its folder encoders), or a published CoCLR
+    or CPR .pth.tar.
+    """
+    clips: Clips = field(default_factory=Clips)
+    mining: Mining = field(default_factory=Mining)
+    optim: Optim = field(default_factory=Optim)
+    augment: Augment = field(default_factory=Augment)
+    iic: Iic = field(default_factory=Iic)
+    seed: int = 0
+    device: str = "auto"
+    """auto takes CUDA where there is one."""
+    amp: Amp = "off"
+    """bf16: convolutions in bfloat16, on CUDA only (not tried yet): torch's gradients of them are wrong on CPUs."""
+    compile: bool = False
+    """Compile the encoders with torch.compile; the first steps take minutes."""
+    goes_on: Path | None = None
+    """Set by `cpr update`: the note of what this run goes on from."""
+
+    def check(self) -> None:
+        """Raises `TrainError` for the first setting that cannot work, and says what would."""
+        chosen(self.views)
+        frames, pixels = SMALLEST_CLIP
+        at_least: list[tuple[str, float, float]] = [
+            ("clips.frames", self.clips.frames, frames), ("clips.crop", self.clips.crop, pixels),
+            ("clips.batch", self.clips.batch, 2), ("queue", self.queue, 1), ("embedding", self.embedding, 1),
+            ("infonce-epochs", self.infonce_epochs, 0), ("cycles", self.cycles, 0),
+            ("cycle-epochs", self.cycle_epochs, 0), ("mining.topk", self.mining.topk, 1),
+            ("mining.stages", self.mining.stages, 1),
+            ("optim.warmup", self.optim.warmup, 0), ("iic.negatives", self.iic.negatives, 1),
+            ("optim.accumulate", self.optim.accumulate, 1),
+        ]  # fmt: skip
+        for name, value, least in at_least:
+            if value < least:
+                raise TrainError(f"{name}: must be at least {least}, got {value}")
+        for name, value in (
+            ("mining.own-drop", self.mining.own_drop),
+            ("optim.momentum", self.optim.momentum),
+            ("optim.decay-at", self.optim.decay_at),
+            ("optim.sgd-momentum", self.optim.sgd_momentum),
+            *(("optim.steps", step) for step in self.optim.steps),
+        ):
+            if not 0 <= value <= 1:
+                raise TrainError(f"{name}: must lie in [0, 1], got {value}")
+        if self.clips.batch // self.optim.accumulate < 2:
+            raise TrainError(
+                f"optim.accumulate: {self.optim.accumulate} parts of a batch of {self.clips.batch} hold fewer than "
+                "2 videos each; batch norm needs 2"
+            )
+        if self.mining.topk > self.queue:
+            raise TrainError(
+                f"mining.topk: {self.mining.topk} positives cannot come from a queue of {self.queue}"
+            )
+        if (self.mining.method == "custom") != bool(self.mining.schedule):
+            raise TrainError(
+                "mining.schedule: goes with mining.method custom, and method custom needs it, "
+                f"got method {self.mining.method} and schedule {self.mining.schedule!r}"
+            )
+        if self.framework == "iic":
+            self._check_iic()
+        if unknown := [view for view in self.init if view not in self.views]:
+            raise TrainError(f"init: the run has no view {unknown[0]!r}; it has {', '.join(self.views)}")
+
+    def _check_iic(self) -> None:
+        """Raises `TrainError` for what one encoder and a memory bank cannot do."""
+        if len(self.views) != 2 or "audio" in self.views:
+            raise TrainError(
+                f"views: framework iic takes two views of frames through one encoder, got {', '.join(self.views)}"
+            )
+        for name, value, known in (
+            ("mining.siblings", self.mining.siblings, ("negative", "ignore")),
+            ("mining.method", self.mining.method, ("infonce", "coclr", "cpr", "custom")),
+            ("mining.own-drop", self.mining.own_drop, (0.0,)),
+            ("optim.accumulate", self.optim.accumulate, (1,)),
+            ("goes-on", self.goes_on, (None,)),
+        ):
+            if value not in known:
+                raise TrainError(f"{name}: framework iic knows {' and '.join(map(str, known))}, got {value}")
+
+
+def to_json(config: TrainConfig) -> str:
+    """The config as JSON text, paths as text."""
+    return json.dumps(asdict(config), indent=1, default=str)
+
+
+def from_json(text: str) -> TrainConfig:
+    """The inverse of `to_json`."""
+    body = json.loads(text)
+    kinds = {"clips": Clips, "mining": Mining, "optim": Optim, "augment": Augment, "iic": Iic}
+    for name, kind in kinds.items():
+        body[name] = kind(**body.get(name, {}))
+    body["optim"] = replace(body["optim"], steps=tuple(body["optim"].steps))
+    for name in ("data", "out"):
+        body[name] = Path(body[name])
+    if "views" not in body:  # a run of before there could be more than two
+        old = {view: body.pop(f"init_{view}", None) for view in ("rgb", "flow")}
+        body["init"] = {view: path for view, path in old.items() if path is not None}
+    body["init"] = {view: Path(path) for view, path in body["init"].items()}
+    body["views"] = tuple(body.get("views", ("rgb", "flow")))
+    body["goes_on"] = Path(body["goes_on"]) if body.get("goes_on") else None
+    return TrainConfig(**body)

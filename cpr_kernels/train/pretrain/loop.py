@@ -1,0 +1,380 @@
+"""The training loop: one step after the other, each a function of config and step number, resumable at any
+of them.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ...progress import ProgressBar, say
+from .. import Interrupted, TrainError
+from ..batches.dataset import Batch, ClipDataset
+from ..batches.loader import augmented, clip_loader, default_workers
+from ..batches.sampler import ClipSampler, MixedSampler
+from ..encoders.weights import load_encoder, save_encoder
+from ..runtime import ranks as parallel
+from ..runtime.checkpoint import load, save
+from ..runtime.device import compiling, device_to_train_on, refuse_infinite
+from ..runtime.files import write_atomically
+from ..runtime.lock import alone
+from ..runtime.run_log import RunLog
+from ..runtime.signals import stop_flag
+from .co_training import Inputs, MultiViewModel, new_encoders
+from .config import Optim, TrainConfig, to_json
+from .iic import BankModel
+from .mining_meter import MiningMeter, rival_schedules
+from .missing_views import MissingViewsModel, Presence
+from .phases import Moment, Phase, locate, make_plan, total_steps
+from .run_folder import WarmStart, config_of, encoder_file, warm_start
+
+
+@dataclass
+class Trainer:
+    """Everything a step touches."""
+
+    config: TrainConfig
+    device: torch.device
+    dataset: ClipDataset
+    sampler: ClipSampler
+    plan: list[Phase]
+    model: MultiViewModel | BankModel
+    optimizer: torch.optim.Optimizer
+    presence: Presence
+    meter: MiningMeter
+    sources: Tensor  # [videos] int64, the source group of each
+
+
+def pretrain(config: TrainConfig, resume: bool = False) -> Path:
+    """Runs, or continues, a whole pretraining; returns the run's folder.
+
+    The folder gets `config.json`, `checkpoint.pt` (after every epoch), `encoders/` (after every phase),
+    `log.jsonl` and `mined.jsonl`. Ctrl-C writes a checkpoint first. Resumed on a CPU, the weights are those
+    of a run that was never stopped, bit for bit.
+
+    Raises:
+        TrainError: a setting that cannot work, a folder that holds another run, nothing to resume.
+        Interrupted: stopped by SIGINT or SIGTERM, resumable.
+    """
+    with parallel.process_group(config.device) as device:
+        return _pretrain(config, resume, device)
+
+
+def _pretrain(config: TrainConfig, resume: bool, device: str) -> Path:
+    run = Path(config.out)
+    state = _refuse_another(run, config, resume)
+    trainer = build(config, device)
+    writes = parallel.rank() == 0
+    start = 0 if state is None else restore(trainer, state)
+    with alone(run, "train") if writes else nullcontext():
+        parallel.wait_for_all()  # all have seen whether the folder is free
+        if writes:
+            write_atomically(run / "config.json", to_json(trainer.config).encode())
+        _train(trainer, state, start, writes)
+    return run
+
+
+def _train(trainer: Trainer, state: dict[str, Any] | None, start: int, writes: bool) -> None:
+    """Every step from `start` on, with what is logged and kept of it."""
+    config, run = trainer.config, Path(trainer.config.out)
+    end, began = total_steps(trainer.plan, trainer.sampler.steps_per_pass), time.perf_counter()
+    log = RunLog(run, resume_at=start, writes=writes)
+    bar = ProgressBar("pretrain", end, done=start, shown=None if writes else False)
+    with bar, stop_flag() as stop, log, torch.random.fork_rng(_cuda(trainer)):
+        _seed(trainer, state)
+        if writes:
+            _tell_left_out(trainer, say)
+        for step, batch in enumerate(_batches(trainer, start, end), start=start):
+            moment = locate(trainer.plan, trainer.sampler.steps_per_pass, step)
+            with compiling(config.compile):
+                figures = run_step(trainer, moment, step, batch, log)
+            rate = 2 * config.clips.batch * (step + 1 - start) / (time.perf_counter() - began)
+            name = trainer.plan[moment.phase].name
+            bar.advance(status=f"{rate:.0f} clips/s  {name}{_brief(figures)}")
+            stopping = parallel.any_rank(bool(stop), trainer.device)
+            if moment.ends_epoch or moment.ends_phase or stopping or step == end - 1:
+                _keep(trainer, moment, step, log, writes)
+            if stopping:
+                raise Interrupted(
+                    f"stopped after step {step + 1} of {end}; continue with: cpr pretrain --resume {run}"
+                )
+
+
+def _tell_left_out(trainer: Trainer, tell: Callable[[str], None]) -> None:
+    """Which videos take no part, or not in every view."""
+    dataset, frames = trainer.dataset, trainer.config.clips.frames
+    if dataset.left_out:
+        tell(f"{dataset.left_out} videos are shorter than {frames} frames: left out")
+    if dataset.without:
+        tell(f"{dataset.without} videos have no {' and no '.join(dataset.views)}: left out")
+    for view, share in trainer.presence.missing.items():
+        tell(
+            f"{100 * share:.1f} % of the training videos have no {view}: it scores 0 for them, and they do not train it"
+        )
+
+
+def _keep(trainer: Trainer, moment: Moment, step: int, log: RunLog, writes: bool) -> None:
+    """The checkpoint after a step, and the encoders at the end of a phase, when all ranks agree on them."""
+    model, run = trainer.model, Path(trainer.config.out)
+    parallel.check_same(model.shared_state(), trainer.device)
+    if writes:
+        if moment.ends_phase:
+            _save_encoders(trainer, moment, run)
+        log.flush()
+        save(run / "checkpoint.pt", snapshot(trainer, step + 1))
+    parallel.wait_for_all()
+
+
+def build(config: TrainConfig, device_name: str | None = None) -> Trainer:
+    """Data, plan, model and optimiser of a config; reads the data set, writes nothing."""
+    config.check()
+    parallel.share_of(config.clips.batch)
+    device = device_to_train_on(device_name or config.device, config.amp)
+    clips = config.clips
+    dataset = ClipDataset(
+        config.data, clips.frames, clips.crop, views=config.views, min_area=config.augment.min_area,
+        apart=clips.apart, cache_mb=clips.cache_mb,
+    )  # fmt: skip
+    presence = Presence(dataset.manifest, dataset.views, device)
+    if config.framework == "iic":
+        config = replace(config, queue=len(dataset))
+    note = None if config.goes_on is None else WarmStart.load(config.goes_on)
+    order = (clips.batch, config.seed, parallel.rank(), parallel.world())
+    if note is None:
+        sampler = ClipSampler(len(dataset), *order)
+    else:
+        sampler = MixedSampler(np.asarray(dataset.videos) < note.old_videos, note.old_share, *order)
+    model = _model(config, dataset, presence).to(device)
+    if note is not None:
+        warm_start(model, note)
+    plan = make_plan(config)
+    names = ["mined", *rival_schedules(config.views, config.mining.topk)]
+    return Trainer(
+        config=config,
+        device=device,
+        dataset=dataset,
+        sampler=sampler,
+        plan=plan,
+        model=model,
+        optimizer=_optimizer(config, model, plan[0]),
+        presence=presence,
+        meter=MiningMeter(dataset.manifest, names, device),
+        sources=torch.tensor([video.group for video in dataset.manifest.videos], device=device),
+    )
+
+
+def run_step(trainer: Trainer, moment: Moment, step: int, batch: Batch, log: RunLog) -> dict[str, Any]:
+    """One step: fills the queue, or trains on a batch; returns its figures."""
+    config, phase, model = trainer.config, trainer.plan[moment.phase], trainer.model
+    began = time.perf_counter()
+    if step == 0 and config.goes_on is not None:
+        model.set_modes(phase)  # momentum encoders and queue stay those of the run before
+    elif moment.starts_phase:
+        model.start_phase(phase)
+        trainer.optimizer = _optimizer(config, model, phase)
+        trainer.meter.reset()
+    inputs, generator = _inputs(trainer, batch, step)
+    if step == 0:
+        model.calibrate(inputs)
+    if moment.epoch < 0:
+        model.fill_step(inputs, phase)
+        return {}
+    own = torch.rand(len(inputs.videos), generator=generator) >= config.mining.own_drop
+    full = model.is_full(moment.step_in_phase * config.clips.batch, moment.phase)
+    measured = rival_schedules(config.views, phase.topk) if full else {}
+    entries = model.held_videos.clone()  # before this batch replaces some
+    trainer.optimizer.zero_grad(set_to_none=True)
+    result = model.train_step(inputs, phase, measured, own.to(trainer.device) if phase.schedule else None)
+    losses = parallel.means([float(loss) for loss in result.losses.values()], trainer.device)
+    figures = {f"loss_{view}": loss for view, loss in zip(result.losses, losses)}
+    refuse_infinite(step, figures, model.trained_parameters(phase))
+    for group in trainer.optimizer.param_groups:
+        group["lr"] = learning_rate(config.optim, phase, moment)
+    trainer.optimizer.step()
+    videos = parallel.gathered(inputs.videos)
+    mined = {name: parallel.gathered(indices) for name, indices in result.mined.items()}
+    for name, indices in mined.items():
+        figures[f"pmr_{name}"] = trainer.meter.update(name, indices, videos, entries)
+    figures["seconds"] = time.perf_counter() - began
+    facts = {"step": step, "phase": phase.name, "epoch": moment.epoch}
+    if trainer.presence.missing and moment.ends_epoch:
+        facts["missing"] = trainer.presence.missing
+    log.step(facts, figures)
+    if moment.ends_epoch:
+        log.epoch(facts, trainer.meter.summary())
+        log.mined(facts, videos, {name: mined_videos(indices, entries) for name, indices in mined.items()})
+        trainer.meter.reset()
+    return figures
+
+
+def _inputs(trainer: Trainer, batch: Batch, step: int) -> tuple[Inputs, torch.Generator]:
+    """This rank's augmented share of the batch, and the generator of its further draws."""
+    config, rank = trainer.config, parallel.rank()
+    own = (config.seed, 2, step, rank) if rank else (config.seed, 2, step)
+    generator = torch.Generator().manual_seed(int(np.random.SeedSequence(own).generate_state(1)[0]))
+    clips = augmented(batch, trainer.dataset.views, config.augment, generator, trainer.device)
+    videos = batch["video"].to(trainer.device)
+    common = int(np.random.SeedSequence((config.seed, 4, step)).generate_state(1)[0])
+    return Inputs(clips, trainer.sources[videos], videos, common), generator
+
+
+def learning_rate(optim: Optim, phase: Phase, moment: Moment) -> float:
+    """The rate at a training step of a phase: warm-up, then constant, then a tenth."""
+    full = optim.lr if phase.pretrains or optim.cycle_lr is None else optim.cycle_lr
+    if optim.steps:
+        return full * optim.step_factor ** sum(moment.overall >= step for step in optim.steps)
+    grown = min(1.0, (moment.step_in_phase - phase.fill_steps + 1) / max(optim.warmup, 1))
+    return full * grown * (0.1 if moment.progress >= optim.decay_at else 1.0)
+
+
+def mined_videos(indices: Tensor, entries: Tensor) -> Tensor:
+    """The videos [B, k] of mined entries [B, k]; padding stays -1."""
+    return torch.where(indices >= 0, entries[indices.clamp(min=0)], -1)
+
+
+def snapshot(trainer: Trainer, step: int) -> dict[str, Any]:
+    """Everything that the next step depends on, as tensors and plain values.
+
+    There is no scheduler, since the rate is a function of the step, and no loss scaler, since bfloat16 needs none.
+    """
+    trainer.sampler.position = step
+    return {
+        "step": step,
+        "config": to_json(trainer.config),
+        "model": trainer.model.state_dict(),
+        "optimizer": trainer.optimizer.state_dict(),
+        "meter": trainer.meter.state_dict(),
+        "sampler": trainer.sampler.state_dict(),
+        "rng": torch.get_rng_state(),
+        "cuda_rng": [torch.cuda.get_rng_state(device) for device in _cuda(trainer)],
+        "torch": str(torch.__version__),
+    }
+
+
+def restore(trainer: Trainer, state: dict[str, Any]) -> int:
+    """Puts a snapshot back; returns the step to go on with."""
+    try:
+        return _restore(trainer, state)
+    except (RuntimeError, KeyError, ValueError, IndexError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise TrainError(
+            f"resume: {trainer.config.out / 'checkpoint.pt'} is not of this run's model ({reason})"
+        ) from None
+
+
+def _restore(trainer: Trainer, state: dict[str, Any]) -> int:
+    step = int(state["step"])
+    trainer.sampler.load_state_dict(state["sampler"])
+    trainer.model.load_state_dict(state["model"])
+    phase = trainer.plan[locate(trainer.plan, trainer.sampler.steps_per_pass, step - 1).phase]
+    trainer.model.set_modes(phase)
+    trainer.optimizer = _optimizer(trainer.config, trainer.model, phase)
+    trainer.optimizer.load_state_dict(state["optimizer"])
+    trainer.meter.load_state_dict(state["meter"])
+    return step
+
+
+def _seed(trainer: Trainer, state: dict[str, Any] | None) -> None:
+    """Torch's own generators: from the config's seed, or as they were. No draw of ours comes from them."""
+    if state is None:
+        torch.manual_seed(trainer.config.seed)
+        return
+    torch.set_rng_state(state["rng"])
+    for device, saved in zip(_cuda(trainer), state["cuda_rng"]):
+        torch.cuda.set_rng_state(saved, device)
+
+
+def _cuda(trainer: Trainer) -> list[torch.device]:
+    return [trainer.device] if trainer.device.type == "cuda" else []
+
+
+def _refuse_another(run: Path, config: TrainConfig, resume: bool) -> dict[str, Any] | None:
+    """The checkpoint to go on from, if there is one; refuses to mix two runs."""
+    known = (run / "config.json").is_file()
+    if not resume:
+        if known:
+            raise TrainError(
+                f"out: {run} holds a run already; continue it with --resume {run}, or give another --out"
+            )
+        return None
+    if not known:
+        raise TrainError(f"resume: {run} holds no run (no config.json)")
+    if to_json(config_of(run)) != to_json(config):
+        raise TrainError(
+            f"resume: the settings differ from {run / 'config.json'}; resume with the run's own settings"
+        )
+    return load(run / "checkpoint.pt") if (run / "checkpoint.pt").is_file() else None
+
+
+def _initial_encoders(config: TrainConfig) -> dict[str, nn.Module]:
+    encoders = new_encoders(config)
+    for view, path in config.init.items():
+        loaded = load_encoder(path, say=say if parallel.rank() == 0 else None)
+        got, wanted = (
+            [getattr(encoder, name) for name in ("architecture", "width", "embedding")]
+            for encoder in (loaded, encoders[view])
+        )
+        if got != wanted:
+            raise TrainError(
+                f"init: {path} is a {got[0]} of width {got[1]} and embedding {got[2]}, the run's {view} encoder "
+                f"a {wanted[0]} of {wanted[1]} and {wanted[2]}; set --backbone, --width and --embedding to match"
+            )
+        encoders[view] = loaded
+    return encoders
+
+
+def _model(config: TrainConfig, dataset: ClipDataset, presence: Presence) -> MultiViewModel | BankModel:
+    videos, encoders = dataset.manifest.videos, _initial_encoders(config)
+    if parallel.world() > 1 and (config.framework == "iic" or presence.missing):
+        what = (
+            "framework iic" if config.framework == "iic" else f"videos without {', '.join(presence.missing)}"
+        )
+        raise TrainError(f"torchrun: {what} can be trained in one process only; start it without torchrun")
+    if config.framework == "iic":
+        return BankModel(config, encoders[config.views[0]], torch.tensor(dataset.videos), len(videos))
+    classes = torch.tensor([video.label for video in videos])
+    if presence.missing:
+        return MissingViewsModel(config, encoders, classes, presence)
+    return MultiViewModel(config, encoders, classes)
+
+
+def _optimizer(config: TrainConfig, model: MultiViewModel | BankModel, phase: Phase) -> torch.optim.Optimizer:
+    parameters, optim = model.trained_parameters(phase), config.optim
+    if optim.algorithm == "sgd":
+        return torch.optim.SGD(
+            parameters, lr=optim.lr, momentum=optim.sgd_momentum, weight_decay=optim.weight_decay
+        )
+    return torch.optim.Adam(parameters, lr=optim.lr, weight_decay=optim.weight_decay)
+
+
+def _batches(trainer: Trainer, start: int, end: int) -> Iterator[Batch]:
+    workers = trainer.config.clips.workers
+    trainer.sampler.position = start
+    loader = clip_loader(trainer.dataset, trainer.sampler, default_workers() if workers < 0 else workers)
+    if start < end:
+        yield from (batch for batch, _ in zip(loader, range(start, end)))
+
+
+def _save_encoders(trainer: Trainer, moment: Moment, run: Path) -> None:
+    phase = trainer.plan[moment.phase]
+    for view, encoder in trainer.model.online.items():
+        save_encoder(encoder_file(run, moment.phase, phase.name, view), encoder, view, phase=phase.name)
+
+
+def _brief(figures: dict[str, Any]) -> str:
+    parts = [
+        f" {key.removeprefix('loss_')} loss {value:.2f}"
+        for key, value in figures.items()
+        if key.startswith("loss")
+    ]
+    if "pmr_mined" in figures:
+        parts.append(f" PMR {figures['pmr_mined']:.2f}")
+    return "".join(parts)

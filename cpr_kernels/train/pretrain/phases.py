@@ -1,0 +1,144 @@
+"""What happens at step n? The run as a list of phases, each a number of epochs, as a pure function of the
+config.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from math import ceil
+
+from ... import Schedule
+from .. import TrainError
+from .config import TrainConfig
+from .methods import method_of
+
+Views = tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Phase:
+    """Some epochs in which the same views are trained in the same way; the others are frozen samplers.
+
+    The first `fill_steps` steps only fill the queue: mining in a queue that is nearly empty finds nothing
+    good. `schedule` None means that nothing is mined. `supervised`: entries of a clip's class are its
+    positives. `pretrains`: this is the InfoNCE pretraining of all views, not a part of a cycle. `topk` is
+    what this phase's mining, and whatever it is compared with, picks.
+    """
+
+    name: str
+    train: Views
+    epochs: int
+    fill_steps: int
+    schedule: Schedule | None
+    topk: int = 5
+    supervised: bool = False
+    pretrains: bool = False
+
+    def steps(self, steps_per_epoch: int) -> int:
+        """All steps of the phase, filling included."""
+        return self.fill_steps + self.epochs * steps_per_epoch
+
+
+@dataclass(frozen=True)
+class Moment:
+    """Where a step lies. `epoch` counts from 0 in its phase, and is -1 while the queue is filled.
+
+    `progress` is the share of the phase's training steps that lie behind, `overall` that of the whole run's.
+    """
+
+    phase: int
+    step_in_phase: int
+    epoch: int
+    starts_phase: bool
+    ends_epoch: bool
+    ends_phase: bool
+    progress: float
+    overall: float
+
+
+def make_plan(config: TrainConfig) -> list[Phase]:
+    """InfoNCE of all views; then, cycle by cycle, each view in turn with the others frozen (Algorithm 1).
+
+    Raises:
+        TrainError: a schedule that the queue is too small for, or nothing to do.
+    """
+    if config.framework == "iic":
+        return _plan_of_iic(config)
+    phases = []
+    if config.infonce_epochs:
+        topk = config.mining.topk
+        phases.append(
+            Phase("infonce", config.views, config.infonce_epochs, 0, None, topk=topk, pretrains=True)
+        )
+    fill_steps = ceil(config.queue / config.clips.batch)
+    for cycle in range(1, config.cycles + 1 if config.cycle_epochs else 1):
+        topk = topk_of_cycle(config, cycle)
+        for trained in config.views:
+            method = method_of(config, trained, topk)
+            phases.append(
+                Phase(
+                    f"cycle{cycle}-{trained}", (trained,), config.cycle_epochs, fill_steps, method.schedule,
+                    topk=topk, supervised=method.supervised,
+                )
+            )  # fmt: skip
+    if not phases:
+        raise TrainError("infonce-epochs and cycles are both 0: nothing to do")
+    if config.goes_on is not None:  # its queue is full of the run before
+        phases[0] = replace(phases[0], fill_steps=0)
+    return phases
+
+
+def _plan_of_iic(config: TrainConfig) -> list[Phase]:
+    """NCE, then cycles with mined positives; both views train their one encoder all along."""
+    phases = []
+    if config.infonce_epochs:
+        topk = config.mining.topk
+        phases.append(Phase("iic", config.views, config.infonce_epochs, 0, None, topk=topk, pretrains=True))
+    for cycle in range(1, config.cycles + 1 if config.cycle_epochs else 1):
+        topk = topk_of_cycle(config, cycle)
+        schedule = method_of(config, config.views[0], topk).schedule
+        phases.append(Phase(f"cycle{cycle}", config.views, config.cycle_epochs, 0, schedule, topk=topk))
+    if not phases:
+        raise TrainError("infonce-epochs and cycles are both 0: nothing to do")
+    return phases
+
+
+def topk_of_cycle(config: TrainConfig, cycle: int) -> int:
+    """Positives mined in a cycle, counted from 1: `topk`, or with `progressive` from 1 in the first cycle to
+    `topk` in the last, evenly.
+    """
+    mining = config.mining
+    if not mining.progressive:
+        return mining.topk
+    if config.cycles < 2:
+        raise TrainError(
+            f"mining.progressive: positives grow from cycle to cycle, so it needs 2 cycles or more, got {config.cycles}"
+        )
+    return round(1 + (mining.topk - 1) * (cycle - 1) / (config.cycles - 1))
+
+
+def locate(plan: list[Phase], steps_per_epoch: int, step: int) -> Moment:
+    """Where global step `step` lies in the plan."""
+    behind = 0
+    for number, phase in enumerate(plan):
+        total = phase.steps(steps_per_epoch)
+        if step < total:
+            trained = step - phase.fill_steps
+            return Moment(
+                phase=number,
+                step_in_phase=step,
+                epoch=trained // steps_per_epoch if trained >= 0 else -1,
+                starts_phase=step == 0,
+                ends_epoch=trained >= 0 and (trained + 1) % steps_per_epoch == 0,
+                ends_phase=step == total - 1,
+                progress=max(trained, 0) / (phase.epochs * steps_per_epoch),
+                overall=(behind + max(trained, 0)) / (sum(p.epochs for p in plan) * steps_per_epoch),
+            )
+        step -= total
+        behind += phase.epochs * steps_per_epoch
+    raise IndexError("step lies behind the last phase")
+
+
+def total_steps(plan: list[Phase], steps_per_epoch: int) -> int:
+    """Steps of the whole run."""
+    return sum(phase.steps(steps_per_epoch) for phase in plan)

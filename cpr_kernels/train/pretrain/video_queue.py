@@ -1,0 +1,29 @@
+"""The memory queue of training videos: which video each entry holds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import Tensor
+
+from ... import MultiViewQueue
+
+
+class VideoQueue(MultiViewQueue):
+    """A queue whose second column holds the index of each entry's video, where a plain queue holds its class."""
+
+    @property
+    def videos(self) -> Tensor:
+        """[N] int64: the video of each entry, -1 for an empty slot."""
+        return self.labels
+
+    def enqueue_clips(self, features: Mapping[str, Tensor], sources: Tensor, videos: Tensor) -> None:
+        """Adds keys {view: [B, D]} with the source id [B] and the video [B] of each."""
+        self.enqueue(features, sources, labels=videos)
+
+    def clear(self) -> None:
+        """Empties every slot."""
+        self.ids.fill_(-1)
+        self.labels.fill_(-1)
+        self.pointer.zero_()
+        self.count.zero_()

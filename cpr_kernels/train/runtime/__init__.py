@@ -1,0 +1,1 @@
+"""What does every long job need? Locks, signals, progress, logs, devices, processes, files."""

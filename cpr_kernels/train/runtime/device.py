@@ -1,0 +1,87 @@
+"""Where and how precisely is computed? The device of a run, and bfloat16 where it is asked for."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from .. import TrainError
+
+Amp = Literal["off", "bf16"]
+
+
+def device_to_train_on(name: str, amp: Amp) -> torch.device:
+    """The device called `name`, if training can be as precise there as `amp` says.
+
+    Raises:
+        TrainError: no such device here, or bfloat16 on a CPU: torch 2.13 (oneDNN) forms weight gradients of bfloat16
+            convolutions over few frames or small pictures from memory that is not theirs, and may end the process.
+    """
+    device = device_of(name)
+    if amp == "bf16" and device.type == "cpu":
+        raise TrainError(
+            f"amp: bf16 trains on CUDA only, and the device is {device}: torch's bfloat16 convolutions give wrong "
+            "gradients on CPUs; use --amp off"
+        )
+    return device
+
+
+def device_of(name: str) -> torch.device:
+    """The device called `name`; auto takes CUDA where there is one.
+
+    Raises:
+        TrainError: no such device here.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise TrainError(
+            f"device: {name!r} cannot be used here ({reason}); expected auto, cpu or cuda"
+        ) from None
+    return device
+
+
+@contextmanager
+def compiling(asked: bool) -> Iterator[None]:
+    """Where `torch.compile` was asked for and fails inside, a sentence instead of the compiler's pages."""
+    try:
+        yield
+    except Exception as error:
+        if not asked or not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+            raise
+        reason = " ".join(str(error).partition("Set TORCHDYNAMO")[0].split())[:200]
+        raise TrainError(
+            f"compile: torch.compile cannot compile the encoders here ({reason}); install the C++ compiler that it "
+            "needs (for GPUs: Triton), or begin a run without --compile"
+        ) from error
+
+
+def autocast(device: torch.device, amp: Amp) -> AbstractContextManager[None]:
+    """Convolutions and products in bfloat16 inside; weights, batch norm's statistics and losses stay float32, so no
+    loss scaling is needed.
+    """
+    return torch.autocast(device.type, torch.bfloat16, enabled=amp == "bf16")
+
+
+def refuse_infinite(step: int, losses: Mapping[str, Any], parameters: Sequence[nn.Parameter]) -> None:
+    """Stops before an optimiser's step that would spoil the weights.
+
+    Raises:
+        TrainError: a loss, or the gradient of a parameter, is not finite.
+    """
+    norm = float(nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None]))
+    if math.isfinite(norm) and all(math.isfinite(loss) for loss in losses.values()):
+        return
+    raise TrainError(
+        f"step {step}: the loss or its gradient is not finite ({dict(losses)}, norm of the gradient {norm}); lower "
+        "--optim.lr or raise --optim.temperature"
+    )

@@ -1,0 +1,43 @@
+"""Reads JSON files with helpful errors, and replaces files whole."""
+
+from __future__ import annotations
+
+import errno
+import json
+from pathlib import Path
+from typing import Any
+
+from ...files import replacing
+from .. import TrainError
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # no space, a used-up quota, a limit on file sizes
+
+
+def read_json(path: Path, kind: str, advice: str) -> dict[str, Any]:
+    """The JSON object that a file of ours holds.
+
+    Raises:
+        TrainError: it holds something else; the sentence begins with `kind` and ends with `advice`.
+    """
+    try:
+        body = json.loads(path.read_text())
+        if not isinstance(body, dict):
+            raise ValueError(f"a {type(body).__name__} where an object belongs")
+    except ValueError as error:
+        raise TrainError(f"{kind}: {path} is damaged ({error}); {advice}") from None
+    return body
+
+
+def write_atomically(path: Path, body: bytes) -> None:
+    """Replaces a file whole: a reader, or a kill at any moment, sees the old one or the new one."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with replacing([path]) as [part]:
+            part.write_bytes(body)
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        raise TrainError(
+            f"out: {path} cannot be written ({error.strerror}); what was there before is whole: free some space, "
+            "then go on as after a stop"
+        ) from error

@@ -1,0 +1,105 @@
+"""What is written down while training? JSON lines for every step and epoch, what was mined, and
+TensorBoard.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from .. import TrainError
+from .files import write_atomically
+
+
+class RunLog:
+    """`log.jsonl` (lines of kind `step` and `epoch`), `mined.jsonl` (the last batch of each epoch) and
+    `tensorboard/`.
+
+    Opened at step `resume_at`, it first drops what a killed run had written at or after that step. With `writes`
+    False, for all ranks but the first, nothing is written.
+    """
+
+    def __init__(self, run: Path, resume_at: int = 0, writes: bool = True) -> None:
+        names = ("log.jsonl", "mined.jsonl")
+        for name in names if writes else ():
+            truncate(run / name, resume_at)
+        files = [run / name if writes else Path(os.devnull) for name in names]
+        self._log, self._mined = files[0].open("a"), files[1].open("a")
+        self._board: Any = None
+        if writes and importlib.util.find_spec("tensorboard") is not None:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._board = SummaryWriter(str(run / "tensorboard"), purge_step=resume_at)
+
+    def __enter__(self) -> RunLog:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.flush()
+        self._log.close()
+        self._mined.close()
+        if self._board is not None:
+            self._board.close()
+
+    def step(self, facts: dict[str, Any], figures: dict[str, float]) -> None:
+        """One training step: losses, PMR of every way of mining, seconds."""
+        finite = {name: value for name, value in figures.items() if math.isfinite(value)}
+        self._log.write(json.dumps({"kind": "step", **facts, **finite}) + "\n")
+        self._scalars(facts["step"], finite)
+
+    def epoch(self, facts: dict[str, Any], summary: dict[str, dict[str, Any]]) -> None:
+        """The epoch's PMR, median CMR and CMR per class, for every way of mining."""
+        self._log.write(json.dumps({"kind": "epoch", **facts, "mining": summary}) + "\n")
+        for name, figures in summary.items():
+            flat = {f"epoch_{key}/{name}": figures[key] for key in ("pmr", "r1", "cmr_median")}
+            flat.update({f"cmr_{name}/{label}": value for label, value in figures["cmr"].items()})
+            self._scalars(facts["step"], flat)
+
+    def mined(self, facts: dict[str, Any], videos: Tensor, picks: dict[str, Tensor]) -> None:
+        """The videos [B] of a batch, and the videos [B, k] that each way of mining picked for them."""
+        lists = {name: chosen.tolist() for name, chosen in picks.items()}
+        self._mined.write(json.dumps({**facts, "videos": videos.tolist(), "picks": lists}) + "\n")
+
+    def flush(self) -> None:
+        """Hands everything to the disk, so that a checkpoint never knows more than the log."""
+        for file in (self._log, self._mined):
+            file.flush()
+            if file.name != os.devnull:
+                os.fsync(file.fileno())
+        if self._board is not None:
+            self._board.flush()
+
+    def _scalars(self, step: int, figures: dict[str, Any]) -> None:
+        if self._board is not None:
+            for name, value in figures.items():
+                self._board.add_scalar(name, value, step)
+
+
+def truncate(path: Path, step: int) -> None:
+    """Drops the lines of a JSON-lines log written at `step` or later, and a last line cut short by a kill."""
+    if not path.is_file():
+        return
+    lines = [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
+    write_atomically(path, "".join(line for line in lines if json.loads(line)["step"] < step).encode())
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The lines of a JSON-lines log; a last line cut short is left out."""
+    if not path.is_file():
+        raise TrainError(f"run: {path} is missing; is {path.parent} the folder of a run?")
+    lines = []
+    for number, line in enumerate(path.read_text().splitlines(keepends=True), start=1):
+        if line.endswith("\n"):
+            try:
+                lines.append(json.loads(line))
+            except ValueError as error:
+                raise TrainError(
+                    f"run: {path} line {number} is damaged ({error}); take that line out"
+                ) from None
+    return lines

@@ -1,0 +1,204 @@
+"""The comparison of methods in one command: common warm-up, one budget, resumable, tables that say what was measured."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from train_sets import tiny
+
+from bench.studies import protocol
+from bench.studies.protocol_reading import reading
+from bench.studies.protocol_tables import diagnosis
+from cpr_kernels.train import TrainError
+from cpr_kernels.train.data.manifest import Manifest
+from cpr_kernels.train.pretrain.config import Mining
+from cpr_kernels.train.pretrain.phases import make_plan
+from cpr_kernels.train.pretrain.run_folder import config_of
+from cpr_kernels.train.runtime.checkpoint import load
+
+pytest_plugins = ["train_fixtures"]
+
+
+@pytest.fixture(scope="module")
+def base(data: Path, tmp_path_factory: pytest.TempPathFactory) -> protocol.Budget:
+    out = tmp_path_factory.mktemp("protocol")
+    return protocol.Budget(
+        tiny(data, out, infonce_epochs=1, cycle_epochs=1, queue=24, mining=Mining(topk=2)), clips_per_video=1
+    )
+
+
+@pytest.fixture(scope="module")
+def document(base: protocol.Budget) -> dict:
+    return protocol.run_protocol(base, base.config.out, [3], ["coclr", "cpr-3"])
+
+
+def test_methods_start_from_the_common_warm_up(base: protocol.Budget, document: dict) -> None:
+    out = base.config.out / "seed3"
+    coclr, cpr = (config_of(out / name) for name in ("coclr", "cpr-3"))
+    assert coclr.init == cpr.init and all(
+        path.parent == out / "warm-up" / "encoders" for path in cpr.init.values()
+    )
+    assert coclr.seed == cpr.seed == 3 and cpr.infonce_epochs == 0
+    assert [str(phase.schedule) for phase in make_plan(cpr)] == [
+        "flow:12,rgb:6,flow:2",
+        "rgb:12,flow:6,rgb:2",
+    ]
+    runs = document["results"]
+    assert runs["coclr"]["3"]["trained_steps"] == runs["cpr-3"]["3"]["trained_steps"] == 8
+    assert set(runs["coclr"]["3"]["mining"]) == {"rgb", "flow"}
+
+
+def test_tables_say_what_was_measured(base: protocol.Budget, document: dict) -> None:
+    text = (base.config.out / "protocol.md").read_text()
+    r1 = document["results"]["cpr-3"]["3"]["recall"]["both"]["1"]
+    line = next(line for line in text.splitlines() if line.startswith("| cpr-3") and "| both" in line)
+    assert f"{100 * r1:.1f}" in line
+    assert json.loads((base.config.out / "protocol.json").read_text())["results"] == document["results"]
+    assert (base.config.out / "curves.svg").read_text().startswith("<?xml")
+    found = document["diagnosis"]["3"]
+    assert found["entries"] == 24 and len(found["purity"]["cascade, 3 stages, flow first"]) == 3
+    assert "cascade, 7 stages, flow first" not in found["purity"]  # 24 entries halved six times are none
+    assert found["purity"]["flow alone"] == pytest.approx(purity_by_hand(base), abs=1e-9)
+    for name, kept in found["kept"].items():
+        assert kept == sorted(kept, reverse=True) and kept[-1] == 2, name
+        for stage, entries in enumerate(kept):  # the same right entries, as a share of two different things
+            right = found["purity"][name][stage] * entries * 24
+            assert right == pytest.approx(found["alive"][name][stage] * pairs_of_a_class(base), abs=1e-6)
+    assert "| cascade, 3 stages, flow first |" in text and "12 → 6 → 2" in text
+    assert "What the figures say:\n\n- cpr-3 against coclr: R@1 of both views together" in text
+
+
+def pairs_of_a_class(base: protocol.Budget) -> int:
+    """Ordered pairs of the queue's entries with one class and two sources."""
+    state = load(base.config.out / "seed3" / "warm-up" / "checkpoint.pt")["model"]
+    videos = [Manifest.load(base.config.data).videos[i] for i in state["queue.labels"].tolist()]
+    return sum(a.label == b.label and a.group != b.group for a in videos for b in videos)
+
+
+def purity_by_hand(base: protocol.Budget) -> list[float]:
+    """Top-2 by flow of every entry among the entries of other sources, entry by entry."""
+    state = load(base.config.out / "seed3" / "warm-up" / "checkpoint.pt")["model"]
+    videos = [Manifest.load(base.config.data).videos[i] for i in state["queue.labels"].tolist()]
+    rows, right = state["queue.view_flow"], 0
+    for i, video in enumerate(videos):
+        others = [j for j, other in enumerate(videos) if other.group != video.group]
+        best = sorted(others, key=lambda j: -float(torch.dot(rows[i], rows[j])))[:2]
+        right += sum(videos[j].label == video.label for j in best)
+    return [right / (2 * len(videos))]
+
+
+def test_same_command_goes_on_and_leaves_what_is_done(base: protocol.Budget, document: dict) -> None:
+    files = {path: path.stat().st_mtime_ns for path in base.config.out.rglob("checkpoint.pt")}
+    again = protocol.run_protocol(base, base.config.out, [3], ["coclr", "cpr-3"])
+    assert {path: path.stat().st_mtime_ns for path in base.config.out.rglob("checkpoint.pt")} == files
+    assert again["results"] == document["results"]
+    assert diagnosis(base.config.out / "seed3" / "warm-up", base.config) == document["diagnosis"]["3"]
+
+
+def test_what_others_finished_is_only_read(
+    base: protocol.Budget, document: dict, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Two processes made the runs, a seed each; the command over all of them trains nothing, on another machine too."""
+
+    def trained(*_: object, **__: object) -> None:
+        raise AssertionError("nothing is left to train or to measure")
+
+    monkeypatch.setattr(protocol, "pretrain", trained)
+    monkeypatch.setattr(protocol, "evaluate_run", trained)
+    monkeypatch.setattr(protocol, "budget", lambda preset, data, out, device: base)
+    arguments = [
+        "--data",
+        str(base.config.data),
+        "--out",
+        str(base.config.out),
+        "--workers",
+        "3",
+        "--device",
+        "cpu",
+    ]
+    assert protocol.main([*arguments, "--seeds", "3", "--methods", "coclr", "cpr-3"]) == 0
+    again = json.loads((base.config.out / "protocol.json").read_text())
+    assert again["results"] == document["results"] and again["diagnosis"] == document["diagnosis"]
+    page, said = (base.config.out / "report.html").read_text(), capsys.readouterr().out
+    for sentence in reading(document):
+        assert f"<li>{sentence}</li>" in page and f"- {sentence}" in said
+
+
+def made(seeds: dict[str, float], mined: float | None = None) -> dict:
+    """Results of a method, as the document holds them: R@1 by seed, PMR of RGB's training."""
+    mining = {"rgb": {} if mined is None else {"mined": {"pmr": mined}}}
+    return {
+        seed: {"recall": {"rgb": {"1": 0.1}, "both": {"1": share}}, "mining": mining}
+        for seed, share in seeds.items()
+    }
+
+
+def test_sentences_say_who_is_ahead_and_why() -> None:
+    stages = {
+        "kept": {"cascade, 3 stages, flow first": [50, 25, 5]},
+        "purity": {"flow alone": [0.2], "cascade, 3 stages, flow first": [0.15, 0.2, 0.26]},
+        "alive": {"cascade, 3 stages, flow first": [0.75, 0.5, 0.13]},
+        "chance": 0.1, "entries": 100, "siblings": 0.01, "agreement": 0.1,
+    }  # fmt: skip
+    results = {
+        "warm-up": made({"0": 0.30, "1": 0.31}), "infonce": made({"0": 0.32, "1": 0.33}),
+        "coclr": made({"0": 0.35, "1": 0.36}, 0.2), "cpr-3": made({"0": 0.40, "1": 0.39}, 0.25),
+        "cpr-7": made({"0": 0.34, "1": 0.36}, 0.21), "ubernce": made({"0": 0.5, "1": 0.5}),
+    }  # fmt: skip
+    said = reading({"results": results, "diagnosis": {"0": stages, "1": stages}})
+    assert said[0] == (
+        "cpr-3 against coclr: R@1 of both views together +4.0 points (+5.0, +3.0 by seed); ahead with every seed. Right "
+        "among the mined positives at the end, %: rgb 25.0 against 20.0."
+    )
+    assert "-0.5 points (-1.0, +0.0 by seed); the seeds do not agree" in said[1]
+    assert "Seeds of one method differ by up to 2.0 points" in said[2]
+    assert "+17.5 points (+18.0, +17.0 by seed), the room that mined positives have" in said[3]
+    assert "+2.0 points (+2.0, +2.0 by seed)" in said[4]
+    assert "+6.0 points (+6.0, +6.0 by seed) of right positives against flow alone" in said[5]
+    assert "Before the last stage 25 entries are left, 20.0 % of them right (2.0 times chance)" in said[5]
+    assert said[5].endswith("the other view took out more wrong than right ones near the query.")
+    assert "nearly independently" in said[6] and "1.0 % of the queue are siblings" in said[6]
+    lost = {**stages, "purity": {**stages["purity"], "flow alone": [0.3]}, "agreement": 0.9}
+    said = reading(
+        {"results": {"cpr-3": made({"0": 0.3}), "coclr": made({"0": 0.4})}, "diagnosis": {"0": lost}}
+    )
+    assert said[0].endswith("-10.0 points; one seed, so nothing is said of its spread.")
+    assert "survives 2.0 times as often as any, but those that the last view would have picked" in said[1]
+    assert "so alike that a second view can correct little" in said[2]
+    idle = {**lost, "chance": 0.19}
+    assert "nothing to refine" in reading({"results": {}, "diagnosis": {"0": idle}})[0]
+    equal = {"cpr-3": made({"0": 0.3, "1": 0.2}), "coclr": made({"0": 0.3, "1": 0.2})}
+    assert "by seed); the same." in reading({"results": equal, "diagnosis": {}})[0]
+    assert reading({"results": {"coclr": {}}, "diagnosis": {}}) == []
+
+
+def test_other_arguments_do_not_mix_with_what_is_there(base: protocol.Budget, document: dict) -> None:
+    other = protocol.Budget(replace(base.config, cycle_epochs=2), 1)
+    with pytest.raises(TrainError, match=r"seed3/coclr was made with other settings"):
+        protocol.run_protocol(other, base.config.out, [3], ["coclr"])
+
+
+def test_every_method_has_the_same_budget(
+    data: Path, tmp_path: Path, base: protocol.Budget, document: dict
+) -> None:
+    for preset in ("cpu", "gpu"):
+        config = protocol.budget(preset, data, base.config.out, "cpu").config
+        config.check()
+        epochs = set()
+        for method in protocol.METHODS:
+            made = protocol.method_config(config, base.config.out, 3, method)
+            made.check()
+            epochs.add(sum(phase.epochs for phase in make_plan(made)))
+        assert len(epochs) == 1
+    with pytest.raises(TrainError, match="1 epochs a view do not divide into 5 cycles"):
+        protocol.method_config(base.config, base.config.out, 3, "cpr-7-progressive")
+
+
+def test_bad_arguments_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert protocol.main(["--data", str(tmp_path), "--out", str(tmp_path / "o")]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("bench.studies.protocol: data:") and said.count("\n") == 1

@@ -1,0 +1,96 @@
+"""How the harness takes time and memory, and judges figures against the goals."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from bench_tools import ROOT
+
+from bench.harness import memory, timing
+from bench.harness.peer import OURS, STRONG, Settings
+from bench.harness.workloads import by_name
+from bench.ops import goals
+from cpr_kernels import _core
+
+
+def test_turns_are_interleaved_and_slow_peers_take_fewer():
+    log = []
+
+    def sampler(name, seconds):
+        def sample(calls):
+            log.append(name)
+            return seconds * calls
+
+        return sample
+
+    found = timing.interleave({"fast": sampler("fast", 0.01), "slow": sampler("slow", 0.1)}, budget_s=2.0)
+    assert len(found["fast"].seconds) == timing.MOST_TURNS and len(found["slow"].seconds) == 10
+    turns = "".join(name[0] for name in log[6:])  # after three warm-up calls each
+    assert "s" in turns[:12] and "ss" not in turns and turns.count("s") == 10
+    assert found["slow"].times_ours(found["fast"]) == pytest.approx([10.0] * 10)
+
+
+def test_ratios_are_taken_within_a_round():
+    # a machine that halves its speed half-way changes the medians, not the ratio
+    ours = timing.Timing(1, [0, 1, 2, 3], [1.0, 1.0, 2.0, 2.0])
+    peer = timing.Timing(1, [0, 3], [3.0, 6.0])
+    assert peer.times_ours(ours) == [3.0, 3.0]
+
+
+def test_peak_of_sees_what_a_call_touches():
+    if memory.cannot_measure("cpu"):
+        pytest.skip(memory.cannot_measure("cpu"))
+    size = 64 << 20
+    code = (  # a process of its own, as for the figures: what other tests left behind would count in part
+        "import torch; from bench import memory\n"
+        f"print(memory.peak_of(lambda: torch.ones({size} // 4).sum(), 'cpu'), memory.peak_of(lambda: None, 'cpu'))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    peak, nothing = map(int, done.stdout.split())
+    assert size - (256 << 10) <= peak <= size + (4 << 20)  # the kernel counts pages in batches
+    assert nothing < 1 << 20
+
+
+def _measured(workload, peer, times_ours, peak_bytes=None):
+    row = {"workload": workload, "peer": peer, "mode": "warm", "status": "ok"}
+    return {**row, "times_ours": times_ours, "peak_bytes": peak_bytes}
+
+
+def test_goals_are_judged_cell_by_cell():
+    rows = [
+        _measured("k400-b64", OURS, 1.0),
+        _measured("k400-b64", STRONG, 7.1),
+        _measured("k400-b64", "matmuls alone", 1.0),
+        _measured("k400-b64", "published algorithm, restated", 250.0),
+    ]
+    verdicts = {goal["against"]: goal for goal in goals.judged("cascade", rows, 2, "cpu")}
+    assert verdicts[STRONG]["verdict"] == "met"
+    assert (
+        verdicts["matmuls alone"]["verdict"] == "not met" and "1.00x" in verdicts["matmuls alone"]["measured"]
+    )
+    assert verdicts["published algorithm, restated"]["verdict"] == "not met"
+    assert all("not judged" in goal["verdict"] for goal in goals.judged("cascade", rows, 4, "cpu"))
+    assert goals.judged("cascade", rows, 2, "cuda") == []
+    memory_goal = [_measured("k400-b512", OURS, 1.0, peak_bytes=11_000_000)]
+    assert [g["verdict"] for g in goals.judged("loss", memory_goal, 2, "cpu")][-1] == "not met"
+
+
+def test_no_matmul_is_faster_than_multiplying_and_adding_alone(isa: str) -> None:
+    """The ceiling of the floors; a quarter above is left to a clock that changes in between."""
+    left, right = torch.randn(512, 512), torch.randn(512, 512)
+    peak = max(_core.cpu_flops_per_second(torch.get_num_threads()) for _ in range(3))
+    assert peak > 1e8
+    if isa == _core.cpu_isas()[0]:
+        assert 2 * 512**3 / min(timing.cpu_sampler(lambda: left @ right)(1) for _ in range(20)) < 1.25 * peak
+
+
+def test_memory_kept_between_calls_is_measured_too():
+    """Otherwise a small call before would hide it."""
+    if memory.cannot_measure("cpu"):
+        pytest.skip(memory.cannot_measure("cpu"))
+    workload = by_name("cascade", "ucf-b16")
+    needed = 2 * workload.num_queries * workload.num_keys * 4  # the scores that it selects from
+    assert memory.peaks("cascade", workload, [OURS], Settings(threads=2))[OURS] > 0.8 * needed

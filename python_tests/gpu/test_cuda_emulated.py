@@ -1,0 +1,387 @@
+"""The CUDA kernels, every thread of them, emulated on a CPU (csrc/cuda/emulate.h), against the reference.
+
+What this shows: indexing, fragment layouts, barriers (the order of threads between two of them is shuffled), copies
+waited for, masks, ties, every path. What it cannot show: speed, and rounding inside a tensor core.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import gpu_small
+import pytest
+import torch
+from cases import LARGE_CASES, LOSS_CASES, SMALL_CASES, CascadeCase, LossCase, listed, name_of
+from cuda_tools import CUDA_SOURCES
+from hypothesis import given, settings
+from oracles import cascade_calls, same
+from places import SUPPORT
+
+import cpr_kernels
+from cpr_kernels import cpr_schedule
+from cpr_kernels.dispatch.calls import CascadeCall
+from cpr_kernels.dispatch.launch_plans import CudaCascadePlan, CudaLimits, plan_on_cuda
+from cpr_kernels.losses import native as loss_native
+from cpr_kernels.losses import reference as loss_reference
+from cpr_kernels.memory import enqueue
+from cpr_kernels.mining import native, reference
+
+pytestmark = pytest.mark.skipif(
+    sys.platform != "linux" or shutil.which("g++") is None, reason="the emulation needs g++ on Linux"
+)
+# compute capability, shared memory a block, L2 bytes, clusters of 16 blocks
+H200 = (90, 232_448, 60 << 20, True)
+H200_SLICE = (90, 232_448, 10 << 20, False)
+A100 = (80, 166_912, 40 << 20, False)
+RTX = (86, 101_376, 6 << 20, False)
+
+
+@pytest.fixture(params=[0, 7], ids=["in order", "shuffled"])
+def core(request: pytest.FixtureRequest) -> Any:
+    """The emulated core, its threads in order or shuffled between barriers."""
+    from cuda_tools import emulated
+
+    module = emulated()
+    module.set_seed(request.param)
+    module.set_limits(*H200)
+    return module
+
+
+@pytest.fixture
+def guarded(monkeypatch: pytest.MonkeyPatch) -> list[torch.Tensor]:
+    """Workspaces with a border that nobody may touch; checked by `borders_hold`."""
+    borders: list[torch.Tensor] = []
+    plain = torch.empty
+
+    def empty(*args: Any, **kwargs: Any) -> torch.Tensor:
+        if kwargs.get("dtype") is not torch.uint8:
+            made = plain(*args, **kwargs)
+            return made.fill_(float("nan")) if made.dtype.is_floating_point else made.fill_(2**31 - 1)
+        size = args[0]
+        whole = torch.full((size + 1024,), 0xA5, dtype=torch.uint8)
+        start = -whole.data_ptr() % 256 + 256
+        borders.extend((whole[:start], whole[start + size :]))
+        return whole[start : start + size]
+
+    for module in (native, loss_native):
+        monkeypatch.setattr(module.torch, "empty", empty, raising=False)
+    return borders
+
+
+def borders_hold(borders: list[torch.Tensor]) -> None:
+    assert borders
+    assert all((border == 0xA5).all() for border in borders)
+
+
+@pytest.mark.parametrize("device", [H200, A100], ids=["tiny", "ring"])
+@pytest.mark.parametrize("case", SMALL_CASES, ids=name_of)
+def test_small_cascades(
+    core: Any, case: CascadeCase, device: tuple[int, ...], guarded: list[torch.Tensor]
+) -> None:
+    core.set_limits(*device)
+    call = case.call()
+    same(native.run_on_stream(call, core, 0), reference.run(call))
+    borders_hold(guarded)
+
+
+CHOSEN = ("paper, UCF101", "one off a block", "long last stage", "clustered, long", "all equal, long",
+          "time-ordered, long", "infinities, long", "mixed weights, long")  # fmt: skip
+
+
+@pytest.mark.parametrize("device", [H200_SLICE, RTX], ids=["shared memory", "lists in global memory"])
+@pytest.mark.parametrize("case", [c for c in LARGE_CASES if c.name in CHOSEN], ids=name_of)
+def test_large_cascades(case: CascadeCase, device: tuple[int, ...], guarded: list[torch.Tensor]) -> None:
+    from cuda_tools import emulated
+
+    core = emulated()
+    core.set_seed(3)
+    core.set_limits(*device)
+    call = case.call()
+    same(native.run_on_stream(call, core, 0), reference.run(call))
+    borders_hold(guarded)
+
+
+@pytest.mark.parametrize("case", SMALL_CASES, ids=name_of)
+def test_small_reranks(core: Any, case: CascadeCase, guarded: list[torch.Tensor]) -> None:
+    call = listed(case.call(), 45)
+    same(native.rerank_on_stream(call, core, 0), reference.rerank(call))
+    borders_hold(guarded)
+
+
+@pytest.mark.parametrize(
+    ("name", "device"),
+    [("one off a block", RTX), ("long last stage", H200_SLICE), ("mixed weights, long", RTX)],
+)
+def test_long_lists_rerank(name: str, device: tuple[int, ...], guarded: list[torch.Tensor]) -> None:
+    from cuda_tools import emulated
+
+    core = emulated()
+    core.set_seed(3)
+    core.set_limits(*device)
+    call = listed(next(case for case in LARGE_CASES if case.name == name).call(), 6000)
+    part = call._replace(**{n: getattr(call, n)[:3] for n in ("candidates", "query_ids", "exclude") if getattr(call, n) is not None},
+                         queries=[query[:3] for query in call.queries])  # fmt: skip
+    same(native.rerank_on_stream(part, core, 0), reference.rerank(part))
+    borders_hold(guarded)
+
+
+def test_an_empty_list_and_entries_beyond_the_queue(core: Any) -> None:
+    call = listed(SMALL_CASES[7].call(), 30)
+    none = call._replace(candidates=call.candidates[:, :0])
+    same(native.rerank_on_stream(none, core, 0), reference.rerank(none))
+    wild = call._replace(candidates=call.candidates.masked_fill(call.candidates % 3 == 0, 2**40))
+    same(native.rerank_on_stream(wild, core, 0), reference.rerank(wild))
+
+
+def shape(queries: int, keys: int, dtype: torch.dtype = torch.bfloat16, dim: int = 64) -> CascadeCall:
+    """A call of two views whose features are never touched."""
+    views = [torch.empty(1, dim, dtype=dtype) for _ in range(2)]
+    schedule = cpr_schedule(num_keys=keys, stages=3)
+    weights, keep = schedule.table(("flow", "rgb"))
+    return CascadeCall(
+        [v.expand(queries, dim) for v in views],
+        [v.expand(keys, dim) for v in views],
+        weights,
+        keep,
+        None,
+        None,
+        None,
+    )
+
+
+@pytest.mark.parametrize(
+    ("device", "queries", "keys", "path", "chunk"),
+    [
+        (H200, 16, 2048, "tiny", 16),
+        (H200, 17, 2048, "ring", 17),
+        (H200, 16, 4097, "ring", 16),
+        (H200, 64, 16384, "ring", 64),
+        (H200, 512, 16384, "ring", 192),  # 128 KB a query: 240 fit 30 MB, in blocks of 64; three sweeps
+        (H200, 512, 2048, "ring", 512),
+        (H200, 4096, 1_000_000, "huge", 128),  # 8 MB of scores and 6 MB of lists a query
+        (A100, 16, 2048, "ring", 16),
+        (RTX, 512, 16384, "huge", 128),
+    ],
+)
+def test_shapes_go_where_the_rules_say(
+    device: tuple[int, ...], queries: int, keys: int, path: str, chunk: int
+) -> None:
+    from cuda_tools import emulated
+
+    core = emulated()
+    core.set_limits(*device)
+    assert core.cuda_limits() == device
+    call = shape(queries, keys)
+    plan = plan_on_cuda(call, CudaLimits(*device))
+    assert isinstance(plan, CudaCascadePlan)
+    assert (plan.path, plan.queries_a_sweep) == (path, chunk)
+    size = plan.workspace_bytes
+    given = native._Arguments(call)
+    assert size == core.cuda_cascade_topk_workspace(*given.features, given.masks, given.out)
+    assert size <= 2 << 30
+    assert size < queries * keys * 2 * 4 * 0.75 or path != "huge"
+
+
+@pytest.mark.parametrize(
+    "choice",
+    [
+        {"sweep": 20},
+        {"score_queries": 128},
+        {"score_queries": 64, "select_threads": 1024},
+        {"early_start": True},
+    ],
+    ids=str,
+)
+def test_what_is_tuned_changes_no_bit(choice: dict[str, Any]) -> None:
+    from cuda_tools import emulated
+
+    core = emulated()
+    core.set_seed(5)
+    core.set_limits(*H200_SLICE)
+    g = torch.Generator().manual_seed(11)
+    query, keys = torch.randn(70, 40, generator=g), torch.randn(5000, 40, generator=g)
+    call = CascadeCall(
+        [query, query], [keys, keys.flip(0)], [1.0, 0.0, 0.0, 1.0], [2000, 9], None, None, None
+    )
+    expected = native.run_on_stream(call, core, 0)
+    core.cuda_tune(**choice)
+    try:
+        same(native.run_on_stream(call, core, 0), expected)
+    finally:
+        core.cuda_tune()
+    with pytest.raises(ValueError, match="score_queries must be 0, 16, 64 or 128"):
+        core.cuda_tune(score_queries=5)
+
+
+@settings(max_examples=40, deadline=None)
+@given(call=cascade_calls())
+def test_any_cascade(call: CascadeCall) -> None:
+    from cuda_tools import emulated
+
+    core = emulated()
+    for seed, device in ((1, H200), (2, RTX)):
+        core.set_seed(seed)
+        core.set_limits(*device)
+        same(native.run_on_stream(call, core, 0), reference.run(call))
+
+
+def test_scores_are_float32_grade_at_any_scale(core: Any) -> None:
+    g = torch.Generator().manual_seed(4)
+    rows = torch.tensor([1e-30, 1e-3, 1.0, 7.0, 1e15])[:, None]
+    query = torch.randn(5, 128, generator=g) * rows
+    keys = torch.randn(300, 128, generator=g) * 10.0 ** torch.randint(-12, 13, (300, 1), generator=g)
+    call = CascadeCall([query], [keys], [1.0], [300], None, None, None)
+    indices, scores = native.run_on_stream(call, core, 0)
+    exact = (query.double() @ keys.double().T).gather(1, indices)
+    size = query.double().norm(dim=1)[:, None] * keys.double().norm(dim=1)[indices]
+    plain = (query @ keys.T).gather(1, indices)
+    budget = ((plain.double() - exact).abs() / size).max() + 2**-23
+    assert ((scores.double() - exact).abs() / size).max() <= budget
+
+
+def test_the_batch_split_does_not_change_a_bit(core: Any) -> None:
+    g = torch.Generator().manual_seed(5)
+    query, keys = torch.randn(70, 48, generator=g), torch.randn(500, 48, generator=g)
+    whole = native.run_on_stream(CascadeCall([query], [keys], [1.0], [500], None, None, None), core, 0)
+    for part in (slice(0, 3), slice(3, 40), slice(40, 70)):
+        some = native.run_on_stream(
+            CascadeCall([query[part]], [keys], [1.0], [500], None, None, None), core, 0
+        )
+        same(some, (whole[0][part], whole[1][part]))
+
+
+def test_what_the_sanitizers_watch_runs_every_kernel() -> None:
+    """`gpu_small.py quick`, here emulated: no kernel of test_cuda_build's list is left out."""
+    from cuda_tools import emulated
+    from test_cuda_build import REGISTERS
+
+    core = emulated()
+    core.set_seed(0)
+    core.set_limits(*H200)
+    core.kernels_launched()
+    for case in gpu_small.cascades(quick=True):
+        same(native.run_on_stream(case.call(), core, 0), reference.run(case.call()))
+        if case in gpu_small.TILES:
+            call = listed(case.call(), 45)
+            same(native.rerank_on_stream(call, core, 0), reference.rerank(call))
+    for loss in gpu_small.losses_of(quick=True):
+        call = loss.call()
+        swept = loss_native.sweep_on_stream(call, True, core, 0)
+        given = (torch.ones_like(swept.loss), swept.lse_all, swept.lse_positive)
+        loss_native.keys_gradient_on_stream(call, given, core, 0)
+    enqueue.on_stream([torch.zeros(8, 5)], torch.tensor(3), torch.tensor(3), [torch.ones(11, 5)], core, 0)
+    assert core.kernels_launched() == len(REGISTERS) + 1  # prepare_kernel is compiled into two files
+
+
+WIDE_CASES = [
+    LossCase("200 features", 9, 70, 200, ids=9),
+    LossCase("257 features", 66, 70, 257, ids=9),
+    LossCase("wide, large scores", 3, 90, 384, scale=20.0, dtype=torch.bfloat16),
+]
+
+
+@pytest.mark.parametrize("case", WIDE_CASES[:1], ids=name_of)
+def test_losses_where_a_block_has_little_memory(
+    core: Any, case: LossCase, guarded: list[torch.Tensor]
+) -> None:
+    core.set_limits(*RTX)
+    check_loss(core, case, guarded)
+
+
+@pytest.mark.parametrize("case", [*LOSS_CASES, *WIDE_CASES], ids=name_of)
+def test_losses(core: Any, case: LossCase, guarded: list[torch.Tensor]) -> None:
+    check_loss(core, case, guarded)
+
+
+def check_loss(core: Any, case: LossCase, guarded: list[torch.Tensor]) -> None:
+    """Loss, statistics and gradients near the reference in float64."""
+    call, exact_call = case.call(), case.call(dtype=torch.float64)
+    exact = loss_reference.sweep(exact_call, True)
+    grad_loss = torch.linspace(-1, 1, call.query.shape[0])
+    exact_keys = loss_reference.keys_gradient(
+        exact_call, grad_loss.double(), exact.lse_all, exact.lse_positive
+    )
+    got = loss_native.sweep_on_stream(call, True, core, 0)
+    keys = loss_native.keys_gradient_on_stream(call, (grad_loss, got.lse_all, got.lse_positive), core, 0)
+    logits = max([1.0, *(t.abs().max().item() for t in (exact.lse_all, exact.lse_positive) if t.numel())])
+    rounding = {torch.float32: 0.0, torch.bfloat16: 2**-8, torch.float16: 2**-11}[call.keys.dtype]
+    for name, value, wanted in [
+        *((name, getattr(got, name), getattr(exact, name)) for name in got._fields),
+        ("grad_keys", keys, exact_keys),
+    ]:
+        size = wanted.abs().max().item() if wanted.numel() else 0.0
+        slack = (1 + size) * (1e-5 + 4e-7 * logits) + (rounding * size if name == "grad_keys" else 0.0)
+        assert ((value.double() - wanted).abs() <= slack).all(), name
+    if call.query.numel():
+        borders_hold(guarded)
+    without = loss_native.sweep_on_stream(call, False, core, 0)
+    assert without.grad_query.shape[0] == 0 and torch.equal(without.loss, got.loss)
+
+
+@pytest.mark.parametrize("batch", [0, 1, 5, 8, 9, 30])
+def test_enqueue(core: Any, batch: int) -> None:
+    g = torch.Generator().manual_seed(batch)
+    for start in (0, 6):
+        buffers = [torch.randn(8, 5, generator=g), torch.randn(8, 16, generator=g).half(), torch.arange(8)]
+        rows = [
+            torch.randn(batch, 5, generator=g),
+            torch.randn(batch, 16, generator=g).half(),
+            torch.arange(batch) + 50,
+        ]
+        expected = [b.clone() for b in buffers]
+        places = [torch.tensor(start), torch.tensor(min(start, 8))]
+        expected_places = [p.clone() for p in places]
+        enqueue.reference(expected, *expected_places, rows)
+        enqueue.on_stream(buffers, *places, rows, core, 0)
+        for made, wanted in zip([*buffers, *places], [*expected, *expected_places]):
+            assert torch.equal(made, wanted)
+
+
+def test_limits_are_named(core: Any) -> None:
+    call = SMALL_CASES[0].call()
+    many = call._replace(stage_weights=[1.0, 0.0] * 33, stage_keep=[1] * 33)
+    assert "at most 32 stages" in str(native.why_never(many))
+    with pytest.raises(RuntimeError, match="at most 32 stages"):
+        native.run_on_stream(many, core, 0)
+    rows = [float(i) for i in range(1, 19)]
+    assert "at most 8 weightings" in str(
+        native.why_never(call._replace(stage_weights=rows, stage_keep=[1] * 9))
+    )
+    assert native.why_never(call) is None
+
+
+FAULTS = {
+    "a copy not waited for": ("score.h", "copy_wait<STEPS - 2>();", "copy_wait<STEPS - 1>();"),
+    "no barrier between two halves of a launch": ("cascade_topk.cu", "  sync_cluster();\n  for (uint32_t query", "  for (uint32_t query"),
+    "one tie too many": ("select.h", "seen++ < cut.ties", "seen++ <= cut.ties"),
+    "an excluded entry kept at stage 1": ("cascade.h", "above & there", "above"),
+}  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fault", FAULTS)
+def test_the_emulation_sees_a_planted_fault(fault: str, tmp_path: Path) -> None:
+    """In a process of its own, for a faulty kernel may write anywhere."""
+    shutil.copytree(CUDA_SOURCES.parent, tmp_path / "csrc")
+    name, old, new = FAULTS[fault]
+    source = tmp_path / "csrc" / "cuda" / name
+    assert source.read_text().count(old) == 1
+    source.write_text(source.read_text().replace(old, new))
+    script = (
+        "import cuda_tools, torch; from pathlib import Path\n"
+        f"cuda_tools.CUDA_SOURCES = Path({str(source.parent)!r})\n"
+        "from cases import SMALL_CASES; from cpr_kernels.mining import native, reference\n"
+        "core = cuda_tools.emulated(); core.set_seed(7)\n"
+        "pairs = [(native.run_on_stream(c.call(), core, 0), reference.run(c.call())) for c in SMALL_CASES]\n"
+        "raise SystemExit(0 if all(torch.equal(a[0], b[0]) for a, b in pairs) else 7)"
+    )
+    path = os.pathsep.join(map(str, (SUPPORT, Path(cpr_kernels.__file__).parents[1])))
+    done = subprocess.run(
+        [sys.executable, "-c", script], env={**os.environ, "PYTHONPATH": path}, capture_output=True
+    )
+    assert done.returncode == 7 or done.returncode < 0, done.stderr.decode()

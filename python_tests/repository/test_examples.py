@@ -1,0 +1,84 @@
+"""The examples do what they say: each is run, and what it learns or mines is better than what it replaces."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from places import ROOT
+
+EXAMPLES = ROOT / "examples"
+CHANCE = 1 / 16  # classes of examples/toy.py
+
+
+@pytest.fixture
+def example(monkeypatch):
+    """Imports an example by its name; skips where the package that it is about is missing."""
+
+    def load(name, needs=None):
+        if not EXAMPLES.is_dir():
+            pytest.skip("the examples are not beside the tests")
+        if needs is not None:
+            pytest.importorskip(
+                needs, reason=f"examples/{name}.py shows cpr_kernels with {needs}", exc_type=ImportError
+            )
+        monkeypatch.syspath_prepend(str(EXAMPLES))
+        for module in (name, "toy"):
+            monkeypatch.delitem(sys.modules, module, raising=False)
+        with torch.random.fork_rng():
+            return importlib.import_module(name)
+
+    return load
+
+
+def test_in_a_plain_moco_loop(example):
+    moco = example("moco")
+    with torch.random.fork_rng():
+        plain, mined = moco.main(mine=False), moco.main()
+    assert mined["pmr"] > 8 * CHANCE
+    assert mined["recall"] > plain["recall"] > 4 * CHANCE
+
+
+def test_as_a_miner_for_metric_learning(example):
+    metric_learning = example("metric_learning", needs="pytorch_metric_learning.losses")
+    with torch.random.fork_rng():
+        assert metric_learning.main(steps=60) > 8 * CHANCE
+
+
+def test_the_miner_returns_pairs_by_its_own_definition(example):
+    metric_learning = example("metric_learning", needs="pytorch_metric_learning.losses")
+    cpr = metric_learning.cpr
+    other = torch.eye(4)[torch.tensor([0, 0, 1, 1, 2])]  # samples 0 and 1 look alike, and 2 and 3
+    miner = metric_learning.CascadeMiner(other, cpr.parse_schedule("other:1"))
+    crops = torch.nn.functional.normalize(torch.randn(10, 3), dim=1)
+    a1, p, a2, n = miner(crops, torch.arange(5).repeat(2))
+    pairs, apart = set(zip(a1.tolist(), p.tolist())), set(zip(a2.tolist(), n.tolist()))
+    assert {(0, 5), (0, 1), (2, 7), (2, 3)} <= pairs  # the other crop, and the first crop of the look-alike
+    assert len(pairs) == 20 and not pairs & apart
+    assert not {(i, i) for i in range(10)} & (pairs | apart)
+
+
+def test_with_lightly(example):
+    lightly_moco = example("lightly_moco", needs="lightly.models.modules")
+    with torch.random.fork_rng():
+        assert lightly_moco.main() > 4 * CHANCE
+
+
+def test_under_compile(example):
+    same, difference = example("compiled").main(backend="aot_eager")
+    assert same and difference < 1e-5
+
+
+def test_on_numpy_arrays(example):
+    shares = example("numpy_arrays").main()
+    assert shares["cascade"] > 1.2 * shares["flow alone"] > 4 * CHANCE
+
+
+def test_every_example_is_a_page_and_is_run_here():
+    text = Path(__file__).read_text()
+    for path in EXAMPLES.glob("*.py"):
+        assert len(path.read_text().splitlines()) <= 80, path
+        assert path.stem == "toy" or f'example("{path.stem}"' in text, path

@@ -1,0 +1,106 @@
+"""Building the CUDA kernels in tests: emulated on a CPU with g++, or for a GPU that is not here with nvcc."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import importlib.util
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from places import ROOT
+
+CUDA_SOURCES = ROOT / "csrc" / "cuda"
+
+
+def nvcc() -> str | None:
+    """Where nvcc is; None where there is none."""
+    return os.environ.get("CUDACXX") or shutil.which("nvcc")
+
+
+class Kernel(NamedTuple):
+    """What ptxas reports of one kernel."""
+
+    name: str
+    registers: int
+    stack_bytes: int
+    spill_bytes: int
+
+
+def report(text: str) -> list[Kernel]:
+    """The kernels named in the output of `-Xptxas=-v`, by a readable name: `score_kernel<0,2,128>`."""
+    pattern = (
+        r"Compiling entry function '(\S+)'.*?(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill "
+        r"loads.*?Used (\d+) registers"
+    )
+    return [
+        Kernel(_readable(name), int(registers), int(stack), int(stores) + int(loads))
+        for name, stack, stores, loads, registers in re.findall(pattern, text, flags=re.DOTALL)
+    ]
+
+
+def _readable(mangled: str) -> str:
+    found = re.search(r"\d([a-z_]+_kernel)(I(?:L[ib]\d+E)+)?", mangled)
+    assert found, mangled
+    constants = re.findall(r"L[ib](\d+)E", found.group(2) or "")
+    return found.group(1) + (f"<{','.join(constants)}>" if constants else "")
+
+
+def _emulated_flags() -> list[str]:
+    import sysconfig
+
+    import pybind11
+
+    includes = [pybind11.get_include(), sysconfig.get_paths()["include"]]
+    return [
+        "-std=c++17",
+        "-O2",
+        "-fPIC",
+        "-fvisibility=hidden",
+        "-DCPR_EMULATE",
+        "-ffp-contract=off",
+        "-U_FORTIFY_SOURCE",
+        "-Wall",
+        "-Wextra",
+        "-Wno-unknown-pragmas",
+        "-Wno-clobbered",
+        "-Werror",
+    ] + [f"-I{path}" for path in includes]
+
+
+@functools.cache
+def emulated() -> Any:
+    """The module `_emulated`: the CUDA kernels run thread by thread on the CPU. Built once per state of the sources."""
+    sources = [*sorted(CUDA_SOURCES.glob("*.cu")), CUDA_SOURCES / "emulated.cpp"]
+    state = hashlib.sha256(" ".join(_emulated_flags()).encode() + sys.version.encode())
+    for path in sorted(CUDA_SOURCES.parent.rglob("*.[hc]*")):
+        state.update(path.read_bytes())
+    folder = Path(tempfile.gettempdir()) / f"cpr_kernels_emulated_{os.getuid()}_{state.hexdigest()[:16]}"
+    built = folder / "_emulated.so"
+    if not built.exists():
+        folder.mkdir(mode=0o700, exist_ok=True)
+        objects = [folder / f"{path.stem}.o" for path in sources]
+        with ThreadPoolExecutor(2) as pool:
+            list(pool.map(_compile, sources, objects))
+        made = folder / "made.so"
+        subprocess.run(["g++", "-shared", "-o", made, *objects], check=True)
+        made.replace(built)
+    spec = importlib.util.spec_from_file_location("_emulated", built)
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def _compile(source: Path, to: Path) -> None:
+    done = subprocess.run(
+        ["g++", *_emulated_flags(), "-x", "c++", "-c", source, "-o", to], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
