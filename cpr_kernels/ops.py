@@ -53,6 +53,7 @@ LIBRARY.define(
 LIBRARY.define(
     f"_mil_nce_keys_gradient({_LOSS}, {_LOSS_MASKS}, *, Tensor grad_loss, {_LOSS_STATE}, str backend) -> Tensor"
 )
+LIBRARY.define("_mil_nce_gradient_at(Tensor gradient, Tensor input) -> Tensor")
 LIBRARY.define("enqueue_(Tensor(a!)[] buffers, Tensor(b!) pointer, Tensor(c!) count, Tensor[] rows) -> ()")
 
 
@@ -161,6 +162,11 @@ def _fake_keys_gradient(*args: Any, **_: Any) -> Tensor:
     return torch.empty_like(args[2], memory_format=torch.contiguous_format)
 
 
+def _gradient_at(gradient: Tensor, input: Tensor) -> Tensor:
+    """The gradient, said to depend on the input that it is taken at."""
+    return gradient.clone()
+
+
 def _enqueue_(buffers: Sequence[Tensor], pointer: Tensor, count: Tensor, rows: Sequence[Tensor]) -> None:
     check_enqueue(buffers, pointer, count, rows)
     run_enqueue(buffers, pointer, count, rows)
@@ -202,6 +208,7 @@ for _op, _run in (
     ("_cascade_rerank_on", _cascade_rerank),
     ("_mil_nce_sweep", _sweep),
     ("_mil_nce_keys_gradient", _keys_gradient),
+    ("_mil_nce_gradient_at", _gradient_at),
     ("enqueue_", _enqueue_),
 ):
     LIBRARY.impl(_op, _run, "CompositeExplicitAutograd")  # every device; the backend is chosen per call
@@ -212,6 +219,7 @@ for _op in (
     "_cascade_rerank_on",
     "_mil_nce_sweep",
     "_mil_nce_keys_gradient",
+    "_mil_nce_gradient_at",
     "enqueue_",
 ):
     # mining and the queue record no graph, whatever their inputs require; the loss's graph stands above its sweeps
@@ -242,4 +250,5 @@ torch.library.register_fake("cpr::cascade_rerank", _fake_cascade_rerank, lib=LIB
 torch.library.register_fake("cpr::_cascade_rerank_on", _fake_cascade_rerank, lib=LIBRARY)
 torch.library.register_fake("cpr::_mil_nce_sweep", _fake_sweep, lib=LIBRARY)
 torch.library.register_fake("cpr::_mil_nce_keys_gradient", _fake_keys_gradient, lib=LIBRARY)
+torch.library.register_fake("cpr::_mil_nce_gradient_at", _gradient_at, lib=LIBRARY)
 torch.library.register_fake("cpr::enqueue_", _fake_enqueue_, lib=LIBRARY)

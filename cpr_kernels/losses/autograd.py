@@ -30,15 +30,17 @@ def version(tensor: Any) -> int | None:
 def _keep(ctx: Any, call: LossCall, backend: str, output: Sequence[Tensor]) -> None:
     """Saves what `_backward` reads for the gradients that are needed, and notes the call for second derivatives."""
     of_query, of_positive, of_keys = ctx.needs_input_grad[:3]
+    traced = torch._C._len_torch_dispatch_stack() > 0
     _, lse_all, lse_positive, own_weight, grad_query = output
     for_keys = (call.keys, call.positives, call.query_ids, call.key_ids, lse_all, lse_positive)
     ctx.save_for_backward(
         grad_query if of_query else None,
         own_weight if of_positive else None,
-        call.query if of_positive or of_keys else None,
+        call.query if of_positive or of_keys or (traced and of_query) else None,
+        call.positive if traced and of_positive else None,
         *(for_keys if of_keys else (None,) * len(for_keys)),
     )
-    ctx.call, ctx.versions, ctx.backend = call, tuple(map(version, call)), backend
+    ctx.call, ctx.versions, ctx.backend, ctx.traced = call, tuple(map(version, call)), backend, traced
 
 
 def _backward(ctx: Any, grad_loss: Tensor | None) -> Sequence[Tensor | None]:
@@ -46,7 +48,7 @@ def _backward(ctx: Any, grad_loss: Tensor | None) -> Sequence[Tensor | None]:
     if grad_loss is None:
         return None, None, None
     wants = ctx.needs_input_grad[:3]
-    grad_query, own_weight, query, keys, positives, query_ids, key_ids, *lse = ctx.saved_tensors
+    grad_query, own_weight, query, positive, keys, positives, query_ids, key_ids, *lse = ctx.saved_tensors
     known = Known(grad_query, own_weight, *lse)
     if torch.is_grad_enabled() or torch._C._are_functorch_transforms_active():
         changed = ctx.versions != tuple(map(version, ctx.call))
@@ -56,15 +58,21 @@ def _backward(ctx: Any, grad_loss: Tensor | None) -> Sequence[Tensor | None]:
         call = call._replace(query=query)
     if wants[2]:
         call = call._replace(keys=keys, positives=positives, query_ids=query_ids, key_ids=key_ids)
-    return first_gradients(call, grad_loss, known, wants, ctx.backend)
+    of_query, of_positive, of_keys = first_gradients(call, grad_loss, known, wants, ctx.backend)
+    if ctx.traced:  # a compiler keeps what is read here, and so refuses second derivatives, not knowing them
+        of_query = None if of_query is None else torch.ops.cpr._mil_nce_gradient_at(of_query, query)
+        of_positive = (
+            None if of_positive is None else torch.ops.cpr._mil_nce_gradient_at(of_positive, positive)
+        )
+    return of_query, of_positive, of_keys
 
 
 class MILNCE(torch.autograd.Function):
-    """A call's fields, whether its query's gradient is wanted, and a backend, to the outputs of a sweep."""
+    """The outputs of a sweep, of which the loss [B] is differentiable."""
 
     @staticmethod
     def forward(*inputs: Any) -> tuple[Tensor, ...]:
-        """`inputs` are those of :meth:`loss`."""
+        """`inputs` are the call's fields, whether the query's gradient is wanted, and the backend's name."""
         *call, want_gradient, backend = inputs
         return torch.ops.cpr._mil_nce_sweep.default(*call, want_gradient=want_gradient, backend=backend)
 

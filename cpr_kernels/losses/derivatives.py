@@ -58,6 +58,8 @@ def first_gradients(
 def _outside_autocast(function: Callable[..., Any], *inputs: Any) -> Any:
     """``function(*inputs)`` in the precision of the inputs, also within an autocast region."""
     device = next(x.device.type for x in inputs if isinstance(x, Tensor))
+    if not torch.amp.is_autocast_available(device):
+        return function(*inputs)
     with torch.autocast(device, enabled=False):
         return function(*inputs)
 

@@ -227,3 +227,15 @@ def test_third_derivatives_are_refused(third: Callable[..., Tensor]) -> None:
     (query, positive, keys), op, _ = losses_of(CASES[0])
     with pytest.raises(RuntimeError, match="a third was needed"):
         third(lambda q: op(q, positive, keys).sum(), query)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("which", [0, 1, 2])
+def test_compiled_code_refuses_a_second_derivative(which: int) -> None:
+    inputs, op, expected = losses_of(CASES[0])
+    taken = inputs[which].requires_grad_()
+    compiled = torch.compile(lambda *x: op(*x).sum(), backend="aot_eager")
+    (first,) = torch.autograd.grad(compiled(*inputs), taken, create_graph=True)
+    torch.testing.assert_close(first, torch.autograd.grad(expected(*inputs).sum(), taken)[0])
+    with pytest.raises(RuntimeError, match="does not currently support double backward"):
+        torch.autograd.grad((first**2).sum(), taken)
