@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.autograd.graph import increment_version
 
 from . import losses, mining
@@ -143,6 +144,24 @@ def _sweep(*args: Any, want_gradient: bool, backend: str) -> tuple[Tensor, ...]:
     return tuple(choose(losses.BACKENDS, call, backend).sweep(call, want_gradient))
 
 
+def _sweep_without_tangents(keyset: torch._C.DispatchKeySet, *args: Any, **kwargs: Any) -> tuple[Tensor, ...]:
+    """Refuses dual numbers, which reach the sweep itself in compiled code only.
+
+    Raises:
+        RuntimeError: an argument that has a tangent.
+    """
+    if forward_ad._current_level >= 0 and torch._C._is_fwd_grad_enabled():
+        tensors = [x for x in args if isinstance(x, Tensor)]
+        if any(forward_ad.unpack_dual(x).tangent is not None for x in tensors):
+            raise RuntimeError(
+                "mil_nce: compiled code was given dual numbers, whose tangents it would drop; "
+                "enter forward_ad.dual_level inside of the compiled function, or call it uncompiled"
+            )
+    with torch._C._AutoDispatchBelowAutograd():
+        below = keyset & torch._C._after_autograd_keyset
+        return torch.ops.cpr._mil_nce_sweep.default.redispatch(below, *args, **kwargs)
+
+
 def _fake_sweep(*args: Any, want_gradient: bool, backend: str) -> tuple[Tensor, ...]:
     call = _loss_call(args)
     rows, dim = call.query.shape
@@ -217,7 +236,6 @@ for _op in (
     "_cascade_topk_on",
     "cascade_rerank",
     "_cascade_rerank_on",
-    "_mil_nce_sweep",
     "_mil_nce_keys_gradient",
     "_mil_nce_gradient_at",
     "enqueue_",
@@ -225,6 +243,7 @@ for _op in (
     # mining and the queue record no graph, whatever their inputs require; the loss's graph stands above its sweeps
     LIBRARY.impl(_op, torch.library.fallthrough_kernel, "Autograd")
 LIBRARY.impl("enqueue_", _enqueue_counted, "ADInplaceOrView", with_keyset=True)
+LIBRARY.impl("_mil_nce_sweep", _sweep_without_tangents, "Autograd", with_keyset=True)
 for _op in ("mil_nce", "_mil_nce_on"):
     LIBRARY.impl(_op, _mil_nce, "CompositeImplicitAutograd")
     LIBRARY.impl(_op, _mil_nce, "FuncTorchDynamicLayerFrontMode")  # before torch.func takes its levels apart

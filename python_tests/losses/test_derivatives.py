@@ -239,3 +239,13 @@ def test_compiled_code_refuses_a_second_derivative(which: int) -> None:
     torch.testing.assert_close(first, torch.autograd.grad(expected(*inputs).sum(), taken)[0])
     with pytest.raises(RuntimeError, match="does not currently support double backward"):
         torch.autograd.grad((first**2).sum(), taken)
+
+
+@pytest.mark.slow
+def test_compiled_code_refuses_dual_numbers() -> None:
+    inputs, op, _ = losses_of(CASES[0])
+    compiled = torch.compile(lambda *x: op(*x).sum(), backend="aot_eager")
+    with forward_ad.dual_level():
+        dual = [forward_ad.make_dual(t, torch.ones_like(t)) for t in inputs]
+        with pytest.raises(RuntimeError, match="compiled code was given dual numbers"):
+            compiled(*dual)
