@@ -38,7 +38,8 @@ def write_report(
 ) -> Path:
     """Writes one HTML page, pictures and plots inside, about one run or several; returns its path.
 
-    A run must have been evaluated (`eval.json`). `inside` is the name of an explorer's page beside it, to link to.
+    A run on videos with classes must have been evaluated (`eval.json`); one without has no figures, and the page says
+    so. `inside` is the name of an explorer's page beside it, to link to.
     `says`: sentences on what came out, shown as a list below the page's own.
     """
     import jinja2
@@ -63,9 +64,7 @@ def _section(run: Path, shown: int) -> dict[str, Any]:
     config = config_of(run)
     manifest = Manifest.load(config.data)
     epochs = [line for line in read_lines(run / "log.jsonl") if line["kind"] == "epoch"]
-    if not (run / "eval.json").is_file():
-        raise TrainError(f"run: {run} has no eval.json; run `cpr evaluate --run {run}` first")
-    evaluation = read_json(run / "eval.json", "run", f"run `cpr evaluate {run}` again")
+    evaluation = _evaluation(run) if manifest.classes else {"phases": [], "protocol": {}}
     names, album = ways_of(config), _Album(FrameStore(config.data), manifest, config.views)
     return {
         "run": run,
@@ -87,9 +86,16 @@ def _section(run: Path, shown: int) -> dict[str, Any]:
         "galleries": _galleries(run, album, names, shown),
         "brings": brought(
             run, config, Protocol(**evaluation["protocol"]), album.clip, shown
-        ) if len(config.views) > 1 else [],
+        ) if len(config.views) > 1 and manifest.classes else [],
         "settings": _settings(run, config, manifest),
     }  # fmt: skip
+
+
+def _evaluation(run: Path) -> dict[str, Any]:
+    """What `cpr evaluate` found."""
+    if not (run / "eval.json").is_file():
+        raise TrainError(f"run: {run} has no eval.json; run `cpr evaluate --run {run}` first")
+    return read_json(run / "eval.json", "run", f"run `cpr evaluate {run}` again")
 
 
 def method_name(config: TrainConfig) -> str:
@@ -146,7 +152,7 @@ def _side_by_side(sections: list[dict[str, Any]]) -> dict[str, Any]:
     rows, lines = [], {}
     for section in sections:
         mined = [line["mining"]["mined"] for line in section["epochs"] if "mined" in line["mining"]]
-        last = section["evaluation"][-1]
+        last = section["evaluation"][-1] if section["evaluation"] else {"recall": {}}
         rows.append({
             "title": section["title"],
             "method": section["names"]["mined"] if section["config"].cycles else "none: pretraining only",
@@ -188,11 +194,11 @@ def _queries(line: dict[str, Any], album: _Album, names: dict[str, str], shown: 
         label = album.label(video)
         if label in seen or len(queries) == shown:
             continue
-        seen.add(label)
+        seen.update([label] if label else [])
         ways = []
         for way in (way for way in names if way in line["picks"] and way not in ("both", "all")):
             picks = [
-                {**album.clip(pick), "right": album.label(pick) == label}
+                {**album.clip(pick), "right": album.label(pick) == label if label else None}
                 for pick in line["picks"][way][row]
                 if pick >= 0
             ]
@@ -211,7 +217,9 @@ class _Album:
         self.made: dict[int, dict[str, Any]] = {}
 
     def label(self, video: int) -> str:
-        return self.manifest.classes[self.manifest.videos[video].label]
+        """The name of a video's class; empty where it has none."""
+        number = self.manifest.videos[video].label
+        return self.manifest.classes[number] if number >= 0 else ""
 
     def clip(self, video: int) -> dict[str, Any]:
         if video not in self.made:
@@ -275,6 +283,10 @@ def _lead(sections: list[dict[str, Any]]) -> list[str]:
             shares = [f"{section['names'][way]} {100 * mined[-1][way]['pmr']:.0f} %" for way in shown]
             words.append(f"Right among the mined positives: {', '.join(shares)}.")
         measured = section["evaluation"]
+        if not measured:
+            words.append("The videos have no classes: mining and retrieval are shown, not measured.")
+            sentences.append(" ".join(words))
+            continue
         phases = measured if len(measured) == 1 else [measured[0], measured[-1]]
         gains = [
             f"{view} " + " to ".join(f"{100 * phase['recall'][view]['1']:.1f}" for phase in phases) + " %"

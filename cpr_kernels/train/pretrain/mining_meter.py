@@ -20,7 +20,8 @@ def rival_schedules(views: Sequence[str], topk: int) -> dict[str, Schedule]:
 
 
 class MiningMeter:
-    """PMR and CMR of named schedules over an epoch; labels serve here and nowhere else.
+    """PMR and CMR of named schedules over an epoch; labels serve here and nowhere else. Without classes there is
+    nothing to measure by: `update` must not be called, and the summary is empty.
 
     The queue's label column holds each entry's video (its index in the manifest); class and source follow
     from it.
