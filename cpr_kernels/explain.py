@@ -63,15 +63,18 @@ def explain(
     if op is mining.cascade_topk:
         call = arguments.as_call(*args, **kwargs)
         arguments.check_call(call)
+        call = call.in_one_dtype()
         choices = Explanation(reasons(mining.BACKENDS, call))
     elif op is mining.cascade_rerank:
         call = arguments.as_rerank_call(*args, **kwargs)
         check_rerank(call)
+        call = call.in_one_dtype()
         choices = Explanation(reasons(mining.RERANK_BACKENDS, call))
     elif op is losses.mil_nce:
         kwargs.pop("reduction", None)
         call = losses.as_call(*args, **kwargs)
         losses.check_call(call)
+        call = call.in_one_dtype()
         choices = Explanation(reasons(losses.BACKENDS, call))
     else:
         raise ValueError(f"explain: op must be cascade_topk, cascade_rerank or mil_nce, got {op!r}")

@@ -41,9 +41,14 @@ def columns(call: LossCall) -> tuple[Tensor, Tensor]:
     return torch.cat([own, taking_part], dim=1), torch.cat([own_positive, positive], dim=1)
 
 
+def logits_dtype(call: LossCall) -> torch.dtype:
+    """What logits are computed in: float32, or float64 where the keys are, which hold the other features' numbers."""
+    return torch.float64 if call.keys.dtype == torch.float64 else torch.float32
+
+
 def logits_of(call: LossCall) -> Tensor:
-    """All logits [B, 1 + N] in float32 (float64 inputs: float64), the own pair first."""
-    dtype = torch.float64 if call.query.dtype == torch.float64 else torch.float32
+    """All logits [B, 1 + N] in their own dtype, the own pair first."""
+    dtype = logits_dtype(call)
     query, positive, keys = (t.to(dtype) for t in (call.query, call.positive, call.keys))
     own = (query * positive).sum(dim=1, keepdim=True)  # [B, 1]
     return torch.cat([own, query @ keys.T], dim=1) / call.temperature

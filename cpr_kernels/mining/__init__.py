@@ -83,8 +83,10 @@ def cascade_topk(
     come out in that order (Wu et al. 2022, section 3.2).
 
     Args:
-        queries: ``{view: [B, D_v]}``, float32, bfloat16 or float16, one dtype a call.
-        keys: ``{view: [N, D_v]}``, the queue; or the `views` of a :class:`ShardedMultiViewQueue`, of which every
+        queries: ``{view: [B, D_v]}``, float32, bfloat16, float16 (or float64, slow), of the keys' dtype or one that it
+            holds; under autocast brought to the keys' dtype.
+        keys: ``{view: [N, D_v]}``, the queue. Where the views differ in dtype, the lower ones are copied into the
+            highest. Or the `views` of a :class:`ShardedMultiViewQueue`, of which every
             rank then calls this at the same time with queries of its own.
         schedule: a :class:`Schedule`, as made by :func:`cpr_schedule`, :func:`coclr_schedule`,
             :func:`oracle_schedule` or by hand.
@@ -96,9 +98,9 @@ def cascade_topk(
             :class:`FaissIndex` over these keys, which then proposes the survivors of stage 1.
 
     Returns:
-        ``indices [B, k]`` int64 padded with -1, and ``scores [B, k]`` float32 of the last stage, padded with
-        -inf. The result depends on the scores alone, not on batch split, threads, device or run. An entry
-        with a NaN score at any stage is never selected. No graph is recorded.
+        ``indices [B, k]`` int64 padded with -1, and ``scores [B, k]`` of the last stage, padded with -inf, in
+        float32 (float64 where the keys are). The result depends on the scores alone, not on batch split, threads,
+        device or run. An entry with a NaN score at any stage is never selected. No graph is recorded.
 
     Raises:
         ValueError: an argument that does not fit, named with what was expected and what came.

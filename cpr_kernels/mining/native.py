@@ -29,13 +29,18 @@ def why_not(call: CascadeCall | RerankCall) -> str | None:
         return why_not_cuda(device) or why_never(call)
     if device.type != "cpu":
         return f"there are no native kernels for {device.type} tensors"
-    return None
+    return _why_not_dtype(call)
+
+
+def _why_not_dtype(call: CascadeCall | RerankCall) -> str | None:
+    dtype = call.queries[0].dtype
+    return None if dtype in DTYPE_CODES else f"the native kernels score in float32, and {dtype} asks for more"
 
 
 def why_never(call: CascadeCall | RerankCall) -> str | None:
     """None where the CUDA kernels can run the call on some device, else the sentence: what they cannot hold."""
-    if call.sharded:
-        return call.sharded
+    if call.sharded or _why_not_dtype(call):
+        return call.sharded or _why_not_dtype(call)
     stages = len(call.stage_keep)
     if stages <= MAX_ROWS and len(call.queries) <= MAX_VIEWS:
         return None

@@ -8,6 +8,7 @@ from torch import Tensor
 from ..dispatch.calls import CascadeCall, RerankCall
 
 NAME = "reference"
+BLOCK_SCORES = 2**24  # of a block of queries
 
 
 def why_not(call: CascadeCall | RerankCall) -> str | None:
@@ -15,13 +16,19 @@ def why_not(call: CascadeCall | RerankCall) -> str | None:
     return call.sharded
 
 
+def scores_dtype(call: CascadeCall) -> torch.dtype:
+    """What scores are formed in: float32, or float64 where some view's keys are."""
+    return torch.float64 if any(keys.dtype == torch.float64 for keys in call.keys) else torch.float32
+
+
 def view_scores(query: Tensor, key: Tensor) -> Tensor:
-    """Returns inner products [B, N] in float32, whatever matmul precision is set: exact products, rounded once."""
-    return (query.double() @ key.double().T).float()
+    """Returns inner products [B, N] with exact products: float64, rounded once to float32 for lower features."""
+    scores = query.double() @ key.double().T
+    return scores if query.dtype == torch.float64 else scores.float()
 
 
 def stage_scores(call: CascadeCall) -> list[Tensor]:
-    """Returns the score of every entry at every stage: S tensors [B, N] float32, views added in order."""
+    """Returns the score of every entry at every stage: S tensors [B, N], views added in order."""
     num_views = len(call.queries)
     of_view: dict[int, Tensor] = {}
     scores = []
@@ -62,12 +69,22 @@ def ranking(scores: Tensor, alive: Tensor) -> Tensor:
 
 @torch.no_grad()
 def run(call: CascadeCall) -> tuple[Tensor, Tensor]:
-    """Returns `(indices [B, k] int64 padded with -1, scores [B, k] float32 padded with -inf)`."""
+    """Returns `(indices [B, k] int64 padded with -1, scores [B, k] padded with -inf)`, for some queries at a time."""
+    num_queries, num_keys = call.queries[0].shape[0], call.keys[0].shape[0]
+    count = max(1, BLOCK_SCORES // max(1, num_keys))
+    if num_queries <= count:
+        return _run_block(call)
+    parts = [_run_block(call.part(first, count)) for first in range(0, num_queries, count)]
+    indices, scores = (torch.cat(part) for part in zip(*parts))
+    return indices, scores
+
+
+def _run_block(call: CascadeCall) -> tuple[Tensor, Tensor]:
     num_queries = call.queries[0].shape[0]
     k = call.stage_keep[-1]
     device = call.queries[0].device
     indices = torch.full((num_queries, k), -1, dtype=torch.int64, device=device)
-    values = torch.full((num_queries, k), -torch.inf, dtype=torch.float32, device=device)
+    values = torch.full((num_queries, k), -torch.inf, dtype=scores_dtype(call), device=device)
 
     scores = stage_scores(call)  # S x [B, N]
     alive = ~excluded(call)

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...dispatch.checks import SCORE_DTYPES
+from ...dispatch.checks import STORED_DTYPES
 from ...dispatch.sharded_keys import ShardedKeys
 
 
@@ -41,7 +41,7 @@ def _check_table(view: str, table: Any) -> None:
             f"FaissIndex: keys[{view!r}] is rank {table.shard.rank}'s share of a queue; an index covers a whole queue "
             "in one process: give tensors"
         )
-    if not isinstance(table, Tensor) or table.dim() != 2 or table.dtype not in SCORE_DTYPES:
+    if not isinstance(table, Tensor) or table.dim() != 2 or table.dtype not in STORED_DTYPES:
         got = f"{table.dtype} {list(table.shape)}" if isinstance(table, Tensor) else type(table).__name__
         raise ValueError(
             f"FaissIndex: keys[{view!r}] must be a float32, bfloat16 or float16 tensor [N, D], got {got}"
