@@ -17,7 +17,7 @@ CODE := cpr_kernels python_tests $(wildcard bench examples)
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install -qq
 # Python files are used where they lie (editable install); these are compiled or read by the installer.
-BUILT := pyproject.toml CMakeLists.txt $(wildcard csrc/* csrc/*/*)
+BUILT := pyproject.toml CMakeLists.txt $(shell find csrc -type f)
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test lint format types bench docs clean

@@ -120,6 +120,7 @@ def _reduce(call: LossCall, sums: Tensor, attended: Tensor) -> _Reduced:
     scale = min((1 / torch.tensor(call.temperature)).item(), LARGEST)  # float32, as the sums were made with
     query, positive = call.query.double(), call.positive.double()
     own = (query * positive).sum(dim=1)  # [b]
+    own = torch.where(own.float().isfinite(), own, torch.nan)  # and with it all that the query gets
     top, mass, positive_top, positive_mass = sums.unbind(dim=2)  # [W, b] each
     others = (positive_mass > 0).any(dim=0)
     own_positive = torch.ones_like(others) if call.use_own is None else call.use_own | ~others
@@ -144,7 +145,7 @@ def _reduce(call: LossCall, sums: Tensor, attended: Tensor) -> _Reduced:
         of_all = ((factors / whole)[:, :, None] * attended[:, :, 0]).sum(dim=0)
         of_positive = ((p_factors / p_whole)[:, :, None] * attended[:, :, 1]).sum(dim=0)
         grad_query = (own_weight[:, None] * positive + of_all - of_positive) * scale
-    loss = (common - p_common) * scale + (whole.log() - p_whole.log())
+    loss = ((common - p_common) * scale).clamp(max=LARGEST) + (whole.log() - p_whole.log())
     lse_all, lse_positive = common * scale + whole.log(), p_common * scale + p_whole.log()
     return _Reduced(*(t.float() for t in (loss, lse_all, lse_positive, own_weight, grad_query)))
 

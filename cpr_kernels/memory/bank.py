@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from ..dispatch.checks import FEATURE_DTYPES, check_ids
+from ..dispatch.checks import FEATURE_DTYPES, check_ids, check_views
 from .ids import check_filled, with_own_sources
 from .queue import gathered
 
@@ -51,8 +51,7 @@ class MemoryBank(nn.Module):
         device: torch.device | str | None = None,
     ) -> None:
         super().__init__()
-        if not views:
-            raise ValueError("MemoryBank: views is empty; give {name: D} for each view")
+        check_views("MemoryBank", views)
         if rows < 1:
             raise ValueError(f"MemoryBank: rows must be >= 1, got {rows}")
         if not 0 <= momentum < 1:
@@ -62,8 +61,6 @@ class MemoryBank(nn.Module):
         self.rows, self.momentum = rows, momentum
         self._names = tuple(views)
         for name, dim in views.items():
-            if dim < 1:
-                raise ValueError(f"MemoryBank: view {name!r} must have D >= 1, got {dim}")
             self.register_buffer(f"view_{name}", torch.zeros(rows, dim, dtype=dtype, device=device))
         self.register_buffer("ids", torch.full((rows,), -1, dtype=torch.int64, device=device))
         self.register_buffer("labels", torch.full((rows,), -1, dtype=torch.int64, device=device))

@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from ..dispatch.checks import FEATURE_DTYPES, check_ids
+from ..dispatch.checks import FEATURE_DTYPES, check_ids, check_one_kind, check_views
 from .ids import check_filled, with_own_sources
 
 
@@ -53,15 +53,11 @@ def check_columns(owner: str, views: Mapping[str, int], size: int, dtype: torch.
     Raises:
         ValueError: naming the argument, what was expected and what came.
     """
-    if not views:
-        raise ValueError(f"{owner}: views is empty; give {{name: D}} for each view")
+    check_views(owner, views)
     if size < 1:
         raise ValueError(f"{owner}: size must be >= 1, got {size}")
     if dtype not in FEATURE_DTYPES:
         raise ValueError(f"{owner}: dtype must be float32, bfloat16, float16 or float64, got {dtype}")
-    for name, dim in views.items():
-        if dim < 1:
-            raise ValueError(f"{owner}: view {name!r} must have D >= 1, got {dim}")
     return tuple(views)
 
 
@@ -79,6 +75,7 @@ def check_rows(
     """
     if set(features) != set(views):
         raise ValueError(f"enqueue: features must hold the views {list(views)}, got {list(features)}")
+    check_one_kind("enqueue", (*views.values(), *features.values(), ids, labels))
     first = features[next(iter(views))]
     rows = first.shape[0] if first.dim() else 0
     unknown = torch.full((rows,), -1, dtype=torch.int64, device=device)

@@ -8,7 +8,7 @@ from typing import TypeAlias
 from torch import Tensor
 
 from ..dispatch.calls import CascadeCall, RerankCall
-from ..dispatch.checks import check_cascade
+from ..dispatch.checks import check_cascade, check_one_kind
 from ..dispatch.sharded_keys import ShardedKeys
 from . import sharded
 from .schedule import Schedule
@@ -45,6 +45,7 @@ def as_call(
                 f"cascade_topk: queries and keys must hold torch tensors, got {type(table).__name__}; "
                 "torch.as_tensor makes one"
             )
+    check_one_kind("cascade_topk", (*of_queries, *of_keys, query_ids, key_ids, exclude))
     return CascadeCall(of_queries, of_keys, weights, keep, query_ids, key_ids, exclude)
 
 

@@ -9,6 +9,8 @@ from itertools import pairwise
 from math import floor
 from typing import Any
 
+from ..dispatch.checks import is_float32
+
 Weights = tuple[tuple[str, float], ...]
 
 
@@ -76,8 +78,11 @@ def _check_weights(named: Weights) -> None:
             )
         if names.count(name) > 1:
             raise ValueError(f"Stage: view {name!r} is named twice; give its weights as one sum")
-        if weight != weight or abs(weight) == float("inf"):
-            raise ValueError(f"Stage: the weight of view {name!r} must be finite, got {weight}")
+        if not is_float32(weight):
+            raise ValueError(
+                f"Stage: the weight of view {name!r} must be finite in float32, and 0 or at least 1.18e-38 in "
+                f"magnitude, got {weight}"
+            )
     if not any(weight for _, weight in named):
         raise ValueError(
             f"Stage: the weights of {', '.join(map(repr, names))} are all 0; some view must judge"

@@ -80,7 +80,7 @@ def loss(**changes: Any) -> torch.Tensor:
 
 
 LOSS_REFUSALS = [
-    ({"temperature": 0.0}, "temperature must be a finite number > 0, got 0.0"),
+    ({"temperature": 0.0}, "temperature must be a finite number > 0 in float32, in which the loss is computed (1.18e-38 to 3.4e+38), got 0.0"),
     ({"temperature": -1.0}, "got -1.0"),
     ({"temperature": float("nan")}, "got nan"),
     ({"siblings": 3}, "siblings must be 1 (positives), 2 (left out) or 0 (negatives), got 3"),
