@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch  # before anything that brings an OpenMP runtime of its own
-from places import SHARED_DATA, SUPPORT
+from places import SHARED_DATA
 
 import cpr_kernels
 from cpr_kernels import _core
@@ -23,7 +23,8 @@ def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object
         return (yield)
     import fcntl
 
-    with (SUPPORT / "places.py").open() as gate, (SUPPORT / "cases.py").open() as room:
+    folder = item.config._tmp_path_factory.getbasetemp().parent  # what the workers of a run have in common
+    with (folder / "gate.lock").open("a") as gate, (folder / "room.lock").open("a") as room:
         fcntl.flock(gate, fcntl.LOCK_EX)
         fcntl.flock(room, fcntl.LOCK_EX if item.get_closest_marker("timed") else fcntl.LOCK_SH)
         fcntl.flock(gate, fcntl.LOCK_UN)

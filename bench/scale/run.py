@@ -21,7 +21,7 @@ from torch import Tensor
 
 from cpr_kernels import Schedule, parse_schedule
 from cpr_kernels.mining.faiss.plan import why_not_schedule
-from cpr_kernels.mining.faiss.search import overlap
+from cpr_kernels.mining.faiss.recall import overlap
 
 from .. import RESULTS
 from ..harness.machine import commit, configure, describe, slug, versions

@@ -14,8 +14,8 @@ from torch.nn import Parameter
 
 from .calls import CascadeCall, LossCall, RerankCall
 
-SCORE_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-LOSS_DTYPES = (*SCORE_DTYPES, torch.float64)
+STORED_DTYPES = (torch.float32, torch.bfloat16, torch.float16)  # of the kernels
+FEATURE_DTYPES = (*STORED_DTYPES, torch.float64)  # of the ops: float64 runs on the reference
 MAX_ENTRIES = 2**31 - 1
 
 
@@ -125,6 +125,24 @@ def check_like(op: str, name: str, tensor: Tensor, first: tuple[str, Tensor]) ->
         )
 
 
+def check_precision(op: str, name: str, tensor: Tensor, keys_name: str, keys: Tensor) -> None:
+    """`tensor` is a feature dtype on the keys' device, and the keys' dtype holds its numbers."""
+    for given, value in ((name, tensor), (keys_name, keys)):
+        if value.dtype not in FEATURE_DTYPES:
+            raise ValueError(
+                f"{op}: {given} must be one of {_dtype_names(FEATURE_DTYPES)}, got {value.dtype}"
+            )
+    if torch.promote_types(tensor.dtype, keys.dtype) != keys.dtype:
+        raise ValueError(
+            f"{op}: {name} is {tensor.dtype}, but {keys_name} is {keys.dtype}, which does not hold its numbers; "
+            f"use {name}.to({keys.dtype}), or store the keys as {torch.promote_types(tensor.dtype, keys.dtype)}"
+        )
+    if tensor.device != keys.device:
+        raise ValueError(
+            f"{op}: {name} is on {tensor.device}, but {keys_name} is on {keys.device}; move one of them"
+        )
+
+
 def check_ids(op: str, name: str, ids: Tensor, length: int, per: str, device: torch.device) -> None:
     """`ids` is [length] int64 on `device`."""
     if not isinstance(ids, Tensor):
@@ -146,23 +164,21 @@ def _check_features(op: str, call: CascadeCall) -> None:
             f"{op}: queries holds {len(queries)} views but keys holds {len(keys)}; give the same views"
         )
     first = queries[0]
-    if first.dtype not in SCORE_DTYPES:
-        raise ValueError(f"{op}: queries[0] must be one of {_dtype_names(SCORE_DTYPES)}, got {first.dtype}")
     dtype, device, shape, key_shape = first.dtype, first.device, first.shape, keys[0].shape
     for v, (query, key) in enumerate(zip(queries, keys)):
         of_query, of_key = query.shape, key.shape
         fits = len(of_query) == len(of_key) == 2 and of_query[1] == of_key[1]
-        alike = query.dtype == key.dtype == dtype and query.device == key.device == device
+        alike = query.dtype == key.dtype == dtype in FEATURE_DTYPES and query.device == key.device == device
         if not (fits and alike and of_query[0] == shape[0] and of_key[0] == key_shape[0]):
-            _explain_view(op, call, v)
+            _check_view(op, call, v)
     if keys[0].shape[0] > MAX_ENTRIES:
         raise ValueError(
             f"{op}: keys holds {keys[0].shape[0]} entries; at most {MAX_ENTRIES} fit one call, split it"
         )
 
 
-def _explain_view(op: str, call: CascadeCall, v: int) -> None:
-    """The error of a view that does not fit the others."""
+def _check_view(op: str, call: CascadeCall, v: int) -> None:
+    """A view fits the first: as many queries and entries, one size of features, a dtype that holds the queries."""
     query, key, first, first_key = call.queries[v], call.keys[v], call.queries[0], call.keys[0]
     if query.dim() != 2:
         raise ValueError(f"{op}: queries[{v}] must have shape [B, D], got {_shape(query)}")
@@ -181,8 +197,11 @@ def _explain_view(op: str, call: CascadeCall, v: int) -> None:
             f"{op}: queries[{v}] has D={query.shape[1]}, but keys[{v}] has D={key.shape[1]}; "
             "a view's queries and keys must have the same size"
         )
-    check_like(op, f"queries[{v}]", query, ("queries[0]", first))
-    check_like(op, f"keys[{v}]", key, ("queries[0]", first))
+    check_precision(op, f"queries[{v}]", query, f"keys[{v}]", key)
+    if query.device != first.device:
+        raise ValueError(
+            f"{op}: queries[{v}] is on {query.device}, but queries[0] is on {first.device}; move one of them"
+        )
 
 
 def check_cascade(call: CascadeCall, op: str = "cascade_topk") -> None:
@@ -293,8 +312,6 @@ def check_loss(call: LossCall, op: str = "mil_nce") -> None:
     check_memory(op, **call._asdict())
     if query.dim() != 2:
         raise ValueError(f"{op}: query must have shape [B, D], got {_shape(query)}")
-    if query.dtype not in LOSS_DTYPES:
-        raise ValueError(f"{op}: query must be one of {_dtype_names(LOSS_DTYPES)}, got {query.dtype}")
     if call.positive.shape != query.shape:
         raise ValueError(
             f"{op}: positive must have query's shape {_shape(query)}, got {_shape(call.positive)}"
@@ -306,8 +323,8 @@ def check_loss(call: LossCall, op: str = "mil_nce") -> None:
         op,
         f"keys holds {keys.shape[0]} entries; at most {MAX_ENTRIES} fit one call",
     )
-    check_like(op, "positive", call.positive, ("query", query))
-    check_like(op, "keys", keys, ("query", query))
+    check_precision(op, "query", query, "keys", keys)
+    check_precision(op, "positive", call.positive, "keys", keys)
     positives = call.positives
     if positives.dim() != 2 or positives.shape[0] != query.shape[0] or positives.dtype != torch.int64:
         raise ValueError(
@@ -318,7 +335,9 @@ def check_loss(call: LossCall, op: str = "mil_nce") -> None:
         positives.device == query.device, op, f"positives is on {positives.device}, expected {query.device}"
     )
     limits = torch.finfo(torch.float64) if query.dtype == torch.float64 else FLOAT32
-    fits = is_float32(call.temperature) if limits is FLOAT32 else limits.tiny <= call.temperature <= limits.max
+    fits = (
+        is_float32(call.temperature) if limits is FLOAT32 else limits.tiny <= call.temperature <= limits.max
+    )
     if not (call.temperature > 0 and fits):
         raise ValueError(
             f"{op}: temperature must be a finite number > 0 in {limits.dtype}, in which the loss is computed "

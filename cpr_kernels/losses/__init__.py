@@ -90,8 +90,9 @@ def mil_nce(
     may overflow as any float32 result; that of keys wants logits (products over temperature) that float32 holds.
 
     Args:
-        query: [B, D], float32, bfloat16, float16 (or float64, slow).
-        positive: [B, D], the query's own key.
+        query: [B, D], float32, bfloat16, float16 (or float64, slow), of the keys' dtype or one that it holds; under
+            autocast brought to the keys' dtype. Its gradient has its own dtype.
+        positive: [B, D], the query's own key, likewise.
         keys: [N, D], the queue; or a view of a :class:`ShardedMultiViewQueue`, of which every rank then calls this
             at the same time with queries of its own (and `backward`, where the keys take a gradient).
         positives: [B, P] int64 indices into keys, -1 is padding, a repeat counts once; None for InfoNCE.
@@ -106,12 +107,15 @@ def mil_nce(
         backend: ``"auto"``, or a name of :func:`explain`'s table; one that cannot run is an error.
 
     Returns:
-        The loss in float32 (float64 for float64 inputs), differentiable once with respect to query, positive
-        and keys; deterministic.
+        The loss in float32 (float64 for float64 keys); deterministic. Differentiable with respect to query,
+        positive and keys: backward, forward mode, second derivatives (in plain torch by blocks of queries; of a
+        sharded queue: backward only) and torch.func's transforms. Where the keys take no gradient, neither they
+        nor their ids are saved: writing to the queue between the loss and its backward pass is allowed.
 
     Raises:
         ValueError: an argument that does not fit, named with what was expected and what came.
-        RuntimeError: of a sharded queue: a rank has ended, refused its arguments or makes another call.
+        RuntimeError: of a sharded queue: a rank has ended, refused its arguments or makes another call. In a third
+            derivative, or in a second one of inputs that were written to after the loss.
     """
     _check_reduction(reduction)
     if isinstance(keys, ShardedKeys):
@@ -121,9 +125,7 @@ def mil_nce(
     if backend == "auto":
         loss = run_directly(call)
         return _reduced(torch.ops.cpr.mil_nce(*call) if loss is None else loss, reduction)
-    want = torch.is_grad_enabled() and query.requires_grad
-    swept = torch.ops.cpr._mil_nce_sweep(*call, want_gradient=want, backend=backend)
-    return _reduced(swept[0], reduction)
+    return _reduced(torch.ops.cpr._mil_nce_on(*call, backend=backend), reduction)
 
 
 @runs_eagerly

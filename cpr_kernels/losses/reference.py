@@ -43,22 +43,28 @@ def columns(call: LossCall) -> tuple[Tensor, Tensor]:
     return torch.cat([own, taking_part], dim=1), torch.cat([own_positive, positive], dim=1)
 
 
+def logits_dtype(call: LossCall) -> torch.dtype:
+    """Returns what logits are computed in: float32, or float64 where the keys are, which hold the other features."""
+    return torch.float64 if call.keys.dtype == torch.float64 else torch.float32
+
+
 def finite_features(features: Tensor, dtype: torch.dtype) -> Tensor:
     """Returns the features with zeros in place of NaN and infinity, so that a weight of 0 adds 0."""
     return features.to(dtype).nan_to_num(0.0, 0.0, 0.0)
 
 
 def scores_of(call: LossCall) -> Tensor:
-    """Returns all scores [B, 1 + N] in float32 (float64 inputs: float64), the own pair first; NaN for infinity too."""
-    query, positive, keys = (t.to(dtype_of(call)) for t in (call.query, call.positive, call.keys))
+    """Returns all scores [B, 1 + N] in the logits' dtype, the own pair first; NaN in place of infinity too."""
+    dtype = logits_dtype(call)
+    query, positive, keys = (t.to(dtype) for t in (call.query, call.positive, call.keys))
     own = (query * positive).sum(dim=1, keepdim=True)  # [B, 1]
     scores = torch.cat([own, query @ keys.T], dim=1)
     return torch.where(scores.isfinite(), scores, torch.nan)
 
 
-def dtype_of(call: LossCall) -> torch.dtype:
-    """Returns what the loss is computed in."""
-    return torch.float64 if call.query.dtype == torch.float64 else torch.float32
+def logits_of(call: LossCall) -> Tensor:
+    """Returns all logits [B, 1 + N], the own pair first."""
+    return scores_of(call) / call.temperature
 
 
 class Sums(NamedTuple):
@@ -105,7 +111,7 @@ def run(call: LossCall) -> Tensor:
 
 def weights_of(call: LossCall, lse_all: Tensor, lse_positive: Tensor) -> Tensor:
     """d loss[b] / d logit[b, j] for all columns: [B, 1 + N]."""
-    logits = scores_of(call) / call.temperature
+    logits = logits_of(call)
     taking_part, is_positive = columns(call)
     of_all = (logits - lse_all[:, None]).exp().masked_fill(~taking_part, 0)
     of_positive = (logits - lse_positive[:, None]).exp().masked_fill(~is_positive, 0)

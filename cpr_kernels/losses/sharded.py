@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ..dispatch.calls import LossCall
-from ..dispatch.checks import check_loss, check_positives_in_range
+from ..dispatch.checks import check_like, check_loss, check_positives_in_range
 from ..dispatch.native import DTYPE_CODES
 from ..dispatch.sharded_keys import (
     Shard,
@@ -50,6 +50,8 @@ def check(call: LossCall) -> None:
         ValueError: naming the argument, what was expected and what came.
     """
     check_loss(call._replace(keys=call.keys.rows))
+    for name in ("positive", "keys"):
+        check_like("mil_nce", name, getattr(call, name), ("query", call.query))
     check_positives_in_range(call.positives, call.keys.shard.total)
 
 
@@ -157,25 +159,39 @@ class _Loss(torch.autograd.Function):
     ) -> Tensor:
         everyone = _gather(call, wants)
         out = _reduce(call, *_shares(everyone, wants[0]))
-        kept = (everyone.call.query, everyone.call.positives, everyone.call.query_ids) if wants[2] else ()
-        ctx.save_for_backward(query, positive, rows, call.key_ids, *out[1:], *kept)
+        here = everyone.call
+        for_keys = (
+            rows,
+            call.key_ids,
+            out.lse_all,
+            out.lse_positive,
+            here.query,
+            here.positives,
+            here.query_ids,
+        )
+        ctx.save_for_backward(
+            out.grad_query if wants[0] else None,
+            query if wants[1] else None,
+            out.own_weight if wants[1] else None,
+            *(for_keys if wants[2] else (None,) * len(for_keys)),
+        )
+        ctx.dtypes = query.dtype, positive.dtype
         ctx.settings = (call.temperature, call.siblings, everyone.batch, everyone.shard)
         return out.loss
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, ...]:
-        query, positive, rows, key_ids, lse_all, lse_positive, own_weight, grad_query, *kept = (
+        grad_query, query, own_weight, rows, key_ids, lse_all, lse_positive, queries, listed, query_ids = (
             ctx.saved_tensors
         )
         temperature, siblings, batch, shard = ctx.settings
         of_query = of_positive = of_keys = None
         if ctx.needs_input_grad[0]:
-            of_query = (grad_loss[:, None] * grad_query).to(query.dtype)
+            of_query = (grad_loss[:, None] * grad_query).to(ctx.dtypes[0])
         if ctx.needs_input_grad[1]:
-            of_positive = ((grad_loss * own_weight / temperature)[:, None] * query).to(positive.dtype)
+            of_positive = ((grad_loss * own_weight / temperature)[:, None] * query).to(ctx.dtypes[1])
         if ctx.needs_input_grad[2]:
-            queries, listed, query_ids = kept
             here = LossCall(queries, queries, rows, listed, temperature, query_ids, key_ids, None, siblings)
             of_keys = _keys_gradient(here, (grad_loss.float(), lse_all, lse_positive), batch, shard)
         return of_query, of_positive, of_keys, None, None

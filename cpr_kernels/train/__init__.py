@@ -12,10 +12,6 @@ it, except the console script, lazily.
 
 from __future__ import annotations
 
+from ..errors import Interrupted, TrainError
 
-class TrainError(RuntimeError):
-    """An error the user can mend: one line that says what was expected, what came and what to do."""
-
-
-class Interrupted(TrainError):
-    """Training was stopped by a signal; its checkpoint is written."""
+__all__ = ["Interrupted", "TrainError"]

@@ -1,7 +1,7 @@
 // How fast can this machine multiply and add at all? The ceiling that a benchmark's floors are taken from.
 #include <chrono>
 
-#include "cascade/plan.h"
+#include "kernels.h"
 #include "simd/simd.h"
 
 namespace cpr {

@@ -66,13 +66,18 @@ def test_rows_of_modalities_and_their_tables(tmp_path, capsys):
 
 def test_tables_have_each_seed_and_the_videos_without_a_view():
     def one(first, missing):
-        return {"recall": {"both": {"1": first}}, "probe": {"both": 0.5}, "missing": missing, "mining": {}}
+        recall = {"1": first, "5": 0.5, "10": 0.6, "20": 0.7}
+        return {"recall": {"both": recall}, "probe": {"both": 0.8}, "missing": missing, "mining": {}}
 
     rows = {"rgb": {}, "rgb+audio": {"0": one(0.3, {"audio": 0.25}), "1": one(0.4, {"audio": 0.25})}}
     lines = [
         [cell.strip() for cell in line.split("|")[1:-1]] for line in modalities.tables(rows).splitlines()
     ]
-    assert ["rgb+audio", "both", "35.0 (30.0, 40.0)", "50.0 (50.0, 50.0)"] in lines
+    both = [
+        "35.0 (30.0, 40.0)",
+        *(f"{share} ({share}, {share})" for share in ("50.0", "60.0", "70.0", "80.0")),
+    ]
+    assert ["rgb+audio", "both", *both] in lines
     assert ["rgb+audio", "audio", "25.0"] in lines
     assert modalities.tables({"rgb": {}}) == "\n"
 

@@ -94,7 +94,7 @@ def test_all_right(good: tuple[int, str, Path]) -> None:
         n for n, _ in steps
     }
     logs = (out / "logs.txt").read_text()
-    assert re.search(r"^\S+/site:\S+/python_tests:/brought/along -m pytest", logs, re.MULTILINE)
+    assert re.search(r"^\S+/site:\S+/python_tests/support:/brought/along -m pytest", logs, re.MULTILINE)
     assert all(f"===== {name}" in logs for name, _ in steps)
 
 

@@ -4,6 +4,7 @@
 #include "../../cascade_rerank.h"
 
 #include "../arena.h"
+#include "../kernels.h"
 #include "plan.h"
 #include "filter.h"
 #include "../scores/gathered.h"

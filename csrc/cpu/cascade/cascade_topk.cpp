@@ -2,16 +2,13 @@
 // their scores stay in cache, and only entries that may still be selected are kept.
 #include "../../cascade_topk.h"
 
-#include <cstdlib>
-
-#include "sweep.h"
+#include "../kernels.h"
 #include "../workspace.h"
+#include "sweep.h"
 
 namespace cpr {
 namespace CPR_ISA_NAMESPACE {
 namespace {
-
-int64_t select_directly(const CascadeArgs& args, int64_t q);
 
 // How far off a query's coarse scores may be: `m.refine.error`. False: too far, or there is no bound.
 template <int NR>
@@ -29,9 +26,9 @@ bool bound_errors(const Cascade<NR>& cascade, int64_t in_round, const ThreadMemo
   return true;
 }
 
-// One query's result; 1 when its brackets missed and it was selected directly.
+// One query's result, or a mark that its brackets missed.
 template <int NR>
-int64_t resolve(const Cascade<NR>& cascade, int64_t q, int64_t in_round, const Collected* parts,
+void resolve(const Cascade<NR>& cascade, int64_t q, int64_t in_round, const Collected* parts,
                 const Bracket* brackets, Workspace& w, ThreadMemory& m) {
   const CascadeArgs& args = cascade.args;
   const CascadePlan& plan = cascade.plan;
@@ -39,7 +36,7 @@ int64_t resolve(const Cascade<NR>& cascade, int64_t q, int64_t in_round, const C
   if (plan.coarse) {
     if (!bound_errors(cascade, in_round, m)) {
       plan.missed[q] = REFUSED;
-      return 0;
+      return;
     }
     widen_query(args, q, m.query);
   }
@@ -57,10 +54,7 @@ int64_t resolve(const Cascade<NR>& cascade, int64_t q, int64_t in_round, const C
     }
     if (settled) finish(args, plan, plan.levels, refine, w, q);
   }
-  if (settled) return 0;
-  if (!plan.missed) return select_directly(args, q);
-  plan.missed[q] = MISSED;
-  return 0;
+  if (!settled) plan.missed[q] = MISSED;
 }
 
 // The grids that a query's scores are collected on, and its brackets and errors on them. False: they do not
@@ -104,7 +98,7 @@ void narrow_query(const Cascade<NR>& cascade, const Pass& pass, int64_t in_round
 }
 
 template <int NR>
-int64_t run(const CascadeArgs& args, const CascadePlan& plan, const Shape& shape) {
+int run(const CascadeArgs& args, const CascadePlan& plan, const Shape& shape) {
   const Dims dims(args);
   Arena arena{nullptr, 0};
   SharedMemory::take(arena, args, plan, shape, dims);
@@ -116,9 +110,8 @@ int64_t run(const CascadeArgs& args, const CascadePlan& plan, const Shape& shape
   arena = {memory, 0};
   const SharedMemory shared = SharedMemory::take(arena, args, plan, shape, dims);
   const Cascade<NR> cascade{args, plan, shape, shared, dims};
-  int64_t missed = 0;
 
-#pragma omp parallel num_threads(shape.threads) if (shape.threads > 1) reduction(+ : missed)
+#pragma omp parallel num_threads(shape.threads) if (shape.threads > 1)
   {
     const FloatEnvironment exact;
     Collected* parts;
@@ -153,16 +146,16 @@ int64_t run(const CascadeArgs& args, const CascadePlan& plan, const Shape& shape
           if (pass.narrows)
             narrow_query(cascade, pass, i, parts, brackets, w, m);
           else
-            missed += resolve(cascade, q, i, parts, brackets, w, m);
+            resolve(cascade, q, i, parts, brackets, w, m);
         }
       }
     }
   }
   give_back_workspace(memory);
-  return missed;
+  return 0;
 }
 
-int64_t cascade(const CascadeArgs& args, const CascadePlan& whole) {
+int cascade(const CascadeArgs& args, const CascadePlan& whole) {
   CascadePlan plan = whole;
   const Shape shape = shape_of(args, plan);
   return shape.vectors == 1 ? run<1>(args, plan, shape) : run<2>(args, plan, shape);
@@ -179,28 +172,6 @@ CpuPlan told(const CascadeArgs& args, const CascadePlan& whole) {
           plan.passes,
           plan.levels,
           plan.coarse};
-}
-
-// The long way for one query: no brackets, every eligible entry collected.
-int64_t select_directly(const CascadeArgs& args, int64_t q) {
-  const int64_t k = args.keep[args.num_stages - 1];
-  View* views = static_cast<View*>(std::malloc(sizeof(View) * static_cast<size_t>(args.num_views)));
-  if (!views) return -(int64_t{1} << 40);
-  for (int v = 0; v < args.num_views; ++v) {
-    views[v] = args.views[v];
-    views[v].queries = row_at(views[v].queries, args.dtype, views[v].query_stride, q);
-  }
-  CascadeArgs one = args;
-  one.views = views;
-  one.num_queries = 1;
-  one.query_ids = args.query_ids ? args.query_ids + q : nullptr;
-  one.exclude = args.exclude ? args.exclude + q * args.exclude_stride : nullptr;
-  one.indices = args.indices + q * k;
-  one.scores = args.scores + q * k;
-  one.threads = 1;
-  const int64_t status = cascade_topk_exhaustive(one);
-  std::free(views);
-  return status < 0 ? -(int64_t{1} << 40) : 1;
 }
 
 }  // namespace

@@ -2,9 +2,11 @@
 // in cache. Entries that a stage surely drops vanish, having been counted where they were certain; all others
 // are collected.
 #pragma once
-#include "plan.h"
+#include "../../cascade_topk.h"
+#include "../ids.h"
 #include "../scores/float32.h"
 #include "../select/nth_best.h"
+#include "plan.h"
 
 namespace cpr {
 namespace CPR_ISA_NAMESPACE {

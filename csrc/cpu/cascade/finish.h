@@ -1,5 +1,7 @@
 // The exact half of the cascade: from what a query has collected to its positives.
 #pragma once
+#include "../../ranking.h"
+#include "../select/radix_sort.h"
 #include "rescore.h"
 
 namespace cpr {

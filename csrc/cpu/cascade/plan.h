@@ -2,11 +2,6 @@
 #pragma once
 #include <cstdint>
 
-#include "../../cascade_rerank.h"
-#include "../../cascade_topk.h"
-#include "../../mil_nce.h"
-#include "../../shard.h"
-
 namespace cpr {
 
 constexpr int MAX_LEVELS = 12;
@@ -26,11 +21,6 @@ struct Pass {
   const int64_t* middle_rank;    // [L] rank expected at the threshold
   const int64_t* possible_rank;  // [L] rank beyond which entries are certainly dropped
 };
-
-// Ids are compared by 32 hashed bits first, then exactly.
-inline int32_t hash_of(int64_t id) {
-  return static_cast<int32_t>((static_cast<uint64_t>(id) * 0x9E3779B97F4A7C15ull) >> 32);
-}
 
 // The unit of a stride at a rank; `units` must be odd or a power of two for more than one rank.
 inline int64_t scrambled(int64_t units, int64_t stride, int64_t rank) {
@@ -55,41 +45,10 @@ struct CascadePlan {
   int64_t list_capacity;  // entries that a query is expected to hold at any time, with slack
   bool coarse;            // keys are scored by 16-bit products first, and what is close again exactly
   bool coded;             // and collected in 16 bits a number once brackets are set
-  uint8_t* missed;        // [B] set to MISSED or REFUSED; null: such queries are selected the long way
+  uint8_t* missed;        // [B] set to MISSED or REFUSED; null where no query can be: no levels
 };
 
 constexpr uint8_t MISSED = 1;   // a query whose brackets missed
 constexpr uint8_t REFUSED = 2;  // or were too narrow for coarse scores
-
-struct CpuKernels {
-  int64_t (*cascade_topk)(const CascadeArgs&, const CascadePlan&);
-  CpuPlan (*told)(const CascadeArgs&, const CascadePlan&);
-};
-
-struct PeakKernels {
-  double (*flops_per_second)(int threads);
-};
-
-struct RerankKernels {
-  bool (*cascade_rerank)(const RerankArgs&, const CascadePlan&);
-};
-
-struct LossKernels {
-  bool (*sweep)(const LossArgs&, const LossOut&);
-  bool (*keys_gradient)(const LossArgs&, const float*, const float*, const float*, float*);
-  bool (*share)(const LossArgs&, const LossShare&);
-  LossPlan (*told)(const LossArgs&);
-};
-
-struct ShardKernels {
-  bool (*collect_entries)(const CascadeArgs&, const CascadePlan&, const EntryLists&);
-  void (*count_digits)(const EntryLists&, int, const DigitSearch&, int32_t*);
-  void (*keep_above)(const EntryLists&, int, const int32_t*, const int32_t*);
-};
-
-// Ascending; `spare` [n], or null: then by comparisons, which suit a few.
-void sort_ranking_keys(uint64_t* keys, int64_t n, uint64_t* spare);
-// A plan of one pass and no levels: every eligible entry is collected.
-int64_t cascade_topk_exhaustive(const CascadeArgs& args);
 
 }  // namespace cpr

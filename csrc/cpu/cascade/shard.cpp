@@ -4,6 +4,7 @@
 
 #include <cstdlib>
 
+#include "../kernels.h"
 #include "plan.h"
 #include "filter.h"
 

@@ -2,6 +2,8 @@
 // gradient: the queue carries no gradient, so d loss / d query is a difference of two attention outputs.
 #include "../../mil_nce.h"
 
+#include "../kernels.h"
+
 #include "mil_nce_sweep.h"
 
 namespace cpr {

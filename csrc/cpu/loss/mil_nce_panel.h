@@ -5,7 +5,7 @@
 
 #include "../../mil_nce.h"
 #include "../arena.h"
-#include "../cascade/plan.h"
+#include "../ids.h"
 #include "../scores/float32.h"
 
 namespace cpr {

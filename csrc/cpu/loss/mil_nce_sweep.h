@@ -5,9 +5,9 @@
 #include <cfloat>
 #include <cstdlib>
 
-#include "../cascade/plan.h"
-#include "mil_nce_panel.h"
+#include "../select/radix_sort.h"
 #include "../workspace.h"
+#include "mil_nce_panel.h"
 
 namespace cpr {
 namespace CPR_ISA_NAMESPACE {

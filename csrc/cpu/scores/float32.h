@@ -1,7 +1,7 @@
 // Inner products of a block of queries with a panel of keys, exact in order: one fused multiply-add chain per
 // product, in blocks of DEPTH along D, whatever the batch split, the tile or the number of threads.
 #pragma once
-#include "../../cascade_topk.h"
+#include "../../types.h"
 #include "../simd/int16.h"
 
 namespace cpr {

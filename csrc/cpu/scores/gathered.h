@@ -1,6 +1,7 @@
 // Exact scores of one query with keys that lie anywhere: rows are gathered a block at a time and turned, so
 // that keys are lanes, and multiplied in score.h's own order of sums. A score has the same bits either way.
 #pragma once
+#include "../../cascade_topk.h"
 #include "../arena.h"
 #include "float32.h"
 

@@ -2,6 +2,7 @@
 // and summed without rounding. Half the work of float32, and off by no more than `error` times the longest
 // key; refine.h scores again exactly whatever that leaves undecided.
 #pragma once
+#include "../../cascade_topk.h"
 #include "../arena.h"
 #include "float32.h"
 

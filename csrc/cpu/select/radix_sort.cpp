@@ -1,8 +1,8 @@
 // Sorts the keys of ranking.h: what a call that asks for thousands of results spends most of its time on.
+#include "radix_sort.h"
+
 #include <algorithm>
 #include <cstring>
-
-#include "../cascade/plan.h"
 
 namespace cpr {
 
