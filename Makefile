@@ -30,7 +30,7 @@ demo: $(VENV)/.train  ## mine, learn and report on generated clips; VIDEOS=folde
 	OMP_WAIT_POLICY=passive $(BIN)/cpr demo $(if $(VIDEOS),--videos "$(VIDEOS)") \
 	  --out "$(or $(OUT),$(if $(VIDEOS),runs/$$(basename "$(VIDEOS)"),runs/demo))" $(ARGS)
 
-test: $(VENV)/.dev  ## all tests; ARGS="-k queue" chooses
+test: $(VENV)/.dev  ## all tests; ARGS="-k queue" chooses, ARGS="-n 2 --dist loadfile" runs two at a time
 	$(BIN)/python -m pytest $(ARGS)
 
 lint: $(VENV)/.dev  ## ruff

@@ -72,10 +72,10 @@ def _fitting(pattern: str) -> tuple[list[Path], PassedOver]:
 
 
 def each(
-    command: str, paths: Sequence[Path], work: Callable[[Path], Seen], progress: bool | None
+    command: str, paths: Sequence[Path], work: Callable[[Path], Seen], progress: bool
 ) -> Iterator[tuple[Path, Any, str | None]]:
     """`(path, seen, None)` of every readable video, `(path, None, reason)` of the others, told on stderr."""
-    with ProgressBar(command, len(paths), unit="video", shown=progress) as bar:
+    with ProgressBar(command, len(paths), unit="video", shown=None if progress else False) as bar:
         for path in paths:
             reason = None
             try:

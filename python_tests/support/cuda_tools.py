@@ -84,14 +84,18 @@ def emulated() -> Any:
         state.update(path.read_bytes())
     folder = Path(tempfile.gettempdir()) / f"cpr_kernels_emulated_{os.getuid()}_{state.hexdigest()[:16]}"
     built = folder / "_emulated.so"
-    if not built.exists():
-        folder.mkdir(mode=0o700, exist_ok=True)
-        objects = [folder / f"{path.stem}.o" for path in sources]
-        with ThreadPoolExecutor(2) as pool:
-            list(pool.map(_compile, sources, objects))
-        made = folder / "made.so"
-        subprocess.run(["g++", "-shared", "-o", made, *objects], check=True)
-        made.replace(built)
+    import fcntl
+
+    folder.mkdir(mode=0o700, exist_ok=True)
+    with (folder / "lock").open("w") as lock:  # one process builds, others wait for it
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not built.exists():
+            objects = [folder / f"{path.stem}.o" for path in sources]
+            with ThreadPoolExecutor(2) as pool:
+                list(pool.map(_compile, sources, objects))
+            made = folder / "made.so"
+            subprocess.run(["g++", "-shared", "-o", made, *objects], check=True)
+            made.replace(built)
     spec = importlib.util.spec_from_file_location("_emulated", built)
     assert spec and spec.loader
     module = importlib.util.module_from_spec(spec)

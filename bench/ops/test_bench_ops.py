@@ -1,4 +1,4 @@
-"""The table's workloads under pytest-benchmark, to follow one machine over time. No test here fails for speed.
+"""Times the table's workloads under pytest-benchmark, to follow one machine over time. No test here fails for speed.
 
 ``pytest bench --benchmark-only --benchmark-autosave`` keeps a run, ``pytest bench --benchmark-only
 --benchmark-compare`` sets the present state against the last one kept. Answers are checked before they are timed.
@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 import torch
 
-from .harness.peer import MATMULS, OURS, STRONG, Gate, Op, Peer, Settings
-from .harness.workloads import Workload, workloads_of
-from .ops.enqueue import SLICES
-from .ops.runner import OPS
-from .ops.train_step import STRONG_STEP
-from .peers.loss import LOG_SOFTMAX
+from ..harness.peer import MATMULS, OURS, STRONG, Gate, Op, Peer, Settings
+from ..harness.workloads import Workload, workloads_of
+from ..peers.loss import LOG_SOFTMAX
+from .enqueue import SLICES
+from .table import OPS
+from .train_step import STRONG_STEP
 
 FOLLOWED = (OURS, STRONG, MATMULS, LOG_SOFTMAX, SLICES, STRONG_STEP)  # ours, and what torch makes of the day
 SETTINGS = Settings(threads=torch.get_num_threads(), compiled=False)
@@ -25,7 +25,7 @@ _last: dict[tuple[str, str], Gate] = {}
 
 
 def _gate(op: Op, workload: Workload) -> Gate:
-    """The workload's gate, made once for all of its peers; only the last one is kept, for they are large."""
+    """Returns the workload's gate, made once for all of its peers; only the last one is kept, for they are large."""
     key = (op.NAME, workload.name)
     if key not in _last:
         _last.clear()
@@ -45,7 +45,7 @@ CASES = [
 
 @pytest.mark.parametrize(("op", "workload", "peer"), CASES)
 def test_bench(benchmark: Any, op: Op, workload: Workload, peer: Peer) -> None:
-    """One peer on one workload."""
+    """Times one peer on one workload, its answer checked before."""
     gate = _gate(op, workload)
     assert gate.why_wrong(peer) is None
     benchmark.group = f"{op.NAME} {workload}"
