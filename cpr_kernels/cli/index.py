@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from ..deploy.clip_index import Clip, ClipIndex, exists, extend
-from ..deploy.model import Model, Seen
+from ..deploy.model import Model, VideoPrediction
 from .predict import as_text, at_least_one, neighbour, output_options, progress_option
 from .videos import WHICH, Results, each, video_files
 
@@ -63,7 +63,7 @@ def main(argv: Sequence[str]) -> int:
     model = Model(args.artifact)
     known = _known(args.out, model.id)
     todo = [path for path in paths if known.get(str(path.resolve())) != _stamp(path)]
-    failed, added, held = 0, 0, list[tuple[Path, Seen]]()
+    failed, added, held = 0, 0, list[tuple[Path, VideoPrediction]]()
     for path, seen, reason in each("index", todo, lambda path: model.video(path, args.clips), args.progress):
         failed += reason is not None
         if seen is not None:
@@ -142,7 +142,7 @@ def _known(folder: Path, model: str) -> dict[str, tuple[int, int]]:
     return {clip.path: (clip.bytes, clip.changed_ns) for clip in ClipIndex(folder, model).clips}
 
 
-def _save(folder: Path, model: str, held: Sequence[tuple[Path, Seen]]) -> None:
+def _save(folder: Path, model: str, held: Sequence[tuple[Path, VideoPrediction]]) -> None:
     clips = []
     for path, seen in held:
         stamp = _stamp(path) or (0, 0)

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..deploy.clip_index import ClipIndex, Near
-from ..deploy.model import Model, Seen
+from ..deploy.clip_index import ClipIndex, Neighbor
+from ..deploy.model import Model, VideoPrediction
 from .videos import WHICH, Results, each, video_files
 
 HELP = f"""\
@@ -103,7 +103,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def told(
-    path: Path, seen: Seen, classes: Sequence[str], near: Sequence[Near], topk: int
+    path: Path, seen: VideoPrediction, classes: Sequence[str], near: Sequence[Neighbor], topk: int
 ) -> tuple[list[dict[str, Any]], str, dict[str, Any]]:
     """A video's CSV rows, text and JSON object."""
     ranked: list[tuple[str, float]] = []
@@ -130,7 +130,7 @@ def told(
     return rows, "\n".join(lines), nested
 
 
-def neighbour(near: Near) -> dict[str, Any]:
+def neighbour(near: Neighbor) -> dict[str, Any]:
     """A known clip as plain values."""
     clip = near.clip
     return {
@@ -138,6 +138,6 @@ def neighbour(near: Near) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def as_text(near: Near) -> str:
+def as_text(near: Neighbor) -> str:
     """A known clip as a line."""
     return f"  {near.score:7.3f}  {near.clip.path}  {near.clip.start:.1f} to {near.clip.end:.1f} s"

@@ -1,4 +1,4 @@
-"""Small questions whose answers are known, put to every backend that can run here."""
+"""Tests every backend that can run here on small inputs with known answers."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Result = dict[str, Any]  # name, seconds, error (None: right)
 
 
 def self_test(device: torch.device) -> list[Result]:
-    """One result a backend and op on `device`: its name, seconds, and what is wrong (None: nothing).
+    """Returns one result per backend and op on `device`: its name, seconds, and what is wrong (None: nothing).
 
     Mining is compared exactly: small-integer features make every inner product exact, so that the answer is
     one. The loss and its gradient are compared within float32's error.
@@ -48,7 +48,7 @@ def _timed(name: str, work: Callable[[], str | None]) -> Result:
     began = time.perf_counter()
     try:
         error = work()
-    except Exception as failure:  # whatever it is, the reader of a bug report wants it
+    except Exception as failure:  # any error belongs in the bug report
         error = f"{type(failure).__name__}: {' '.join(str(failure).split())}"
     return {"name": name, "seconds": round(time.perf_counter() - began, 4), "error": error}
 
@@ -67,13 +67,13 @@ def _sides(device: torch.device) -> tuple[dict[str, Tensor], dict[str, Tensor], 
 
 
 def mining_call(device: torch.device) -> CascadeCall:
-    """A small call of `cascade_topk` on `device`."""
+    """Returns a small call of `cascade_topk` on `device`."""
     queries, keys, query_ids, key_ids = _sides(device)
     return mining.as_call(queries, keys, SCHEDULE, query_ids, key_ids)
 
 
 def loss_call(device: torch.device) -> LossCall:
-    """A small call of `mil_nce` on `device`."""
+    """Returns a small call of `mil_nce` on `device`."""
     queries, keys, query_ids, key_ids = _sides(device)
     positives = torch.arange(4 * B, device=device).view(B, 4) * 7
     positives[:, -1] = -1
@@ -127,7 +127,7 @@ def _slopes(device: torch.device) -> str | None:
 
 
 def _dense_loss(call: LossCall) -> Tensor:
-    """The loss by its definition, over a whole [B, 1 + N] matrix; siblings are positives."""
+    """Returns the loss by its definition, over a whole [B, 1 + N] matrix; siblings are positives."""
     assert call.query_ids is not None and call.key_ids is not None
     own = (call.query * call.positive).sum(dim=1, keepdim=True)
     logits = torch.cat([own, call.query @ call.keys.T], dim=1) / call.temperature

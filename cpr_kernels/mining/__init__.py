@@ -11,8 +11,8 @@ from torch import Tensor
 from ..dispatch.backends import choose
 from ..dispatch.calls import CascadeCall, RerankCall
 from ..dispatch.checks import check_cascade
-from ..dispatch.graph_break import runs_eagerly
-from ..dispatch.sharded_keys import ShardedKeys, refusals_told, shard_of
+from ..dispatch.graph_break import graph_break
+from ..dispatch.sharded_keys import ShardedKeys, broadcast_errors, shard_of
 from . import native, reference, sharded, triton_backend
 from .faiss import backend as faiss_backend
 from .faiss.index import FaissIndex, RebuildPolicy, SearchSettings, Staleness
@@ -159,10 +159,10 @@ def cascade_topk(
     return torch.ops.cpr._cascade_topk_on(*call, backend=backend)
 
 
-@runs_eagerly
+@graph_break
 def _over_shards(key: ShardedKeys, backend: str, *arguments: Any) -> tuple[Tensor, Tensor]:
     """`cascade_topk` of a sharded queue, one of whose views is `key`; all ranks learn of a refusal here."""
-    with refusals_told(key.shard, "cascade_topk"):
+    with broadcast_errors(key.shard, "cascade_topk"):
         shard_of(arguments[1].values(), "cascade_topk")  # raises where some views are not sharded
         call = as_call(*arguments)
         check_call(call)

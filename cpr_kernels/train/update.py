@@ -1,4 +1,4 @@
-"""`cpr update`: a finished run goes on with new videos, and what it forgets is measured."""
+"""Runs `cpr update`: trains a finished run further with new videos, and measures what it forgets."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ Figures = dict[str, dict[str, dict[str, float]]]  # {old, new: {view: {k: share}
 
 @dataclass(frozen=True)
 class Update:
-    """Go on training a finished run with new videos: `cpr update RUN --videos NEW --out RUN2`.
+    """Train a finished run further with new videos: `cpr update RUN --videos NEW --out RUN2`.
 
     Only the new videos are decoded; they and a copy of the run's data set become RUN2/data. Encoders, momentum encoders
     and queue start where RUN stopped, and --old-share of every batch are old videos, so that they are not forgotten.
     Retrieval by old and by new test videos, among all training videos, is measured before and after. Stopped or killed,
-    the same command goes on.
+    the same command resumes.
     """
 
     run: Path
@@ -46,7 +46,7 @@ class Update:
     out: Path
     """Folder of the new run; RUN stays as it is."""
     old_share: float = 0.5
-    """Share of each batch that are old videos; 0 trains on new ones alone."""
+    """Share of each batch that are old videos; 0 trains on new ones only."""
     epochs: int = 10
     """Passes over the new videos, for each phase: InfoNCE where RUN had nothing else, else one cycle."""
     lr: float | None = None
@@ -74,11 +74,11 @@ class Update:
 
 
 def update(settings: Update) -> dict[str, Figures]:
-    """Runs, or continues, an update; returns {before, after: retrieval}, which `update.json` in the folder holds too.
+    """Runs or resumes an update; returns {before, after: retrieval}, which `update.json` in the folder holds too.
 
     Raises:
         TrainError: settings that cannot work, videos that cannot be used, or a folder that holds something else.
-        Interrupted: stopped by SIGINT or SIGTERM; the same command goes on.
+        Interrupted: stopped by SIGINT or SIGTERM; the same command resumes.
     """
     settings.check()
     before, out = config_of(settings.run), settings.out
@@ -103,7 +103,7 @@ def update(settings: Update) -> dict[str, Figures]:
 
 
 def config_of_update(before: TrainConfig, settings: Update) -> TrainConfig:
-    """The run's settings, for as many epochs as asked: one cycle where it had cycles, else InfoNCE."""
+    """Returns the run's settings for `epochs` more epochs: one cycle where it had cycles, else InfoNCE."""
     cycles = bool(before.cycles and before.cycle_epochs)
     optim = before.optim
     if settings.lr is not None:
@@ -117,7 +117,7 @@ def config_of_update(before: TrainConfig, settings: Update) -> TrainConfig:
 
 
 def joined_data(before: Path, settings: Update, old: Manifest) -> Manifest:
-    """Old and new videos in one data set at OUT/data: old ones first, with the numbers that they had."""
+    """Joins old and new videos in one data set at OUT/data: old ones first, with the numbers that they had."""
     data = settings.out / "data"
     sources, _ = list_sources(settings.videos)
     _refuse_same_names(sources, FrameStore(before), {video.id for video in old.videos}, settings.videos)
@@ -136,7 +136,7 @@ def joined_data(before: Path, settings: Update, old: Manifest) -> Manifest:
 
 
 def union(old: Manifest, fresh: Manifest) -> Manifest:
-    """One manifest: classes and groups of the same name are the same, new ones come after the old."""
+    """Returns one manifest: classes and groups of the same name are the same, new ones come after the old."""
     classes = [*old.classes, *(name for name in fresh.classes if name not in old.classes)]
     groups = {_group(video, old.classes): video.group for video in old.videos}
     after = max(groups.values(), default=-1) + 1
@@ -152,7 +152,7 @@ def union(old: Manifest, fresh: Manifest) -> Manifest:
 
 
 def retrieval_of(run: Path, config: TrainConfig, note: WarmStart, clips: int) -> Figures:
-    """R@k of a run's last encoders, by old and by new test videos, among all training videos, old and new."""
+    """Returns R@k of a run's last encoders, by old and by new test videos, among all training videos, old and new."""
     files = encoder_files(run)[-1][1]
     encoders = {view: load_encoder(files[view]) for view in config.views}
     protocol = Protocol(config.clips.frames, config.clips.crop, clips)
@@ -181,7 +181,7 @@ def show(figures: Mapping[str, Figures]) -> None:
 
 
 def _only(found: Measured, rows: torch.Tensor) -> Measured:
-    """The same with some test videos only."""
+    """Returns the features with only these test rows."""
     features = {
         view: {"train": splits["train"], "test": splits["test"][rows]}
         for view, splits in found.features.items()
@@ -198,7 +198,7 @@ def _group(video: Video, classes: list[str]) -> str:
 
 
 def _refuse_same_names(sources: list[Source], store: FrameStore, known: set[str], videos: Path) -> None:
-    """A new file with an old one's name would take its place in the data set."""
+    """Raises `TrainError` for a new file with an old one's name, which would replace it in the data set."""
     for source in sources:
         entry: dict[str, Any] | None = (
             store.get_json(record_key("entry", source.id)) if source.id in known else None
@@ -213,7 +213,7 @@ def _refuse_same_names(sources: list[Source], store: FrameStore, known: set[str]
 
 
 def _copy(before: Path, data: Path) -> None:
-    """A copy of a data set, there whole or not at all."""
+    """Copies a data set, whole or not at all."""
     part = data.with_name(f".{data.name}.part")
     part.mkdir(parents=True, exist_ok=True)
     for name in ("data.mdb", "lock.mdb"):

@@ -251,7 +251,7 @@ def check_a_queue_made_before_its_group(rank: int, world: int, folder: Path) -> 
     early = ShardedMultiViewQueue(TWO, 40)
     early.shard = Shard((40,), 0)
     keys = {view: ShardedKeys(torch.zeros(40, dim), early.shard) for view, dim in TWO.items()}
-    words = f"made for this process alone, and the group has {world} ranks; make it after init_process_group"
+    words = f"made for this process only, and the group has {world} ranks; make it after init_process_group"
     refused(lambda: cascade_topk(features, keys, few(40, 20, 5)), ValueError, words)
     refused(lambda: mil_nce(features["rgb"], features["rgb"], keys["rgb"]), ValueError, words)
     refused(lambda: early.enqueue(features, ids), RuntimeError, words)

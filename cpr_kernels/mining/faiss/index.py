@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ...dispatch.checks import check_cascade
-from ...dispatch.graph_break import runs_eagerly
+from ...dispatch.graph_break import graph_break
 from ..schedule import Schedule
 from .checks import check_queue, check_tables, checked_ids, checked_slots, view_names
 from .search import SearchReport, run_on_index
@@ -222,7 +222,7 @@ class FaissIndex:
             self.longest = max(self.longest, float(np.einsum("ij,ij->i", rows, rows).max()) ** 0.5)
         return rows
 
-    @runs_eagerly
+    @graph_break
     def update(self, keys: Mapping[str, Tensor], slots: Tensor, key_ids: Tensor | None = None) -> Staleness:
         """Entries `slots` [n] of the queue were replaced: the old ones leave the index, the new ones enter.
 
@@ -251,7 +251,7 @@ class FaissIndex:
             self.rebuild(keys, key_ids)
         return self.staleness
 
-    @runs_eagerly
+    @graph_break
     def sync(self, queue: Queue) -> Staleness:
         """Bring the index up to a queue after its `enqueue`: what lies between the pointer's last place and this
         one was replaced, and so was whatever carries another id. Call it once after building, to note the pointer,
@@ -274,7 +274,7 @@ class FaissIndex:
         dead = self.store.dead / max(self.store.held, 1)
         return Staleness(moved.updates, moved.added / max(self.size, 1), drift, dead, moved.rebuilds)
 
-    @runs_eagerly
+    @graph_break
     def cascade_topk(
         self,
         queries: Mapping[str, Tensor],

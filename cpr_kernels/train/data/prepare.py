@@ -18,7 +18,7 @@ from typing import Any
 
 from ...progress import ProgressBar, say, table
 from .. import TrainError
-from ..runtime.lock import alone
+from ..runtime.lock import exclusive
 from .decoding import FrameSettings, UnreadableVideo, read_views
 from .manifest import VERSION, Manifest, Video
 from .sound import NoSound, log_mel, packed_spectrogram, read_sound
@@ -56,7 +56,7 @@ def prepare(
     """
     settings = settings or FrameSettings()
     sources, skipped = list_sources(Path(videos), *(lists or ()))
-    with alone(Path(out), "prepare", waits=True):
+    with exclusive(Path(out), "prepare", wait=True):
         return _prepare(sources, skipped, Path(videos), Path(out), settings, processes or os.cpu_count() or 1)
 
 

@@ -22,10 +22,10 @@ from cpr_kernels.train.encoders import ENCODERS
 from cpr_kernels.train.evaluate.retrieval import evaluate_run
 from cpr_kernels.train.pages.explore import explore, unpacked
 from cpr_kernels.train.pages.report import write_report
-from cpr_kernels.train.pages.thumbnails import beside
+from cpr_kernels.train.pages.thumbnails import extra_pictures
 from cpr_kernels.train.pretrain.config import Clips, Mining
 from cpr_kernels.train.pretrain.loop import pretrain
-from cpr_kernels.train.pretrain.missing_views import Presence
+from cpr_kernels.train.pretrain.missing_views import ViewMask
 from cpr_kernels.train.views import chosen
 from cpr_kernels.train.views.pictures import spectrogram_picture
 
@@ -77,8 +77,8 @@ def test_a_spectrogram_is_dark_to_yellow_with_high_bands_above_and_time_to_the_r
 def test_who_has_no_sound_is_shown_as_such(sound_data):
     manifest, store = Manifest.load(sound_data), FrameStore(sound_data)
     for video in manifest.videos:
-        assert beside(("rgb", "flow", "residual"), store, video) == []
-        [sound] = beside(VIEWS, store, video)
+        assert extra_pictures(("rgb", "flow", "residual"), store, video) == []
+        [sound] = extra_pictures(VIEWS, store, video)
         if manifest.classes[video.label] == "mute":
             assert (sound.caption, sound.picture, sound.why) == ("no audio", None, "no sound track")
         else:
@@ -111,12 +111,12 @@ def test_the_explorer_shows_it_and_leaves_stages_out_as_training_does(run, explo
     body = json.loads(text)
     [held], [album] = body["runs"], body["albums"]
     for video in album["videos"]:
-        sound, name = video["beside"]["audio"], album["classes"][video["class"]]
+        sound, name = video["extra"]["audio"], album["classes"][video["class"]]
         assert bool(sound["jpeg"]) == (name != "mute") and bool(sound["why"]) == (name == "mute")
     rows = {view["name"]: (unpacked(view) * view["scale"]).float() for view in held["views"]}
     entries = len(held["sources"])
     mute = [
-        i for i, video in enumerate(held["videos"]) if not album["videos"][video]["beside"]["audio"]["jpeg"]
+        i for i, video in enumerate(held["videos"]) if not album["videos"][video]["extra"]["audio"]["jpeg"]
     ]
     assert 0 < len(mute) < entries and (rows["audio"][mute] == 0).all()
     schedules = ("audio:6,rgb:3", "rgb:6,audio:3", "audio:3", "rgb+audio:3")
@@ -134,7 +134,7 @@ def test_the_explorer_shows_it_and_leaves_stages_out_as_training_does(run, explo
         told["said"] == "this clip has no audio: as in training, that stage is left out, and nothing is mined"
     )
     videos = {video: album["videos"][video] for video in held["videos"]}
-    with_sound = sum(bool(video["beside"]["audio"]["jpeg"]) for video in videos.values())
+    with_sound = sum(bool(video["extra"]["audio"]["jpeg"]) for video in videos.values())
     assert told["shown"] == [len(videos), with_sound]
     assert told["picks"] == [mined_in_training(text, held, album, rows, sound_data) for text in schedules]
 
@@ -147,8 +147,8 @@ def mined_in_training(text, held, album, rows, sound_data):
     ids = torch.tensor(held["sources"])
     queue = MultiViewQueue({view: rows[view].shape[1] for view in VIEWS}, len(ids))
     queue.enqueue(rows, ids, labels=videos)
-    presence = Presence(manifest, chosen(VIEWS), torch.device("cpu"))
-    picks = presence.mine(rows, queue, {"mined": parse_schedule(text)}, ids, videos)["mined"]
+    view_mask = ViewMask(manifest, chosen(VIEWS), torch.device("cpu"))
+    picks = view_mask.mine(rows, queue, {"mined": parse_schedule(text)}, ids, videos)["mined"]
     return [[entry for entry in row if entry >= 0] for row in picks.tolist()]
 
 

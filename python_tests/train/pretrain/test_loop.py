@@ -31,7 +31,7 @@ from cpr_kernels.train.pretrain.presets import small, with_preset
 from cpr_kernels.train.pretrain.run_folder import encoder_files
 from cpr_kernels.train.runtime.checkpoint import load, save
 from cpr_kernels.train.runtime.files import write_atomically
-from cpr_kernels.train.runtime.lock import alone
+from cpr_kernels.train.runtime.lock import exclusive
 from cpr_kernels.train.runtime.run_log import read_lines, truncate
 
 pytest_plugins = ["train_fixtures"]
@@ -207,7 +207,7 @@ def test_refusals_are_one_sentence(straight: Path, data: Path, tmp_path: Path) -
 
 def hold(folder: Path, seconds: float) -> None:
     """Another writer, for a while."""
-    with alone(folder, "prepare"):
+    with exclusive(folder, "prepare"):
         time.sleep(seconds)
 
 
@@ -220,7 +220,7 @@ def test_two_processes_never_write_one_folder(
         r"another process \(process \d+ on .+\) is at work in .*, which only one may ",
     )
     with (
-        alone(straight, "train"),
+        exclusive(straight, "train"),
         pytest.raises(TrainError, match=sentence + "train; wait for it, or end it"),
     ):
         pretrain(tiny(data, straight), resume=True)
@@ -240,11 +240,14 @@ def test_two_processes_never_write_one_folder(
 def test_config_text_and_presets_come_back(data: Path, tmp_path: Path) -> None:
     config = tiny(data, tmp_path, init={"rgb": Path("a.pt")})
     assert from_json(to_json(config)) == config
+    assert '"drop_own_positive": 0.0' in to_json(config)
+    old = to_json(config).replace('"drop_own_positive": 0.0', '"own_drop": 0.9')
+    assert from_json(old) == replace(config, mining=replace(config.mining, drop_own_positive=0.9))
     assert with_preset("small", data=data, queue=128).clips == small()["clips"]
     assert with_preset("paper", data=data) == TrainConfig(data)
     assert with_preset("k400+coclr", data=data).queue == 16384
     mixed = with_preset("small+cpr3+published", data=data)
-    assert mixed.mining == Mining(stages=3, query="online", own_drop=0.9) and mixed.width == 0.25
+    assert mixed.mining == Mining(stages=3, query="online", drop_own_positive=0.9) and mixed.width == 0.25
     grown = with_preset("small+progressive", data=data)
     assert (grown.cycles, grown.cycle_epochs, grown.mining.progressive) == (5, 3, True)
     assert [phase.topk for phase in make_plan(grown)[1::2]] == [1, 2, 3, 4, 5]
@@ -318,7 +321,7 @@ def test_methods_say_where_positives_come_from(data: Path, tmp_path: Path) -> No
     assert [phase.supervised for phase in plan] == [False, True, True]
     for mining, sentence in [
         ({"method": "custom"}, "method custom needs it"),
-        ({"schedule": "flow:5"}, "goes with mining.method custom"),
+        ({"schedule": "flow:5"}, "belongs to mining.method custom"),
         ({"method": "custom", "schedule": "flow;5"}, "mining: schedule: cannot read"),
     ]:
         with pytest.raises(TrainError, match=sentence):

@@ -16,7 +16,7 @@ from cpr_kernels.train import TrainError
 from cpr_kernels.train.encoders import ENCODERS
 from cpr_kernels.train.evaluate.retrieval import evaluate_run
 from cpr_kernels.train.pages.report import write_report
-from cpr_kernels.train.pretrain import missing_views as presence
+from cpr_kernels.train.pretrain import missing_views
 from cpr_kernels.train.pretrain.config import Clips, Mining, Optim
 from cpr_kernels.train.pretrain.loop import build, pretrain, restore, snapshot
 from cpr_kernels.train.pretrain.phases import make_plan
@@ -57,7 +57,7 @@ def test_two_cycles_of_a_stage_for_each_modality_with_the_others_as_oracle(sound
 
 
 def test_clips_without_sound_take_part_and_train_no_audio(sound_data, tmp_path, monkeypatch):
-    encoded, real = [], presence.Presence.encoded
+    encoded, real = [], missing_views.ViewMask.encode
 
     def seen(self, view, videos, clips, encode):
         def counted(some):
@@ -66,7 +66,7 @@ def test_clips_without_sound_take_part_and_train_no_audio(sound_data, tmp_path, 
 
         return real(self, view, videos, clips, counted)
 
-    monkeypatch.setattr(presence.Presence, "encoded", seen)
+    monkeypatch.setattr(missing_views.ViewMask, "encode", seen)
     config = settings(sound_data, tmp_path / "run", cycle_epochs=1)
     trainer = build(config)
     steps(trainer, 0, 18, tmp_path / "run")

@@ -123,7 +123,7 @@ def test_sampler_covers_every_video_and_resumes_anywhere() -> None:
     sampler = ClipSampler(videos=10, batch=3, seed=5)
     straight = list(islice(sampler, 9))
     for turn in range(3):
-        chosen = [ticket[0] for batch in straight[3 * turn : 3 * turn + 3] for ticket in batch]
+        chosen = [key[0] for batch in straight[3 * turn : 3 * turn + 3] for key in batch]
         assert len(set(chosen)) == 9
     for position in range(9):
         resumed = ClipSampler(videos=10, batch=3, seed=5)
