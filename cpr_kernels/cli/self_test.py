@@ -20,10 +20,10 @@ B, N, D = 5, 203, 24  # no multiple of any tile
 SCHEDULE = Schedule([Stage("flow", 90), Stage("rgb", 40), Stage({"rgb": 1.0, "flow": 1.0}, 6)])
 LOSS_TOLERANCE = 1e-5  # relative, of float32 sums over 203 logits
 
-Result = dict[str, Any]  # name, seconds, error (None: right)
+TestResult = dict[str, Any]  # name, seconds, error (None: right)
 
 
-def self_test(device: torch.device) -> list[Result]:
+def self_test(device: torch.device) -> list[TestResult]:
     """Returns one result per backend and op on `device`: its name, seconds, and what is wrong (None: nothing).
 
     Mining is compared exactly: small-integer features make every inner product exact, so that the answer is
@@ -44,7 +44,7 @@ def _tests(device: torch.device) -> Iterator[tuple[str, Callable[[], str | None]
     yield f"the queue wraps, {device}", partial(_wraps, device)
 
 
-def _timed(name: str, work: Callable[[], str | None]) -> Result:
+def _timed(name: str, work: Callable[[], str | None]) -> TestResult:
     began = time.perf_counter()
     try:
         error = work()

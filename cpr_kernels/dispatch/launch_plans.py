@@ -82,7 +82,7 @@ class CpuCascadePlan(NamedTuple):
     parts: int  # of the keys; above 1, threads share a group
     passes: int  # over the keys, a sample of them first where there are several
     streamed_stages: int  # decided while the keys stream by
-    coarse: bool  # by 16-bit products first; what they leave open is scored again exactly
+    int16_scores: bool  # by 16-bit products first; what they leave open is scored again exactly
 
     def __str__(self) -> str:
         if self.groups == 0:
@@ -100,7 +100,7 @@ class CpuCascadePlan(NamedTuple):
                 f"{counted(self.streamed_stages, 'leading stage')} decided while the keys stream by, "
                 f"{counted(self.passes, 'pass')}, the first over a sample"
             )
-        if self.coarse:
+        if self.int16_scores:
             stages += "; 16-bit products first, and exactly what they leave open"
         return f"{self.isa}, {self.lanes} numbers a vector; {how}; {stages}"
 
@@ -139,8 +139,7 @@ Plan = CudaCascadePlan | CudaLossPlan | CpuCascadePlan | CpuRerankPlan | CpuLoss
 
 
 def limits_named(device: str | Sequence[int]) -> CudaLimits:
-    """Returns the limits of a device by its name, or by (capability, shared bytes per block, L2 bytes, clusters of
-    16).
+    """Returns the limits of a device by its name, or by (capability, shared bytes, L2 bytes, clusters of 16).
 
     Raises:
         ValueError: a name that is not known, not four numbers, or a device too old for the kernels.

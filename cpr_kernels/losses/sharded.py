@@ -54,8 +54,9 @@ def check(call: LossCall) -> None:
 
 
 def run(call: LossCall) -> Tensor:
-    """Returns the `loss [B]` of this rank's queries; differentiable once, in a backward pass that all ranks make
-    together.
+    """Returns the `loss [B]` of this rank's queries; differentiable once.
+
+    The backward pass is collective: all ranks make it together.
     """
     tensors = (call.query, call.positive, call.keys.rows)
     wants = tuple(torch.is_grad_enabled() and tensor.requires_grad for tensor in tensors)
@@ -93,8 +94,9 @@ def _gather(call: LossCall, wants: tuple[bool, ...]) -> _Everyone:
 
 
 def _shares(everyone: _Everyone, gradient: bool) -> tuple[Tensor, Tensor]:
-    """Returns what each rank's share adds to this rank's queries: sums [W, b, 4], attended [W, b, 2, D] (D = 0
-    without).
+    """Returns what each rank's share adds to this rank's queries: sums [W, b, 4] and attended [W, b, 2, D].
+
+    Without a gradient D = 0.
     """
     call, batch, shard = everyone
     sums, attended = native.share(call, gradient)  # [M, 4], [M, 2, D]

@@ -161,16 +161,12 @@ class ShardedMultiViewQueue(nn.Module):
         self.count.fill_(min(int(self.count) + sum(batch), self.size))
 
     def _slots(self, rows: range, start: int, total: int) -> Tensor:
-        """Returns the slot of the whole queue that each row of all batches is written to; -1 where a later row
-        overwrites it.
-        """
+        """Returns the slot of the whole queue for each row of all batches; -1 where a later row overwrites it."""
         number = torch.arange(rows.start, rows.stop)
         return torch.where(number >= total - self.size, (start + number) % self.size, -1)
 
     def _arriving(self, batch: Sequence[int], start: int) -> tuple[Tensor, list[int]]:
-        """Returns the local slots of the rows that arrive here, in order of arrival, and how many come from each
-        rank.
-        """
+        """Returns the local slots of arriving rows, in order of arrival, and how many come from each rank."""
         slots, arriving, first = [], [], 0
         for rows in batch:
             local = self._slots(range(first, first + rows), start, sum(batch)) - self.shard.offset

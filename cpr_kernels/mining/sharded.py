@@ -85,11 +85,11 @@ def run(call: CascadeCall) -> tuple[Tensor, Tensor]:
     k = call.stage_keep[-1]
     indices = torch.full((batch[shard.rank], k), -1, dtype=torch.int64)
     scores = torch.full((batch[shard.rank], k), -torch.inf)
-    together = _queries_at_a_time(shard, work)
-    lists = _Lists(min(together, sum(batch)), work.judges, shard.local)
+    group_size = _queries_at_a_time(shard, work)
+    lists = _Lists(min(group_size, sum(batch)), work.weightings, shard.local)
     begins, done = [0, *accumulate(batch)], 0
-    for first in range(0, sum(batch), together):
-        last = min(first + together, sum(batch))
+    for first in range(0, sum(batch), group_size):
+        last = min(first + group_size, sum(batch))
         owned = [max(0, min(last, begins[r + 1]) - max(first, begins[r])) for r in range(shard.world)]
         part = slice(done, done + owned[shard.rank])
         done = part.stop
@@ -104,7 +104,7 @@ def _queries_at_a_time(shard: Shard, work: _Share) -> int:
     entries = max(shard.sizes)
     features = entries * sum(key.shape[1] * key.element_size() for key in work.keys)
     room = shard.working_bytes or max(WORKING_BYTES, features // KEYS_A_LIST_BYTE)
-    return max(1, room // ((entries + SLACK) * 4 * (work.judges + 2)))
+    return max(1, room // ((entries + SLACK) * 4 * (work.weightings + 2)))
 
 
 def _facts(call: CascadeCall, shard: Shard) -> list[tuple[str, int]]:
@@ -124,9 +124,9 @@ def _facts(call: CascadeCall, shard: Shard) -> list[tuple[str, int]]:
 class _Lists:
     """Holds what each query may still select of this rank's entries: see EntryLists in csrc/shard.h."""
 
-    def __init__(self, queries: int, judges: int, room: int) -> None:
+    def __init__(self, queries: int, weightings: int, room: int) -> None:
         pitch = room + SLACK
-        self._scores = torch.empty(queries, judges, pitch)
+        self._scores = torch.empty(queries, weightings, pitch)
         self._index = torch.empty(queries, pitch, dtype=torch.int32)
         self._matching = torch.empty(queries, pitch, dtype=torch.int32)
         self._numbers = torch.zeros(2, queries, dtype=torch.int64)  # entries; entries that match the prefix
@@ -142,8 +142,15 @@ class _Lists:
 
     def address(self) -> tuple[int, int, int, int, int, int]:
         """Returns the lists as the core takes them."""
-        queries, judges, pitch = self.scores.shape
-        return self.scores.data_ptr(), self.index.data_ptr(), self.length.data_ptr(), queries, judges, pitch
+        queries, weightings, pitch = self.scores.shape
+        return (
+            self.scores.data_ptr(),
+            self.index.data_ptr(),
+            self.length.data_ptr(),
+            queries,
+            weightings,
+            pitch,
+        )
 
     def count(self, row: int, prefix: Tensor, shift: int, step: int) -> Tensor:
         """Returns entries by their digit at `shift`, of those whose key begins with `prefix`: [m, 2^bits] int32."""
@@ -173,7 +180,7 @@ class _Share:
 
     def __init__(self, call: CascadeCall, shard: Shard, rows: Rows, batch: Sequence[int]) -> None:
         self.weights = list(rows.weights)
-        self.judges = len(rows.weights) // len(rows.views)
+        self.weightings = len(rows.weights) // len(rows.views)
         self.keys = [row_contiguous(call.keys[v].rows) for v in rows.views]
         self.key_ids = None if call.key_ids is None else call.key_ids.contiguous()
         columns = [call.queries[v] for v in rows.views] + ([] if call.query_ids is None else [call.query_ids])
@@ -320,12 +327,12 @@ def _cascade(
             first_left = min(s + 1, stages - 1)
             break
     left = list(range(first_left, stages))
-    judges = sorted({rows.row_of_stage[s] for s in left})
-    index, table = _survivors(lists, judges, group)
+    score_rows = sorted({rows.row_of_stage[s] for s in left})
+    index, table = _survivors(lists, score_rows, group)
     alive = index >= 0
     order = index[:, :0]
     for s in left:
-        score = table[judges.index(rows.row_of_stage[s])]
+        score = table[score_rows.index(rows.row_of_stage[s])]
         order = ranking(score, alive)[:, : call.stage_keep[s]]
         alive = torch.zeros_like(alive).scatter_(1, order, alive.gather(1, order))
     width, chosen = order.shape[1], alive.gather(1, order)
@@ -333,19 +340,18 @@ def _cascade(
     scores[:, :width] = torch.where(chosen, score.gather(1, order), -torch.inf)
 
 
-def _survivors(lists: _Lists, judges: Sequence[int], group: _GroupSearch) -> tuple[Tensor, Tensor]:
-    """Returns all ranks' survivors of this rank's queries: global indices [mine, C] and scores [len(judges), mine,
-    C].
+def _survivors(lists: _Lists, score_rows: Sequence[int], group: _GroupSearch) -> tuple[Tensor, Tensor]:
+    """Returns all ranks' survivors of this rank's queries: global indices [mine, C] and scores [R, mine, C].
 
-    The indices ascend and are padded with -1.
+    R is the number of `score_rows`. The indices ascend and are padded with -1.
     """
     shard, mine, what = group.shard, group.mine, "cascade_topk, sending the survivors"
     lengths = exchange(shard, lists.length.int().split(group.owned), [mine] * shard.world, what)
     widest = int(lists.length.max()) if lists.length.numel() else 0
     inside = torch.arange(widest) < lists.length[:, None]
     columns = [lists.index[:, :widest][inside]]
-    columns += [lists.scores[:, r, :widest][inside].view(torch.int32) for r in judges]
-    entries = torch.stack(columns, dim=1)  # [survivors here, 1 + judges] int32
+    columns += [lists.scores[:, r, :widest][inside].view(torch.int32) for r in score_rows]
+    entries = torch.stack(columns, dim=1)  # [survivors here, 1 + R] int32
     outgoing = entries.split([int(part.sum()) for part in lists.length.split(group.owned)])
     arriving = [int(n.sum()) * entries.shape[1] for n in lengths]
     parts = [part.view(-1, entries.shape[1]) for part in exchange(shard, outgoing, arriving, what)]
@@ -357,6 +363,6 @@ def _survivors(lists: _Lists, judges: Sequence[int], group: _GroupSearch) -> tup
     room = int(number.max()) if mine else 0
     index = torch.full((mine, room), -1, dtype=torch.int64)
     index[query[by_query], place] = found[by_query]
-    table = torch.zeros(len(judges), mine, room)
+    table = torch.zeros(len(score_rows), mine, room)
     table[:, query[by_query], place] = torch.cat(parts)[by_query, 1:].contiguous().view(torch.float32).T
     return index, table

@@ -24,7 +24,7 @@ from .pretrain.run_folder import config_of
 from .runtime.files import write_atomically
 from .views.augment import Augment
 
-Result = TypeVar("Result")
+T = TypeVar("T")
 FRAMES = FrameSettings(size=64, frames=60, min_frames=9, flow="draft", flow_bound=8.0)
 
 
@@ -107,7 +107,7 @@ class _Timings:
         self.path = path
         self.seconds: dict[str, float] = json.loads(path.read_text()) if path.is_file() else {}
 
-    def measure(self, name: str, work: Callable[[], Result]) -> Result:
+    def measure(self, name: str, work: Callable[[], T]) -> T:
         began = time.monotonic()
         try:
             return work()

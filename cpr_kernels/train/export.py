@@ -70,8 +70,7 @@ class Export:
 
 
 class Deployed(nn.Module):
-    """Maps uint8 clips, one tensor per view, to embeddings [M, E] and class probabilities [M, C]: an artifact's
-    program.
+    """Maps uint8 clips, one tensor per view, to embeddings [M, E] and class probabilities [M, C].
 
     An embedding is the views' pooled features, each less its centre and of length 1, side by side, of length 1: inner
     products are the mean cosine of the views, what `cpr evaluate` compares.
@@ -92,9 +91,7 @@ class Deployed(nn.Module):
         self.eval()
 
     def forward(self, *clips: Tensor) -> tuple[Tensor, ...]:
-        """Returns embeddings, and with a classifier probabilities, of clips [M, T, S, S, C] uint8, in the order of
-        the views.
-        """
+        """Returns embeddings, and with a classifier probabilities, of clips [M, T, S, S, C] uint8, one per view."""
         parts = []
         for clip, (name, view) in zip(clips, self.views.items()):
             encoder: Any = self.encoders[name]

@@ -153,9 +153,9 @@ def test_on_the_cpu_threads_and_vectors_are_told(
     assert few_queries.streamed_stages == 0 and few_queries.passes == 1
     assert many.parts == 1 and many.groups * many.queries_per_group >= 512
     assert many.streamed_stages > 0 and many.passes == 2
-    assert not few_queries.coarse and many.coarse == (isa in ("avx512vnni", "avx2"))
+    assert not few_queries.int16_scores and many.int16_scores == (isa in ("avx512vnni", "avx2"))
     said = capsys.readouterr().out
-    assert ("; 16-bit products first" in said) == many.coarse
+    assert ("; 16-bit products first" in said) == many.int16_scores
     assert re.search(rf"native on cpu: {isa}, .* 2 threads over panels of keys in 2 parts", said)
     assert re.search(r"2 threads over queries, .* decided while the keys stream by", said)
     torch.set_num_threads(1)

@@ -37,8 +37,9 @@ def clip_loader(dataset: ClipDataset, sampler: ClipSampler, workers: int) -> Dat
 def augmented(
     batch: Batch, views: Mapping[str, View], how: Augment, generator: torch.Generator, device: torch.device
 ) -> dict[str, Tensor]:
-    """Returns {view: encoder input [2, B, ...]} float32 on `device`, all random numbers from `generator` (on the
-    CPU).
+    """Returns {view: encoder input [2, B, ...]}, float32 on `device`.
+
+    All random numbers come from `generator` (on the CPU).
 
     Views are drawn for in order, so a further view leaves the others' clips as they were.
     """

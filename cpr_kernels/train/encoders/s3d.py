@@ -168,7 +168,5 @@ class Encoder(nn.Sequential):
         return nn.functional.normalize(super().forward(clip).flatten(1), dim=1)
 
     def features(self, clip: Tensor) -> Tensor:
-        """Returns the pooled backbone output [B, F] of clips [B, 3, T, H, W], not normalised: what retrieval
-        compares.
-        """
+        """Returns the pooled backbone output [B, F] of clips [B, 3, T, H, W], not normalised."""
         return self[1](self[0](clip)).flatten(1)

@@ -43,8 +43,9 @@ class Protocol:
 
 @dataclass(frozen=True)
 class Measured:
-    """Holds features of both splits, {view: {split: [M, F]}}, all 0 where a video lacks the view, and {split: labels
-    [M]}.
+    """Holds features of both splits, {view: {split: [M, F]}}, and {split: labels [M]}.
+
+    Features are all 0 where a video lacks the view.
     """
 
     features: dict[str, dict[str, Tensor]]

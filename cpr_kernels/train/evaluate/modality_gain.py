@@ -73,8 +73,9 @@ def gain_per_modality(
 
 
 def neighbours(unit: Mapping[str, Mapping[str, Tensor]], views: tuple[str, ...]) -> Tensor:
-    """Returns the nearest training rows [M, NEAREST] of each test row by the sum of the views' cosines, lower rows
-    first.
+    """Returns the nearest training rows [M, NEAREST] of each test row by the views' summed cosines.
+
+    Equal cosines keep the lower row first.
     """
     test, train = (torch.cat([unit[view][split] for view in views], dim=1) for split in ("test", "train"))
     return (test @ train.T).argsort(dim=1, descending=True, stable=True)[:, :NEAREST]

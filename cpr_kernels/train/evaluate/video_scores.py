@@ -61,8 +61,7 @@ def accuracy(scores: Tensor, labels: Tensor) -> dict[str, float]:
 
 
 def fused(folders: Sequence[Path]) -> dict[str, dict[str, float]]:
-    """Returns the accuracy of the mean probabilities of several classifiers of the same test videos (two-stream
-    fusion).
+    """Returns the accuracy of several classifiers' mean probabilities on the same test videos (two-stream fusion).
 
     Raises:
         TrainError: a folder without a test, or another set of videos.

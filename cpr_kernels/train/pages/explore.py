@@ -108,7 +108,7 @@ def _run(run: Path, albums: dict[Path, Album]) -> dict[str, Any]:
         "phase": last.name,
         "mines": last.schedule is not None,
         "views": [
-            {"name": view, "label": label(view), **packed(queue[view])} for view in config.views
+            {"name": view, "label": label(view), **quantized(queue[view])} for view in config.views
         ],
         "videos": album.places(videos),
         "sources": queue["sources"].tolist(),
@@ -160,7 +160,7 @@ def _default_schedule(views: Sequence[str], entries: int, topk: int) -> Schedule
     return oracle_schedule(views, min(topk, entries))
 
 
-def packed(rows: Tensor) -> dict[str, Any]:
+def quantized(rows: Tensor) -> dict[str, Any]:
     """Returns embeddings [N, D] as 16-bit integers: {size, scale, data}; a row is integers * scale."""
     values: npt.NDArray[np.float32] = rows.detach().cpu().float().numpy()
     scale = float(np.abs(values).max()) / 32767 or 1.0
@@ -168,7 +168,7 @@ def packed(rows: Tensor) -> dict[str, Any]:
     return {"size": values.shape[1], "scale": scale, "data": base64.b64encode(integers.tobytes()).decode()}
 
 
-def unpacked(view: dict[str, Any]) -> Tensor:
-    """Returns the integers [N, D] of a packed view, float64: products and sums of them are exact."""
+def int16_rows(view: dict[str, Any]) -> Tensor:
+    """Returns the integers [N, D] of a quantised view, float64: products and sums of them are exact."""
     integers = np.frombuffer(base64.b64decode(view["data"]), "<i2")
     return torch.from_numpy(integers.astype(np.float64)).view(-1, view["size"])

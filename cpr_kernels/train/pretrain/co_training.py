@@ -82,8 +82,9 @@ class MultiViewModel(nn.Module):
                 encoder.compile()
 
     def start_phase(self, phase: Phase) -> None:
-        """Copies the online encoders to the momentum encoders and empties the queue, as its keys came from other
-        encoders.
+        """Copies the online encoders to the momentum encoders and empties the queue.
+
+        The queue's keys came from other encoders.
         """
         buffers_of_first_rank(self.online)
         for view in self.online:
@@ -134,9 +135,7 @@ class MultiViewModel(nn.Module):
 
     @torch.no_grad()
     def keys(self, inputs: Inputs, phase: Phase) -> dict[str, Tensor]:
-        """Returns {view: [B, D]} of the second clips: by momentum encoders for trained views, else by the frozen
-        encoders.
-        """
+        """Returns {view: [B, D]} of the second clips, by momentum encoders, or of frozen views by their encoders."""
         keys = {}
         for view in self.online:
             if view in phase.train:
@@ -201,8 +200,9 @@ class MultiViewModel(nn.Module):
         use_own: Tensor | None,
         batch: Tensor,
     ) -> tuple[StepResult, dict[str, Tensor]]:
-        """Computes the losses of a part as shares of the mean over the `batch` of videos; returns also what was
-        mined, and the keys.
+        """Computes the losses of a part and their gradients; returns what was mined, and the keys.
+
+        Losses are shares of the mean over the `batch` of videos.
         """
         keys = self.keys(inputs, phase)
         queries = {

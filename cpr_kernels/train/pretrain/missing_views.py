@@ -69,8 +69,9 @@ class ViewMask:
         return torch.where((held >= 0) & self.has[view][held.clamp(min=0)], ids, -1)
 
     def mean(self, view: str, losses: Tensor, videos: Tensor, batch: Tensor) -> Tensor:
-        """Returns the losses [B] of a part as its share of the batch's mean over videos that have the view; 0 without
-        any.
+        """Returns the losses [B] of a part as its share of the batch's mean over videos that have the view.
+
+        It is 0 where none has.
         """
         has, counted = self.mask(view, videos), self.mask(view, batch)
         if has is None or counted is None:

@@ -55,8 +55,7 @@ class Moment:
 
 
 def make_plan(config: TrainConfig) -> list[Phase]:
-    """Returns the phases: InfoNCE of all views; then, in each cycle, each view in turn, the others frozen (Algorithm
-    1).
+    """Returns the phases: InfoNCE of all views; then, per cycle, each view in turn, the others frozen (Algorithm 1).
 
     Raises:
         TrainError: a schedule that the queue is too small for, or nothing to do.

@@ -11,9 +11,7 @@ from .config import Clips, Mining, Optim, TrainConfig
 
 
 def paper() -> dict[str, Any]:
-    """Uses the papers' UCF101 setting: 32 frames of 128 px, S3D, queue 2,048, 300 epochs, two cycles of 100. Needs
-    GPUs.
-    """
+    """Uses the papers' UCF101 setting: 32 frames of 128 px, S3D, queue 2,048, 300 epochs, 2 cycles of 100; for GPUs."""
     return {}
 
 
@@ -23,9 +21,7 @@ def k400() -> dict[str, Any]:
 
 
 def small() -> dict[str, Any]:
-    """Fits two CPU cores: a quarter of the channels, 8 frames of 64 px, queue 256, 5 stages; 1,000 videos take an
-    hour.
-    """
+    """Fits two CPU cores: a quarter of the channels, 8 frames of 64 px, queue 256; 1,000 videos take an hour."""
     return {
         "infonce_epochs": 30,
         "cycles": 1,

@@ -16,8 +16,7 @@ from .files import write_atomically
 
 
 class RunLog:
-    """Writes `log.jsonl` (lines of kind `step` and `epoch`), `mined.jsonl` (each epoch's last batch) and
-    `tensorboard/`.
+    """Writes `log.jsonl` (a line per step and epoch), `mined.jsonl` (each epoch's last batch) and `tensorboard/`.
 
     Opened at step `resume_at`, it first drops what a killed run had written at or after that step. With `writes`
     False, for all ranks but the first, nothing is written.

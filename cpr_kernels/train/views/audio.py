@@ -48,7 +48,7 @@ class Audio(View):
         return spectrogram_picture(spectrogram), f"{self.label}, {spectrogram.shape[1] * HOP / RATE:.1f} s"
 
     def load(self, store: FrameStore, video: Video, start: int, count: int) -> Frames:
-        """Returns the spectrogram [BANDS, L] of video frames start .. start+count-1, L at least `COLUMNS` where there
+        """Returns the spectrogram [BANDS, L] of video frames start .. start+count-1, L at least `COLUMNS` if there
         are.
         """
         return self.part(store.spectrogram(video.id), video, start, count)
@@ -65,8 +65,9 @@ class Audio(View):
     def clip(
         self, signal: Frames, size: int, draws: npt.NDArray[np.float64] | None = None, min_area: float = 1.0
     ) -> Frames:
-        """Returns [BANDS, COLUMNS] of a longer signal, its place by the last of `draws`; a shorter one is padded with
-        its mean.
+        """Returns [BANDS, COLUMNS] of a longer signal, or a shorter one padded with its mean.
+
+        The last of `draws` is its place.
         """
         extra = signal.shape[1] - COLUMNS
         if extra >= 0:

@@ -55,8 +55,7 @@ class View:
         return resized_crop(signal, size, draws, min_area)
 
     def test_crops(self, signal: Frames, size: int, ten: bool) -> Frames:
-        """Returns the crops tested of one clip: the centre [1, ...], or for the ten-crop test centre and corners [5,
-        ...].
+        """Returns the crops tested of one clip: the centre [1, ...], or with `ten` centre and corners [5, ...].
 
         Their mirror images are taken too. A view without a picture gives its one clip.
         """

@@ -16,7 +16,7 @@ from chromium import told_by
 from cpr_kernels import cascade_topk, parse_schedule
 from cpr_kernels.__main__ import main
 from cpr_kernels.train import TrainError
-from cpr_kernels.train.pages.explore import explore, packed, page, queue_of, unpacked
+from cpr_kernels.train.pages.explore import explore, int16_rows, page, quantized, queue_of
 from cpr_kernels.train.pretrain.run_folder import config_of
 from cpr_kernels.train.runtime.checkpoint import load, save
 
@@ -44,7 +44,7 @@ def body_of(path: Path) -> dict[str, Any]:
 def exact(run: dict[str, Any], stages: list[tuple[dict[str, float], int]], query: int) -> list[list[int]]:
     """Survivors of each stage by the definition, on the page's own integers."""
     names = [view["name"] for view in run["views"]]
-    rows = {name: unpacked(view).numpy() for name, view in zip(names, run["views"])}
+    rows = {name: int16_rows(view).numpy() for name, view in zip(names, run["views"])}
     scales = {view["name"]: view["scale"] ** 2 for view in run["views"]}
     alive = [i for i, source in enumerate(run["sources"]) if source != run["sources"][query]]
     survivors = []
@@ -60,7 +60,7 @@ def test_the_page_is_whole_and_holds_the_queue(run: Path, written: Path) -> None
     assert not re.search(r"(src|href)=[\"']?(https?:|//|file:)", text) and "/*" not in text[:200]
     queue = queue_of(run, config_of(run))
     for view in held["views"]:
-        kept = unpacked(view) * view["scale"]
+        kept = int16_rows(view) * view["scale"]
         assert torch.allclose(kept.float(), queue[view["name"]], atol=2 * view["scale"])
     album = body_of(written)["albums"][0]
     assert len(album["videos"]) == len(set(queue["videos"].tolist()))
@@ -74,7 +74,7 @@ def test_sixteen_bits_mine_what_the_op_mines() -> None:
     schedule = parse_schedule("a:0.5,b:50,a+b:5", 400)
     mined, _ = cascade_topk(rows, rows, schedule, query_ids=ids, key_ids=ids)
     held = {
-        "views": [{"name": view, **packed(rows[view])} for view in rows],
+        "views": [{"name": view, **quantized(rows[view])} for view in rows],
         "sources": ids.tolist(),
     }
     stages = [(stage.weights, stage.keep) for stage in schedule]
@@ -163,7 +163,7 @@ def big(entries: int) -> dict[str, Any]:
     strip = base64.b64encode(bytes(jpeg)).decode()
     generator = torch.Generator().manual_seed(0)
     views = [
-        {"name": name, "label": name, **packed(torch.randn(entries, 128, generator=generator))}
+        {"name": name, "label": name, **quantized(torch.randn(entries, 128, generator=generator))}
         for name in ("rgb", "flow")
     ]
     videos = [{"id": f"v{i}", "class": i % 50, "strip": strip} for i in range(entries)]
@@ -204,7 +204,7 @@ def test_three_views_and_one(tmp_path: Path) -> None:
     body = big(40)
     [run] = body["runs"]
     torch.manual_seed(1)
-    run["views"].append({"name": "audio", "label": "sound", **packed(torch.randn(40, 8))})
+    run["views"].append({"name": "audio", "label": "sound", **quantized(torch.randn(40, 8))})
     run["schedule"] = "audio:20,flow:10,rgb+audio:5"
     alone = {**run, "name": "alone", "views": run["views"][:1], "schedule": "rgb:5"}
     body["runs"] = [run, alone]

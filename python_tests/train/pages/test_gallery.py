@@ -20,7 +20,7 @@ from cpr_kernels.train.data.manifest import Manifest
 from cpr_kernels.train.data.store import FrameStore
 from cpr_kernels.train.encoders import ENCODERS
 from cpr_kernels.train.evaluate.retrieval import evaluate_run
-from cpr_kernels.train.pages.explore import explore, unpacked
+from cpr_kernels.train.pages.explore import explore, int16_rows
 from cpr_kernels.train.pages.report import write_report
 from cpr_kernels.train.pages.thumbnails import extra_pictures
 from cpr_kernels.train.pretrain.config import Clips, Mining
@@ -113,7 +113,7 @@ def test_the_explorer_shows_it_and_leaves_stages_out_as_training_does(run, explo
     for video in album["videos"]:
         sound, name = video["extra"]["audio"], album["classes"][video["class"]]
         assert bool(sound["jpeg"]) == (name != "mute") and bool(sound["why"]) == (name == "mute")
-    rows = {view["name"]: (unpacked(view) * view["scale"]).float() for view in held["views"]}
+    rows = {view["name"]: (int16_rows(view) * view["scale"]).float() for view in held["views"]}
     entries = len(held["sources"])
     mute = [
         i for i, video in enumerate(held["videos"]) if not album["videos"][video]["extra"]["audio"]["jpeg"]
