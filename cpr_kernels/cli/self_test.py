@@ -34,14 +34,14 @@ def self_test(device: torch.device) -> list[TestResult]:
 
 def _tests(device: torch.device) -> Iterator[tuple[str, Callable[[], str | None]]]:
     for op, choices, test in (
-        ("cascade_topk", reasons(mining.BACKENDS, mining_call(device)), _mines),
-        ("mil_nce", reasons(losses.BACKENDS, loss_call(device)), _loses),
+        ("cascade_topk", reasons(mining.BACKENDS, mining_call(device)), _check_mining),
+        ("mil_nce", reasons(losses.BACKENDS, loss_call(device)), _check_loss),
     ):
         for backend, reason in choices:
             if reason is None and backend != "reference":
                 yield f"{op}, {backend}, {device}", partial(test, device, backend)
-    yield f"mil_nce's gradients, {device}", partial(_slopes, device)
-    yield f"the queue wraps, {device}", partial(_wraps, device)
+    yield f"mil_nce's gradients, {device}", partial(_check_gradients, device)
+    yield f"the queue wraps, {device}", partial(_check_queue, device)
 
 
 def _timed(name: str, work: Callable[[], str | None]) -> TestResult:
@@ -58,7 +58,7 @@ def _features(device: torch.device, seed: int, rows: int) -> Tensor:
     return torch.randint(-3, 4, (rows, D), generator=generator).float().to(device)
 
 
-def _sides(device: torch.device) -> tuple[dict[str, Tensor], dict[str, Tensor], Tensor, Tensor]:
+def _small_inputs(device: torch.device) -> tuple[dict[str, Tensor], dict[str, Tensor], Tensor, Tensor]:
     queries = {view: _features(device, i, B) for i, view in enumerate(("rgb", "flow"))}
     keys = {view: _features(device, 10 + i, N) for i, view in enumerate(("rgb", "flow"))}
     key_ids = torch.arange(N, device=device) // 3
@@ -68,13 +68,13 @@ def _sides(device: torch.device) -> tuple[dict[str, Tensor], dict[str, Tensor], 
 
 def mining_call(device: torch.device) -> CascadeCall:
     """Returns a small call of `cascade_topk` on `device`."""
-    queries, keys, query_ids, key_ids = _sides(device)
+    queries, keys, query_ids, key_ids = _small_inputs(device)
     return mining.as_call(queries, keys, SCHEDULE, query_ids, key_ids)
 
 
 def loss_call(device: torch.device) -> LossCall:
     """Returns a small call of `mil_nce` on `device`."""
-    queries, keys, query_ids, key_ids = _sides(device)
+    queries, keys, query_ids, key_ids = _small_inputs(device)
     positives = torch.arange(4 * B, device=device).view(B, 4) * 7
     positives[:, -1] = -1
     query, positive, entries = (
@@ -84,8 +84,8 @@ def loss_call(device: torch.device) -> LossCall:
     return losses.as_call(query, positive, entries, positives, 0.1, query_ids, key_ids)
 
 
-def _mines(device: torch.device, backend: str) -> str | None:
-    queries, keys, query_ids, key_ids = _sides(device)
+def _check_mining(device: torch.device, backend: str) -> str | None:
+    queries, keys, query_ids, key_ids = _small_inputs(device)
     (got, scores), (wanted, wanted_scores) = (
         mining.cascade_topk(queries, keys, SCHEDULE, query_ids=query_ids, key_ids=key_ids, backend=name)
         for name in (backend, "reference")
@@ -95,10 +95,10 @@ def _mines(device: torch.device, backend: str) -> str | None:
     return None if torch.equal(scores, wanted_scores) else "scores differ from the reference's"
 
 
-def _loses(device: torch.device, backend: str) -> str | None:
+def _check_loss(device: torch.device, backend: str) -> str | None:
     call = loss_call(device)
     got, wanted = (_loss_by(name, call) for name in (backend, "reference"))
-    return _apart("loss", got, wanted)
+    return _error_beyond_tolerance("loss", got, wanted)
 
 
 def _loss_by(backend: str, call: LossCall) -> Tensor:
@@ -108,7 +108,7 @@ def _loss_by(backend: str, call: LossCall) -> Tensor:
     )  # fmt: skip
 
 
-def _slopes(device: torch.device) -> str | None:
+def _check_gradients(device: torch.device) -> str | None:
     call = loss_call(device)
     ours, dense = (
         call._replace(**{
@@ -120,7 +120,9 @@ def _slopes(device: torch.device) -> str | None:
     _loss_by("auto", ours).mean().backward()
     _dense_loss(dense).backward()
     for name in ("query", "positive", "keys"):
-        error = _apart(f"gradient of {name}", getattr(ours, name).grad, getattr(dense, name).grad)
+        error = _error_beyond_tolerance(
+            f"gradient of {name}", getattr(ours, name).grad, getattr(dense, name).grad
+        )
         if error:
             return error
     return None
@@ -140,7 +142,7 @@ def _dense_loss(call: LossCall) -> Tensor:
     return (logits.logsumexp(1) - logits.masked_fill(~positive, -torch.inf).logsumexp(1)).mean()
 
 
-def _apart(what: str, got: Tensor, wanted: Tensor) -> str | None:
+def _error_beyond_tolerance(what: str, got: Tensor, wanted: Tensor) -> str | None:
     error = float((got.double() - wanted.double()).abs().max() / wanted.double().abs().max())
     return (
         None
@@ -149,7 +151,7 @@ def _apart(what: str, got: Tensor, wanted: Tensor) -> str | None:
     )
 
 
-def _wraps(device: torch.device) -> str | None:
+def _check_queue(device: torch.device) -> str | None:
     queue = MultiViewQueue({"v": D}, size=7).to(device)
     rows = _features(device, 3, 10)
     for part in rows.split(4):

@@ -3,16 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple, Protocol
-
-
-class _Module(Protocol):
-    """Describes what a backend module provides."""
-
-    NAME: str
-
-    def why_not(self, call: Any) -> str | None: ...
-    def run(self, call: Any) -> Any: ...
+from typing import Any, NamedTuple
 
 
 class Choice(NamedTuple):

@@ -63,7 +63,7 @@ def run(call: LossCall) -> Tensor:
     return _Loss.apply(*tensors, call, wants)
 
 
-class _Everyone(NamedTuple):
+class _AllQueries(NamedTuple):
     """Holds the queries of all ranks against this rank's share."""
 
     call: LossCall  # positive is a placeholder: the own pair belongs to the query's rank
@@ -71,7 +71,7 @@ class _Everyone(NamedTuple):
     shard: Shard
 
 
-def _gather(call: LossCall, wants: tuple[bool, ...]) -> _Everyone:
+def _gather(call: LossCall, wants: tuple[bool, ...]) -> _AllQueries:
     """Returns all ranks' queries, with their positives by local index."""
     shard = call.keys.shard
     settings = (call.temperature, call.siblings, call.positives.shape[1])
@@ -90,15 +90,15 @@ def _gather(call: LossCall, wants: tuple[bool, ...]) -> _Everyone:
     query_ids = ids[0] if ids else None
     keys = call.keys.rows.detach()
     here = LossCall(query, query, keys, local, call.temperature, query_ids, call.key_ids, None, call.siblings)
-    return _Everyone(here, batch, shard)
+    return _AllQueries(here, batch, shard)
 
 
-def _shares(everyone: _Everyone, gradient: bool) -> tuple[Tensor, Tensor]:
+def _shares(queries_of_all: _AllQueries, gradient: bool) -> tuple[Tensor, Tensor]:
     """Returns what each rank's share adds to this rank's queries: sums [W, b, 4] and attended [W, b, 2, D].
 
     Without a gradient D = 0.
     """
-    call, batch, shard = everyone
+    call, batch, shard = queries_of_all
     sums, attended = native.share(call, gradient)  # [M, 4], [M, 2, D]
     dim = attended.shape[2]
     width = 4 + 2 * dim
@@ -158,11 +158,15 @@ class _Loss(torch.autograd.Function):
     def forward(
         ctx: Any, query: Tensor, positive: Tensor, rows: Tensor, call: LossCall, wants: tuple[bool, ...]
     ) -> Tensor:
-        everyone = _gather(call, wants)
-        out = _reduce(call, *_shares(everyone, wants[0]))
-        kept = (everyone.call.query, everyone.call.positives, everyone.call.query_ids) if wants[2] else ()
+        queries_of_all = _gather(call, wants)
+        out = _reduce(call, *_shares(queries_of_all, wants[0]))
+        kept = (
+            (queries_of_all.call.query, queries_of_all.call.positives, queries_of_all.call.query_ids)
+            if wants[2]
+            else ()
+        )
         ctx.save_for_backward(query, positive, rows, call.key_ids, *out[1:], *kept)
-        ctx.settings = (call.temperature, call.siblings, everyone.batch, everyone.shard)
+        ctx.settings = (call.temperature, call.siblings, queries_of_all.batch, queries_of_all.shard)
         return out.loss
 
     @staticmethod

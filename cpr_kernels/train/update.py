@@ -89,7 +89,7 @@ def update(settings: Update) -> dict[str, Figures]:
             f"out: {out} was begun with other settings; give another --out, or the settings it has"
         )
     old = Manifest.load(before.data)
-    joined_data(before.data, settings, old)
+    join_data(before.data, settings, old)
     note = WarmStart(str(settings.run), len(old.videos), settings.old_share)
     note.save(out / NOTE)
     figures = json.loads((out / FIGURES).read_text()) if (out / FIGURES).is_file() else {}
@@ -116,7 +116,7 @@ def config_of_update(before: TrainConfig, settings: Update) -> TrainConfig:
     )  # fmt: skip
 
 
-def joined_data(before: Path, settings: Update, old: Manifest) -> Manifest:
+def join_data(before: Path, settings: Update, old: Manifest) -> Manifest:
     """Joins old and new videos in one data set at OUT/data: old ones first, with the numbers that they had."""
     data = settings.out / "data"
     sources, _ = list_sources(settings.videos)
@@ -162,7 +162,7 @@ def retrieval_of(run: Path, config: TrainConfig, note: WarmStart, clips: int) ->
     ).videos
     is_old = torch.tensor(tested) < note.old_videos
     return {
-        name: _by_text(recall_of(_only(found, rows), protocol))
+        name: _string_keys(recall_of(_select_test_rows(found, rows), protocol))
         for name, rows in (("old", is_old), ("new", ~is_old)) if bool(rows.any())
     }  # fmt: skip
 
@@ -180,7 +180,7 @@ def show(figures: Mapping[str, Figures]) -> None:
         say("none of the new videos is for testing (a class is split from two sources on): not measured")
 
 
-def _only(found: Measured, rows: torch.Tensor) -> Measured:
+def _select_test_rows(found: Measured, rows: torch.Tensor) -> Measured:
     """Returns the features with only these test rows."""
     features = {
         view: {"train": splits["train"], "test": splits["test"][rows]}
@@ -189,7 +189,7 @@ def _only(found: Measured, rows: torch.Tensor) -> Measured:
     return replace(found, features=features, labels={**found.labels, "test": found.labels["test"][rows]})
 
 
-def _by_text(recall: Mapping[str, Mapping[int, float]]) -> dict[str, dict[str, float]]:
+def _string_keys(recall: Mapping[str, Mapping[int, float]]) -> dict[str, dict[str, float]]:
     return {view: {str(k): share for k, share in shares.items()} for view, shares in recall.items()}
 
 

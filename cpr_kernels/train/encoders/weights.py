@@ -103,10 +103,10 @@ def _first_names(module: nn.Module) -> dict[str, str]:
 
 def save_encoder(path: Path, encoder: nn.Module, view: str, **facts: str | int | float) -> None:
     """Writes one encoder as safetensors, with its view and plain facts about it (phase, step)."""
-    save_tensors(path, encoder, {"kind": ENCODER_KIND, "view": view, **described(encoder), **facts})
+    save_tensors(path, encoder, {"kind": ENCODER_KIND, "view": view, **encoder_facts(encoder), **facts})
 
 
-def described(encoder: nn.Module) -> dict[str, Any]:
+def encoder_facts(encoder: nn.Module) -> dict[str, Any]:
     """Returns what `new_encoder` needs to make an encoder like this one."""
     return {name: getattr(encoder, name) for name in ("architecture", "width", "embedding")}
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from .. import TrainError
 from ..encoders import new_encoder
 from ..encoders.forward import CHANNELS_LAST, channels_last
-from ..encoders.weights import described, load_tensors, read_facts, save_tensors
+from ..encoders.weights import encoder_facts, load_tensors, read_facts, save_tensors
 
 CLASSIFIER_KIND = "cpr_kernels classifier"
 
@@ -57,7 +57,7 @@ def save_classifier(path: Path, classifier: Classifier, **facts: Any) -> None:
     clip = classifier.clip
     what = {"view": clip.view, "frames": clip.frames, "crop": clip.crop, "classes": classifier.classes}
     save_tensors(
-        path, classifier, {"kind": CLASSIFIER_KIND, **what, **described(classifier.encoder), **facts}
+        path, classifier, {"kind": CLASSIFIER_KIND, **what, **encoder_facts(classifier.encoder), **facts}
     )
 
 

@@ -33,7 +33,7 @@ from ..runtime.signals import stop_flag
 from ..views import chosen
 from ..views.augment import Augment
 from .classifier import Classifier, ClipSettings, save_classifier
-from .video_scores import accuracy, fused, named, scores_of, video_scores
+from .video_scores import accuracy, fused, names_and_labels, scores_of, video_scores
 
 CLASSIFIER = "classifier.safetensors"
 
@@ -136,7 +136,7 @@ def finetune(settings: Finetune) -> dict[str, Any]:
     scores = {"centre": video_scores(classifier, test, settings.clips, ten=False, amp=settings.amp)}
     if settings.ten_crop:
         scores["ten_crop"] = video_scores(classifier, test, settings.clips, ten=True, amp=settings.amp)
-    names, labels = named(test)
+    names, labels = names_and_labels(test)
     with_scores = {name: values.numpy() for name, values in scores.items()}
     _save_npz(out / "test.npz", ids=names, labels=labels, **with_scores)
     result: dict[str, Any] = {
@@ -167,7 +167,7 @@ def _refuse_before_training(classifier: Classifier, test: ClipDataset, settings:
     classifier.train()
     assert video.shape == (1, len(test.manifest.classes))
     for folder in settings.fuse:
-        scores_of(folder, *named(test), f"{settings.data} has for testing")
+        scores_of(folder, *names_and_labels(test), f"{settings.data} has for testing")
 
 
 def new_classifier(settings: Finetune, classes: list[str]) -> Classifier:

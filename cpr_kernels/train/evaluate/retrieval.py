@@ -80,7 +80,7 @@ def evaluate_files(
     return {"recall": recall_of(found, protocol), "probe": probe_of(found)}
 
 
-def measurable(data: Path, views: Sequence[str]) -> tuple[str, ...]:
+def testable_views(data: Path, views: Sequence[str]) -> tuple[str, ...]:
     """Returns the views that some training and some test video of a data set have; prints which are left out.
 
     Raises:
@@ -120,7 +120,7 @@ def evaluate_run(
         phases = phases[-1:]
     protocol = Protocol(config.clips.frames, config.clips.crop, clips)
     source = data or config.data
-    views = measurable(source, config.views)
+    views = testable_views(source, config.views)
     results = [
         {
             "phase": phase,

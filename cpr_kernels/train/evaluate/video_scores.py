@@ -97,7 +97,7 @@ def _scores_in(folder: Path) -> dict[str, Any]:
         return {name: file[name] for name in file.files}
 
 
-def named(test: ClipDataset) -> tuple[np.ndarray, np.ndarray]:
+def names_and_labels(test: ClipDataset) -> tuple[np.ndarray, np.ndarray]:
     """Returns names and labels of the test videos, in order."""
     videos = [test.manifest.videos[i] for i in test.videos]
     return np.array([video.id for video in videos]), np.array([video.label for video in videos])

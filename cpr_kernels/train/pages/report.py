@@ -64,7 +64,7 @@ def _section(run: Path, shown: int) -> dict[str, Any]:
     if not (run / "eval.json").is_file():
         raise TrainError(f"run: {run} has no eval.json; run `cpr evaluate --run {run}` first")
     evaluation = read_json(run / "eval.json", "run", f"run `cpr evaluate {run}` again")
-    names, album = ways_of(config), Album(config.data, manifest, config.views)
+    names, album = way_names(config), Album(config.data, manifest, config.views)
     return {
         "run": run,
         "title": " ".join((run.name if run.name != "run" else run.parent.name).replace("_", " ").split()),
@@ -100,7 +100,7 @@ def method_name(config: TrainConfig) -> str:
     return f"{name}, top 1 to {mining.topk}" if mining.progressive else name
 
 
-def ways_of(config: TrainConfig) -> dict[str, str]:
+def way_names(config: TrainConfig) -> dict[str, str]:
     """Returns {way of mining: its name on the page}, in the order of the page: the run's own first, the sum last."""
     singles = {view: f"{label(view)} alone" for view in reversed(config.views)}
     several = (

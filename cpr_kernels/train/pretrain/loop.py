@@ -21,7 +21,7 @@ from ..batches.sampler import ClipSampler, MixedSampler
 from ..encoders.weights import load_encoder, save_encoder
 from ..runtime import ranks
 from ..runtime.checkpoint import load, save
-from ..runtime.device import compiling, device_to_train_on, refuse_infinite
+from ..runtime.device import check_finite, compiling, device_to_train_on
 from ..runtime.files import write_atomically
 from ..runtime.lock import exclusive
 from ..runtime.run_log import RunLog
@@ -96,10 +96,10 @@ def _train(trainer: Trainer, state: dict[str, Any] | None, start: int, writes: b
                 figures = run_step(trainer, moment, step, batch, log)
             rate = 2 * config.clips.batch * (step + 1 - start) / (time.perf_counter() - began)
             name = trainer.plan[moment.phase].name
-            bar.advance(status=f"{rate:.0f} clips/s  {name}{_brief(figures)}")
+            bar.advance(status=f"{rate:.0f} clips/s  {name}{_status(figures)}")
             stopping = ranks.any_rank(bool(stop), trainer.device)
             if moment.ends_epoch or moment.ends_phase or stopping or step == end - 1:
-                _keep(trainer, moment, step, log, writes)
+                _save_checkpoint(trainer, moment, step, log, writes)
             if stopping:
                 raise Interrupted(
                     f"stopped after step {step + 1} of {end}; continue with: cpr pretrain --resume {run}"
@@ -119,7 +119,7 @@ def _print_left_out(trainer: Trainer, print_line: Callable[[str], None]) -> None
         )
 
 
-def _keep(trainer: Trainer, moment: Moment, step: int, log: RunLog, writes: bool) -> None:
+def _save_checkpoint(trainer: Trainer, moment: Moment, step: int, log: RunLog, writes: bool) -> None:
     """Saves the checkpoint after a step, and the encoders at the end of a phase, when all ranks agree on them."""
     model, run = trainer.model, Path(trainer.config.out)
     ranks.check_same(model.shared_state(), trainer.device)
@@ -193,7 +193,7 @@ def run_step(trainer: Trainer, moment: Moment, step: int, batch: Batch, log: Run
     result = model.train_step(inputs, phase, measured, own.to(trainer.device) if phase.schedule else None)
     losses = ranks.means([float(loss) for loss in result.losses.values()], trainer.device)
     figures = {f"loss_{view}": loss for view, loss in zip(result.losses, losses)}
-    refuse_infinite(step, figures, model.trained_parameters(phase))
+    check_finite(step, figures, model.trained_parameters(phase))
     for group in trainer.optimizer.param_groups:
         group["lr"] = learning_rate(config.optim, phase, moment)
     trainer.optimizer.step()
@@ -367,7 +367,7 @@ def _save_encoders(trainer: Trainer, moment: Moment, run: Path) -> None:
         save_encoder(encoder_file(run, moment.phase, phase.name, view), encoder, view, phase=phase.name)
 
 
-def _brief(figures: dict[str, Any]) -> str:
+def _status(figures: dict[str, Any]) -> str:
     parts = [
         f" {key.removeprefix('loss_')} loss {value:.2f}"
         for key, value in figures.items()

@@ -73,7 +73,7 @@ def autocast(device: torch.device, amp: Amp) -> AbstractContextManager[None]:
     return torch.autocast(device.type, torch.bfloat16, enabled=amp == "bf16")
 
 
-def refuse_infinite(step: int, losses: Mapping[str, Any], parameters: Sequence[nn.Parameter]) -> None:
+def check_finite(step: int, losses: Mapping[str, Any], parameters: Sequence[nn.Parameter]) -> None:
     """Raises `TrainError` before an optimiser's step that would spoil the weights.
 
     Raises:

@@ -39,7 +39,7 @@ import cpr_kernels.train.pretrain.loop as loop
 from cpr_kernels.train.encoders.published import save
 
 out, killed_at, resume = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3] == "resume"
-kept, run_step = loop._keep, loop.run_step
+kept, run_step = loop._save_checkpoint, loop.run_step
 def step(trainer, moment, step, batch, log):
     if step == killed_at and ranks.rank() == 1:
         os.kill(os.getpid(), signal.SIGKILL)
@@ -48,7 +48,7 @@ loop.run_step = step
 def keep(trainer, moment, step, log, writes):
     save(out / f"rank{ranks.rank()}-{step}.pt", {"model": trainer.model.state_dict()})
     kept(trainer, moment, step, log, writes)
-loop._keep = keep
+loop._save_checkpoint = keep
 with ranks.process_group("cpu"):  # one group for all that follows: a second on the same store may wait for ever
     config = from_json((out / "wanted.json").read_text())
     pretrain(config, resume=resume)
