@@ -26,14 +26,9 @@ SWEEP_QUERIES, GRADIENT_QUERIES = 16, 32
 WHOLE_DIM, CHUNK_DIM = 256, 64  # features that a program holds whole; beyond, tiles of so many
 
 
-def _sweep_configs() -> list[triton.Config]:
-    if INTERPRETED:
-        return [triton.Config({"BLOCK_N": 32}, num_warps=4, num_stages=1)]
-    return [triton.Config({"BLOCK_N": keys}, num_warps=4, num_stages=2) for keys in (16, 32)]
-
-
-def _gradient_configs() -> list[triton.Config]:
-    return [triton.Config({"BLOCK_N": 16}, num_warps=4, num_stages=1)]
+# Nothing is autotuned: the keys of a block are summed together, so a size that a timing race chose would change bits.
+SWEEP_LAUNCH: dict[str, Any] = {"BLOCK_N": 32, "num_warps": 4, "num_stages": 2}
+GRADIENT_LAUNCH: dict[str, Any] = {"BLOCK_N": 16, "num_warps": 4, "num_stages": 1}
 
 
 @triton.jit
@@ -252,11 +247,6 @@ def keys_gradient_block(
     tl.store(grad_out + wide[:, None] * dim + d[None, :], total, mask=in_n[:, None] & in_d[None, :])
 
 
-_KEY = ["dim", "PRECISION"]
-_sweep = triton.autotune(_sweep_configs(), key=[*_KEY, "GRADIENT"])(sweep_part)
-_keys_gradient = triton.autotune(_gradient_configs(), key=_KEY)(keys_gradient_block)
-
-
 def whole_block(dim: int) -> int:
     """The power of two that holds all features of a row."""
     return max(16, triton.next_power_of_2(dim))
@@ -298,10 +288,10 @@ def sweep(call: LossCall, want_gradient: bool) -> Sweep:
     attended = torch.empty(max(parts, 1) if want_gradient else 0, rows, dim, device=device)
     scale = 1.0 / call.temperature
     if parts:
-        _sweep[(tiles, parts, chunks)](
+        sweep_part[(tiles, parts, chunks)](
             query, keys, call.query_ids, call.key_ids, tops, masses, attended, rows, num_keys, dim,
             query.stride(0), keys.stride(0), part_keys, scale, LEAVE_OUT=_leaves_out(call), GRADIENT=want_gradient,
-            BLOCK_B=SWEEP_QUERIES, **given,
+            BLOCK_B=SWEEP_QUERIES, **SWEEP_LAUNCH, **given,
         )  # fmt: skip
     listed = call.positives
     use_own = None if call.use_own is None else call.use_own.view(torch.uint8)
@@ -329,9 +319,10 @@ def keys_gradient(call: LossCall, grad_loss: Tensor, lse_all: Tensor, lse_positi
     if num_keys == 0:
         return grad.to(keys.dtype)
     state = [t.float().contiguous() for t in (grad_loss, lse_all, lse_positive)]
-    _keys_gradient[lambda meta: (triton.cdiv(num_keys, meta["BLOCK_N"]), triton.cdiv(dim, meta["BLOCK_D"]))](
+    given = _shared(call)
+    keys_gradient_block[(triton.cdiv(num_keys, GRADIENT_LAUNCH["BLOCK_N"]), triton.cdiv(dim, given["BLOCK_D"]))](
         query, keys, listed, call.query_ids, call.key_ids, *state, grad, query.shape[0], num_keys, dim,
         query.stride(0), keys.stride(0), listed.shape[1], 1.0 / call.temperature, SIBLINGS=call.siblings,
-        BLOCK_B=GRADIENT_QUERIES, **_shared(call),
+        BLOCK_B=GRADIENT_QUERIES, **GRADIENT_LAUNCH, **given,
     )  # fmt: skip
     return grad.to(keys.dtype)

@@ -128,6 +128,8 @@ LOSS_SIZES = integers(
 @pytest.mark.parametrize("arch", ARCHES)
 @pytest.mark.parametrize(("dtype", "wide"), [("*fp32", False), ("*bf16", False), ("*fp32", True)])
 def test_loss_sweep_and_keys_gradient(arch: int, dtype: str, wide: bool, tmp_path: Path) -> None:
+    import triton
+
     from cpr_kernels.losses import triton_kernels as kernels
 
     floats = dict.fromkeys(
@@ -147,14 +149,23 @@ def test_loss_sweep_and_keys_gradient(arch: int, dtype: str, wide: bool, tmp_pat
         "BLOCK_D": kernels.CHUNK_DIM if wide else 128,
         "PRECISION": "tf32x3" if dtype == "*fp32" else "tf32", **FLAGS,
     }  # fmt: skip
-    for kernel, configs, queries in (
-        (kernels.sweep_part, kernels._sweep_configs(), kernels.SWEEP_QUERIES),
-        (kernels.keys_gradient_block, kernels._gradient_configs(), kernels.GRADIENT_QUERIES),
+    for kernel, launch, queries in (
+        (kernels.sweep_part, kernels.SWEEP_LAUNCH, kernels.SWEEP_QUERIES),
+        (kernels.keys_gradient_block, kernels.GRADIENT_LAUNCH, kernels.GRADIENT_QUERIES),
     ):
         mine = {n: t for n, t in types.items() if n in kernel.arg_names}
         fixed = {n: c for n, c in constants.items() if n in kernel.arg_names} | {"BLOCK_B": queries}
-        for config in configs:
-            check(kernel, arch, mine, fixed, config, tmp_path)
+        sizes = {name: value for name, value in launch.items() if name.startswith("BLOCK_")}
+        counts = {name: value for name, value in launch.items() if name.startswith("num_")}
+        check(kernel, arch, mine, fixed, triton.Config(sizes, **counts), tmp_path)
+
+
+def test_no_sum_of_the_loss_is_grouped_by_a_race_of_timings() -> None:
+    from triton.runtime.autotuner import Autotuner
+
+    from cpr_kernels.losses import triton_kernels as kernels
+
+    assert not [name for name, value in vars(kernels).items() if isinstance(value, Autotuner)]
 
 
 @pytest.mark.parametrize("arch", ARCHES)
