@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -125,8 +126,8 @@ def pretrain(argv: list[str]) -> int:
         run = run_pretrain(config_of(Path(resumed)), resume=True)
     else:
         rest = [
-            word.replace("--mining.own-drop", "--mining.drop-own-positive") for word in rest
-        ]  # its name in 0.1
+            re.sub(r"^--mining\.own[-_]drop\b", "--mining.drop-own-positive", word) for word in rest
+        ]  # as in 0.1
         defaults = preset_settings(preset or "paper")
         presets = [f"  {name}: {(make.__doc__ or '').strip()}" for name, make in PRESETS.items()]
         more = "\n".join([

@@ -123,7 +123,7 @@ def test_the_explorer_shows_it_and_leaves_stages_out_as_training_does(run, explo
     script = f"""
         const told = {{picks: {json.dumps(schedules)}.map((text) => [...Array(runs[0].entries).keys()].map(
             (query) => cascade(runs[0], parseSchedule(text, runs[0]), query).at(-1)?.kept ?? []))}};
-        choice.panes[0].schedule = "audio:3"; ask({mute[0]});
+        choice.panes[0].schedule = "audio:3"; setQuery({mute[0]});
         told.said = document.querySelector("#panes .soft").textContent;
         const shown = [...document.querySelectorAll("#picker .beside i")];
         told.shown = [shown.length, shown.filter((one) => one.style.backgroundImage.startsWith("url(")).length];

@@ -20,10 +20,12 @@ from places import ROOT
 from train_sets import DRAFT, tiny
 from train_steps import assert_same_run, weights
 
+from cpr_kernels.cli import train as commands
 from cpr_kernels.train import TrainError
 from cpr_kernels.train.batches.dataset import ClipDataset
 from cpr_kernels.train.data.prepare import prepare
 from cpr_kernels.train.encoders.weights import load_encoder
+from cpr_kernels.train.pretrain import loop
 from cpr_kernels.train.pretrain.config import Mining, Optim, TrainConfig, from_json, to_json
 from cpr_kernels.train.pretrain.loop import build, learning_rate, pretrain, restore, snapshot
 from cpr_kernels.train.pretrain.phases import locate, make_plan, total_steps
@@ -254,6 +256,14 @@ def test_config_text_and_presets_come_back(data: Path, tmp_path: Path) -> None:
     assert with_preset("ubernce", data=data).mining.method == "ubernce"
     with pytest.raises(TrainError, match="preset: must be one of paper, k400, small"):
         with_preset("small+simclr", data=data)
+
+
+@pytest.mark.parametrize("name", ["own-drop", "own_drop", "drop-own-positive"])
+def test_an_option_keeps_its_old_name(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    configs: list[TrainConfig] = []
+    monkeypatch.setattr(loop, "pretrain", lambda config: configs.append(config) or tmp_path)
+    assert commands.pretrain(["--data", str(tmp_path), f"--mining.{name}", "0.9"]) == 0
+    assert configs[0].mining.drop_own_positive == 0.9
 
 
 def test_a_full_disk_costs_nothing_that_was_there(
