@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import platform
 import re
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from importlib import metadata, util
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ import torch
 
 from .. import __version__, _core, losses, mining
 from ..dispatch.backends import reasons
+from .arguments import parse
 from .self_test import loss_call, mining_call, self_test
 
 # extra: (what it is for, {distribution: module})
@@ -27,7 +28,7 @@ EXTRAS: dict[str, tuple[str, dict[str, str]]] = {
         {
             "av": "av", "opencv-contrib-python-headless": "cv2", "lmdb": "lmdb",
             "torchmetrics": "torchmetrics", "tensorboard": "tensorboard",
-            "matplotlib": "matplotlib", "tyro": "tyro", "jinja2": "jinja2", "safetensors": "safetensors",
+            "matplotlib": "matplotlib", "jinja2": "jinja2", "safetensors": "safetensors",
         },
     ),
     "deploy": (
@@ -38,27 +39,26 @@ EXTRAS: dict[str, tuple[str, dict[str, str]]] = {
     "metrics": ("streaming metrics", {"torchmetrics": "torchmetrics"}),
 }  # fmt: skip
 
-HELP = """\
-Say what was built, which backends can run here and why the others cannot, which versions are installed, and
-test every backend that can run against the plain torch reference. Takes a few seconds; changes nothing.
 
-Exit status 0: everything that can run gives the right answers. 1: something does not; the line says what.
-Paste the output into a bug report; --json is for machines.
-"""
+@dataclass(frozen=True)
+class Doctor:
+    """Print what was built, which backends can run here and why the others cannot, which versions are installed, and
+    test every backend that can run against the plain torch reference. Takes a few seconds; changes nothing.
+
+    Exit status 0: everything that can run gives the right answers. 1: something does not; the line names it.
+    Paste the output into a bug report.
+    """
+
+    json: bool = False
+    """Print one JSON object instead of text."""
+    test: bool = True
+    """Run the self-test."""
 
 
 def main(argv: Sequence[str]) -> int:
     """Runs `cpr doctor`; returns 0 when every test passed, else 1."""
-    parser = argparse.ArgumentParser(
-        "cpr doctor",
-        description=HELP,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    parser.add_argument("--json", action="store_true", help="print one JSON object instead of text")
-    parser.add_argument("--no-test", action="store_true", help="look only; skip the self-test")
-    args = parser.parse_args(list(argv))
-    found = examine(test=not args.no_test)
+    args: Doctor = parse(Doctor, argv, "doctor")
+    found = examine(test=args.test)
     print(json.dumps(found, indent=1) if args.json else as_text(found))
     return 1 if any(test["error"] for test in found["tests"]) else 0
 

@@ -125,9 +125,8 @@ def pretrain(argv: list[str]) -> int:
             )
         run = run_pretrain(config_of(Path(resumed)), resume=True)
     else:
-        rest = [
-            re.sub(r"^--mining\.own[-_]drop\b", "--mining.drop-own-positive", word) for word in rest
-        ]  # as in 0.1
+        renamed = re.compile(r"^--mining\.own[-_]drop\b")  # its name in version 0.1
+        rest = [renamed.sub("--mining.drop-own-positive", word) for word in rest]
         defaults = preset_settings(preset or "paper")
         presets = [f"  {name}: {(make.__doc__ or '').strip()}" for name, make in PRESETS.items()]
         more = "\n".join([

@@ -360,8 +360,11 @@ def test_empty_tables(data, capsys):
     assert np.load(data.folder / "m.npz")["indices"].shape == (0, 5)
 
 
-def test_progress_is_shown_when_asked_for_and_only_then(data, capsys):
-    run(data.npz, "--stages", 3, "--progress")
-    assert "mining: 100%" in capsys.readouterr().err
+def test_progress_is_a_bar_on_a_terminal_only(data, capsys, monkeypatch):
     run(data.npz, "--stages", 3)
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    run(data.npz, "--stages", 3)
+    assert "mining: 100%" in capsys.readouterr().err
+    run(data.npz, "--stages", 3, "--no-progress")
     assert capsys.readouterr().err == ""

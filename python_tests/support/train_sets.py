@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-for package in ("av", "cv2", "lmdb", "torchmetrics", "matplotlib", "tyro", "jinja2"):
+for package in ("av", "cv2", "lmdb", "torchmetrics", "matplotlib", "jinja2"):
     pytest.importorskip(package, reason="the trainer's packages: pip install 'cpr_kernels[train]'")
 
 from cpr_kernels.train.data.decoding import FrameSettings  # noqa: E402

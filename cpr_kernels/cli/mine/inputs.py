@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -11,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .options import Mine
 from .tables import Column, open_columns
 
 ID_NAMES = ("ids", "id", "source_ids", "source_id", "source", "video_ids", "video_id", "video", "vid")
@@ -41,7 +41,7 @@ class Names(NamedTuple):
     of_queries: np.ndarray | None = None  # [B]
 
 
-def open_sides(args: argparse.Namespace) -> tuple[Side, Side | None]:
+def open_sides(args: Mine) -> tuple[Side, Side | None]:
     """The entries, and the queries where they are others.
 
     Raises:
@@ -79,7 +79,7 @@ def _open(path: Path | None, pairs: Sequence[str], flag: str) -> dict[str, Colum
     return columns
 
 
-def find_names(kind: str, entries: Side, queries: Side | None, args: argparse.Namespace) -> Names:
+def find_names(kind: str, entries: Side, queries: Side | None, args: Mine) -> Names:
     """The `kind` ("ids" or "labels") that the options name, or that the files' names suggest.
 
     Raises:

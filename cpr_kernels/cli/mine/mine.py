@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,9 +16,10 @@ from ... import mining
 from ...dispatch.backends import choose
 from ...mining import CascadeTrace, Schedule, cascade_topk, cascade_trace
 from ...progress import ProgressBar
+from ..arguments import at_least, parse
 from .embeddings import Prepared, mean_row, prepare
 from .inputs import CLASS_NAMES, Names, Side, find_names, open_sides
-from .options import DTYPES, parser, schedule_of
+from .options import DTYPES, Mine, schedule_of
 from .summary import Labels, as_json, as_text, quality, sample_rows, stage_rows
 from .tables import Result, output_paths, write_result
 
@@ -71,11 +71,9 @@ def main(argv: Sequence[str]) -> int:
     Raises:
         ValueError: an error of the user, in one line.
     """
-    args = parser().parse_args(list(argv))
-    for name, least in (("chunk", 1), ("sample", 0), ("threads", 1)):
-        value = getattr(args, name)
-        if value is not None and value < least:
-            raise ValueError(f"--{name}: must be >= {least}, got {value}")
+    args: Mine = parse(Mine, argv, "mine")
+    at_least(1, chunk=args.chunk, threads=args.threads)
+    at_least(0, sample=args.sample)
     out = [] if args.out is None else output_paths(args.out, args.force)
     with _threads(args.threads):
         summary = _run(args, out)
@@ -94,7 +92,7 @@ def _threads(count: int | None) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _run(args: argparse.Namespace, out: list[Any]) -> dict[str, Any]:
+def _run(args: Mine, out: list[Any]) -> dict[str, Any]:
     entries, queries = open_sides(args)
     ids, labels = (find_names(kind, entries, queries, args) for kind in ("ids", "labels"))
     schedule = schedule_of(args, list(entries.views), entries.rows)
@@ -133,9 +131,7 @@ def _run(args: argparse.Namespace, out: list[Any]) -> dict[str, Any]:
     return summary
 
 
-def _prepare(
-    args: argparse.Namespace, entries: Side, queries: Side | None, schedule: Schedule, ids: Names
-) -> Problem:
+def _prepare(args: Mine, entries: Side, queries: Side | None, schedule: Schedule, ids: Names) -> Problem:
     """The views that judge, as tensors; ids, or the row numbers where a row must not mine itself."""
     keys: dict[str, Tensor] = {}
     settings: dict[str, dict[str, Any]] = {}
@@ -164,12 +160,12 @@ def _odd_rows(name: str, made: Prepared) -> list[str]:
     return notes
 
 
-def _mine(args: argparse.Namespace, problem: Problem) -> tuple[Tensor, Tensor, str]:
+def _mine(args: Mine, problem: Problem) -> tuple[Tensor, Tensor, str]:
     """`indices [B, k]`, `scores [B, k]` and the backend's name."""
     count, backend = len(problem.queries), "none"
     indices = torch.empty(count, problem.schedule.topk, dtype=torch.int64)
     scores = torch.empty(count, problem.schedule.topk, dtype=torch.float32)
-    with ProgressBar("mining", count, unit="query", shown=args.progress) as bar:
+    with ProgressBar("mining", count, unit="query", shown=None if args.progress else False) as bar:
         for start in range(0, count, args.chunk):
             stop = min(start + args.chunk, count)
             queries = problem.queries.rows(start, stop)
@@ -192,9 +188,7 @@ def _mine(args: argparse.Namespace, problem: Problem) -> tuple[Tensor, Tensor, s
     return indices, scores, backend
 
 
-def _quality(
-    args: argparse.Namespace, problem: Problem, indices: Tensor, labels: Labels | None
-) -> dict[str, Any]:
+def _quality(args: Mine, problem: Problem, indices: Tensor, labels: Labels | None) -> dict[str, Any]:
     """Survivors of each stage; with labels PMR and CMR."""
     found: dict[str, Any] = {} if labels is None else quality(indices, labels)
     num_keys = len(next(iter(problem.keys.values())))
