@@ -75,7 +75,7 @@ class CpuCascadePlan(NamedTuple):
     """Describes a cascade on the CPU."""
 
     isa: str
-    lanes: int  # float32 numbers a vector holds
+    lanes: int  # float32 numbers in a vector
     threads: int
     queries_per_group: int  # share a visit of the keys
     groups: int

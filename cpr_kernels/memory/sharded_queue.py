@@ -53,7 +53,7 @@ class ShardedMultiViewQueue(nn.Module):
         group: the ranks; None is the default group, or this process only where none is up.
         dtype: storage, float32, bfloat16 or float16.
         working_bytes: memory that mining may take on each rank, the same on all. Queries whose lists do not fit (4
-            bytes an entry for each distinct weighting, and 8 more) wait for another sweep of the keys, with exchanges
+            bytes per entry for each distinct weighting, and 8 more) wait for another sweep of the keys, with exchanges
             of its own. None is 256 MB, or a quarter of what the largest share's features take where that is more.
 
     Attributes:

@@ -42,7 +42,7 @@ class Update:
     run: Path
     """Folder of a finished run."""
     videos: Path
-    """The new videos: a folder with one folder a class, or a CSV, as for `cpr prepare`."""
+    """The new videos: a folder with one folder per class, or a CSV, as for `cpr prepare`."""
     out: Path
     """Folder of the new run; RUN stays as it is."""
     old_share: float = 0.5
@@ -56,7 +56,7 @@ class Update:
     clips: int = 10
     """Evenly spaced clips of each video when retrieval is measured."""
     processes: int = 0
-    """Decoding processes; 0 takes one a core."""
+    """Decoding processes; 0 takes one per core."""
 
     def check(self) -> None:
         """Raises `TrainError` for the first setting that cannot work."""

@@ -123,8 +123,8 @@ class TrainConfig:
     out: Path = Path("runs/pretrain")
     """Folder of the run: checkpoints, logs, encoders, report."""
     framework: Literal["moco", "iic"] = "moco"
-    """moco: an encoder a view, momentum encoders and a queue (CoCLR, CPR). iic: one encoder for two views and a memory
-    bank with a row for each training video (IIC, CPR on IIC); `queue` then follows from the data.
+    """moco: an encoder per view, momentum encoders and a queue (CoCLR, CPR). iic: one encoder for two views and a
+    memory bank with a row for each training video (IIC, CPR on IIC); `queue` then follows from the data.
     """
     views: tuple[str, ...] = ("rgb", "flow")
     """What a video is seen as, in the order in which a cycle trains: two are CoCLR and CPR, one is InfoNCE."""

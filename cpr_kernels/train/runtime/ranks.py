@@ -24,7 +24,7 @@ from .. import TrainError
 def process_group(device: str) -> Iterator[str]:
     """Joins the process group that torchrun set up, while inside; yields this rank's device name.
 
-    gloo on CPUs, NCCL on GPUs, one GPU a process. An existing group is used as it is.
+    gloo on CPUs, NCCL on GPUs, one GPU per process. An existing group is used as it is.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) < 2 or dist.is_initialized():
         yield device

@@ -1,4 +1,4 @@
-"""What can a video be seen as? One file a modality: where its clips come from, how they change, who encodes them.
+"""What can a video be seen as? One file per modality: where its clips come from, how they change, who encodes them.
 
 To add one: a file with a subclass of `View`, its line in `KNOWN`, and its name in `--views`.
 """
