@@ -147,7 +147,7 @@ def test_the_loss_of_one_rank(case: LossCase, isa: str) -> None:
 
 
 def state(sizes: list[int], rank: int) -> dict[str, torch.Tensor]:
-    """A rank's part of a filled queue, made by `reshard` alone."""
+    """A rank's part of a filled queue, made by `reshard`."""
     whole = MultiViewQueue(TWO, sum(sizes))
     whole.enqueue(*batch_of(0, 0, sum(sizes)))
     return reshard([whole.state_dict()], sizes, rank)
@@ -202,7 +202,7 @@ def test_refusals(call: Any, sentence: str) -> None:
 
 
 def test_compiled_code_calls_it_as_it_is() -> None:
-    """Traced, the buffers whose addresses the core is given would not be those that the graph goes on with."""
+    """Traced, the buffers whose addresses the core is given would not be those that the graph uses afterwards."""
     queue = ShardedMultiViewQueue(TWO, 90)
     features, ids, labels = batch_of(0, 0, 60)
 

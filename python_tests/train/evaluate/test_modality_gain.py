@@ -1,4 +1,4 @@
-"""What each modality brings: counted and shown from features made to order."""
+"""The gain of each modality: counted and shown from features made to order."""
 
 from __future__ import annotations
 

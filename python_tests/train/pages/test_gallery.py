@@ -121,26 +121,27 @@ def test_the_explorer_shows_it_and_leaves_stages_out_as_training_does(run, explo
     assert 0 < len(mute) < entries and (rows["audio"][mute] == 0).all()
     schedules = ("audio:6,rgb:3", "rgb:6,audio:3", "audio:3", "rgb+audio:3")
     script = f"""
-        const told = {{picks: {json.dumps(schedules)}.map((text) => [...Array(runs[0].entries).keys()].map(
+        const result = {{picks: {json.dumps(schedules)}.map((text) => [...Array(runs[0].entries).keys()].map(
             (query) => cascade(runs[0], parseSchedule(text, runs[0]), query).at(-1)?.kept ?? []))}};
         choice.panes[0].schedule = "audio:3"; setQuery({mute[0]});
-        told.said = document.querySelector("#panes .soft").textContent;
+        result.said = document.querySelector("#panes .soft").textContent;
         const shown = [...document.querySelectorAll("#picker .beside i")];
-        told.shown = [shown.length, shown.filter((one) => one.style.backgroundImage.startsWith("url(")).length];
-        return told;
+        result.shown = [shown.length, shown.filter((one) => one.style.backgroundImage.startsWith("url(")).length];
+        return result;
     """
-    told = told_by(explorer, script, tmp_path)
+    result = told_by(explorer, script, tmp_path)
     assert (
-        told["said"] == "this clip has no audio: as in training, that stage is left out, and nothing is mined"
+        result["said"]
+        == "this clip has no audio: as in training, that stage is left out, and nothing is mined"
     )
     videos = {video: album["videos"][video] for video in held["videos"]}
     with_sound = sum(bool(video["extra"]["audio"]["jpeg"]) for video in videos.values())
-    assert told["shown"] == [len(videos), with_sound]
-    assert told["picks"] == [mined_in_training(text, held, album, rows, sound_data) for text in schedules]
+    assert result["shown"] == [len(videos), with_sound]
+    assert result["picks"] == [mined_in_training(text, held, album, rows, sound_data) for text in schedules]
 
 
 def mined_in_training(text, held, album, rows, sound_data):
-    """What the trainer mines for every entry of the page's queue, asked with itself."""
+    """What the trainer mines for every entry of the page's queue, each as a query."""
     manifest = Manifest.load(sound_data)
     index = {video.id: i for i, video in enumerate(manifest.videos)}
     videos = torch.tensor([index[album["videos"][video]["id"]] for video in held["videos"]])
@@ -164,7 +165,7 @@ def test_a_run_without_sound_shows_none(run, sound_data, tmp_path):
     page = write_report([config.out], tmp_path / "report.html").read_text()
     assert 'class="beside"' not in page and "spectrogram" not in page
     both = explore([config.out, run], tmp_path / "both.html")
-    told = told_by(
+    result = told_by(
         both, "return runs.map((run) => clip(run, 0).querySelectorAll('.beside').length)", tmp_path
     )
-    assert told == [0, 1]
+    assert result == [0, 1]

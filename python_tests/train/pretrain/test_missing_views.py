@@ -145,8 +145,8 @@ def test_retrieval_measures_a_view_where_it_is_and_counts_it_nowhere_else(sound_
     encoders = {"rgb": new_encoder("r3d", 0.05, 0), "audio": new_encoder("resnet18", 0.05, 8)}
     protocol = Protocol(frames=8, crop=32, clips=2)
     recall = retrieval(sound_data, encoders, protocol)
-    told = capsys.readouterr().err
-    assert "1 of 3 test videos have no audio: left out of its own figures" in " ".join(told.split())
+    printed = capsys.readouterr().err
+    assert "1 of 3 test videos have no audio: left out of its own figures" in " ".join(printed.split())
     assert set(recall) == {"rgb", "audio", "both"}
     assert recall["audio"][20] == recall["both"][20] == 1.0
     dataset = ClipDataset(sound_data, 8, 32, views=("rgb", "audio"), split="test")

@@ -80,7 +80,7 @@ with ranks.process_group("cpu"):  # one group for all that follows: a second on 
 
 
 def in_ranks(out: Path, config: TrainConfig, killed_at: int = -1, resume: bool = False) -> Path:
-    """A run under torchrun, each rank's state kept beside it; rank 1 kills itself at a step, or the run goes on."""
+    """Runs under torchrun and keeps each rank's state; rank 1 kills itself at a step, or the run is resumed."""
     (out / "wanted.json").write_text(to_json(replace(config, out=out / "run")))
     (out / "worker.py").write_text(WORKER)
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(RANKS), "--standalone"]
@@ -134,7 +134,7 @@ def test_a_killed_rank_s_run_resumes_bit_for_bit(ranks_run: Path, data: Path, tm
     assert len(read_lines(killed / "run" / "log.jsonl")) == 20  # none doubled
 
 
-def test_keys_are_encoded_in_random_company(ranks_run: Path) -> None:
+def test_keys_are_encoded_in_shuffled_batches(ranks_run: Path) -> None:
     seen = [load(ranks_run / f"seen{rank}.pt")["seen"][:, 0].tolist() for rank in range(RANKS)]
     assert sorted(value for of_rank in seen for value in of_rank) == [
         10 * rank + i for rank in range(RANKS) for i in range(4)
