@@ -1,13 +1,18 @@
-"""What is in a video file? Its frames, decoded, upright and shrunk, with their times; and the flow between them."""
+"""What is in a video file? Its frames as a player shows them, shrunk, with their times; and the flow between them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import struct
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from fractions import Fraction
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
+from .video_files import OPEN_OPTIONS
 
 Frame = npt.NDArray[np.uint8]
 Frames = npt.NDArray[np.uint8]
@@ -21,40 +26,219 @@ FLOW_SETTINGS: dict[str, dict[str, float]] = {
     "draft": {"nscales": 5, "warps": 2, "epsilon": 0.03, "outerIterations": 3, "innnerIterations": 15},
 }
 
+# Seconds. A clock that steps back by more than BACK, or forward by more than FORWARD, is another clock: recordings
+# that were joined. FORWARD_JOINED holds for formats whose clocks may break at any place (MPEG-TS); it is FFmpeg's own.
+BACK, FORWARD, FORWARD_JOINED = 1.0, 600.0, 10.0
+SAME_TIME = 1e-6  # seconds: far below a frame, far above the rounding of a sum
+LONGEST_PIXEL = 16  # pixels longer than this many times their breadth come from a damaged header
+
 
 class UnreadableVideo(Exception):
     """The reason, in one line, why a file gives no clip."""
 
 
-def timed_frames(path: Path, size: int, stride: int = 1) -> Iterator[tuple[Frame, float]]:
-    """RGB frames [H, W, 3] of a video, upright, shorter edge `size`, every `stride`-th; and each one's second.
+class FrameClock:
+    """Reads the second of every decoded frame of a video, counted from its first frame; seconds never decrease.
+
+    A frame's own presentation time decides; a frame without one comes one step after the last: as long as the step
+    before, at first of the nominal rate. A time a little before the last one's becomes the last one's; where the clock
+    breaks (see `BACK`) it runs on by one step. AVI stores decoding times only, which come a few frames late: its first
+    frame is at the stream's start.
+
+    Attributes:
+        origin: the first frame's second on the file's own clock, which its sound shares; None until a frame has one.
+        frames: how many frames were read.
+        last: the second of the last one.
+        mended: how many of them had a time that went back, or came after a break.
+    """
+
+    def __init__(self, container: Any, stream: Any) -> None:
+        self.origin: float | None = None
+        self.frames, self.last, self.mended = 0, 0.0, 0
+        self._base = float(stream.time_base)
+        self._step = 1 / float(stream.guessed_rate or stream.average_rate or 25)
+        self._forward = longest_gap(container)
+        self._clocks: list[
+            float
+        ] = []  # when the clock of this part of the file, and that before it, were at second 0
+        self._decoding_times = container.format.name == "avi"
+        self._start = float((stream.start_time or 0) * stream.time_base)
+
+    def second(self, frame: Any) -> float:
+        """The second of the next frame."""
+        expected = self.last + self._step if self.frames else 0.0
+        stamp = frame.dts if self._decoding_times else frame.pts
+        self.last = max(self.last, expected if stamp is None else self._read(stamp * self._base, expected))
+        self.frames += 1
+        return self.last
+
+    def _read(self, stamp: float, expected: float) -> float:
+        """The second of a stamp on the file's clock, of which a second was expected."""
+        if not self._clocks:
+            self._clocks = [stamp - expected]
+            self.origin = self._start if self._decoding_times else stamp - expected
+        zero = min(self._clocks, key=lambda zero: abs(stamp - zero - expected))
+        second = stamp - zero
+        if not -BACK <= second - self.last <= self._forward:
+            self._clocks = [stamp - expected, zero]
+            second = expected
+        elif second >= self.last - SAME_TIME:
+            self._step = second - self.last if self.frames and second > self.last else self._step
+            return second
+        self.mended += 1
+        return second
+
+    @property
+    def rate(self) -> float:
+        """Mean frames a second of what was read; 0 of less than two frames."""
+        return (self.frames - 1) / self.last if self.last > 0 else 0.0
+
+    @property
+    def note(self) -> str:
+        """What is to be said of the times; empty where all is well."""
+        if not self.mended:
+            return ""
+        return f"the times of {self.mended} of its frames go back or jump; there each follows the last"
+
+
+def longest_gap(container: Any) -> float:
+    """The seconds that may pass between two frames of an open file; what is longer is a break of its clock."""
+    import av
+
+    return FORWARD_JOINED if container.format.flags & av.format.Flags.ts_discont.value else FORWARD
+
+
+def opened(path: Path) -> Any:
+    """An open PyAV container; the name is a file's, whatever protocol its letters spell ("12:30.mp4")."""
+    import av
+
+    return av.open(f"file:{path}", metadata_errors="replace", options=OPEN_OPTIONS)
+
+
+def picture_stream(container: Any) -> Any:
+    """The video stream that a player shows: FFmpeg's choice among those that are no cover picture.
 
     Raises:
-        UnreadableVideo: missing, no video, or broken; what came before was sound.
+        UnreadableVideo: there is none.
     """
     import av
 
-    if not path.is_file():
-        raise UnreadableVideo("missing file")
-    seen = 0
-    try:
-        with av.open(str(path), metadata_errors="replace") as container:
-            if not container.streams.video:
-                raise UnreadableVideo("no video stream")
-            stream = container.streams.video[0]
-            stream.thread_type = "NONE"
-            for frame in container.decode(stream):
-                if seen % stride == 0:
-                    width, height = shrunk(frame.width, frame.height, size)
-                    image = frame.reformat(width, height, "rgb24", interpolation="AREA").to_ndarray()
-                    upright = np.ascontiguousarray(np.rot90(image, round(frame.rotation / 90) % 4))
-                    yield upright, float(frame.time or 0.0)
-                seen += 1
-    except (av.FFmpegError, ValueError, OSError) as error:
-        reason = str(error).split(":")[0].split("] ")[-1]
+    cover = av.stream.Disposition.attached_pic
+    moving = [stream for stream in container.streams.video if not stream.disposition & cover]
+    if not moving:
         raise UnreadableVideo(
-            f"broken after {seen} frames ({reason})" if seen else f"not a video ({reason})"
-        ) from error
+            "no video stream, only a cover picture" if container.streams.video else "no video stream"
+        )
+    best = container.streams.best("video")
+    return best if best in moving else moving[0]
+
+
+class TimedFrames(Iterator[tuple[Frame, float]]):
+    """The frames of `timed_frames`, one after the other.
+
+    Attributes:
+        clock: reads their times; None before the first frame.
+    """
+
+    clock: FrameClock | None = None
+
+    def __init__(self, path: Path, size: int, stride: int, fps: float) -> None:
+        frames = self._decoded(path, size)
+        self._frames = at_rate(frames, fps) if fps else islice(frames, 0, None, stride)
+
+    def __next__(self) -> tuple[Frame, float]:
+        return next(self._frames)
+
+    def _decoded(self, path: Path, size: int) -> Iterator[tuple[Frame, float]]:
+        """Every frame, with its second."""
+        import av
+
+        seen = 0
+        try:
+            if not path.is_file():
+                raise UnreadableVideo("missing file")
+            with opened(path) as container:
+                stream = picture_stream(container)
+                stream.thread_type = "NONE"
+                self.clock = FrameClock(container, stream)
+                for frame in container.decode(stream):
+                    yield as_shown(frame, stream.sample_aspect_ratio, size), self.clock.second(frame)
+                    seen += 1
+        except (av.FFmpegError, ValueError, OSError) as error:
+            reason = str(error).split(":")[0].split("] ")[-1]
+            if (
+                isinstance(error, av.error.ArgumentError) and not seen
+            ):  # not one of the demuxers that may open it
+                reason = "no container of video, such as a text, a picture or a playlist"
+            raise UnreadableVideo(
+                f"broken after {seen} frames ({reason})" if seen else f"not a video ({reason})"
+            ) from error
+
+
+def timed_frames(path: Path, size: int, stride: int = 1, fps: float = 0.0) -> TimedFrames:
+    """Returns the RGB frames [H, W, 3] of a video as a player shows them, shorter edge `size`, each with its second.
+
+    The first frame is at second 0. Which frames: every `stride`-th, or with `fps` the one nearest in time to each of
+    the seconds 0, 1/fps, 2/fps, ..., which is then its second.
+
+    Args:
+        path: the file.
+        size: pixels; a smaller picture is not enlarged.
+        stride: keeps every n-th frame.
+        fps: frames a second; 0 leaves the video's own.
+
+    Raises:
+        UnreadableVideo: on the way; missing, no video, or broken. What came before was sound.
+    """
+    return TimedFrames(path, size, stride, fps)
+
+
+def at_rate(frames: Iterable[tuple[Frame, float]], fps: float) -> Iterator[tuple[Frame, float]]:
+    """Resamples frames in time: for the seconds 0, 1/fps, 2/fps, ... the nearest frame, of two the earlier.
+
+    The last second is the last one that is not after the last frame.
+    """
+    count = 0
+    held: tuple[Frame, float] | None = None
+    for frame, second in frames:
+        while held is not None and count / fps <= (held[1] + second) / 2 + SAME_TIME:
+            yield held[0], count / fps
+            count += 1
+        held = frame, second
+    while held is not None and count / fps <= held[1] + SAME_TIME:
+        yield held[0], count / fps
+        count += 1
+
+
+def as_shown(frame: Any, pixel_aspect: Fraction | None, size: int) -> Frame:
+    """A decoded frame as a player shows it, RGB [H, W, 3], shorter edge `size`: square pixels, turned and mirrored.
+
+    Args:
+        frame: PyAV's.
+        pixel_aspect: width of a pixel by its height; None is a square.
+        size: pixels; a smaller picture is not enlarged.
+    """
+    aspect = float(pixel_aspect or 1)
+    if not 1 / LONGEST_PIXEL <= aspect <= LONGEST_PIXEL:
+        raise UnreadableVideo(f"its header is damaged: pixels {aspect:g}:1")
+    width, height = shrunk(max(1, round(frame.width * aspect)), frame.height, size)
+    image = frame.reformat(width, height, "rgb24", interpolation="AREA").to_ndarray()
+    matrix = frame.side_data.get("DISPLAYMATRIX")
+    return image if matrix is None else turned(image, struct.unpack("=9i", bytes(matrix)))
+
+
+def turned(image: Frame, matrix: Sequence[int]) -> Frame:
+    """An image [H, W, C] under a display matrix (FFmpeg's, 9 numbers), by the nearest of the 8 that keep a rectangle.
+
+    A pixel at (x, y) is shown at (m0 x + m3 y, m1 x + m4 y). A matrix that has no inverse turns nothing.
+    """
+    right, down, right_y, down_y = matrix[0], matrix[1], matrix[3], matrix[4]
+    if right * down_y == down * right_y:
+        return image
+    if abs(right) + abs(down_y) < abs(down) + abs(right_y):
+        image = image.swapaxes(0, 1)
+        right, down_y = right_y, down
+    return np.ascontiguousarray(image[:: -1 if down_y < 0 else 1, :: -1 if right < 0 else 1])
 
 
 def shrunk(width: int, height: int, size: int) -> tuple[int, int]:

@@ -2,73 +2,64 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal, TypeAlias
+
+from tyro.conf import Positional, arg
 
 from ..deploy.clip_index import ClipIndex, Neighbor
 from ..deploy.model import Model, VideoPrediction
-from .videos import WHICH, Results, each, video_files
+from .arguments import at_least, parse
+from .videos import Results, each, video_files
 
-HELP = f"""\
-Say what is in videos: class names with probabilities, averaged over evenly spaced clips, and with --index the
-nearest known clips. ARTIFACT is a file made by `cpr export`; nothing else of the training is needed.
+Artifact: TypeAlias = Annotated[Path, arg(metavar="ARTIFACT")]
+Videos: TypeAlias = Annotated[tuple[str, ...], arg(metavar="VIDEO [VIDEO ...]", help_behavior_hint="")]
+Folder: TypeAlias = Annotated[Path | None, arg(metavar="FOLDER", help_behavior_hint="")]
+OutFile: TypeAlias = Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="")]
+Count: TypeAlias = Annotated[int | None, arg(metavar="N", help_behavior_hint="")]
 
-VIDEO: {WHICH}.
-A broken video costs a line on stderr and the exit status, not the run.
-
-  cpr predict model.cpr holiday.mp4
-  cpr predict model.cpr clips/ --format csv --out classes.csv
-  cpr predict model.cpr 'clips/**/*.avi' --index known/ --format jsonl
-
-Exit status 0: all predicted. 1: some videos could not be read. 2: nothing could be done.
-"""
 COLUMNS = ("path", "rank", "class", "probability", "near", "start", "end", "score")
 
 
-def parser() -> argparse.ArgumentParser:
-    """The command's arguments."""
-    p = argparse.ArgumentParser(
-        "cpr predict",
-        description=HELP,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    p.add_argument("artifact", type=Path, metavar="ARTIFACT", help="made by cpr export")
-    p.add_argument("videos", nargs="+", metavar="VIDEO")
-    p.add_argument("--index", type=Path, metavar="FOLDER", help="made by cpr index, with the same artifact")
-    output_options(p)
-    p.add_argument(
-        "--clips", type=int, metavar="M", help="clips looked at in each part (default: the artifact's)"
-    )
-    return p
+@dataclass(frozen=True, kw_only=True)
+class Output:
+    """What commands about videos print, and where."""
+
+    topk: int = 5
+    """Classes and neighbours printed for each video."""
+    format: Literal["text", "csv", "jsonl"] = "text"
+    """How they are written."""
+    out: OutFile = None
+    """Write there; where the command is stopped, the file holds what was finished."""
+    progress: bool = True
+    """Show progress: a bar on a terminal, else a line every 30 seconds."""
 
 
-def output_options(p: argparse.ArgumentParser) -> None:
-    """How much is told, and how."""
-    p.add_argument(
-        "--topk", type=int, default=5, metavar="K", help="classes and neighbours told (%(default)s)"
-    )
-    p.add_argument("--format", choices=("text", "csv", "jsonl"), default="text", help="(%(default)s)")
-    p.add_argument("--out", type=Path, metavar="FILE", help="write there, whole or not at all")
-    progress_option(p)
+@dataclass(frozen=True, kw_only=True)
+class Predict(Output):
+    """Print what is in videos: class names with probabilities, averaged over evenly spaced clips, and with --index the
+    nearest known clips. ARTIFACT is a file made by `cpr export`; nothing else of the training is needed.
 
+    VIDEO is a file, a folder (searched for videos), or a pattern such as 'clips/**/*.mp4'. A broken video costs a line
+    on stderr and the exit status, not the run.
 
-def progress_option(p: argparse.ArgumentParser) -> None:
-    """--progress and --no-progress."""
-    p.add_argument(
-        "--progress",
-        action=argparse.BooleanOptionalAction,
-        help="progress bar (default: when stderr is a terminal)",
-    )
+        cpr predict model.cpr holiday.mp4
+        cpr predict model.cpr clips/ --format csv --out classes.csv
+        cpr predict model.cpr 'clips/**/*.avi' --index known/ --format jsonl
 
+    Exit status 0: all predicted. 1: some videos could not be read. 2: nothing could be done.
+    """
 
-def at_least_one(**values: int | None) -> None:
-    """Raises `ValueError` for the first count below 1."""
-    for name, value in values.items():
-        if value is not None and value < 1:
-            raise ValueError(f"--{name}: must be at least 1, got {value}")
+    artifact: Positional[Artifact]
+    """Made by `cpr export`."""
+    videos: Positional[Videos]
+    """Files, folders or patterns."""
+    index: Folder = None
+    """Made by `cpr index`, with the same artifact."""
+    clips: Count = None
+    """Clips read from each part (default: the artifact's)."""
 
 
 def main(argv: Sequence[str]) -> int:
@@ -77,28 +68,26 @@ def main(argv: Sequence[str]) -> int:
     Raises:
         ValueError: an error of the user, in one line.
     """
-    args = parser().parse_args(list(argv))
-    at_least_one(topk=args.topk, clips=args.clips)
-    paths = video_files(args.videos)
+    args: Predict = parse(Predict, argv, "predict")
+    at_least(1, topk=args.topk, clips=args.clips)
+    paths = video_files("predict", args.videos)
     model = Model(args.artifact)
     index = None if args.index is None else ClipIndex(args.index, model.id)
     if not model.classes and index is None:
         raise ValueError(
             f"{args.artifact} is an encoder and knows no classes; give --index, or export a classifier of cpr finetune"
         )
-    results = Results(args.format, args.out, COLUMNS)
     failed = 0
-    for path, seen, reason in each(
-        "predict", paths, lambda path: model.video(path, args.clips), args.progress
-    ):
-        failed += reason is not None
-        if reason is not None:
-            if args.format == "jsonl":
+    with Results(args.format, args.out, COLUMNS) as results:
+        for path, seen, reason in each(
+            "predict", paths, lambda path: model.video(path, args.clips), args.progress
+        ):
+            failed += reason is not None
+            if reason is None:
+                near = [] if index is None else index.nearest_files(seen.embeddings, args.topk)
+                results.add(*told(path, seen, model.classes, near, args.topk))
+            elif args.format == "jsonl":
                 results.add([], "", {"path": str(path), "error": reason})
-            continue
-        near = [] if index is None else index.nearest_files(seen.embeddings, args.topk)
-        results.add(*told(path, seen, model.classes, near, args.topk))
-    results.close()
     return 1 if failed else 0
 
 

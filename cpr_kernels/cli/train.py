@@ -16,14 +16,16 @@ from .arguments import parse, pop_option, positional_as_option
 class Prepare:
     """Turn videos into a data set: small RGB frames and TV-L1 flow, in one LMDB.
 
-    Videos are in one folder per class (FOLDER/<class>/<video>, optionally below train and test), or are listed
-    in a CSV with the columns path,label[,split,group]. Names like v_Archery_g01_c02 (UCF101) show which
-    videos are cut from the same source, and give the official split 1. Broken, short and missing files are
-    skipped and listed. Stop it at any moment; the same command resumes.
+    Videos are in one folder per class (FOLDER/<class>/<video>), optionally below or above folders of splits (train,
+    val, test), in one folder without classes, or listed in a CSV with the columns path[,label,split,group,start,end]:
+    rows with start and end (seconds) are segments, each a sample; ActivityNet's JSON lists segments too. Names like
+    v_Archery_g01_c02 (UCF101) show which videos are cut from the same source, and give the official split 1. Links
+    are followed; files whose ending is no video's, and broken, short and missing ones, are skipped and counted by
+    reason. Stop it at any moment; the same command resumes.
     """
 
     videos: Path
-    """Folder of videos, or CSV."""
+    """Folder of videos, CSV, or ActivityNet's JSON (beside or above its videos)."""
     out: Path
     """Folder of the data set."""
     splits: Path | None = None
@@ -32,6 +34,10 @@ class Prepare:
     """
     fold: int = 1
     """Which of the official splits, 1 to 3."""
+    labels: Literal["auto", "folder", "none"] = "auto"
+    """Whether folders (or the label column) are classes: auto where there are any; none takes all videos without
+    classes, for pretraining, mining and search.
+    """
     processes: int = 0
     """Decoding processes; 0 takes one per core."""
     size: int = 128
@@ -42,6 +48,10 @@ class Prepare:
     """Videos with fewer frames are skipped."""
     fps_stride: int = 1
     """Keep every n-th frame."""
+    fps: float = 0.0
+    """Frames a second: keep the frame nearest in time to each instant, so that flow means the same motion in every
+    video. 0 keeps each video's own rate.
+    """
     flow: Literal["full", "fast", "draft"] = "full"
     """TV-L1 effort: full (OpenCV's default), fast (a quarter of its time) or draft (a ninth)."""
     flow_bound: float = 20.0
@@ -100,6 +110,7 @@ def prepare(argv: list[str]) -> int:
             FrameSettings(**fields),
             options.processes,
             (options.splits, options.fold) if options.splits else None,
+            options.labels,
         ),
         options.out,
     )
@@ -186,12 +197,14 @@ def report(argv: list[str]) -> int:
     """Runs `cpr report RUN [RUN ...] --out PAGE`."""
     options = parse(Report, positional_as_option(argv, "--runs"), "report")
 
+    from ..train.data.manifest import Manifest
     from ..train.evaluate.retrieval import evaluate_run
     from ..train.pages.explore import explore
     from ..train.pages.report import write_report
+    from ..train.pretrain.run_folder import config_of
 
     for run in options.runs:
-        if not (run / "eval.json").is_file():
+        if not (run / "eval.json").is_file() and Manifest.load(config_of(run).data).classes:
             evaluate_run(run)
     inside = ""
     if all((run / "checkpoint.pt").is_file() for run in options.runs):

@@ -6,63 +6,100 @@ import csv
 import glob
 import io
 import json
+import os
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, TextIO
 
-from ..files import replacing
 from ..progress import ProgressBar, say
 from ..video import UnreadableVideo
+from ..video_files import ENDINGS, PassedOver, by_reason, first_of_each, walk, why_not
 
-ENDINGS = {
-    ".mp4", ".avi", ".mkv", ".mov", ".webm", ".mpg", ".mpeg", ".m4v", ".wmv", ".flv", ".ts", ".3gp", ".ogv",
-}  # fmt: skip
+if TYPE_CHECKING:
+    from ..deploy.model import VideoPrediction
+
 WHICH = "files, folders (searched for videos), or patterns such as 'clips/**/*.mp4'"
 
 
-def video_files(given: Sequence[str]) -> list[Path]:
-    """The files meant by words on the command line, each once, in the order given.
+def video_files(command: str, given: Sequence[str]) -> list[Path]:
+    """Returns the files meant by words on the command line, each once, in the order given.
+
+    How many files were passed over, and why, is printed on stderr. A file that is named is taken whatever its ending;
+    folders and patterns are searched by ending.
 
     Raises:
         ValueError: a folder or pattern without a video, or nothing at all.
     """
-    found: dict[Path, None] = {}
+    found: list[Path] = []
     for word in given:
         path = Path(word)
         if path.is_dir():
-            inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in ENDINGS and p.is_file())
-            if not inside:
-                raise ValueError(f"{word}: this folder holds no video ({', '.join(sorted(ENDINGS))})")
+            inside, passed_over = walk(path)
+            what = "this folder holds no video"
         elif path.exists() or not glob.has_magic(word):
-            inside = [path]  # a missing file is told when its turn comes
+            inside, passed_over = [path], []  # a missing file is said when its turn comes
         else:
-            inside = sorted(p for p in map(Path, glob.glob(word, recursive=True)) if p.is_file())  # noqa: PTH207
-            if not inside:
-                raise ValueError(f"{word}: no file fits this pattern")
-        found.update(dict.fromkeys(inside))
+            inside, passed_over = _fitting(word)
+            what = "no file fits this pattern" if not passed_over else "no video fits this pattern"
+        if not inside:
+            why = f"; passed over: {by_reason(passed_over)}" if passed_over else ""
+            raise ValueError(f"{word}: {what}{why} (videos end in {' '.join(sorted(ENDINGS))})")
+        if passed_over:
+            say(f"cpr {command}: {word}: passed over: {by_reason(passed_over)}")
+        found += inside
     if not found:
         raise ValueError("give at least one video: " + WHICH)
-    return list(found)
+    kept, repeats = first_of_each(found, lambda path: path.resolve())
+    for again, first in repeats:
+        if again != first:
+            say(f"cpr {command}: {again}: passed over: same file as {first}")
+    return kept
+
+
+def _fitting(pattern: str) -> tuple[list[Path], PassedOver]:
+    """The files that fit a pattern; where the pattern leaves the ending open, those whose ending is a video's."""
+    paths = sorted(path for path in map(Path, glob.glob(pattern, recursive=True)) if path.is_file())  # noqa: PTH207
+    ending = Path(pattern).suffix
+    if ending and not glob.has_magic(ending):
+        return [path for path in paths if not path.name.startswith(".")], []
+    reasons = [(path, why_not(path.name)) for path in paths]
+    return (
+        [path for path, reason in reasons if reason is None],
+        [(str(path), reason) for path, reason in reasons if reason is not None],
+    )
 
 
 def each(
-    command: str, paths: Sequence[Path], work: Callable[[Path], Any], progress: bool | None
+    command: str, paths: Sequence[Path], work: Callable[[Path], VideoPrediction], progress: bool
 ) -> Iterator[tuple[Path, Any, str | None]]:
-    """`(path, result, None)` of every readable video, `(path, None, reason)` of the others, told on stderr."""
-    with ProgressBar(command, len(paths), unit="video", shown=progress) as bar:
+    """`(path, seen, None)` of every readable video, `(path, None, reason)` of the others, told on stderr."""
+    with ProgressBar(command, len(paths), unit="video", shown=None if progress else False) as bar:
         for path in paths:
+            reason = None
             try:
                 result = work(path)
-            except UnreadableVideo as reason:
-                say(f"cpr {command}: {path}: {reason}")
-                yield path, None, str(reason)
-            else:
+            except UnreadableVideo as error:
+                reason = str(error)
+            except ImportError:
+                raise  # a missing package fails for every video
+            except Exception as error:  # a decoder may raise anything; the others are still read
+                reason = f"failed ({type(error).__name__}: {' '.join(str(error).split())[:200]})"
+            if reason is None:
+                if result.note:
+                    say(f"cpr {command}: {path}: {result.note}")
                 yield path, result, None
+            else:
+                say(f"cpr {command}: {path}: {reason}")
+                yield path, None, reason
             bar.advance()
 
 
 class Results:
-    """Where rows go: standard output as they come, or a file that is written whole at the end.
+    """Where rows go as they come: standard output, or FILE.partial, which becomes FILE at the end.
+
+    Also where a run is stopped or fails, FILE holds what was finished; killed outright, FILE.partial does.
 
     Args:
         kind: "text", "csv" or "jsonl".
@@ -72,8 +109,12 @@ class Results:
 
     def __init__(self, kind: str, out: Path | None, columns: Sequence[str]) -> None:
         self.kind, self.out, self.columns = kind, out, list(columns)
-        self.held = io.StringIO()
         self._begun = False
+        self._file: TextIO = sys.stdout
+        if out is not None:
+            out.parent.mkdir(parents=True, exist_ok=True)
+            self._partial = out.with_name(f"{out.name}.partial")
+            self._file = self._partial.open("w", encoding="utf-8", newline="")
 
     def add(self, rows: Sequence[dict[str, Any]], text: str, nested: dict[str, Any]) -> None:
         """One video: its CSV rows, its text, its JSON object."""
@@ -88,14 +129,22 @@ class Results:
                 writer.writeheader()
             writer.writerows(rows)
         self._begun = True
-        if self.out is None:
-            print(buffer.getvalue(), end="", flush=True)
-        else:
-            self.held.write(buffer.getvalue())
+        # A name that is no UTF-8 is written with \\xff for its other bytes.
+        self._file.write(os.fsencode(buffer.getvalue()).decode("utf-8", "backslashreplace"))
+        self._file.flush()
 
-    def close(self) -> None:
-        """Writes the file."""
-        if self.out is not None:
-            self.out.parent.mkdir(parents=True, exist_ok=True)
-            with replacing([self.out]) as [part]:
-                part.write_text(self.held.getvalue())
+    def __enter__(self) -> Results:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self.out is None:
+            return
+        self._file.close()
+        if error is None or self._begun:
+            self._partial.replace(self.out)
+        else:
+            self._partial.unlink()
+        if error is not None and self._begun:
+            say(f"stopped; {self.out} holds what was finished")

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from ..video import Frame, Frames, UnreadableVideo, centre_square, flow_estimator, timed_frames
+from ..video import Frame, Frames, TimedFrames, UnreadableVideo, centre_square, flow_estimator, timed_frames
 from . import artifact
 from .artifact import ArtifactError
 
@@ -115,21 +115,30 @@ class Model:
             UnreadableVideo: missing, broken, or shorter than one clip.
         """
         embeddings, probabilities, times = [], [], []
-        for part in self.read(Path(path), clips or int(self.clip["clips"])):
+        frames = self._frames(Path(path))
+        for part in self._read(frames, clips or int(self.clip["clips"])):
             vectors, shares = self(part)
             embeddings.append(vectors)
             times += part.times
             if shares is not None:
                 probabilities.append(shares)
+        scores = torch.cat(probabilities) if probabilities else None
         return VideoPrediction(
-            torch.cat(probabilities) if probabilities else None, torch.cat(embeddings), times
+            scores, torch.cat(embeddings), times, frames.clock.note if frames.clock else ""
         )
 
     def read(self, path: Path, clips: int) -> Iterator[ClipBatch]:
         """Yields the clips of a video, part by part."""
+        return self._read(self._frames(path), clips)
+
+    def _frames(self, path: Path) -> TimedFrames:
+        clip = self.clip
+        return timed_frames(path, int(clip["size"]), int(clip["fps_stride"]), float(clip.get("fps", 0.0)))
+
+    def _read(self, decoded: TimedFrames, clips: int) -> Iterator[ClipBatch]:
         found = False
         count = 0
-        for frames, flow, times in self._parts(path):
+        for frames, flow, times in self._parts(decoded):
             count += len(frames) + 1
             usable = len(frames) - int(self.clip["frames"])
             if usable >= 0:
@@ -140,7 +149,7 @@ class Model:
                 f"too short: {count} frames, at least {int(self.clip['frames']) + 1} are needed"
             )
 
-    def _parts(self, path: Path) -> Iterator[tuple[list[Frame], list[Frame], list[float]]]:
+    def _parts(self, decoded: TimedFrames) -> Iterator[tuple[list[Frame], list[Frame], list[float]]]:
         """Yields frames, flow and seconds of at most `clip.limit` frames at a time.
 
         The last frame only ends the flow before it, as in the prepared data.
@@ -149,7 +158,7 @@ class Model:
         between = flow_estimator(self.clip["flow"], float(self.clip["flow_bound"])) if wants_flow else None
         held: list[tuple[Frame, float]] = []
         flow: list[Frame] = []
-        for frame, second in timed_frames(path, int(self.clip["size"]), int(self.clip["fps_stride"])):
+        for frame, second in decoded:
             if held:
                 if held[-1][0].shape != frame.shape:
                     raise UnreadableVideo("the frame size changes inside the video")
@@ -177,12 +186,14 @@ class Model:
 class VideoPrediction:
     """Holds what a model predicts for one video, by clip and for the whole.
 
-    clip_probabilities: [M, C] or None. embeddings: [M, E], of length 1. times: begin and end of each clip in seconds.
+    clip_probabilities: [M, C] or None. embeddings: [M, E], of length 1. times: begin and end of each clip in seconds
+    from the video's first frame on. note: what is to be said of the file's times; empty where all is well.
     """
 
     clip_probabilities: Tensor | None
     embeddings: Tensor
     times: list[tuple[float, float]]
+    note: str = ""
 
     @property
     def probabilities(self) -> Tensor | None:

@@ -63,7 +63,8 @@ def demo(settings: Demo) -> Path:
     resume = (run / "config.json").is_file()
     config = config_of(run) if resume else demo_config(settings, prepared.manifest)
     timings.measure("pretrain and co-train", lambda: pretrain(config, resume=resume))
-    timings.measure("retrieval", lambda: evaluate_run(run, clips=4))
+    if prepared.manifest.classes:
+        timings.measure("retrieval", lambda: evaluate_run(run, clips=4))
     write_atomically(run / "timings.json", json.dumps(timings.seconds).encode())
     inside = explore([run], out / "report_inside.html").name
     report = write_report([run], out / "report.html", "Cascade positive retrieval: demo", inside)
@@ -76,7 +77,7 @@ def demo_config(settings: Demo, manifest: Manifest) -> TrainConfig:
     frames = 8
     long_enough = [video.split for video in manifest.videos if video.frames >= frames]
     usable, testing = long_enough.count("train"), long_enough.count("test")
-    if usable < 16 or testing < 1:
+    if usable < 16 or (manifest.classes and testing < 1):
         raise TrainError(
             f"videos: {usable} for training and {testing} for testing, with at least {frames + 1} frames each, are "
             "too few; give 16 and 1 or more (a class is split only if its videos come from two sources or more)"

@@ -150,7 +150,8 @@ def export(settings: Export) -> Path:
         "outputs": ["embedding: float32 [M, E]", *["probabilities: float32 [M, C]"] * bool(trained.classes)],
         "clip": {
             "frames": trained.frames, "crop": trained.crop, "size": frames.size, "fps_stride": frames.fps_stride,
-            "limit": frames.frames, "clips": settings.clips, "flow": frames.flow, "flow_bound": frames.flow_bound,
+            "fps": frames.fps, "limit": frames.frames, "clips": settings.clips, "flow": frames.flow,
+            "flow_bound": frames.flow_bound,
         },
         "embedding": embedding,
         "classes": trained.classes,

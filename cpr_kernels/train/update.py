@@ -13,6 +13,7 @@ import torch
 from ..progress import say, table
 from . import TrainError
 from .batches.dataset import ClipDataset
+from .data.layouts import Labels
 from .data.manifest import Manifest, Video
 from .data.prepare import prepare
 from .data.sources import Source, group_of, list_sources
@@ -119,11 +120,12 @@ def config_of_update(before: TrainConfig, settings: Update) -> TrainConfig:
 def join_data(before: Path, settings: Update, old: Manifest) -> Manifest:
     """Joins old and new videos in one data set at OUT/data: old ones first, with the numbers that they had."""
     data = settings.out / "data"
-    sources, _ = list_sources(settings.videos)
+    labels: Labels = "auto" if old.classes else "none"
+    sources = list_sources(settings.videos, labels=labels).sources
     _refuse_same_names(sources, FrameStore(before), {video.id for video in old.videos}, settings.videos)
     if not (data / "data.mdb").is_file():
         _copy(before, data)
-    fresh = prepare(settings.videos, data, old.settings, settings.processes).manifest
+    fresh = prepare(settings.videos, data, old.settings, settings.processes, labels=labels).manifest
     joined = union(old, fresh)
     joined.save(data)
     added = joined.videos[len(old.videos) :]
@@ -146,13 +148,18 @@ def union(old: Manifest, fresh: Manifest) -> Manifest:
         if video.id not in known:
             name = _group(video, fresh.classes)
             group = groups.setdefault(name, after + video.group)
-            label = classes.index(fresh.classes[video.label])
+            label = classes.index(fresh.classes[video.label]) if video.label >= 0 else video.label
             videos.append(replace(video, label=label, group=group))
     return Manifest(old.settings, classes, videos, sorted({*old.skipped, *fresh.skipped}))
 
 
 def retrieval_of(run: Path, config: TrainConfig, note: WarmStart, clips: int) -> Figures:
-    """Returns R@k of a run's last encoders, by old and by new test videos, among all training videos, old and new."""
+    """Returns R@k of a run's last encoders, by old and by new test videos, among all training videos, old and new.
+
+    It is empty where the videos have no classes.
+    """
+    if not Manifest.load(config.data).classes:
+        return {}
     files = encoder_files(run)[-1][1]
     encoders = {view: load_encoder(files[view]) for view in config.views}
     protocol = Protocol(config.clips.frames, config.clips.crop, clips)
@@ -169,6 +176,9 @@ def retrieval_of(run: Path, config: TrainConfig, note: WarmStart, clips: int) ->
 
 def show(figures: Mapping[str, Figures]) -> None:
     """Prints the table: before and after, by old and by new videos."""
+    if not figures["after"]:
+        say("the videos have no classes: retrieval is not measured")
+        return
     rows = [
         [f"{name} videos, {when}", view, *(f"{100 * share:.1f}" for share in shares.values())]
         for name in ("old", "new") for when in ("before", "after")
@@ -194,7 +204,8 @@ def _string_keys(recall: Mapping[str, Mapping[int, float]]) -> dict[str, dict[st
 
 
 def _group(video: Video, classes: list[str]) -> str:
-    return group_of(classes[video.label], Path(video.id).stem)
+    whole = video.file == video.id
+    return group_of(classes[video.label] if whole and video.label >= 0 else "", video.file)
 
 
 def _refuse_same_names(sources: list[Source], store: FrameStore, known: set[str], videos: Path) -> None:

@@ -18,7 +18,7 @@ from ...mining import CascadeTrace, Schedule, cascade_topk, cascade_trace
 from ...progress import ProgressBar
 from ..arguments import at_least, parse
 from .embeddings import Prepared, mean_row, prepare
-from .inputs import CLASS_NAMES, Names, Side, find_names, open_sides
+from .inputs import CLASS_NAMES, Names, Side, find_names, open_sides, printable
 from .options import DTYPES, Mine, schedule_of
 from .summary import Labels, as_json, as_text, quality, sample_rows, stage_rows
 from .tables import Result, output_paths, write_result
@@ -226,13 +226,13 @@ def _labels(entries: Side, labels: Names) -> Labels | None:
     """Classes of both sides, named by an array of class names where the file has one."""
     if labels.codes is None:
         return None
-    names: Sequence[Any] = [str(name) for name in labels.codes.names]
+    names: Sequence[Any] = [printable(str(name)) for name in labels.codes.names]
     values = labels.codes.names
     for guess in CLASS_NAMES:
         column = entries.columns.get(guess)
-        if column is None or column.dtype != "str" or values.dtype.kind != "i" or len(column.shape) != 1:
+        if column is None or column.dtype != "str" or values.dtype.kind not in "iu" or len(column.shape) != 1:
             continue
-        if len(values) and values.max() < column.shape[0]:
+        if len(values) and values.min() >= 0 and values.max() < column.shape[0]:
             words = np.asarray(column.load()).astype(str)
             names = [str(words[value]) for value in values]
     return Labels(labels.codes.of_queries, labels.codes.of_keys, names)

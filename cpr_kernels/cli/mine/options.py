@@ -47,8 +47,8 @@ class Mine:
     views: Names = None
     """Arrays of FILE to use (default: all [N, D] float arrays)."""
     ids: Names = None
-    """Array or .npy that names each row's source: rows of one source never mine each other, and a row with a negative
-    or empty id is never mined; several arrays are joined (default: an array called ids, id, source, video, ...; none:
+    """Array or .npy that names each row's source: rows of one source never mine each other, and a row whose id is -1
+    or empty is never mined; several arrays are joined (default: an array called ids, id, source, video, ...; none:
     no ids).
     """
     labels: Names = None

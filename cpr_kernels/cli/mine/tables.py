@@ -226,7 +226,7 @@ def _write_csv(path: Path, result: Result) -> None:
         )
         if of_query is not None and of_key is not None
     ]
-    with path.open("w", newline="", encoding="utf-8") as file:
+    with path.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
         out = csv.writer(file)
         names = [column for name, _, _ in extra for column in (f"query_{name}", name)]
         out.writerow(["query", "rank", "index", "score", *names])

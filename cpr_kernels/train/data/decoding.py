@@ -1,9 +1,9 @@
-"""What is in a video file? Its frames, decoded and shrunk, and the TV-L1 flow between them, as JPEGs."""
+"""What is in a video file? Its frames, decoded and shrunk, and the TV-L1 flow between them, as JPEGs; their times."""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -11,9 +11,14 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from ...video import FLOW_SETTINGS, UnreadableVideo, flow_estimator, timed_frames
+from ...video import FLOW_SETTINGS, TimedFrames, UnreadableVideo, flow_estimator, timed_frames
+from .segments import WHOLE, Segment
 
 Frame = npt.NDArray[np.uint8]
+Knots = tuple[tuple[int, float], ...]  # (frame, second): a polyline
+
+EVEN = 0.005  # seconds by which a time may be off the polyline: half a column of a spectrogram
+REPEATED = 0.9  # a video of fewer frames a second than this share of `fps` is said to be repeated
 
 
 @dataclass(frozen=True)
@@ -24,6 +29,7 @@ class FrameSettings:
     frames: most RGB frames kept of a video, from its start.
     min_frames: videos with fewer RGB frames are skipped.
     fps_stride: keep every n-th frame.
+    fps: keep the frames nearest in time to this many instants a second; 0 keeps each video's own rate.
     flow: TV-L1 effort; see `FLOW_SETTINGS`.
     flow_bound: flow is clipped to +- this many pixels a frame and stored as 0 to 255.
     jpeg_quality: 1 to 100, for both views.
@@ -36,6 +42,7 @@ class FrameSettings:
     flow: Literal["full", "fast", "draft"] = "full"
     flow_bound: float = 20.0
     jpeg_quality: int = 95
+    fps: float = 0.0
 
     def __post_init__(self) -> None:
         least_values = {
@@ -45,23 +52,50 @@ class FrameSettings:
             "fps_stride": 1,
             "jpeg_quality": 1,
             "flow_bound": 0.1,
+            "fps": 0.0,
         }
         for name, least in least_values.items():
             value = getattr(self, name)
             if value < least:
                 raise ValueError(f"{name} must be at least {least}, got {value}")
+        if self.fps and self.fps_stride > 1:
+            raise ValueError(
+                f"fps and fps_stride both say which frames are kept, got {self.fps:g} and {self.fps_stride}; give one"
+            )
         if self.flow not in FLOW_SETTINGS:
             raise ValueError(f"flow must be one of {', '.join(FLOW_SETTINGS)}, got {self.flow!r}")
 
 
-def read_frames(path: Path, settings: FrameSettings) -> Iterator[Frame]:
-    """RGB frames [H, W, 3] of a video, upright, shorter edge `settings.size`; raises `UnreadableVideo`."""
-    frames = timed_frames(path, settings.size, settings.fps_stride)
+@dataclass(frozen=True)
+class Pictures:
+    """What the pictures of a video, or of a segment of it, gave: JPEGs of F frames, and of the flow from each to the
+    next.
+
+    times: [F + 1] seconds of the frames and of the one that ends the last flow, from the first of them on.
+    origin: the first frame's second on the file's own clock, which its sound shares; None where the file has none.
+    note: what is to be said of the times; empty where all is well.
+    """
+
+    rgb: list[bytes]
+    flow: list[bytes]
+    times: list[float]
+    origin: float | None
+    note: str
+
+    @property
+    def rate(self) -> float:
+        """Frames a second, the mean; 0 where all are at one time."""
+        return round(len(self.rgb) / self.times[-1], 3) if self.times[-1] > 0 else 0.0
+
+
+def read_frames(path: Path, settings: FrameSettings, segment: Segment = WHOLE) -> Iterator[Frame]:
+    """RGB frames [H, W, 3] of a segment, as shown, shorter edge `settings.size`; raises `UnreadableVideo`."""
+    frames = segment.inside(_timed(path, settings))
     yield from (frame for frame, _ in itertools.islice(frames, settings.frames))
 
 
-def read_views(path: Path, settings: FrameSettings) -> tuple[list[bytes], list[bytes]]:
-    """JPEGs of F - 1 frames of a video, and of the flow from each to the next; raises `UnreadableVideo`.
+def read_views(path: Path, settings: FrameSettings, segment: Segment = WHOLE) -> Pictures:
+    """Reads the frames of a segment and the flow between them; raises `UnreadableVideo`.
 
     Flow is estimated on grey frames, clipped to +-`flow_bound` px and rescaled to 0..255 (128 is no motion);
     the two components lie one above the other in one grey image [2H, W].
@@ -69,19 +103,53 @@ def read_views(path: Path, settings: FrameSettings) -> tuple[list[bytes], list[b
     between = flow_estimator(settings.flow, settings.flow_bound)
     rgb: list[bytes] = []
     flow: list[bytes] = []
+    times: list[float] = []
     previous: Frame | None = None
-    for frame in read_frames(path, settings):
+    frames = _timed(path, settings)
+    for frame, second in itertools.islice(segment.inside(frames), settings.frames):
         if previous is not None:
             if previous.shape != frame.shape:
                 raise UnreadableVideo("the frame size changes inside the video")
             flow.append(_jpeg(between(previous, frame), settings.jpeg_quality))
         rgb.append(_jpeg(frame[..., ::-1], settings.jpeg_quality))
+        times.append(second)
         previous = frame
     if len(rgb) < settings.min_frames:
         raise UnreadableVideo(f"too short: {len(rgb)} frames, at least {settings.min_frames} are needed")
     if len(set(rgb)) == 1:
         raise UnreadableVideo(f"no motion: all {len(rgb)} frames are the same")
-    return rgb[:-1], flow
+    clock = frames.clock
+    assert clock is not None  # there was a frame
+    notes = [clock.note] if clock.note else []
+    if 0 < clock.rate < REPEATED * settings.fps:
+        notes.append(
+            f"{clock.rate:.3g} frames a second are repeated up to {settings.fps:g}, with no flow between copies"
+        )
+    origin = None if clock.origin is None else clock.origin + times[0]
+    since_first = [second - times[0] for second in times]
+    return Pictures(rgb[:-1], flow, since_first, origin, "; ".join(notes))
+
+
+def _timed(path: Path, settings: FrameSettings) -> TimedFrames:
+    return timed_frames(path, settings.size, settings.fps_stride, settings.fps)
+
+
+def knots(times: Sequence[float]) -> Knots:
+    """The corners of a polyline that is nowhere more than `EVEN` off the times of frames 0, 1, 2, ...: Douglas-Peucker.
+
+    Two where the frame rate is constant.
+    """
+    seconds = np.asarray(times)
+    corners, open_parts = {0, len(times) - 1}, [(0, len(times) - 1)]
+    while open_parts:
+        first, last = open_parts.pop()
+        line = np.interp(np.arange(first, last + 1), (first, last), (seconds[first], seconds[last]))
+        off = np.abs(seconds[first : last + 1] - line)
+        worst = first + int(off.argmax())
+        if off[worst - first] > EVEN:
+            corners.add(worst)
+            open_parts += [(first, worst), (worst, last)]
+    return tuple((corner, round(float(seconds[corner]), 4)) for corner in sorted(corners))
 
 
 def decode_rgb(jpeg: bytes | memoryview) -> Frame:

@@ -5,18 +5,28 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from .. import TrainError
 from ..runtime.files import read_json, write_atomically
-from .decoding import FrameSettings
+from .decoding import FrameSettings, Knots
 
 VERSION, READABLE = 2, (1, 2)  # 1 had no sound
+NO_CLASS = -1  # the label of a video without a class
 
 
 @dataclass(frozen=True)
 class Video:
-    """One stored video: its label and group are indices into the manifest's names. `silence` is empty where its sound
-    is stored, else it says why there is none.
+    """One stored video, or a segment of one: its label is an index into the manifest's classes, -1 where it has none;
+    videos of one group are cut from one source; `split` is train, test, or val: kept apart from both. `silence` is
+    empty where its sound is stored, else it says why there is none.
+
+    fps: frames a second as stored, the mean; 0 where that is not known.
+    knots: (frame, second) at the corners of the polyline on which the times of its frames lie; two where the rate is
+    constant, none where it is not known.
+    note: what is to be said of its times; empty where all is well.
     """
 
     id: str
@@ -25,6 +35,26 @@ class Video:
     split: str
     frames: int
     silence: str = "prepared before sound was kept"
+    start: float = 0.0  # seconds, of a segment
+    end: float | None = None  # of a segment; None: the video's end
+    fps: float = 0.0
+    knots: Knots = ()
+    note: str = ""
+
+    @property
+    def file(self) -> str:
+        """The path of its file, as listed: what its id begins with."""
+        return self.id if (self.start, self.end) == (0.0, None) else self.id.rpartition("@")[0]
+
+    def second(self, frame: int) -> float | None:
+        """When a frame is shown, counted from the first one; None where that is not known."""
+        frames, seconds = [[knot[i] for knot in self.knots] for i in (0, 1)]
+        return float(np.interp(frame, frames, seconds)) if self.knots else None
+
+
+def _plain(video: Video) -> dict[str, Any]:
+    """A video as JSON holds it; start and end of segments only."""
+    return {name: value for name, value in asdict(video).items() if value or name not in ("start", "end")}
 
 
 @dataclass(frozen=True)
@@ -38,13 +68,21 @@ class Manifest:
     videos: list[Video]
     skipped: list[tuple[str, str]]
 
+    def need_classes(self, data: Path, what: str) -> None:
+        """Raises `TrainError` where the videos have no classes, which `what` needs."""
+        if not self.classes:
+            raise TrainError(
+                f"data: {data} has no classes, and {what} needs them; prepare the videos again in one folder a class, "
+                "or by a CSV with a label column (cpr explore, cpr export and cpr index need none)"
+            )
+
     def save(self, folder: Path) -> None:
         """Writes `manifest.json` and `skipped.txt`, atomically."""
         body = {
             "version": VERSION,
             "settings": asdict(self.settings),
             "classes": self.classes,
-            "videos": [asdict(video) for video in self.videos],
+            "videos": [_plain(video) for video in self.videos],
             "skipped": self.skipped,
         }
         write_atomically(
@@ -72,7 +110,10 @@ class Manifest:
             return cls(
                 FrameSettings(**body["settings"]),
                 list(body["classes"]),
-                [Video(**video) for video in body["videos"]],
+                [
+                    Video(**{**video, "knots": tuple(map(tuple, video.get("knots", ())))})
+                    for video in body["videos"]
+                ],
                 [(name, reason) for name, reason in body["skipped"]],
             )
         except (KeyError, TypeError, ValueError) as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import multiprocessing
 import os
 import signal
@@ -17,13 +18,21 @@ from pathlib import Path
 from typing import Any
 
 from ...progress import ProgressBar, say, table
+from ...video_files import by_reason, folded
 from .. import TrainError
 from ..runtime.lock import exclusive
-from .decoding import FrameSettings, UnreadableVideo, read_views
-from .manifest import VERSION, Manifest, Video
+from .decoding import FrameSettings, Pictures, UnreadableVideo, knots, read_views
+from .layouts import Labels
+from .manifest import NO_CLASS, VERSION, Manifest, Video
+from .segments import WHOLE, Segment
 from .sound import NoSound, log_mel, packed_spectrogram, read_sound
 from .sources import Source, list_sources
 from .store import FrameStore, packed, record_key
+
+SPLITS = ("train", "test", "val")
+KEPT = ("frames", "silence", "fps", "knots", "note")  # of an entry, in the manifest
+SPREAD = 1.1  # the highest by the lowest frame rate from which on they differ: 24 and 25 do not, 25 and 30 do
+SLOWEST = 2.0  # seconds from a picture to the next, the mean, up to which sound is kept
 
 
 @dataclass(frozen=True)
@@ -41,21 +50,28 @@ def prepare(
     settings: FrameSettings | None = None,
     processes: int = 0,
     lists: tuple[Path, int] | None = None,
+    labels: Labels = "auto",
 ) -> Prepared:
-    """Stores the RGB and flow frames of every readable video of a folder or CSV, and its sound where it has one, in one
-    LMDB at `out`.
+    """Stores the RGB and flow frames of every readable video of a folder or list, and its sound where it has one, in
+    one LMDB at `out`; see `list_sources` for what it may hold.
 
     What is stored already, with the same settings and from an unchanged file, is kept: kill it at any moment
     and run it again. Broken, short and missing files are skipped and listed with their reason, in
     `manifest.json`, in `skipped.txt` and at the end. `processes=0` takes one a core. `lists`: a folder of official
-    split lists, and which of its splits.
+    split lists, and which of its splits. `labels`: whether folders are classes; auto: where there are any.
 
     Raises:
         TrainError: no video at all, none readable, other settings than those `out` was made with, a full
         disk.
     """
     settings = settings or FrameSettings()
-    sources, skipped = list_sources(Path(videos), *(lists or ()))
+    splits, fold = lists or (None, 1)
+    sources, passed_over, notes = list_sources(Path(videos), splits, fold, labels)
+    for note in notes:
+        say(f"{videos}: {note}")
+    if passed_over:
+        say(f"{videos}: {len(sources):,} videos; passed over: {by_reason(passed_over)}")
+    skipped = list(folded(passed_over))
     with exclusive(Path(out), "prepare", wait=True):
         return _prepare(sources, skipped, Path(videos), Path(out), settings, processes or os.cpu_count() or 1)
 
@@ -69,7 +85,7 @@ def _prepare(
     processes: int,
 ) -> Prepared:
     """`prepare` of listed videos; `skipped` is added to."""
-    store = FrameStore(out, writable=True)
+    store, passed_over = FrameStore(out, writable=True), len(skipped)
     try:
         _same_settings(store, settings)
         entries = {source.id: entry for source in sources if (entry := _stored_entry(store, source))}
@@ -80,21 +96,19 @@ def _prepare(
                 if isinstance(outcome, str):
                     skipped.append((source.id, outcome))
                 else:
-                    entry = _entry(source, len(outcome.rgb), outcome.silence)
-                    sound = {} if outcome.silence else {record_key("audio", source.id): outcome.audio}
                     store.put({
                         record_key("rgb", source.id): packed(outcome.rgb),
                         record_key("flow", source.id): packed(outcome.flow),
-                        **sound,
-                        record_key("entry", source.id): json.dumps(entry).encode(),
+                        **({record_key("audio", source.id): outcome.audio} if outcome.audio else {}),
+                        record_key("entry", source.id): json.dumps(outcome.entry).encode(),
                     })  # fmt: skip
-                    entries[source.id] = entry
+                    entries[source.id] = outcome.entry
                 bar.advance()
     finally:
         store.close()
     if not entries:
-        example = "; ".join(f"{name}: {reason}" for name, reason in skipped[:2])
-        raise TrainError(f"videos: none of the {len(skipped)} files in {videos} could be used ({example})")
+        example = "; ".join(f"{name}: {reason}" for name, reason in skipped[passed_over : passed_over + 2])
+        raise TrainError(f"videos: none of the {len(sources)} files in {videos} could be used ({example})")
     manifest = _manifest(sources, entries, settings, skipped)
     manifest.save(out)
     return Prepared(manifest, stored=len(entries) - kept, kept=kept)
@@ -103,22 +117,28 @@ def _prepare(
 def print_summary(prepared: Prepared, out: Path) -> None:
     """The final tables: videos by class and split, and what was skipped, with the reason."""
     manifest = prepared.manifest
-    counts = [[0, 0] for _ in manifest.classes]
-    for video in manifest.videos:
-        counts[video.label][video.split == "test"] += 1
-    rows = [[name, str(train), str(test)] for name, (train, test) in zip(manifest.classes, counts)]
-    rows.append(["all", str(sum(c[0] for c in counts)), str(sum(c[1] for c in counts))])
-    table(
-        f"{out}: {prepared.stored} stored, {prepared.kept} kept from before", ["class", "train", "test"], rows
-    )
+    counts = Counter((video.label, video.split) for video in manifest.videos)
+    splits = [split for split in SPLITS if split != "val" or any(kind == "val" for _, kind in counts)]
+    rows = [
+        [name, *(str(counts[label, split]) for split in splits)]
+        for label, name in enumerate(manifest.classes)
+    ]
+    totals = {split: sum(count for (_, kind), count in counts.items() if kind == split) for split in splits}
+    rows.append(["all" if manifest.classes else "all, without classes", *map(str, totals.values())])
+    table(f"{out}: {prepared.stored} stored, {prepared.kept} kept from before", ["class", *splits], rows)
     mute = Counter(video.silence for video in manifest.videos)
     rows = [["sound", str(mute.pop("", 0))], *([reason, str(n)] for reason, n in mute.most_common())]
     table(f"sound of {len(manifest.videos)} videos", ["", "videos"], rows[:12])
-    for split, place in (("training", 0), ("test", 1)):
-        lacking = [name for name, count in zip(manifest.classes, counts) if not count[place]]
+    if said := rate_warning(manifest):
+        say(f"warning: {said}")
+    notes = [[video.id, video.note] for video in manifest.videos if video.note]
+    if notes:
+        table(f"times of {len(notes)} videos", ["file", "reason"], notes[:20])
+    for split, word in (("train", "training"), ("test", "test")):
+        lacking = [name for label, name in enumerate(manifest.classes) if not counts[label, split]]
         if lacking:
             more = f" and {len(lacking) - 5} more" if len(lacking) > 5 else ""
-            say(f"without a {split} video: {', '.join(lacking[:5])}{more}")
+            say(f"without a {word} video: {', '.join(lacking[:5])}{more}")
     if manifest.skipped:
         shown = [list(row) for row in manifest.skipped[:20]]
         if len(manifest.skipped) > len(shown):
@@ -126,12 +146,27 @@ def print_summary(prepared: Prepared, out: Path) -> None:
         table(f"{len(manifest.skipped)} skipped", ["file", "reason"], shown)
 
 
+def rate_warning(manifest: Manifest) -> str:
+    """What is to be said where frame rates differ, so that flow does not mean the same in all videos; or nothing."""
+    rates = sorted(video.fps for video in manifest.videos if video.fps)
+    varying = sum(len(video.knots) > 2 for video in manifest.videos)
+    if manifest.settings.fps or not rates or (rates[-1] <= SPREAD * rates[0] and not varying):
+        return ""
+    return (
+        f"frame rates differ: {rates[0]:.3g} to {rates[-1]:.3g} a second, median {rates[len(rates) // 2]:.3g}, and "
+        f"{varying} of {len(manifest.videos)} videos vary theirs on the way; flow is the motion from one frame to the "
+        "next, so one motion gives different flow at different rates: --fps R takes all at R frames a second"
+    )
+
+
 def _same_settings(store: FrameStore, settings: FrameSettings) -> None:
     wanted = {"version": VERSION, **asdict(settings)}
     before = store.get_json("settings")
     if before is None:
         store.put({"settings": json.dumps(wanted).encode()})
-    elif before != wanted:
+        return
+    before = {**asdict(FrameSettings()), **before}  # what is newer than the data set had its default
+    if before != wanted:
         changed = ", ".join(f"{k} {before.get(k)} -> {v}" for k, v in wanted.items() if before.get(k) != v)
         raise TrainError(
             f"out: {store.folder} was made with other settings ({changed}); give a new --out or delete it"
@@ -139,17 +174,18 @@ def _same_settings(store: FrameStore, settings: FrameSettings) -> None:
 
 
 def _stored_entry(store: FrameStore, source: Source) -> dict[str, Any] | None:
+    """What is known of a video that is stored already, from a file that has not changed since."""
     entry = store.get_json(record_key("entry", source.id))
-    if entry is None or not source.path.is_file():
+    try:
+        return entry if entry is not None and entry == {**entry, **_stamp(source.path)} else None
+    except OSError:
         return None
-    return entry if entry == _entry(source, entry["frames"], entry["silence"]) else None
 
 
-def _entry(source: Source, frames: int, silence: str) -> dict[str, Any]:
-    status = source.path.stat()
-    return {
-        "frames": frames, "silence": silence, "bytes": status.st_size, "changed_ns": status.st_mtime_ns,
-    }  # fmt: skip
+def _stamp(path: Path) -> dict[str, int]:
+    """Size and time of change of a file: what tells a changed one from an unchanged one."""
+    status = path.stat()
+    return {"bytes": status.st_size, "changed_ns": status.st_mtime_ns}
 
 
 def _manifest(
@@ -159,16 +195,18 @@ def _manifest(
     skipped: list[tuple[str, str]],
 ) -> Manifest:
     usable = [source for source in sources if source.id in entries]
-    classes = sorted({source.label for source in usable})
+    classes = sorted({source.label for source in usable if source.label})
+    numbers = {name: number for number, name in enumerate(classes)}
     groups = {group: i for i, group in enumerate(sorted({source.group for source in usable}))}
     videos = [
         Video(
             source.id,
-            classes.index(source.label),
+            numbers.get(source.label, NO_CLASS),
             groups[source.group],
             source.split,
-            entries[source.id]["frames"],
-            entries[source.id]["silence"],
+            **{name: entries[source.id][name] for name in KEPT if name in entries[source.id]},
+            start=source.segment.start,
+            end=source.segment.end if math.isfinite(source.segment.end) else None,
         )
         for source in usable
     ]
@@ -177,12 +215,12 @@ def _manifest(
 
 @dataclass(frozen=True)
 class Reading:
-    """What a video file gave: its frames as JPEGs, its spectrogram as a PNG, or why it has none."""
+    """What a video file gave: its frames as JPEGs, its spectrogram as a PNG where there is one, and its entry."""
 
     rgb: list[bytes]
     flow: list[bytes]
-    audio: bytes = b""
-    silence: str = ""
+    audio: bytes
+    entry: dict[str, Any]
 
 
 def _read_all(
@@ -209,8 +247,10 @@ def _read_in_pool(
         try:
             while waiting or flying:
                 while waiting and len(flying) < 2 * processes:
-                    source = waiting.popleft()
-                    flying[pool.submit(_read_one, source.path, settings)] = source
+                    future = pool.submit(
+                        _read_one, waiting[0].path, settings, waiting[0].segment
+                    )  # raises where the pool is broken
+                    flying[future] = waiting.popleft()
                 for future in wait(flying, return_when=FIRST_COMPLETED).done:
                     outcome = future.result()
                     yield flying.pop(future), outcome
@@ -227,7 +267,7 @@ def _read_one_by_one(
         outcome: Reading | str = "the decoder crashed on this file"
         for _ in range(2):
             try:
-                outcome = pool.submit(_read_one, source.path, settings).result()
+                outcome = pool.submit(_read_one, source.path, settings, source.segment).result()
                 break
             except BrokenProcessPool:
                 pool = _working_pool()
@@ -252,16 +292,42 @@ def _pool(processes: int) -> ProcessPoolExecutor:
     return ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), _start_worker)
 
 
-def _read_one(path: Path, settings: FrameSettings) -> Reading | str:
+def _read_one(path: Path, settings: FrameSettings, segment: Segment = WHOLE) -> Reading | str:
+    """What a file gives, or in a line why it gives nothing, whatever its decoder raises."""
     try:
-        rgb, flow = read_views(path, settings)
+        stamp = _stamp(path)
+        pictures = read_views(path, settings, segment)
     except UnreadableVideo as reason:
         return str(reason)
+    except FileNotFoundError:
+        return "missing file"
+    except ImportError:
+        raise  # a missing package fails for every file
+    except Exception as error:
+        return f"its decoder failed ({type(error).__name__}: {_one_line(error)})"
+    audio, silence = _read_sound(path, pictures)
+    entry = {
+        "frames": len(pictures.rgb), "silence": silence, "fps": pictures.rate, "knots": knots(pictures.times),
+        "note": pictures.note, **stamp,
+    }  # fmt: skip
+    return Reading(pictures.rgb, pictures.flow, audio, entry)
+
+
+def _read_sound(path: Path, pictures: Pictures) -> tuple[bytes, str]:
+    """The spectrogram of a video's pictures as a PNG, or no bytes and why there is none."""
+    seconds = pictures.times[-1]
+    if seconds > SLOWEST * len(pictures.rgb):
+        return b"", f"no sound of pictures that are {SLOWEST:g} s apart or more"
     try:
-        sound = read_sound(path, len(rgb), settings.fps_stride)
+        return packed_spectrogram(log_mel(read_sound(path, seconds, pictures.origin))), ""
     except NoSound as reason:
-        return Reading(rgb, flow, silence=str(reason))
-    return Reading(rgb, flow, packed_spectrogram(log_mel(sound)))
+        return b"", str(reason)
+    except Exception as error:
+        return b"", f"its sound's decoder failed ({type(error).__name__}: {_one_line(error)})"
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]
 
 
 def _start_worker() -> None:

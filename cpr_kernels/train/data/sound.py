@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ...video import BACK, longest_gap, opened
+
 Samples = npt.NDArray[np.float32]
 Spectrogram = npt.NDArray[np.uint8]
 
@@ -18,6 +20,8 @@ WINDOW, FFT, HOP = 512, 1024, 160  # samples: Hann window of 32 ms, padded with 
 BANDS = 128  # mel bands from 0 to RATE / 2 (Slaney's scale), triangles of height 1
 COLUMNS = 128  # of the image of one clip: 1.28 s, what 32 frames take at 25 a second
 DECIBELS = (-90.0, 0.0)  # stored as 0 to 255; the power of a sine of full scale is 0 dB
+CHUNK = 4096  # columns transformed at once
+SEAM = 0.05  # seconds: stamps of milliseconds, and of tracks that drift, are off by less
 SILENT = 1e-3  # a track that never gets louder than this share of full scale counts as none
 
 
@@ -25,42 +29,45 @@ class NoSound(Exception):
     """The reason, in a few words, why a video has no usable sound."""
 
 
-def read_sound(path: Path, frames: int, stride: int = 1) -> Samples:
-    """The sound of the first `frames` kept video frames (every `stride`-th), mono at `RATE`, in -1..1.
+def read_sound(path: Path, seconds: float, begin: float | None = 0.0) -> Samples:
+    """Returns the sound of a part of a video, mono at `RATE`, in -1..1, where the stamps of the file put it.
 
-    Starts with the video: a track that begins later or ends earlier is filled up with silence. A track whose
-    sample rate or channels change on the way is resampled part by part.
+    There is silence before the track begins, in its gaps and after its end. A track whose sample rate or channels
+    change on the way is resampled part by part. Memory is that of the part, whatever the stamps say.
+
+    Args:
+        path: the file.
+        seconds: how long the part is.
+        begin: where it begins on the file's own clock; None is where the track begins.
 
     Raises:
-        NoSound: no track, one that cannot be decoded, or a silent one.
+        NoSound: no track, one that cannot be decoded, or nothing but silence in this part.
     """
     import av
 
-    decoded = 0
-    parts = []
+    sound = np.zeros(max(1, round(seconds * RATE)), np.float32)
+    decoded, inside = 0, False
     try:
-        with av.open(str(path), metadata_errors="replace") as container:
+        with opened(path) as container:
             if not container.streams.audio:
                 raise NoSound("no sound track")
-            video, audio = container.streams.video[0], container.streams.audio[0]
-            fps = video.average_rate or video.guessed_rate or 25
-            wanted = round(frames * stride / float(fps) * RATE)
-            late = _seconds(audio) - _seconds(video)
+            audio = container.streams.audio[0]
             audio.thread_type = "NONE"
-            for part in _resampled(container.decode(audio)):
-                parts.append(part)
+            for at, part in _placed(container.decode(audio), begin, longest_gap(container)):
                 decoded += len(part)
-                if decoded >= wanted - round(late * RATE):
+                if at >= len(sound):
                     break
+                if at + len(part) > 0:
+                    inside, first = True, max(0, at)
+                    piece = part[first - at : len(sound) - at]
+                    sound[first : first + len(piece)] = piece
     except (av.FFmpegError, ValueError, OSError) as error:
         reason = str(error).split(":")[0].split("] ")[-1]
         raise NoSound(f"sound track broken after {decoded / RATE:.1f} s ({reason})") from error
     if not decoded:
         raise NoSound("empty sound track")
-    sound = np.concatenate(parts)
-    lead = round(late * RATE)
-    sound = np.concatenate((np.zeros(lead, np.float32), sound)) if lead > 0 else sound[-lead:]
-    sound = np.pad(sound[:wanted], (0, max(0, wanted - len(sound))))
+    if not inside:
+        raise NoSound("no sound while its pictures are shown")
     if not np.isfinite(sound).all():
         raise NoSound("sound track broken (values that are no number)")
     if np.abs(sound).max(initial=0.0) < SILENT:
@@ -77,11 +84,16 @@ def log_mel(sound: Samples) -> Spectrogram:
     padded = np.pad(sound, (WINDOW // 2, WINDOW + HOP))
     windows = np.lib.stride_tricks.sliding_window_view(padded, WINDOW)[: count * HOP : HOP]
     hann = np.hanning(WINDOW + 1)[:-1].astype(np.float32)
-    power = np.abs(np.fft.rfft(windows * hann, FFT)) ** 2 / (FFT * (hann**2).sum() / 4)  # [L, FFT / 2 + 1]
     low, high = DECIBELS
-    level = 10 * np.log10(np.maximum(power @ mel_bank().T, 10 ** (low / 10)))
-    scaled = (np.clip(level, low, high) - low) * (255 / (high - low))
-    return np.asarray(np.ascontiguousarray(scaled.T).round(), np.uint8)
+    levels = np.empty((BANDS, count), np.uint8)
+    for first in range(0, count, CHUNK):
+        part = slice(first, first + CHUNK)
+        power = np.abs(np.fft.rfft(windows[part] * hann, FFT)) ** 2 / (
+            FFT * (hann**2).sum() / 4
+        )  # [l, FFT / 2 + 1]
+        level = 10 * np.log10(np.maximum(power @ mel_bank().T, 10 ** (low / 10)))
+        levels[:, part] = ((np.clip(level, low, high) - low) * (255 / (high - low))).T.round()
+    return levels
 
 
 @cache
@@ -122,24 +134,44 @@ def unpacked_spectrogram(record: bytes | memoryview) -> Spectrogram:
     return np.asarray(cv2.imdecode(np.frombuffer(record, np.uint8), cv2.IMREAD_GRAYSCALE), np.uint8)
 
 
-def _seconds(stream: Any) -> float:
-    """When a stream starts."""
-    return float(stream.start_time * stream.time_base) if stream.start_time is not None else 0.0
+def _placed(frames: Iterator[Any], begin: float | None, longest: float) -> Iterator[tuple[int, Samples]]:
+    """Mono float parts at `RATE`, each with the sample after `begin` at which it belongs.
 
-
-def _resampled(frames: Iterator[Any]) -> Iterator[Samples]:
-    """Mono float parts at `RATE`; a resampler of its own for every run of frames of one format."""
+    Frames follow one another without a seam; a stamp that is later by more than `SEAM` leaves a gap. One that is later
+    by more than `longest`, or earlier by more than `BACK`, is of another clock, which is read on from there. A
+    resampler of its own for every run of frames of one format.
+    """
     import av
 
-    resampler, form = None, None
+    resampler: Any = None
+    form = None
+    at, expected = 0, 0.0  # where the next part belongs, in samples, and the next frame, in seconds
     for frame in frames:
-        if resampler is None or form != _form(frame):
-            if resampler is not None:
-                yield from (part.to_ndarray()[0] for part in resampler.resample(None))
+        if begin is None:
+            begin = frame.time or 0.0
+        second = expected if frame.time is None else frame.time - begin
+        if resampler is not None and not -BACK <= second - expected <= longest:
+            begin, second = begin + second - expected, expected
+        gap = resampler is None or second - expected > SEAM
+        if gap or form != _form(frame):
+            for part in _rest(resampler):
+                yield at, part
+                at += len(part)
+            if gap:
+                at, expected = round(second * RATE), second
             resampler, form = av.AudioResampler("fltp", "mono", RATE), _form(frame)
-        yield from (part.to_ndarray()[0] for part in resampler.resample(frame))
-    if resampler is not None:
-        yield from (part.to_ndarray()[0] for part in resampler.resample(None))
+        for made in resampler.resample(frame):
+            part = made.to_ndarray()[0]
+            yield at, part
+            at += len(part)
+        expected += frame.samples / frame.sample_rate
+    yield from ((at, part) for part in _rest(resampler))
+
+
+def _rest(resampler: Any) -> list[Samples]:
+    """What a resampler still holds, in one part or none."""
+    held = [] if resampler is None else [made.to_ndarray()[0] for made in resampler.resample(None)]
+    return [np.concatenate(held)] if held else []
 
 
 def _form(frame: Any) -> tuple[int, str, str]:

@@ -1,20 +1,22 @@
-"""Which videos are in this data set, and what do their names say? Folders and CSV lists, labels, sources,
-splits.
-"""
+"""Which videos are in this data set, and what do their names say? Folders and lists, labels, sources, splits."""
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
+from ...video_files import ENDINGS, PassedOver, by_reason, first_of_each, walk
 from .. import TrainError
+from .layouts import Labels, read_layout
+from .lists import COLUMNS, read_list
+from .segments import WHOLE, Segment
 from .splits import by_official_lists
 
-SPLITS = ("train", "test")
 UCF_NAME = re.compile(r"^v_(?P<name>.+)_g(?P<group>\d+)_c(?P<clip>\d+)$")
 # HMDB51: source, class, visible parts, camera motion, people, view, quality, clip number
 HMDB_NAME = re.compile(r"^(?P<source>.+)_[fhlu]_(cm|nm)_np\d_(ba|bl|br|fr|le|ri)_(bad|goo|med)_\d+$")
@@ -24,61 +26,79 @@ TEST_SHARE = 0.25
 
 @dataclass(frozen=True)
 class Source:
-    """One video file. `group` names the footage it was cut from: files of one group are siblings."""
+    """One sample: a video file, or a segment of one. `label` is empty where it has no class. `group` names the footage
+    it was cut from: samples of one group are siblings, and so are all segments of a file. `split` is train, test, or
+    val: kept apart from both.
+    """
 
     id: str
     path: Path
     label: str
     group: str
     split: str = ""
+    segment: Segment = WHOLE
 
 
-def list_sources(
-    videos: Path, splits: Path | None = None, fold: int = 1
-) -> tuple[list[Source], list[tuple[str, str]]]:
-    """The videos of a folder or of a CSV list, sorted by id, and what was passed over as (name, reason).
+class Listing(NamedTuple):
+    """The videos of a data set sorted by id, what was passed over as (name, reason), and how it was all understood."""
 
-    A folder holds one folder a class (`folder/<class>/<file>`), optionally below `train` and `test`.
-    A CSV has a header with `path` and `label`, and optionally `split` (train or test) and `group`; its paths
-    are relative to the CSV. Names like `v_Archery_g01_c02` give the group, and the official split 1 of
-    UCF101. Otherwise a quarter of each class's groups, chosen by a hash of their names, is the test split.
-    `splits`, a folder of official lists (UCF101's or HMDB51's), decides for number `fold` of its splits, and leaves
-    out what it does not list.
+    sources: list[Source]
+    passed_over: PassedOver
+    notes: list[str]
+
+
+def list_sources(videos: Path, splits: Path | None = None, fold: int = 1, labels: Labels = "auto") -> Listing:
+    """Returns the videos of a folder or of a list.
+
+    A folder holds one folder a class, and optionally folders of splits above or below them; see `read_layout`. A list
+    is a CSV, or ActivityNet's JSON; see `read_list`; its paths are relative to it. Without class folders or a label
+    column, and with `labels` none, videos have no class.
+
+    Where neither says the split: names like `v_Archery_g01_c02` give the official split 1 of UCF101, and else a
+    quarter of each class's groups, chosen by a hash of their names, is the test split; videos without a class train.
+    Validation videos are the test split where there is no other, else they are kept apart. `splits`, a folder of
+    official lists (UCF101's or HMDB51's), decides for number `fold` of its splits, and leaves out what it does not
+    list. A file that is listed twice, by links or otherwise, is taken once, for testing where it is listed for both.
+
+    Raises:
+        TrainError: nothing there, a list that cannot be read, or folders that cannot be understood.
     """
     if not videos.exists():
-        raise TrainError(f"videos: {videos} does not exist; give a folder with one folder a class, or a CSV")
-    try:
-        listed, passed_over = _from_csv(videos) if videos.is_file() else _from_folder(videos)
-    except (UnicodeDecodeError, csv.Error):
+        raise TrainError(f"videos: {videos} does not exist; give a folder of videos, or a CSV with {COLUMNS}")
+    listed = _from_list(videos, labels) if videos.is_file() else _from_folder(videos, labels)
+    if not listed.sources:
+        why = by_reason(listed.passed_over)
         raise TrainError(
-            f"videos: {videos} is a file, and no CSV in UTF-8; give a folder with one folder a class, or a CSV with "
-            "the columns path and label"
-        ) from None
-    if not listed:
-        raise TrainError(
-            f"videos: no video found in {videos}; expected {videos.name}/<class>/<video> "
-            "or a CSV with the columns path and label"
+            f"videos: no video found in {videos}{f' (passed over: {why})' if why else ''}; expected "
+            f"{videos.name}/<class>/<video>, {videos.name}/<video>, or a CSV with the columns {COLUMNS}; videos end in "
+            f"{' '.join(sorted(ENDINGS))}"
         )
-    listed.sort(key=lambda source: source.id)
-    if splits is None:
-        return with_splits(listed), passed_over
-    listed, unlisted = by_official_lists(listed, splits, fold)
-    return listed, passed_over + unlisted
+    sources, passed_over = listed.sources, list(listed.passed_over)
+    if splits is not None:
+        sources, unlisted = by_official_lists(sources, splits, fold)
+        passed_over += unlisted
+    sources, notes = _settled_validation(with_splits(sources))
+    sources, repeats = _without_repeats(sources)
+    notes += _segments_on_both_sides(sources)
+    return Listing(sorted(sources, key=lambda one: one.id), passed_over + repeats, listed.notes + notes)
 
 
-def group_of(label: str, stem: str) -> str:
-    """The source footage of a file: class and group for UCF101 names, the film for HMDB51's, else the file itself."""
-    if match := UCF_NAME.match(stem):
-        return f"{label}/g{match['group']}"
-    match = HMDB_NAME.match(stem)
-    return f"{label}/{match['source']}" if match else f"{label}/{stem}"
+def group_of(label: str, name: str) -> str:
+    """The source footage of a file by its path or name: class and group for UCF101 names, the film for HMDB51's, else
+    the file itself, in its class or in its folder.
+    """
+    path = Path(name)
+    if match := UCF_NAME.match(path.stem):
+        return f"{label or match['name']}/g{match['group']}"
+    match = HMDB_NAME.match(path.stem)
+    return f"{label or path.parent.as_posix()}/{match['source'] if match else path.stem}"
 
 
 def with_splits(sources: list[Source]) -> list[Source]:
     """Gives every source without a split one, whole groups at a time: siblings never face each other."""
     groups_of_class: dict[str, set[str]] = defaultdict(set)
     for source in sources:
-        if not source.split:
+        if not source.split and source.label:
             groups_of_class[source.label].add(source.group)
     test_groups: set[str] = set()
     for groups in groups_of_class.values():
@@ -96,47 +116,67 @@ def _split(source: Source, test_groups: set[str]) -> str:
     return "test" if in_test else "train"
 
 
-def _from_folder(root: Path) -> tuple[list[Source], list[tuple[str, str]]]:
-    listed, passed_over = [], []
-    for path in sorted(root.rglob("*")):
-        relative = path.relative_to(root)
-        if path.is_dir() and not path.name.startswith(".") and not any(path.iterdir()):
-            passed_over.append((f"{relative.as_posix()}/", "empty folder"))
-        if not path.is_file() or any(part.startswith(".") for part in relative.parts):
-            continue
-        parts = list(relative.parts)
-        split = parts.pop(0) if parts[0] in SPLITS and len(parts) > 2 else ""
-        if len(parts) < 2:
-            passed_over.append((relative.as_posix(), "not inside a class folder"))
-            continue
-        label = "/".join(parts[:-1])
-        listed.append(Source(relative.as_posix(), path, label, group_of(label, path.stem), split))
-    return listed, passed_over
+def _settled_validation(sources: list[Source]) -> tuple[list[Source], list[str]]:
+    """Validation videos test where nothing else does."""
+    counts = Counter(source.split for source in sources)
+    if not counts["val"]:
+        return sources, []
+    if counts["test"]:
+        return sources, [f"{counts['val']:,} validation videos are kept apart: neither trained on nor tested"]
+    settled = [replace(one, split="test") if one.split == "val" else one for one in sources]
+    return settled, [f"the {counts['val']:,} validation videos are the test split"]
 
 
-def _from_csv(table: Path) -> tuple[list[Source], list[tuple[str, str]]]:
-    listed: dict[str, Source] = {}
-    passed_over: list[tuple[str, str]] = []
-    with table.open(newline="", encoding="utf-8-sig") as file:
-        reader = csv.DictReader(file)
-        columns = set(reader.fieldnames or ())
-        label_column = "label" if "label" in columns else "class"
-        if not {"path", label_column} <= columns:
-            raise TrainError(
-                f"videos: {table} needs a header with path,label[,split,group], got {sorted(columns)}"
-            )
-        for row in reader:
-            name, label = (row["path"] or "").strip(), (row[label_column] or "").strip()
-            split, group = (row.get("split") or "").strip(), (row.get("group") or "").strip()
-            if split not in ("", *SPLITS):
-                raise TrainError(
-                    f"videos: {table} line {reader.line_num}: split must be train or test, got {split!r}"
-                )
-            if not name or not label:
-                passed_over.append((f"{table.name} line {reader.line_num}", "path or label is empty"))
-            elif name in listed:
-                passed_over.append((name, f"listed twice (line {reader.line_num})"))
-            else:
-                group = f"{label}/{group}" if group else group_of(label, Path(name).stem)
-                listed[name] = Source(name, table.parent / name, label, group, split)
-    return list(listed.values()), passed_over
+def _without_repeats(sources: Sequence[Source]) -> tuple[list[Source], PassedOver]:
+    """Each file once: a link, or another spelling of its path, is the same video."""
+
+    def identity(source: Source) -> Hashable:
+        try:
+            status = source.path.stat()
+        except OSError:
+            return source.id
+        return status.st_dev, status.st_ino, source.segment
+
+    testing_first = sorted(sources, key=lambda one: (one.split == "train", one.id))
+    kept, repeats = first_of_each(testing_first, identity)
+    return kept, [(again.id, f"same file again: {first.id} ({first.split})") for again, first in repeats]
+
+
+def _segments_on_both_sides(sources: Sequence[Source]) -> list[str]:
+    """What is to be said of files that a list cuts into segments for training and for testing."""
+    splits: dict[Path, set[str]] = defaultdict(set)
+    for source in sources:
+        if not source.segment.whole:
+            splits[source.path].add(source.split)
+    both = sum({"train", "test"} <= of_file for of_file in splits.values())
+    return [f"{both:,} files have segments for training and for testing"] if both else []
+
+
+def _from_folder(root: Path, labels: Labels) -> Listing:
+    found, passed_over = walk(root)
+    names = [path.relative_to(root) for path in found]
+    layout = read_layout(Counter(name.parts[:-1] for name in names), labels)
+    listed = []
+    for path, name in zip(found, names):
+        folders = name.parts[:-1]
+        if folders in layout.places:
+            split, label = layout.places[folders]
+            id = name.as_posix()
+            listed.append(Source(id, path, label, group_of(label, id), split))
+        else:
+            passed_over.append((name.as_posix(), layout.passed_over[folders]))
+    return Listing(listed, passed_over, layout.notes)
+
+
+def _from_list(table: Path, labels: Labels) -> Listing:
+    rows, passed_over = read_list(table, labels)
+    in_parts = {Path(row.name) for row in rows if not row.segment.whole}
+    listed = []
+    for name, label, split, group, segment in rows:
+        of_source = (
+            "" if Path(name) in in_parts else label
+        )  # segments of a file are siblings whatever their classes
+        own = f"{of_source}/{group}" if group else group_of(of_source, name)
+        listed.append(Source(segment.id(name), table.parent / name, label, own, split, segment))
+    notes = [] if any(row.label for row in rows) else ["no labels: the data set has no classes"]
+    return Listing(listed, passed_over, notes)

@@ -19,6 +19,7 @@ from .. import Interrupted, TrainError
 from ..batches.dataset import Batch, ClipDataset
 from ..batches.loader import augmented, clip_loader, default_workers
 from ..batches.sampler import ClipSampler
+from ..data.manifest import Manifest
 from ..encoders import new_encoder
 from ..encoders.forward import calibrate_, channels_last
 from ..encoders.weights import load_encoder
@@ -126,6 +127,7 @@ def finetune(settings: Finetune) -> dict[str, Any]:
     settings.check()
     out, wanted = settings.out, _refuse_another(settings)
     device = device_to_train_on(settings.device, settings.amp)
+    Manifest.load(settings.data).need_classes(settings.data, "a classifier")
     train, test = _dataset(settings, "train"), _dataset(settings, "test")
     classifier = new_classifier(settings, train.manifest.classes).to(device)
     _refuse_before_training(classifier, test, settings)

@@ -109,6 +109,9 @@ def evaluate_run(
     Writes `eval.json` in its folder, or `eval-<name>.json` for another data set `data` (transfer).
 
     `last` measures the final encoders only. Features are kept in the run's folder `features`.
+
+    Raises:
+        TrainError: no encoder yet, or a data set without classes or test videos.
     """
     config = config_of(run)
     phases = encoder_files(run)
@@ -120,6 +123,7 @@ def evaluate_run(
         phases = phases[-1:]
     protocol = Protocol(config.clips.frames, config.clips.crop, clips)
     source = data or config.data
+    Manifest.load(source).need_classes(source, "measuring retrieval and the probe")
     views = testable_views(source, config.views)
     results = [
         {

@@ -36,7 +36,8 @@ def write_report(
 ) -> Path:
     """Writes one HTML page, pictures and plots inside, about one run or several; returns its path.
 
-    A run must have been evaluated (`eval.json`). `inside` is the name of an explorer's page beside it, to link to.
+    A run on videos with classes must have been evaluated (`eval.json`); one without has no figures, and the page
+    states that. `inside` is the name of an explorer's page beside it, to link to.
     `says`: sentences on the results, shown as a list below the page's own.
     """
     import jinja2
@@ -61,9 +62,7 @@ def _section(run: Path, shown: int) -> dict[str, Any]:
     config = config_of(run)
     manifest = Manifest.load(config.data)
     epochs = [line for line in read_lines(run / "log.jsonl") if line["kind"] == "epoch"]
-    if not (run / "eval.json").is_file():
-        raise TrainError(f"run: {run} has no eval.json; run `cpr evaluate --run {run}` first")
-    evaluation = read_json(run / "eval.json", "run", f"run `cpr evaluate {run}` again")
+    evaluation = _evaluation(run) if manifest.classes else {"phases": [], "protocol": {}}
     names, album = way_names(config), Album(config.data, manifest, config.views)
     return {
         "run": run,
@@ -85,9 +84,16 @@ def _section(run: Path, shown: int) -> dict[str, Any]:
         "galleries": _galleries(run, album, names, shown),
         "gains": gain_per_modality(
             run, config, Protocol(**evaluation["protocol"]), album.clip, shown
-        ) if len(config.views) > 1 else [],
+        ) if len(config.views) > 1 and manifest.classes else [],
         "settings": _settings(run, config, manifest),
     }  # fmt: skip
+
+
+def _evaluation(run: Path) -> dict[str, Any]:
+    """What `cpr evaluate` found."""
+    if not (run / "eval.json").is_file():
+        raise TrainError(f"run: {run} has no eval.json; run `cpr evaluate --run {run}` first")
+    return read_json(run / "eval.json", "run", f"run `cpr evaluate {run}` again")
 
 
 def method_name(config: TrainConfig) -> str:
@@ -148,7 +154,7 @@ def _side_by_side(sections: list[dict[str, Any]]) -> dict[str, Any]:
     rows, lines = [], {}
     for section in sections:
         mined = [line["mining"]["mined"] for line in section["epochs"] if "mined" in line["mining"]]
-        last = section["evaluation"][-1]
+        last = section["evaluation"][-1] if section["evaluation"] else {"recall": {}}
         rows.append({
             "title": section["title"],
             "method": section["names"]["mined"] if section["config"].cycles else "none: pretraining only",
@@ -190,11 +196,11 @@ def _queries(line: dict[str, Any], album: Album, names: dict[str, str], shown: i
         label = album.label(video)
         if label in seen or len(queries) == shown:
             continue
-        seen.add(label)
+        seen.update([label] if label else [])
         ways = []
         for way in (way for way in names if way in line["picks"] and way not in ("both", "all")):
             picks = [
-                {**album.clip(pick), "right": album.label(pick) == label}
+                {**album.clip(pick), "right": album.label(pick) == label if label else None}
                 for pick in line["picks"][way][row]
                 if pick >= 0
             ]
@@ -246,6 +252,10 @@ def _lead(sections: list[dict[str, Any]]) -> list[str]:
             shares = [f"{section['names'][way]} {100 * mined[-1][way]['pmr']:.0f} %" for way in shown]
             words.append(f"Right among the mined positives: {', '.join(shares)}.")
         measured = section["evaluation"]
+        if not measured:
+            words.append("The videos have no classes: mining and retrieval are shown, not measured.")
+            sentences.append(" ".join(words))
+            continue
         phases = measured if len(measured) == 1 else [measured[0], measured[-1]]
         gains = [
             f"{view} " + " to ".join(f"{100 * phase['recall'][view]['1']:.1f}" for phase in phases) + " %"

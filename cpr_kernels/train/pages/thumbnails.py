@@ -76,8 +76,9 @@ class Album:
         self._clips: dict[int, dict[str, Any]] = {}
 
     def label(self, video: int) -> str:
-        """Returns the class name of a video of the manifest."""
-        return self.manifest.classes[self.manifest.videos[video].label]
+        """Returns the class name of a video of the manifest; empty where it has none."""
+        number = self.manifest.videos[video].label
+        return self.manifest.classes[number] if number >= 0 else ""
 
     def clip(self, video: int) -> dict[str, Any]:
         """Returns a video's class name, middle frame, flow and extra pictures, as data URIs; each is drawn once."""

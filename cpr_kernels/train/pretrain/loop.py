@@ -109,6 +109,8 @@ def _train(trainer: Trainer, state: dict[str, Any] | None, start: int, writes: b
 def _print_left_out(trainer: Trainer, print_line: Callable[[str], None]) -> None:
     """Prints which videos are left out, or lack a view."""
     dataset, frames = trainer.dataset, trainer.config.clips.frames
+    if not trainer.meter.classes:
+        print_line("the data set has no classes: PMR and CMR of what is mined are not measured")
     if dataset.left_out:
         print_line(f"{dataset.left_out} videos are shorter than {frames} frames: left out")
     if dataset.without:
@@ -154,6 +156,8 @@ def build(config: TrainConfig, device_name: str | None = None) -> Trainer:
     if note is not None:
         warm_start(model, note)
     plan = make_plan(config)
+    if any(phase.supervised for phase in plan):
+        dataset.manifest.need_classes(config.data, f"mining.method {config.mining.method}")
     names = ["mined", *baseline_schedules(config.views, config.mining.topk)]
     return Trainer(
         config=config,
@@ -200,7 +204,8 @@ def run_step(trainer: Trainer, moment: Moment, step: int, batch: Batch, log: Run
     videos = ranks.gathered(inputs.videos)
     mined = {name: ranks.gathered(indices) for name, indices in result.mined.items()}
     for name, indices in mined.items():
-        figures[f"pmr_{name}"] = trainer.meter.update(name, indices, videos, entries)
+        if trainer.meter.classes:
+            figures[f"pmr_{name}"] = trainer.meter.update(name, indices, videos, entries)
     figures["seconds"] = time.perf_counter() - began
     facts = {"step": step, "phase": phase.name, "epoch": moment.epoch}
     if trainer.view_mask.missing and moment.ends_epoch:

@@ -22,6 +22,8 @@ def baseline_schedules(views: Sequence[str], topk: int) -> dict[str, Schedule]:
 class MiningMeter:
     """Measures PMR and CMR of named schedules over an epoch; labels are read here only.
 
+    Without classes there is nothing to measure by: `update` must not be called, and the summary is empty.
+
     The queue's label column holds each entry's video (its index in the manifest); class and source follow
     from it.
     """

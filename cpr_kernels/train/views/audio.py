@@ -56,7 +56,7 @@ class Audio(View):
     def part(self, whole: Frames, video: Video, start: int, count: int) -> Frames:
         """Returns the same, cut from the whole video's spectrogram."""
         columns = whole.shape[1]
-        begin, end = (round(frame * columns / video.frames) for frame in (start, start + count))
+        begin, end = (_column(frame, video, columns) for frame in (start, start + count))
         middle = (begin + end) // 2
         begin, end = min(begin, middle - COLUMNS // 2), max(end, middle + COLUMNS // 2)
         begin, end = max(0, min(begin, columns - (end - begin))), min(columns, max(end, end - begin))
@@ -97,6 +97,12 @@ class Audio(View):
         """Returns a ResNet-18 of the run's width, whatever encodes the frames."""
         made: Any = new_encoder(SpectrogramEncoder.architecture, width, embedding)
         return made
+
+
+def _column(frame: int, video: Video, columns: int) -> int:
+    """Returns the column at which a frame is shown; frames of unknown time are taken to be evenly spaced."""
+    second = video.second(frame)
+    return round(frame * columns / video.frames if second is None else second * RATE / HOP)
 
 
 def warped(sound: Tensor, shifts: Tensor) -> Tensor:

@@ -101,7 +101,8 @@ def test_bad_files_are_skipped_with_their_reason(clip_folder: Path, tmp_path: Pa
     assert reasons["Still/still.mp4"] == "no motion: all 12 frames are the same"
     assert reasons["Nothing/"] == "empty folder"
     assert reasons["loose.mp4"] == "not inside a class folder"
-    for name in ("cut.mp4", "empty.mp4", "notes.txt"):
+    assert reasons["SwingRings/notes.txt"] == "text"
+    for name in ("cut.mp4", "empty.mp4"):
         assert reasons[f"SwingRings/{name}"].startswith("not a video"), reasons
     assert reasons["SwingRings/damaged.mp4"].startswith("broken after ")
     assert len((tmp_path / "d" / "skipped.txt").read_text().splitlines()) == 8
@@ -119,16 +120,16 @@ def test_csv_lists_splits_groups_and_missing_files(clip_folder: Path, tmp_path: 
         ("test", 0), ("train", 0), ("train", 1), ("train", 1),
     ]  # fmt: skip
     reasons = dict(prepared.manifest.skipped)
-    assert reasons["gone.mp4"] == "missing file" and reasons[str(videos[1])] == "listed twice (line 7)"
+    assert reasons["gone.mp4"] == "missing file" and reasons[str(videos[1])] == "listed twice: line 7"
     table.write_text("file,class\na,b\n")
-    with pytest.raises(TrainError, match="needs a header with path,label"):
+    with pytest.raises(TrainError, match=r"needs a header with path\[,label"):
         list_sources(table)
     for body in (b"\xff\xfe\x00p", videos[0].read_bytes()):  # another encoding; a video where a list belongs
         table.write_bytes(body)
         with pytest.raises(TrainError, match=r"list\.csv (is a file, and no CSV in UTF-8|needs a header)"):
             list_sources(table)
-    table.write_text("path,label,split\na,b,validation\n")
-    with pytest.raises(TrainError, match="line 2: split must be train or test"):
+    table.write_text("path,label,split\na,b,both\n")
+    with pytest.raises(TrainError, match="line 2: split must be train, val or test, got 'both'"):
         list_sources(table)
 
 
@@ -140,11 +141,11 @@ def test_split_keeps_sources_together(tmp_path: Path) -> None:
     for i in range(8):
         (tmp_path / "Jump").mkdir(exist_ok=True)
         (tmp_path / "Jump" / f"{i}.mp4").touch()
-    sources, _ = list_sources(tmp_path)
+    sources = list_sources(tmp_path).sources
     ucf = {source.group: source.split for source in sources if source.label == "Run"}
     assert ucf == {f"Run/g{g:02}": "test" if g <= 7 else "train" for g in range(5, 11)}
     assert sum(source.split == "test" for source in sources if source.label == "Jump") == 2
-    assert sources == list_sources(tmp_path)[0]
+    assert sources == list_sources(tmp_path).sources
 
 
 def test_other_settings_or_nothing_usable_is_an_error(clip_folder: Path, data: Path, tmp_path: Path) -> None:

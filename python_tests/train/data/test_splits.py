@@ -35,7 +35,7 @@ def test_ucf101_lists_decide_over_names_and_endings(tmp_path: Path) -> None:
         "Archery/v_Archery_g01_c01.avi 1\r\nDiving/v_Diving_g08_c01.avi 2\n\n",
         "Archery/v_Archery_g09_c01.avi\n",
     )
-    sources, passed_over = list_sources(folder, lists, fold=2)
+    sources, passed_over, _ = list_sources(folder, lists, fold=2)
     assert [(source.path.stem[-7:], source.split) for source in sources] == [
         ("g01_c01", "train"), ("g09_c01", "test"),
     ]  # fmt: skip
@@ -54,7 +54,7 @@ def test_hmdb51_lists_and_films(tmp_path: Path) -> None:
     (lists / "catch_test_split1.txt").write_text(
         "".join(f"{stem}.avi {mark} \n" for stem, mark in zip(stems, marks))
     )
-    sources, passed_over = list_sources(folder, lists)
+    sources, passed_over, _ = list_sources(folder, lists)
     assert [source.split for source in sources] == ["train", "train", "test"]
     assert sources[0].group == sources[1].group != sources[2].group
     assert passed_over == [(f"catch/{stems[3]}.avi", "in no list of split 1")]

@@ -35,13 +35,15 @@ function clip(run, entry, kind = "", text = null) {
   const strip = make("span", { className: "strip" });
   const frames = run.album.frames;
   strip.style.cssText = `background-image:url(${address(run, entry, "strip", video.strip)});background-size:${100 * frames}% ${run.album.flow ? 200 : 100}%;--frames:${frames};--length:${frames / 8}s`;
-  const name = run.album.classes[video.class];
+  const name = run.album.classes[video.class] ?? video.id.split("/").pop();
   const button = make("button", { className: "clip " + kind, title: video.id + " · " + name }, strip, ...extraPictures(run, entry), make("span", { className: "name", textContent: text ?? name }));
   button.dataset.entry = entry;
   return button;
 }
 
-const mark = (run, entry, query) => (run.album.classes.length < 2 ? "" : run.classes[entry] === run.classes[query] ? "right" : "wrong");
+const labelled = (run) => run.album.classes.length > 1;
+
+const mark = (run, entry, query) => (!labelled(run) ? "" : run.classes[entry] === run.classes[query] ? "right" : "wrong");
 
 // Entries by their similarity in two views, and every stage's threshold; as near as the entries that stage `shown` judges.
 function scatter(canvas, run, stages, query, axes, shown) {
@@ -80,10 +82,11 @@ function scatter(canvas, run, stages, query, axes, shown) {
   const size = run.entries > 2000 ? 0.6 : 1;
   const inside = (i) => x[i] >= x0 && x[i] <= x1 && y[i] >= y0 && y[i] <= y1;
   const fills = { good: colour("good"), bad: colour("bad"), dot: colour("dot") };
-  const right = (i) => run.classes[i] === run.classes[query];
+  const right = (i) => labelled(run) && run.classes[i] === run.classes[query];
   for (let i = 0; i < run.entries; i++) if (!own(i) && !alive.has(i) && !fell.has(i) && inside(i)) dot(i, fills.dot, 2, 0.35 * many);
   for (const i of last.out) dot(i, right(i) ? fills.good : fills.dot, 2.6, 0.75 * many);
-  for (const i of last.kept) if (!right(i)) dot(i, fills.bad, 3.4 * size, 0.9 * many, true);
+  if (!labelled(run)) for (const i of last.kept) dot(i, colour("mark"), 4.2 * size, 0.9);
+  else for (const i of last.kept) if (!right(i)) dot(i, fills.bad, 3.4 * size, 0.9 * many, true);
   for (const i of last.kept) if (right(i)) dot(i, fills.good, 4.2 * size, 0.9);
   pen.globalAlpha = 1;
   thresholds(pen, stages, shown, axes, { toX, toY, x0, x1, y0, y1, pad, width, height });

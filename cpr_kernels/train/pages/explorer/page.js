@@ -56,7 +56,7 @@ function listed() {
   for (let entry = 0; entry < run.entries; entry++) {
     const video = run.videos[entry];
     if (seen.has(video) || (wanted !== "" && run.classes[entry] !== +wanted)) continue;
-    if (part && !(run.album.videos[video].id + " " + run.album.classes[run.classes[entry]]).toLowerCase().includes(part)) continue;
+    if (part && !(run.album.videos[video].id + " " + (run.album.classes[run.classes[entry]] ?? "")).toLowerCase().includes(part)) continue;
     seen.add(video);
     found.push(entry);
   }
@@ -114,12 +114,13 @@ function drawPane(pane, number) {
   const last = traced[traced.length - 1];
   const picks = make("div", { className: "row picks" }, ...last.kept.slice(0, 40).map((entry) => thumb(run, entry, query)));
   const share = make("p", { className: "soft share", textContent: "PMR of this schedule: …" });
-  const found = make("div", {}, make("h3", { textContent: `mined: ${last.right} of ${last.kept.length} right` }), picks, share);
+  const found = make("div", {}, make("h3", { textContent: `mined: ${last.kept.length}` + (labelled(run) ? `, ${last.right} right` : "") }), picks, share);
   found.style.flex = "1 1 14rem";
   box.append(make("div", { className: "ask" }, clip(run, query, "big chosen"), found));
   box.append(make("div", { className: "split" }, stageTable(run, traced, shown), scatterOf(run, traced, query, shown)));
   box.append(...groups(run, traced, query, shown));
-  later(() => average(run, stages, share));
+  if (labelled(run)) later(() => average(run, stages, share));
+  else share.textContent = "the videos have no classes: which of these are right is not known";
   return box;
 }
 
@@ -150,13 +151,16 @@ function stageTable(run, traced, shown) {
     meter.innerHTML = `<i style="width:${100 * share}%"></i>`;
     const cells = [s + 1, stage.judge, stage.kept.length, stage.out.length, `${stage.before.right - stage.right}`, isFinite(stage.threshold) ? stage.threshold.toFixed(3) : ""].map((value) => make("td", { textContent: value }));
     cells[5].className = "wide";
-    const row = make("tr", { tabIndex: 0, onclick: () => { choice.stage = s; draw(); } }, ...cells, make("td", {}, meter, ` ${(100 * share).toFixed(0)}%`));
+    const rightShare = labelled(run) ? [make("td", {}, meter, ` ${(100 * share).toFixed(0)}%`)] : [];
+    if (!labelled(run)) cells.splice(4, 1);
+    const row = make("tr", { tabIndex: 0, onclick: () => { choice.stage = s; draw(); } }, ...cells, ...rightShare);
     row.onkeydown = (event) => { if (event.key === "Enter" || event.key === " ") { event.preventDefault(); row.onclick(); } };
     row.setAttribute("aria-selected", s === shown);
     return row;
   });
   const heads = ["", "judge", "stay", "go", "right ones lost", "threshold", "right"].map((text) => make("th", { textContent: text }));
   heads[5].className = "wide";
+  if (!labelled(run)) heads.splice(4, 1), heads.pop();
   return make("div", { className: "scroll" }, make("table", {}, make("thead", {}, make("tr", {}, ...heads)), make("tbody", {}, ...rows)));
 }
 
@@ -202,7 +206,7 @@ function scatterOf(run, traced, query, shown) {
 }
 
 function groups(run, traced, query, shown) {
-  const stage = traced[shown], right = (entry) => run.classes[entry] === run.classes[query];
+  const stage = traced[shown], right = (entry) => labelled(run) && run.classes[entry] === run.classes[query];
   const parts = [
     [`stage ${shown + 1}: ${stage.judge} keeps ${stage.kept.length}`, stage.kept],
     [`right, but thrown out by ${stage.judge} here`, stage.out.filter(right)],
@@ -249,7 +253,7 @@ function average(run, stages, place) {
 function drawHistory() {
   const parts = [];
   for (const run of runs) {
-    if (!run.epochs.length) { parts.push(make("p", { className: "soft", textContent: `${run.name}: its log holds no mining figures (the queue was never full)` })); continue; }
+    if (!run.epochs.length) { parts.push(make("p", { className: "soft", textContent: `${run.name}: its log holds no mining figures (${run.album.classes.length ? "the queue was never full" : "its videos have no classes"})` })); continue; }
     const last = run.epochs[run.epochs.length - 1];
     const plots = make("div", { className: "plots" }, make("div", {}, make("h3", { textContent: "PMR over time: the share of mined positives with their clip's class" }), ...pmrPlot(run)));
     if (Object.keys(last.cmr).length) plots.append(make("div", {}, make("h3", { textContent: `CMR by class, last epoch of ${last.phase}: share of the class's videos that were found, %` }), ...cmrPlot(run)));
@@ -290,6 +294,7 @@ el("keys").onclick = () => { el("help").hidden = !el("help").hidden; el("keys").
 el("find").oninput = () => drawPicker();
 el("class").append(make("option", { value: "", textContent: "all" }), ...runs[0].album.classes.map((name, i) => make("option", { value: i, textContent: name })));
 el("class").onchange = () => { choice.class = el("class").value; drawPicker(); };
+el("class").parentElement.hidden = el("legend").hidden = !runs.some(labelled);
 el("flow").hidden = !body.albums.some((album) => album.flow);
 el("title").textContent = document.title = body.title;
 el("lead").textContent = runs.map((run) => `${run.name}: ${run.entries.toLocaleString("en")} entries in the queue at the end of ${run.phase}`).join("; ") + ". Pick a clip; each is compared with all others.";

@@ -1,0 +1,141 @@
+"""Which videos does a list name, whole or in segments? A CSV, a bare list of paths, or ActivityNet's JSON."""
+
+from __future__ import annotations
+
+import codecs
+import csv
+import io
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ...video_files import ENDINGS, PassedOver, walk
+from .. import TrainError
+from .layouts import Labels, split_named
+from .segments import WHOLE, Segment, segment_of
+
+COLUMNS = "path[,label,split,group,start,end]"
+
+
+class Row(NamedTuple):
+    """One sample of a list: its path as written, and what the list says of it; empty where it says nothing."""
+
+    name: str
+    label: str = ""
+    split: str = ""
+    group: str = ""
+    segment: Segment = WHOLE
+
+
+def read_list(table: Path, labels: Labels) -> tuple[list[Row], PassedOver]:
+    """Returns the samples of a list, and what was passed over: rows without a path, without a label where others have
+    one, and repeated ones.
+
+    The header of a CSV names its columns: `path`, and optionally `label` (or `class`), `split`, `group`, and `start`
+    and `end` of a segment, in seconds from the first frame on. A list of paths alone needs no header. UTF-8, or UTF-16
+    that begins with its mark. A file called `.json` is ActivityNet's; see `_activity_net`.
+
+    Raises:
+        TrainError: no such header, another encoding, a split or a segment that is none.
+    """
+    try:
+        text = text_of(table)
+        if table.suffix.lower() == ".json":
+            return _activity_net(table, json.loads(text), labels)
+        lines = list(_lines(table, text))
+    except (UnicodeError, csv.Error, json.JSONDecodeError):
+        raise TrainError(
+            f"videos: {table} is a file, and no CSV in UTF-8; give a folder of videos, a CSV with the columns "
+            f"{COLUMNS}, or ActivityNet's JSON"
+        ) from None
+    return _rows(table, lines, labels)
+
+
+def _rows(
+    table: Path, lines: list[tuple[int, dict[str, str]]], labels: Labels
+) -> tuple[list[Row], PassedOver]:
+    rows: dict[str, Row] = {}
+    passed_over: PassedOver = []
+    has_labels = labels != "none" and any(_label_in(line) for _, line in lines)
+    for number, line in lines:
+        name, label = line.get("path", ""), _label_in(line) if labels != "none" else ""
+        written = line.get("split", "")
+        split = split_named(written) if written else ""
+        if split is None:
+            raise TrainError(
+                f"videos: {table} line {number}: split must be train, val or test, got {written!r}"
+            )
+        times = line.get("start", ""), line.get("end", "")
+        segment = segment_of(*times)
+        if segment is None:
+            raise TrainError(
+                f"videos: {table} line {number}: start and end must be seconds with 0 <= start < end, got {times[0]!r} "
+                f"and {times[1]!r}"
+            )
+        if not name or (has_labels and not label):
+            passed_over.append((f"{table.name} line {number}", "path or label is empty"))
+        elif segment.id(name) in rows:
+            passed_over.append((segment.id(name), f"listed twice: line {number}"))
+        else:
+            rows[segment.id(name)] = Row(name, label, split, line.get("group", ""), segment)
+    return list(rows.values()), passed_over
+
+
+def _label_in(line: dict[str, str]) -> str:
+    return line.get("label") or line.get("class") or ""
+
+
+def _lines(table: Path, text: str) -> Iterator[tuple[int, dict[str, str]]]:
+    """The rows of a CSV as {column: text}, with their line numbers."""
+    first = next(csv.reader(io.StringIO(text)), [])
+    bare = len(first) == 1 and Path(first[0].strip()).suffix.lower() in ENDINGS
+    reader = csv.DictReader(io.StringIO(text, newline=""), ["path"] if bare else None)
+    columns = [(name or "").strip().lower() for name in reader.fieldnames or ()]
+    if "path" not in columns:
+        raise TrainError(f"videos: {table} needs a header with {COLUMNS}, got {sorted(columns)}")
+    for row in reader:
+        yield reader.line_num, {(k or "").strip().lower(): (v or "").strip() for k, v in row.items() if k}
+
+
+def _activity_net(table: Path, body: Any, labels: Labels) -> tuple[list[Row], PassedOver]:
+    """The segments of ``{"database": {id: {"subset", "annotations": [{"label", "segment": [start, end]}]}}}``.
+
+    The videos are files called `<id>` or `v_<id>` with a video's ending, anywhere below the list's folder.
+    """
+    database = body.get("database") if isinstance(body, dict) else None
+    if not isinstance(database, dict):
+        raise TrainError(f'videos: {table} is a JSON file without ActivityNet\'s "database" of videos')
+    files = {path.stem: path.relative_to(table.parent).as_posix() for path in walk(table.parent)[0]}
+    rows: dict[str, Row] = {}
+    passed_over: PassedOver = []
+    for video, facts in database.items():
+        name = files.get(video) or files.get(f"v_{video}")
+        annotations = facts.get("annotations") or []
+        split = split_named(str(facts.get("subset", "")))
+        if name is None or not annotations or split is None:
+            reason = "missing file" if name is None else "no segments" if not annotations else "in no split"
+            passed_over.append((video, reason))
+            continue
+        for note in annotations:
+            times = (*(note.get("segment") or ()), None, None)[:2]
+            segment = segment_of(*times)
+            label = str(note.get("label", "")) if labels != "none" else ""
+            if segment is None or (labels != "none" and not label):
+                passed_over.append((video, f"segment or label is none: {list(times)} {label}"))
+            elif segment.id(name) in rows:
+                passed_over.append((segment.id(name), "listed twice"))
+            else:
+                rows[segment.id(name)] = Row(name, label, split, "", segment)
+    return list(rows.values()), passed_over
+
+
+def text_of(path: Path) -> str:
+    """The text of a list: UTF-8 with or without a byte-order mark, or UTF-16 with one.
+
+    Raises:
+        UnicodeError: another encoding.
+    """
+    body = path.read_bytes()
+    marks = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+    return body.decode("utf-16" if body.startswith(marks) else "utf-8-sig")
