@@ -17,7 +17,7 @@ CODE := cpr_kernels python_tests $(wildcard bench examples)
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install -qq
 # Python files are used where they lie (editable install); these are compiled or read by the installer.
-BUILT := pyproject.toml CMakeLists.txt $(wildcard csrc/* csrc/*/*)
+BUILT := pyproject.toml CMakeLists.txt $(shell find csrc -type f)
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test lint format types bench docs clean
@@ -30,7 +30,7 @@ demo: $(VENV)/.train  ## mine, learn and report on generated clips; VIDEOS=folde
 	OMP_WAIT_POLICY=passive $(BIN)/cpr demo $(if $(VIDEOS),--videos "$(VIDEOS)") \
 	  --out "$(or $(OUT),$(if $(VIDEOS),runs/$$(basename "$(VIDEOS)"),runs/demo))" $(ARGS)
 
-test: $(VENV)/.dev  ## all tests; ARGS="-k queue" chooses
+test: $(VENV)/.dev  ## all tests; ARGS="-k queue" chooses, ARGS="-n 2 --dist loadfile" runs two at a time
 	$(BIN)/python -m pytest $(ARGS)
 
 lint: $(VENV)/.dev  ## ruff

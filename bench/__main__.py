@@ -1,4 +1,4 @@
-"""``python -m bench``."""
+"""Runs ``python -m bench``."""
 
 from __future__ import annotations
 

@@ -1,185 +1,56 @@
-"""Command line of the harness: measure, write the results, print the tables."""
+"""Runs one command of the harness: the table of commands, and what each answers."""
 
 from __future__ import annotations
 
-import argparse
-import json
+import importlib
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
-import torch
-
-from . import CHECKOUT
-from .harness.machine import configure
-from .harness.peer import Settings
-from .harness.workloads import Workload, by_name, workloads_of
-from .ops.runner import OPS, run_op
-from .tables import plots
-from .tables.readme import rewrite, write_text
-from .tables.report import CAPTION, Document, full_report, goals_table, left_out, overview, read_all, stem
-
-RESULTS = CHECKOUT / "bench" / "results"
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m bench",
-        description="Measure cpr_kernels against its peers. Answers are checked before times are taken.",
-        epilog="python -m bench readme [--readme FILE] [--out DIR] rewrites the README's performance section; "
-        "python -m bench scale measures queues of 1e5 entries and more, exact, in shares and by FAISS; "
-        "python -m bench sharded prints a cost model of a queue shared by many ranks.",
-    )
-    parser.add_argument("--op", choices=[*OPS, "all"], default="all", help="what to measure (default: all)")
-    parser.add_argument(
-        "--workload", action="append", default=[], metavar="NAME", help="only this one; may repeat"
-    )
-    parser.add_argument("--list", action="store_true", help="print workloads and their sources, and stop")
-    parser.add_argument(
-        "--quick", action="store_true", help="tiny workloads in seconds: a smoke test, no figures"
-    )
-    parser.add_argument("--no-growth", action="store_true", help="leave the growth series out")
-    parser.add_argument("--no-compile", action="store_true", help="leave peers under torch.compile out")
-    parser.add_argument("--no-memory", action="store_true", help="leave peak memory out")
-    parser.add_argument("--cold", action="store_true", help="time calls after flushing the caches too (CPU)")
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument(
-        "--threads", type=int, default=torch.get_num_threads(), help="torch threads (default: torch's)"
-    )
-    parser.add_argument(
-        "--isa", default="", help="instruction set of the native core, e.g. avx2 (default: the best)"
-    )
-    parser.add_argument(
-        "--published", default="", metavar="PATH", help="a checkout of the published code, to run it"
-    )
-    parser.add_argument(
-        "--budget", type=float, default=8.0, metavar="SECONDS", help="timing per workload (default: 8)"
-    )
-    parser.add_argument(
-        "--out", type=Path, default=None, metavar="DIR", help="where results go (bench/results)"
-    )
-    return parser
+COMMANDS = {  # name: (the module with its `main(argv)`, what it does)
+    "measure": (
+        "bench.ops.measure",
+        "Measures every op against its peers, answers checked first (the default).",
+    ),
+    "cascade": ("bench.ops.measure", "Measures mining only."),
+    "loss": ("bench.ops.measure", "Measures the MIL-NCE loss only, forward and backward."),
+    "enqueue": ("bench.ops.measure", "Measures writing a batch into the queue only."),
+    "train_step": ("bench.ops.measure", "Measures the training step without encoders only."),
+    "readme": ("bench.tables.readme", "Rewrites the performance section of a page from the kept results."),
+    "scale": ("bench.scale.run", "Measures queues of 1e5 entries and more: exact, in shares and by FAISS."),
+    "sharded": ("bench.sharded.model_tables", "Prints a cost model of a queue shared by many ranks."),
+    "protocol": ("bench.studies.protocol", "Trains every mining method under one budget and compares them."),
+    "modalities": ("bench.studies.modalities", "Trains with one, two and three modalities, and CPR on IIC."),
+    "gpu-tune": ("bench.studies.gpu_tune", "Times the CUDA planner's alternatives on a GPU."),
+}
 
 
-def _settings(args: argparse.Namespace) -> Settings:
-    return Settings(
-        device=args.device,
-        threads=args.threads,
-        isa=args.isa,
-        published=str(Path(args.published).expanduser().resolve()) if args.published else "",
-        compiled=not (args.no_compile or args.quick),
-        budget_s=0.2 if args.quick else args.budget,
-        memory=not args.no_memory,
-        cold=args.cold,
-        quick=args.quick,
-    )
-
-
-def _chosen(op: str, args: argparse.Namespace) -> list[Workload]:
-    """The workloads asked for; a name that only another op has is not an error with `--op all`."""
-    if args.workload:
-        known = {w.name for quick in (False, True) for w in workloads_of(op, quick=quick)}
-        asked = [name for name in args.workload if args.op != "all" or name in known]
-        return [by_name(op, name) for name in asked]
-    listed = workloads_of(op, quick=args.quick)
-    return [w for w in listed if not (args.no_growth and w.axis)]
-
-
-def keep(document: Document, out: Path) -> Path:
-    """The document's JSON alone, in the folder."""
-    out.mkdir(parents=True, exist_ok=True)
-    target = out / f"{stem(document)}.json"
-    write_text(target, json.dumps(document, indent=1) + "\n")
-    return target
-
-
-def write(document: Document, out: Path) -> list[Path]:
-    """The document's JSON, growth plots and the report of all results in the folder."""
-    made = [keep(document, out)]
-    reason = plots.why_not()
-    if reason is None:
-        made += plots.draw(document, out / f"{stem(document)}-growth")
-    elif plots.letters(document):
-        print(f"no growth plots: matplotlib is {reason}")
-    write_text(out / "report.md", full_report(read_all(out)))
-    return [*made, out / "report.md"]
-
-
-def _print_list() -> None:
-    for op in OPS:
-        print(op)
-        for workload in workloads_of(op):
-            print(f"  {workload}: {workload.source}")
-
-
-def _measure(args: argparse.Namespace) -> int:
-    settings = _settings(args)
-    configure(settings)
-    # a smoke test's rows are no results: they go into the results folder only when asked
-    out = args.out or (None if args.quick else RESULTS)
-    documents = []
-    names = list(OPS) if args.op == "all" else [args.op]
-    chosen = {name: _chosen(name, args) for name in names}
-    if not any(chosen.values()):
-        raise ValueError(f"no op has a workload named {', '.join(args.workload)}; see --list")
-    for name, workloads in chosen.items():
-        if not workloads:
-            continue
-        document = run_op(
-            OPS[name],
-            workloads,
-            settings,
-            say=lambda line: print(line, flush=True),
-            keep=lambda so_far: None if out is None else keep(so_far, out),
-        )
-        documents.append(document)
-        if out is not None:
-            for path in write(document, out):
-                print(f"wrote {path}")
-    print(f"\n{CAPTION}")
-    for document in documents:
-        for part in (f"## {document['op']}", overview(document), goals_table(document), left_out(document)):
-            if part:
-                print(f"\n{part}")
-    refused = [row for document in documents for row in document["rows"] if row["status"] == "refused"]
-    if refused:
-        print(f"\n{len(refused)} wrong answers were refused; see REFUSED above", file=sys.stderr)
-    return 1 if refused else 0
-
-
-def _readme(argv: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m bench readme", description="Rewrite the README's section."
-    )
-    parser.add_argument("--readme", type=Path, default=CHECKOUT / "README.md")
-    parser.add_argument("--out", type=Path, default=RESULTS, help="the results folder to read")
-    args = parser.parse_args(argv)
-    if not args.readme.is_file():
-        raise ValueError(f"--readme {args.readme}: no such file")
-    rewrite(args.readme, args.out)
-    print(f"rewrote {args.readme}")
-    return 0
+def usage() -> str:
+    """Returns what ``python -m bench --help`` prints."""
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:<{width}}  {sentence}" for name, (_, sentence) in COMMANDS.items()]
+    return "\n".join([
+        "usage: python -m bench [COMMAND] ...", "", "The benchmarks of cpr_kernels.", "", *lines, "",
+        "`python -m bench COMMAND --help` lists the options of one; options without a command are those of `measure`.",
+    ])  # fmt: skip
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the harness; the exit status is 1 after a wrong answer, 2 after a wrong argument."""
-    argv = list(sys.argv[1:] if argv is None else argv)
+    """Runs a command; the exit status is 1 after a wrong answer, 2 after a wrong argument."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    if words[:1] in (["-h"], ["--help"], ["help"]):
+        print(usage())
+        return 0
+    name = "measure" if not words or words[0].startswith("-") else words.pop(0)
+    if name not in COMMANDS:
+        print(f"bench: no command {name!r}; expected one of {', '.join(COMMANDS)}", file=sys.stderr)
+        return 2
+    module, _ = COMMANDS[name]
     try:
-        if argv[:1] == ["readme"]:
-            return _readme(argv[1:])
-        if argv[:1] == ["scale"]:
-            from .scale import run as scale
-
-            return scale.main(argv[1:], RESULTS)
-        if argv[:1] == ["sharded"]:
-            from .sharded import model_tables as sharded
-
-            return sharded.main(argv[1:])
-        args = _parser().parse_args(argv)
-        if args.list:
-            _print_list()
-            return 0
-        return _measure(args)
+        if module == "bench.ops.measure" and name != "measure":
+            if any(word.partition("=")[0] == "--op" for word in words):
+                raise ValueError(f"--op: `{name}` names the op already; leave --op out, or use `measure`")
+            words += ["--op", name]
+        return int(importlib.import_module(module).main(words))
     except ValueError as error:
         print(f"bench: {error}", file=sys.stderr)
         return 2

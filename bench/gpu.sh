@@ -3,7 +3,7 @@
 #   bash bench/gpu.sh OUT_FOLDER
 # builds the core for the GPU at hand, tests both backends against the reference, runs compute-sanitizer, measures, and
 # ends with a short table. Leaves with 1 when any answer was wrong, a tool found a fault, or something could not run; 2
-# when it cannot begin. In OUT_FOLDER, as they come, so a run that is cut short still tells what it saw:
+# when it cannot begin. In OUT_FOLDER, as they come, so a run that is cut short still says what it saw:
 #   summary.txt (a line a step)  faults.txt (what was not right)  logs.txt (the end of every step's output)
 #   cascade.md  loss.md  tune.md (tables)  results.tar.gz (all that the benchmarks and tests wrote, for bench/results)
 # Needs: an NVIDIA driver, nvcc, g++, cmake, ninja, and a Python with torch (CUDA), triton, pybind11, numpy, pytest.
@@ -165,7 +165,7 @@ figures() {
 measure() {
   local name=bench_$1 most=$2
   shift 2
-  figures "$name" "$most" "${IN_SITE[@]}" "$PY" -m bench --device cuda --out "$RESULTS/$name" "$@"
+  figures "$name" "$most" "${IN_SITE[@]}" "$PY" -m bench measure --device cuda --out "$RESULTS/$name" "$@"
 }
 
 # `timeout` runs commands, not functions: these two go through a shell that knows them
@@ -212,12 +212,12 @@ if [ "$NATIVE_FAULTS" -eq 0 ]; then
   GOALS=(--workload ucf-b16 --workload k400-b64 --workload k400-b512)
   measure cascade 60 --op cascade --no-compile --budget 3 "${GOALS[@]}"
   measure loss 60 --op loss --no-compile --budget 3 "${GOALS[@]}"
-  figures tune 50 "${IN_SITE[@]}" "$PY" -m bench.studies.gpu_tune --out "$RESULTS/tune.md"
+  figures tune 50 "${IN_SITE[@]}" "$PY" -m bench gpu-tune --out "$RESULTS/tune.md"
   # where the time of a kernel goes; the clocks are left as they are
   command -v ncu > /dev/null && FORGIVEN=profile step profile 60 "${IN_SITE[@]}" ncu --clock-control none \
     --target-processes all --kernel-name "regex:(prepare|score|select)_kernel" --launch-count 7 --section SpeedOfLight \
     --section Occupancy --section WarpStateStats --section MemoryWorkloadAnalysis --section LaunchStats \
-    "$PY" -m bench.studies.gpu_tune --once k400-b512
+    "$PY" -m bench gpu-tune --once k400-b512
   measure cascade_all 120 --op cascade --no-growth --budget 2
   measure loss_all 90 --op loss --no-growth --budget 2
   measure train_step 40 --op train_step --no-growth --budget 2

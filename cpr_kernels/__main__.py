@@ -85,7 +85,7 @@ def _call(name: str, argv: list[str]) -> int:
 
 def _run(name: str, argv: list[str]) -> int:
     """Runs a command; turns an error of the user into one line and status 2."""
-    from .train import Interrupted, TrainError
+    from .errors import Interrupted, TrainError
 
     try:
         return _call(name, argv)

@@ -10,6 +10,7 @@ from .dispatch.backends import Choice, as_text, reasons
 from .dispatch.calls import CascadeCall, LossCall, RerankCall
 from .dispatch.checks import check_rerank
 from .dispatch.launch_plans import Plan, limits_named, limits_of, plan_on_cpu, plan_on_cuda
+from .mining import arguments
 
 NATIVE = mining.native.NAME
 
@@ -60,17 +61,20 @@ def explain(
     limits = None if device is None else limits_named(device)
     call: CascadeCall | RerankCall | LossCall
     if op is mining.cascade_topk:
-        call = mining.as_call(*args, **kwargs)
-        mining.check_call(call)
+        call = arguments.as_call(*args, **kwargs)
+        arguments.check_call(call)
+        call = call.in_one_dtype()
         choices = Explanation(reasons(mining.BACKENDS, call))
     elif op is mining.cascade_rerank:
-        call = mining.as_rerank_call(*args, **kwargs)
+        call = arguments.as_rerank_call(*args, **kwargs)
         check_rerank(call)
+        call = call.in_one_dtype()
         choices = Explanation(reasons(mining.RERANK_BACKENDS, call))
     elif op is losses.mil_nce:
         kwargs.pop("reduction", None)
         call = losses.as_call(*args, **kwargs)
         losses.check_call(call)
+        call = call.in_one_dtype()
         choices = Explanation(reasons(losses.BACKENDS, call))
     else:
         raise ValueError(f"explain: op must be cascade_topk, cascade_rerank or mil_nce, got {op!r}")

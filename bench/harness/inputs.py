@@ -1,4 +1,4 @@
-"""Tensors for a workload, the same for every peer and every run (fixed seed)."""
+"""Makes tensors for a workload, the same for every peer and every run (fixed seed)."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ class Table(NamedTuple):
 
 
 def _clustered(rows: Tensor, classes: Tensor) -> Tensor:
-    """Noise [M, D] moved to its class's centre."""
+    """Returns noise [M, D] moved to its class's centre."""
     generator = torch.Generator().manual_seed(1)
     centres = torch.randn(CLASSES, rows.shape[1], generator=generator)
     return centres[classes] + 0.5 * rows
 
 
 def source_ids(workload: Workload) -> tuple[Tensor, Tensor]:
-    """Ids [B] and [N]: every entry is of its own source, and every query has one sibling in the queue."""
+    """Returns ids [B] and [N]: every entry is of its own source, and every query has one sibling in the queue."""
     return torch.arange(workload.num_queries) * 3 % workload.num_keys, torch.arange(workload.num_keys)
 
 
 def make_table(workload: Workload, device: str, *, integers: bool = False) -> Table:
-    """Unit vectors, or small integers whose inner products are exact, so that ties are real."""
+    """Returns unit vectors, or small integers whose inner products are exact, so that ties are real."""
     generator = torch.Generator().manual_seed(0)
     dtype = getattr(torch, workload.dtype)
     num_queries, num_keys = workload.num_queries, workload.num_keys
@@ -60,6 +60,6 @@ def make_table(workload: Workload, device: str, *, integers: bool = False) -> Ta
 
 
 def some_rows(workload: Workload, most: int) -> Tensor:
-    """Queries spread over the batch, as many as keep rows x N below `most` (at least one)."""
+    """Returns queries spread over the batch, as many as keep rows x N below `most` (at least one)."""
     count = max(1, min(workload.num_queries, most // workload.num_keys))
     return torch.linspace(0, workload.num_queries - 1, count).round().long().unique()

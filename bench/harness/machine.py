@@ -1,4 +1,4 @@
-"""The machine, the versions and the commit that a result belongs to, and the ceilings that floors are taken from."""
+"""Describes the machine, the versions and the commit of a result, and the ceilings that floors are taken from."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ PACKAGES = ("cpr_kernels", "torch", "numpy", "faiss-cpu", "pytorch-metric-learni
 
 
 def configure(settings: Settings) -> None:
-    """Set threads and instruction set for this process.
+    """Sets threads and instruction set for this process.
 
     Raises:
         ValueError: an instruction set that this machine cannot run, or a device that is not there.
@@ -37,7 +37,7 @@ def configure(settings: Settings) -> None:
 
 
 def cpu_model() -> str:
-    """The processor's name."""
+    """Returns the processor's name."""
     try:
         found = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
     except OSError:
@@ -46,12 +46,12 @@ def cpu_model() -> str:
 
 
 def usable_cores() -> int:
-    """Cores this process may run on."""
+    """Returns the number of cores this process may run on."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def describe(settings: Settings) -> dict[str, Any]:
-    """The machine, in the words of the tables."""
+    """Returns the machine, in the words of the tables."""
     described: dict[str, Any] = {
         "cpu": cpu_model(),
         "cores": usable_cores(),
@@ -67,14 +67,14 @@ def describe(settings: Settings) -> dict[str, Any]:
 
 
 def slug(machine: dict[str, Any]) -> str:
-    """A short name of the machine for file names: processor, threads and instruction set, or the GPU."""
+    """Returns a short name of the machine for file names: processor, threads and instruction set, or the GPU."""
     text = machine.get("gpu") or f"{machine['cpu']} {machine['threads']}t {machine['isa']}"
     text = re.sub(r"\((R|TM)\)|\d+-Core Processor|CPU|@.*?GHz", " ", str(text), flags=re.IGNORECASE)
     return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
 
 
 def versions() -> dict[str, str]:
-    """Python and every package that takes part and is installed."""
+    """Returns the versions of Python and of every package that takes part and is installed."""
     found = {"python": platform.python_version()}
     for package in PACKAGES:
         try:
@@ -93,7 +93,7 @@ def _own_version() -> str:
 
 
 def commit() -> str:
-    """The checkout's commit, "+" appended when tracked files differ from it; "unknown" outside git."""
+    """Returns the checkout's commit, "+" appended when tracked files differ from it; "unknown" outside git."""
     try:
         head = _git("rev-parse", "--short=12", "HEAD")
         changed = _git("status", "--porcelain", "--untracked-files=no", "--", ":!bench/results")
@@ -119,7 +119,7 @@ class Ceilings(NamedTuple):
     cache_bytes: int  # the last-level cache; 0 where unknown
 
     def or_better(self, other: Ceilings) -> Ceilings:
-        """The better of two measurements, each figure for itself."""
+        """Returns the better of two measurements, each figure for itself."""
         return Ceilings(
             max(self.flops_per_s, other.flops_per_s),
             max(self.flops_per_s_alone, other.flops_per_s_alone),
@@ -129,7 +129,7 @@ class Ceilings(NamedTuple):
         )
 
     def floor_s(self, flops: float, least_bytes: float) -> float:
-        """Seconds below which no exact method can come: arithmetic or bytes, whichever takes longer."""
+        """Returns the seconds below which no exact method can come: arithmetic or bytes, whichever takes longer."""
         fits = least_bytes <= self.cache_bytes
         rate = self.cached_bytes_per_s if fits else self.bytes_per_s
         return max(flops / self.flops_per_s, least_bytes / rate)
@@ -147,7 +147,7 @@ def _best(call: Callable[[], Any], tries: int, device: str) -> float:
 
 
 def cache_bytes(device: str) -> int:
-    """Size of the last-level cache, the largest that the system names; 0 where it names none."""
+    """Returns the size of the last-level cache, the largest that the system names; 0 where it names none."""
     if device == "cuda":
         return int(torch.cuda.get_device_properties(0).L2_cache_size)
     sizes = [0]
@@ -158,7 +158,7 @@ def cache_bytes(device: str) -> int:
 
 
 def _copy_rate(floats: int, tries: int, device: str) -> float:
-    """Bytes read and written per second by torch's copy of so many float32."""
+    """Returns the bytes read and written per second by torch's copy of so many float32."""
     source, target = (torch.rand(floats, device=device) for _ in range(2))
     target.copy_(source)
     return 2.0 * 4 * floats / _best(lambda: target.copy_(source), tries, device)

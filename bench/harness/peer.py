@@ -1,4 +1,4 @@
-"""What a peer is: a name, a way to prepare one call on given inputs, and the reason it cannot run."""
+"""Defines what a peer is: a name, a way to prepare one call on given inputs, and the reason it cannot run."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ RESTATED = "published algorithm, restated"
 
 @dataclass(frozen=True)
 class Settings:
-    """What a run was asked for; written into the results and passed to the memory process.
+    """The settings of a run; written into the results and passed to the memory process.
 
     Args:
         device: "cpu" or "cuda".
@@ -47,12 +47,12 @@ class Settings:
     quick: bool = False
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON; `Settings(**...)` reads them back."""
+        """Returns plain values, for JSON; `Settings(**...)` reads them back."""
         return asdict(self)
 
 
 def runs_everywhere(workload: Workload) -> str | None:
-    """The `why_not` of a peer that serves every workload."""
+    """Returns the `why_not` of a peer that serves every workload."""
     return None
 
 
@@ -86,7 +86,7 @@ class Gate(Protocol):
     inputs: Any
 
     def why_wrong(self, peer: Peer) -> str | None:
-        """Run the peer on the gate's inputs: the sentence why its answer is wrong, or None."""
+        """Runs the peer on the gate's inputs: the sentence why its answer is wrong, or None."""
         ...
 
 
@@ -96,43 +96,43 @@ class Op(Protocol):
     NAME: str
 
     def peers(self, settings: Settings) -> list[Peer]:
-        """Every peer, ours first."""
+        """Returns every peer, ours first."""
         ...
 
     def make_inputs(self, workload: Workload, settings: Settings) -> Any:
-        """Real-valued inputs."""
+        """Returns real-valued inputs."""
         ...
 
     def gate(self, workload: Workload, settings: Settings) -> Gate:
-        """Right answers for the workload."""
+        """Returns right answers for the workload."""
         ...
 
     def flops(self, workload: Workload) -> float:
-        """Floating-point operations that no exact method can avoid."""
+        """Returns the floating-point operations that no exact method can avoid."""
         ...
 
     def least_bytes(self, workload: Workload) -> float:
-        """Bytes that must be read or written once."""
+        """Returns the bytes that must be read or written once."""
         ...
 
 
 def not_installed(module: str, package: str) -> str | None:
-    """The sentence that a library is missing, or None."""
+    """Returns the sentence that a library is missing, or None."""
     if importlib.util.find_spec(module) is None:
         return f"not installed (pip install {package})"
     return None
 
 
 def first_reason(*reasons: str | None) -> str | None:
-    """The first sentence that is one."""
+    """Returns the first sentence that is one."""
     return next((reason for reason in reasons if reason is not None), None)
 
 
 def siblings(query_ids: Tensor, key_ids: Tensor) -> Tensor:
-    """True [B, N] where an entry is of the query's own source."""
+    """Returns a mask [B, N], True where an entry is of the query's own source."""
     return key_ids[None, :] == query_ids[:, None]
 
 
 def gigabytes(count: float) -> str:
-    """A size for a sentence."""
+    """Returns a size for a sentence."""
     return f"{count / 1e9:.1f} GB"

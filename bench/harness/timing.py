@@ -1,4 +1,4 @@
-"""Interleaved timing: all peers in one process, in turn (A B C A B C ...), so that noise falls on all alike.
+"""Times all peers in one process, interleaved (A B C A B C ...), so that noise falls on all alike.
 
 A turn is a burst of calls, about two milliseconds of them, and counts as one sample: seconds per call. Fast
 peers get up to 60 turns, slow ones fewer, spread evenly over the rounds, within the time budget. Ratios are
@@ -38,15 +38,15 @@ class Timing:
 
     @property
     def median(self) -> float:
-        """The middle sample."""
+        """Returns the middle sample."""
         return median(self.seconds)
 
     def quantile(self, share: float) -> float:
-        """The sample below which this share of them lies."""
+        """Returns the sample below which this share of them is."""
         return quantile(self.seconds, share)
 
     def times_ours(self, ours: Timing) -> list[float]:
-        """Each sample over our sample nearest in time."""
+        """Returns each sample over our sample nearest in time."""
         return [
             seconds / min(zip(ours.rounds, ours.seconds), key=lambda other: abs(other[0] - turn))[1]
             for turn, seconds in zip(self.rounds, self.seconds)
@@ -54,13 +54,13 @@ class Timing:
 
 
 def quantile(values: Sequence[float], share: float) -> float:
-    """The value below which this share of the values lies (nearest rank)."""
+    """Returns the value below which this share of the values is (nearest rank)."""
     ranked = sorted(values)
     return ranked[min(int(share * len(ranked)), len(ranked) - 1)]
 
 
 def cpu_sampler(call: Call) -> Sampler:
-    """Wall-clock time of a burst on the CPU."""
+    """Returns the wall-clock time of a burst on the CPU."""
 
     def sample(calls: int) -> float:
         begin = time.perf_counter()
@@ -72,7 +72,7 @@ def cpu_sampler(call: Call) -> Sampler:
 
 
 def cold(call: Call, device: str) -> Sampler:
-    """A call after the caches were overwritten; only the call is timed. A burst is one call, counted as all."""
+    """Times a call after the caches were overwritten; only the call is timed. A burst is one call, counted as all."""
     flushed = torch.empty(FLUSH_BYTES // 4, dtype=torch.float32, device=device)
     one = cuda_sampler(call) if device == "cuda" else cpu_sampler(call)
 
@@ -84,7 +84,7 @@ def cold(call: Call, device: str) -> Sampler:
 
 
 def cuda_sampler(call: Call) -> Sampler:
-    """Time between two CUDA events around a burst."""
+    """Returns the time between two CUDA events around a burst."""
     start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
 
     def sample(calls: int) -> float:
@@ -99,7 +99,7 @@ def cuda_sampler(call: Call) -> Sampler:
 
 
 def graphed(call: Call) -> Call:
-    """The call captured into a CUDA graph; what comes back replays it.
+    """Returns the call captured into a CUDA graph; what comes back replays it.
 
     Raises:
         RuntimeError: the call cannot be captured (it waits for the device, or allocates outside torch).
@@ -123,7 +123,7 @@ def graphed(call: Call) -> Call:
 
 
 def interleave(samplers: Mapping[str, Sampler], budget_s: float) -> dict[str, Timing]:
-    """Time every sampler in turn for about `budget_s` seconds in all; each gets at least a few turns."""
+    """Times every sampler alternately for about `budget_s` seconds in all; each gets at least a few turns."""
     timings, turns = {}, {}
     share = budget_s / max(len(samplers), 1)
     for name, sample in samplers.items():

@@ -1,4 +1,4 @@
-"""The named workloads, each with its source. Nothing else is measured, so every published number has a name."""
+"""Names the workloads, each with its source. Nothing else is measured, so every published number has a name."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Workload:
         num_queries: B.
         num_keys: N.
         source: where the shape comes from.
-        tier: "table" (asked for by the design), "more", "growth" or "quick".
+        tier: "table" (of the design), "more", "growth" or "quick".
         dim: D, the same for every view.
         views: V, the first so many of `VIEWS`.
         stages: S; stage s keeps ``floor(N * ratio**s)``, the last keeps `topk`.
@@ -53,25 +53,25 @@ class Workload:
 
     @property
     def view_names(self) -> tuple[str, ...]:
-        """The names of the V views."""
+        """Returns the names of the V views."""
         return VIEWS[: self.views]
 
     @property
     def schedule(self) -> Schedule:
-        """The cascade of this workload: the paper's, for these views."""
+        """Returns the cascade of this workload: the paper's, for these views."""
         return cpr_schedule(self.view_names, self.num_keys, self.stages, self.ratio, self.topk)
 
     @property
     def judging(self) -> int:
-        """How many views judge at some stage: fewer than V when there are fewer stages."""
+        """Returns how many views judge at some stage: fewer than V when there are fewer stages."""
         return min(self.views, self.stages)
 
     def at(self, letter: str) -> int:
-        """The value of B, N, D, V or S."""
+        """Returns the value of B, N, D, V or S."""
         return int(getattr(self, AXES[letter]))
 
     def small(self) -> Workload:
-        """The same work on a shape that takes no time, to warm code up."""
+        """Returns the same work on a shape that takes no time, to warm code up."""
         num_keys = min(self.num_keys, 4096)
         left = int(num_keys * self.ratio ** max(self.stages - 1, 1))  # before the last stage
         return replace(
@@ -144,7 +144,7 @@ _MATTERS = {"cascade": "NBDVS", "loss": "NBD", "enqueue": "NBDV", "train_step": 
 
 
 def _series(base: Workload, letter: str, values: tuple[int, ...]) -> tuple[Workload, ...]:
-    """The base with one letter varied."""
+    """Returns the base with one letter varied."""
     prefix = "quick-" if base.tier == "quick" else ""
     made = []
     for value in values:
@@ -154,13 +154,13 @@ def _series(base: Workload, letter: str, values: tuple[int, ...]) -> tuple[Workl
 
 
 def growth(op: str) -> tuple[Workload, ...]:
-    """Every growth series of an op: one letter varies, the others are those of k400-b64."""
+    """Returns every growth series of an op: one letter varies, the others are those of k400-b64."""
     base = replace(_BASE, ids=op == "train_step")
     return tuple(w for letter in _MATTERS[op] for w in _series(base, letter, _GROWTH[letter]))
 
 
 def workloads_of(op: str, *, quick: bool = False) -> tuple[Workload, ...]:
-    """All workloads of an op in the order they run; `quick` ones are tiny and measure nothing of interest."""
+    """Returns all workloads of an op in the order they run; `quick` ones are tiny and measure nothing of interest."""
     if quick:
         with_ids = replace(_SMALL_BASE, ids=op == "train_step")
         chosen = {"cascade": QUICK, "train_step": QUICK[1:]}.get(op, QUICK[:1])
@@ -174,7 +174,7 @@ def workloads_of(op: str, *, quick: bool = False) -> tuple[Workload, ...]:
 
 
 def by_name(op: str, name: str) -> Workload:
-    """The workload of that name.
+    """Returns the workload of that name.
 
     Raises:
         ValueError: a name that the op does not have; the known ones are listed.

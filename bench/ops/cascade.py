@@ -1,4 +1,4 @@
-"""The op `cascade`: its inputs, right answers and floors."""
+"""Defines the op `cascade`: its inputs, right answers and floors."""
 
 from __future__ import annotations
 
@@ -20,29 +20,29 @@ CHECKED_SCORES = 1 << 20  # rows x N that the reference ranks; more rows add tim
 
 
 def flops(workload: Workload) -> float:
-    """The similarities: 2 B N D per judging view. Selecting is not counted."""
+    """Returns those of the similarities: 2 B N D per judging view. Selecting is not counted."""
     return 2.0 * workload.num_queries * workload.num_keys * workload.dim * workload.judging
 
 
 def least_bytes(workload: Workload) -> float:
-    """Queries and keys of the judging views read once, indices and scores written once."""
+    """Returns those of queries and keys of the judging views, read once, and of indices and scores, written once."""
     size = torch.finfo(getattr(torch, workload.dtype)).bits // 8
     read = (workload.num_queries + workload.num_keys) * workload.dim * workload.judging * size
     return float(read + workload.num_queries * workload.topk * 12)
 
 
 def make_inputs(workload: Workload, settings: Settings) -> Table:
-    """Real-valued features."""
+    """Returns real-valued features."""
     return make_table(workload, settings.device)
 
 
 def gate(workload: Workload, settings: Settings) -> CascadeGate:
-    """Right answers for the workload."""
+    """Returns right answers for the workload."""
     return CascadeGate(workload, settings.device)
 
 
 def as_call(table: Table, rows: Tensor) -> CascadeCall:
-    """The op's arguments for some of the queries, for the reference."""
+    """Returns the op's arguments for some of the queries, for the reference."""
     views = table.workload.schedule.views
     weights, keep = table.workload.schedule.table(views)
     query_ids = None if table.query_ids is None else table.query_ids[rows]
@@ -52,7 +52,7 @@ def as_call(table: Table, rows: Tensor) -> CascadeCall:
 
 
 def slack_of(table: Table) -> float:
-    """How far apart two scores must be before every honest float32 method ranks them alike.
+    """Returns how far apart two scores must be before every honest float32 method ranks them alike.
 
     Twice a bound on one score's rounding error, ``2 sqrt(D) 2^-24 |q| |k|``: about ten times what is seen.
     """
@@ -64,7 +64,7 @@ def slack_of(table: Table) -> float:
 
 
 def _ranked(scores: Tensor, among: Tensor, place: int) -> Tensor:
-    """The score at that place (from 1) among the entries marked: [B, 1]; -inf where there are fewer."""
+    """Returns the score at that place (from 1) among the entries marked: [B, 1]; -inf where there are fewer."""
     width = scores.shape[1]
     if place > width:
         return scores.new_full((len(scores), 1), -torch.inf)
@@ -74,7 +74,7 @@ def _ranked(scores: Tensor, among: Tensor, place: int) -> Tensor:
 def near_tie_bounds(
     scores: list[Tensor], eligible: Tensor, keep: list[int], slack: float
 ) -> tuple[Tensor, Tensor]:
-    """Which entries [B, N] every honest method selects, and which ones some honest method may select.
+    """Returns which entries [B, N] every honest method selects, and which ones some honest method may select.
 
     Two scores closer than `slack` may rank either way, at every stage. An entry surely survives a stage when
     even all possible rivals leave it a place; it may survive when the certain ones alone do not fill the stage.
@@ -106,7 +106,7 @@ class CascadeGate:
         )
 
     def why_wrong(self, peer: Peer) -> str | None:
-        """Run the peer on the gate's inputs: the sentence why its answer is wrong, or None."""
+        """Runs the peer on the gate's inputs: the sentence why its answer is wrong, or None."""
         if peer.checked == "part":
             return None
         if peer.checked == "exact":
@@ -124,7 +124,7 @@ class CascadeGate:
         if indices.shape[1] != self.workload.topk:
             return f"real-valued features: {indices.shape[1]} indices a query, expected {self.workload.topk}"
         if (indices < 0).any() or (indices >= self.workload.num_keys).any():
-            return "real-valued features: an index lies outside the queue"
+            return "real-valued features: an index is outside the queue"
         picked = torch.zeros_like(self.possible).scatter_(1, indices, True)
         if (picked.sum(dim=1) != self.workload.topk).any():
             return "real-valued features: an index is selected twice"

@@ -1,4 +1,4 @@
-"""The op `enqueue`: a batch of every view written over the oldest entries, with ids and labels."""
+"""Defines the op `enqueue`: a batch of every view written over the oldest entries, with ids and labels."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ..harness.workloads import Workload
 __all__ = ["NAME", "EnqueueGate", "MoCoQueue", "Ring", "flops", "gate", "least_bytes", "make_inputs", "peers"]
 
 NAME = "enqueue"
-CHECKED = 3  # batches: the gate writes them all; timed calls use them in turn
+CHECKED = 3  # batches: the gate writes them all; timed calls use them one after the other
 
 SLICES = "MoCo-style slice writes"
 INDEX_COPY = "torch index_copy_"
@@ -31,12 +31,12 @@ class Ring(NamedTuple):
     tables: dict[str, Tensor]  # {view: [N, D]}
     ids: Tensor  # [N] int64
     pointer: int
-    batches: list[dict[str, Tensor]]  # {view: [B, D]}, used in turn
+    batches: list[dict[str, Tensor]]  # {view: [B, D]}, used one after the other
     new_ids: list[Tensor]  # [B] int64 each
 
 
 def make_ring(workload: Workload, device: str, batches: int = CHECKED) -> Ring:
-    """A full queue whose pointer stands one batch before the end, so that the second write wraps.
+    """Returns a full queue whose pointer is one batch before the end, so that the second write wraps.
 
     The batches' ids are those of entries a third of the queue further on: siblings exist, and as many batches
     as fill the queue leave it with every id once.
@@ -58,27 +58,27 @@ def make_ring(workload: Workload, device: str, batches: int = CHECKED) -> Ring:
 
 
 def flops(workload: Workload) -> float:
-    """Nothing is computed."""
+    """Returns 0: nothing is computed."""
     return 0.0
 
 
 def least_bytes(workload: Workload) -> float:
-    """The batch read once and written once, every view, with id and label."""
+    """Returns those of the batch, read once and written once, every view, with id and label."""
     return 2.0 * workload.num_queries * (4 * workload.dim * workload.views + 16)
 
 
 def make_inputs(workload: Workload, settings: Settings) -> Ring:
-    """A full queue and some batches."""
+    """Returns a full queue and some batches."""
     return make_ring(workload, settings.device)
 
 
 def gate(workload: Workload, settings: Settings) -> EnqueueGate:
-    """Right answers for the workload."""
+    """Returns right answers for the workload."""
     return EnqueueGate(make_ring(workload, settings.device))
 
 
 def full_queue(ring: Ring) -> MultiViewQueue:
-    """The package's queue in the ring's state."""
+    """Returns the package's queue in the ring's state."""
     device = ring.ids.device
     queue = MultiViewQueue(
         {view: t.shape[1] for view, t in ring.tables.items()}, len(ring.ids), device=device
@@ -94,7 +94,7 @@ def full_queue(ring: Ring) -> MultiViewQueue:
 def _batch_after_batch(
     ring: Ring, queue: MultiViewQueue | MoCoQueue, tables: Callable[[], dict[str, Tensor]]
 ) -> Call:
-    """Each call enqueues the ring's next batch, and gives the queue's `tables` and ids."""
+    """Enqueues the ring's next batch at each call, and returns the queue's `tables` and ids."""
     turn, labels = 0, torch.zeros_like(ring.new_ids[0])
 
     def call() -> dict[str, Tensor]:
@@ -121,7 +121,7 @@ class MoCoQueue:
         self.pointer = torch.tensor([ring.pointer], device=ring.ids.device)
 
     def enqueue(self, features: dict[str, Tensor], ids: Tensor, labels: Tensor) -> None:
-        """Write a batch at the pointer and move it on."""
+        """Writes a batch at the pointer and moves it."""
         count, size = len(ids), len(self.ids)
         begin = int(self.pointer)  # waits for the device, as published
         for view, rows in features.items():
@@ -158,14 +158,14 @@ def _prepare_index_copy(ring: Ring) -> Call:
 
 
 def divides(workload: Workload) -> str | None:
-    """Slice writes never wrap, so the batch must divide the queue."""
+    """Returns why slice writes cannot serve: they never wrap, so the batch must divide the queue."""
     if workload.num_keys % workload.num_queries:
         return f"needs N divisible by B, and {workload.num_keys} is not by {workload.num_queries}"
     return None
 
 
 def peers(settings: Settings) -> list[Peer]:
-    """Every peer of enqueue, ours first."""
+    """Returns every peer of enqueue, ours first."""
     return [
         Peer(OURS, _prepare_ours, graphable=False),  # batches take turns, which a graph would freeze
         Peer(SLICES, _prepare_slices, divides, graphable=False),
@@ -189,7 +189,7 @@ class EnqueueGate:
                 slot = (slot + 1) % len(ring.ids)
 
     def why_wrong(self, peer: Peer) -> str | None:
-        """Run the peer on the gate's inputs: the sentence why its answer is wrong, or None."""
+        """Runs the peer on the gate's inputs: the sentence why its answer is wrong, or None."""
         call = peer.prepare(self.inputs)
         for _ in range(CHECKED):
             state = call()

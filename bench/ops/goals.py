@@ -1,4 +1,4 @@
-"""What DESIGN section 8 asks for on the CPU, cell by cell, and whether a run met it."""
+"""Lists the speed goals on the CPU, cell by cell, and judges whether a run met them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ FEW_MEGABYTES = 10.0  # "a few MB for every N", as a number
 
 
 class Cell(NamedTuple):
-    """One thing asked for: against any of `peers`, ours is at least so many times faster, or at most so long."""
+    """One goal: against any of `peers`, ours is at least so many times faster, or at most so long."""
 
     op: str
     workload: str
@@ -46,7 +46,7 @@ CELLS = (
 
 
 def judged(op: str, rows: Sequence[dict[str, Any]], threads: int, device: str) -> list[dict[str, Any]]:
-    """The cells of these rows' workloads that were asked for on the CPU: asked, measured, and the verdict.
+    """Returns the goals on the CPU of these rows' workloads: goal, measured, and the verdict.
 
     "met", "not met", or "not judged" with the reason: the peer did not run, or not on two threads.
     """
@@ -66,7 +66,7 @@ def _judged(cell: Cell, rows: Sequence[dict[str, Any]], threads: int) -> dict[st
     ]
     row = found[0] if found else None
     named = "peak memory" if not cell.peers else row["peer"] if row else cell.peers[0]
-    verdict: dict[str, Any] = {"workload": cell.workload, "against": named, "asked": _asked(cell)}
+    verdict: dict[str, Any] = {"workload": cell.workload, "against": named, "asked": _goal(cell)}
     if row is None:
         return {**verdict, "measured": "-", "verdict": "not judged: did not run"}
     if not cell.peers:
@@ -80,11 +80,11 @@ def _judged(cell: Cell, rows: Sequence[dict[str, Any]], threads: int) -> dict[st
         share = 1 / row["times_ours"]
         met, measured = share <= (cell.at_most or 0), f"{share:.2f}x its time"
     if threads != THREADS and cell.peers:
-        return {**verdict, "measured": measured, "verdict": f"not judged: asked for {THREADS} threads"}
+        return {**verdict, "measured": measured, "verdict": f"not judged: a goal on {THREADS} threads"}
     return {**verdict, "measured": measured, "verdict": "met" if met else "not met"}
 
 
-def _asked(cell: Cell) -> str:
+def _goal(cell: Cell) -> str:
     if not cell.peers:
         return f"at most {cell.at_most:g} MB"
     if cell.at_least is not None:

@@ -1,4 +1,4 @@
-"""The op `loss` (MIL-NCE, forward and backward): its inputs, right answers and floors."""
+"""Defines the op `loss` (MIL-NCE, forward and backward): its inputs, right answers and floors."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from cpr_kernels.losses import reference
 
 from ..harness.peer import Peer, Settings
 from ..harness.workloads import Workload
-from ..peers.loss import TEMPERATURE, LossInputs, make_loss_inputs, peers
+from ..peers.loss import LossInputs, make_loss_inputs, peers
+from ..peers.torch_forms import TEMPERATURE
 
 __all__ = ["NAME", "Answer", "LossGate", "flops", "gate", "least_bytes", "make_inputs", "peers"]
 
@@ -21,27 +22,29 @@ WORSE = 4.0  # how many times the error of plain float32 torch is still right
 
 
 def flops(workload: Workload) -> float:
-    """One sweep: the logits and the gradient's weighted sum of keys, 2 B N D each. Exponentials not counted."""
+    """Returns those of one sweep: the logits and the gradient's weighted sum of keys, 2 B N D each.
+    Exponentials not counted.
+    """
     return 4.0 * workload.num_queries * workload.num_keys * workload.dim
 
 
 def least_bytes(workload: Workload) -> float:
-    """The keys read once; query and own positive read, gradient written."""
+    """Returns those of keys, query and own positive, read once, and of the gradient, written once."""
     return 4.0 * (workload.num_keys + 3 * workload.num_queries) * workload.dim
 
 
 def make_inputs(workload: Workload, settings: Settings) -> LossInputs:
-    """Real-valued features."""
+    """Returns real-valued features."""
     return make_loss_inputs(workload, settings.device)
 
 
 def gate(workload: Workload, settings: Settings) -> LossGate:
-    """Right answers for the workload."""
+    """Returns right answers for the workload."""
     return LossGate(make_loss_inputs(workload, settings.device))
 
 
 def _call(inputs: LossInputs, rows: slice, variant: str, dtype: torch.dtype) -> LossCall:
-    """The reference's arguments for a block of queries; "batch too" puts the other positives among the keys."""
+    """Returns the reference's arguments for a block of queries; "batch too" puts the other positives among the keys."""
     keys, key_ids, query_ids, how = inputs.keys, inputs.key_ids, inputs.query_ids, 1
     if "batch too" in variant:
         count = len(inputs.query)
@@ -82,14 +85,14 @@ class Answer:
         self.gradient_slack = _slack(self.gradient, gradient32, entry)
 
     def why_wrong(self, loss: Tensor, gradient: Tensor) -> str | None:
-        """The sentence why a loss or gradient is wrong, or None."""
+        """Returns the sentence why a loss or gradient is wrong, or None."""
         off = float((loss.double() - self.loss).abs())
         if not off <= self.loss_slack:
             return f"loss is {float(loss):.7g}, expected {float(self.loss):.7g} within {self.loss_slack:.1e}"
         return self.why_wrong_gradient(gradient)
 
     def why_wrong_gradient(self, gradient: Tensor, rows: Tensor | None = None) -> str | None:
-        """The same for the gradient alone, at the rows marked [B] or at all."""
+        """Returns the same for the gradient alone, at the rows marked [B] or at all."""
         off = (gradient.double() - self.gradient).abs().amax(dim=1)
         wrong = ~(off <= self.gradient_slack)
         if rows is not None:
@@ -103,7 +106,7 @@ class Answer:
 
 
 def _slack(exact: Tensor, rounded: Tensor, scale: float) -> float:
-    """How far an answer may lie off: some times plain float32 torch's own error, and rounding at its scale."""
+    """Returns how far an answer may be off: some times plain float32 torch's own error, and rounding at its scale."""
     return float(WORSE * (exact - rounded).abs().max() + SLACK * max(scale, float(exact.abs().max())))
 
 
@@ -115,7 +118,7 @@ class LossGate:
         self._answers: dict[str, Answer] = {}
 
     def why_wrong(self, peer: Peer) -> str | None:
-        """Run the peer on the gate's inputs: the sentence why its answer is wrong, or None."""
+        """Runs the peer on the gate's inputs: the sentence why its answer is wrong, or None."""
         if peer.variant not in self._answers:
             self._answers[peer.variant] = Answer(self.inputs, peer.variant)
         return self._answers[peer.variant].why_wrong(*peer.prepare(self.inputs)())

@@ -1,4 +1,4 @@
-"""One op on its workloads: gate, then time, then memory; the result is one JSON-ready document."""
+"""Runs one op on its workloads: gate, then time, then memory; the result is one JSON-ready document."""
 
 from __future__ import annotations
 
@@ -6,27 +6,25 @@ import datetime
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
-from types import MappingProxyType
-from typing import Any, cast
+from typing import Any
 
 import torch
 
 from ..harness.machine import Ceilings, ceilings, commit, describe, versions
-from ..harness.memory import cannot_measure, peak_of, peaks
+from ..harness.memory import cannot_measure, peak_of
 from ..harness.peer import OURS, Call, Op, Peer, Settings
 from ..harness.text import duration
 from ..harness.timing import Sampler, Timing, cold, cpu_sampler, cuda_sampler, graphed, interleave, quantile
 from ..harness.workloads import Workload
-from . import cascade, enqueue, loss, train_step
 from .goals import judged
+from .memory_process import peaks
 
 FORMAT = 1
-OPS = MappingProxyType({module.NAME: cast(Op, module) for module in (cascade, loss, enqueue, train_step)})
 Say = Callable[[str], None]
 
 
 def _row(workload: Workload, peer: str, mode: str, status: str, reason: str = "") -> dict[str, Any]:
-    """A result row; `status` is "ok", "not run" (with the reason) or "refused" (a wrong answer, no number).
+    """Returns a result row; `status` is "ok", "not run" (with the reason) or "refused" (a wrong answer, no number).
 
     `whole` is False for peers that do a part of the work only.
     """
@@ -45,7 +43,7 @@ def _row(workload: Workload, peer: str, mode: str, status: str, reason: str = ""
 
 
 def _samplers(peer: Peer, call: Call, settings: Settings) -> tuple[dict[str, Sampler], dict[str, str]]:
-    """How a peer is timed on this device, by mode; and the modes that cannot be, with the reason."""
+    """Returns how a peer is timed on this device, by mode; and the modes that cannot be, with the reason."""
     if settings.device == "cpu":
         found: dict[str, Sampler] = {"warm": cpu_sampler(call)}
         if settings.cold:
@@ -80,7 +78,7 @@ def _fill(row: dict[str, Any], timing: Timing, ours: Timing) -> None:
 def _timed(
     workload: Workload, able: Sequence[Peer], inputs: Any, settings: Settings
 ) -> tuple[list[dict[str, Any]], dict[str, int]]:
-    """Rows of the peers that passed the gate, timed in turn; ours is the first. On a GPU also their peak bytes,
+    """Times the peers that passed the gate, interleaved, ours first: their rows. On a GPU also their peak bytes,
     which torch's allocator knows without a process of its own for each.
     """
     samplers: dict[tuple[str, str], Sampler] = {}
@@ -111,7 +109,7 @@ def _timed(
 def run_workload(
     op: Op, workload: Workload, settings: Settings, peers: Sequence[Peer], say: Say = print
 ) -> list[dict[str, Any]]:
-    """All rows of one workload. No time is taken of a peer whose answer is wrong.
+    """Returns all rows of one workload. No time is taken of a peer whose answer is wrong.
 
     Without a right answer of our own nothing is timed at all: there is nothing to compare with.
     """
@@ -154,12 +152,12 @@ def _first_line(error: Exception) -> str:
 
 
 def wants_memory(workload: Workload, settings: Settings) -> bool:
-    """Memory is measured on named shapes and along N, where it may grow; not along the other axes."""
+    """Returns whether memory is measured: on named shapes and along N, where it may grow; not along the other axes."""
     return settings.memory and workload.axis in (("",) if settings.quick else ("", "N"))
 
 
 def _summary(rows: Sequence[dict[str, Any]]) -> str:
-    """A line about a workload: every peer's time and how many times ours it is."""
+    """Returns a line about a workload: every peer's time and how many times ours it is."""
     parts = []
     for row in rows:
         if row["status"] != "ok":
@@ -171,7 +169,7 @@ def _summary(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def workload_facts(op: Op, workload: Workload, ceiling: Ceilings) -> dict[str, Any]:
-    """The workload's shape and floors, for the document."""
+    """Returns the workload's shape and floors, for the document."""
     flops, least_bytes = op.flops(workload), op.least_bytes(workload)
     return {
         **asdict(workload),
@@ -188,7 +186,7 @@ def run_op(
     say: Say = print,
     keep: Callable[[dict[str, Any]], object] = lambda document: None,
 ) -> dict[str, Any]:
-    """Measure an op on workloads, a line of progress each, and return the document that is written as JSON.
+    """Measures an op on workloads, a line of progress each, and returns the document that is written as JSON.
 
     `keep` is given the document so far after every workload, so that a run that is cut short has its figures.
     """

@@ -1,4 +1,4 @@
-"""The op `train_step`: mine positives, loss, backward, enqueue; encoders left out.
+"""Defines the op `train_step`: mining, loss, backward, enqueue; encoders left out.
 
 The step of CoCLR and CPR for one direction: flow and rgb queries mine positives in the queue, the rgb query's
 loss is taken against the rgb queue, then both views' keys enter the queue.
@@ -17,10 +17,10 @@ from cpr_kernels import cascade_topk, mil_nce
 
 from ..harness.peer import OURS, RESTATED, Call, Peer, Settings, first_reason, siblings
 from ..harness.workloads import Workload
-from ..peers.cascade import narrowed
-from ..peers.loss import TEMPERATURE, LossInputs, log_softmax_form, logsumexp_form
+from ..peers.loss import LossInputs, log_softmax_form, logsumexp_form
 from ..peers.published import restated
 from ..peers.published import why_not as published_why_not
+from ..peers.torch_forms import TEMPERATURE, narrowed
 from . import cascade, enqueue, loss
 from .enqueue import MoCoQueue, Ring, full_queue, make_ring
 
@@ -34,11 +34,13 @@ class Step(NamedTuple):
     """A full queue, and batches of queries and keys that are new to it."""
 
     ring: Ring  # its batches are the keys of both views
-    queries: list[dict[str, Tensor]]  # {"flow": [B, D], "rgb": [B, D] that requires grad}, used in turn
+    queries: list[
+        dict[str, Tensor]
+    ]  # {"flow": [B, D], "rgb": [B, D] that requires grad}, used one after the other
 
     @property
     def workload(self) -> Workload:
-        """The shape."""
+        """Returns the shape."""
         return self.ring.workload
 
 
@@ -51,7 +53,7 @@ class Outcome(NamedTuple):
 
 
 def make_step(workload: Workload, device: str) -> Step:
-    """Unit vectors; queries lie near their keys, as the encodings of two clips of one video do.
+    """Returns unit vectors; queries are near their keys, as the encodings of two clips of one video do.
 
     There are as many batches as fill the queue, so that it never fills with copies of a few.
     """
@@ -71,22 +73,24 @@ def make_step(workload: Workload, device: str) -> Step:
 
 
 def flops(workload: Workload) -> float:
-    """Similarities of both views, which the loss shares, and the gradient's weighted sum of keys."""
+    """Returns those of the similarities of both views, which the loss shares, and the gradient's weighted sum
+    of keys.
+    """
     return cascade.flops(workload) + loss.flops(workload) / 2
 
 
 def least_bytes(workload: Workload) -> float:
-    """The queue read once, the batch written."""
+    """Returns those of the queue, read once, and of the batch, written once."""
     return cascade.least_bytes(workload) + enqueue.least_bytes(workload)
 
 
 def make_inputs(workload: Workload, settings: Settings) -> Step:
-    """A full queue and some batches."""
+    """Returns a full queue and some batches."""
     return make_step(workload, settings.device)
 
 
 def gate(workload: Workload, settings: Settings) -> TrainStepGate:
-    """Right answers for the workload."""
+    """Returns right answers for the workload."""
     return TrainStepGate(make_step(workload, settings.device))
 
 
@@ -126,7 +130,7 @@ Mine = Callable[[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor], Tensor
 
 
 def _torch_step(step: Step, mine: Mine, form: Callable[[Tensor, Tensor], Tensor]) -> Call:
-    """A step in plain torch around a way to mine; similarities are made once and serve mining and loss."""
+    """Returns a step in plain torch around a way to mine; similarities are made once and serve mining and loss."""
     queue, turn = MoCoQueue(step.ring), 0
     labels = torch.zeros_like(step.ring.new_ids[0])
 
@@ -177,7 +181,7 @@ def _prepare_published(step: Step) -> Call:
 
 
 def peers(settings: Settings) -> list[Peer]:
-    """Every peer of the training step, ours first. The restated step serves with `--published` too."""
+    """Returns every peer of the training step, ours first. The restated step serves with `--published` too."""
     return [
         Peer(OURS, _prepare_ours, graphable=False),
         Peer(STRONG_STEP, _prepare_strong, enqueue.divides, graphable=False),
@@ -215,7 +219,7 @@ class TrainStepGate:
         self.queue = enqueue.EnqueueGate(ring)
 
     def why_wrong(self, peer: Peer) -> str | None:
-        """Run the peer on the gate's inputs: the sentence why its answer is wrong, or None."""
+        """Runs the peer on the gate's inputs: the sentence why its answer is wrong, or None."""
         first: Outcome = peer.prepare(self.inputs)()
         if bool(self.settled.all()):
             wrong = self.answer.why_wrong(first.loss, first.gradient)
@@ -225,5 +229,5 @@ class TrainStepGate:
 
 
 def _queue_of(call: Call) -> Call:
-    """The step, of which only the queue is looked at."""
+    """Returns the step, of which only the queue is looked at."""
     return lambda: call().queue

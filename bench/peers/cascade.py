@@ -1,8 +1,6 @@
-"""Ways to run the cascade: this package, torch as well as it goes, its matmuls alone, and other libraries."""
+"""Lists ways to run the cascade: this package, the strongest form in torch, its matmuls alone, and other libraries."""
 
 from __future__ import annotations
-
-from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -25,46 +23,7 @@ from ..harness.peer import (
 from ..harness.workloads import Workload
 from . import gpu as gpu_peers
 from . import published
-
-
-def similarities(query: Tensor, key: Tensor) -> Tensor:
-    """Inner products [B, N] in float32, whatever the dtype of the features."""
-    if query.dtype == torch.float32:
-        return query @ key.T
-    if query.is_cuda:
-        return torch.mm(query, key.T, out_dtype=torch.float32)
-    return query.float() @ key.float().T
-
-
-def _plan(table: Table) -> list[tuple[str, int]]:
-    """The judging view and the count of every stage."""
-    return [(str(stage.view), stage.keep) for stage in table.workload.schedule]
-
-
-def torch_topk(scores: Tensor, keep: int, in_order: bool) -> tuple[Tensor, Tensor]:
-    """Values and places of the highest, per row."""
-    return scores.topk(keep, dim=1, sorted=in_order)
-
-
-def narrowed(
-    scores: dict[str, Tensor],
-    plan: list[tuple[str, int]],
-    pick: Callable[[Tensor, int, bool], tuple[Tensor, Tensor]] = torch_topk,
-) -> tuple[Tensor, Tensor]:
-    """The cascade on scores {view: [B, N]}: topk and gather per stage, only of views that judge again.
-
-    The strongest form known in plain torch: no features are gathered, nothing but the result is sorted, no
-    loop over queries.
-    """
-    index = None
-    for stage, (view, keep) in enumerate(plan):
-        values, place = pick(scores[view], keep, stage == len(plan) - 1)
-        later = {name for name, _ in plan[stage + 1 :]} - {view}
-        scores = {name: scores[name].gather(1, place) for name in later}
-        scores[view] = values
-        index = place if index is None else index.gather(1, place)
-    assert index is not None
-    return index, scores[plan[-1][0]]
+from .torch_forms import compiled_why_not, narrowed, similarities, stage_plan
 
 
 def strong_torch(
@@ -74,7 +33,7 @@ def strong_torch(
     query_ids: Tensor | None,
     key_ids: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    """All similarities by matmul, then :func:`narrowed`; siblings fall at the first stage."""
+    """Returns all similarities by matmul, then :func:`narrowed`; siblings fall at the first stage."""
     scores = {view: similarities(queries[view], keys[view]) for view in dict.fromkeys(v for v, _ in plan)}
     if query_ids is not None and key_ids is not None:
         scores[plan[0][0]].masked_fill_(siblings(query_ids, key_ids), -torch.inf)
@@ -88,19 +47,19 @@ def _prepare_ours(table: Table) -> Call:
 
 
 def _prepare_strong(table: Table) -> Call:
-    plan = _plan(table)
+    plan = stage_plan(table)
     return lambda: strong_torch(table.queries, table.keys, plan, table.query_ids, table.key_ids)
 
 
 def _prepare_compiled(table: Table) -> Call:
     torch._dynamo.reset()
-    plan = _plan(table)
+    plan = stage_plan(table)
     fast = torch.compile(strong_torch, dynamic=False, fullgraph=True)
     return lambda: fast(table.queries, table.keys, plan, table.query_ids, table.key_ids)
 
 
 def _judges(table: Table) -> list[tuple[Tensor, Tensor]]:
-    """Queries and keys of the views that judge."""
+    """Returns queries and keys of the views that judge."""
     return [(table.queries[view], table.keys[view]) for view in table.workload.schedule.views]
 
 
@@ -115,7 +74,7 @@ def _prepare_matmuls_reusing(table: Table) -> Call:
 
 
 def _prepare_numpy(table: Table) -> Call:
-    plan = _plan(table)
+    plan = stage_plan(table)
 
     def call() -> tuple[Tensor, Tensor]:
         scores = {view: similarities(table.queries[view], table.keys[view]) for view in dict(plan)}
@@ -165,16 +124,8 @@ def _float32_only(workload: Workload) -> str | None:
     return None if workload.dtype == "float32" else "matmul into float32 buffers takes float32 features"
 
 
-def compiled_why_not(settings: Settings, workload: Workload) -> str | None:
-    """Compiling takes seconds a shape, so only the shapes of the design's table are compiled."""
-    return first_reason(
-        None if settings.compiled else "left out (--no-compile or --quick)",
-        None if workload.tier == "table" else "compiled for the table's shapes only",
-    )
-
-
 def peers(settings: Settings) -> list[Peer]:
-    """Every peer of the cascade, ours first."""
+    """Returns every peer of the cascade, ours first."""
     listed = [
         Peer(OURS, _prepare_ours, checked="exact"),
         Peer(STRONG, _prepare_strong),

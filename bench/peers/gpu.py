@@ -1,7 +1,7 @@
-"""Peers that are libraries of their own and need a GPU. None is a dependency: what is absent says how to get it.
+"""Lists peers that are libraries and need a GPU. None is a dependency: what is absent says how to get it.
 
 The adapters follow the libraries' documentation. One that no longer fits its library's release is named with its
-error, and the run goes on without it.
+error, and the run continues without it.
 """
 
 from __future__ import annotations
@@ -17,10 +17,11 @@ from torch import Tensor
 from ..harness.inputs import Table
 from ..harness.peer import Call, Peer, first_reason, not_installed, siblings
 from ..harness.workloads import Workload
+from .torch_forms import TEMPERATURE, backward, narrowed, similarities, stage_plan
 
 
 def one_stage(workload: Workload) -> str | None:
-    """Why a library that finds the k nearest of one view does not fit."""
+    """Returns why a library that finds the k nearest of one view does not fit."""
     return first_reason(
         None if workload.stages == 1 else "searches one stage of one view",
         None if not workload.ids else "excludes nothing by query",
@@ -29,16 +30,14 @@ def one_stage(workload: Workload) -> str | None:
 
 
 def _only_view(table: Table) -> tuple[Tensor, Tensor, int]:
-    """Queries, keys and k of the one view that judges."""
+    """Returns queries, keys and k of the one view that judges."""
     view = table.workload.schedule.views[0]
     return table.queries[view], table.keys[view], table.workload.topk
 
 
 def _prepare_flashinfer(table: Table) -> Call:
-    from .cascade import narrowed, similarities
-
     top_k = importlib.import_module("flashinfer").top_k
-    plan = [(str(stage.view), stage.keep) for stage in table.workload.schedule]
+    plan = stage_plan(table)
 
     def pick(scores: Tensor, keep: int, in_order: bool) -> tuple[Tensor, Tensor]:
         values, place = top_k(scores, keep, sorted=in_order)
@@ -86,7 +85,7 @@ def _prepare_faiss(table: Table) -> Call:
 
 
 def cascade_peers() -> list[Peer]:
-    """Libraries that do the cascade's work, or one stage of it, on a GPU."""
+    """Returns libraries that do the cascade's work, or one stage of it, on a GPU."""
     return [
         Peer(
             "torch matmul + flashinfer top_k",
@@ -104,8 +103,7 @@ def cascade_peers() -> list[Peer]:
 
 
 def _prepare_fused(loss_of: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Callable[[Any], Call]:
-    """A fused linear cross-entropy as InfoNCE: the classes are the batch's own positives, then the queue."""
-    from .loss import TEMPERATURE, backward
+    """Returns a fused linear cross-entropy as InfoNCE: the classes are the batch's own positives, then the queue."""
 
     def prepare(inputs: Any) -> Call:
         def call() -> tuple[Tensor, Tensor]:
@@ -128,7 +126,7 @@ def _liger(query: Tensor, classes: Tensor, target: Tensor) -> Tensor:
 
 
 def loss_peers(plain_infonce: Callable[[Workload], str | None]) -> list[Peer]:
-    """Fused losses for GPUs; `plain_infonce` says why a workload is more than InfoNCE."""
+    """Returns fused losses for GPUs; `plain_infonce` says why a workload is more than InfoNCE."""
     listed = (
         ("cut-cross-entropy", "cut_cross_entropy", "cut-cross-entropy", _cut_cross_entropy),
         ("liger-kernel", "liger_kernel", "liger-kernel", _liger),

@@ -1,4 +1,4 @@
-"""Ways to compute MIL-NCE over a queue with the query's gradient: this package, plain torch forms, libraries.
+"""Lists ways to compute MIL-NCE over a queue with the query's gradient: this package, plain torch forms, libraries.
 
 Every call returns ``(loss, gradient of query [B, D])`` of the mean loss. The queue and the own positive come
 from momentum encoders and carry no gradient.
@@ -19,9 +19,8 @@ from ..harness.inputs import make_table
 from ..harness.peer import OURS, Call, Peer, Settings, first_reason, gigabytes, not_installed, siblings
 from ..harness.workloads import Workload
 from . import gpu as gpu_peers
-from .cascade import compiled_why_not
+from .torch_forms import TEMPERATURE, backward, compiled_why_not
 
-TEMPERATURE = 0.07
 LOG_SOFTMAX = "eager log(softmax)"
 LOGSUMEXP = "eager logsumexp"
 CHUNK_LOGITS = 1 << 19  # of the chunked form: 2 MB of float32, an L2 cache
@@ -40,7 +39,7 @@ class LossInputs(NamedTuple):
 
 
 def make_loss_inputs(workload: Workload, device: str) -> LossInputs:
-    """The first view's features; own positives near their queries; P distinct entries as mined ones."""
+    """Returns the first view's features; own positives near their queries; P distinct entries as mined ones."""
     table = make_table(workload, device)
     view = workload.view_names[0]
     generator = torch.Generator().manual_seed(2)
@@ -64,7 +63,7 @@ def logits_and_mask(
     query_ids: Tensor | None,
     key_ids: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    """Logits and the mask of positives, [B, 1 + N] each, the own pair first."""
+    """Returns logits and the mask of positives, [B, 1 + N] each, the own pair first."""
     own = (query * positive).sum(dim=1, keepdim=True)
     logits = torch.cat([own, query @ keys.T], dim=1) / TEMPERATURE
     mask = torch.zeros(logits.shape, dtype=torch.bool, device=logits.device)
@@ -75,21 +74,13 @@ def logits_and_mask(
 
 
 def log_softmax_form(logits: Tensor, mask: Tensor) -> Tensor:
-    """The form of the CoCLR line of work: log of the softmax mass of the positives."""
+    """Returns the loss in the form of CoCLR: log of the softmax mass of the positives."""
     return -(logits.softmax(dim=1) * mask).sum(dim=1).log().mean()
 
 
 def logsumexp_form(logits: Tensor, mask: Tensor) -> Tensor:
-    """The same number, finite for every temperature."""
+    """Returns the same number as `log_softmax_form`, finite for every temperature."""
     return (logits.logsumexp(dim=1) - logits.masked_fill(~mask, -torch.inf).logsumexp(dim=1)).mean()
-
-
-def backward(query: Tensor, loss: Tensor) -> tuple[Tensor, Tensor]:
-    """The loss, and its gradient for the query."""
-    query.grad = None
-    loss.backward()
-    assert query.grad is not None
-    return loss.detach(), query.grad
 
 
 def _prepare_ours(inputs: LossInputs) -> Call:
@@ -119,7 +110,7 @@ def _prepare_form(
 
 
 def chunked(inputs: LossInputs, rows: int) -> tuple[Tensor, Tensor]:
-    """Loss and gradient by hand, a block of queries at a time: the most that torch gives without a kernel.
+    """Returns loss and gradient made by hand, a block of queries at a time: the most that torch gives without a kernel.
 
     The gradient of a row's loss is ``sum_j (p_j - p_j|positive) key_j / T``, so no graph is kept.
     """
@@ -187,7 +178,7 @@ def _prepare_metric_learning(inputs: LossInputs) -> Call:
 
 
 def peers(settings: Settings) -> list[Peer]:
-    """Every peer of the loss, ours first."""
+    """Returns every peer of the loss, ours first."""
     listed = [
         Peer(OURS, _prepare_ours),
         Peer(LOG_SOFTMAX, _prepare_form(log_softmax_form), _big_logits),

@@ -1,4 +1,4 @@
-"""The published algorithm (Wu et al. 2022), restated here, or imported from the user's own checkout.
+"""Restates the published algorithm (Wu et al. 2022), or imports it from the user's own checkout.
 
 The restatement does the work that the published function does, as read there: the bank is copied, features
 (not scores) are gathered for both views, rows are picked one query at a time, every stage appends a column to
@@ -24,7 +24,9 @@ MOST_BYTES = 1.2e9  # of gathered features; above it a call takes many seconds a
 
 
 def why_not(workload: Workload) -> str | None:
-    """Two views, an odd number of stages from 3, and features that fit in memory."""
+    """Returns why it cannot run: it takes two views, an odd number of stages from 3, and features that fit in
+    memory.
+    """
     gathered = 2.0 * workload.num_queries * int(workload.num_keys * workload.ratio) * workload.dim * 4
     return first_reason(
         None if workload.views == 2 else f"takes two views, not {workload.views}",
@@ -34,27 +36,27 @@ def why_not(workload: Workload) -> str | None:
 
 
 def _gather_for_all(bank: Tensor, picks: Tensor) -> Tensor:
-    """Rows of bank [N, D] for every query's picks [B, M]: [B, M, D]."""
+    """Returns rows of bank [N, D] for every query's picks [B, M]: [B, M, D]."""
     return bank.index_select(0, picks.reshape(-1)).view(*picks.shape, bank.shape[1])
 
 
 def _gather_row_by_row(tables: Tensor, picks: Tensor) -> Tensor:
-    """tables [B, M, ...] at picks [B, m], one query after the other: [B, m, ...]."""
+    """Returns tables [B, M, ...] at picks [B, m], one query after the other: [B, m, ...]."""
     return torch.stack([table.index_select(0, pick) for table, pick in zip(tables, picks)])
 
 
 def _with_rank(trail: Tensor) -> Tensor:
-    """The trail [B, m, c] with one more column: the place of each pick in this stage's ranking."""
+    """Returns the trail [B, m, c] with one more column: the place of each pick in this stage's ranking."""
     place = torch.arange(trail.shape[1], device=trail.device).expand(trail.shape[:2])
     return torch.cat([trail, place[..., None]], dim=2)
 
 
 def restated(anchors: list[Tensor], banks: list[Tensor], mask: Tensor, keep: list[int]) -> Tensor:
-    """Positives [B, k] of the cascade main, aux, main, ..., main.
+    """Returns positives [B, k] of the cascade main, aux, main, ..., main.
 
     Args:
         anchors: main and aux queries, [B, D] each.
-        banks: main and aux queues, [D, N] each, as the published queues lie in memory.
+        banks: main and aux queues, [D, N] each, in the published memory layout.
         mask: [B, N] bool; True is not selected at stage 1.
         keep: entries each stage keeps.
     """
@@ -77,7 +79,7 @@ def restated(anchors: list[Tensor], banks: list[Tensor], mask: Tensor, keep: lis
 
 
 def _arguments(table: Table) -> tuple[list[Tensor], list[Tensor], Tensor]:
-    """Anchors, banks in the published layout [D, N], and the mask [B, N]."""
+    """Returns anchors, banks in the published layout [D, N], and the mask [B, N]."""
     queries, keys = list(table.queries.values()), list(table.keys.values())
     if table.query_ids is None or table.key_ids is None:
         mask = torch.zeros(len(queries[0]), len(keys[0]), dtype=torch.bool, device=keys[0].device)
@@ -93,7 +95,7 @@ def _prepare_restated(table: Table) -> Call:
 
 
 def load(folder: str) -> Callable[..., Any]:
-    """`cascade_knn` of ``folder/model/pretrain.py``.
+    """Returns `cascade_knn` of ``folder/model/pretrain.py``.
 
     Raises:
         ValueError: the folder has no such file, or the file no such function.
@@ -120,7 +122,7 @@ def load(folder: str) -> Callable[..., Any]:
 
 
 def peer(settings: Settings) -> Peer:
-    """The published code where a checkout is given, else the restatement."""
+    """Returns the published code where a checkout is given, else the restatement."""
     if not settings.published:
         return Peer(RESTATED, _prepare_restated, why_not, graphable=False)
     cascade_knn = load(settings.published)

@@ -1,4 +1,4 @@
-"""Queues of any length from real feature tables: the videos themselves, then copies of them with noise."""
+"""Makes queues of any length from real feature tables: the videos themselves, then copies of them with noise."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def _load(name: str, file: str, views: dict[str, str], about: str) -> Base | Non
 
 
 def drawn() -> Base:
-    """A stand-in where the real tables are not: 60 classes in two views of 64 numbers."""
+    """Returns a stand-in where the real tables are not: 60 classes in two views of 64 numbers."""
     g = torch.Generator().manual_seed(0)
     labels = torch.arange(3000) % 60
     views = {
@@ -75,7 +75,7 @@ def drawn() -> Base:
 
 
 def bases() -> list[Base]:
-    """The real tables at hand, or a drawn one where there is none."""
+    """Returns the real tables at hand, or a drawn one where there is none."""
     found = [
         _load(
             "UCF101, 2 views", "ucf101_test_twostream.npz", {"flow": "flow", "rgb": "rgb"},
@@ -100,21 +100,21 @@ class Replicas:
     def __init__(self, base: Base, size: int) -> None:
         self.base, self.size = base, size
         self.dtype = torch.float16 if size >= HALF_FROM else torch.float32
-        self.asked = torch.arange(QUERIES) * len(base.ids) // QUERIES
-        self._copied = (~torch.isin(base.ids, base.ids[self.asked])).nonzero()[:, 0]
+        self.query_rows = torch.arange(QUERIES) * len(base.ids) // QUERIES
+        self._copied = (~torch.isin(base.ids, base.ids[self.query_rows])).nonzero()[:, 0]
 
     @property
     def numbers(self) -> int:
-        """Numbers of an entry, all views together."""
+        """Returns the numbers of an entry, all views together."""
         return sum(rows.shape[1] for rows in self.base.views.values())
 
     def queries(self) -> Rows:
-        """What is mined for."""
-        views = {view: rows[self.asked].to(self.dtype) for view, rows in self.base.views.items()}
-        return Rows(views, self.base.ids[self.asked], self.base.labels[self.asked])
+        """Returns the rows that are mined for."""
+        views = {view: rows[self.query_rows].to(self.dtype) for view, rows in self.base.views.items()}
+        return Rows(views, self.base.ids[self.query_rows], self.base.labels[self.query_rows])
 
     def rows(self, first: int, last: int) -> Rows:
-        """Entries `first` to `last`, without making the others, but for up to a block on either side."""
+        """Returns entries `first` to `last`, without making the others, but for up to a block on either side."""
         count = len(self.base.ids)
         entry = torch.arange(first, last)
         of = torch.where(entry < count, entry, self._copied[(entry - count).clamp(min=0) % len(self._copied)])
@@ -135,7 +135,7 @@ class Replicas:
         return made
 
     def bank(self) -> Bank:
-        """All of it, with the queries: at its peak the queue and a block."""
+        """Returns the whole queue, with the queries: at its peak the queue and a block."""
         size, labels = self.size, torch.empty(self.size, dtype=torch.int64)
         keys = {
             view: torch.empty(size, rows.shape[1], dtype=self.dtype) for view, rows in self.base.views.items()
@@ -147,5 +147,5 @@ class Replicas:
             for view, made in rows.views.items():
                 keys[view][part] = made
             ids[part], labels[part] = rows.ids, rows.labels
-        asked = self.queries()
-        return Bank(asked.views, keys, asked.ids, ids, asked.labels, labels)
+        queries = self.queries()
+        return Bank(queries.views, keys, queries.ids, ids, queries.labels, labels)

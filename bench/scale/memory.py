@@ -1,4 +1,4 @@
-"""What a scale run takes of the machine's memory, known before it takes it: nothing here ever swaps."""
+"""Estimates what a scale run takes of the machine's memory, before it takes it: nothing here ever swaps."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from cpr_kernels import Schedule
 from cpr_kernels.mining.faiss.store import IN_BLOCKS, TRAIN_ROWS_A_CELL
 from cpr_kernels.mining.sharded import KEYS_A_LIST_BYTE, SLACK, WORKING_BYTES
 
-from ..harness.memory import _status
+from ..harness.memory import status_bytes
 from ..harness.text import size
 from .data import BLOCK, QUERIES, Replicas
 
@@ -25,7 +25,7 @@ SPARE = 1.6  # lists of cells grow by doubling; on average so much of what they 
 
 
 def available_bytes() -> int:
-    """Memory that new processes may take: the system's, or what is left of this container's.
+    """Returns memory that new processes may take: the system's, or what is left of this container's.
 
     Raises:
         ValueError: the system does not say.
@@ -54,26 +54,26 @@ class Memory:
 
     def __init__(self, limit: int | None = None) -> None:
         self.limit = limit
-        self._before = _status("VmRSS")
+        self._before = status_bytes("VmRSS")
 
     def room(self) -> int:
-        """Bytes."""
+        """Returns the bytes that may be taken."""
         if self.limit is None:
             return int(SHARE * available_bytes())
-        left = self.limit - max(_status("VmRSS") - self._before, 0)
+        left = self.limit - max(status_bytes("VmRSS") - self._before, 0)
         with suppress(ValueError):  # a system that does not say: the limit is all there is
             left = min(left, int(SHARE * available_bytes()))
         return left
 
 
 def queue_bytes(replicas: Replicas) -> int:
-    """Of the whole queue: features, ids and labels."""
+    """Returns the bytes of the whole queue: features, ids and labels."""
     return replicas.size * (replicas.numbers * replicas.dtype.itemsize + ENTRY)
 
 
 def block_bytes(replicas: Replicas) -> int:
-    """Of the rows that are made at a time: float32 noise, drawn, cut, normalised, and the rows themselves; twice, for
-    the heap keeps some of what was freed.
+    """Returns the bytes of the rows made at a time: float32 noise, drawn, cut, normalised, and the rows
+    themselves; twice, for the heap keeps some of what was freed.
     """
     return (
         2 * BLOCK * 4 * (4 * max(rows.shape[1] for rows in replicas.base.views.values()) + replicas.numbers)
@@ -81,7 +81,7 @@ def block_bytes(replicas: Replicas) -> int:
 
 
 def index_bytes(factory: str, entries: int, dim: int) -> int:
-    """Of a FaissIndex over one view of `dim` numbers, at the peak of its building."""
+    """Returns the bytes of a FaissIndex over one view of `dim` numbers, at the peak of its building."""
     vectors = 4 * dim
     fixed = (
         8 * min(IN_BLOCKS, entries) * vectors
@@ -98,7 +98,9 @@ def index_bytes(factory: str, entries: int, dim: int) -> int:
 
 
 def shares_bytes(replicas: Replicas, ranks: int, schedules: Sequence[Schedule]) -> int:
-    """Of processes that hold the queue in shares, all together, at the peak of filling them or of a call."""
+    """Returns the bytes of processes that hold the queue in shares, all together, at the peak of filling them
+    or of a call.
+    """
     share = -(-replicas.size // ranks)
     features = share * replicas.numbers * replicas.dtype.itemsize
     judges = max((len({str(stage.view) for stage in schedule}) for schedule in schedules), default=1)
@@ -110,7 +112,7 @@ def shares_bytes(replicas: Replicas, ranks: int, schedules: Sequence[Schedule]) 
 
 
 def why_not_queue(replicas: Replicas, room: int) -> str | None:
-    """Why a queue is too long for `room` bytes, with the length that would fit; None where it fits."""
+    """Returns why a queue is too long for `room` bytes, with the length that would fit; None where it fits."""
     fixed = block_bytes(replicas) + CALL
     needed = queue_bytes(replicas) + fixed
     if needed <= room:
@@ -122,7 +124,7 @@ def why_not_queue(replicas: Replicas, room: int) -> str | None:
 
 
 def why_not(needed: int, room: int) -> str | None:
-    """Why something is left out that needs so much beside the queue; None where it fits."""
+    """Returns why something is left out that needs so much beside the queue; None where it fits."""
     if needed <= room:
         return None
     return f"it needs about {size(needed)} beside the queue, and {size(max(room, 0))} may be taken"

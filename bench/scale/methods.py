@@ -1,4 +1,4 @@
-"""The ways to mine a long queue that ``python -m bench scale`` compares: each answers and says what it holds."""
+"""Lists the ways to mine a long queue that ``python -m bench scale`` compares: each answers and says what it holds."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor
 from cpr_kernels import FaissIndex, Schedule, SearchSettings, cascade_topk
 from cpr_kernels.mining.faiss.plan import cells_for
 
-from ..harness.memory import _hand_back_free_memory, _reset_high_water, _status, cannot_measure, peak_of
+from ..harness.memory import cannot_measure, peak_of, release_free_memory, reset_high_water, status_bytes
 from ..harness.peer import not_installed
 from .data import Bank, Replicas
 from .memory import CALL, index_bytes, shares_bytes
@@ -36,13 +36,13 @@ class Method(NamedTuple):
     ranks: int = 0  # processes that hold the queue in shares; 0: this one holds it
 
     def why_not(self, entries: int) -> str | None:
-        """The sentence why it does not run at this length, memory apart, or None."""
+        """Returns the sentence why it does not run at this length, memory apart, or None."""
         if self.factory.startswith("HNSW") and entries > HNSW_UP_TO:
             return f"building the graph takes minutes per {HNSW_UP_TO:,} entries on two cores"
         return not_installed("faiss", "faiss-cpu") if self.factory else None
 
     def needs(self, replicas: Replicas, schedules: Sequence[Schedule]) -> int:
-        """Bytes beside the queue, at the peak."""
+        """Returns bytes beside the queue, at the peak."""
         if self.ranks:
             return shares_bytes(replicas, self.ranks, schedules)
         if self.factory:
@@ -51,7 +51,7 @@ class Method(NamedTuple):
 
 
 def methods(entries: int) -> list[Method]:
-    """What is compared on a queue of so many entries, the exact cascade first."""
+    """Returns the methods compared on a queue of so many entries, the exact cascade first."""
     cells = min(cells_for(entries), MOST_CELLS)
     return [
         Method("exact", "native, exact", exact=True),
@@ -70,24 +70,24 @@ class Contender(Protocol):
     facts: dict[str, Any]  # what it took to build, hold and update
 
     def mine(self, schedule: Schedule) -> tuple[Tensor, Tensor]:
-        """Indices [B, k] and scores [B, k] of all queries."""
+        """Returns indices [B, k] and scores [B, k] of all queries."""
         ...
 
     def seconds(self, schedule: Schedule) -> float:
-        """Of one call."""
+        """Returns the seconds of one call."""
         ...
 
     def peak(self, schedule: Schedule) -> dict[str, int | None]:
-        """`peak_bytes` that a call adds at its peak, and `process_bytes`, resident in its process then."""
+        """Returns `peak_bytes` that a call adds at its peak, and `process_bytes`, resident in its process then."""
         ...
 
     def report(self) -> dict[str, Any]:
-        """More about the last call."""
+        """Returns more about the last call."""
         ...
 
 
 def clocked(call: Callable[[], Any]) -> float:
-    """Seconds of a call."""
+    """Returns seconds of a call."""
     begin = time.perf_counter()
     call()
     return time.perf_counter() - begin
@@ -96,8 +96,8 @@ def clocked(call: Callable[[], Any]) -> float:
 def in_turn(
     first: float, seconds: Callable[[], float], beside: Callable[[], float] | None = None
 ) -> tuple[float, float]:
-    """Median seconds of some calls, fewer where the `first` took long; and how many times as long `beside` takes,
-    calls in turn.
+    """Returns median seconds of some calls, fewer where the `first` took long; and how many times as long
+    `beside` takes, interleaved calls.
     """
     count = TIMED if first < 1 else 2 if first < 10 else 1
     taken, ratios = [], []
@@ -109,11 +109,11 @@ def in_turn(
 
 
 def peak_bytes(call: Callable[[], Any]) -> dict[str, int | None]:
-    """What a call adds at its peak, and what this process then holds; None where the system does not say."""
+    """Returns what a call adds at its peak, and what this process then holds; None where the system does not say."""
     if cannot_measure("cpu"):
         return {"peak_bytes": None, "process_bytes": None}
     added = peak_of(call, "cpu")
-    return {"peak_bytes": added, "process_bytes": _status("VmHWM")}
+    return {"peak_bytes": added, "process_bytes": status_bytes("VmHWM")}
 
 
 class Exact:
@@ -132,21 +132,21 @@ class Exact:
                 self.answers[first] = self.mine(first)
 
     def mine(self, schedule: Schedule) -> tuple[Tensor, Tensor]:
-        """As :class:`Contender`."""
+        """Does what :class:`Contender` says."""
         bank = self.bank
         masks = {"query_ids": bank.query_ids, "key_ids": bank.key_ids}
         return cascade_topk(bank.queries, bank.keys, schedule, **masks, backend="native")
 
     def seconds(self, schedule: Schedule) -> float:
-        """As :class:`Contender`."""
+        """Does what :class:`Contender` says."""
         return clocked(lambda: self.mine(schedule))
 
     def peak(self, schedule: Schedule) -> dict[str, int | None]:
-        """Of the first call."""
+        """Returns that of the first call."""
         return self._peaks[schedule]
 
     def report(self) -> dict[str, Any]:
-        """Nothing more."""
+        """Returns nothing more."""
         return {}
 
 
@@ -155,14 +155,14 @@ class Indexed:
 
     def __init__(self, bank: Bank, factory: str) -> None:
         self.bank = bank
-        _hand_back_free_memory()
-        before, begin = _status("VmRSS"), time.perf_counter()
+        release_free_memory()
+        before, begin = status_bytes("VmRSS"), time.perf_counter()
         measured = cannot_measure("cpu") is None
         if measured:
-            _reset_high_water()
+            reset_high_water()
         self.index = FaissIndex(bank.keys, "flow", factory, key_ids=bank.key_ids)
-        built, peak = time.perf_counter() - begin, _status("VmHWM") - before
-        _hand_back_free_memory()
+        built, peak = time.perf_counter() - begin, status_bytes("VmHWM") - before
+        release_free_memory()
         replaced = torch.arange(REPLACED)
 
         def replace() -> float:
@@ -171,27 +171,27 @@ class Indexed:
         update, _ = in_turn(replace(), replace)
         self.facts = {
             "build_s": built, "build_peak_bytes": peak if measured else None, "update_s": update,
-            "index_bytes": max(_status("VmRSS") - before, 0),
+            "index_bytes": max(status_bytes("VmRSS") - before, 0),
         }  # fmt: skip
 
     def try_as_hard_as(self, effort: int | None) -> None:
-        """Search so many cells; None leaves it to the index."""
+        """Searches so many cells; None leaves it to the index."""
         self.index.settings = SearchSettings(effort=effort)
 
     def mine(self, schedule: Schedule) -> tuple[Tensor, Tensor]:
-        """As :class:`Contender`."""
+        """Does what :class:`Contender` says."""
         bank = self.bank
         masks = {"query_ids": bank.query_ids, "key_ids": bank.key_ids}
         return cascade_topk(bank.queries, bank.keys, schedule, **masks, backend=self.index)
 
     def seconds(self, schedule: Schedule) -> float:
-        """As :class:`Contender`."""
+        """Does what :class:`Contender` says."""
         return clocked(lambda: self.mine(schedule))
 
     def peak(self, schedule: Schedule) -> dict[str, int | None]:
-        """As :class:`Contender`."""
+        """Does what :class:`Contender` says."""
         return peak_bytes(lambda: self.mine(schedule))
 
     def report(self) -> dict[str, Any]:
-        """Queries, searches, how many queries were searched wider or exactly."""
+        """Returns queries, searches, how many queries were searched wider or exactly."""
         return self.index.report._asdict()

@@ -1,4 +1,4 @@
-"""Tables, plots and the README's section of ``python -m bench scale``, made from its result files."""
+"""Writes tables, plots and the README's section of ``python -m bench scale``, made from its result files."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ _COLOURS = ("#d1495b", "#30638e", "#edae49", "#a98467", "#7a9e7e", "#8d6a9f", "#
 
 
 def stem(document: Document) -> str:
-    """The file name of a document without its ending."""
+    """Returns the file name of a document without its ending."""
     return f"{document['date']}-scale-{slug(document['machine'])}"
 
 
 def ok_rows(document: Document, bank: str = "") -> list[dict[str, Any]]:
-    """Rows with figures, of one bank or of all."""
+    """Returns rows with figures, of one bank or of all."""
     return [row for row in document["measured"] if row["status"] == "ok" and bank in ("", row["bank"])]
 
 
@@ -63,7 +63,7 @@ def _cells(row: dict[str, Any]) -> list[str]:
 
 
 def tables(document: Document) -> str:
-    """One table a bank, and what was left out."""
+    """Returns one table per bank, and what was left out."""
     header = [
         "method",
         "N",
@@ -89,7 +89,7 @@ def tables(document: Document) -> str:
 
 
 def write(document: Document, out: Path) -> list[Path]:
-    """The tables as Markdown, and the plots where matplotlib is."""
+    """Writes the tables as Markdown, and the plots where matplotlib is."""
     made = [out / f"{stem(document)}.md"]
     machine, v = document["machine"], document["versions"]
     where = (
@@ -103,7 +103,7 @@ def write(document: Document, out: Path) -> list[Path]:
 
 
 def _plots(document: Document, target: Path) -> list[Path]:
-    """Speed, memory, final recall and PMR of the first bank under its longest schedule, against N."""
+    """Draws speed, memory, final recall and PMR of the first bank under its longest schedule, against N."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -114,7 +114,7 @@ def _plots(document: Document, target: Path) -> list[Path]:
     schedule = max((row["schedule"] for row in rows), key=len)
     rows = [row for row in rows if row["schedule"] == schedule]
     panels = [
-        ("times as fast as exact, calls in turn", lambda r: r["times_exact"], True),
+        ("times as fast as exact, interleaved", lambda r: r["times_exact"], True),
         ("the largest process at its peak (MB)", lambda r: (r.get("process_bytes") or nan) / 1e6, True),
         ("recall of the final entries", lambda r: r["topk"], False),
         ("PMR", lambda r: r["pmr"], False),
@@ -146,7 +146,7 @@ def _plots(document: Document, target: Path) -> list[Path]:
 
 
 def newest(folder: Path) -> Document:
-    """The last scale document in a folder.
+    """Returns the last scale document in a folder.
 
     Raises:
         ValueError: there is none.
@@ -158,7 +158,7 @@ def newest(folder: Path) -> Document:
 
 
 def summary(document: Document, results: str) -> str:
-    """The README's lines: the first bank under its longest schedule, one row a method and power of ten.
+    """Returns the README's lines: the first bank under its longest schedule, one row a method and power of ten.
 
     Raises:
         ValueError: there are no figures of that bank.
@@ -194,7 +194,7 @@ def summary(document: Document, results: str) -> str:
     ]
     machine = document["machine"]
     busy = machine["load_before"] or 0
-    shared = f"; the machine was shared, load {busy:g}: times are long, ratios are of calls in turn"
+    shared = f"; the machine was shared, load {busy:g}: times are long, ratios are of interleaved calls"
     commit = _commits(rows) + (shared if busy > machine["cores"] / 2 else "")
     return (
         f"`python -m bench scale`: {about}, then copies of them with noise up to N (no independent videos, and none of "
@@ -205,7 +205,7 @@ def summary(document: Document, results: str) -> str:
 
 
 def rewrite_readme(readme: Path, results: Path) -> None:
-    """Replace what stands between the scale markers of the README.
+    """Replaces the text between the scale markers of the README.
 
     Raises:
         ValueError: the README lacks a marker, or there are no results.

@@ -1,4 +1,4 @@
-"""``python -m bench scale``: long queues, exact, in shares and by FAISS: time, memory, recall, PMR.
+"""Measures long queues (``python -m bench scale``), exact, in shares and by FAISS: time, memory, recall, PMR.
 
 Each method mines the same queries from the same queue. Recall is against the exact cascade of the same schedule; no
 time is printed of an exact method whose answer differs (of shares: in one bit). One method after the other: each gives
@@ -21,8 +21,9 @@ from torch import Tensor
 
 from cpr_kernels import Schedule, parse_schedule
 from cpr_kernels.mining.faiss.plan import why_not_schedule
-from cpr_kernels.mining.faiss.search import overlap
+from cpr_kernels.mining.faiss.recall import overlap
 
+from .. import RESULTS
 from ..harness.machine import commit, configure, describe, slug, versions
 from ..harness.peer import Settings
 from ..harness.text import duration, size
@@ -46,13 +47,13 @@ Row = dict[str, Any]
 
 
 def schedules_of(replicas: Replicas) -> list[Schedule]:
-    """What is mined from a queue: the schedules that an index may serve at this length."""
+    """Returns what is mined from a queue: the schedules that an index may serve at this length."""
     found = [parse_schedule(text) for text in SCHEDULES[replicas.base.name]]
     return [schedule for schedule in found if why_not_schedule(schedule[0].keep, replicas.size) is None]
 
 
 def plan(replicas: Replicas, chosen: Sequence[str], room: int) -> str:
-    """Every method's memory at its peak, the queue's included, and what is left out of the run and why."""
+    """Returns every method's memory at its peak, the queue's included, and what the run leaves out and why."""
     held, schedules = queue_bytes(replicas), schedules_of(replicas)
     dtype = str(replicas.dtype).removeprefix("torch.")
     lines = [f"{replicas.base.name}, N={replicas.size:,} ({dtype}): {size(room)} may be taken"]
@@ -71,14 +72,14 @@ def plan(replicas: Replicas, chosen: Sequence[str], room: int) -> str:
 
 
 def _pmr(bank: Bank, mined: Tensor) -> float:
-    """Share of the mined entries that have their query's label."""
+    """Returns the share of the mined entries that have their query's label."""
     found = mined >= 0
     right = (bank.key_labels[mined.clamp(min=0)] == bank.query_labels[:, None]) & found
     return float(right.sum() / found.sum())
 
 
 def _row(method: Method, contender: Contender, exact: Exact, schedule: Schedule) -> Row:
-    """One method under one schedule; no figure of an exact one that answers otherwise."""
+    """Measures one method under one schedule; an exact one that answers otherwise gets no figure."""
     begin = time.perf_counter()
     indices, scores = contender.mine(schedule)
     first = time.perf_counter() - begin
@@ -118,7 +119,7 @@ def _rows(
 def measure(
     replicas: Replicas, chosen: Sequence[str], memory: Memory, threads: int, say: Callable[[str], None]
 ) -> Iterator[Row]:
-    """A row per method and schedule; a row without figures for a method that does not run."""
+    """Yields a row per method and schedule; a row without figures for a method that does not run."""
     schedules, bank = schedules_of(replicas), replicas.bank()
     exact = Exact(bank, schedules)
     index: Indexed | None = None
@@ -159,7 +160,7 @@ def _in_shares(
     schedules: Sequence[Schedule],
     say: Callable[[str], None],
 ) -> Iterator[Row]:
-    """The rows of a queue in shares; a process that is lost costs these rows, not the run."""
+    """Yields the rows of a queue in shares; a process that is lost costs these rows, not the run."""
     try:
         with Shares(replicas.base, replicas.size, method.ranks, threads) as shares:
             yield from _rows(method, shares, exact, schedules, say)
@@ -169,7 +170,7 @@ def _in_shares(
 
 
 def queues(found: Sequence[Base], sizes: Sequence[int]) -> list[Replicas]:
-    """What is measured: the first table at every length, the others at the shortest; the longest last."""
+    """Returns what is measured: the first table at every length, the others at the shortest; the longest last."""
     others = [Replicas(base, sizes[0]) for base in found[1:] if sizes[0] <= OTHERS_UP_TO]
     return [*reversed(others), *(Replicas(found[0], entries) for entries in sizes)]
 
@@ -182,7 +183,7 @@ def run(
     say: Callable[[str], None],
     keep: Callable[[Document], object] = lambda document: None,
 ) -> Document:
-    """Measure every queue that fits into `document`; `keep` is given it after every row."""
+    """Measures every queue that fits into `document`; `keep` is given it after every row."""
     for replicas in wanted:
         room = memory.room()
         say(plan(replicas, chosen, room))
@@ -199,7 +200,7 @@ def run(
 def _document(
     settings: Settings, found: Sequence[Base], wanted: Sequence[Replicas], add_to: Document | None
 ) -> Document:
-    """An empty one, or with the rows of other lengths in `add_to`.
+    """Returns an empty document, or one with the rows of other lengths in `add_to`.
 
     Raises:
         ValueError: that one is of another machine.
@@ -235,7 +236,9 @@ def _parser() -> argparse.ArgumentParser:
         metavar="GB",
         help="take no more than this, in all; nine tenths of what is free",
     )
-    add("--plan", action="store_true", help="say what each method would take and what is left out, and stop")
+    add(
+        "--plan", action="store_true", help="say what each method would take and what would not run, and stop"
+    )
     add("--add", action="store_true", help="keep other lengths' rows of the newest results of this machine")
     add("--quick", action="store_true", help="a few thousand entries: a smoke test, no figures")
     add("--threads", type=int, default=torch.get_num_threads(), help="of this process; ranks share them")
@@ -244,11 +247,11 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def main(argv: Sequence[str], results: Path) -> int:
-    """The command; 1 after a wrong answer or a lost process."""
+def main(argv: Sequence[str]) -> int:
+    """Runs the command; returns 1 after a wrong answer or a lost process."""
     args = _parser().parse_args(argv)
     if args.readme is not None:
-        rewrite_readme(args.readme, args.out or results)
+        rewrite_readme(args.readme, args.out or RESULTS)
         return 0
     if not all(1 <= entries < 1e12 for entries in args.sizes):
         raise ValueError(f"--sizes must be from 1 to 1e12, got {args.sizes}")
@@ -265,7 +268,7 @@ def main(argv: Sequence[str], results: Path) -> int:
     if args.plan:
         print("\n".join(plan(replicas, chosen, memory.room()) for replicas in wanted))
         return 0
-    out = args.out or (None if args.quick else results)
+    out = args.out or (None if args.quick else RESULTS)
     document = _document(settings, found, wanted, newest(out) if args.add and out is not None else None)
 
     def keep(document: Document) -> None:

@@ -1,7 +1,7 @@
-"""A queue in shares for ``python -m bench scale``: gloo processes on this machine that do together what they are told.
+"""Runs a queue in shares for ``python -m bench scale``: gloo processes on this machine that run the same commands.
 
 Every process makes its part of the rows and gives them to `enqueue`, and mines its part of the queries; none ever holds
-more than its share of the queue. They wait on a pipe between calls, so that calls of others can be timed in turn.
+more than its share of the queue. They wait on a pipe between calls, so that calls of others can be interleaved.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch import Tensor
 
 from cpr_kernels import Schedule, ShardedMultiViewQueue, cascade_topk
 
-from ..harness.memory import _status
+from ..harness.memory import status_bytes
 from .data import BLOCK, QUERIES, Base, Replicas
 from .methods import REPLACED, TIMED, clocked, peak_bytes
 
@@ -27,37 +27,37 @@ PATIENCE = timedelta(minutes=10)  # for a rank that does not take part
 
 
 def part_of(count: int, rank: int, ranks: int) -> slice:
-    """A rank's part of so many things, in order."""
+    """Returns a rank's part of so many things, in order."""
     return slice(count * rank // ranks, count * (rank + 1) // ranks)
 
 
 class _Rank:
-    """One process: its share, and what it can be told to do."""
+    """One process: its share, and the commands it runs."""
 
     def __init__(self, rank: int, ranks: int, replicas: Replicas) -> None:
         self.rank, self.ranks, self.replicas = rank, ranks, replicas
         dims = {view: rows.shape[1] for view, rows in replicas.base.views.items()}
         self.queue = ShardedMultiViewQueue(dims, replicas.size, dtype=replicas.dtype)
-        asked, part = replicas.queries(), part_of(QUERIES, rank, ranks)
-        self.queries = {view: rows[part] for view, rows in asked.views.items()}
-        self.ids = asked.ids[part]
+        chosen, part = replicas.queries(), part_of(QUERIES, rank, ranks)
+        self.queries = {view: rows[part] for view, rows in chosen.views.items()}
+        self.ids = chosen.ids[part]
 
     def _enqueue(self, first: int, each: int) -> float:
-        """Seconds of writing the next entries, `each` from every rank: rank order is the order of the slots."""
+        """Returns seconds of writing the next entries, `each` from every rank: rank order is the order of the slots."""
         low = min(first + self.rank * each, self.replicas.size)
         rows = self.replicas.rows(low, min(low + each, self.replicas.size))
         dist.barrier()  # nobody waits for rows that another still makes
         return clocked(lambda: self.queue.enqueue(*rows))
 
     def fill(self) -> dict[str, Any]:
-        """Write all entries; says what the share takes."""
+        """Writes all entries; says what the share takes."""
         steps = range(0, self.replicas.size, self.ranks * BLOCK)
         taken = sum(self._enqueue(first, BLOCK) for first in steps)
         held = sum(buffer.numel() * buffer.element_size() for buffer in self.queue.buffers())
-        return {"build_s": taken, "index_bytes": held, "build_peak_bytes": _status("VmHWM")}
+        return {"build_s": taken, "index_bytes": held, "build_peak_bytes": status_bytes("VmHWM")}
 
     def replace(self) -> float:
-        """Seconds of replacing a batch, by the same rows: the queue stays what it is."""
+        """Returns seconds of replacing a batch, by the same rows: the queue stays what it is."""
         return median(self._enqueue(turn * REPLACED, REPLACED // self.ranks) for turn in range(TIMED))
 
     def _mine(self, schedule: Schedule) -> tuple[Tensor, Tensor]:
@@ -65,23 +65,23 @@ class _Rank:
         return cascade_topk(self.queries, queue.views, schedule, query_ids=self.ids, key_ids=queue.ids)
 
     def mine(self, schedule: Schedule) -> tuple[Any, Any]:
-        """What this rank's queries find, as arrays."""
+        """Returns what this rank's queries find, as arrays."""
         indices, scores = self._mine(schedule)
         return indices.numpy(), scores.numpy()
 
     def seconds(self, schedule: Schedule) -> float:
-        """Of one call that all ranks begin together."""
+        """Returns the seconds of one call that all ranks begin together."""
         dist.barrier()
         return clocked(lambda: self._mine(schedule))
 
     def peak(self, schedule: Schedule) -> dict[str, int | None]:
-        """Of one call, and of the process in it."""
+        """Returns those of one call, and of the process in it."""
         dist.barrier()
         return peak_bytes(lambda: self._mine(schedule))
 
 
 def _serve(pipe: Any, rank: int, ranks: int, base: Base, size: int, threads: int, folder: str) -> None:
-    """A rank's process: answer what comes through the pipe until it closes."""
+    """Runs a rank's process: it answers what comes through the pipe until that closes."""
     torch.set_num_threads(threads)
     try:
         dist.init_process_group(
@@ -93,7 +93,7 @@ def _serve(pipe: Any, rank: int, ranks: int, base: Base, size: int, threads: int
             name, arguments = pipe.recv()
             pipe.send((True, getattr(me, name)(*arguments)))
     except (EOFError, KeyboardInterrupt):
-        return  # told to end
+        return  # the command to end
     except Exception as error:
         pipe.send((False, f"{type(error).__name__}: {error}"))
 
@@ -161,28 +161,28 @@ class Shares:
         return f"process {rank} ended with code {code}{killed}"
 
     def mine(self, schedule: Schedule) -> tuple[Tensor, Tensor]:
-        """As :class:`~.scale_methods.Contender`: every rank's part of the queries, together."""
+        """Mines as :class:`~.methods.Contender` says: every rank's part of the queries, together."""
         parts = self._ask("mine", schedule)
         indices, scores = (torch.cat([torch.from_numpy(part[i]) for part in parts]) for i in (0, 1))
         return indices, scores
 
     def seconds(self, schedule: Schedule) -> float:
-        """The slowest rank's."""
+        """Returns the seconds of the slowest rank."""
         return float(max(self._ask("seconds", schedule)))
 
     def peak(self, schedule: Schedule) -> dict[str, int | None]:
-        """The largest rank's."""
+        """Returns the bytes of the largest rank."""
         ranks = self._ask("peak", schedule)
         return {
             name: None if ranks[0][name] is None else max(rank[name] for rank in ranks) for name in ranks[0]
         }
 
     def report(self) -> dict[str, Any]:
-        """Nothing more."""
+        """Returns nothing more."""
         return {}
 
     def close(self) -> None:
-        """End the processes."""
+        """Ends the processes."""
         for pipe in self._pipes:
             pipe.close()
         for process in self._processes:

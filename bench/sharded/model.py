@@ -1,4 +1,4 @@
-"""A model on paper of a sharded queue: what its ranks send and how long they take. Not a measurement.
+"""Models a sharded queue on paper: what its ranks send and how long they take. Not a measurement.
 
 Bytes are those of the messages that `cpr_kernels` sends, listed one by one; a test counts them in real runs of 2 and 4
 processes. Seconds follow from the stated speeds of an imagined cluster, and nothing was timed.
@@ -41,22 +41,22 @@ class Queue:
 
     @property
     def share(self) -> int:
-        """Entries of a rank."""
+        """Returns the entries of a rank."""
         return -(-self.entries // self.ranks)
 
     @property
     def feature_bytes(self) -> int:
-        """Bytes of one entry's, or query's, features."""
+        """Returns the bytes of one entry's, or query's, features."""
         return self.item * sum(self.dims)
 
     @property
     def others(self) -> int:
-        """Queries of the other ranks."""
+        """Returns the queries of the other ranks."""
         return self.batch * (self.ranks - 1)
 
 
 class Stages(NamedTuple):
-    """How a schedule is settled: thresholds found together, then the survivors sent."""
+    """How a schedule is run: thresholds found together, then the survivors sent."""
 
     thresholds: int  # stages whose threshold all ranks find together
     keep: int  # entries of a query that are then sent: by every rank, or by all together
@@ -64,8 +64,8 @@ class Stages(NamedTuple):
     judges: int  # distinct ways of judging in the stages left to the query's rank
 
 
-def settle(schedule: Schedule) -> Stages:
-    """Which stages cost what, as `cpr_kernels.mining.sharded` does it."""
+def stage_costs(schedule: Schedule) -> Stages:
+    """Returns which stages cost what, as `cpr_kernels.mining.sharded` does it."""
     counts, last = [stage.keep for stage in schedule], len(schedule) - 1
     first_left, thresholds, each = last, 0, False
     for s, keep in enumerate(counts):
@@ -82,7 +82,7 @@ def settle(schedule: Schedule) -> Stages:
 
 
 def sweeps(queue: Queue, schedule: Schedule) -> int:
-    """How often a rank goes through its entries: the lists of so many queries fit the working memory."""
+    """Returns how often a rank reads its entries: the lists of so many queries fit the working memory."""
     rows = len({str(stage.view) for stage in schedule})
     room = queue.working or max(WORKING_BYTES, queue.share * queue.feature_bytes // KEYS_A_LIST_BYTE)
     together = max(1, room // ((queue.share + 16) * 4 * (rows + 2)))
@@ -92,12 +92,13 @@ def sweeps(queue: Queue, schedule: Schedule) -> int:
 def cascade_messages(
     queue: Queue, schedule: Schedule, *, ids: bool = True, exclude: bool = False
 ) -> list[Message]:
-    """What one rank sends in one `cascade_topk`, entries being spread evenly and every stage finding enough of them.
+    """Returns what one rank sends in one `cascade_topk`, entries being spread evenly and every stage finding
+    enough of them.
 
     No size but that of `exclude` depends on N. The number of exchanges grows with the sweeps: with N until the lists
     may take a quarter of the features' memory, not beyond.
     """
-    how, peers, runs = settle(schedule), queue.ranks - 1, sweeps(queue, schedule)
+    how, peers, runs = stage_costs(schedule), queue.ranks - 1, sweeps(queue, schedule)
     query = queue.feature_bytes + (ID if ids else 0)
     threshold = queue.others * COUNTS * NUMBER + peers * queue.batch * (DIGITS - 1 + 2 * NUMBER)
     sent = queue.others * how.keep if how.each else queue.others * how.keep / queue.ranks
@@ -119,7 +120,7 @@ def cascade_messages(
 
 
 def enqueue_messages(queue: Queue) -> list[Message]:
-    """What one rank sends in one `enqueue`, were its rows to fall on all ranks alike: each to one holder."""
+    """Returns what one rank sends in one `enqueue`, were its rows to fall on all ranks alike: each to one holder."""
     row = queue.feature_bytes + 2 * ID
     return [
         Message("greeting", (queue.ranks - 1) * GREETING, 1),
@@ -128,7 +129,7 @@ def enqueue_messages(queue: Queue) -> list[Message]:
 
 
 def loss_messages(queue: Queue, positives: int, *, ids: bool = True, of_keys: bool = False) -> list[Message]:
-    """What one rank sends in one `mil_nce` over the first view, forward and backward."""
+    """Returns what one rank sends in one `mil_nce` over the first view, forward and backward."""
     peers, dim = queue.ranks - 1, queue.dims[0]
     query = queue.item * dim + ID * positives + (ID if ids else 0)
     messages = [
@@ -169,25 +170,27 @@ class Cost(NamedTuple):
 
     @property
     def seconds(self) -> float:
-        """Nothing overlaps."""
+        """Returns the sum: nothing overlaps."""
         return self.scores + self.lists + self.network
 
 
 def network_seconds(messages: list[Message], queue: Queue, cluster: Cluster) -> float:
-    """Bytes at the link's speed, and every exchange its latency and a message to each other rank."""
+    """Returns the seconds of sending: bytes at the link's speed, and every exchange its latency and a message
+    to each other rank.
+    """
     exchanges = sum(message.exchanges for message in messages)
     each = cluster.latency + (queue.ranks - 1) * cluster.message
     return sum(message.bytes for message in messages) / cluster.link + exchanges * each
 
 
 def cascade_cost(queue: Queue, schedule: Schedule, cluster: Cluster) -> Cost:
-    """Time and bytes of one `cascade_topk` on every rank, by this model."""
+    """Returns time and bytes of one `cascade_topk` on every rank, by this model."""
     messages = cascade_messages(queue, schedule)
     rows = len({str(stage.view) for stage in schedule})
     pairs = queue.batch * queue.ranks * queue.share  # scores that a rank makes in each view
     listed = pairs * 4 * (rows + 1)
     alive, visited = 1.0, 0.0
-    for stage in schedule[: settle(schedule).thresholds + 1]:
+    for stage in schedule[: stage_costs(schedule).thresholds + 1]:
         visited += alive * (2 + 2 * (rows + 1))  # counted twice, then narrowed: read and written
         alive = min(alive, stage.keep / queue.entries)
     keys = sweeps(queue, schedule) * queue.share * queue.feature_bytes

@@ -1,4 +1,4 @@
-"""``python -m bench sharded``: the cost model of a sharded queue as tables. A model on paper: nothing is timed.
+"""Prints the cost model of a sharded queue as tables: ``python -m bench sharded``. A model on paper: nothing is timed.
 
 With ``--measure`` real processes on this machine are timed instead, and checked against one with the whole queue.
 """
@@ -33,7 +33,7 @@ def _sent(messages: Sequence[Message]) -> float:
 
 
 def bytes_table() -> str:
-    """What a rank sends in each call of a step, by the number of ranks; the same for every N."""
+    """Returns what a rank sends in each call of a step, by the number of ranks; the same for every N."""
     header = ["ranks", "cascade_topk", "of it thresholds", "mil_nce", "enqueue", "exchanges"]
     lines = []
     for ranks in RANKS:
@@ -48,7 +48,7 @@ def bytes_table() -> str:
 
 
 def time_table(cluster: Cluster) -> str:
-    """Seconds of one `cascade_topk`, part by part, and of `mil_nce`'s messages."""
+    """Returns seconds of one `cascade_topk`, part by part, and of `mil_nce`'s messages."""
     header = [
         "ranks x entries",
         "a rank holds",
@@ -73,7 +73,7 @@ def time_table(cluster: Cluster) -> str:
 
 
 def report() -> str:
-    """All tables, with what is assumed."""
+    """Returns all tables, with what is assumed."""
     parts = [
         TITLE,
         f"{BATCH} queries a rank, {len(DIMS)} views of D={DIMS[0]} in float32, 7 stages that halve the queue, "
@@ -97,7 +97,7 @@ def report() -> str:
 
 
 def measured(ranks: Sequence[int], entries: int, batch: int) -> str:
-    """A table of real runs on this machine, one thread a rank."""
+    """Returns a table of real runs on this machine, one thread a rank."""
     from .run import measure
 
     header = [
@@ -127,7 +127,7 @@ def measured(ranks: Sequence[int], entries: int, batch: int) -> str:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Print the model, or measure."""
+    """Prints the model, or measures."""
     parser = argparse.ArgumentParser(prog="python -m bench sharded", description=__doc__)
     parser.add_argument(
         "--measure", action="store_true", help="time real processes on this machine, not the model"

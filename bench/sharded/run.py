@@ -1,4 +1,4 @@
-"""Real runs of a sharded queue: several gloo processes on this machine, checked against one with the whole queue."""
+"""Runs a sharded queue for real: several gloo processes on this machine, checked against one with the whole queue."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Run(NamedTuple):
 
 
 def unit_rows(seed: int, rows: int) -> dict[str, Tensor]:
-    """Random unit vectors of each view; the seed alone decides."""
+    """Returns random unit vectors of each view; the seed alone decides."""
     g = torch.Generator().manual_seed(seed)
     made = {v: torch.randn(rows, dim, generator=g) for v, dim in VIEWS.items()}
     return {v: torch.nn.functional.normalize(x, dim=1) for v, x in made.items()}
@@ -89,7 +89,7 @@ def _rank(rank: int, ranks: int, entries: int, batch: int, threads: int, repeats
 
 
 def measure(ranks: int, entries: int, batch: int, threads: int = 1, repeats: int = 5) -> Run:
-    """Start the processes, mine `repeats` times, check rank 0's result bit for bit.
+    """Starts the processes, mines `repeats` times and checks rank 0's result bit for bit.
 
     Raises:
         ValueError: fewer entries or repeats than one.

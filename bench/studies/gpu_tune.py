@@ -1,8 +1,8 @@
-"""Times choices of the CUDA planner that only a device can judge: ``python -m bench.studies.gpu_tune [--out FILE]``.
+"""Times choices of the CUDA planner that only a device can judge: ``python -m bench gpu-tune [--out FILE]``.
 
 One choice at a time against the planner's own rules, on the shapes with a goal, replayed from a CUDA graph and in
 turn. An answer that differs in one bit from the rules' own ends the run with 1. What wins here becomes a rule in
-`csrc/cuda/cascade_layout.h`, with the figure beside it. ``--once`` runs a shape once, by the rules, for a profiler.
+`csrc/cuda/cascade/layout.h`, with the figure beside it. ``--once`` runs a shape once, by the rules, for a profiler.
 """
 
 from __future__ import annotations
@@ -43,18 +43,20 @@ Call = Callable[[], tuple[Tensor, Tensor]]
 
 
 def named(choice: dict[str, Any]) -> str:
-    """A choice as the table calls it."""
+    """Returns a choice as the table calls it."""
     return ", ".join(f"{name}={value}" for name, value in choice.items()) or "the planner's rules"
 
 
 def applies(choice: dict[str, Any], workload: Workload) -> bool:
-    """A sweep beyond the batch, or tiles for a launch that has one fixed shape, would time the same thing twice."""
+    """Returns whether a choice can matter: a sweep beyond the batch, or tiles of a launch of one fixed shape,
+    cannot.
+    """
     tiny = workload.num_queries <= 16 and workload.num_keys <= 4096
     return not choice or not (tiny or choice.get("sweep", 1) > workload.num_queries)
 
 
 def prepared(core: Any, call: Call, choice: dict[str, Any]) -> tuple[Call, tuple[Tensor, Tensor]]:
-    """The call captured under a choice, and its answer. The choice counts when a launch is made: at capture."""
+    """Returns the call captured under a choice, and its answer. The choice counts when a launch is made: at capture."""
     core.cuda_tune(**choice)
     try:
         answer = call()
@@ -64,7 +66,7 @@ def prepared(core: Any, call: Call, choice: dict[str, Any]) -> tuple[Call, tuple
 
 
 def tune(workload: Workload, core: Any, say: Callable[[str], None]) -> bool:
-    """Time every choice on one shape, a line each; False when some answer differs."""
+    """Times every choice on one shape, a line each; False when some answer differs."""
     table = make_table(workload, "cuda")
 
     def call() -> tuple[Tensor, Tensor]:
@@ -90,18 +92,16 @@ def tune(workload: Workload, core: Any, say: Callable[[str], None]) -> bool:
 
 
 def once(workload: Workload) -> None:
-    """One call, and how it was planned."""
+    """Runs one call and prints how it was planned."""
     table = make_table(workload, "cuda")
     cascade_topk(table.queries, table.keys, workload.schedule, backend="native")
     torch.cuda.synchronize()
     explain(cascade_topk, table.queries, table.keys, workload.schedule)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """The table, printed and written as it grows; 1 after a wrong answer, 2 where nothing can be timed."""
-    parser = argparse.ArgumentParser(
-        prog="python -m bench.studies.gpu_tune", description=__doc__.splitlines()[0]
-    )
+def main(argv: Sequence[str]) -> int:
+    """Prints the table and writes it as it grows; returns 1 after a wrong answer, 2 where nothing can be timed."""
+    parser = argparse.ArgumentParser(prog="python -m bench gpu-tune", description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=None, metavar="FILE", help="also write the table here")
     parser.add_argument(
         "--workload", action="append", default=[], metavar="NAME", help="only this; may repeat"
@@ -117,7 +117,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             by_name("cascade", name) for name in ([args.once] if args.once else args.workload or SHAPES)
         ]
     except ValueError as error:
-        print(f"bench.studies.gpu_tune: {error}", file=sys.stderr)
+        print(f"bench gpu-tune: {error}", file=sys.stderr)
         return 2
     if args.once:
         once(chosen[0])
@@ -133,7 +133,3 @@ def main(argv: Sequence[str] | None = None) -> int:
     say("| workload | choice | time | of the rules' time |")
     say("| --- | --- | --- | --- |")
     return 0 if sum(not tune(workload, _core, say) for workload in chosen) == 0 else 1
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,14 +1,14 @@
-"""What each further modality brings, and CPR on IIC: every row under one budget, as one command each.
+"""Measures the gain of each further modality, and CPR on IIC: every row under one budget, as one command each.
 
-    python -m bench.studies.modalities modalities --videos LIST.csv --dataset ucf101 --with-sound --out FOLDER
-    python -m bench.studies.modalities iic --videos LIST.csv --dataset ucf101 --out FOLDER
-    python -m bench.studies.modalities modalities --videos LIST.csv --dataset utd_mhad_rgb --out FOLDER \\
+    python -m bench modalities modalities --videos LIST.csv --dataset ucf101 --with-sound --out FOLDER
+    python -m bench modalities iic --videos LIST.csv --dataset ucf101 --out FOLDER
+    python -m bench modalities modalities --videos LIST.csv --dataset utd_mhad_rgb --out FOLDER \\
         --rows rgb rgb+flow \\
         --warm-up-epochs 60 --cycle-epochs 10 --queue 32 --batch 8
 
 LIST.csv has the columns path and label (or class), and optionally split, dataset and has_audio; a folder with one
-folder a class will do too. Every step is resumable: stopped or killed, the same command goes on. FOLDER gets data/,
-seed<n>/<row>/ (runs), result.json, result.md and report.html.
+folder a class will do too. Every step is resumable: stopped or killed, the same command continues it. FOLDER
+gets data/, seed<n>/<row>/ (runs), result.json, result.md and report.html.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from __future__ import annotations
 import argparse
 import csv
 import json
-import sys
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -35,11 +34,9 @@ from cpr_kernels.train.pretrain.run_folder import encoder_files
 from cpr_kernels.train.runtime.run_log import read_lines
 from cpr_kernels.train.views.names import name_of_all_views
 
-from ..harness.text import markdown
+from ..harness.text import markdown, percents
 from ..tables.readme import write_text
-from .modalities_reading import reading
-from .protocol import WARM_UP, ended, train
-from .protocol_reading import cell
+from .protocol import WARM_UP, run_study, train
 
 THREE = ("rgb", "flow", "audio")
 ORACLE = Mining(method="coclr", siblings="ignore", infonce_siblings="ignore")
@@ -78,7 +75,8 @@ class Budget:
 
 
 def budget(experiment: str, scale: str, data: Path, out: Path) -> Budget:
-    """tiny: minutes, shows that all runs. cpu: hours on two cores. gpu: the papers' clips and networks.
+    """Returns the budget of a scale. tiny: minutes, shows that all runs. cpu: hours on two cores. gpu: the
+    papers' clips and networks.
 
     Each view is trained for as many epochs in every row. Rows of modalities take clips of a pair from different parts
     of the video. IIC starts from scratch as published where there are epochs for it; on a CPU from InfoNCE, since
@@ -114,7 +112,9 @@ def budget(experiment: str, scale: str, data: Path, out: Path) -> Budget:
 
 
 def listed(videos: Path, out: Path, dataset: str | None, with_sound: bool) -> Path:
-    """The list to prepare: `videos` itself, or its rows of one data set, of classes most of whose videos have sound."""
+    """Returns the list to prepare: `videos` itself, or its rows of one data set, of classes most of whose
+    videos have sound.
+    """
     if not (dataset or with_sound):
         return videos
     if not videos.is_file():
@@ -139,7 +139,7 @@ def listed(videos: Path, out: Path, dataset: str | None, with_sound: bool) -> Pa
 
 
 def run(experiment: str, base: Budget, seeds: Sequence[int], rows: Sequence[str]) -> dict[str, Any]:
-    """All runs, one after the other; returns what result.json holds, which is written after each."""
+    """Trains all runs, one after the other; returns what result.json holds, which is written after each."""
     out = base.config.out
     results: dict[str, dict[str, Any]] = {row: {} for row in ([WARM_UP] if base.warm_up else [])}
     results |= {row: {} for row in rows}
@@ -159,7 +159,7 @@ def run(experiment: str, base: Budget, seeds: Sequence[int], rows: Sequence[str]
 
 
 def warm_up_config(base: Budget, experiment: str, seed: int, rows: Sequence[str]) -> TrainConfig:
-    """InfoNCE of every view that a row has; of IIC's encoder, of its first view."""
+    """Returns the config of InfoNCE of every view that a row has; of IIC's encoder, of its first view."""
     config = base.config
     if experiment == "iic":
         views = config.views[:1]
@@ -173,7 +173,7 @@ def warm_up_config(base: Budget, experiment: str, seed: int, rows: Sequence[str]
 
 
 def row_config(base: Budget, experiment: str, seed: int, row: str) -> TrainConfig:
-    """A row's run, from its seed's warm-up, so that rows differ in what they mine only."""
+    """Returns the config of a row's run, from its seed's warm-up, so that rows differ in what they mine only."""
     config, known = base.config, EXPERIMENTS[experiment][row]
     settings = {**known, "mining": replace(known["mining"], topk=config.mining.topk)}
     if base.warm_up:
@@ -184,13 +184,13 @@ def row_config(base: Budget, experiment: str, seed: int, row: str) -> TrainConfi
 
 
 def folder(out: Path, seed: int, row: str) -> Path:
-    """Where the run of a row lies."""
+    """Returns the folder of a row's run."""
     name = "".join(c if c.isalnum() or c in "+-" else "_" for c in row.lower())
     return out / f"seed{seed}" / name
 
 
 def figures_of(run_folder: Path, views: Sequence[str]) -> dict[str, Any]:
-    """Retrieval and probe of the last encoders, and what was mined in the last epoch of every phase."""
+    """Returns retrieval and probe of the last encoders, and what was mined in the last epoch of every phase."""
     last = json.loads((run_folder / "eval.json").read_text())["phases"][-1]
     lines = read_lines(run_folder / "log.jsonl")
     epochs = last_epochs([line for line in lines if line["kind"] == "epoch"])
@@ -204,13 +204,13 @@ def figures_of(run_folder: Path, views: Sequence[str]) -> dict[str, Any]:
 
 
 def tables(results: dict[str, dict[str, Any]]) -> str:
-    """Features and mining, a row each, in percent: the mean, and each seed's."""
-    features, mined = [], []
+    """Returns features and mining, a row each, in percent: the mean, and each seed's."""
+    features, mined, lacking = [], [], []
     for row, of_seed in results.items():
         found = list(of_seed.values())
         for view in found[0]["recall"] if found else ():
-            shares = [cell([one["recall"][view][k] for one in found]) for k in found[0]["recall"][view]]
-            features.append([row, view, *shares, cell([one["probe"][view] for one in found])])
+            shares = [percents([one["recall"][view][k] for one in found]) for k in found[0]["recall"][view]]
+            features.append([row, view, *shares, percents([one["probe"][view] for one in found])])
         for phase in found[0]["mining"] if found else ():
             ways = [one["mining"][phase] for one in found]
             own = [
@@ -218,25 +218,24 @@ def tables(results: dict[str, dict[str, Any]]) -> str:
             ]
             names = dict.fromkeys(name for way in ways for name in way if name != "mined")
             others = ", ".join(
-                f"{name} {cell([way[name]['pmr'] for way in ways if name in way])}" for name in names
+                f"{name} {percents([way[name]['pmr'] for way in ways if name in way])}" for name in names
             )
-            mined.append([row, phase, *map(cell, own), others])
-    said = reading(results)
+            mined.append([row, phase, *map(percents, own), others])
+        if found:
+            lacking += [[row, view, percents([share])] for view, share in found[0]["missing"].items()]
     parts = [
         markdown(["row", "view", "R@1", "R@5", "R@10", "R@20", "probe"], features) if features else "",
         markdown(["row", "phase", "PMR", "median CMR", "PMR of other ways, same queue"], mined)
         if mined
         else "",
-        "\n".join(["What the figures say:", "", *(f"- {sentence}" for sentence in said)]) if said else "",
+        markdown(["row", "view", "training videos without it, which score 0"], lacking) if lacking else "",
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """The command line: 0 done, 2 a setting that cannot work, 130 stopped."""
-    parser = argparse.ArgumentParser(
-        prog="python -m bench.studies.modalities", description=(__doc__ or "").strip()
-    )
+def main(argv: Sequence[str]) -> int:
+    """Runs the command; returns 0 done, 2 a setting that cannot work, 130 stopped."""
+    parser = argparse.ArgumentParser(prog="python -m bench modalities", description=(__doc__ or "").strip())
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("experiment", choices=list(EXPERIMENTS))
     parser.add_argument("--videos", type=Path, required=True, help="CSV list, or folder of class folders")
@@ -259,11 +258,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--batch", type=int)
     parser.add_argument("--device", default="auto")
     args = parser.parse_args(argv)
-    return ended("bench.studies.modalities", lambda: _work(args))
+    return run_study("modalities", lambda: _work(args))
 
 
 def _changed(base: Budget, args: argparse.Namespace) -> Budget:
-    """The scale's budget with what the command line says otherwise."""
+    """Returns the scale's budget with what the command line says otherwise."""
     config = base.config
     given = {"infonce_epochs": args.infonce_epochs, "cycle_epochs": args.cycle_epochs, "queue": args.queue}
     config = replace(
@@ -276,7 +275,7 @@ def _changed(base: Budget, args: argparse.Namespace) -> Budget:
 
 
 def _work(args: argparse.Namespace) -> str:
-    """The data set where there is none yet, all runs, their report, and the tables."""
+    """Prepares the data where there is none yet, trains all runs, writes their report and returns the tables."""
     known = EXPERIMENTS[args.experiment]
     rows = args.rows or list(known)
     if unknown := [row for row in rows if row not in known]:
@@ -292,10 +291,6 @@ def _work(args: argparse.Namespace) -> str:
         [folder(args.out, args.seeds[0], row) for row in rows],
         args.out / "report.html",
         title="What each modality brings" if args.experiment == "modalities" else "CPR on IIC",
-        says=reading(results),
+        says=[f"Seed {args.seeds[0]} of {len(args.seeds)}; result.md has the tables of all."],
     )
     return tables(results)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,9 +1,9 @@
-"""The papers' comparison as one command: every method under one budget, from each seed's common InfoNCE warm-up.
+"""Compares the papers' methods in one command: every method under one budget, from each seed's common InfoNCE warm-up.
 
-    python -m bench.studies.protocol --data DATA --out FOLDER [--preset cpu|gpu] [--seeds 0 1]
+    python -m bench protocol --data DATA --out FOLDER [--preset cpu|gpu] [--seeds 0 1]
 
-DATA is a set made by `cpr prepare`. Every run is resumable: stopped or killed, the same command goes on. FOLDER gets
-seed<n>/<method>/ (runs), protocol.json, protocol.md, curves.svg and report.html.
+DATA is a set made by `cpr prepare`. Every run is resumable: stopped or killed, the same command continues it.
+FOLDER gets seed<n>/<method>/ (runs), protocol.json, protocol.md, curves.svg and report.html.
 """
 
 from __future__ import annotations
@@ -30,7 +30,6 @@ from cpr_kernels.train.pretrain.run_folder import config_of, encoder_files
 from cpr_kernels.train.runtime.run_log import read_lines
 
 from ..tables.readme import write_text
-from .protocol_reading import reading
 from .protocol_tables import diagnosis, markdown
 
 WARM_UP = "warm-up"
@@ -54,7 +53,9 @@ class Budget:
 
 
 def budget(preset: str, data: Path, out: Path, device: str) -> Budget:
-    """cpu: a reduced setting for two cores, hours for 1,256 videos. gpu: the full S3D on 32 x 112 x 112."""
+    """Returns the budget of a preset. cpu: a reduced setting for two cores, hours for 1,256 videos. gpu: the
+    full S3D on 32 x 112 x 112.
+    """
     ignored = Mining(topk=5, siblings="ignore", infonce_siblings="ignore")
     common = TrainConfig(data=data, out=out, mining=ignored, device=device)
     if preset == "gpu":
@@ -77,12 +78,12 @@ def budget(preset: str, data: Path, out: Path, device: str) -> Budget:
 
 
 def warm_up_config(base: TrainConfig, out: Path, seed: int) -> TrainConfig:
-    """InfoNCE of both views, from scratch."""
+    """Returns the config of InfoNCE of both views, from scratch."""
     return replace(base, out=out / f"seed{seed}" / WARM_UP, cycles=0, cycle_epochs=0, seed=seed)
 
 
 def method_config(base: TrainConfig, out: Path, seed: int, method: str) -> TrainConfig:
-    """A method's cycles, from the seed's warm-up."""
+    """Returns the config of a method's cycles, from the seed's warm-up."""
     folder = out / f"seed{seed}"
     phases = encoder_files(folder / WARM_UP)
     settings = METHODS[method]
@@ -102,7 +103,9 @@ def method_config(base: TrainConfig, out: Path, seed: int, method: str) -> Train
 
 
 def _what_counts(config: TrainConfig) -> str:
-    """The settings that a result depends on: not the machine's, and not IIC's queue, which is as long as its data."""
+    """Returns the settings that a result depends on: not the machine's, and not IIC's queue, which is as long
+    as its data.
+    """
     queue = 0 if config.framework == "iic" else config.queue
     return to_json(
         replace(config, device="", queue=queue, clips=replace(config.clips, workers=0, cache_mb=0))
@@ -126,7 +129,7 @@ def train(config: TrainConfig, clips: int) -> None:
 
 
 def figures_of(run: Path) -> dict[str, Any]:
-    """What a finished run came to: retrieval and probe, and the mining of each phase's last epoch."""
+    """Returns what a finished run came to: retrieval and probe, and the mining of each phase's last epoch."""
     evaluation = json.loads((run / "eval.json").read_text())["phases"][-1]
     epochs = [line for line in read_lines(run / "log.jsonl") if line["kind"] == "epoch"]
     mined: dict[str, Any] = {}
@@ -142,7 +145,7 @@ def figures_of(run: Path) -> dict[str, Any]:
 
 
 def run_protocol(base: Budget, out: Path, seeds: Sequence[int], methods: Sequence[str]) -> dict[str, Any]:
-    """All runs, one after the other; returns what protocol.json holds."""
+    """Trains all runs, one after the other; returns what protocol.json holds."""
     results: dict[str, dict[str, Any]] = {name: {} for name in (WARM_UP, *methods)}
     queues: dict[str, Any] = {}
     for seed in seeds:
@@ -165,7 +168,9 @@ def run_protocol(base: Budget, out: Path, seeds: Sequence[int], methods: Sequenc
 def write_document(
     base: Budget, out: Path, results: dict[str, dict[str, Any]], queues: dict[str, Any]
 ) -> dict[str, Any]:
-    """protocol.json, protocol.md and the curves of what is finished so far; `queues`: the diagnosis of each seed's."""
+    """Writes protocol.json, protocol.md and the curves of what is finished so far; `queues`: the diagnosis of
+    each seed's.
+    """
     config = base.config
     document = {
         "budget": {
@@ -190,11 +195,9 @@ def write_document(
     return document
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """The command line: 0 done, 2 a setting that cannot work, 130 stopped."""
-    parser = argparse.ArgumentParser(
-        prog="python -m bench.studies.protocol", description=(__doc__ or "").strip()
-    )
+def main(argv: Sequence[str]) -> int:
+    """Runs the command; returns 0 done, 2 a setting that cannot work, 130 stopped."""
+    parser = argparse.ArgumentParser(prog="python -m bench protocol", description=(__doc__ or "").strip())
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--data", type=Path, required=True, help="a prepared data set")
     parser.add_argument("--out", type=Path, required=True, help="folder of all runs and results")
@@ -208,35 +211,31 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--workers", type=int, default=-1)
     parser.add_argument("--device", default="auto")
     args = parser.parse_args(argv)
-    return ended("bench.studies.protocol", lambda: _work(args))
+    return run_study("protocol", lambda: _work(args))
 
 
-def ended(command: str, work: Callable[[], str]) -> int:
-    """Print what an experiment's `work` makes of it; the command's exit: 0 done, 2 a setting that cannot work, 130
-    stopped.
-    """
+def run_study(name: str, work: Callable[[], str]) -> int:
+    """Prints the tables that `work` returns; returns 0 done, 2 a setting that cannot work, 130 stopped."""
     try:
-        table = work()
+        tables = work()
     except Interrupted as stopped:
-        print(f"{stopped} (or the same {command} command)", file=sys.stderr)
+        print(f"{stopped} (or the same `python -m bench {name}` command)", file=sys.stderr)
         return 130
     except (TrainError, OSError) as error:
-        print(f"{command}: {error}", file=sys.stderr)
+        print(f"bench {name}: {error}", file=sys.stderr)
         return 2
-    print(table)
+    print(tables)
     return 0
 
 
 def _work(args: argparse.Namespace) -> str:
-    """All runs, their report, and the table."""
+    """Trains all runs, writes their report and returns the tables."""
     base = _changed(budget(args.preset, args.data, args.out, args.device), args)
     document = run_protocol(base, args.out, args.seeds, args.methods)
     folders = [args.out / f"seed{args.seeds[0]}" / name for name in (WARM_UP, *args.methods)]
     write_report(
         folders, args.out / "report.html", title="One budget, every method",
-        says=[
-            f"Seed {args.seeds[0]} of {len(args.seeds)}; protocol.md has the tables of all.", *reading(document)
-        ],
+        says=[f"Seed {args.seeds[0]} of {len(args.seeds)}; protocol.md has the tables of all."],
     )  # fmt: skip
     return markdown(document)
 
@@ -250,7 +249,3 @@ def _changed(base: Budget, args: argparse.Namespace) -> Budget:
     )
     config.check()
     return replace(base, config=config)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

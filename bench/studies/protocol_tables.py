@@ -1,4 +1,6 @@
-"""What the protocol's runs came to, as tables; and why: what each stage keeps, and how alike the two views judge."""
+"""Writes the results of the protocol's runs as tables, and a diagnosis: what each stage keeps, and how alike
+the two views judge.
+"""
 
 from __future__ import annotations
 
@@ -14,13 +16,13 @@ from cpr_kernels.train.pretrain.config import TrainConfig
 from cpr_kernels.train.runtime.checkpoint import load
 
 from ..harness.text import markdown as table
-from .protocol_reading import cell, reading
+from ..harness.text import percents
 
 Document = dict[str, Any]
 
 
 def markdown(document: Document) -> str:
-    """The whole result: budget, features, mining, diagnosis."""
+    """Returns the whole result: budget, features, mining, diagnosis."""
     budget = ", ".join(
         f"{name} {' and '.join(value) if isinstance(value, list) else value}"
         for name, value in document["budget"].items()
@@ -35,27 +37,25 @@ def markdown(document: Document) -> str:
         "The queue at the end of the warm-up, mined in several ways, stage by stage (right: entries with the query's "
         "class, as a share of what is kept, and of all that the query could find, %):",
         diagnosis_table(document),
-        "What the figures say:",
-        "\n".join(f"- {sentence}" for sentence in reading(document)),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
 def features_table(document: Document) -> str:
-    """A row a method and view."""
+    """Returns a row a method and view."""
     header = ["method", "view", "R@1", "R@5", "R@10", "R@20", "probe"]
     rows = []
     for method, of_seed in document["results"].items():
         found = list(of_seed.values())
         for view in found[0]["recall"] if found else ():
             ks = list(found[0]["recall"][view])
-            cells = [cell([run["recall"][view][k] for run in found]) for k in ks]
-            rows.append([method, view, *cells, cell([run["probe"][view] for run in found])])
+            cells = [percents([run["recall"][view][k] for run in found]) for k in ks]
+            rows.append([method, view, *cells, percents([run["probe"][view] for run in found])])
     return table(header, rows) if rows else ""
 
 
 def mining_table(document: Document) -> str:
-    """A row a method and trained view: what it mined, and what each view alone would have."""
+    """Returns a row a method and trained view: what it mined, and what each view alone would have."""
     rows, ways = [], ("rgb", "flow", "both")
     for method, of_seed in document["results"].items():
         found = [run["mining"] for run in of_seed.values()]
@@ -63,11 +63,12 @@ def mining_table(document: Document) -> str:
             mined = [mining[view].get("mined") for mining in found]
             measured = all(mined)
             own = [
-                cell([way[figure] for way in mined if way]) if measured else "–"
+                percents([way[figure] for way in mined if way]) if measured else "–"
                 for figure in ("pmr", "r1", "cmr_median")
             ]
             others = [
-                cell([mining[view][way]["pmr"] for mining in found if way in mining[view]]) for way in ways
+                percents([mining[view][way]["pmr"] for mining in found if way in mining[view]])
+                for way in ways
             ]
             rows.append([method, view, *own, *others])
     header = [
@@ -84,21 +85,21 @@ def mining_table(document: Document) -> str:
 
 
 def diagnosis_table(document: Document) -> str:
-    """A row a schedule: its purity stage by stage; below, what the numbers rest on."""
+    """Returns a row a schedule: its purity stage by stage; below, what the numbers rest on."""
     found = [value for value in document["diagnosis"].values() if value]
     if not found:
         return ""
     rows = []
     for name, stages in found[0]["purity"].items():
         kept = " → ".join(str(round(mean(one["kept"][name][i] for one in found))) for i in range(len(stages)))
-        shares = " → ".join(cell([one["purity"][name][i] for one in found]) for i in range(len(stages)))
+        shares = " → ".join(percents([one["purity"][name][i] for one in found]) for i in range(len(stages)))
         alive = " → ".join(
             f"{100 * mean(one['alive'][name][i] for one in found):.0f}" for i in range(len(stages))
         )
         rows.append([name, kept, shares, alive])
     facts = (
-        f"\n\nA random eligible entry has the query's class in {cell([one['chance'] for one in found])} %; "
-        f"{cell([one['siblings'] for one in found])} % of the entries are siblings of the query. The two views' "
+        f"\n\nA random eligible entry has the query's class in {percents([one['chance'] for one in found])} %; "
+        f"{percents([one['siblings'] for one in found])} % of the entries are siblings of the query. The two views' "
         f"similarities correlate by {mean(one['agreement'] for one in found):.2f} (rank correlation over entries, mean "
         "over queries): 1 means that a second view adds nothing."
     )
@@ -107,7 +108,7 @@ def diagnosis_table(document: Document) -> str:
 
 
 def diagnosis(run: Path, config: TrainConfig) -> Document:
-    """From the queue that a warm-up left: every stage of several schedules, every entry a query.
+    """Traces, from the queue that a warm-up left: every stage of several schedules, every entry a query.
 
     kept: entries left after each stage, mean over queries. purity: share of them with the query's class. alive: share
     of a query's eligible entries of its class that are left. chance: share of a query's eligible entries (of other
@@ -152,5 +153,5 @@ def diagnosis(run: Path, config: TrainConfig) -> Document:
 
 
 def _right(indices: torch.Tensor, label: torch.Tensor) -> int:
-    """How many kept entries [N, keep] have their query's class."""
+    """Returns how many kept entries [N, keep] have their query's class."""
     return int(((label[indices.clamp(min=0)] == label[:, None]) & (indices >= 0)).sum())

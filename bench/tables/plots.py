@@ -1,4 +1,4 @@
-"""Growth plots: time against N, B, D, V and S, one panel each, as PNG and SVG. Needs matplotlib."""
+"""Draws growth plots: time against N, B, D, V and S, one panel each, as PNG and SVG. Needs matplotlib."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ _FLOOR = "#9aa0a6"
 
 
 def why_not() -> str | None:
-    """Why plots cannot be made here, or None."""
+    """Returns why plots cannot be made here, or None."""
     return not_installed("matplotlib", "matplotlib")
 
 
 def series(document: Document, letter: str) -> dict[str, list[tuple[int, float]]]:
-    """Points ``(value of the letter, median seconds)`` of every peer, and of the floor."""
+    """Returns points ``(value of the letter, median seconds)`` of every peer, and of the floor."""
     found: dict[str, list[tuple[int, float]]] = {}
     for workload in document["workloads"]:
         if workload["axis"] != letter:
@@ -46,13 +46,13 @@ def series(document: Document, letter: str) -> dict[str, list[tuple[int, float]]
 
 
 def letters(document: Document) -> list[str]:
-    """The axes along which this document grew."""
+    """Returns the axes along which this document grew."""
     grown = {workload["axis"] for workload in document["workloads"]}
     return [letter for letter in AXES if letter in grown]
 
 
 def draw(document: Document, target: Path) -> list[Path]:
-    """Write `target` as .png and .svg and return both paths; nothing when no growth was measured.
+    """Writes `target` as .png and .svg and returns both paths; nothing when no growth was measured.
 
     Raises:
         RuntimeError: matplotlib is not installed; the message names it.
@@ -100,7 +100,7 @@ def draw(document: Document, target: Path) -> list[Path]:
 
 
 def _colours(document: Document, shown: list[str]) -> dict[str, str]:
-    """A colour for every peer, the same in all panels."""
+    """Returns a colour for every peer, the same in all panels."""
     names = dict.fromkeys(name for letter in shown for name in series(document, letter))
     chosen = {name: _COLOURS[name] for name in names if name in _COLOURS}
     free = [colour for colour in _OTHERS if colour not in chosen.values()]
@@ -111,7 +111,7 @@ def _colours(document: Document, shown: list[str]) -> dict[str, str]:
 
 
 def _panel(axis: Any, document: Document, letter: str, colours: dict[str, str]) -> None:
-    """Time against one letter; sizes are logarithmic too, views and stages are counted."""
+    """Draws time against one letter; sizes are logarithmic too, views and stages are counted."""
     lines = series(document, letter)
     values = sorted({value for points in lines.values() for value, _ in points})
     for name, points in lines.items():
@@ -139,5 +139,5 @@ def _panel(axis: Any, document: Document, letter: str, colours: dict[str, str]) 
 
 
 def _short(value: int) -> str:
-    """16384 as 16k."""
+    """Returns 16384 as 16k."""
     return f"{value // 1024}k" if value >= 1024 and value % 1024 == 0 else str(value)

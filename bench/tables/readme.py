@@ -1,11 +1,13 @@
-"""``python -m bench readme``: the README's performance section, made from the result files."""
+"""Writes the README's performance section from the result files: ``python -m bench readme``."""
 
 from __future__ import annotations
 
+import argparse
 import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from .. import CHECKOUT, RESULTS
 from ..harness.peer import OURS
 from ..harness.text import duration
 from ..harness.workloads import OPS
@@ -21,7 +23,7 @@ TITLES = {
 
 
 def performance(documents: Sequence[Document], results: str) -> str:
-    """The section's text; `results` is the results folder as the README links to it."""
+    """Returns the section's text; `results` is the results folder as the README links to it."""
     chosen = newest(documents)
     if not chosen:
         raise ValueError("no results to write about: run `python -m bench` first")
@@ -36,7 +38,7 @@ def performance(documents: Sequence[Document], results: str) -> str:
 
 
 def _about(document: Document, results: str) -> list[str]:
-    """One machine's table, floors, goals and plot."""
+    """Returns one machine's table, floors, goals and plot."""
     name = stem(document)
     parts = [f"{machine_line(document)} ([rows]({results}/{name}.json))."]
     parts.append(overview(document, tiers=("table",)) if _has_table(document) else overview(document))
@@ -56,7 +58,7 @@ def _has_table(document: Document) -> bool:
 
 
 def _floors(document: Document) -> str:
-    """How far above the arithmetic floor each named shape is, in a sentence."""
+    """Returns how far above the arithmetic floor each named shape is, in a sentence."""
     if document["op"] == "enqueue":
         return ""
     said = []
@@ -71,7 +73,7 @@ def _floors(document: Document) -> str:
 
 
 def rewrite(readme: Path, results: Path) -> None:
-    """Replace what stands between the markers of the README.
+    """Replaces the text between the markers of the README.
 
     Raises:
         ValueError: the README lacks a marker, or there are no results.
@@ -89,8 +91,27 @@ def rewrite(readme: Path, results: Path) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file whole: a reader sees the old text or the new one."""
+    """Writes a file whole: a reader sees the old text or the new one."""
     from cpr_kernels.files import replacing
 
     with replacing([path]) as [part]:
         part.write_text(text)
+
+
+def main(argv: Sequence[str]) -> int:
+    """Rewrites the section of a page.
+
+    Raises:
+        ValueError: there is no such page, it lacks a marker, or there are no results.
+    """
+    parser = argparse.ArgumentParser(
+        prog="python -m bench readme", description="Rewrite the performance section of a page."
+    )
+    parser.add_argument("--readme", type=Path, default=CHECKOUT / "README.md", help="the page")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="the results folder to read")
+    args = parser.parse_args(argv)
+    if not args.readme.is_file():
+        raise ValueError(f"--readme {args.readme}: no such file")
+    rewrite(args.readme, args.out)
+    print(f"rewrote {args.readme}")
+    return 0

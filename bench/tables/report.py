@@ -1,4 +1,4 @@
-"""Tables from result documents. Everything here reads the JSON only, so it can be made again at any time."""
+"""Writes tables from result documents. Everything here reads the JSON only, so it can be made again at any time."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ CAPTION = (
 
 
 def stem(document: Document) -> str:
-    """The file name of a document without its ending: date, op, machine."""
+    """Returns the file name of a document without its ending: date, op, machine."""
     return f"{document['date']}-{document['op']}-{slug(document['machine'])}"
 
 
 def read_all(folder: Path) -> list[Document]:
-    """Every document in a folder, newest last."""
+    """Returns every document in a folder, newest last."""
     found = []
     for path in sorted(folder.glob("*.json")):
         document = json.loads(path.read_text())
@@ -38,7 +38,7 @@ def read_all(folder: Path) -> list[Document]:
 
 
 def newest(documents: Sequence[Document]) -> list[Document]:
-    """The last document of every op and machine, in the order of the ops; forced instruction sets come last."""
+    """Returns the last document of every op and machine, in the order of the ops; forced instruction sets come last."""
     last = {(d["op"], slug(d["machine"])): d for d in sorted(documents, key=lambda d: str(d["date"]))}
     order = ("cascade", "loss", "enqueue", "train_step")
     return sorted(
@@ -48,12 +48,12 @@ def newest(documents: Sequence[Document]) -> list[Document]:
 
 
 def main_mode(document: Document) -> str:
-    """The mode whose times lead: warm on the CPU, eager on a GPU."""
+    """Returns the mode whose times lead: warm on the CPU, eager on a GPU."""
     return "eager" if document["settings"]["device"] == "cuda" else "warm"
 
 
 def rows_of(document: Document, workload: str, mode: str) -> dict[str, dict[str, Any]]:
-    """The measured rows of a workload in a mode, by peer."""
+    """Returns the measured rows of a workload in a mode, by peer."""
     return {
         row["peer"]: row
         for row in document["rows"]
@@ -62,7 +62,7 @@ def rows_of(document: Document, workload: str, mode: str) -> dict[str, dict[str,
 
 
 def machine_line(document: Document) -> str:
-    """Where, with what, and when a document was measured."""
+    """Returns where, with what, and when a document was measured."""
     machine, v = document["machine"], document["versions"]
     where = f"{machine['gpu']}, " if "gpu" in machine else ""
     forced = " (forced for our kernels, not for the peers)" if document["settings"].get("isa") else ""
@@ -77,7 +77,7 @@ def _named(document: Document, tiers: Sequence[str]) -> list[dict[str, Any]]:
 
 
 def _peers_present(document: Document, workloads: Sequence[dict[str, Any]], mode: str) -> list[str]:
-    """Peers with a time on any of the workloads, in the order they ran, ours left out."""
+    """Returns peers with a time on any of the workloads, in the order they ran, ours left out."""
     names = {w["name"] for w in workloads}
     seen = dict.fromkeys(
         row["peer"]
@@ -88,7 +88,7 @@ def _peers_present(document: Document, workloads: Sequence[dict[str, Any]], mode
 
 
 def overview(document: Document, tiers: Sequence[str] = ("table", "more", "quick"), mode: str = "") -> str:
-    """One line a workload: our time, every peer in times ours, the floor and memory."""
+    """Returns a table with a line per workload: our time, every peer in times ours, the floor and memory."""
     mode = mode or main_mode(document)
     workloads = _named(document, tiers)
     peers = _peers_present(document, workloads, mode)
@@ -121,17 +121,17 @@ def overview(document: Document, tiers: Sequence[str] = ("table", "more", "quick
 
 
 def goals_table(document: Document) -> str:
-    """Every cell asked for, with its verdict; empty when none is asked of this op and device."""
+    """Returns a table of every goal with its verdict; empty when this op and device have none."""
     if not document["goals"]:
         return ""
     lines = [
         [g["workload"], g["against"], g["asked"], g["measured"], g["verdict"]] for g in document["goals"]
     ]
-    return markdown(["goal", "against", "asked", "measured", "verdict"], lines)
+    return markdown(["workload", "against", "goal", "measured", "verdict"], lines)
 
 
 def details(document: Document) -> str:
-    """Every row that was measured."""
+    """Returns a table of every row that was measured."""
     floors = {w["name"]: w["floor_s"] for w in document["workloads"]}
     lines = [
         [
@@ -161,7 +161,7 @@ def details(document: Document) -> str:
 
 
 def left_out(document: Document) -> str:
-    """Peers without a number, each reason once, with the number of workloads it holds for."""
+    """Returns peers without a number, each reason once, with the number of workloads it holds for."""
     counted: dict[tuple[str, str, str], int] = {}
     for row in document["rows"]:
         if row["status"] != "ok":
@@ -174,7 +174,7 @@ def left_out(document: Document) -> str:
 
 
 def section(document: Document) -> str:
-    """All about one document, in Markdown."""
+    """Returns all about one document, in Markdown."""
     parts = [f"## {document['op']}", machine_line(document), overview(document)]
     if main_mode(document) == "eager":
         for mode in ("graph", "graph, cold L2"):
@@ -185,6 +185,6 @@ def section(document: Document) -> str:
 
 
 def full_report(documents: Sequence[Document]) -> str:
-    """The text of `report.md`: the newest document of every op and machine."""
+    """Returns the text of `report.md`: the newest document of every op and machine."""
     sections = [section(document) for document in newest(documents)]
     return "\n\n".join(["# Benchmark results", f"Made by `python -m bench`. {CAPTION}", *sections]) + "\n"

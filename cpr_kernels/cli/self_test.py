@@ -15,6 +15,7 @@ from ..dispatch.backends import reasons
 from ..dispatch.calls import CascadeCall, LossCall
 from ..memory.queue import MultiViewQueue
 from ..mining import Schedule, Stage
+from ..mining.arguments import as_call
 
 B, N, D = 5, 203, 24  # no multiple of any tile
 SCHEDULE = Schedule([Stage("flow", 90), Stage("rgb", 40), Stage({"rgb": 1.0, "flow": 1.0}, 6)])
@@ -69,7 +70,7 @@ def _small_inputs(device: torch.device) -> tuple[dict[str, Tensor], dict[str, Te
 def mining_call(device: torch.device) -> CascadeCall:
     """Returns a small call of `cascade_topk` on `device`."""
     queries, keys, query_ids, key_ids = _small_inputs(device)
-    return mining.as_call(queries, keys, SCHEDULE, query_ids, key_ids)
+    return as_call(queries, keys, SCHEDULE, query_ids, key_ids)
 
 
 def loss_call(device: torch.device) -> LossCall:

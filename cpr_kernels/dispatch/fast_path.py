@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.compiler import is_compiling
 
 from .. import _core
@@ -28,13 +29,14 @@ else:
 
 
 def nothing_listens() -> bool:
-    """Does nothing compile, trace, transform, record or override torch's calls on this thread?"""
+    """Does nothing compile, trace, transform, differentiate forward, record or override torch's calls here?"""
     return (
         not is_compiling()
         and _CONNECTED
         and not _len_torch_dispatch_stack()
         and not _is_tracing()
         and not _are_functorch_transforms_active()
+        and forward_ad._current_level < 0
         and not _profiler_enabled()
         and not _is_torch_function_mode_enabled()
     )

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .. import _core
 
-DTYPE_CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # csrc/cascade_topk.h
+DTYPE_CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # csrc/types.h
 MIN_CAPABILITY = (8, 0)  # mma.sync on bfloat16, cp.async, redux.sync
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ..dispatch.calls import LossCall
-from ..dispatch.checks import check_loss, check_positives_in_range
+from ..dispatch.checks import check_like, check_loss, check_positives_in_range
 from ..dispatch.native import DTYPE_CODES
 from ..dispatch.sharded_keys import (
     Shard,
@@ -50,6 +50,8 @@ def check(call: LossCall) -> None:
         ValueError: naming the argument, what was expected and what came.
     """
     check_loss(call._replace(keys=call.keys.rows))
+    for name in ("positive", "keys"):
+        check_like("mil_nce", name, getattr(call, name), ("query", call.query))
     check_positives_in_range(call.positives, call.keys.shard.total)
 
 
@@ -124,6 +126,7 @@ def _reduce(call: LossCall, sums: Tensor, attended: Tensor) -> _Reduced:
     scale = min((1 / torch.tensor(call.temperature)).item(), LARGEST)  # float32, as the sums were made with
     query, positive = call.query.double(), call.positive.double()
     own = (query * positive).sum(dim=1)  # [b]
+    own = torch.where(own.float().isfinite(), own, torch.nan)  # and with it all that the query gets
     top, mass, positive_top, positive_mass = sums.unbind(dim=2)  # [W, b] each
     others = (positive_mass > 0).any(dim=0)
     own_positive = torch.ones_like(others) if call.use_own is None else call.use_own | ~others
@@ -146,7 +149,7 @@ def _reduce(call: LossCall, sums: Tensor, attended: Tensor) -> _Reduced:
         of_all = ((factors / whole)[:, :, None] * attended[:, :, 0]).sum(dim=0)
         of_positive = ((p_factors / p_whole)[:, :, None] * attended[:, :, 1]).sum(dim=0)
         grad_query = (own_weight[:, None] * positive + of_all - of_positive) * scale
-    loss = (common - p_common) * scale + (whole.log() - p_whole.log())
+    loss = ((common - p_common) * scale).clamp(max=LARGEST) + (whole.log() - p_whole.log())
     lse_all, lse_positive = common * scale + whole.log(), p_common * scale + p_whole.log()
     return _Reduced(*(t.float() for t in (loss, lse_all, lse_positive, own_weight, grad_query)))
 
@@ -160,29 +163,39 @@ class _Loss(torch.autograd.Function):
     ) -> Tensor:
         queries_of_all = _gather(call, wants)
         out = _reduce(call, *_shares(queries_of_all, wants[0]))
-        kept = (
-            (queries_of_all.call.query, queries_of_all.call.positives, queries_of_all.call.query_ids)
-            if wants[2]
-            else ()
+        here = queries_of_all.call
+        for_keys = (
+            rows,
+            call.key_ids,
+            out.lse_all,
+            out.lse_positive,
+            here.query,
+            here.positives,
+            here.query_ids,
         )
-        ctx.save_for_backward(query, positive, rows, call.key_ids, *out[1:], *kept)
+        ctx.save_for_backward(
+            out.grad_query if wants[0] else None,
+            query if wants[1] else None,
+            out.own_weight if wants[1] else None,
+            *(for_keys if wants[2] else (None,) * len(for_keys)),
+        )
+        ctx.dtypes = query.dtype, positive.dtype
         ctx.settings = (call.temperature, call.siblings, queries_of_all.batch, queries_of_all.shard)
         return out.loss
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, ...]:
-        query, positive, rows, key_ids, lse_all, lse_positive, own_weight, grad_query, *kept = (
+        grad_query, query, own_weight, rows, key_ids, lse_all, lse_positive, queries, listed, query_ids = (
             ctx.saved_tensors
         )
         temperature, siblings, batch, shard = ctx.settings
         of_query = of_positive = of_keys = None
         if ctx.needs_input_grad[0]:
-            of_query = (grad_loss[:, None] * grad_query).to(query.dtype)
+            of_query = (grad_loss[:, None] * grad_query).to(ctx.dtypes[0])
         if ctx.needs_input_grad[1]:
-            of_positive = ((grad_loss * own_weight / temperature)[:, None] * query).to(positive.dtype)
+            of_positive = ((grad_loss * own_weight / temperature)[:, None] * query).to(ctx.dtypes[1])
         if ctx.needs_input_grad[2]:
-            queries, listed, query_ids = kept
             here = LossCall(queries, queries, rows, listed, temperature, query_ids, key_ids, None, siblings)
             of_keys = _keys_gradient(here, (grad_loss.float(), lse_all, lse_positive), batch, shard)
         return of_query, of_positive, of_keys, None, None

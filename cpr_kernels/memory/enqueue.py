@@ -31,11 +31,12 @@ def reference(buffers: Sequence[Tensor], pointer: Tensor, count: Tensor, rows: S
     size, batch = buffers[0].shape[0], rows[0].shape[0]
     kept = min(batch, size)
     offsets = torch.arange(batch - kept, batch, device=pointer.device)
-    slots = (pointer + offsets).remainder_(size)
+    start = pointer.remainder(size)  # of a foreign checkpoint it may be any number
+    slots = (start + offsets).remainder_(size)
     for buffer, row in zip(buffers, rows):
         buffer.index_copy_(0, slots, row[batch - kept :])
-    pointer.copy_((pointer + batch).remainder_(size))
-    count.copy_((count + batch).clamp_(max=size))
+    pointer.copy_((start + batch).remainder_(size))
+    count.copy_((count.clamp(0, size) + batch).clamp_(max=size))
 
 
 def _packed_rows(tensor: Tensor) -> bool:

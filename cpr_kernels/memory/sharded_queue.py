@@ -22,6 +22,7 @@ from ..dispatch.sharded_keys import (
     unpack_rows,
     why_not_group,
 )
+from .ids import with_own_sources
 from .queue import check_columns, check_rows
 
 _LAYOUT = ("sizes", "rank")  # in a state: entries of each rank, and whose state it is
@@ -121,7 +122,9 @@ class ShardedMultiViewQueue(nn.Module):
 
     @graph_break
     @torch.no_grad()
-    def enqueue(self, features: Mapping[str, Tensor], ids: Tensor, labels: Tensor | None = None) -> None:
+    def enqueue(
+        self, features: Mapping[str, Tensor], ids: Tensor | None = None, labels: Tensor | None = None
+    ) -> None:
         """Writes every rank's batch over the oldest entries, in rank order; batches may differ in size.
 
         As one :class:`MultiViewQueue` that is given all batches at once: of more than N rows the last N stay. A
@@ -129,11 +132,11 @@ class ShardedMultiViewQueue(nn.Module):
 
         Args:
             features: ``{view: [B, D]}``, every view of the queue; converted to the queue's dtype.
-            ids: [B] int64, source video of each row, >= 0.
+            ids: [B] int64, source video of each row, >= 0; None: each row is its own source.
             labels: [B] int64, or None for unknown.
 
         Raises:
-            ValueError: a missing or unknown view, or a wrong shape, dtype or device.
+            ValueError: a missing or unknown view, a wrong shape, dtype or device, or a negative id.
             RuntimeError: a rank has ended, refused its arguments, or its queue is out of step.
         """
         shard = self.shard
@@ -147,9 +150,10 @@ class ShardedMultiViewQueue(nn.Module):
         ]
         batch = handshake(shard, "enqueue", values[0].shape[0], facts)
         targets = [*buffers.values(), self.ids, self.labels]
-        rows = [value.to(buffer.dtype) for value, buffer in zip(values, targets)]
         first = sum(batch[: shard.rank])
         mine = self._slots(range(first, first + batch[shard.rank]), start, sum(batch))
+        values[-2] = with_own_sources(values[-2], mine)
+        rows = [value.to(buffer.dtype) for value, buffer in zip(values, targets)]
         holders = torch.bucketize(mine, torch.tensor(shard.bounds()[1:]), right=True)
         packed = pack_rows(rows)
         outgoing = [packed[(holders == r) & (mine >= 0)] for r in range(shard.world)]

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from .. import _core
 from ..dispatch.calls import CascadeCall, row_contiguous
-from ..dispatch.checks import check_cascade, check_ids
+from ..dispatch.checks import check_cascade, check_ids, check_like
 from ..dispatch.native import DTYPE_CODES, address
 from ..dispatch.sharded_keys import (
     Shard,
@@ -55,6 +55,8 @@ def why_not(call: CascadeCall) -> str | None:
         return "the keys are not sharded; pass the views of a ShardedMultiViewQueue"
     if call.queries[0].device.type != "cpu":
         return f"shards are searched in CPU tensors, and these are on {call.queries[0].device}"
+    if call.queries[0].dtype not in DTYPE_CODES:
+        return f"shards are searched in float32, and {call.queries[0].dtype} asks for more"
     return why_not_group(keys.shard)
 
 
@@ -66,6 +68,9 @@ def check(call: CascadeCall) -> None:
     """
     op, shard = "cascade_topk", call.keys[0].shard
     check_cascade(call._replace(query_ids=None, key_ids=None))
+    for v, tensor in enumerate((*call.queries, *call.keys)):
+        name = f"queries[{v}]" if v < len(call.queries) else f"keys[{v - len(call.queries)}]"
+        check_like(op, name, tensor, ("queries[0]", call.queries[0]))
     if call.key_ids is not None:
         check_ids(
             op, "key_ids", call.key_ids, shard.local, "entry that this rank holds", call.queries[0].device

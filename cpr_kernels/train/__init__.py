@@ -9,10 +9,6 @@ package; nothing outside imports it, except the console script, lazily.
 
 from __future__ import annotations
 
+from ..errors import Interrupted, TrainError
 
-class TrainError(RuntimeError):
-    """Is an error that the user can mend: one line that says what was expected, what came and what to do."""
-
-
-class Interrupted(TrainError):
-    """Is raised when a signal stopped the training; its checkpoint is written."""
+__all__ = ["Interrupted", "TrainError"]

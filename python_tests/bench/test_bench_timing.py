@@ -12,7 +12,7 @@ from bench_tools import ROOT
 from bench.harness import memory, timing
 from bench.harness.peer import OURS, STRONG, Settings
 from bench.harness.workloads import by_name
-from bench.ops import goals
+from bench.ops import goals, memory_process
 from cpr_kernels import _core
 
 
@@ -45,7 +45,7 @@ def test_peak_of_sees_what_a_call_touches():
         pytest.skip(memory.cannot_measure("cpu"))
     size = 64 << 20
     code = (  # a process of its own, as for the figures: what other tests left behind would count in part
-        "import torch; from bench import memory\n"
+        "import torch; from bench.harness import memory\n"
         f"print(memory.peak_of(lambda: torch.ones({size} // 4).sum(), 'cpu'), memory.peak_of(lambda: None, 'cpu'))"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
@@ -78,6 +78,7 @@ def test_goals_are_judged_cell_by_cell():
     assert [g["verdict"] for g in goals.judged("loss", memory_goal, 2, "cpu")][-1] == "not met"
 
 
+@pytest.mark.timed
 def test_no_matmul_is_faster_than_multiplying_and_adding_alone(isa: str) -> None:
     """The ceiling of the floors; a quarter above is left to a clock that changes in between."""
     left, right = torch.randn(512, 512), torch.randn(512, 512)
@@ -93,4 +94,4 @@ def test_memory_kept_between_calls_is_measured_too():
         pytest.skip(memory.cannot_measure("cpu"))
     workload = by_name("cascade", "ucf-b16")
     needed = 2 * workload.num_queries * workload.num_keys * 4  # the scores that it selects from
-    assert memory.peaks("cascade", workload, [OURS], Settings(threads=2))[OURS] > 0.8 * needed
+    assert memory_process.peaks("cascade", workload, [OURS], Settings(threads=2))[OURS] > 0.8 * needed

@@ -151,7 +151,7 @@ WITHOUT = """
 import sys
 class Absent:
     def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in {"cv2", "kornia", "lmdb", "torchmetrics", "rich", "tyro", "matplotlib", "jinja2"}:
+        if name.split(".")[0] in {"cv2", "lmdb", "torchmetrics", "matplotlib", "jinja2"}:
             raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 sys.meta_path.insert(0, Absent())
 from cpr_kernels.__main__ import main

@@ -21,7 +21,7 @@ from cpr_kernels import (
     mil_nce,
 )
 from cpr_kernels.dispatch.launch_plans import CpuCascadePlan, CpuLossPlan, CudaCascadePlan, CudaLossPlan
-from cpr_kernels.mining import as_call
+from cpr_kernels.mining.arguments import as_call
 
 
 def views(rows: int, dim: int = 128, dtype: torch.dtype = torch.float32) -> dict[str, torch.Tensor]:

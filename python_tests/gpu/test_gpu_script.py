@@ -44,7 +44,7 @@ case "$*" in
     echo "$PYTHONPATH" "$@"
     echo "4 passed";;
   *gpu_small*) [ "$BAD" != smoke ] && echo "0 wrong";;
-  *"-m bench.studies.gpu_tune"*) [ "$BAD" != tune ];;
+  *"-m bench gpu-tune"*) [ "$BAD" != tune ];;
   *"-m bench"*)
     [ "$SLOW" = bench ] && sleep 60
     folder=$(echo "$*" | sed 's/.*--out \\([^ ]*\\).*/\\1/')
@@ -94,7 +94,7 @@ def test_all_right(good: tuple[int, str, Path]) -> None:
         n for n, _ in steps
     }
     logs = (out / "logs.txt").read_text()
-    assert re.search(r"^\S+/site:\S+/python_tests:/brought/along -m pytest", logs, re.MULTILINE)
+    assert re.search(r"^\S+/site:\S+/python_tests/support:/brought/along -m pytest", logs, re.MULTILINE)
     assert all(f"===== {name}" in logs for name, _ in steps)
 
 
@@ -163,6 +163,7 @@ def test_a_fault_is_named_and_ends_with_1(tmp_path: Path, bad: str) -> None:
     assert (out / "summary.txt").read_text() in said
 
 
+@pytest.mark.timed
 def test_slow_tests_are_cut_and_slow_figures_are_only_missing(tmp_path: Path) -> None:
     folders = [tmp_path / slow for slow in ("native", "bench")]
     for folder in folders:

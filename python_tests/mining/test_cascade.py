@@ -14,7 +14,8 @@ from oracles import cascade_calls, oracle, real, same
 from cpr_kernels import Schedule, Stage, _core, cascade_topk, cascade_trace, cpr_schedule
 from cpr_kernels.dispatch.calls import CascadeCall
 from cpr_kernels.dispatch.launch_plans import plan_on_cpu
-from cpr_kernels.mining import as_call, native, reference
+from cpr_kernels.mining import native, reference
+from cpr_kernels.mining.arguments import as_call
 
 
 @pytest.mark.parametrize("case", SMALL_CASES, ids=name_of)

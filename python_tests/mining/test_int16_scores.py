@@ -13,7 +13,7 @@ from torch.nn.functional import normalize
 
 from cpr_kernels import Schedule, _core, cascade_rerank, cascade_topk, cpr_schedule
 from cpr_kernels.dispatch.launch_plans import plan_on_cpu
-from cpr_kernels.mining import as_call
+from cpr_kernels.mining.arguments import as_call
 
 COARSE = [isa for isa in _core.cpu_isas() if isa in ("avx512vnni", "avx2")]
 VIEWS = ("flow", "rgb")

@@ -16,7 +16,7 @@ from cpr_kernels import Schedule, Stage, coclr_schedule, cpr_schedule, oracle_sc
 NAMES = st.text(
     st.characters(exclude_characters=",+*", exclude_categories=("C", "Z")), min_size=1, max_size=6
 )
-WEIGHTS = st.floats(allow_nan=False, allow_infinity=False).filter(lambda w: w != 0)
+WEIGHTS = st.floats(allow_nan=False, allow_infinity=False).filter(lambda w: 2.0**-126 <= abs(w) < 2.0**127)
 
 
 @st.composite

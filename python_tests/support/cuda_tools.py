@@ -78,20 +78,24 @@ def _emulated_flags() -> list[str]:
 @functools.cache
 def emulated() -> Any:
     """The module `_emulated`: the CUDA kernels run thread by thread on the CPU. Built once per state of the sources."""
-    sources = [*sorted(CUDA_SOURCES.glob("*.cu")), CUDA_SOURCES / "emulated.cpp"]
+    sources = [*sorted(CUDA_SOURCES.rglob("*.cu")), CUDA_SOURCES / "device" / "emulated.cpp"]
     state = hashlib.sha256(" ".join(_emulated_flags()).encode() + sys.version.encode())
     for path in sorted(CUDA_SOURCES.parent.rglob("*.[hc]*")):
         state.update(path.read_bytes())
     folder = Path(tempfile.gettempdir()) / f"cpr_kernels_emulated_{os.getuid()}_{state.hexdigest()[:16]}"
     built = folder / "_emulated.so"
-    if not built.exists():
-        folder.mkdir(mode=0o700, exist_ok=True)
-        objects = [folder / f"{path.stem}.o" for path in sources]
-        with ThreadPoolExecutor(2) as pool:
-            list(pool.map(_compile, sources, objects))
-        made = folder / "made.so"
-        subprocess.run(["g++", "-shared", "-o", made, *objects], check=True)
-        made.replace(built)
+    import fcntl
+
+    folder.mkdir(mode=0o700, exist_ok=True)
+    with (folder / "lock").open("w") as lock:  # one process builds, others wait for it
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not built.exists():
+            objects = [folder / f"{path.stem}.o" for path in sources]
+            with ThreadPoolExecutor(2) as pool:
+                list(pool.map(_compile, sources, objects))
+            made = folder / "made.so"
+            subprocess.run(["g++", "-shared", "-o", made, *objects], check=True)
+            made.replace(built)
     spec = importlib.util.spec_from_file_location("_emulated", built)
     assert spec and spec.loader
     module = importlib.util.module_from_spec(spec)

@@ -179,6 +179,7 @@ def big(entries: int) -> dict[str, Any]:
     return {"version": 1, "title": "</script> & <b>", "albums": [album], "runs": [run]}
 
 
+@pytest.mark.timed
 def test_ten_thousand_entries_are_quick_and_a_phone_needs_no_sideways_scrolling(tmp_path: Path) -> None:
     path = tmp_path / "big.html"
     path.write_text(page(big(10_000)))

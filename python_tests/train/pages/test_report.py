@@ -35,8 +35,8 @@ pytest_plugins = ["train_fixtures"]
 
 
 @pytest.fixture(scope="module")
-def run(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = pretrain(tiny(data, tmp_path_factory.mktemp("runs") / "cascade"))
+def run(cascade_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = Path(shutil.copytree(cascade_run, tmp_path_factory.mktemp("runs") / "cascade"))
     evaluate_run(folder, clips=2)
     return folder
 

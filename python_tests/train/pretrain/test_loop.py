@@ -40,9 +40,9 @@ pytest_plugins = ["train_fixtures"]
 
 
 @pytest.fixture(scope="module")
-def straight(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def straight(cascade_run: Path) -> Path:
     """A run that was never stopped."""
-    return pretrain(tiny(data, tmp_path_factory.mktemp("runs") / "straight"))
+    return cascade_run
 
 
 SIGNALLED = """
