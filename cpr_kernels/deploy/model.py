@@ -43,7 +43,8 @@ class Model:
 
     Example:
         >>> model = Model("model.cpr")
-        >>> probabilities, embeddings, times = model.video("clip.mp4")
+        >>> seen = model.video("clip.mp4")
+        >>> seen.probabilities, seen.embeddings.shape
 
     Raises:
         ArtifactError: missing, damaged, of another version, or not what its manifest says.

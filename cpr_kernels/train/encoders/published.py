@@ -51,8 +51,7 @@ def load_published(
 
     Raises:
         TrainError: no such part, names missing or left over in it, another shape, or two names of one layer
-        that
-            differ; each with the names.
+            that differ; each with the names.
     """
     state = load(Path(path)) if state is None else state
     tensors = state.get("state_dict")
