@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from .. import __version__, _core, losses, mining
+from .. import __version__, losses, mining
+from ..dispatch import native
 from ..dispatch.backends import reasons
 from .arguments import parse
 from .self_test import loss_call, mining_call, self_test
@@ -98,10 +99,10 @@ def versions() -> dict[str, str]:
 def core() -> dict[str, Any]:
     """Returns the path of the compiled core, and what was built into it."""
     return {
-        "file": str(_core.__file__),
-        "instruction_sets": _core.cpu_isas(),
-        "in_use": _core.cpu_isa(),
-        "cuda": hasattr(_core, "cuda_unavailable"),
+        "file": str(native.core.__file__),
+        "instruction_sets": native.core.cpu_isas(),
+        "in_use": native.core.cpu_isa(),
+        "cuda": hasattr(native.core, "cuda_unavailable"),
     }
 
 

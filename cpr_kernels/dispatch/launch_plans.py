@@ -9,9 +9,8 @@ import torch
 from torch import Tensor
 from torch._subclasses import FakeTensor
 
-from .. import _core
 from .calls import CascadeCall, LossCall, RerankCall, walks
-from .native import DTYPE_CODES, MIN_CAPABILITY, on_current_stream
+from .native import DTYPE_CODES, MIN_CAPABILITY, core, on_current_stream
 
 
 class CudaLimits(NamedTuple):
@@ -166,7 +165,7 @@ def limits_named(device: str | Sequence[int]) -> CudaLimits:
 def limits_of(device: torch.device) -> CudaLimits:
     """Returns the limits of a CUDA device of this machine."""
     with on_current_stream(device):
-        return CudaLimits(*_core.cuda_limits())
+        return CudaLimits(*core.cuda_limits())
 
 
 def plan_on_cuda(call: CascadeCall | RerankCall | LossCall, limits: CudaLimits) -> Plan:
@@ -176,20 +175,20 @@ def plan_on_cuda(call: CascadeCall | RerankCall | LossCall, limits: CudaLimits) 
         ValueError: a call beyond what they hold (stages, views, weightings, features).
     """
     if isinstance(call, LossCall):
-        return CudaLossPlan(*_core.plan_cuda_mil_nce(*_loss_sizes(call), limits, True))
+        return CudaLossPlan(*core.plan_cuda_mil_nce(*_loss_sizes(call), limits, True))
     gathered = isinstance(call, RerankCall)
-    return CudaCascadePlan(*_core.plan_cuda_cascade(*_cascade_sizes(call), limits, gathered))
+    return CudaCascadePlan(*core.plan_cuda_cascade(*_cascade_sizes(call), limits, gathered))
 
 
 def plan_on_cpu(call: CascadeCall | RerankCall | LossCall) -> Plan:
     """Returns how the CPU kernels would run a call with torch's number of threads."""
-    threads, isa = torch.get_num_threads(), _core.cpu_isa()
+    threads, isa = torch.get_num_threads(), core.cpu_isa()
     if isinstance(call, LossCall):
-        lanes, *rest = _core.plan_cpu_mil_nce(*_loss_sizes(call), threads)
+        lanes, *rest = core.plan_cpu_mil_nce(*_loss_sizes(call), threads)
         return CpuLossPlan(isa, lanes, threads, *rest)
     if isinstance(call, RerankCall):
         return CpuRerankPlan(isa, max(1, min(threads, call.queries[0].shape[0])))
-    return CpuCascadePlan(isa, *_core.plan_cpu_cascade(*_cascade_sizes(call), threads))
+    return CpuCascadePlan(isa, *core.plan_cpu_cascade(*_cascade_sizes(call), threads))
 
 
 def _loss_sizes(call: LossCall) -> tuple[int, tuple[int, int, int]]:

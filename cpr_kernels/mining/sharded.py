@@ -22,10 +22,9 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
-from .. import _core
 from ..dispatch.calls import CascadeCall, row_contiguous
 from ..dispatch.checks import check_cascade, check_ids, check_like
-from ..dispatch.native import DTYPE_CODES, address
+from ..dispatch.native import DTYPE_CODES, address, core
 from ..dispatch.sharded_keys import (
     Shard,
     ShardedKeys,
@@ -122,7 +121,7 @@ def _facts(call: CascadeCall, shard: Shard) -> list[tuple[str, int]]:
         ("the size or dtype of the features", fingerprint(features)),
         ("the choice of ids and exclude", fingerprint(masks)),
         ("the layout of the queue, or its working_bytes,", fingerprint(shard.sizes, shard.working_bytes)),
-        ("the core's arithmetic (fused multiply-add or not)", int(_core.cpu_isa() != "generic")),
+        ("the core's arithmetic (fused multiply-add or not)", int(core.cpu_isa() != "generic")),
     ]
 
 
@@ -163,7 +162,7 @@ class _Lists:
         counts = torch.empty(self.scores.shape[0], 1 << bits, dtype=torch.int32)
         matching = (self._matching.data_ptr(), self._numbers[1].data_ptr())
         given = prefix.to(torch.int32)
-        _core.count_digits(
+        core.count_digits(
             self.address(),
             row,
             given.data_ptr(),
@@ -177,7 +176,7 @@ class _Lists:
     def keep(self, row: int, cut: Tensor, ties: Tensor) -> None:
         """Keeps the entries above the key `cut` [m], and the first `ties` [m] at it; everything where ties < 0."""
         cut, ties = cut.to(torch.int32), ties.to(torch.int32).contiguous()
-        _core.keep_above(self.address(), row, cut.data_ptr(), ties.data_ptr(), torch.get_num_threads())
+        core.keep_above(self.address(), row, cut.data_ptr(), ties.data_ptr(), torch.get_num_threads())
 
 
 class _Share:
@@ -205,7 +204,7 @@ class _Share:
             address(exclude),
             0 if exclude is None else exclude.stride(0),
         )
-        _core.collect_entries(
+        core.collect_entries(
             [(q.data_ptr(), q.stride(0), key.data_ptr(), key.stride(0), q.shape[1]) for q, key in pairs],
             DTYPE_CODES[self.queries[0].dtype],
             self.keys[0].shape[0],
