@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.compiler import is_compiling
 
-from .. import _core
+from .native import core
 
 try:
     from torch._C import (
@@ -25,7 +25,7 @@ try:
 except ImportError:  # a torch that names them differently: always the op
     _CONNECTED = False
 else:
-    _CONNECTED = _core.connect_torch(Tensor, torch.empty, torch.int64, torch.float32, torch.device("cpu"))
+    _CONNECTED = core.connect_torch(Tensor, torch.empty, torch.int64, torch.float32, torch.device("cpu"))
 
 
 def nothing_listens() -> bool:

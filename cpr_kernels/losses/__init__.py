@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from ..dispatch.backends import choose
 from ..dispatch.calls import LossCall
 from ..dispatch.checks import check_loss, check_one_kind
-from ..dispatch.graph_break import runs_eagerly
-from ..dispatch.sharded_keys import ShardedKeys, refusals_told
+from ..dispatch.graph_break import graph_break
+from ..dispatch.sharded_keys import ShardedKeys, broadcast_errors
 from . import native, reference, sharded, triton_backend
 from .autograd import run_directly
 
@@ -128,10 +128,10 @@ def mil_nce(
     return _reduced(torch.ops.cpr._mil_nce_on(*call, backend=backend), reduction)
 
 
-@runs_eagerly
+@graph_break
 def _over_shards(backend: str, keys: ShardedKeys, *arguments: Any) -> Tensor:
     """`mil_nce` of a sharded queue, loss [B]; all ranks learn of a refusal here."""
-    with refusals_told(keys.shard, "mil_nce"):
+    with broadcast_errors(keys.shard, "mil_nce"):
         call = as_call(*arguments)
         check_call(call)
         choose(BACKENDS, call, backend)  # raises for every other name

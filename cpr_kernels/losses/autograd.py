@@ -12,11 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import _core
 from ..dispatch.batching import fold, looped, unfold
 from ..dispatch.calls import LossCall
 from ..dispatch.checks import check_loss, check_positives_in_range
 from ..dispatch.fast_path import nothing_listens
+from ..dispatch.native import core
 from . import native
 from .derivatives import Directional, Gradient, Known, Settings, first_gradients
 from .second_order import NUM_FIELDS, PER_QUERY
@@ -154,7 +154,7 @@ def run_directly(call: LossCall) -> Tensor | None:
         call.use_own,
     )
     numbers = isinstance(call.temperature, (int, float)) and isinstance(call.siblings, int)
-    if not (numbers and nothing_listens() and _core.are_plain(*tensors)):
+    if not (numbers and nothing_listens() and core.are_plain(*tensors)):
         return None
     if not call.query.dtype == call.positive.dtype == call.keys.dtype or native.why_not(call) is not None:
         return None

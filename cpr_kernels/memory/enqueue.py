@@ -8,8 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import _core
-from ..dispatch.native import on_current_stream, why_not_cuda
+from ..dispatch.native import core, on_current_stream, why_not_cuda
 
 MAX_COLUMNS = 16  # csrc/cuda/enqueue.cu
 
@@ -22,7 +21,7 @@ def run(buffers: Sequence[Tensor], pointer: Tensor, count: Tensor, rows: Sequenc
             return _native(buffers, pointer, count, rows)
         if device.type == "cuda" and len(buffers) <= MAX_COLUMNS and why_not_cuda(device) is None:
             with on_current_stream(device) as stream:
-                return on_stream(buffers, pointer, count, rows, _core, stream)
+                return on_stream(buffers, pointer, count, rows, core, stream)
     return reference(buffers, pointer, count, rows)
 
 
@@ -60,7 +59,7 @@ def _columns(
 
 def _native(buffers: Sequence[Tensor], pointer: Tensor, count: Tensor, rows: Sequence[Tensor]) -> None:
     _sources, columns = _columns(buffers, rows)  # the sources stay alive until the core has returned
-    _core.enqueue(columns, buffers[0].shape[0], rows[0].shape[0], pointer.data_ptr(), count.data_ptr())
+    core.enqueue(columns, buffers[0].shape[0], rows[0].shape[0], pointer.data_ptr(), count.data_ptr())
 
 
 def on_stream(

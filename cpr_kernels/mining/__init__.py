@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from ..dispatch.backends import choose
-from ..dispatch.graph_break import runs_eagerly
-from ..dispatch.sharded_keys import ShardedKeys, refusals_told, shard_of
+from ..dispatch.graph_break import graph_break
+from ..dispatch.sharded_keys import ShardedKeys, broadcast_errors, shard_of
 from . import native, reference, sharded, triton_backend
 from .arguments import Keys, as_call, as_rerank_call, check_call
 from .faiss import backend as faiss_backend
@@ -130,10 +130,10 @@ def cascade_topk(
     return torch.ops.cpr._cascade_topk_on(*call, backend=backend)
 
 
-@runs_eagerly
+@graph_break
 def _over_shards(key: ShardedKeys, backend: str, *arguments: Any) -> tuple[Tensor, Tensor]:
     """Runs `cascade_topk` over a sharded queue, one of whose views is `key`; an error of one rank reaches all."""
-    with refusals_told(key.shard, "cascade_topk"):
+    with broadcast_errors(key.shard, "cascade_topk"):
         shard_of(arguments[1].values(), "cascade_topk")  # raises where some views are not sharded
         call = as_call(*arguments)
         check_call(call)

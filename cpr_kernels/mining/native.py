@@ -8,10 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import _core
 from ..dispatch.calls import CascadeCall, RerankCall, row_contiguous
 from ..dispatch.fast_path import nothing_listens
-from ..dispatch.native import DTYPE_CODES, address, on_current_stream, why_not_cuda
+from ..dispatch.native import DTYPE_CODES, address, core, on_current_stream, why_not_cuda
 from .candidate_lists import gather_entries, sorted_unique
 from .schedule import Schedule
 from .weightings import plan_rows
@@ -62,7 +61,7 @@ def run(call: CascadeCall) -> tuple[Tensor, Tensor]:
     device = call.queries[0].device
     if device.type == "cuda":
         with on_current_stream(device) as stream:
-            return run_on_stream(call, _core, stream)
+            return run_on_stream(call, core, stream)
     return _run_on_cpu(call)
 
 
@@ -97,7 +96,7 @@ class _Arguments:
 
 def _run_on_cpu(call: CascadeCall) -> tuple[Tensor, Tensor]:
     given = _Arguments(call)
-    _core.cascade_topk(*given.features, *given.masks, *given.out, torch.get_num_threads())
+    core.cascade_topk(*given.features, *given.masks, *given.out, torch.get_num_threads())
     return given.indices, given.scores
 
 
@@ -120,7 +119,7 @@ def run_directly(
     except KeyError:
         return None
     threads = torch.get_num_threads()
-    return _core.cascade_topk_of_tensors(of_queries, of_keys, weights, keep, query_ids, key_ids, threads)
+    return core.cascade_topk_of_tensors(of_queries, of_keys, weights, keep, query_ids, key_ids, threads)
 
 
 def run_on_stream(call: CascadeCall, core: Any, stream: int) -> tuple[Tensor, Tensor]:
@@ -138,11 +137,11 @@ def rerank(call: RerankCall) -> tuple[Tensor, Tensor]:
     device = call.queries[0].device
     if device.type == "cuda":
         with on_current_stream(device) as stream:
-            return rerank_on_stream(call, _core, stream)
+            return rerank_on_stream(call, core, stream)
     given = _Arguments(call.cascade)
     candidates = row_contiguous(call.candidates)
     listed = (candidates.data_ptr(), candidates.shape[1], candidates.stride(0))
-    _core.cascade_rerank(*given.features, listed, given.masks, given.out, torch.get_num_threads())
+    core.cascade_rerank(*given.features, listed, given.masks, given.out, torch.get_num_threads())
     return given.indices, given.scores
 
 

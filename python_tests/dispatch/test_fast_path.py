@@ -254,7 +254,7 @@ def test_without_the_table_there_is_the_op(monkeypatch: pytest.MonkeyPatch) -> N
     queries, keys = features()
     expected = cascade_topk(queries, keys, SCHEDULE)
     monkeypatch.setattr(direct, "_CONNECTED", False)
-    monkeypatch.setattr(native._core, "cascade_topk_of_tensors", None)
+    monkeypatch.setattr(native.core, "cascade_topk_of_tensors", None)
     assert_same(cascade_topk(queries, keys, SCHEDULE), expected)
 
 

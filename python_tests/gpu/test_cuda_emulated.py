@@ -179,7 +179,7 @@ def test_shapes_go_where_the_rules_say(
     call = shape(queries, keys)
     plan = plan_on_cuda(call, CudaLimits(*device))
     assert isinstance(plan, CudaCascadePlan)
-    assert (plan.path, plan.queries_a_sweep) == (path, chunk)
+    assert (plan.path, plan.queries_per_sweep) == (path, chunk)
     size = plan.workspace_bytes
     given = native._Arguments(call)
     assert size == core.cuda_cascade_topk_workspace(*given.features, given.masks, given.out)

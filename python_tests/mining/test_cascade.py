@@ -174,7 +174,7 @@ def test_queries_take_turns_where_their_lists_are_long() -> None:
         torch.set_num_threads(threads)
     if plan.lanes != 16:
         pytest.skip("20 queries are two groups of 16 lanes only")
-    assert (plan.queries_a_group, plan.groups, plan.parts) == (16, 2, 2)
+    assert (plan.queries_per_group, plan.groups, plan.parts) == (16, 2, 2)
 
 
 def test_denormal_flushing_of_the_caller_is_kept_and_ignored() -> None:

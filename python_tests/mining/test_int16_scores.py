@@ -91,7 +91,7 @@ def mined_and_listed(
     num_queries, num_keys = (next(iter(views.values())).shape[0] for views in (queries, keys))
     schedule = schedule or cpr_schedule(num_keys=num_keys)
     listed = torch.arange(num_keys).expand(num_queries, num_keys)
-    assert plan_on_cpu(as_call(queries, keys, schedule, **ids)).coarse
+    assert plan_on_cpu(as_call(queries, keys, schedule, **ids)).int16_scores
     return cascade_topk(queries, keys, schedule, **ids), cascade_rerank(
         queries, keys, schedule, listed, **ids
     )

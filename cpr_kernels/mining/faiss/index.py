@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ...dispatch.calls import CascadeCall
 from ...dispatch.checks import check_cascade
-from ...dispatch.graph_break import runs_eagerly
+from ...dispatch.graph_break import graph_break
 from ..arguments import as_call
 from ..schedule import Schedule, Stage
 from . import files
@@ -173,7 +173,7 @@ class FaissIndex:
             self.longest = max(self.longest, float(np.einsum("ij,ij->i", rows, rows).max()) ** 0.5)
         return rows
 
-    @runs_eagerly
+    @graph_break
     def update(self, keys: Mapping[str, Tensor], slots: Tensor, key_ids: Tensor | None = None) -> Staleness:
         """Replaces entries `slots` [n] of the queue: the old ones leave the index, the new ones enter.
 
@@ -203,7 +203,7 @@ class FaissIndex:
             self.rebuild(keys, key_ids)
         return self.staleness
 
-    @runs_eagerly
+    @graph_break
     def sync(self, queue: Queue) -> Staleness:
         """Updates the index to a queue after its `enqueue`.
 
@@ -228,7 +228,7 @@ class FaissIndex:
         dead = self.store.dead / max(self.store.held, 1)
         return Staleness(stats.updates, stats.added / max(self.size, 1), drift, dead, stats.rebuilds)
 
-    @runs_eagerly
+    @graph_break
     def cascade_topk(
         self,
         queries: Mapping[str, Tensor],

@@ -41,6 +41,10 @@ class Video:
     knots: Knots = ()
     note: str = ""
 
+    def __post_init__(self) -> None:
+        # JSON has lists where tuples were.
+        object.__setattr__(self, "knots", tuple((frame, second) for frame, second in self.knots))
+
     @property
     def file(self) -> str:
         """The path of its file, as listed: what its id begins with."""
@@ -110,10 +114,7 @@ class Manifest:
             return cls(
                 FrameSettings(**body["settings"]),
                 list(body["classes"]),
-                [
-                    Video(**{**video, "knots": tuple(map(tuple, video.get("knots", ())))})
-                    for video in body["videos"]
-                ],
+                [Video(**video) for video in body["videos"]],
                 [(name, reason) for name, reason in body["skipped"]],
             )
         except (KeyError, TypeError, ValueError) as error:

@@ -15,7 +15,7 @@ from .. import TrainError
 from .layouts import Labels, read_layout
 from .lists import COLUMNS, read_list
 from .segments import WHOLE, Segment
-from .splits import by_official_lists
+from .splits import official_splits
 
 UCF_NAME = re.compile(r"^v_(?P<name>.+)_g(?P<group>\d+)_c(?P<clip>\d+)$")
 # HMDB51: source, class, visible parts, camera motion, people, view, quality, clip number
@@ -114,6 +114,30 @@ def _split(source: Source, test_groups: set[str]) -> str:
     match = UCF_NAME.match(source.path.stem)
     in_test = int(match["group"]) in UCF_TEST_GROUPS if match else source.group in test_groups
     return "test" if in_test else "train"
+
+
+def by_official_lists(sources: list[Source], lists: Path, fold: int) -> tuple[list[Source], PassedOver]:
+    """The listed videos with their splits, and those passed over: in no list, and how many listed ones are missing."""
+    splits = official_splits(lists, fold)
+    kept, passed_over, seen = [], [], set()
+    for source in sources:
+        split = splits.get(source.path.stem, "")
+        seen.add(source.path.stem)
+        if split:
+            kept.append(replace(source, split=split))
+        else:
+            passed_over.append((source.id, f"in no list of split {fold}"))
+    missing = [stem for stem, split in splits.items() if split and stem not in seen]
+    if not kept:
+        raise TrainError(
+            f"splits: none of the {len(sources)} videos is listed in {lists} (split {fold}); the lists name videos "
+            f"like {next(iter(splits), 'none')!r}, the folder holds {sources[0].path.stem!r}"
+        )
+    if missing:
+        passed_over.append(
+            (f"split {fold}", f"{len(missing):,} listed videos are missing, such as {missing[0]}")
+        )
+    return kept, passed_over
 
 
 def _settled_validation(sources: list[Source]) -> tuple[list[Source], list[str]]:

@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from .. import TrainError
-
-if TYPE_CHECKING:
-    from .sources import Source
 
 HMDB_FILE = "*_test_split{fold}.txt"
 HMDB_SPLITS = {"1": "train", "2": "test", "0": ""}  # 0: in neither, of this split
@@ -43,32 +38,6 @@ def official_splits(lists: Path, fold: int = 1) -> dict[str, str]:
         if splits.setdefault(stem, split) != split:
             raise TrainError(f"splits: {lists} lists {stem} for training and for testing in split {fold}")
     return splits
-
-
-def by_official_lists(
-    sources: list[Source], lists: Path, fold: int
-) -> tuple[list[Source], list[tuple[str, str]]]:
-    """The listed videos with their splits, and those passed over: in no list, and how many listed ones are missing."""
-    splits = official_splits(lists, fold)
-    kept, passed_over, seen = [], [], set()
-    for source in sources:
-        split = splits.get(source.path.stem, "")
-        seen.add(source.path.stem)
-        if split:
-            kept.append(replace(source, split=split))
-        else:
-            passed_over.append((source.id, f"in no list of split {fold}"))
-    missing = [stem for stem, split in splits.items() if split and stem not in seen]
-    if not kept:
-        raise TrainError(
-            f"splits: none of the {len(sources)} videos is listed in {lists} (split {fold}); the lists name videos "
-            f"like {next(iter(splits), 'none')!r}, the folder holds {sources[0].path.stem!r}"
-        )
-    if missing:
-        passed_over.append(
-            (f"split {fold}", f"{len(missing):,} listed videos are missing, such as {missing[0]}")
-        )
-    return kept, passed_over
 
 
 def _ucf_entries(path: Path, split: str, classes: set[str]) -> list[tuple[str, str]]:
