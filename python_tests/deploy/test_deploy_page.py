@@ -34,4 +34,4 @@ def test_its_code_finds_the_video_itself_and_its_nearest(
     scope = run_python(PAGE)
     found = re.findall(r"^(\d\.\d\d)  (\S+) at \d\.\d s$", capsys.readouterr().out, flags=re.MULTILINE)
     assert len(found) == 5 and found[0][0] == "1.00" and Path(found[0][1]).name == videos[3].name
-    assert scope["seen"].probabilities.shape == (7,)
+    assert scope["prediction"].probabilities.shape == (7,)
