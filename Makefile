@@ -13,44 +13,45 @@ VIDEOS ?=
 ARGS   ?=
 
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
-CODE := cpr_kernels python_tests $(wildcard bench examples)
+CODE := cpr_kernels python_tests $(wildcard bench examples docs)
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install -qq
 # Python files are used where they lie (editable install); these are compiled or read by the installer.
-BUILT := pyproject.toml CMakeLists.txt $(wildcard csrc/* csrc/*/*)
+BUILT := pyproject.toml CMakeLists.txt $(shell find csrc -type f)
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test lint format types bench docs clean
 .DELETE_ON_ERROR:
 
-help:  ## this list
+help:  ## print this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-demo: $(VENV)/.train  ## mine, learn and report on generated clips; VIDEOS=folder takes your own, OUT=folder says where
+demo: $(VENV)/.train  ## train and report on generated clips; VIDEOS=folder takes your own, OUT=folder sets where
 	OMP_WAIT_POLICY=passive $(BIN)/cpr demo $(if $(VIDEOS),--videos "$(VIDEOS)") \
 	  --out "$(or $(OUT),$(if $(VIDEOS),runs/$$(basename "$(VIDEOS)"),runs/demo))" $(ARGS)
 
-test: $(VENV)/.dev  ## all tests; ARGS="-k queue" chooses, ARGS="-n 2 --dist loadfile" runs two at a time
+test: $(VENV)/.dev  ## run all tests; ARGS="-k queue" selects, ARGS="-n 2 --dist loadfile" runs two at a time
 	$(BIN)/python -m pytest $(ARGS)
 
-lint: $(VENV)/.dev  ## ruff
+lint: $(VENV)/.dev  ## check with ruff
 	$(BIN)/ruff check $(CODE)
 	$(BIN)/ruff format --check $(CODE)
 
-format: $(VENV)/.dev  ## ruff, mending
+format: $(VENV)/.dev  ## format and mend with ruff
 	$(BIN)/ruff check --fix $(CODE)
 	$(BIN)/ruff format $(CODE)
 
-types: $(VENV)/.dev  ## mypy
+types: $(VENV)/.dev  ## check types with mypy
 	$(BIN)/mypy cpr_kernels $(wildcard bench)
 
-bench: $(VENV)/.dev  ## benchmarks, correctness first; ARGS="--quick" for a look
+bench: $(VENV)/.dev  ## run the benchmarks; ARGS=--quick for a smoke test
 	$(BIN)/python -m bench $(ARGS)
 
-docs: $(VENV)/.dev  ## the API reference, from the docstrings, into build/docs; the user guide is docs/guide.md
-	$(BIN)/python -m pdoc -d google -o build/docs cpr_kernels cpr_kernels.deploy cpr_kernels.train
+docs: $(VENV)/.dev  ## build the site with guide and API reference, into build/docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet -f .mkdocs.yml
+	@echo "wrote build/docs/index.html; for its search, serve it: $(BIN)/python -m http.server -d build/docs"
 
-clean:  ## all that the commands above made, except runs/
+clean:  ## remove what these commands made, except runs/
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
@@ -60,7 +61,7 @@ $(VENV)/.torch:
 	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv $(VENV)
 	@echo "installing torch into $(VENV)"
 	@if $(BIN)/python -c 'import torch' 2>/dev/null; then \
-	  echo "it is there already"; \
+	  echo "already installed"; \
 	elif [ -n "$(TORCH)" ]; then \
 	  $(PIP) $(TORCH); \
 	elif command -v nvidia-smi >/dev/null; then \

@@ -15,7 +15,10 @@ COMMANDS = {  # name: (the module with its `main(argv)`, what it does)
     "loss": ("bench.ops.measure", "Measures the MIL-NCE loss only, forward and backward."),
     "enqueue": ("bench.ops.measure", "Measures writing a batch into the queue only."),
     "train_step": ("bench.ops.measure", "Measures the training step without encoders only."),
-    "readme": ("bench.tables.readme", "Rewrites the performance section of a page from the kept results."),
+    "readme": (
+        "bench.tables.readme",
+        "Rewrites the tables of README.md and docs/benchmarks.md from the kept results.",
+    ),
     "scale": ("bench.scale.run", "Measures queues of 1e5 entries and more: exact, in shares and by FAISS."),
     "sharded": ("bench.sharded.model_tables", "Prints a cost model of a queue shared by many ranks."),
     "protocol": ("bench.studies.protocol", "Trains every mining method under one budget and compares them."),

@@ -16,6 +16,7 @@ from . import ops as _ops  # registers torch.ops.cpr.*
 from .explain import explain
 from .losses import MILNCELoss, mil_nce
 from .memory.bank import MemoryBank
+from .memory.ids import source_ids
 from .memory.momentum import ema_update_
 from .memory.queue import MultiViewQueue
 from .memory.sharded_queue import ShardedMultiViewQueue, reshard
@@ -67,6 +68,7 @@ __all__ = [
     "positive_mining_recall",
     "reshard",
     "retrieval_recall_at_k",
+    "source_ids",
 ]
 
 del torch, _ops

@@ -1,4 +1,4 @@
-"""The console script `cpr`: positives from your own embeddings, and the reference trainer."""
+"""Runs the console script `cpr`: mining from your own embeddings, and the reference trainer."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ STOPPED = 130  # the exit status of a program that Ctrl-C ended
 
 
 class Command(NamedTuple):
-    """Where a command is, what it does in a line, and the extra whose packages it needs."""
+    """Names the module and function of a command, says in a line what it does, and which extra it needs."""
 
     module: str  # below cpr_kernels.cli
     function: str
@@ -84,8 +84,8 @@ def _call(name: str, argv: list[str]) -> int:
 
 
 def _run(name: str, argv: list[str]) -> int:
-    """Runs a command; an error of the user becomes one line and status 2."""
-    from .train import Interrupted, TrainError
+    """Runs a command; turns an error of the user into one line and status 2."""
+    from .errors import Interrupted, TrainError
 
     try:
         return _call(name, argv)

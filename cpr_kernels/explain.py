@@ -1,4 +1,4 @@
-"""Why does this call run where it runs, and how?"""
+"""Explains why a call runs on the backend it runs on, and how."""
 
 from __future__ import annotations
 
@@ -10,31 +10,32 @@ from .dispatch.backends import Choice, as_text, reasons
 from .dispatch.calls import CascadeCall, LossCall, RerankCall
 from .dispatch.checks import check_rerank
 from .dispatch.launch_plans import Plan, limits_named, limits_of, plan_on_cpu, plan_on_cuda
+from .mining import arguments
 
 NATIVE = mining.native.NAME
 
 
 class Explanation(list[Choice]):
-    """One :class:`Choice` per backend in order of preference, and how the native one would run the call."""
+    """Holds one :class:`Choice` per backend in order of preference, and the native backend's launch plan."""
 
-    plan: Plan | None = None  # None: it cannot run the call, or no device is known
+    plan: Plan | None = None  # None: it cannot run the call, or there is no device
 
 
 def explain(
     op: Callable[..., Any], *args: Any, device: str | Sequence[int] | None = None, **kwargs: Any
 ) -> Explanation:
-    """Print which backend ``op(*args, **kwargs)`` would take, why not the others, and how the native one works.
+    """Prints which backend ``op(*args, **kwargs)`` would take, why not the others, and how the native one works.
 
     Runs nothing. On the CPU, how: the instruction set, whether threads go over queries or over panels of keys, and
     how many stages are decided while the keys stream by. On CUDA: the planner's path (`tiny`: one launch;
     `ring`: scores stay in L2; `huge`: scores go through device memory) with the rule that chose it, sweeps and
-    bytes of workspace. (Where a device, a slice of one say, cannot hold the cluster of `tiny`, the kernels of
-    `ring` run; only a launch can tell.)
+    bytes of workspace. (Where a device, such as a slice of one, cannot hold the cluster of `tiny`, the kernels of
+    `ring` run, which only a launch can show.)
 
     Args:
         op: :func:`cascade_topk`, :func:`cascade_rerank` or :func:`mil_nce`.
         *args: the op's arguments, on any device.
-        device: a CUDA device to plan for, though the arguments lie elsewhere and it need not be here: "H200",
+        device: a CUDA device to plan for, with arguments on any device; it need not be present: "H200",
             "H100", "A100", "RTX 4090", "RTX 3090", or (capability, shared memory bytes a block may have, L2 bytes,
             has it clusters of 16 blocks?), for example ``(90, 232448, 60 << 20, True)``.
         **kwargs: the op's; ``backend`` is ignored.
@@ -44,7 +45,7 @@ def explain(
         run. Its attribute `plan` holds what was printed of the native one, as named numbers, or None.
 
     Raises:
-        ValueError: an op or a device it does not know, or arguments that the op itself would refuse.
+        ValueError: an unknown op or device, or arguments that the op itself would refuse.
 
     Example:
         >>> explain(cascade_topk, queries, keys, cpr_schedule())
@@ -60,17 +61,20 @@ def explain(
     limits = None if device is None else limits_named(device)
     call: CascadeCall | RerankCall | LossCall
     if op is mining.cascade_topk:
-        call = mining.as_call(*args, **kwargs)
-        mining.check_call(call)
+        call = arguments.as_call(*args, **kwargs)
+        arguments.check_call(call)
+        call = call.in_one_dtype()
         choices = Explanation(reasons(mining.BACKENDS, call))
     elif op is mining.cascade_rerank:
-        call = mining.as_rerank_call(*args, **kwargs)
+        call = arguments.as_rerank_call(*args, **kwargs)
         check_rerank(call)
+        call = call.in_one_dtype()
         choices = Explanation(reasons(mining.RERANK_BACKENDS, call))
     elif op is losses.mil_nce:
         kwargs.pop("reduction", None)
         call = losses.as_call(*args, **kwargs)
         losses.check_call(call)
+        call = call.in_one_dtype()
         choices = Explanation(reasons(losses.BACKENDS, call))
     else:
         raise ValueError(f"explain: op must be cascade_topk, cascade_rerank or mil_nce, got {op!r}")

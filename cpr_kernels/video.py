@@ -166,9 +166,7 @@ class TimedFrames(Iterator[tuple[Frame, float]]):
                     seen += 1
         except (av.FFmpegError, ValueError, OSError) as error:
             reason = str(error).split(":")[0].split("] ")[-1]
-            if (
-                isinstance(error, av.error.ArgumentError) and not seen
-            ):  # not one of the demuxers that may open it
+            if isinstance(error, av.error.ArgumentError) and not seen:  # refused by OPEN_OPTIONS
                 reason = "no container of video, such as a text, a picture or a playlist"
             raise UnreadableVideo(
                 f"broken after {seen} frames ({reason})" if seen else f"not a video ({reason})"

@@ -2,17 +2,9 @@
 #pragma once
 #include <cstdint>
 
+#include "types.h"
+
 namespace cpr {
-
-enum class DType : int { float32 = 0, bfloat16 = 1, float16 = 2 };
-
-struct View {
-  const void* queries;  // [B, dim], rows query_stride elements apart
-  const void* keys;     // [N, dim], rows key_stride elements apart
-  int64_t query_stride;
-  int64_t key_stride;
-  int64_t dim;
-};
 
 struct CascadeArgs {
   const View* views;
@@ -32,8 +24,8 @@ struct CascadeArgs {
   int threads;
 };
 
-// Returns the number of queries whose sampled brackets missed twice, and that were selected the long way (for
-// tests).
+// Returns how many queries' sampled brackets missed twice, so that they were selected exhaustively (for tests);
+// -1 when memory ran out.
 int64_t cascade_topk_cpu(const CascadeArgs& args);
 
 // How a call would run on the CPU, with the instruction set in use.

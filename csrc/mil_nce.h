@@ -24,6 +24,7 @@ struct LossArgs {
   int threads;
 };
 
+// All of a query's are NaN where a score that takes part, or its own pair's, is NaN or infinite in float32.
 struct LossOut {
   float* loss;          // [B]
   float* lse_all;       // [B]
@@ -47,6 +48,7 @@ bool mil_nce_sweep_cpu(const LossArgs& args, const LossOut& out);
 // What a share of the keys adds to the sums of each query; the own pair is not among them.
 struct LossShare {
   float* sums;      // [B, 4] highest score, sum of exp((score - it) / T), and both of the positives; 0: none
+                    // all NaN where a score that takes part is not finite
   float* attended;  // [B, 2, D] or null: keys weighted by those exponentials, and positives by theirs
 };
 

@@ -1,4 +1,4 @@
-"""Mining and loss inside `torch.compile(fullgraph=True)`: the ops are single nodes of the graph, nothing breaks it.
+"""Compiles mining and loss with `torch.compile(fullgraph=True)`: the ops are single nodes of the graph.
 
 python examples/compiled.py
 """
@@ -23,7 +23,7 @@ def step(
     queue: dict[str, Tensor],
     queue_ids: Tensor,
 ) -> tuple[Tensor, Tensor]:
-    """Loss of a batch, and the mined entries [B, 5]."""
+    """Returns the loss of a batch, and the mined entries [B, 5]."""
     query = normalize(model(rgb), dim=1)
     keys = {"rgb": query.detach(), "flow": flow}
     positives, _ = cpr.cascade_topk(keys, queue, SCHEDULE, query_ids=ids, key_ids=queue_ids)
@@ -33,7 +33,7 @@ def step(
 
 
 def main(backend: str = "inductor") -> tuple[bool, float]:
-    """Whether compiled and plain agree in what is mined, and the difference of their losses."""
+    """Returns whether compiled and plain mining agree, and the difference of their losses."""
     torch.manual_seed(0)
     rgb, flow, _ = clips(640)
     model, flow = encoder(), normalize(flow, dim=1)

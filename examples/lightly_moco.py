@@ -1,4 +1,4 @@
-"""With lightly: its projection heads and momentum update, our queue and loss instead of its NTXentLoss.
+"""Trains with lightly: its projection heads and momentum update, our queue and loss instead of its NTXentLoss.
 
 pip install lightly; python examples/lightly_moco.py
 """
@@ -17,7 +17,7 @@ QUEUE = 512
 
 
 class TwoViewMoCo(torch.nn.Module):
-    """lightly's MoCo with an encoder a view, and one queue that keeps both views of a clip in one slot."""
+    """Is lightly's MoCo with an encoder per view, and one queue that keeps both views of a clip in one slot."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -35,7 +35,7 @@ class TwoViewMoCo(torch.nn.Module):
     def training_step(
         self, batch: dict[str, torch.Tensor], mine: bool
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """The loss of a batch, as in a LightningModule, and what was mined."""
+        """Returns the loss of a batch, as in a LightningModule, and what was mined."""
         index, queue = batch["index"], self.queue
         update_momentum(self.online, self.momentum, m=0.99)
         query = {view: normalize(self.online[view](augmented(batch[view])), dim=1) for view in self.online}
@@ -51,7 +51,7 @@ class TwoViewMoCo(torch.nn.Module):
 
 
 def main(steps: int = 150, batch: int = 64) -> float:
-    """Trains both views and mines once they know something; returns the share of right ones at the end."""
+    """Trains both views and mines once they have learnt something; returns the share of right ones at the end."""
     torch.manual_seed(0)
     rgb, flow, label = clips()
     model = TwoViewMoCo()

@@ -1,4 +1,4 @@
-"""The cascade as a miner for pytorch-metric-learning: returns the `indices_tuple` that its losses take.
+"""Uses the cascade as a miner for pytorch-metric-learning: returns the `indices_tuple` that its losses take.
 
 pip install pytorch-metric-learning; python examples/metric_learning.py
 """
@@ -14,7 +14,7 @@ import cpr_kernels as cpr
 
 
 class CascadeMiner(BaseMiner):
-    """Positives that another view of the same samples agrees with.
+    """Mines positives that another view of the same samples agrees with.
 
     Use it where `labels` are sample numbers (self-supervised): `other[label]` is the sample's embedding in the other
     view. Positives are other crops of the anchor's own sample, and what the cascade finds; the rest are negatives.
@@ -25,7 +25,7 @@ class CascadeMiner(BaseMiner):
         self.other, self.schedule = normalize(other, dim=1), schedule
 
     def mine(self, embeddings: Tensor, labels: Tensor, ref_emb: Tensor, ref_labels: Tensor):
-        """(anchors, positives, anchors, negatives), as indices into the batch and into the references."""
+        """Returns (anchors, positives, anchors, negatives), as indices into the batch and into the references."""
         queries = {"trained": normalize(embeddings, dim=1), "other": self.other[labels]}
         keys = {"trained": normalize(ref_emb, dim=1), "other": self.other[ref_labels]}
         found, _ = cpr.cascade_topk(queries, keys, self.schedule, query_ids=labels, key_ids=ref_labels)
@@ -33,7 +33,7 @@ class CascadeMiner(BaseMiner):
         if embeddings is ref_emb or torch.equal(embeddings, ref_emb):
             own.fill_diagonal_(False)
         positive = torch.cat([own, own.new_zeros(len(own), 1)], dim=1)
-        positive.scatter_(1, found % positive.shape[1], True)  # the padding, -1, goes to the last column
+        positive.scatter_(1, found % positive.shape[1], True)  # the padding, -1, marks the last column
         positive = positive[:, :-1]
         negative = ~positive & (labels[:, None] != ref_labels)
         return *positive.nonzero(as_tuple=True), *negative.nonzero(as_tuple=True)

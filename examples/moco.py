@@ -1,4 +1,4 @@
-"""A plain MoCo loop, and what changes in it when positives are mined: the lines marked `# CPR`.
+"""Trains a plain MoCo loop, and the same with mined positives: the changed lines are marked `# CPR`.
 
 python examples/moco.py
 """
@@ -35,7 +35,7 @@ def main(mine: bool = True) -> dict[str, float]:
             cpr.ema_update_(online, momentum, 0.99)
             keys = {"rgb": normalize(momentum(augmented(rgb[batch])), dim=1), "flow": flow[batch]}
         positives = None
-        if mine and step > STEPS // 3:  # first InfoNCE, until RGB has something to say
+        if mine and step > STEPS // 3:  # first InfoNCE, until RGB is informative
             ids = {"query_ids": batch, "key_ids": queue.ids}
             positives, _ = cpr.cascade_topk(keys, queue.views, schedule, **ids)  # CPR
             right.append(cpr.positive_mining_recall(positives, label[batch], queue.labels))

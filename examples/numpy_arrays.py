@@ -1,6 +1,6 @@
-"""No training, no torch in sight: positives for embeddings that lie in NumPy arrays.
+"""Mines positives for embeddings in NumPy arrays, without training.
 
-    python examples/numpy_arrays.py
+python examples/numpy_arrays.py
 
 From files, `cpr mine features.npz --out mined.npz` does the same without a line of code.
 """
@@ -13,7 +13,7 @@ import cpr_kernels as cpr
 
 
 def positives_of(views: dict[str, np.ndarray], schedule: cpr.Schedule, source: np.ndarray) -> np.ndarray:
-    """For each row, the rows that survive the cascade, best first: [M, k], padded with -1.
+    """Returns, for each row, the rows that survive the cascade, best first: [M, k], padded with -1.
 
     `views` are float32 arrays [M, D] of the same M samples; rows of one `source` never find each other.
     """
@@ -24,13 +24,13 @@ def positives_of(views: dict[str, np.ndarray], schedule: cpr.Schedule, source: n
 
 
 def unit(rows: np.ndarray) -> np.ndarray:
-    """Centred rows of length 1: then inner products are cosines."""
+    """Returns centred rows of length 1, whose inner products are cosines."""
     centred = rows - rows.mean(axis=0)
     return centred / np.linalg.norm(centred, axis=1, keepdims=True)
 
 
 def main() -> dict[str, float]:
-    """The share of found rows that have the right class, by schedule."""
+    """Returns the share of found rows that have the right class, by schedule."""
     rgb, flow, label = (tensor.numpy() for tensor in clips())
     views = {"rgb": unit(rgb), "flow": unit(flow)}
     source = np.arange(len(label))

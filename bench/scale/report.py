@@ -1,9 +1,8 @@
-"""Writes tables, plots and the README's section of ``python -m bench scale``, made from its result files."""
+"""Writes tables, plots and the section of docs/benchmarks.md of ``python -m bench scale``, from its result files."""
 
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from math import nan
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any
 from ..harness.machine import slug
 from ..harness.peer import not_installed
 from ..harness.text import duration, markdown, size
-from ..tables.readme import write_text
+from ..tables.readme import between_markers, link_from, write_text
 
 Document = dict[str, Any]
 BEGIN, END = "<!-- scale:begin -->", "<!-- scale:end -->"
@@ -158,7 +157,7 @@ def newest(folder: Path) -> Document:
 
 
 def summary(document: Document, results: str) -> str:
-    """Returns the README's lines: the first bank under its longest schedule, one row a method and power of ten.
+    """Returns the page's lines: the first bank under its longest schedule, one row a method and power of ten.
 
     Raises:
         ValueError: there are no figures of that bank.
@@ -204,18 +203,13 @@ def summary(document: Document, results: str) -> str:
     )
 
 
-def rewrite_readme(readme: Path, results: Path) -> None:
-    """Replaces the text between the scale markers of the README.
+def rewrite_page(page: Path, results: Path) -> None:
+    """Replaces the text between the scale markers of a page.
 
     Raises:
-        ValueError: the README lacks a marker, or there are no results.
+        ValueError: the page lacks a marker, or there are no results.
     """
-    if not readme.is_file():
-        raise ValueError(f"--readme {readme}: no such file")
-    text = readme.read_text()
-    if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
-        raise ValueError(f"{readme}: expected one {BEGIN} and, after it, one {END}")
-    before, rest = text.split(BEGIN)
-    after = rest.split(END)[1]
-    link = Path(os.path.relpath(results.resolve(), readme.resolve().parent)).as_posix()
-    write_text(readme, f"{before}{BEGIN}\n{summary(newest(results), link)}\n{END}{after}")
+    if not page.is_file():
+        raise ValueError(f"--page {page}: no such file")
+    body = summary(newest(results), link_from(page, results))
+    write_text(page, between_markers(page, BEGIN, END, body))

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from cpr_kernels import Schedule, parse_schedule
 from cpr_kernels.mining.faiss.plan import why_not_schedule
-from cpr_kernels.mining.faiss.search import overlap
+from cpr_kernels.mining.faiss.recall import overlap
 
 from .. import RESULTS
 from ..harness.machine import commit, configure, describe, slug, versions
@@ -31,7 +31,7 @@ from ..tables.readme import write_text
 from .data import Bank, Base, Replicas, bases
 from .memory import Memory, block_bytes, queue_bytes, why_not, why_not_queue
 from .methods import Contender, Exact, Indexed, Method, in_turn, methods
-from .report import Document, newest, rewrite_readme, stem, tables, write
+from .report import Document, newest, rewrite_page, stem, tables, write
 from .shares import Shares
 
 SCHEDULES = {
@@ -243,15 +243,15 @@ def _parser() -> argparse.ArgumentParser:
     add("--quick", action="store_true", help="a few thousand entries: a smoke test, no figures")
     add("--threads", type=int, default=torch.get_num_threads(), help="of this process; ranks share them")
     add("--out", type=Path, default=None, metavar="DIR", help="where results go (bench/results)")
-    add("--readme", type=Path, default=None, metavar="FILE", help="measure nothing: rewrite its section")
+    add("--page", type=Path, default=None, metavar="FILE", help="measure nothing: rewrite its section")
     return parser
 
 
 def main(argv: Sequence[str]) -> int:
     """Runs the command; returns 1 after a wrong answer or a lost process."""
     args = _parser().parse_args(argv)
-    if args.readme is not None:
-        rewrite_readme(args.readme, args.out or RESULTS)
+    if args.page is not None:
+        rewrite_page(args.page, args.out or RESULTS)
         return 0
     if not all(1 <= entries < 1e12 for entries in args.sizes):
         raise ValueError(f"--sizes must be from 1 to 1e12, got {args.sizes}")

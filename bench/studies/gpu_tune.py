@@ -1,8 +1,8 @@
 """Times choices of the CUDA planner that only a device can judge: ``python -m bench gpu-tune [--out FILE]``.
 
-One choice at a time against the planner's own rules, on the shapes with a goal, replayed from a CUDA graph,
-interleaved. An answer that differs in one bit from the rules' own ends the run with 1. What wins here becomes a rule in
-`csrc/cuda/cascade_layout.h`, with the figure beside it. ``--once`` runs a shape once, by the rules, for a profiler.
+One choice at a time against the planner's own rules, on the shapes with a goal, replayed from a CUDA graph and in
+turn. An answer that differs in one bit from the rules' own ends the run with 1. What wins here becomes a rule in
+`csrc/cuda/cascade/layout.h`, with the figure beside it. ``--once`` runs a shape once, by the rules, for a profiler.
 """
 
 from __future__ import annotations

@@ -32,7 +32,7 @@ from cpr_kernels.train.pretrain.config import Augment, Clips, Iic, Mining, Optim
 from cpr_kernels.train.pretrain.presets import iic
 from cpr_kernels.train.pretrain.run_folder import encoder_files
 from cpr_kernels.train.runtime.run_log import read_lines
-from cpr_kernels.train.views.names import together
+from cpr_kernels.train.views.names import name_of_all_views
 
 from ..harness.text import markdown, percents
 from ..tables.readme import write_text
@@ -195,7 +195,7 @@ def figures_of(run_folder: Path, views: Sequence[str]) -> dict[str, Any]:
     lines = read_lines(run_folder / "log.jsonl")
     epochs = last_epochs([line for line in lines if line["kind"] == "epoch"])
     missing: dict[str, float] = next((line["missing"] for line in lines if "missing" in line), {})
-    together_name = together(tuple(views)) if len(views) > 1 else views[0]
+    together_name = name_of_all_views(tuple(views)) if len(views) > 1 else views[0]
     return {
         "recall": last["recall"], "probe": last["probe"], "together": together_name, "missing": missing,
         "mining": {line["phase"]: line["mining"] for line in epochs},

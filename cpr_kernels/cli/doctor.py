@@ -1,4 +1,4 @@
-"""`cpr doctor`: what was built, what can run here and why not the rest, and a self-test of what can."""
+"""Runs `cpr doctor`: shows what was built, what can run here and why the rest cannot, and tests what can."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from .. import __version__, _core, losses, mining
+from .. import __version__, losses, mining
+from ..dispatch import native
 from ..dispatch.backends import reasons
 from .arguments import parse
 from .self_test import loss_call, mining_call, self_test
@@ -56,7 +57,7 @@ class Doctor:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Runs `cpr doctor`; 0 when every test passed, else 1."""
+    """Runs `cpr doctor`; returns 0 when every test passed, else 1."""
     args: Doctor = parse(Doctor, argv, "doctor")
     found = examine(test=args.test)
     print(json.dumps(found, indent=1) if args.json else as_text(found))
@@ -64,7 +65,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def examine(test: bool = True) -> dict[str, Any]:
-    """Everything that the command prints, as plain values.
+    """Returns everything that the command prints, as plain values.
 
     Args:
         test: also run the self-test.
@@ -80,7 +81,7 @@ def examine(test: bool = True) -> dict[str, Any]:
 
 
 def versions() -> dict[str, str]:
-    """{name: version} of what matters to a bug report."""
+    """Returns {name: version} of what matters to a bug report."""
     found = {
         "cpr_kernels": __version__,
         "python": f"{platform.python_version()} ({platform.python_implementation()})",
@@ -96,17 +97,17 @@ def versions() -> dict[str, str]:
 
 
 def core() -> dict[str, Any]:
-    """The compiled core: where it lies, and what was built into it."""
+    """Returns the path of the compiled core, and what was built into it."""
     return {
-        "file": str(_core.__file__),
-        "instruction_sets": _core.cpu_isas(),
-        "in_use": _core.cpu_isa(),
-        "cuda": hasattr(_core, "cuda_unavailable"),
+        "file": str(native.core.__file__),
+        "instruction_sets": native.core.cpu_isas(),
+        "in_use": native.core.cpu_isa(),
+        "cuda": hasattr(native.core, "cuda_unavailable"),
     }
 
 
 def machine() -> dict[str, Any]:
-    """Processor, threads, OpenMP runtimes of this process, and GPUs."""
+    """Returns the processor, threads, OpenMP runtimes of this process, and GPUs."""
     gpus = []
     if torch.cuda.is_available():
         for i in range(torch.cuda.device_count()):
@@ -123,7 +124,7 @@ def machine() -> dict[str, Any]:
 
 
 def openmp_runtimes(maps: Path = Path("/proc/self/maps")) -> list[str]:
-    """OpenMP libraries mapped into this process; two of them fight for the cores. Empty where unknown."""
+    """Returns the OpenMP libraries mapped into this process, empty where unknown; two of them compete for the cores."""
     if not maps.is_file():
         return []
     mapped = {line.split()[-1] for line in maps.read_text().splitlines() if "/" in line}
@@ -131,12 +132,12 @@ def openmp_runtimes(maps: Path = Path("/proc/self/maps")) -> list[str]:
 
 
 def devices() -> list[torch.device]:
-    """The CPU, and the first GPU where there is one."""
+    """Returns the CPU, and the first GPU where there is one."""
     return [torch.device("cpu"), *([torch.device("cuda")] if torch.cuda.is_available() else [])]
 
 
 def backends(device: torch.device) -> dict[str, dict[str, str | None]]:
-    """{op: {backend: why not, None where it can run}} for tensors on `device`."""
+    """Returns {op: {backend: reason it cannot run, None where it can}} for tensors on `device`."""
     tables = (
         ("cascade_topk", mining.BACKENDS, mining_call(device)),
         ("mil_nce", losses.BACKENDS, loss_call(device)),
@@ -145,12 +146,12 @@ def backends(device: torch.device) -> dict[str, dict[str, str | None]]:
 
 
 def missing(packages: dict[str, str]) -> list[str]:
-    """The distributions of an extra whose modules cannot be found."""
+    """Returns the distributions of an extra whose modules cannot be found."""
     return [name for name, module in packages.items() if util.find_spec(module) is None]
 
 
 def as_text(found: dict[str, Any]) -> str:
-    """What a person reads."""
+    """Returns the findings as text for a person."""
     core, machine = found["core"], found["machine"]
     lines = ["versions   " + ", ".join(f"{k} {v}" for k, v in found["versions"].items())]
     others = [isa for isa in core["instruction_sets"] if isa != core["in_use"]]

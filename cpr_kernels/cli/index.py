@@ -11,13 +11,15 @@ import torch
 from tyro.conf import Positional, arg
 
 from ..deploy.clip_index import Clip, ClipIndex, exists, extend
-from ..deploy.model import Model, Seen
+from ..deploy.model import Model, VideoPrediction
 from .arguments import at_least, parse
 from .predict import Artifact, Count, Output, Videos, as_text, neighbour
 from .videos import Results, each, video_files
 
 COLUMNS = ("path", "rank", "known", "start", "end", "score")
-Stamped = tuple[Path, tuple[int, int], Seen]  # a file, its size and time of change, and what was seen in it
+Stamped = tuple[
+    Path, tuple[int, int], VideoPrediction
+]  # a file, its size and time of change, and what was seen in it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,7 +88,7 @@ def main(argv: Sequence[str]) -> int:
     failed, added, held = 0, 0, list[Stamped]()
     stamps: dict[Path, tuple[int, int]] = {}
 
-    def look(path: Path) -> Seen:
+    def look(path: Path) -> VideoPrediction:
         stamps[path] = _stamp(path) or (0, 0)  # before it is read: a later change is seen the next time
         return model.video(path, args.clips)
 

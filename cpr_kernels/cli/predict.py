@@ -9,8 +9,8 @@ from typing import Annotated, Any, Literal, TypeAlias
 
 from tyro.conf import Positional, arg
 
-from ..deploy.clip_index import ClipIndex, Near
-from ..deploy.model import Model, Seen
+from ..deploy.clip_index import ClipIndex, Neighbor
+from ..deploy.model import Model, VideoPrediction
 from .arguments import at_least, parse
 from .videos import Results, each, video_files
 
@@ -92,7 +92,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def told(
-    path: Path, seen: Seen, classes: Sequence[str], near: Sequence[Near], topk: int
+    path: Path, seen: VideoPrediction, classes: Sequence[str], near: Sequence[Neighbor], topk: int
 ) -> tuple[list[dict[str, Any]], str, dict[str, Any]]:
     """A video's CSV rows, text and JSON object."""
     ranked: list[tuple[str, float]] = []
@@ -119,7 +119,7 @@ def told(
     return rows, "\n".join(lines), nested
 
 
-def neighbour(near: Near) -> dict[str, Any]:
+def neighbour(near: Neighbor) -> dict[str, Any]:
     """A known clip as plain values."""
     clip = near.clip
     return {
@@ -127,6 +127,6 @@ def neighbour(near: Near) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def as_text(near: Near) -> str:
+def as_text(near: Neighbor) -> str:
     """A known clip as a line."""
     return f"  {near.score:7.3f}  {near.clip.path}  {near.clip.start:.1f} to {near.clip.end:.1f} s"

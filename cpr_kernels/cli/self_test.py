@@ -1,4 +1,4 @@
-"""Small questions whose answers are known, put to every backend that can run here."""
+"""Tests every backend that can run here on small inputs with known answers."""
 
 from __future__ import annotations
 
@@ -15,16 +15,17 @@ from ..dispatch.backends import reasons
 from ..dispatch.calls import CascadeCall, LossCall
 from ..memory.queue import MultiViewQueue
 from ..mining import Schedule, Stage
+from ..mining.arguments import as_call
 
 B, N, D = 5, 203, 24  # no multiple of any tile
 SCHEDULE = Schedule([Stage("flow", 90), Stage("rgb", 40), Stage({"rgb": 1.0, "flow": 1.0}, 6)])
 LOSS_TOLERANCE = 1e-5  # relative, of float32 sums over 203 logits
 
-Result = dict[str, Any]  # name, seconds, error (None: right)
+TestResult = dict[str, Any]  # name, seconds, error (None: right)
 
 
-def self_test(device: torch.device) -> list[Result]:
-    """One result a backend and op on `device`: its name, seconds, and what is wrong (None: nothing).
+def self_test(device: torch.device) -> list[TestResult]:
+    """Returns one result per backend and op on `device`: its name, seconds, and what is wrong (None: nothing).
 
     Mining is compared exactly: small-integer features make every inner product exact, so that the answer is
     one. The loss and its gradient are compared within float32's error.
@@ -34,21 +35,21 @@ def self_test(device: torch.device) -> list[Result]:
 
 def _tests(device: torch.device) -> Iterator[tuple[str, Callable[[], str | None]]]:
     for op, choices, test in (
-        ("cascade_topk", reasons(mining.BACKENDS, mining_call(device)), _mines),
-        ("mil_nce", reasons(losses.BACKENDS, loss_call(device)), _loses),
+        ("cascade_topk", reasons(mining.BACKENDS, mining_call(device)), _check_mining),
+        ("mil_nce", reasons(losses.BACKENDS, loss_call(device)), _check_loss),
     ):
         for backend, reason in choices:
             if reason is None and backend != "reference":
                 yield f"{op}, {backend}, {device}", partial(test, device, backend)
-    yield f"mil_nce's gradients, {device}", partial(_slopes, device)
-    yield f"the queue wraps, {device}", partial(_wraps, device)
+    yield f"mil_nce's gradients, {device}", partial(_check_gradients, device)
+    yield f"the queue wraps, {device}", partial(_check_queue, device)
 
 
-def _timed(name: str, work: Callable[[], str | None]) -> Result:
+def _timed(name: str, work: Callable[[], str | None]) -> TestResult:
     began = time.perf_counter()
     try:
         error = work()
-    except Exception as failure:  # whatever it is, the reader of a bug report wants it
+    except Exception as failure:  # any error belongs in the bug report
         error = f"{type(failure).__name__}: {' '.join(str(failure).split())}"
     return {"name": name, "seconds": round(time.perf_counter() - began, 4), "error": error}
 
@@ -58,7 +59,7 @@ def _features(device: torch.device, seed: int, rows: int) -> Tensor:
     return torch.randint(-3, 4, (rows, D), generator=generator).float().to(device)
 
 
-def _sides(device: torch.device) -> tuple[dict[str, Tensor], dict[str, Tensor], Tensor, Tensor]:
+def _small_inputs(device: torch.device) -> tuple[dict[str, Tensor], dict[str, Tensor], Tensor, Tensor]:
     queries = {view: _features(device, i, B) for i, view in enumerate(("rgb", "flow"))}
     keys = {view: _features(device, 10 + i, N) for i, view in enumerate(("rgb", "flow"))}
     key_ids = torch.arange(N, device=device) // 3
@@ -67,14 +68,14 @@ def _sides(device: torch.device) -> tuple[dict[str, Tensor], dict[str, Tensor], 
 
 
 def mining_call(device: torch.device) -> CascadeCall:
-    """A small call of `cascade_topk` on `device`."""
-    queries, keys, query_ids, key_ids = _sides(device)
-    return mining.as_call(queries, keys, SCHEDULE, query_ids, key_ids)
+    """Returns a small call of `cascade_topk` on `device`."""
+    queries, keys, query_ids, key_ids = _small_inputs(device)
+    return as_call(queries, keys, SCHEDULE, query_ids, key_ids)
 
 
 def loss_call(device: torch.device) -> LossCall:
-    """A small call of `mil_nce` on `device`."""
-    queries, keys, query_ids, key_ids = _sides(device)
+    """Returns a small call of `mil_nce` on `device`."""
+    queries, keys, query_ids, key_ids = _small_inputs(device)
     positives = torch.arange(4 * B, device=device).view(B, 4) * 7
     positives[:, -1] = -1
     query, positive, entries = (
@@ -84,8 +85,8 @@ def loss_call(device: torch.device) -> LossCall:
     return losses.as_call(query, positive, entries, positives, 0.1, query_ids, key_ids)
 
 
-def _mines(device: torch.device, backend: str) -> str | None:
-    queries, keys, query_ids, key_ids = _sides(device)
+def _check_mining(device: torch.device, backend: str) -> str | None:
+    queries, keys, query_ids, key_ids = _small_inputs(device)
     (got, scores), (wanted, wanted_scores) = (
         mining.cascade_topk(queries, keys, SCHEDULE, query_ids=query_ids, key_ids=key_ids, backend=name)
         for name in (backend, "reference")
@@ -95,10 +96,10 @@ def _mines(device: torch.device, backend: str) -> str | None:
     return None if torch.equal(scores, wanted_scores) else "scores differ from the reference's"
 
 
-def _loses(device: torch.device, backend: str) -> str | None:
+def _check_loss(device: torch.device, backend: str) -> str | None:
     call = loss_call(device)
     got, wanted = (_loss_by(name, call) for name in (backend, "reference"))
-    return _apart("loss", got, wanted)
+    return _error_beyond_tolerance("loss", got, wanted)
 
 
 def _loss_by(backend: str, call: LossCall) -> Tensor:
@@ -108,7 +109,7 @@ def _loss_by(backend: str, call: LossCall) -> Tensor:
     )  # fmt: skip
 
 
-def _slopes(device: torch.device) -> str | None:
+def _check_gradients(device: torch.device) -> str | None:
     call = loss_call(device)
     ours, dense = (
         call._replace(**{
@@ -120,14 +121,16 @@ def _slopes(device: torch.device) -> str | None:
     _loss_by("auto", ours).mean().backward()
     _dense_loss(dense).backward()
     for name in ("query", "positive", "keys"):
-        error = _apart(f"gradient of {name}", getattr(ours, name).grad, getattr(dense, name).grad)
+        error = _error_beyond_tolerance(
+            f"gradient of {name}", getattr(ours, name).grad, getattr(dense, name).grad
+        )
         if error:
             return error
     return None
 
 
 def _dense_loss(call: LossCall) -> Tensor:
-    """The loss by its definition, over a whole [B, 1 + N] matrix; siblings are positives."""
+    """Returns the loss by its definition, over a whole [B, 1 + N] matrix; siblings are positives."""
     assert call.query_ids is not None and call.key_ids is not None
     own = (call.query * call.positive).sum(dim=1, keepdim=True)
     logits = torch.cat([own, call.query @ call.keys.T], dim=1) / call.temperature
@@ -140,7 +143,7 @@ def _dense_loss(call: LossCall) -> Tensor:
     return (logits.logsumexp(1) - logits.masked_fill(~positive, -torch.inf).logsumexp(1)).mean()
 
 
-def _apart(what: str, got: Tensor, wanted: Tensor) -> str | None:
+def _error_beyond_tolerance(what: str, got: Tensor, wanted: Tensor) -> str | None:
     error = float((got.double() - wanted.double()).abs().max() / wanted.double().abs().max())
     return (
         None
@@ -149,7 +152,7 @@ def _apart(what: str, got: Tensor, wanted: Tensor) -> str | None:
     )
 
 
-def _wraps(device: torch.device) -> str | None:
+def _check_queue(device: torch.device) -> str | None:
     queue = MultiViewQueue({"v": D}, size=7).to(device)
     rows = _features(device, 3, 10)
     for part in rows.split(4):

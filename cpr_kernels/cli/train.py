@@ -1,8 +1,9 @@
-"""The trainer's commands: each parses a dataclass of settings and returns an exit status."""
+"""Runs the trainer's commands: each parses a dataclass of settings and returns an exit status."""
 
 from __future__ import annotations
 
 import dataclasses
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -15,12 +16,12 @@ from .arguments import parse, pop_option, positional_as_option
 class Prepare:
     """Turn videos into a data set: small RGB frames and TV-L1 flow, in one LMDB.
 
-    Videos are in one folder a class (FOLDER/<class>/<video>), optionally below or above folders of splits (train, val,
-    test), in one folder without classes, or listed in a CSV with the columns path[,label,split,group,start,end]: rows
-    with start and end (seconds) are segments, each a sample; ActivityNet's JSON lists segments too. Names like
-    v_Archery_g01_c02 (UCF101) tell which videos are cut from the same source, and give the official split 1. Links are
-    followed; files whose ending is no video's, and broken, short and missing ones, are skipped and counted by reason.
-    Stop it at any moment; the same command goes on.
+    Videos are in one folder per class (FOLDER/<class>/<video>), optionally below or above folders of splits (train,
+    val, test), in one folder without classes, or listed in a CSV with the columns path[,label,split,group,start,end]:
+    rows with start and end (seconds) are segments, each a sample; ActivityNet's JSON lists segments too. Names like
+    v_Archery_g01_c02 (UCF101) show which videos are cut from the same source, and give the official split 1. Links
+    are followed; files whose ending is no video's, and broken, short and missing ones, are skipped and counted by
+    reason. Stop it at any moment; the same command resumes.
     """
 
     videos: Path
@@ -38,7 +39,7 @@ class Prepare:
     classes, for pretraining, mining and search.
     """
     processes: int = 0
-    """Decoding processes; 0 takes one a core."""
+    """Decoding processes; 0 takes one per core."""
     size: int = 128
     """Shorter edge of the stored frames, in pixels."""
     frames: int = 300
@@ -83,7 +84,7 @@ class Evaluate:
 class Report:
     """Write a self-contained report.html about one run, or several side by side: `cpr report RUN [RUN ...]`.
 
-    Runs are evaluated first where they are not. Beside it lies report_inside.html, the page of `cpr explore`.
+    Runs are evaluated first where they are not. The page of `cpr explore`, report_inside.html, is written beside it.
     """
 
     runs: list[Path]
@@ -124,28 +125,30 @@ def pretrain(argv: list[str]) -> int:
     from ..train.pretrain.presets import METHOD_PRESETS, PRESETS
     from ..train.pretrain.presets import preset as preset_settings
     from ..train.pretrain.run_folder import config_of
-    from ..train.runtime.ranks import speaks
+    from ..train.runtime.ranks import is_main_process
 
     resumed, rest = pop_option(argv, "--resume")
     preset, rest = pop_option(rest, "--preset")
     if resumed is not None:
         if rest or preset:
             raise TrainError(
-                f"resume: a run goes on with its own settings; drop {' '.join(rest) or '--preset'}"
+                f"resume: a run continues with its own settings; drop {' '.join(rest) or '--preset'}"
             )
         run = run_pretrain(config_of(Path(resumed)), resume=True)
     else:
+        renamed = re.compile(r"^--mining\.own[-_]drop\b")  # its name in version 0.1
+        rest = [renamed.sub("--mining.drop-own-positive", word) for word in rest]
         defaults = preset_settings(preset or "paper")
         presets = [f"  {name}: {(make.__doc__ or '').strip()}" for name, make in PRESETS.items()]
         more = "\n".join([
-            "Stop it at any moment; `cpr pretrain --resume RUN` goes on exactly. On several GPUs: "
+            "Stop it at any moment; `cpr pretrain --resume RUN` continues exactly. On several GPUs: "
             "`torchrun --nproc-per-node N -m cpr_kernels pretrain ...`.",
             "\n--preset NAME:", *presets,
-            f"  or a method, alone or added as in small+coclr: {', '.join(METHOD_PRESETS)}",
+            f"  or a method, by itself or added as in small+coclr: {', '.join(METHOD_PRESETS)}",
         ])  # fmt: skip
         config = parse(TrainConfig, rest, "pretrain", defaults, more)
         run = run_pretrain(config)
-    if speaks():
+    if is_main_process():
         say(f"done: {run}; next: cpr evaluate --run {run}")
     return 0
 

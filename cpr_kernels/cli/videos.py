@@ -18,7 +18,7 @@ from ..video import UnreadableVideo
 from ..video_files import ENDINGS, PassedOver, by_reason, first_of_each, walk, why_not
 
 if TYPE_CHECKING:
-    from ..deploy.model import Seen
+    from ..deploy.model import VideoPrediction
 
 WHICH = "files, folders (searched for videos), or patterns such as 'clips/**/*.mp4'"
 
@@ -72,7 +72,7 @@ def _fitting(pattern: str) -> tuple[list[Path], PassedOver]:
 
 
 def each(
-    command: str, paths: Sequence[Path], work: Callable[[Path], Seen], progress: bool
+    command: str, paths: Sequence[Path], work: Callable[[Path], VideoPrediction], progress: bool
 ) -> Iterator[tuple[Path, Any, str | None]]:
     """`(path, seen, None)` of every readable video, `(path, None, reason)` of the others, told on stderr."""
     with ProgressBar(command, len(paths), unit="video", shown=None if progress else False) as bar:

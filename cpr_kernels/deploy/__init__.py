@@ -1,7 +1,7 @@
 """How is a trained model used, without the trainer?
 
-`artifact` (one file that holds it), `video` (frames of a file), `model` (clips in, classes and embeddings out), `index`
-(which known clips are near?). Imported by the console script, and by the trainer, which writes artifacts.
+`artifact` (the file that holds it), `model` (clips in, classes and embeddings out), `clip_index` (the nearest known
+clips). Imported by the console script, and by the trainer, which writes artifacts.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""One file that holds a trained model: a zip, uncompressed, of weights, program and manifest.
+"""Reads and writes artifacts: a trained model in one file, an uncompressed zip of weights, program and manifest.
 
-`manifest.json` says what the model sees and gives, how videos become its input, the class names, and the SHA-256 of
+`manifest.json` holds the model's inputs and outputs, how videos become its input, the class names, and the SHA-256 of
 every other member. `program.pt2` is a `torch.export` program with a free batch size: uint8 clips in, embeddings (and
-class probabilities) out, normalisation inside; it loads with `torch.export.load` alone. `weights.safetensors` holds the
-same weights by name, for whoever wants to train on. `model.onnx` is there when asked for.
+class probabilities) out, normalisation inside; `torch.export.load` loads it. `weights.safetensors` holds the same
+weights by name, for further training. `model.onnx` is there where `cpr export --onnx` was given.
 """
 
 from __future__ import annotations
@@ -25,16 +25,19 @@ CLIP = ("frames", "crop", "size", "fps_stride", "limit", "clips", "flow", "flow_
 
 
 class ArtifactError(ValueError):
-    """An artifact that cannot be used: what is wrong with it, and what to do."""
+    """Says what is wrong with an artifact that cannot be used, and what to do."""
 
 
 def write(path: Path, manifest: Mapping[str, Any], members: Mapping[str, bytes]) -> None:
-    """Writes an artifact, atomically. `manifest` lacks only format, version and the members' hashes."""
+    """Writes an artifact, atomically.
+
+    `manifest` lacks only format, version and the members' hashes.
+    """
     files = {name: {"bytes": len(body), "sha256": digest(body)} for name, body in members.items()}
-    told = {"format": FORMAT, "version": VERSION, **manifest, "files": files}
+    full = {"format": FORMAT, "version": VERSION, **manifest, "files": files}
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
-        for name, body in {MANIFEST: json.dumps(told, indent=1).encode(), **members}.items():
+        for name, body in {MANIFEST: json.dumps(full, indent=1).encode(), **members}.items():
             archive.writestr(zipfile.ZipInfo(name, (1980, 1, 1, 0, 0, 0)), body)  # same model, same bytes
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing([path]) as [part]:
@@ -42,7 +45,7 @@ def write(path: Path, manifest: Mapping[str, Any], members: Mapping[str, bytes])
 
 
 def read(path: Path) -> tuple[dict[str, Any], dict[str, bytes]]:
-    """The manifest and the members of an artifact, every hash checked.
+    """Returns the manifest and the members of an artifact, every hash checked.
 
     Raises:
         ArtifactError: missing, no artifact, of another version, cut short, or not what its manifest says.
@@ -70,7 +73,7 @@ def read(path: Path) -> tuple[dict[str, Any], dict[str, bytes]]:
 
 
 def _check(path: Path, manifest: dict[str, Any], members: dict[str, bytes]) -> None:
-    """Does the manifest tell the truth about the rest?"""
+    """Raises `ArtifactError` where the manifest and the members do not agree."""
     lacking = [name for name in NEEDED if name not in manifest]
     lacking += [f"clip.{name}" for name in CLIP if name not in manifest.get("clip", {})]
     if lacking:
@@ -78,10 +81,10 @@ def _check(path: Path, manifest: dict[str, Any], members: dict[str, bytes]) -> N
     for name in (PROGRAM, WEIGHTS):
         if name not in manifest["files"]:
             raise ArtifactError(f"artifact: the manifest of {path} names no {name}; export it again")
-    for name, told in manifest["files"].items():
+    for name, entry in manifest["files"].items():
         if name not in members:
             raise ArtifactError(f"artifact: {path} lacks {name}, which its manifest names; export it again")
-        if len(members[name]) != told.get("bytes") or digest(members[name]) != told.get("sha256"):
+        if len(members[name]) != entry.get("bytes") or digest(members[name]) != entry.get("sha256"):
             raise ArtifactError(
                 f"artifact: {name} in {path} is not the one that the manifest describes (another SHA-256); it was "
                 "changed or damaged: export it again"
@@ -91,5 +94,5 @@ def _check(path: Path, manifest: dict[str, Any], members: dict[str, bytes]) -> N
 
 
 def digest(body: bytes) -> str:
-    """SHA-256, hexadecimal."""
+    """Returns the SHA-256, hexadecimal."""
     return hashlib.sha256(body).hexdigest()

@@ -37,7 +37,7 @@ class Clip:
 
 
 @dataclass(frozen=True)
-class Near:
+class Neighbor:
     """A known clip and its cosine with what was asked."""
 
     clip: Clip
@@ -78,17 +78,17 @@ class ClipIndex:
                 f"clips, its manifest says {told['clips']} of {self.size}; it was changed by hand: make it again"
             )
 
-    def search(self, queries: Tensor, topk: int) -> list[list[Near]]:
+    def search(self, queries: Tensor, topk: int) -> list[list[Neighbor]]:
         """For each query [B, E] of length 1 its nearest clips, best first; fewer where the index is small."""
         scores, rows = self._index.search(queries.float().contiguous().numpy(), min(topk, len(self.clips)))
         return [
-            [Near(self.clips[row], float(score)) for row, score in zip(found, near) if row >= 0]
+            [Neighbor(self.clips[row], float(score)) for row, score in zip(found, near) if row >= 0]
             for found, near in zip(rows.tolist(), scores.tolist())
         ]
 
-    def nearest_files(self, queries: Tensor, topk: int) -> list[Near]:
+    def nearest_files(self, queries: Tensor, topk: int) -> list[Neighbor]:
         """The `topk` files with the clip nearest to any of the queries [M, E]: each file's best clip, best first."""
-        looked, best = 4 * topk, dict[str, Near]()
+        looked, best = 4 * topk, dict[str, Neighbor]()
         while True:
             for near in (near for found in self.search(queries, looked) for near in found):
                 held = best.get(near.clip.path)

@@ -1,4 +1,4 @@
-"""An artifact at work: videos in, embeddings and class probabilities out."""
+"""Runs an artifact: takes videos, returns embeddings and class probabilities."""
 
 from __future__ import annotations
 
@@ -18,13 +18,14 @@ from . import artifact
 from .artifact import ArtifactError
 
 BATCH = 8  # clips in one call of the program
-RECORDS = {"rgb": 3, "flow": 2}  # what clips are cut from, and its channels
+RECORDS = {"rgb": 3, "flow": 2}  # records that clips are cut from, and their channels
 
 
 @dataclass(frozen=True)
-class Clips:
-    """Some clips of a video: `rgb` [M, T, S, S, 3] and, where a view needs it, `flow` [M, T, S, S, 2], uint8; and the
-    seconds at which each begins and ends.
+class ClipBatch:
+    """Holds clips of a video: `rgb` [M, T, S, S, 3], `flow` [M, T, S, S, 2] where a view needs it, and their times.
+
+    The records are uint8; `times` are the seconds at which each clip begins and ends.
     """
 
     records: dict[str, Tensor]
@@ -32,17 +33,18 @@ class Clips:
 
 
 class Model:
-    """A model of `cpr export`, loaded without the trainer.
+    """Loads a model of `cpr export`, without the trainer, and runs it.
 
     Attributes:
-        manifest: what the artifact says about itself.
+        manifest: the artifact's description of itself.
         classes: names of the classes; empty for an encoder.
         embedding: length of an embedding.
-        id: which weights these are; an index remembers it.
+        id: SHA-256 of the weights, which an index stores.
 
     Example:
         >>> model = Model("model.cpr")
-        >>> probabilities, embeddings, times = model.video("clip.mp4")
+        >>> seen = model.video("clip.mp4")
+        >>> seen.probabilities, seen.embeddings.shape
 
     Raises:
         ArtifactError: missing, damaged, of another version, or not what its manifest says.
@@ -73,14 +75,14 @@ class Model:
         self._check()
 
     def _check(self) -> None:
-        """One clip of zeros: does the program give what the manifest says?"""
+        """Raises `ArtifactError` where the program's outputs for a clip of zeros are not those of the manifest."""
         frames, side = self.clip["frames"], self.clip["crop"]
         blank = {
             name: torch.zeros(1, frames, side, side, channels, dtype=torch.uint8)
             for name, channels in RECORDS.items()
         }
         try:
-            embeddings, probabilities = self(Clips(blank, [(0.0, 0.0)]))
+            embeddings, probabilities = self(ClipBatch(blank, [(0.0, 0.0)]))
         except (RuntimeError, ValueError, TypeError, AssertionError, KeyError) as error:
             raise ArtifactError(
                 f"artifact: the program of {self.path} does not take the clips that its manifest describes: "
@@ -94,8 +96,8 @@ class Model:
             )
 
     @torch.no_grad()
-    def __call__(self, clips: Clips) -> tuple[Tensor, Tensor | None]:
-        """Embeddings [M, E] of length 1 and, from a classifier, class probabilities [M, C]; float32."""
+    def __call__(self, clips: ClipBatch) -> tuple[Tensor, Tensor | None]:
+        """Returns embeddings [M, E] of length 1 and, from a classifier, class probabilities [M, C]; float32."""
         found: list[tuple[Tensor, ...]] = []
         for start in range(0, len(clips.times), BATCH):
             inputs = [clips.records[view["record"]][start : start + BATCH] for view in self.views]
@@ -103,8 +105,8 @@ class Model:
         embeddings = torch.cat([part[0] for part in found])
         return embeddings, torch.cat([part[1] for part in found]) if self.classes else None
 
-    def video(self, path: str | Path, clips: int | None = None) -> Seen:
-        """What the model makes of a video, over `clips` evenly spaced clips of each part of `clip.limit` frames.
+    def video(self, path: str | Path, clips: int | None = None) -> VideoPrediction:
+        """Predicts a video, from `clips` evenly spaced clips of each part of `clip.limit` frames.
 
         Args:
             path: the video file.
@@ -121,18 +123,20 @@ class Model:
             times += part.times
             if shares is not None:
                 probabilities.append(shares)
-        shares_of_clips = torch.cat(probabilities) if probabilities else None
-        return Seen(shares_of_clips, torch.cat(embeddings), times, frames.clock.note if frames.clock else "")
+        scores = torch.cat(probabilities) if probabilities else None
+        return VideoPrediction(
+            scores, torch.cat(embeddings), times, frames.clock.note if frames.clock else ""
+        )
 
-    def read(self, path: Path, clips: int) -> Iterator[Clips]:
-        """The clips of a video, part by part."""
+    def read(self, path: Path, clips: int) -> Iterator[ClipBatch]:
+        """Yields the clips of a video, part by part."""
         return self._read(self._frames(path), clips)
 
     def _frames(self, path: Path) -> TimedFrames:
         clip = self.clip
         return timed_frames(path, int(clip["size"]), int(clip["fps_stride"]), float(clip.get("fps", 0.0)))
 
-    def _read(self, decoded: TimedFrames, clips: int) -> Iterator[Clips]:
+    def _read(self, decoded: TimedFrames, clips: int) -> Iterator[ClipBatch]:
         found = False
         count = 0
         for frames, flow, times in self._parts(decoded):
@@ -147,8 +151,9 @@ class Model:
             )
 
     def _parts(self, decoded: TimedFrames) -> Iterator[tuple[list[Frame], list[Frame], list[float]]]:
-        """Frames, flow and seconds of at most `clip.limit` frames at a time; the last frame only ends the flow before
-        it, as in the prepared data.
+        """Yields frames, flow and seconds of at most `clip.limit` frames at a time.
+
+        The last frame only ends the flow before it, as in the prepared data.
         """
         wants_flow = any(view["record"] == "flow" for view in self.views)
         between = flow_estimator(self.clip["flow"], float(self.clip["flow_bound"])) if wants_flow else None
@@ -167,7 +172,7 @@ class Model:
         if held:
             yield [image for image, _ in held[:-1]], flow, [second for _, second in held]
 
-    def _cut(self, frames: list[Frame], flow: list[Frame], times: list[float], starts: Any) -> Clips:
+    def _cut(self, frames: list[Frame], flow: list[Frame], times: list[float], starts: Any) -> ClipBatch:
         length, side = int(self.clip["frames"]), int(self.clip["crop"])
         kept: dict[str, list[Frames]] = {"rgb": [], **({"flow": []} if flow else {})}
         for start in starts:
@@ -175,12 +180,12 @@ class Model:
                 if record in kept:
                     kept[record].append(centre_square(np.stack(source[start : start + length]), side))
         spans = [(times[start], times[start + length]) for start in starts]
-        return Clips({record: torch.from_numpy(np.stack(parts)) for record, parts in kept.items()}, spans)
+        return ClipBatch({record: torch.from_numpy(np.stack(parts)) for record, parts in kept.items()}, spans)
 
 
 @dataclass(frozen=True)
-class Seen:
-    """What a model makes of one video: by clip, and together.
+class VideoPrediction:
+    """Holds what a model predicts for one video, by clip and for the whole.
 
     clip_probabilities: [M, C] or None. embeddings: [M, E], of length 1. times: begin and end of each clip in seconds
     from the video's first frame on. note: what is to be said of the file's times; empty where all is well.
@@ -193,10 +198,10 @@ class Seen:
 
     @property
     def probabilities(self) -> Tensor | None:
-        """[C], the mean over the clips; None from an encoder."""
+        """Returns the mean over the clips, [C]; None from an encoder."""
         return None if self.clip_probabilities is None else self.clip_probabilities.mean(dim=0)
 
     @property
     def embedding(self) -> Tensor:
-        """[E], the clips' mean, of length 1."""
+        """Returns the mean of the clips' embeddings, [E], of length 1."""
         return functional.normalize(self.embeddings.mean(dim=0), dim=0)

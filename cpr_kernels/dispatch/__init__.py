@@ -1,1 +1,1 @@
-"""How does a call reach a kernel? Checks, the choice of a backend, the door to the compiled core."""
+"""How does a call reach a kernel? Checks, the choice of a backend, the bindings to the compiled core."""

@@ -1,29 +1,20 @@
-"""Which backend runs a call, and why the others do not. One predicate serves both questions."""
+"""Chooses the backend that runs a call, and says why the others cannot: one predicate serves both."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple, Protocol
-
-
-class _Module(Protocol):
-    """What a backend file provides."""
-
-    NAME: str
-
-    def why_not(self, call: Any) -> str | None: ...
-    def run(self, call: Any) -> Any: ...
+from typing import Any, NamedTuple
 
 
 class Choice(NamedTuple):
-    """One row of :func:`explain`: a backend, and the sentence that rules it out (None: it can run)."""
+    """Is one row of :func:`explain`: a backend, and the reason it cannot run the call (None: it can)."""
 
     backend: str
     reason: str | None
 
 
 def choose(table: Sequence[Any], call: Any, name: str = "auto") -> Any:
-    """The backend that runs `call`: the first able one, or the one asked for by name.
+    """Returns the backend that runs `call`: the first that can, or the one named.
 
     Raises:
         ValueError: a name that is not in the table, or a named backend that cannot run this call.
@@ -45,12 +36,12 @@ def choose(table: Sequence[Any], call: Any, name: str = "auto") -> Any:
 
 
 def reasons(table: Sequence[Any], call: Any) -> list[Choice]:
-    """Every backend in order of preference, each with the reason it cannot run `call`, or None."""
+    """Returns every backend in order of preference, each with the reason it cannot run `call`, or None."""
     return [Choice(backend.NAME, backend.why_not(call)) for backend in table]
 
 
 def as_text(op: str, choices: Sequence[Choice]) -> str:
-    """The table of reasons, one line a backend; the one that `auto` takes is marked."""
+    """Returns the table of reasons, one line per backend; the one that `auto` takes is marked."""
     width = max(len(choice.backend) for choice in choices)
     taken = next((choice.backend for choice in choices if choice.reason is None), None)
     lines = [op]

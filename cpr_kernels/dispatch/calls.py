@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from .sharded_keys import why_not_sharded
@@ -26,6 +28,11 @@ def _contiguous(tensor: Tensor | None) -> Tensor | None:
 
 def _all_walk(features: Sequence[Tensor], *masks: Tensor | None) -> bool:
     return all(map(walks, features)) and all(mask is None or mask.is_contiguous() for mask in masks)
+
+
+def common_dtype(tensors: Sequence[Any]) -> torch.dtype:
+    """The least dtype that holds the numbers of all tensors."""
+    return functools.reduce(torch.promote_types, (tensor.dtype for tensor in tensors))
 
 
 class CascadeCall(NamedTuple):
@@ -54,6 +61,16 @@ class CascadeCall(NamedTuple):
             query_ids=_contiguous(self.query_ids),
             key_ids=_contiguous(self.key_ids),
             exclude=None if self.exclude is None else row_contiguous(self.exclude),
+        )
+
+    def in_one_dtype(self) -> CascadeCall:
+        """The same call with all features in the least dtype that holds them: copies of those in a lower one."""
+        dtype = self.queries[0].dtype
+        if self.sharded or all(tensor.dtype == dtype for tensor in (*self.queries, *self.keys)):
+            return self
+        dtype = common_dtype((*self.queries, *self.keys))
+        return self._replace(
+            queries=[query.to(dtype) for query in self.queries], keys=[key.to(dtype) for key in self.keys]
         )
 
     def part(self, first: int, count: int) -> CascadeCall:
@@ -88,6 +105,11 @@ class RerankCall(NamedTuple):
         """As of the cascade."""
         return self.cascade.sharded
 
+    def in_one_dtype(self) -> RerankCall:
+        """As of the cascade."""
+        cascade = self.cascade.in_one_dtype()
+        return self._replace(queries=cascade.queries, keys=cascade.keys)
+
 
 class LossCall(NamedTuple):
     """Checked arguments of `cpr::mil_nce` (shapes as in DESIGN 3.2)."""
@@ -106,6 +128,14 @@ class LossCall(NamedTuple):
     def sharded(self) -> str | None:
         """Why a backend that sees this process alone cannot run the call; None where the keys are a tensor."""
         return why_not_sharded(self.keys)
+
+    def in_one_dtype(self) -> LossCall:
+        """The same call with all features in the least dtype that holds them: copies of those in a lower one."""
+        features = (self.query, self.positive, self.keys)
+        if self.sharded or features[0].dtype == features[1].dtype == features[2].dtype:
+            return self
+        query, positive, keys = (tensor.to(common_dtype(features)) for tensor in features)
+        return self._replace(query=query, positive=positive, keys=keys)
 
     def walkable(self) -> LossCall:
         """The same call as kernels can walk it: features with unit inner stride, all else without gaps."""

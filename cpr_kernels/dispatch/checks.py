@@ -3,17 +3,29 @@
 from __future__ import annotations
 
 import functools
-import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch._subclasses import FakeTensor
+from torch.compiler import is_compiling
+from torch.nn import Parameter
 
 from .calls import CascadeCall, LossCall, RerankCall
 
-SCORE_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-LOSS_DTYPES = (*SCORE_DTYPES, torch.float64)
+STORED_DTYPES = (torch.float32, torch.bfloat16, torch.float16)  # of the kernels
+FEATURE_DTYPES = (*STORED_DTYPES, torch.float64)  # of the ops: float64 runs on the reference
 MAX_ENTRIES = 2**31 - 1
+
+
+FLOAT32 = torch.finfo(torch.float32)
+ROUNDS_TO_INFINITY = 2.0**128 - 2.0**103  # from here on, in float32
+
+
+def is_float32(number: float) -> bool:
+    """Whether the number is 0 or stays a finite number of full precision in float32, in which kernels use it."""
+    return number == 0 or FLOAT32.tiny <= abs(number) < ROUNDS_TO_INFINITY
 
 
 def _shape(tensor: Tensor) -> str:
@@ -30,6 +42,76 @@ def _dtype_names(dtypes: tuple[torch.dtype, ...]) -> str:
     return ", ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
 
 
+FREED_BELOW = (
+    1 << 40
+)  # a freed storage begins at address 0; no live one of torch's lies below it and at its offset
+
+
+def check_memory(op: str, **tensors: Any) -> None:
+    """Every tensor, or list of them, is dense and has its memory, so that a kernel may read it by address.
+
+    Raises:
+        ValueError: naming the argument.
+    """
+    for name, given in tensors.items():
+        if isinstance(given, Tensor):
+            _check_memory(op, name, given)
+        elif isinstance(given, (list, tuple)):
+            for i, tensor in enumerate(given):
+                _check_memory(op, f"{name}[{i}]", tensor)
+
+
+def _check_memory(op: str, name: str, tensor: Any) -> None:
+    if not isinstance(tensor, Tensor):
+        return
+    if tensor.layout is not torch.strided:
+        raise ValueError(
+            f"{op}: {name} must be a dense tensor, got layout {tensor.layout}; use {name}.to_dense()"
+        )
+    if type(tensor) not in (Tensor, Parameter) or tensor.device.type == "meta":
+        return  # fake and functional tensors have no address
+    if tensor.data_ptr() < FREED_BELOW and tensor.numel() and not tensor.untyped_storage().nbytes():
+        raise ValueError(
+            f"{op}: {name} of shape {_shape(tensor)} has no memory: its storage was freed "
+            "(untyped_storage().resize_(0), as FSDP does between uses); gather it first"
+        )
+
+
+def check_one_kind(op: str, tensors: Iterable[Any]) -> None:
+    """Either all tensors are fake ones (torch.compile's, without memory) or none is.
+
+    Raises:
+        ValueError: both kinds came, and their mode does not mix them.
+    """
+    if is_compiling():
+        return
+    given = [tensor for tensor in tensors if isinstance(tensor, Tensor)]
+    fake = [tensor for tensor in given if isinstance(tensor, FakeTensor)]
+    if fake and len(fake) < len(given) and not fake[0].fake_mode.allow_non_fake_inputs:
+        raise ValueError(
+            f"{op}: {len(fake)} of {len(given)} tensors are FakeTensors, which hold no numbers; give real tensors, "
+            "or make all of them with one FakeTensorMode.from_tensor"
+        )
+
+
+def check_views(owner: str, views: Mapping[str, int]) -> None:
+    """Views of a memory have names that buffers can carry, and sizes >= 1.
+
+    Raises:
+        ValueError: naming the view, what was expected and what came.
+    """
+    if not views:
+        raise ValueError(f"{owner}: views is empty; give {{name: D}} for each view")
+    for name, dim in views.items():
+        if "." in name:
+            raise ValueError(
+                f"{owner}: the name of view {name!r} must hold no dot, for it becomes part of a buffer's name; "
+                f"use {name.replace('.', '_')!r}"
+            )
+        if dim < 1:
+            raise ValueError(f"{owner}: view {name!r} must have D >= 1, got {dim}")
+
+
 def check_like(op: str, name: str, tensor: Tensor, first: tuple[str, Tensor]) -> None:
     """`tensor` shares device and dtype with the first argument."""
     other_name, other = first
@@ -40,6 +122,24 @@ def check_like(op: str, name: str, tensor: Tensor, first: tuple[str, Tensor]) ->
     if tensor.device != other.device:
         raise ValueError(
             f"{op}: {name} is on {tensor.device}, but {other_name} is on {other.device}; move one of them"
+        )
+
+
+def check_precision(op: str, name: str, tensor: Tensor, keys_name: str, keys: Tensor) -> None:
+    """`tensor` is a feature dtype on the keys' device, and the keys' dtype holds its numbers."""
+    for given, value in ((name, tensor), (keys_name, keys)):
+        if value.dtype not in FEATURE_DTYPES:
+            raise ValueError(
+                f"{op}: {given} must be one of {_dtype_names(FEATURE_DTYPES)}, got {value.dtype}"
+            )
+    if torch.promote_types(tensor.dtype, keys.dtype) != keys.dtype:
+        raise ValueError(
+            f"{op}: {name} is {tensor.dtype}, but {keys_name} is {keys.dtype}, which does not hold its numbers; "
+            f"use {name}.to({keys.dtype}), or store the keys as {torch.promote_types(tensor.dtype, keys.dtype)}"
+        )
+    if tensor.device != keys.device:
+        raise ValueError(
+            f"{op}: {name} is on {tensor.device}, but {keys_name} is on {keys.device}; move one of them"
         )
 
 
@@ -64,23 +164,21 @@ def _check_features(op: str, call: CascadeCall) -> None:
             f"{op}: queries holds {len(queries)} views but keys holds {len(keys)}; give the same views"
         )
     first = queries[0]
-    if first.dtype not in SCORE_DTYPES:
-        raise ValueError(f"{op}: queries[0] must be one of {_dtype_names(SCORE_DTYPES)}, got {first.dtype}")
     dtype, device, shape, key_shape = first.dtype, first.device, first.shape, keys[0].shape
     for v, (query, key) in enumerate(zip(queries, keys)):
         of_query, of_key = query.shape, key.shape
         fits = len(of_query) == len(of_key) == 2 and of_query[1] == of_key[1]
-        alike = query.dtype == key.dtype == dtype and query.device == key.device == device
+        alike = query.dtype == key.dtype == dtype in FEATURE_DTYPES and query.device == key.device == device
         if not (fits and alike and of_query[0] == shape[0] and of_key[0] == key_shape[0]):
-            _explain_view(op, call, v)
+            _check_view(op, call, v)
     if keys[0].shape[0] > MAX_ENTRIES:
         raise ValueError(
             f"{op}: keys holds {keys[0].shape[0]} entries; at most {MAX_ENTRIES} fit one call, split it"
         )
 
 
-def _explain_view(op: str, call: CascadeCall, v: int) -> None:
-    """The error of a view that does not fit the others."""
+def _check_view(op: str, call: CascadeCall, v: int) -> None:
+    """A view fits the first: as many queries and entries, one size of features, a dtype that holds the queries."""
     query, key, first, first_key = call.queries[v], call.keys[v], call.queries[0], call.keys[0]
     if query.dim() != 2:
         raise ValueError(f"{op}: queries[{v}] must have shape [B, D], got {_shape(query)}")
@@ -99,8 +197,11 @@ def _explain_view(op: str, call: CascadeCall, v: int) -> None:
             f"{op}: queries[{v}] has D={query.shape[1]}, but keys[{v}] has D={key.shape[1]}; "
             "a view's queries and keys must have the same size"
         )
-    check_like(op, f"queries[{v}]", query, ("queries[0]", first))
-    check_like(op, f"keys[{v}]", key, ("queries[0]", first))
+    check_precision(op, f"queries[{v}]", query, f"keys[{v}]", key)
+    if query.device != first.device:
+        raise ValueError(
+            f"{op}: queries[{v}] is on {query.device}, but queries[0] is on {first.device}; move one of them"
+        )
 
 
 def check_cascade(call: CascadeCall, op: str = "cascade_topk") -> None:
@@ -110,6 +211,8 @@ def check_cascade(call: CascadeCall, op: str = "cascade_topk") -> None:
         ValueError: naming the argument, what was expected and what came.
     """
     _check_features(op, call)
+    masks = {"query_ids": call.query_ids, "key_ids": call.key_ids, "exclude": call.exclude}
+    check_memory(op, queries=call.queries, keys=call.keys, **masks)
     num_views, num_stages = len(call.queries), len(call.stage_keep)
     require(num_stages > 0, op, "stage_keep is empty; a cascade needs at least one stage")
     if len(call.stage_weights) != num_stages * num_views:
@@ -128,8 +231,11 @@ def _check_stages(op: str, weights: tuple[float, ...], keeps: tuple[int, ...]) -
     previous = keeps[0]
     for s, keep in enumerate(keeps):
         row = weights[s * num_views : (s + 1) * num_views]
-        if not math.isfinite(sum(row)) and not all(map(math.isfinite, row)):
-            raise ValueError(f"{op}: stage_weights of stage {s + 1} must be finite, got {list(row)}")
+        if not all(map(is_float32, row)):
+            raise ValueError(
+                f"{op}: stage_weights of stage {s + 1} must be finite in float32, and 0 or at least {FLOAT32.tiny:.3g} "
+                f"in magnitude, got {list(row)}"
+            )
         if not any(row):
             raise ValueError(f"{op}: stage_weights of stage {s + 1} are all 0; some view must judge")
         if keep < 1:
@@ -181,6 +287,7 @@ def check_rerank(call: RerankCall, op: str = "cascade_rerank") -> None:
         raise ValueError(
             f"{op}: candidates is on {candidates.device}, expected {query.device}; move it there"
         )
+    check_memory(op, candidates=candidates)
     require(
         candidates.shape[1] <= MAX_ENTRIES // 4,
         op,
@@ -202,10 +309,9 @@ def check_loss(call: LossCall, op: str = "mil_nce") -> None:
         ("positives", call.positives),
     ):
         require(isinstance(value, Tensor), op, f"{name} must be a tensor, got {type(value).__name__}")
+    check_memory(op, **call._asdict())
     if query.dim() != 2:
         raise ValueError(f"{op}: query must have shape [B, D], got {_shape(query)}")
-    if query.dtype not in LOSS_DTYPES:
-        raise ValueError(f"{op}: query must be one of {_dtype_names(LOSS_DTYPES)}, got {query.dtype}")
     if call.positive.shape != query.shape:
         raise ValueError(
             f"{op}: positive must have query's shape {_shape(query)}, got {_shape(call.positive)}"
@@ -217,8 +323,8 @@ def check_loss(call: LossCall, op: str = "mil_nce") -> None:
         op,
         f"keys holds {keys.shape[0]} entries; at most {MAX_ENTRIES} fit one call",
     )
-    check_like(op, "positive", call.positive, ("query", query))
-    check_like(op, "keys", keys, ("query", query))
+    check_precision(op, "query", query, "keys", keys)
+    check_precision(op, "positive", call.positive, "keys", keys)
     positives = call.positives
     if positives.dim() != 2 or positives.shape[0] != query.shape[0] or positives.dtype != torch.int64:
         raise ValueError(
@@ -228,8 +334,15 @@ def check_loss(call: LossCall, op: str = "mil_nce") -> None:
     require(
         positives.device == query.device, op, f"positives is on {positives.device}, expected {query.device}"
     )
-    if not (call.temperature > 0 and math.isfinite(call.temperature)):
-        raise ValueError(f"{op}: temperature must be a finite number > 0, got {call.temperature}")
+    limits = torch.finfo(torch.float64) if query.dtype == torch.float64 else FLOAT32
+    fits = (
+        is_float32(call.temperature) if limits is FLOAT32 else limits.tiny <= call.temperature <= limits.max
+    )
+    if not (call.temperature > 0 and fits):
+        raise ValueError(
+            f"{op}: temperature must be a finite number > 0 in {limits.dtype}, in which the loss is computed "
+            f"({limits.tiny:.3g} to {limits.max:.3g}), got {call.temperature}"
+        )
     if call.siblings not in (0, 1, 2):
         raise ValueError(
             f"{op}: siblings must be 1 (positives), 2 (left out) or 0 (negatives), got {call.siblings}"
@@ -281,6 +394,7 @@ def check_enqueue(
         require(isinstance(value, Tensor), op, f"{name} must be a tensor, got {type(value).__name__}")
         if value.dim() != 0 or value.dtype != torch.int64:
             raise ValueError(f"{op}: {name} must be a 0-dim int64 tensor, got {value.dtype} {_shape(value)}")
+    check_memory(op, buffers=buffers, rows=rows, pointer=pointer, count=count)
     for i, (buffer, row) in enumerate(zip(buffers, rows)):
         if buffer.dim() == 0 or buffer.shape[0] == 0 or buffer.shape[0] != buffers[0].shape[0]:
             raise ValueError(

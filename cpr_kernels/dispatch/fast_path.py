@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.compiler import is_compiling
 
-from .. import _core
+from .native import core
 
 try:
     from torch._C import (
@@ -24,17 +25,18 @@ try:
 except ImportError:  # a torch that names them differently: always the op
     _CONNECTED = False
 else:
-    _CONNECTED = _core.connect_torch(Tensor, torch.empty, torch.int64, torch.float32, torch.device("cpu"))
+    _CONNECTED = core.connect_torch(Tensor, torch.empty, torch.int64, torch.float32, torch.device("cpu"))
 
 
 def nothing_listens() -> bool:
-    """Does nothing compile, trace, transform, record or override torch's calls on this thread?"""
+    """Does nothing compile, trace, transform, differentiate forward, record or override torch's calls here?"""
     return (
         not is_compiling()
         and _CONNECTED
         and not _len_torch_dispatch_stack()
         and not _is_tracing()
         and not _are_functorch_transforms_active()
+        and forward_ad._current_level < 0
         and not _profiler_enabled()
         and not _is_torch_function_mode_enabled()
     )

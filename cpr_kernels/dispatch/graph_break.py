@@ -1,4 +1,4 @@
-"""What torch.compile must not look into."""
+"""Keeps `torch.compile` from tracing functions that it cannot compile."""
 
 from __future__ import annotations
 
@@ -12,11 +12,13 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 
-def runs_eagerly(function: Callable[P, T]) -> Callable[P, T]:
-    """Compiled code calls `function` as it is, with a break of the graph, and compiles nothing that it calls: it hands
-    addresses to the core or to FAISS, or talks to other processes. Under `fullgraph=True` that is torch's error.
+def graph_break(function: Callable[P, T]) -> Callable[P, T]:
+    """Runs `function` eagerly inside compiled code: the graph breaks there, and nothing it calls is compiled.
 
-    `torch.compiler.disable` alone would import the compiler with the package.
+    For functions that pass addresses to the core or to FAISS, or exchange messages with other processes. Under
+    `fullgraph=True` torch raises its error.
+
+    The decorator `torch.compiler.disable` would import the compiler with the package.
     """
 
     @functools.wraps(function)

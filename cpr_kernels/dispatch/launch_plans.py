@@ -1,4 +1,4 @@
-"""How the native core would run a call: told, nothing run. For CUDA also where there is no device."""
+"""Launch plans: returns how the native kernels would run a call, without running it, for CUDA also without a device."""
 
 from __future__ import annotations
 
@@ -9,13 +9,12 @@ import torch
 from torch import Tensor
 from torch._subclasses import FakeTensor
 
-from .. import _core
 from .calls import CascadeCall, LossCall, RerankCall, walks
-from .native import DTYPE_CODES, MIN_CAPABILITY, on_current_stream
+from .native import DTYPE_CODES, MIN_CAPABILITY, core, on_current_stream
 
 
 class CudaLimits(NamedTuple):
-    """What the planner asks of a CUDA device (csrc/cuda/limits.h)."""
+    """Holds the limits of a CUDA device that the planner reads (csrc/cuda/device/limits.h)."""
 
     capability: int  # 90 for 9.0
     shared_bytes: int  # that a block may have
@@ -33,21 +32,21 @@ DEVICES = {
 
 
 class CudaCascadePlan(NamedTuple):
-    """A cascade on a CUDA device."""
+    """Describes a cascade on a CUDA device."""
 
     path: str  # "tiny", "ring" or "huge"
-    queries_a_sweep: int
+    queries_per_sweep: int
     sweeps: int
     workspace_bytes: int
     select_threads: int  # of a block that selects for one query
-    lists_in_shared: bool  # else the longest list lies in device memory
+    lists_in_shared: bool  # else the longest list is in device memory
     rule: str  # that chose the path
 
     def __str__(self) -> str:
         if self.path == "tiny":
             how = "one launch"
         else:
-            how = f"{counted(self.sweeps, 'sweep')} of up to {counted(self.queries_a_sweep, 'query')}"
+            how = f"{counted(self.sweeps, 'sweep')} of up to {counted(self.queries_per_sweep, 'query')}"
         lists = "shared" if self.lists_in_shared else "device"
         return (
             f"{self.path}: {how}, {_amount(self.workspace_bytes)} of workspace, lists in {lists} memory, "
@@ -56,38 +55,38 @@ class CudaCascadePlan(NamedTuple):
 
 
 class CudaLossPlan(NamedTuple):
-    """A loss with its gradient on a CUDA device."""
+    """Describes a loss with its gradient on a CUDA device."""
 
     parts: int  # of the keys
-    keys_a_part: int
+    keys_per_part: int
     streamed_features: bool  # too many for a block to hold
     workspace_bytes: int
 
     def __str__(self) -> str:
         features = "; features stream through the blocks" if self.streamed_features else ""
         return (
-            f"{counted(self.parts, 'part')} of up to {self.keys_a_part} keys, combined in order, "
+            f"{counted(self.parts, 'part')} of up to {self.keys_per_part} keys, combined in order, "
             f"{_amount(self.workspace_bytes)} of workspace with the gradient{features}"
         )
 
 
 class CpuCascadePlan(NamedTuple):
-    """A cascade on the CPU."""
+    """Describes a cascade on the CPU."""
 
     isa: str
-    lanes: int  # float32 numbers a vector holds
+    lanes: int  # float32 numbers in a vector
     threads: int
-    queries_a_group: int  # share a visit of the keys
+    queries_per_group: int  # share a visit of the keys
     groups: int
     parts: int  # of the keys; above 1, threads share a group
     passes: int  # over the keys, a sample of them first where there are several
     streamed_stages: int  # decided while the keys stream by
-    coarse: bool  # by 16-bit products first; what they leave open is scored again exactly
+    int16_scores: bool  # by 16-bit products first; what they leave open is scored again exactly
 
     def __str__(self) -> str:
         if self.groups == 0:
             return "nothing to do"
-        groups = f"{counted(self.groups, 'group')} of up to {counted(self.queries_a_group, 'query')}"
+        groups = f"{counted(self.groups, 'group')} of up to {counted(self.queries_per_group, 'query')}"
         if self.threads == 1:
             how = f"one thread, {groups}"
         elif self.parts == 1:
@@ -100,13 +99,13 @@ class CpuCascadePlan(NamedTuple):
                 f"{counted(self.streamed_stages, 'leading stage')} decided while the keys stream by, "
                 f"{counted(self.passes, 'pass')}, the first over a sample"
             )
-        if self.coarse:
+        if self.int16_scores:
             stages += "; 16-bit products first, and exactly what they leave open"
         return f"{self.isa}, {self.lanes} numbers a vector; {how}; {stages}"
 
 
 class CpuRerankPlan(NamedTuple):
-    """A cascade over candidates on the CPU."""
+    """Describes a cascade over candidates on the CPU."""
 
     isa: str
     threads: int
@@ -116,21 +115,21 @@ class CpuRerankPlan(NamedTuple):
 
 
 class CpuLossPlan(NamedTuple):
-    """A loss on the CPU."""
+    """Describes a loss on the CPU."""
 
     isa: str
     lanes: int
     threads: int
-    queries_a_group: int
+    queries_per_group: int
     groups: int
-    parts: int  # of the keys, whatever the number of threads
+    parts: int  # of the keys, for any number of threads
 
     def __str__(self) -> str:
         if self.groups == 0:
             return "nothing to do"
         return (
             f"{self.isa}, {self.lanes} numbers a vector; {counted(self.threads, 'thread')} over "
-            f"{counted(self.groups, 'group')} of up to {counted(self.queries_a_group, 'query')} x "
+            f"{counted(self.groups, 'group')} of up to {counted(self.queries_per_group, 'query')} x "
             f"{counted(self.parts, 'part')} of the keys, combined in order"
         )
 
@@ -139,7 +138,7 @@ Plan = CudaCascadePlan | CudaLossPlan | CpuCascadePlan | CpuRerankPlan | CpuLoss
 
 
 def limits_named(device: str | Sequence[int]) -> CudaLimits:
-    """The limits of a device by its name, or as (capability, shared bytes a block, L2 bytes, clusters of 16).
+    """Returns the limits of a device by its name, or by (capability, shared bytes, L2 bytes, clusters of 16).
 
     Raises:
         ValueError: a name that is not known, not four numbers, or a device too old for the kernels.
@@ -164,32 +163,32 @@ def limits_named(device: str | Sequence[int]) -> CudaLimits:
 
 
 def limits_of(device: torch.device) -> CudaLimits:
-    """The limits of a CUDA device of this machine."""
+    """Returns the limits of a CUDA device of this machine."""
     with on_current_stream(device):
-        return CudaLimits(*_core.cuda_limits())
+        return CudaLimits(*core.cuda_limits())
 
 
 def plan_on_cuda(call: CascadeCall | RerankCall | LossCall, limits: CudaLimits) -> Plan:
-    """How the CUDA kernels would run a call on such a device.
+    """Returns how the CUDA kernels would run a call on a device with these limits.
 
     Raises:
         ValueError: a call beyond what they hold (stages, views, weightings, features).
     """
     if isinstance(call, LossCall):
-        return CudaLossPlan(*_core.plan_cuda_mil_nce(*_loss_sizes(call), limits, True))
+        return CudaLossPlan(*core.plan_cuda_mil_nce(*_loss_sizes(call), limits, True))
     gathered = isinstance(call, RerankCall)
-    return CudaCascadePlan(*_core.plan_cuda_cascade(*_cascade_sizes(call), limits, gathered))
+    return CudaCascadePlan(*core.plan_cuda_cascade(*_cascade_sizes(call), limits, gathered))
 
 
 def plan_on_cpu(call: CascadeCall | RerankCall | LossCall) -> Plan:
-    """How the CPU kernels would run a call with torch's number of threads."""
-    threads, isa = torch.get_num_threads(), _core.cpu_isa()
+    """Returns how the CPU kernels would run a call with torch's number of threads."""
+    threads, isa = torch.get_num_threads(), core.cpu_isa()
     if isinstance(call, LossCall):
-        lanes, *rest = _core.plan_cpu_mil_nce(*_loss_sizes(call), threads)
+        lanes, *rest = core.plan_cpu_mil_nce(*_loss_sizes(call), threads)
         return CpuLossPlan(isa, lanes, threads, *rest)
     if isinstance(call, RerankCall):
         return CpuRerankPlan(isa, max(1, min(threads, call.queries[0].shape[0])))
-    return CpuCascadePlan(isa, *_core.plan_cpu_cascade(*_cascade_sizes(call), threads))
+    return CpuCascadePlan(isa, *core.plan_cpu_cascade(*_cascade_sizes(call), threads))
 
 
 def _loss_sizes(call: LossCall) -> tuple[int, tuple[int, int, int]]:
@@ -199,7 +198,7 @@ def _loss_sizes(call: LossCall) -> tuple[int, tuple[int, int, int]]:
 def _cascade_sizes(
     call: CascadeCall | RerankCall,
 ) -> tuple[list[tuple[int, int, int, int, int]], int, int, int, Sequence[float], Sequence[int]]:
-    """Views, dtype, B, N (C of listed candidates), weights and counts, as the core takes them."""
+    """Returns views, dtype, B, N (C of listed candidates), weights and counts, as the core takes them."""
     query = call.queries[0]
     entries = call.candidates.shape[1] if isinstance(call, RerankCall) else call.keys[0].shape[0]
     views = [
@@ -209,15 +208,15 @@ def _cascade_sizes(
 
 
 def _rows(t: Tensor) -> tuple[int, int]:
-    """Address and stride of the rows the kernels would see: those of a copy where the inner stride is not 1."""
+    """Returns address and stride of the rows that the kernels would read: of a copy where the inner stride is not 1."""
     if not walks(t):
         return 0, t.shape[1]
-    # a fake tensor lies nowhere: taken as torch's allocator would place it
+    # a fake tensor has no memory: taken as torch's allocator would place it
     return 0 if isinstance(t, FakeTensor) else t.data_ptr(), t.stride(0)
 
 
 def counted(count: int, thing: str) -> str:
-    """A number with its noun."""
+    """Returns a number with its noun."""
     plural = {"query": "queries", "pass": "passes"}.get(thing, thing + "s")
     return f"{count} {thing if count == 1 else plural}"
 

@@ -9,9 +9,9 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from .. import _core
+from .. import _core as core
 
-DTYPE_CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # csrc/cascade_topk.h
+DTYPE_CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # csrc/types.h
 MIN_CAPABILITY = (8, 0)  # mma.sync on bfloat16, cp.async, redux.sync
 
 
@@ -23,9 +23,9 @@ def address(tensor: Tensor | None) -> int:
 @functools.cache
 def why_not_cuda(device: torch.device) -> str | None:
     """None where the CUDA part of the core can run on `device`, else the sentence that says why not."""
-    if not hasattr(_core, "cuda_unavailable"):
+    if not hasattr(core, "cuda_unavailable"):
         return "this build has no CUDA kernels; install where nvcc is on PATH (CPR_CUDA=ON insists on them)"
-    unavailable = _core.cuda_unavailable()
+    unavailable = core.cuda_unavailable()
     if unavailable:
         return f"the core's CUDA runtime finds no device: {unavailable}"
     capability = torch.cuda.get_device_capability(device)
@@ -40,5 +40,5 @@ def why_not_cuda(device: torch.device) -> str | None:
 def on_current_stream(device: torch.device) -> Iterator[int]:
     """Make `device` current, and give the handle of its current stream."""
     with torch.cuda.device(device):
-        _core.cuda_use_device(torch.cuda.current_device())  # the core's runtime is its own, linked into it
+        core.cuda_use_device(torch.cuda.current_device())  # the core's runtime is its own, linked into it
         yield torch.cuda.current_stream(device).cuda_stream

@@ -1,4 +1,4 @@
-"""A queue held in shares by the ranks of a `torch.distributed` group, and how the ranks talk about it."""
+"""Describes a queue that the ranks of a `torch.distributed` group hold in shares, and exchanges messages about it."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-OPS = ("enqueue", "cascade_topk", "mil_nce", "mil_nce backward", "labels_at")  # what a call may be, by number
-_REFUSED, _OP, _ROWS, _FACTS, _FIELDS = 0, 1, 2, 3, 8  # columns of a greeting; facts fill the rest
-GREETING_BYTES = 8 * _FIELDS
+# collective calls, numbered for the handshake by their place
+OPS = ("enqueue", "cascade_topk", "mil_nce", "mil_nce backward", "labels_at")
+_REFUSED, _OP, _ROWS, _FACTS, _FIELDS = 0, 1, 2, 3, 8  # columns of a handshake; facts fill the rest
 
 
 @dataclass(frozen=True)
 class Shard:
-    """One rank's share of a queue of N entries: those with global index in [offset, offset + local).
+    """Describes one rank's share of a queue of N entries: those with global index in [offset, offset + local).
 
     Global indices are those of one queue that all entries were written to; rank r holds the `sizes[r]` entries
     after those of the ranks below it.
@@ -33,31 +33,31 @@ class Shard:
 
     @property
     def world(self) -> int:
-        """Ranks that share the queue."""
+        """Returns the number of ranks that share the queue."""
         return len(self.sizes)
 
     @property
     def offset(self) -> int:
-        """Global index of this rank's first entry."""
+        """Returns the global index of this rank's first entry."""
         return sum(self.sizes[: self.rank])
 
     @property
     def local(self) -> int:
-        """Entries that this rank holds."""
+        """Returns the number of entries that this rank holds."""
         return self.sizes[self.rank]
 
     @property
     def total(self) -> int:
-        """N, entries of all ranks."""
+        """Returns N, the number of entries of all ranks."""
         return sum(self.sizes)
 
     def bounds(self) -> list[int]:
-        """Where each rank's entries begin, and N: [W + 1]."""
+        """Returns the first index of each rank's entries, and N: [W + 1]."""
         return [0, *accumulate(self.sizes)]
 
 
 class ShardedKeys:
-    """One view of a sharded queue, given to `cascade_topk` or `mil_nce` as keys.
+    """Is one view of a sharded queue, given to `cascade_topk` or `mil_nce` as keys.
 
     Attributes:
         rows: [n, D], the entries that this rank holds; the buffer itself, not a copy.
@@ -74,21 +74,21 @@ class ShardedKeys:
 
     @property
     def shape(self) -> torch.Size:
-        """[N, D] of the whole queue."""
+        """Returns [N, D] of the whole queue."""
         return torch.Size([self.shard.total, self.rows.shape[1]])
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the rows."""
+        """Returns the dtype of the rows."""
         return self.rows.dtype
 
     @property
     def device(self) -> torch.device:
-        """Of the rows."""
+        """Returns the device of the rows."""
         return self.rows.device
 
     def dim(self) -> int:
-        """2, as of a matrix."""
+        """Returns 2, as for a matrix."""
         return 2
 
     def __repr__(self) -> str:
@@ -100,7 +100,7 @@ class ShardedKeys:
 
 
 def shard_of(keys: Iterable[Any], op: str) -> Shard | None:
-    """The shard that all of `keys` are of; None where none of them is sharded.
+    """Returns the shard that all of `keys` belong to; None where none of them is sharded.
 
     Raises:
         ValueError: some are sharded and some are not, or they are of different queues.
@@ -112,7 +112,7 @@ def shard_of(keys: Iterable[Any], op: str) -> Shard | None:
 
 
 def why_not_sharded(keys: Any) -> str | None:
-    """Why a backend that sees this process alone cannot use the keys: they are a share of a queue."""
+    """Returns why a backend of one process cannot use sharded keys; None where the keys are not sharded."""
     if not isinstance(keys, ShardedKeys):
         return None
     shard = keys.shard
@@ -120,14 +120,14 @@ def why_not_sharded(keys: Any) -> str | None:
 
 
 def why_not_group(shard: Shard) -> str | None:
-    """Why the ranks cannot be reached: no group, one of another size, or one that carries no CPU tensors."""
+    """Returns why the ranks cannot be reached: no group, one of another size, or one without CPU tensors; else None."""
     up = dist.is_available() and dist.is_initialized()
     if shard.world == 1:
         others = dist.get_world_size(shard.group) if up else 1
         if others == 1:
             return None
         return (
-            f"the queue was made for this process alone, and the group has {others} ranks; make it after "
+            f"the queue was made for this process only, and the group has {others} ranks; make it after "
             "init_process_group, or give it a group of its own"
         )
     if not up:
@@ -140,14 +140,14 @@ def why_not_group(shard: Shard) -> str | None:
 
 
 def fingerprint(*facts: Any) -> int:
-    """A number that is the same on all ranks where the facts are, as far as 32 bits can tell."""
+    """Returns a 32-bit checksum that is equal on all ranks where the facts are."""
     return zlib.crc32(repr(facts).encode())
 
 
 def exchange(shard: Shard, outgoing: Sequence[Tensor], sizes: Sequence[int], what: str) -> list[Tensor]:
-    """Send `outgoing[r]` to rank r; returns what came from each: 1-d, `sizes[r]` elements of the same dtype.
+    """Sends `outgoing[r]` to rank r; returns what came from each: 1-d, `sizes[r]` elements of the same dtype.
 
-    Every message has a size that both sides know, so there is one collective and no size is ever sent.
+    Every message has a size that both sides know, so there is one collective and no size is sent.
 
     Raises:
         RuntimeError: a rank has ended, or did not take part within the group's timeout.
@@ -175,8 +175,8 @@ def exchange(shard: Shard, outgoing: Sequence[Tensor], sizes: Sequence[int], wha
     return list(received.view(outgoing[0].dtype).split(list(sizes)))
 
 
-def greet(shard: Shard, op: str, rows: int, facts: Sequence[tuple[str, int]]) -> list[int]:
-    """Make sure that all ranks make the same call; returns how many rows each brings.
+def handshake(shard: Shard, op: str, rows: int, facts: Sequence[tuple[str, int]]) -> list[int]:
+    """Checks that all ranks make the same call; returns the number of rows of each.
 
     Args:
         shard: of the queue that the call is about.
@@ -190,11 +190,11 @@ def greet(shard: Shard, op: str, rows: int, facts: Sequence[tuple[str, int]]) ->
     if reason := why_not_group(shard):
         raise RuntimeError(f"{op}: {reason}")
     mine = [0, OPS.index(op), rows, *(number for _, number in facts)]
-    table = _greeting(shard, mine, op)
+    table = _exchange_handshake(shard, mine, op)
     refused = [r for r in range(shard.world) if table[r][_REFUSED]]
     if refused:
         raise RuntimeError(
-            f"{op}: rank {refused[0]} refused its arguments, so no rank can go on; see its error"
+            f"{op}: rank {refused[0]} refused its arguments, so no rank can continue; see its error"
         )
     for r, theirs in enumerate(table):
         if theirs[_OP] != mine[_OP]:
@@ -209,31 +209,31 @@ def greet(shard: Shard, op: str, rows: int, facts: Sequence[tuple[str, int]]) ->
     return [row[_ROWS] for row in table]
 
 
-def _greeting(shard: Shard, mine: list[int], op: str) -> list[list[int]]:
+def _exchange_handshake(shard: Shard, mine: list[int], op: str) -> list[list[int]]:
     mine = mine + [0] * (_FIELDS - len(mine))
-    hello = torch.tensor(mine, dtype=torch.int64)
-    return [t.tolist() for t in exchange(shard, [hello] * shard.world, [_FIELDS] * shard.world, op)]
+    message = torch.tensor(mine, dtype=torch.int64)
+    return [t.tolist() for t in exchange(shard, [message] * shard.world, [_FIELDS] * shard.world, op)]
 
 
 @contextmanager
-def refusals_told(shard: Shard | None, op: str) -> Iterator[None]:
-    """A ValueError within is also told to the other ranks, which would wait for this one otherwise."""
+def broadcast_errors(shard: Shard | None, op: str) -> Iterator[None]:
+    """Sends the refusal to the other ranks where a ValueError is raised inside, as they would wait for this rank."""
     try:
         yield
     except ValueError:
         if shard is not None:
             with suppress(RuntimeError, ValueError):  # the first error is the one to see
-                _greeting(shard, [1, OPS.index(op)], op)
+                _exchange_handshake(shard, [1, OPS.index(op)], op)
         raise
 
 
 def gather_rows(shard: Shard, columns: Sequence[Tensor], rows: Sequence[int], what: str) -> list[Tensor]:
-    """Every rank's rows of each column, in rank order. One message a rank, whatever the dtypes.
+    """Returns every rank's rows of each column, in rank order. One message per rank, whatever the dtypes.
 
     Args:
         shard: of the queue that the call is about.
-        columns: [B, ...] each, B the rows that this rank brings.
-        rows: how many each rank brings.
+        columns: [B, ...] each, B the rows of this rank.
+        rows: how many each rank has.
         what: names the call in errors.
     """
     packed = pack_rows(columns)  # [B, bytes]
@@ -242,15 +242,15 @@ def gather_rows(shard: Shard, columns: Sequence[Tensor], rows: Sequence[int], wh
 
 
 def pack_rows(columns: Sequence[Tensor]) -> Tensor:
-    """Rows of several columns as bytes: [B, bytes of a row]."""
+    """Returns the rows of several columns as bytes: [B, bytes of a row]."""
     count = columns[0].shape[0]
-    # a copy, for a single element counts as contiguous whatever its stride, and a wider view of it is then refused
+    # a copy, for a single element counts as contiguous with any stride, and a wider view of it is then refused
     whole = [c.detach().clone(memory_format=torch.contiguous_format) for c in columns]
     return torch.cat([c.view(torch.uint8).reshape(count, _row_bytes(c)) for c in whole], dim=1)
 
 
 def unpack_rows(packed: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
-    """The columns again, with dtype and row shape of `like`."""
+    """Returns the columns of packed rows, with dtype and row shape of `like`."""
     parts = packed.split([_row_bytes(c) for c in like], dim=1)
     return [
         part.clone(memory_format=torch.contiguous_format)

@@ -1,4 +1,4 @@
-"""What the Triton backends share: can Triton run on this device, and if not, why. Imports no Triton."""
+"""Says whether Triton can run on a device, for all Triton backends. Imports no Triton."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ def _installed() -> bool:
 
 @functools.cache
 def capability(index: int | None) -> tuple[int, int]:
-    """The compute capability of a CUDA device, asked once."""
+    """Returns the compute capability of a CUDA device; cached."""
     return torch.cuda.get_device_capability(index)
 
 
 def why_not_triton(device: torch.device) -> str | None:
-    """None where Triton kernels can run on tensors of `device`, else the sentence that says why not."""
+    """Returns None where Triton kernels can run on tensors of `device`, else the reason they cannot."""
     if device.type == "cpu" and os.environ.get("TRITON_INTERPRET") != "1":
         return "Triton runs on CUDA tensors (and, when TRITON_INTERPRET=1 is set, slowly on cpu tensors)"
     if device.type not in ("cpu", "cuda"):

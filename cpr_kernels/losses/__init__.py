@@ -9,9 +9,9 @@ from torch import Tensor, nn
 
 from ..dispatch.backends import choose
 from ..dispatch.calls import LossCall
-from ..dispatch.checks import check_loss
-from ..dispatch.graph_break import runs_eagerly
-from ..dispatch.sharded_keys import ShardedKeys, refusals_told
+from ..dispatch.checks import check_loss, check_one_kind
+from ..dispatch.graph_break import graph_break
+from ..dispatch.sharded_keys import ShardedKeys, broadcast_errors
 from . import native, reference, sharded, triton_backend
 from .autograd import run_directly
 
@@ -47,7 +47,10 @@ def as_call(
 ) -> LossCall:
     """The op's arguments; no `positives` is InfoNCE, an empty list for every query."""
     if positives is None:
-        positives = query.new_empty((query.shape[0] if query.dim() else 0, 0), dtype=torch.int64)
+        positives = query.new_empty(
+            (query.shape[0] if query.dim() else 0, 0), dtype=torch.int64, layout=torch.strided
+        )
+    check_one_kind("mil_nce", (query, positive, keys, positives, query_ids, key_ids, use_own))
     return LossCall(query, positive, keys, positives, temperature, query_ids, key_ids, use_own, siblings)
 
 
@@ -78,15 +81,22 @@ def mil_nce(
     The logits of query b are ``[query @ positive, query @ keys.T] / temperature``. Its positives are its own
     ``positive[b]``, the entries that ``positives[b]`` lists and, with ids, the entries of its own source.
     The published `multi_nce_loss` is ``-log((softmax(logits) * mask).sum())``; this is the same number,
-    finite for every temperature > 0. Nothing of size B x N is made. With no positives: InfoNCE.
+    without underflow. Nothing of size B x N is made. With no positives: InfoNCE.
+
+    Loss and gradients of a query are NaN, on every backend, where an inner product that takes part (its own, or
+    with an entry that is in its sums) is NaN or infinite in float32: a number that is not finite, or products that
+    overflow. What is left out (empty slots, siblings with ``siblings=2``) never counts. Otherwise the loss is finite
+    at every temperature: 0 where the own pair is the only one, and at most float32's largest number. A gradient
+    may overflow as any float32 result; that of keys wants logits (products over temperature) that float32 holds.
 
     Args:
-        query: [B, D], float32, bfloat16, float16 (or float64, slow).
-        positive: [B, D], the query's own key.
+        query: [B, D], float32, bfloat16, float16 (or float64, slow), of the keys' dtype or one that it holds; under
+            autocast brought to the keys' dtype. Its gradient has its own dtype.
+        positive: [B, D], the query's own key, likewise.
         keys: [N, D], the queue; or a view of a :class:`ShardedMultiViewQueue`, of which every rank then calls this
             at the same time with queries of its own (and `backward`, where the keys take a gradient).
         positives: [B, P] int64 indices into keys, -1 is padding, a repeat counts once; None for InfoNCE.
-        temperature: divisor of the logits, > 0.
+        temperature: divisor of the logits, > 0 in float32: from 1.18e-38 (float64 inputs: 2.3e-308) on.
         query_ids: [B] int64 source of each query.
         key_ids: [N] int64 source of each entry; entries with a negative id take no part. Of a sharded queue: of
             the entries that this rank holds.
@@ -97,12 +107,15 @@ def mil_nce(
         backend: ``"auto"``, or a name of :func:`explain`'s table; one that cannot run is an error.
 
     Returns:
-        The loss in float32 (float64 for float64 inputs), differentiable once with respect to query, positive
-        and keys; deterministic.
+        The loss in float32 (float64 for float64 keys); deterministic. Differentiable with respect to query,
+        positive and keys: backward, forward mode, second derivatives (in plain torch by blocks of queries; of a
+        sharded queue: backward only) and torch.func's transforms. Where the keys take no gradient, neither they
+        nor their ids are saved: writing to the queue between the loss and its backward pass is allowed.
 
     Raises:
         ValueError: an argument that does not fit, named with what was expected and what came.
-        RuntimeError: of a sharded queue: a rank has ended, refused its arguments or makes another call.
+        RuntimeError: of a sharded queue: a rank has ended, refused its arguments or makes another call. In a third
+            derivative, or in a second one of inputs that were written to after the loss.
     """
     _check_reduction(reduction)
     if isinstance(keys, ShardedKeys):
@@ -112,15 +125,13 @@ def mil_nce(
     if backend == "auto":
         loss = run_directly(call)
         return _reduced(torch.ops.cpr.mil_nce(*call) if loss is None else loss, reduction)
-    want = torch.is_grad_enabled() and query.requires_grad
-    swept = torch.ops.cpr._mil_nce_sweep(*call, want_gradient=want, backend=backend)
-    return _reduced(swept[0], reduction)
+    return _reduced(torch.ops.cpr._mil_nce_on(*call, backend=backend), reduction)
 
 
-@runs_eagerly
+@graph_break
 def _over_shards(backend: str, keys: ShardedKeys, *arguments: Any) -> Tensor:
     """`mil_nce` of a sharded queue, loss [B]; all ranks learn of a refusal here."""
-    with refusals_told(keys.shard, "mil_nce"):
+    with broadcast_errors(keys.shard, "mil_nce"):
         call = as_call(*arguments)
         check_call(call)
         choose(BACKENDS, call, backend)  # raises for every other name

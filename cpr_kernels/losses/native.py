@@ -7,9 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import _core
 from ..dispatch.calls import LossCall, Sweep
-from ..dispatch.native import DTYPE_CODES, address, on_current_stream, why_not_cuda
+from ..dispatch.native import DTYPE_CODES, address, core, on_current_stream, why_not_cuda
 
 NAME = "native"
 
@@ -43,7 +42,7 @@ class _Arguments:
         self.call = call.walkable()
 
     def packed(self) -> tuple[Addresses, int, tuple[int, int, int, int], int, float, Addresses, int]:
-        """Positional arguments shared by the core's functions, typed one by one in `_core.pyi`."""
+        """Positional arguments shared by the core's functions, typed one by one in `core.pyi`."""
         call = self.call
         return (
             tuple(x for t in (call.query, call.positive, call.keys) for x in (t.data_ptr(), t.stride(0))),
@@ -61,10 +60,10 @@ def sweep(call: LossCall, want_gradient: bool) -> Sweep:
     device = call.query.device
     if device.type == "cuda":
         with on_current_stream(device) as stream:
-            return sweep_on_stream(call, want_gradient, _core, stream)
+            return sweep_on_stream(call, want_gradient, core, stream)
     out, places = _outputs(call, want_gradient)
     arguments = _Arguments(call)
-    _core.mil_nce_sweep(*arguments.packed(), torch.get_num_threads(), places)
+    core.mil_nce_sweep(*arguments.packed(), torch.get_num_threads(), places)
     return out
 
 
@@ -81,7 +80,7 @@ def share(call: LossCall, want_gradient: bool) -> tuple[Tensor, Tensor]:
     attended = torch.empty(rows, 2, dim if want_gradient else 0, dtype=torch.float32)
     arguments = _Arguments(call)
     places = (sums.data_ptr(), attended.data_ptr() if want_gradient else 0)
-    _core.mil_nce_share(*arguments.packed(), torch.get_num_threads(), *places)
+    core.mil_nce_share(*arguments.packed(), torch.get_num_threads(), *places)
     return sums, attended
 
 
@@ -90,12 +89,12 @@ def keys_gradient(call: LossCall, grad_loss: Tensor, lse_all: Tensor, lse_positi
     device = call.query.device
     if device.type == "cuda":
         with on_current_stream(device) as stream:
-            return keys_gradient_on_stream(call, (grad_loss, lse_all, lse_positive), _core, stream)
+            return keys_gradient_on_stream(call, (grad_loss, lse_all, lse_positive), core, stream)
     grad_keys = torch.empty(call.keys.shape, dtype=torch.float32)
     arguments = _Arguments(call)
     given = [t.float().contiguous() for t in (grad_loss, lse_all, lse_positive)]
     places = (*(t.data_ptr() for t in given), grad_keys.data_ptr())
-    _core.mil_nce_keys_gradient(*arguments.packed(), torch.get_num_threads(), *places)
+    core.mil_nce_keys_gradient(*arguments.packed(), torch.get_num_threads(), *places)
     return grad_keys.to(call.keys.dtype)
 
 

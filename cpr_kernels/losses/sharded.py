@@ -1,8 +1,8 @@
-"""The sharded backend of `cpr::mil_nce`: logsumexps over a queue that several ranks hold, reduced exactly.
+"""Computes `cpr::mil_nce` over a queue that several ranks hold in shares: logsumexps, reduced exactly.
 
 Every rank sums the exponentials of its share for the queries of all ranks, relative to the highest score there; the
-query's own rank brings the W sums to a common top and adds the own pair. One exchange of queries, one of sums (and,
-where a gradient is wanted, of 2 D numbers a query); nothing depends on N.
+query's own rank rescales the W sums to a common maximum and adds the own pair. One exchange of queries, one of sums
+(and, for a gradient, of 2 D numbers per query); nothing depends on N.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ..dispatch.calls import LossCall
-from ..dispatch.checks import check_loss, check_positives_in_range
+from ..dispatch.checks import check_like, check_loss, check_positives_in_range
 from ..dispatch.native import DTYPE_CODES
 from ..dispatch.sharded_keys import (
     Shard,
@@ -23,7 +23,7 @@ from ..dispatch.sharded_keys import (
     exchange,
     fingerprint,
     gather_rows,
-    greet,
+    handshake,
     why_not_group,
 )
 from . import native
@@ -33,53 +33,58 @@ LARGEST = torch.finfo(torch.float32).max
 
 
 def why_not(call: LossCall) -> str | None:
-    """The sharded backend serves keys that are a shard, in CPU tensors up to float32, while the group is up."""
+    """Returns None for keys that are a shard, in CPU tensors up to float32, while the group is up; else the reason."""
     if not isinstance(call.keys, ShardedKeys):
         return "the keys are not sharded; pass a view of a ShardedMultiViewQueue"
     if call.query.device.type != "cpu":
         return f"shards are swept in CPU tensors, and these are on {call.query.device}"
     if call.query.dtype not in DTYPE_CODES:
-        return f"shards are swept in float32, and {call.query.dtype} asks for more"
+        return f"shards are swept in float32, and {call.query.dtype} needs more"
     return why_not_group(call.keys.shard)
 
 
 def check(call: LossCall) -> None:
-    """As `check_loss`; key_ids are those of this rank's entries, positives are global indices.
+    """Checks a call as `check_loss`; key_ids are those of this rank's entries, positives are global indices.
 
     Raises:
         ValueError: naming the argument, what was expected and what came.
     """
     check_loss(call._replace(keys=call.keys.rows))
+    for name in ("positive", "keys"):
+        check_like("mil_nce", name, getattr(call, name), ("query", call.query))
     check_positives_in_range(call.positives, call.keys.shard.total)
 
 
 def run(call: LossCall) -> Tensor:
-    """`loss [B]` of this rank's queries; differentiable once, in a backward pass that all ranks make together."""
+    """Returns the `loss [B]` of this rank's queries; differentiable once.
+
+    The backward pass is collective: all ranks make it together.
+    """
     tensors = (call.query, call.positive, call.keys.rows)
     wants = tuple(torch.is_grad_enabled() and tensor.requires_grad for tensor in tensors)
     return _Loss.apply(*tensors, call, wants)
 
 
-class _Everyone(NamedTuple):
-    """The queries of all ranks against this rank's share."""
+class _AllQueries(NamedTuple):
+    """Holds the queries of all ranks against this rank's share."""
 
-    call: LossCall  # positive is a stand-in: the own pair belongs to the query's rank
+    call: LossCall  # positive is a placeholder: the own pair belongs to the query's rank
     batch: list[int]  # queries of each rank
     shard: Shard
 
 
-def _gather(call: LossCall, wants: tuple[bool, ...]) -> _Everyone:
-    """All ranks' queries, their positives by local index."""
+def _gather(call: LossCall, wants: tuple[bool, ...]) -> _AllQueries:
+    """Returns all ranks' queries, with their positives by local index."""
     shard = call.keys.shard
     settings = (call.temperature, call.siblings, call.positives.shape[1])
     features = (str(call.query.dtype), call.query.shape[1], call.query_ids is None, call.key_ids is None)
     facts = [
         ("the temperature, siblings or number of positives", fingerprint(settings)),
         ("the size or dtype of the features, or the choice of ids,", fingerprint(features)),
-        ("the wish for gradients", fingerprint(wants)),
+        ("the choice of gradients", fingerprint(wants)),
         ("the layout of the queue", fingerprint(shard.sizes)),
     ]
-    batch = greet(shard, "mil_nce", call.query.shape[0], facts)
+    batch = handshake(shard, "mil_nce", call.query.shape[0], facts)
     columns = [call.query, call.positives] + ([] if call.query_ids is None else [call.query_ids])
     query, listed, *ids = gather_rows(shard, columns, batch, "mil_nce, gathering the queries")
     local = listed - shard.offset
@@ -87,12 +92,15 @@ def _gather(call: LossCall, wants: tuple[bool, ...]) -> _Everyone:
     query_ids = ids[0] if ids else None
     keys = call.keys.rows.detach()
     here = LossCall(query, query, keys, local, call.temperature, query_ids, call.key_ids, None, call.siblings)
-    return _Everyone(here, batch, shard)
+    return _AllQueries(here, batch, shard)
 
 
-def _shares(everyone: _Everyone, gradient: bool) -> tuple[Tensor, Tensor]:
-    """What each rank's share adds to this rank's queries: sums [W, b, 4] and attended [W, b, 2, D] (D = 0 without)."""
-    call, batch, shard = everyone
+def _shares(queries_of_all: _AllQueries, gradient: bool) -> tuple[Tensor, Tensor]:
+    """Returns what each rank's share adds to this rank's queries: sums [W, b, 4] and attended [W, b, 2, D].
+
+    Without a gradient D = 0.
+    """
+    call, batch, shard = queries_of_all
     sums, attended = native.share(call, gradient)  # [M, 4], [M, 2, D]
     dim = attended.shape[2]
     width = 4 + 2 * dim
@@ -104,28 +112,27 @@ def _shares(everyone: _Everyone, gradient: bool) -> tuple[Tensor, Tensor]:
 
 
 class _Reduced(NamedTuple):
-    """The loss of this rank's queries and what its gradients need: as `reference.Sweep`."""
+    """Holds the loss of this rank's queries and what its gradients need: as `reference.Sweep`."""
 
     loss: Tensor  # [b]
     lse_all: Tensor
     lse_positive: Tensor
     own_weight: Tensor
-    grad_query: Tensor  # [b, D]; [b, 0] when not asked for
+    grad_query: Tensor  # [b, D]; [b, 0] without gradient
 
 
 def _reduce(call: LossCall, sums: Tensor, attended: Tensor) -> _Reduced:
-    """The ranks' sums at a common top, in rank order, with the own pair."""
+    """Combines the ranks' sums relative to a common maximum, in rank order, and adds the own pair."""
     scale = min((1 / torch.tensor(call.temperature)).item(), LARGEST)  # float32, as the sums were made with
     query, positive = call.query.double(), call.positive.double()
     own = (query * positive).sum(dim=1)  # [b]
+    own = torch.where(own.float().isfinite(), own, torch.nan)  # and with it all that the query gets
     top, mass, positive_top, positive_mass = sums.unbind(dim=2)  # [W, b] each
     others = (positive_mass > 0).any(dim=0)
     own_positive = torch.ones_like(others) if call.use_own is None else call.use_own | ~others
 
-    def brought_together(
-        tops: Tensor, masses: Tensor, with_own: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """The common top [b], the whole mass [b], each rank's factor [W, b] and the own pair's part [b]."""
+    def rescaled(tops: Tensor, masses: Tensor, with_own: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Returns the common maximum [b], the whole mass [b], each rank's factor [W, b] and the own pair's part [b]."""
         tops = tops.masked_fill(masses == 0, -torch.inf)
         own_top = own.masked_fill(~with_own, -torch.inf)
         common = torch.maximum(tops.amax(dim=0), own_top)
@@ -134,54 +141,68 @@ def _reduce(call: LossCall, sums: Tensor, attended: Tensor) -> _Reduced:
         return common, (masses * factors).sum(dim=0) + own_part, factors, own_part
 
     every = torch.ones_like(own_positive)
-    common, whole, factors, own_part = brought_together(top, mass, every)
-    p_common, p_whole, p_factors, p_own = brought_together(positive_top, positive_mass, own_positive)
+    common, whole, factors, own_part = rescaled(top, mass, every)
+    p_common, p_whole, p_factors, p_own = rescaled(positive_top, positive_mass, own_positive)
     own_weight = own_part / whole - p_own / p_whole
     grad_query = torch.zeros(query.shape[0], 0)
     if attended.shape[3]:
         of_all = ((factors / whole)[:, :, None] * attended[:, :, 0]).sum(dim=0)
         of_positive = ((p_factors / p_whole)[:, :, None] * attended[:, :, 1]).sum(dim=0)
         grad_query = (own_weight[:, None] * positive + of_all - of_positive) * scale
-    loss = (common - p_common) * scale + (whole.log() - p_whole.log())
+    loss = ((common - p_common) * scale).clamp(max=LARGEST) + (whole.log() - p_whole.log())
     lse_all, lse_positive = common * scale + whole.log(), p_common * scale + p_whole.log()
     return _Reduced(*(t.float() for t in (loss, lse_all, lse_positive, own_weight, grad_query)))
 
 
 class _Loss(torch.autograd.Function):
-    """`mil_nce` over shards; the backward pass is collective where the keys take a gradient."""
+    """Differentiates `mil_nce` over shards; the backward pass is collective where the keys take a gradient."""
 
     @staticmethod
     def forward(
         ctx: Any, query: Tensor, positive: Tensor, rows: Tensor, call: LossCall, wants: tuple[bool, ...]
     ) -> Tensor:
-        everyone = _gather(call, wants)
-        out = _reduce(call, *_shares(everyone, wants[0]))
-        kept = (everyone.call.query, everyone.call.positives, everyone.call.query_ids) if wants[2] else ()
-        ctx.save_for_backward(query, positive, rows, call.key_ids, *out[1:], *kept)
-        ctx.settings = (call.temperature, call.siblings, everyone.batch, everyone.shard)
+        queries_of_all = _gather(call, wants)
+        out = _reduce(call, *_shares(queries_of_all, wants[0]))
+        here = queries_of_all.call
+        for_keys = (
+            rows,
+            call.key_ids,
+            out.lse_all,
+            out.lse_positive,
+            here.query,
+            here.positives,
+            here.query_ids,
+        )
+        ctx.save_for_backward(
+            out.grad_query if wants[0] else None,
+            query if wants[1] else None,
+            out.own_weight if wants[1] else None,
+            *(for_keys if wants[2] else (None,) * len(for_keys)),
+        )
+        ctx.dtypes = query.dtype, positive.dtype
+        ctx.settings = (call.temperature, call.siblings, queries_of_all.batch, queries_of_all.shard)
         return out.loss
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, ...]:
-        query, positive, rows, key_ids, lse_all, lse_positive, own_weight, grad_query, *kept = (
+        grad_query, query, own_weight, rows, key_ids, lse_all, lse_positive, queries, listed, query_ids = (
             ctx.saved_tensors
         )
         temperature, siblings, batch, shard = ctx.settings
         of_query = of_positive = of_keys = None
         if ctx.needs_input_grad[0]:
-            of_query = (grad_loss[:, None] * grad_query).to(query.dtype)
+            of_query = (grad_loss[:, None] * grad_query).to(ctx.dtypes[0])
         if ctx.needs_input_grad[1]:
-            of_positive = ((grad_loss * own_weight / temperature)[:, None] * query).to(positive.dtype)
+            of_positive = ((grad_loss * own_weight / temperature)[:, None] * query).to(ctx.dtypes[1])
         if ctx.needs_input_grad[2]:
-            queries, listed, query_ids = kept
             here = LossCall(queries, queries, rows, listed, temperature, query_ids, key_ids, None, siblings)
             of_keys = _keys_gradient(here, (grad_loss.float(), lse_all, lse_positive), batch, shard)
         return of_query, of_positive, of_keys, None, None
 
 
 def _keys_gradient(here: LossCall, mine: Sequence[Tensor], batch: Sequence[int], shard: Shard) -> Tensor:
-    """d (sum of all ranks' grad_loss . loss) / d rows; `mine` is grad_loss, lse_all, lse_positive, each [b]."""
-    batch = greet(shard, "mil_nce backward", batch[shard.rank], [])
+    """Returns d (sum of all ranks' grad_loss . loss) / d rows; `mine` is grad_loss, lse_all, lse_positive, each [b]."""
+    batch = handshake(shard, "mil_nce backward", batch[shard.rank], [])
     given = gather_rows(shard, [torch.stack(list(mine), dim=1)], batch, "mil_nce, backward")[0]
     return native.keys_gradient(here, given[:, 0], given[:, 1], given[:, 2])

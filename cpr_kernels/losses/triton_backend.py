@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from ..dispatch.calls import LossCall, Sweep
+from ..dispatch.checks import STORED_DTYPES
 from ..dispatch.triton_support import why_not_triton
 
 NAME = "triton"
 MAX_DIM = 4096  # the kernel that finishes a query holds its features in registers, 32 a thread
 MAX_KEYS = 2**30
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 def why_not(call: LossCall) -> str | None:
     """Triton serves CUDA tensors where it is installed, up to float32."""
     if call.sharded:
         return call.sharded
-    if call.query.dtype not in DTYPES:
+    if call.query.dtype not in STORED_DTYPES:
         return f"the Triton kernels compute in float32, and {call.query.dtype} asks for more"
     if call.query.shape[1] > MAX_DIM:
         return f"the Triton kernels hold features of at most {MAX_DIM} numbers, and D={call.query.shape[1]}"

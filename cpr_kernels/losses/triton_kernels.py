@@ -18,6 +18,7 @@ PROGRAMS_WANTED = 264  # two for each of 132 multiprocessors
 MIN_PART = 128  # keys
 SCANNED = 512  # ids a step when a query looks for its siblings
 LOWEST: tl.constexpr = tl.constexpr(-3.402823466e38)
+HIGHEST: tl.constexpr = tl.constexpr(3.402823466e38)
 INTERPRETED = triton.knobs.runtime.interpret
 
 
@@ -36,6 +37,12 @@ def _features(base, rows, stride, inside, d, dim):
     """Features d of some rows in float32, zeros beyond the end: [rows, d]."""
     there = inside[:, None] & (d < dim)[None, :]
     return tl.load(base + rows[:, None] * stride + d[None, :], mask=there, other=0.0).to(tl.float32)
+
+
+@triton.jit
+def _finite(features):
+    """Zeros in place of NaN and infinity, so that a weight of 0 adds 0."""
+    return tl.where(tl.abs(features) <= HIGHEST, features, 0.0)
 
 
 @triton.jit
@@ -78,23 +85,28 @@ def sweep_part(
     for first in range(part * part_keys, end, BLOCK_N):
         j = first + tl.arange(0, BLOCK_N)
         taking = (j < end)[None, :]
-        key = _features(keys, j.to(tl.int64), key_stride, j < end, d, dim)  # [BLOCK_N, BLOCK_D]
+        filled = j < end
         if HAS_KEY_IDS:
             key_id = tl.load(key_ids + j, mask=j < end, other=-1)
-            taking = taking & (key_id >= 0)[None, :]
+            filled = filled & (key_id >= 0)
+            taking = filled[None, :]
             if LEAVE_OUT:
                 taking = taking & (key_id[None, :] != own_id[:, None])
+        key = _features(keys, j.to(tl.int64), key_stride, filled, d, dim)  # [BLOCK_N, BLOCK_D]
         if WIDE:
             score = _wide_scores(
-                query, rows, query_stride, in_b, keys, j.to(tl.int64), key_stride, j < end, dim, PRECISION, BLOCK_D
+                query, rows, query_stride, in_b, keys, j.to(tl.int64), key_stride, filled, dim, PRECISION, BLOCK_D
             )  # fmt: skip
         else:
             score = tl.dot(q, tl.trans(key), input_precision=PRECISION)
         highest = tl.maximum(top, tl.max(tl.where(taking, score, LOWEST), axis=1))
         weight = tl.where(taking, tl.exp((score - highest[:, None]) * scale), 0.0)
         shrink = tl.exp((top - highest) * scale)
-        mass = mass * shrink + tl.sum(weight, axis=1)
+        # NaN where a score is not finite: 0 times it is NaN
+        mass = mass * shrink + tl.sum(tl.where(taking, score * 0.0 + weight, 0.0), axis=1)
         if GRADIENT:
+            if LEAVE_OUT:
+                key = _finite(key)
             attended = tl.dot(weight, key, attended * shrink[:, None], input_precision=EXACT)
         top = highest
     at = part.to(tl.int64) * num_queries + rows
@@ -127,6 +139,7 @@ def finish_query(
         top = tl.maximum(top, tl.load(tops + part * num_queries + b))
     mass = tl.exp((own - top) * scale)
     summed = mass * own_key
+    mass += own * 0.0  # NaN where it is not finite
     for part in range(parts):
         factor = tl.exp((tl.load(tops + part * num_queries + b) - top) * scale)
         mass += factor * tl.load(masses + part * num_queries + b)
@@ -188,9 +201,11 @@ def finish_query(
     own_mass = tl.where(own_counts, tl.exp((own - highest) * scale), 0.0)
     gathered = gathered * shrink + own_mass
     features = features * shrink + own_mass * own_key
-    tl.store(loss_out + b, (top - highest) * scale + (tl.log(mass) - tl.log(gathered)))
+    gap = (top - highest) * scale
+    gap = tl.where(gap > HIGHEST, HIGHEST, gap)
+    tl.store(loss_out + b, gap + (tl.log(mass) - tl.log(gathered)))
     tl.store(all_out + b, top * scale + tl.log(mass))
-    tl.store(positive_out + b, highest * scale + tl.log(gathered))
+    tl.store(positive_out + b, highest * scale + tl.log(gathered) + mass * 0.0)
     tl.store(weight_out + b, tl.exp((own - top) * scale) / mass - own_mass / gathered)
     if GRADIENT:
         tl.store(grad_out + b * dim + d, (summed / mass - features / gathered) * scale, mask=in_d)
@@ -242,8 +257,11 @@ def keys_gradient_block(
         of_all = tl.exp(logit - tl.load(lse_all + b, mask=in_b, other=0.0)[None, :])
         of_positive = tl.exp(logit - tl.load(lse_positive + b, mask=in_b, other=0.0)[None, :])
         weight = tl.where(taking, of_all - tl.where(is_positive, of_positive, 0.0), 0.0)
-        weight = weight * (tl.load(grad_loss + b, mask=in_b, other=0.0) * scale)[None, :]
-        total = tl.dot(weight, q, total, input_precision=EXACT)
+        # a query that is not finite has NaN sums: its weights are NaN, or 0 where a key takes no part
+        weight = tl.where(
+            taking, weight * (tl.load(grad_loss + b, mask=in_b, other=0.0) * scale)[None, :], 0.0
+        )
+        total = tl.dot(weight, _finite(q), total, input_precision=EXACT)
     tl.store(grad_out + wide[:, None] * dim + d[None, :], total, mask=in_n[:, None] & in_d[None, :])
 
 

@@ -7,7 +7,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from ..dispatch.checks import check_ids
+from ..dispatch.checks import FEATURE_DTYPES, check_ids, check_views
+from .ids import check_filled, with_own_sources
 from .queue import gathered
 
 
@@ -24,7 +25,7 @@ class MemoryBank(nn.Module):
         views: ``{name: D}``, the size of each view's embedding.
         rows: M, samples.
         momentum: weight of the old row, in [0, 1).
-        dtype: storage, float32, bfloat16 or float16.
+        dtype: storage, float32, bfloat16, float16, or float64 (mined and swept slowly).
         device: where the buffers live.
 
     Attributes:
@@ -50,19 +51,16 @@ class MemoryBank(nn.Module):
         device: torch.device | str | None = None,
     ) -> None:
         super().__init__()
-        if not views:
-            raise ValueError("MemoryBank: views is empty; give {name: D} for each view")
+        check_views("MemoryBank", views)
         if rows < 1:
             raise ValueError(f"MemoryBank: rows must be >= 1, got {rows}")
         if not 0 <= momentum < 1:
             raise ValueError(f"MemoryBank: momentum must lie in [0, 1), got {momentum}")
-        if dtype not in (torch.float32, torch.bfloat16, torch.float16):
-            raise ValueError(f"MemoryBank: dtype must be float32, bfloat16 or float16, got {dtype}")
+        if dtype not in FEATURE_DTYPES:
+            raise ValueError(f"MemoryBank: dtype must be float32, bfloat16, float16 or float64, got {dtype}")
         self.rows, self.momentum = rows, momentum
         self._names = tuple(views)
         for name, dim in views.items():
-            if dim < 1:
-                raise ValueError(f"MemoryBank: view {name!r} must have D >= 1, got {dim}")
             self.register_buffer(f"view_{name}", torch.zeros(rows, dim, dtype=dtype, device=device))
         self.register_buffer("ids", torch.full((rows,), -1, dtype=torch.int64, device=device))
         self.register_buffer("labels", torch.full((rows,), -1, dtype=torch.int64, device=device))
@@ -72,24 +70,55 @@ class MemoryBank(nn.Module):
         """``{view: [M, D]}``: the buffers themselves, not copies. What mining takes as keys."""
         return {name: getattr(self, f"view_{name}") for name in self._names}
 
+    def __len__(self) -> int:
+        """Rows that were written; waits for the device."""
+        return int((self.ids >= 0).sum())
+
+    def __bool__(self) -> bool:
+        """True, as of every module, also of an empty bank."""
+        return True
+
+    @property
+    def is_full(self) -> bool:
+        """Whether every row was written; waits for the device."""
+        return len(self) == self.rows
+
+    @torch.no_grad()
+    def reset(self) -> None:
+        """Empties the bank: zeros, ids and labels -1."""
+        for buffer in self.views.values():
+            buffer.zero_()
+        for buffer in (self.ids, self.labels):
+            buffer.fill_(-1)
+
+    def reset_parameters(self) -> None:
+        """As :meth:`reset`: what `torch` calls to fill a module after ``to_empty``."""
+        self.reset()
+
     @torch.no_grad()
     def update(
-        self, rows: Tensor, features: Mapping[str, Tensor], ids: Tensor, labels: Tensor | None = None
+        self,
+        rows: Tensor,
+        features: Mapping[str, Tensor],
+        ids: Tensor | None = None,
+        labels: Tensor | None = None,
     ) -> None:
         """Average a batch into its rows and normalise them.
 
-        With a process group up, every rank must call this with the same batch size; all ranks then make the
-        same changes, in rank order. Of a sample that occurs twice, only the last embedding counts. The device
+        With a process group up, every rank must call this, with any batch size; all ranks then make the same
+        changes, in rank order. Of a sample that occurs twice, only the last embedding counts. The device
         is never waited for, so a row outside the bank is an error of the device (an IndexError on the CPU).
 
         Args:
             rows: [B] int64, the sample of each embedding, 0 <= row < M.
             features: ``{view: [B, D]}``, every view of the bank.
-            ids: [B] int64, source video of each sample, >= 0.
+            ids: [B] int64, source video of each sample, >= 0 (:func:`source_ids` makes them of names); None: each
+                sample is its own source, with an id of 2**62 or more.
             labels: [B] int64, or None for unknown.
 
         Raises:
-            ValueError: a missing or unknown view, or a wrong shape, dtype or device.
+            ValueError: a missing or unknown view, a wrong shape, dtype or device, or a negative id (an error of the
+                device on CUDA).
         """
         if set(features) != set(self._names):
             raise ValueError(
@@ -97,19 +126,25 @@ class MemoryBank(nn.Module):
             )
         batch = rows.shape[0] if rows.dim() else 0
         check_ids("update", "rows", rows, batch, "embedding", self.ids.device)
-        check_ids("update", "ids", ids, batch, "embedding", self.ids.device)
-        labels = torch.full_like(ids, -1) if labels is None else labels
+        if ids is None:
+            ids = with_own_sources(torch.full_like(rows, -1), rows)
+        else:
+            check_ids("update", "ids", ids, batch, "embedding", self.ids.device)
+            check_filled("update", ids)
+        labels = torch.full_like(rows, -1) if labels is None else labels
         check_ids("update", "labels", labels, batch, "embedding", self.ids.device)
         for name, held in self.views.items():
             self._check_features(name, features[name], (batch, held.shape[1]))
-        values = [features[name].float() for name in self._names]
+        # averages are formed in float32, or float64 where the bank holds that
+        wide = {name: torch.promote_types(held.dtype, torch.float32) for name, held in self.views.items()}
+        values = [features[name].to(wide[name]) for name in self._names]
         rows, ids, labels, *values = gathered([rows, ids, labels, *values])
         if not len(rows):
             return
         last = _last_of_each(rows)
         fresh = (self.ids.index_select(0, rows) < 0)[:, None]
         for held, value in zip(self.views.values(), values):
-            mixed = self.momentum * held[rows].float() + (1 - self.momentum) * value
+            mixed = self.momentum * held[rows].to(value.dtype) + (1 - self.momentum) * value
             mixed = nn.functional.normalize(torch.where(fresh, value, mixed), dim=1)
             held.index_copy_(0, rows, mixed[last].to(held.dtype))
         self.ids.index_copy_(0, rows, ids[last])

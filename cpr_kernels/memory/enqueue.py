@@ -8,8 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import _core
-from ..dispatch.native import on_current_stream, why_not_cuda
+from ..dispatch.native import core, on_current_stream, why_not_cuda
 
 MAX_COLUMNS = 16  # csrc/cuda/enqueue.cu
 
@@ -22,7 +21,7 @@ def run(buffers: Sequence[Tensor], pointer: Tensor, count: Tensor, rows: Sequenc
             return _native(buffers, pointer, count, rows)
         if device.type == "cuda" and len(buffers) <= MAX_COLUMNS and why_not_cuda(device) is None:
             with on_current_stream(device) as stream:
-                return on_stream(buffers, pointer, count, rows, _core, stream)
+                return on_stream(buffers, pointer, count, rows, core, stream)
     return reference(buffers, pointer, count, rows)
 
 
@@ -31,11 +30,12 @@ def reference(buffers: Sequence[Tensor], pointer: Tensor, count: Tensor, rows: S
     size, batch = buffers[0].shape[0], rows[0].shape[0]
     kept = min(batch, size)
     offsets = torch.arange(batch - kept, batch, device=pointer.device)
-    slots = (pointer + offsets).remainder_(size)
+    start = pointer.remainder(size)  # of a foreign checkpoint it may be any number
+    slots = (start + offsets).remainder_(size)
     for buffer, row in zip(buffers, rows):
         buffer.index_copy_(0, slots, row[batch - kept :])
-    pointer.copy_((pointer + batch).remainder_(size))
-    count.copy_((count + batch).clamp_(max=size))
+    pointer.copy_((start + batch).remainder_(size))
+    count.copy_((count.clamp(0, size) + batch).clamp_(max=size))
 
 
 def _packed_rows(tensor: Tensor) -> bool:
@@ -59,7 +59,7 @@ def _columns(
 
 def _native(buffers: Sequence[Tensor], pointer: Tensor, count: Tensor, rows: Sequence[Tensor]) -> None:
     _sources, columns = _columns(buffers, rows)  # the sources stay alive until the core has returned
-    _core.enqueue(columns, buffers[0].shape[0], rows[0].shape[0], pointer.data_ptr(), count.data_ptr())
+    core.enqueue(columns, buffers[0].shape[0], rows[0].shape[0], pointer.data_ptr(), count.data_ptr())
 
 
 def on_stream(

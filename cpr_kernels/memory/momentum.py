@@ -1,4 +1,4 @@
-"""The momentum encoder's update."""
+"""Updates the momentum encoder."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch import nn
 
 @torch.no_grad()
 def ema_update_(online: nn.Module, target: nn.Module, momentum: float) -> None:
-    """Move `target` toward `online`: ``target = momentum * target + (1 - momentum) * online``.
+    """Moves `target` toward `online`: ``target = momentum * target + (1 - momentum) * online``.
 
     Parameters are averaged in one fused pass (He et al. 2020, MoCo, eq. 2); buffers such as batch-norm
     statistics are not touched: as in MoCo, the target gathers its own by running in train mode. Keep

@@ -9,19 +9,42 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from ..dispatch.checks import check_ids
+from ..dispatch.checks import FEATURE_DTYPES, check_ids, check_one_kind, check_views
+from .ids import check_filled, with_own_sources
+
+
+def in_a_group() -> bool:
+    """Whether other ranks take part."""
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 
 def gathered(columns: list[Tensor]) -> list[Tensor]:
-    """Each column's rows of every rank, in rank order; as they are without a process group."""
-    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
+    """Each column's rows of every rank, in rank order; as they are without a process group.
+
+    Ranks may have different numbers of rows. The numbers are exchanged first: between CPUs where the group can
+    (a group of gloo, or of gloo and NCCL), else by the device, which is waited for.
+    """
+    if not in_a_group():
         return columns
+    sizes = _rows_of_ranks(columns[0])
+    longest = max(sizes)
     whole = []
     for rows in columns:
-        parts = [torch.empty_like(rows) for _ in range(dist.get_world_size())]
-        dist.all_gather(parts, rows.contiguous())
-        whole.append(torch.cat(parts))
+        sent = rows.contiguous()
+        if len(rows) < longest:
+            sent = torch.cat([sent, sent.new_zeros(longest - len(rows), *rows.shape[1:])])
+        parts = [torch.empty_like(sent) for _ in sizes]
+        dist.all_gather(parts, sent)
+        whole.append(torch.cat([part[:size] for part, size in zip(parts, sizes)]))
     return whole
+
+
+def _rows_of_ranks(rows: Tensor) -> list[int]:
+    device = torch.device("cpu") if "cpu:" in dist.get_backend_config() else rows.device
+    size = torch.tensor([len(rows)], device=device)
+    sizes = [torch.empty_like(size) for _ in range(dist.get_world_size())]
+    dist.all_gather(sizes, size)
+    return [int(size) for size in sizes]
 
 
 def check_columns(owner: str, views: Mapping[str, int], size: int, dtype: torch.dtype) -> tuple[str, ...]:
@@ -30,37 +53,38 @@ def check_columns(owner: str, views: Mapping[str, int], size: int, dtype: torch.
     Raises:
         ValueError: naming the argument, what was expected and what came.
     """
-    if not views:
-        raise ValueError(f"{owner}: views is empty; give {{name: D}} for each view")
+    check_views(owner, views)
     if size < 1:
         raise ValueError(f"{owner}: size must be >= 1, got {size}")
-    if dtype not in (torch.float32, torch.bfloat16, torch.float16):
-        raise ValueError(f"{owner}: dtype must be float32, bfloat16 or float16, got {dtype}")
-    for name, dim in views.items():
-        if dim < 1:
-            raise ValueError(f"{owner}: view {name!r} must have D >= 1, got {dim}")
+    if dtype not in FEATURE_DTYPES:
+        raise ValueError(f"{owner}: dtype must be float32, bfloat16, float16 or float64, got {dtype}")
     return tuple(views)
 
 
 def check_rows(
     views: Mapping[str, Tensor],
     features: Mapping[str, Tensor],
-    ids: Tensor,
+    ids: Tensor | None,
     labels: Tensor | None,
     device: torch.device,
 ) -> list[Tensor]:
-    """A batch to enqueue, column by column: each view of the queue in order, ids, labels (-1 where unknown).
+    """A batch to enqueue, column by column: each view of the queue in order, ids and labels (-1 where not given).
 
     Raises:
-        ValueError: a missing or unknown view, or a wrong shape, dtype or device.
+        ValueError: a missing or unknown view, a wrong shape, dtype or device, or a negative id.
     """
     if set(features) != set(views):
         raise ValueError(f"enqueue: features must hold the views {list(views)}, got {list(features)}")
+    check_one_kind("enqueue", (*views.values(), *features.values(), ids, labels))
     first = features[next(iter(views))]
     rows = first.shape[0] if first.dim() else 0
-    check_ids("enqueue", "ids", ids, rows, "row", device)
-    if labels is None:
-        labels = torch.full_like(ids, -1)
+    unknown = torch.full((rows,), -1, dtype=torch.int64, device=device)
+    if ids is None:
+        ids = unknown
+    else:
+        check_ids("enqueue", "ids", ids, rows, "row", device)
+        check_filled("enqueue", ids)
+    labels = unknown if labels is None else labels
     check_ids("enqueue", "labels", labels, rows, "row", device)
     for name, buffer in views.items():
         value = features[name]
@@ -87,7 +111,7 @@ class MultiViewQueue(nn.Module):
     Args:
         views: ``{name: D}``, the size of each view's embedding.
         size: N, entries held.
-        dtype: storage, float32, bfloat16 or float16.
+        dtype: storage, float32, bfloat16, float16, or float64 (mined and swept slowly).
         device: where the buffers live.
 
     Attributes:
@@ -131,26 +155,58 @@ class MultiViewQueue(nn.Module):
         """``{view: [N, D]}``: the buffers themselves, not copies. What mining takes as keys."""
         return {name: getattr(self, f"view_{name}") for name in self._names}
 
+    def __len__(self) -> int:
+        """Entries filled so far, at most N; waits for the device."""
+        return int(self.count)
+
+    def __bool__(self) -> bool:
+        """True, as of every module, also of an empty queue."""
+        return True
+
+    @property
+    def is_full(self) -> bool:
+        """Whether every slot is filled; waits for the device."""
+        return len(self) == self.size
+
     @torch.no_grad()
-    def enqueue(self, features: Mapping[str, Tensor], ids: Tensor, labels: Tensor | None = None) -> None:
+    def reset(self) -> None:
+        """Empties the queue: zeros, ids and labels -1, the pointer at the first slot."""
+        for buffer in (*self.views.values(), self.pointer, self.count):
+            buffer.zero_()
+        for buffer in (self.ids, self.labels):
+            buffer.fill_(-1)
+
+    def reset_parameters(self) -> None:
+        """As :meth:`reset`: what `torch` calls to fill a module after ``to_empty``."""
+        self.reset()
+
+    @torch.no_grad()
+    def enqueue(
+        self, features: Mapping[str, Tensor], ids: Tensor | None = None, labels: Tensor | None = None
+    ) -> None:
         """Write a batch over the oldest entries; any batch size, wrapping at the end.
 
-        With a process group up, every rank must call this with the same number of rows; all ranks write all
-        rows in rank order. Of a batch larger than the queue the last N rows stay. The device is never waited
-        for.
+        With a process group up, every rank must call this, with any number of rows (also none); all ranks write all
+        rows in rank order. Of a batch larger than the queue the last N rows stay. The device is not waited for,
+        unless a process group of NCCL without gloo has to tell its ranks' numbers of rows.
 
         Args:
             features: ``{view: [B, D]}``, every view of the queue; converted to the queue's dtype.
-            ids: [B] int64, source video of each row, >= 0.
+            ids: [B] int64, source video of each row, >= 0 (:func:`source_ids` makes them of names); None: each row is
+                its own source, with an id of 2**62 or more.
             labels: [B] int64, or None for unknown.
 
         Raises:
-            ValueError: a missing or unknown view, or a wrong shape, dtype or device.
+            ValueError: a missing or unknown view, a wrong shape, dtype or device, or a negative id (an error of the
+                device on CUDA).
         """
         values = check_rows(self.views, features, ids, labels, self.ids.device)
         buffers = [*self.views.values(), self.ids, self.labels]
-        rows_of = [value.to(buffer.dtype) for value, buffer in zip(values, buffers)]
-        torch.ops.cpr.enqueue_(buffers, self.pointer, self.count, gathered(rows_of))
+        rows = gathered([value.to(buffer.dtype) for value, buffer in zip(values, buffers)])
+        if ids is None or in_a_group():  # another rank may have left them out
+            slots = (self.pointer + torch.arange(rows[-1].shape[0], device=self.ids.device)) % self.size
+            rows[-2] = with_own_sources(rows[-2], slots)
+        torch.ops.cpr.enqueue_(buffers, self.pointer, self.count, rows)
 
     def _load_from_state_dict(
         self, state_dict: Mapping[str, Any], prefix: str, *args: Any, **kwargs: Any

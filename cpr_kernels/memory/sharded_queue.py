@@ -1,4 +1,4 @@
-"""A memory queue that no single process could hold: each rank keeps a share, all use it as one."""
+"""Holds a memory queue in shares, one per rank, where no single process could hold it whole."""
 
 from __future__ import annotations
 
@@ -9,19 +9,20 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from ..dispatch.graph_break import runs_eagerly
+from ..dispatch.graph_break import graph_break
 from ..dispatch.sharded_keys import (
     Shard,
     ShardedKeys,
+    broadcast_errors,
     exchange,
     fingerprint,
     gather_rows,
-    greet,
+    handshake,
     pack_rows,
-    refusals_told,
     unpack_rows,
     why_not_group,
 )
+from .ids import with_own_sources
 from .queue import check_columns, check_rows
 
 _LAYOUT = ("sizes", "rank")  # in a state: entries of each rank, and whose state it is
@@ -29,12 +30,12 @@ _SHARED = ("pointer", "count")  # the same on all ranks
 
 
 def even_sizes(size: int, world: int) -> tuple[int, ...]:
-    """N entries over W ranks as evenly as can be, the larger shares first."""
+    """Returns N entries over W ranks as evenly as can be, the larger shares first."""
     return tuple(size // world + (rank < size % world) for rank in range(world))
 
 
 class ShardedMultiViewQueue(nn.Module):
-    """A :class:`MultiViewQueue` of N entries that the ranks of a process group hold in shares.
+    """Holds a :class:`MultiViewQueue` of N entries in shares, one per rank of a process group.
 
     `cascade_topk` and `mil_nce` take its `views` and `ids` as they take those of a whole queue, and give every
     rank the result of its own queries over all N entries: mining bit for bit what one process with the whole queue
@@ -50,11 +51,11 @@ class ShardedMultiViewQueue(nn.Module):
         views: ``{name: D}``, the size of each view's embedding.
         size: N, entries held by all ranks together.
         sizes: entries of each rank, adding up to N; as even as can be when None. A rank may hold none.
-        group: the ranks; None is the default group, or this process alone where none is up.
+        group: the ranks; None is the default group, or this process only where none is up.
         dtype: storage, float32, bfloat16 or float16.
         working_bytes: memory that mining may take on each rank, the same on all. Queries whose lists do not fit (4
-            bytes an entry for each distinct judge, and 8 more) wait for another sweep of the keys, with exchanges of
-            its own. None is 256 MB, or a quarter of what the largest share's features take where that is more.
+            bytes per entry for each distinct weighting, and 8 more) wait for another sweep of the keys, with exchanges
+            of its own. None is 256 MB, or a quarter of what the largest share's features take where that is more.
 
     Attributes:
         ids: [n] int64, source video of each entry that this rank holds; -1 marks an empty slot.
@@ -116,40 +117,43 @@ class ShardedMultiViewQueue(nn.Module):
 
     @property
     def views(self) -> dict[str, ShardedKeys]:
-        """``{view: keys}`` for `cascade_topk` and `mil_nce`; `.rows` are the entries that this rank holds."""
+        """Returns ``{view: keys}`` for `cascade_topk` and `mil_nce`; `.rows` are the entries that this rank holds."""
         return {name: ShardedKeys(self.get_buffer(f"view_{name}"), self.shard) for name in self._names}
 
-    @runs_eagerly
+    @graph_break
     @torch.no_grad()
-    def enqueue(self, features: Mapping[str, Tensor], ids: Tensor, labels: Tensor | None = None) -> None:
-        """Write every rank's batch over the oldest entries, in rank order; batches may differ in size.
+    def enqueue(
+        self, features: Mapping[str, Tensor], ids: Tensor | None = None, labels: Tensor | None = None
+    ) -> None:
+        """Writes every rank's batch over the oldest entries, in rank order; batches may differ in size.
 
         As one :class:`MultiViewQueue` that is given all batches at once: of more than N rows the last N stay. A
         row is sent to the one rank that holds its slot.
 
         Args:
             features: ``{view: [B, D]}``, every view of the queue; converted to the queue's dtype.
-            ids: [B] int64, source video of each row, >= 0.
+            ids: [B] int64, source video of each row, >= 0; None: each row is its own source.
             labels: [B] int64, or None for unknown.
 
         Raises:
-            ValueError: a missing or unknown view, or a wrong shape, dtype or device.
+            ValueError: a missing or unknown view, a wrong shape, dtype or device, or a negative id.
             RuntimeError: a rank has ended, refused its arguments, or its queue is out of step.
         """
         shard = self.shard
         buffers = {name: self.get_buffer(f"view_{name}") for name in self._names}
-        with refusals_told(shard, "enqueue"):
+        with broadcast_errors(shard, "enqueue"):
             values = check_rows(buffers, features, ids, labels, self.ids.device)
         start = int(self.pointer)
         facts = [
             ("the layout of the queue", fingerprint(shard.sizes, _dims(buffers))),
             ("the pointer", start),
         ]
-        batch = greet(shard, "enqueue", values[0].shape[0], facts)
+        batch = handshake(shard, "enqueue", values[0].shape[0], facts)
         targets = [*buffers.values(), self.ids, self.labels]
-        rows = [value.to(buffer.dtype) for value, buffer in zip(values, targets)]
         first = sum(batch[: shard.rank])
         mine = self._slots(range(first, first + batch[shard.rank]), start, sum(batch))
+        values[-2] = with_own_sources(values[-2], mine)
+        rows = [value.to(buffer.dtype) for value, buffer in zip(values, targets)]
         holders = torch.bucketize(mine, torch.tensor(shard.bounds()[1:]), right=True)
         packed = pack_rows(rows)
         outgoing = [packed[(holders == r) & (mine >= 0)] for r in range(shard.world)]
@@ -161,12 +165,12 @@ class ShardedMultiViewQueue(nn.Module):
         self.count.fill_(min(int(self.count) + sum(batch), self.size))
 
     def _slots(self, rows: range, start: int, total: int) -> Tensor:
-        """Slot of the whole queue that each row of all batches is written to; -1 where a later row goes over it."""
+        """Returns the slot of the whole queue for each row of all batches; -1 where a later row overwrites it."""
         number = torch.arange(rows.start, rows.stop)
         return torch.where(number >= total - self.size, (start + number) % self.size, -1)
 
     def _arriving(self, batch: Sequence[int], start: int) -> tuple[Tensor, list[int]]:
-        """Where the rows that come here go: local slots in order of arrival, and how many come from each rank."""
+        """Returns the local slots of arriving rows, in order of arrival, and how many come from each rank."""
         slots, arriving, first = [], [], 0
         for rows in batch:
             local = self._slots(range(first, first + rows), start, sum(batch)) - self.shard.offset
@@ -176,18 +180,18 @@ class ShardedMultiViewQueue(nn.Module):
             first += rows
         return torch.cat(slots), arriving
 
-    @runs_eagerly
+    @graph_break
     def labels_at(self, indices: Tensor) -> Tensor:
-        """Labels of entries that any rank holds, -1 where an index is -1: for the mining metrics.
+        """Returns the labels of entries that any rank holds, -1 where an index is -1: for the mining metrics.
 
         Args:
-            indices: [B, k] int64 global indices, as `cascade_topk` gives them; every rank asks for its own.
+            indices: [B, k] int64 global indices, as `cascade_topk` gives them; each rank passes its own.
 
         Returns:
             [B, k] int64.
         """
         shard = self.shard
-        with refusals_told(shard, "labels_at"):
+        with broadcast_errors(shard, "labels_at"):
             if (
                 not isinstance(indices, Tensor)
                 or indices.dtype != torch.int64
@@ -195,20 +199,20 @@ class ShardedMultiViewQueue(nn.Module):
             ):
                 raise ValueError(f"labels_at: indices must be int64, -1 or below N={self.size}")
         flat = indices.reshape(-1)
-        batch = greet(
+        batch = handshake(
             shard, "labels_at", flat.shape[0], [("the layout of the queue", fingerprint(shard.sizes))]
         )
-        asked = gather_rows(shard, [flat], batch, "labels_at")[0] - shard.offset
-        held = (asked >= 0) & (asked < shard.local)
-        found = torch.full_like(asked, -1)
-        found[held] = self.labels[asked[held]]
+        wanted = gather_rows(shard, [flat], batch, "labels_at")[0] - shard.offset
+        held = (wanted >= 0) & (wanted < shard.local)
+        found = torch.full_like(wanted, -1)
+        found[held] = self.labels[wanted[held]]
         answers = exchange(shard, found.split(batch), [flat.shape[0]] * shard.world, "labels_at")
         return torch.stack(answers).amax(dim=0).view(indices.shape)
 
     def _load_from_state_dict(
         self, state_dict: Mapping[str, Any], prefix: str, *args: Any, **kwargs: Any
     ) -> None:
-        """Refuse another layout in words, before shapes are compared."""
+        """Refuses a state of another layout before shapes are compared."""
         shard = self.shard
         if f"{prefix}sizes" not in state_dict and f"{prefix}ids" in state_dict:
             raise ValueError(
@@ -226,7 +230,7 @@ class ShardedMultiViewQueue(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     def extra_repr(self) -> str:
-        """Views, size, share and dtype, for printing the module."""
+        """Returns views, size, share and dtype, for printing the module."""
         views = {name: self.get_buffer(f"view_{name}") for name in self._names}
         dims = ", ".join(f"{name}: {dim}" for name, dim in zip(views, _dims(views)))
         shard, dtype = self.shard, views[self._names[0]].dtype
@@ -251,15 +255,15 @@ def _checked_sizes(size: int, sizes: Sequence[int] | None, world: int) -> tuple[
 def reshard(
     states: Sequence[Mapping[str, Tensor]], sizes: Sequence[int] | None, rank: int = 0
 ) -> dict[str, Tensor]:
-    """The state of one rank's share under another layout, from the states of all old ranks.
+    """Returns the state of one rank's share under another layout, from the states of all old ranks.
 
-    Entries keep their global index, so the queue goes on as if nothing had happened. Only the entries of the new
+    Entries keep their global index, so the queue continues unchanged. Only the entries of the new
     share are copied: with states that `torch.load(..., mmap=True)` gave, memory stays at one share.
 
     Args:
         states: `state_dict()` of every old rank, in any order; or the one of a `MultiViewQueue`.
         sizes: entries of each new rank; None gives the state of a whole `MultiViewQueue`.
-        rank: the new rank whose state is wanted.
+        rank: the new rank whose state is returned.
 
     Returns:
         What `ShardedMultiViewQueue.load_state_dict` (or `MultiViewQueue.load_state_dict`) takes.
@@ -318,8 +322,8 @@ def _in_rank_order(states: Sequence[Mapping[str, Tensor]]) -> list[Mapping[str, 
     if ranks != list(range(len(sizes))):
         raise ValueError(f"reshard: the queue had {len(sizes)} ranks, and the states are of ranks {ranks}")
     for state in states:
-        alike = [state["sizes"].tolist() == sizes, *(bool(state[n] == states[0][n]) for n in _SHARED)]
-        if not all(alike):
+        agreements = [state["sizes"].tolist() == sizes, *(bool(state[n] == states[0][n]) for n in _SHARED)]
+        if not all(agreements):
             raise ValueError(
                 f"reshard: the states of ranks {int(states[0]['rank'])} and {int(state['rank'])} are of different "
                 "queues or moments; save them together"

@@ -1,4 +1,4 @@
-"""Mining and retrieval metrics as functions of index tables and labels."""
+"""Computes mining and retrieval metrics from index tables and labels."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ..mining import cascade_topk, coclr_schedule
 
 
 def true_positives(indices: Tensor, query_labels: Tensor, key_labels: Tensor) -> Tensor:
-    """True [B, k] where a mined entry has its query's label; padding (-1) and unknown labels (-1) are False.
+    """Returns True [B, k] where a mined entry has its query's label; padding (-1) and unknown labels (-1) are False.
 
     Raises:
         ValueError: shapes, dtypes or devices that do not fit.
@@ -38,7 +38,7 @@ def true_positives(indices: Tensor, query_labels: Tensor, key_labels: Tensor) ->
 
 
 def positive_mining_recall(indices: Tensor, query_labels: Tensor, key_labels: Tensor) -> Tensor:
-    """PMR (Wu et al. 2022, eq. 3): the share of mined positives that have their query's label.
+    """Returns PMR (Wu et al. 2022, eq. 3): the share of mined positives that have their query's label.
 
     ``true_positives(...).sum() / (indices >= 0).sum()``; padding counts neither way.
 
@@ -57,7 +57,7 @@ def positive_mining_recall(indices: Tensor, query_labels: Tensor, key_labels: Te
 def class_mining_recall(
     indices: Tensor, query_labels: Tensor, key_labels: Tensor, key_samples: Tensor | None = None
 ) -> dict[int, float]:
-    """CMR (Wu et al. 2022, eq. 4) per class: distinct true positives mined / class size.
+    """Returns CMR (Wu et al. 2022, eq. 4) per class: distinct true positives mined / class size.
 
     Args:
         indices: [B, k] int64 mined entries of an epoch, -1 is padding.
@@ -85,7 +85,7 @@ def class_mining_recall(
 
 
 def median_recall(recall: dict[int, float]) -> float:
-    """The median over classes of a :func:`class_mining_recall`; NaN when there is no class."""
+    """Returns the median over classes of a :func:`class_mining_recall`; NaN when there is no class."""
     if not recall:
         return float("nan")
     ordered = sorted(recall.values())
@@ -100,7 +100,7 @@ def retrieval_recall_at_k(
     gallery_labels: Tensor,
     ks: Sequence[int] = (1, 5, 10, 20),
 ) -> dict[int, float]:
-    """R@k: the share of queries with an entry of their class among their k most similar gallery entries.
+    """Returns R@k: the share of queries with an entry of their class among their k most similar gallery entries.
 
     Similarity is the inner product; pass L2-normalised features for cosine. The search is one
     `cascade_topk` of one stage, so no [B, N] matrix is made.

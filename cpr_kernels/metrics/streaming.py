@@ -1,4 +1,4 @@
-"""The mining metrics as `torchmetrics.Metric`: update per step, compute per epoch, summed over ranks."""
+"""Accumulates the mining metrics as `torchmetrics.Metric`: update per step, compute per epoch, summed over ranks."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ except ImportError as error:
 
 
 class PositiveMiningRecall(Metric):
-    """PMR over an epoch: the share of all mined positives that have their query's label (eq. 3)."""
+    """Computes PMR over an epoch: the share of all mined positives that have their query's label (eq. 3)."""
 
     higher_is_better = True
     full_state_update = False
@@ -33,17 +33,17 @@ class PositiveMiningRecall(Metric):
         self.add_state("mined", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
 
     def update(self, indices: Tensor, query_labels: Tensor, key_labels: Tensor) -> None:
-        """Add a step's mined entries: [B, k], [B], [N]."""
+        """Adds a step's mined entries: [B, k], [B], [N]."""
         self.hits += true_positives(indices, query_labels, key_labels).sum()
         self.mined += (indices >= 0).sum()
 
     def compute(self) -> Tensor:
-        """0-dim float32 in [0, 1]; NaN when nothing was mined."""
+        """Returns a 0-dim float32 in [0, 1]; NaN when nothing was mined."""
         return self.hits.float() / self.mined
 
 
 class ClassMiningRecall(Metric):
-    """CMR over an epoch: distinct samples mined as true positives / samples of the class (eq. 4).
+    """Computes CMR over an epoch: distinct samples mined as true positives / samples of the class (eq. 4).
 
     Args:
         sample_labels: [M] int64, the class of every training sample; entries of the queue name their sample.
@@ -59,7 +59,7 @@ class ClassMiningRecall(Metric):
         self.add_state("found", torch.zeros(len(sample_labels), dtype=torch.int64), dist_reduce_fx="max")
 
     def update(self, indices: Tensor, query_labels: Tensor, key_labels: Tensor, key_samples: Tensor) -> None:
-        """Add a step: mined [B, k], labels [B] and [N], and the sample [N] that each entry holds."""
+        """Adds a step: mined [B, k], labels [B] and [N], and the sample [N] that each entry holds."""
         hit = true_positives(indices, query_labels, key_labels)
         samples = key_samples[indices[hit]]
         if samples.numel() and not 0 <= int(samples.min()) <= int(samples.max()) < len(self.found):
@@ -70,18 +70,18 @@ class ClassMiningRecall(Metric):
         self.found[samples] = 1
 
     def per_class(self) -> dict[int, float]:
-        """``{class: recall}`` over the classes of `sample_labels`."""
+        """Returns ``{class: recall}`` over the classes of `sample_labels`."""
         labels = self.sample_labels
         classes = labels[labels >= 0].unique().tolist()  # type: ignore[index,operator]
         return {int(c): self.found[labels == c].float().mean().item() for c in classes}
 
     def compute(self) -> Tensor:
-        """The median over classes, 0-dim float32."""
+        """Returns the median over classes, 0-dim float32."""
         return torch.tensor(median_recall(self.per_class()), device=self.found.device)
 
 
 class RetrievalRecallAtK(Metric):
-    """R@k of test features against a gallery of training features, both collected over an epoch.
+    """Computes R@k of test features against a gallery of training features, both collected over an epoch.
 
     Args:
         ks: cut-offs, each >= 1.
@@ -101,12 +101,12 @@ class RetrievalRecallAtK(Metric):
             self.add_state(name, [], dist_reduce_fx="cat")
 
     def update(self, features: Tensor, labels: Tensor, gallery: bool) -> None:
-        """Add features [B, D] and labels [B], to the gallery or to the queries."""
+        """Adds features [B, D] and labels [B], to the gallery or to the queries."""
         (self.gallery if gallery else self.query).append(features)
         (self.gallery_labels if gallery else self.query_labels).append(labels)
 
     def compute(self) -> dict[int, float]:
-        """``{k: share}`` as :func:`~cpr_kernels.metrics.retrieval_recall_at_k`."""
+        """Returns ``{k: share}`` as :func:`~cpr_kernels.metrics.retrieval_recall_at_k`."""
         for name in ("query", "gallery"):
             if not len(getattr(self, name)):
                 raise ValueError(

@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple, TypeAlias, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
 
 from ..dispatch.backends import choose
-from ..dispatch.calls import CascadeCall, RerankCall
-from ..dispatch.checks import check_cascade
-from ..dispatch.graph_break import runs_eagerly
-from ..dispatch.sharded_keys import ShardedKeys, refusals_told, shard_of
+from ..dispatch.graph_break import graph_break
+from ..dispatch.sharded_keys import ShardedKeys, broadcast_errors, shard_of
 from . import native, reference, sharded, triton_backend
+from .arguments import Keys, as_call, as_rerank_call, check_call
 from .faiss import backend as faiss_backend
-from .faiss.index import FaissIndex, RebuildPolicy, SearchSettings, Staleness
+from .faiss.index import FaissIndex
 from .faiss.plan import FaissPlan, plan_faiss
-from .faiss.search import FaissRecall, faiss_recall
+from .faiss.recall import FaissRecall, faiss_recall
+from .faiss.settings import RebuildPolicy, SearchReport, SearchSettings, Staleness
 from .schedule import Schedule, Stage, coclr_schedule, cpr_schedule, oracle_schedule, parse_schedule
 
 __all__ = [
@@ -27,6 +27,7 @@ __all__ = [
     "FaissRecall",
     "RebuildPolicy",
     "Schedule",
+    "SearchReport",
     "SearchSettings",
     "Stage",
     "StageTrace",
@@ -42,16 +43,14 @@ __all__ = [
     "plan_faiss",
 ]
 
-Keys: TypeAlias = Mapping[str, Tensor] | Mapping[str, ShardedKeys]
-
-# in order of preference; each has NAME, why_not(call), run(call). Behind the reference, which refuses nothing but
-# shards: only when asked for
+# In order of preference; each has NAME, why_not(call), run(call).
+# Backends after `reference` are never chosen by auto; request them by name.
 BACKENDS = (native, triton_backend, sharded, reference, faiss_backend)
 RERANK_BACKENDS = (native, triton_backend, reference)  # likewise, with rerank(call)
 
 
 class StageTrace(NamedTuple):
-    """The survivors of one stage, best first."""
+    """Holds the survivors of one stage, best first."""
 
     stage: Stage
     indices: Tensor  # [B, keep] int64, padded with -1
@@ -59,43 +58,11 @@ class StageTrace(NamedTuple):
 
 
 class CascadeTrace(tuple[StageTrace, ...]):
-    """One :class:`StageTrace` per stage, in order."""
+    """Holds one :class:`StageTrace` per stage, in order."""
 
     def counts(self) -> Tensor:
-        """Survivors of each query after each stage: [B, S] int64."""
+        """Counts the survivors of each query after each stage: [B, S] int64."""
         return torch.stack([(stage.indices >= 0).sum(dim=1) for stage in self], dim=1)
-
-
-def as_call(
-    queries: Mapping[str, Tensor],
-    keys: Keys,
-    schedule: Schedule,
-    query_ids: Tensor | None = None,
-    key_ids: Tensor | None = None,
-    exclude: Tensor | None = None,
-) -> CascadeCall:
-    """The op's arguments from named views: only the views that judge take part, in order of first use.
-
-    Raises:
-        ValueError: queries and keys of different views, or a schedule that names a view they do not hold.
-    """
-    if not isinstance(schedule, Schedule):
-        schedule = Schedule(schedule)
-    if queries.keys() != keys.keys():
-        raise ValueError(f"cascade_topk: queries hold views {sorted(queries)}, but keys hold {sorted(keys)}")
-    views = schedule.views
-    for view in views:
-        if view not in queries:
-            schedule.table(tuple(queries))  # raises, naming the stage and the view
-    weights, keep = schedule.judged
-    of_queries, of_keys = [queries[v] for v in views], [keys[v] for v in views]
-    for table in (*of_queries, *of_keys):
-        if not isinstance(table, (Tensor, ShardedKeys)):
-            raise ValueError(
-                f"cascade_topk: queries and keys must hold torch tensors, got {type(table).__name__}; "
-                "torch.as_tensor makes one"
-            )
-    return CascadeCall(of_queries, of_keys, weights, keep, query_ids, key_ids, exclude)
 
 
 def cascade_topk(
@@ -108,7 +75,7 @@ def cascade_topk(
     exclude: Tensor | None = None,
     backend: str | FaissIndex = "auto",
 ) -> tuple[Tensor, Tensor]:
-    """Mine positives: stage after stage, keep the queue entries most similar in one view, then in another.
+    """Mines positives: stage after stage, keeps the queue entries most similar in one view, then in another.
 
     For one stage and nothing excluded: ``(queries[v] @ keys[v].T).topk(k)``. In general, starting from the
     eligible entries, stage ``s`` keeps the ``keep`` highest by (score descending, index ascending), where the
@@ -116,8 +83,10 @@ def cascade_topk(
     come out in that order (Wu et al. 2022, section 3.2).
 
     Args:
-        queries: ``{view: [B, D_v]}``, float32, bfloat16 or float16, one dtype a call.
-        keys: ``{view: [N, D_v]}``, the queue; or the `views` of a :class:`ShardedMultiViewQueue`, of which every
+        queries: ``{view: [B, D_v]}``, float32, bfloat16, float16 (or float64, slow), of the keys' dtype or one that it
+            holds; under autocast brought to the keys' dtype.
+        keys: ``{view: [N, D_v]}``, the queue. Where the views differ in dtype, the lower ones are copied into the
+            highest. Or the `views` of a :class:`ShardedMultiViewQueue`, of which every
             rank then calls this at the same time with queries of its own.
         schedule: a :class:`Schedule`, as made by :func:`cpr_schedule`, :func:`coclr_schedule`,
             :func:`oracle_schedule` or by hand.
@@ -129,9 +98,9 @@ def cascade_topk(
             :class:`FaissIndex` over these keys, which then proposes the survivors of stage 1.
 
     Returns:
-        ``indices [B, k]`` int64 padded with -1, and ``scores [B, k]`` float32 of the last stage, padded with
-        -inf. The result depends on the scores alone, not on batch split, threads, device or run. An entry
-        with a NaN score at any stage is never selected. No graph is recorded.
+        ``indices [B, k]`` int64 padded with -1, and ``scores [B, k]`` of the last stage, padded with -inf, in
+        float32 (float64 where the keys are). The result depends on the scores alone, not on batch split, threads,
+        device or run. An entry with a NaN score at any stage is never selected. No graph is recorded.
 
     Raises:
         ValueError: an argument that does not fit, named with what was expected and what came.
@@ -143,57 +112,33 @@ def cascade_topk(
             return mined
     for key in keys.values():
         if isinstance(key, ShardedKeys):
-            asked = backend if isinstance(backend, str) else faiss_backend.NAME
-            return _over_shards(key, asked, queries, keys, schedule, query_ids, key_ids, exclude)
+            requested = backend if isinstance(backend, str) else faiss_backend.NAME
+            return _over_shards(key, requested, queries, keys, schedule, query_ids, key_ids, exclude)
     if not isinstance(backend, str):
         if not isinstance(backend, FaissIndex):
             raise ValueError(
                 "cascade_topk: backend must be 'auto', a backend's name or a FaissIndex, got "
                 f"{type(backend).__name__}; FaissIndex.from_faiss adopts an index of FAISS itself"
             )
-        masks = {"query_ids": query_ids, "key_ids": key_ids, "exclude": exclude}
-        return backend.cascade_topk(queries, cast(Mapping[str, Tensor], keys), schedule, **masks)
+        tables = cast(Mapping[str, Tensor], keys)
+        return backend.cascade_topk(
+            queries, tables, schedule, query_ids=query_ids, key_ids=key_ids, exclude=exclude
+        )
     call = as_call(queries, keys, schedule, query_ids, key_ids, exclude)
     if backend == "auto":
         return torch.ops.cpr.cascade_topk.default(*call)
     return torch.ops.cpr._cascade_topk_on(*call, backend=backend)
 
 
-@runs_eagerly
+@graph_break
 def _over_shards(key: ShardedKeys, backend: str, *arguments: Any) -> tuple[Tensor, Tensor]:
-    """`cascade_topk` of a sharded queue, one of whose views is `key`; all ranks learn of a refusal here."""
-    with refusals_told(key.shard, "cascade_topk"):
+    """Runs `cascade_topk` over a sharded queue, one of whose views is `key`; an error of one rank reaches all."""
+    with broadcast_errors(key.shard, "cascade_topk"):
         shard_of(arguments[1].values(), "cascade_topk")  # raises where some views are not sharded
         call = as_call(*arguments)
         check_call(call)
         chosen = choose(BACKENDS, call, backend)
     return chosen.run(call)
-
-
-def check_call(call: CascadeCall) -> None:
-    """Refuse what the op refuses, with ValueError; also where the keys are sharded."""
-    if call.sharded:
-        sharded.check(call)
-    else:
-        check_cascade(call)
-
-
-def as_rerank_call(
-    queries: Mapping[str, Tensor],
-    keys: Keys,
-    schedule: Schedule,
-    candidates: Tensor,
-    **masks: Tensor | None,
-) -> RerankCall:
-    """The op's arguments from named views; `masks` as :func:`cascade_topk`'s."""
-    call = as_call(queries, keys, schedule, **masks)
-    if call.sharded:
-        raise ValueError(f"cascade_rerank: {call.sharded}; only cascade_topk and mil_nce read shards")
-    if not isinstance(candidates, Tensor):
-        raise ValueError(
-            f"cascade_rerank: candidates must be an int64 tensor [B, C], got {type(candidates).__name__}"
-        )
-    return RerankCall(call.queries, call.keys, candidates, *call[2:])
 
 
 def cascade_rerank(
@@ -207,7 +152,7 @@ def cascade_rerank(
     exclude: Tensor | None = None,
     backend: str = "auto",
 ) -> tuple[Tensor, Tensor]:
-    """The cascade over a list of candidates per query instead of the whole queue: what finishes an index search.
+    """Runs the cascade over a list of candidates per query instead of the whole queue; it finishes an index search.
 
     Equals :func:`cascade_topk` with every entry excluded that the query's list does not name, at a cost that
     does not depend on N. With every entry listed it is `cascade_topk`, on CPU bit for bit also for real-valued
@@ -247,7 +192,7 @@ def cascade_trace(
     key_ids: Tensor | None = None,
     exclude: Tensor | None = None,
 ) -> CascadeTrace:
-    """Who survives each stage, for figures: the cascade run on each prefix of the schedule. Slow, exact.
+    """Returns who survives each stage, for figures: runs the cascade on each prefix of the schedule. Slow, exact.
 
     Arguments as :func:`cascade_topk`. The last stage's indices are `cascade_topk`'s.
     """

@@ -8,11 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import _core
 from ..dispatch.calls import CascadeCall, RerankCall, row_contiguous
 from ..dispatch.fast_path import nothing_listens
-from ..dispatch.native import DTYPE_CODES, address, on_current_stream, why_not_cuda
-from .candidate_lists import entries_at, in_order
+from ..dispatch.native import DTYPE_CODES, address, core, on_current_stream, why_not_cuda
+from .candidate_lists import gather_entries, sorted_unique
 from .schedule import Schedule
 from .weightings import plan_rows
 
@@ -29,13 +28,18 @@ def why_not(call: CascadeCall | RerankCall) -> str | None:
         return why_not_cuda(device) or why_never(call)
     if device.type != "cpu":
         return f"there are no native kernels for {device.type} tensors"
-    return None
+    return _why_not_dtype(call)
+
+
+def _why_not_dtype(call: CascadeCall | RerankCall) -> str | None:
+    dtype = call.queries[0].dtype
+    return None if dtype in DTYPE_CODES else f"the native kernels score in float32, and {dtype} asks for more"
 
 
 def why_never(call: CascadeCall | RerankCall) -> str | None:
     """None where the CUDA kernels can run the call on some device, else the sentence: what they cannot hold."""
-    if call.sharded:
-        return call.sharded
+    if call.sharded or _why_not_dtype(call):
+        return call.sharded or _why_not_dtype(call)
     stages = len(call.stage_keep)
     if stages <= MAX_ROWS and len(call.queries) <= MAX_VIEWS:
         return None
@@ -57,7 +61,7 @@ def run(call: CascadeCall) -> tuple[Tensor, Tensor]:
     device = call.queries[0].device
     if device.type == "cuda":
         with on_current_stream(device) as stream:
-            return run_on_stream(call, _core, stream)
+            return run_on_stream(call, core, stream)
     return _run_on_cpu(call)
 
 
@@ -92,7 +96,7 @@ class _Arguments:
 
 def _run_on_cpu(call: CascadeCall) -> tuple[Tensor, Tensor]:
     given = _Arguments(call)
-    _core.cascade_topk(*given.features, *given.masks, *given.out, torch.get_num_threads())
+    core.cascade_topk(*given.features, *given.masks, *given.out, torch.get_num_threads())
     return given.indices, given.scores
 
 
@@ -115,7 +119,7 @@ def run_directly(
     except KeyError:
         return None
     threads = torch.get_num_threads()
-    return _core.cascade_topk_of_tensors(of_queries, of_keys, weights, keep, query_ids, key_ids, threads)
+    return core.cascade_topk_of_tensors(of_queries, of_keys, weights, keep, query_ids, key_ids, threads)
 
 
 def run_on_stream(call: CascadeCall, core: Any, stream: int) -> tuple[Tensor, Tensor]:
@@ -133,21 +137,21 @@ def rerank(call: RerankCall) -> tuple[Tensor, Tensor]:
     device = call.queries[0].device
     if device.type == "cuda":
         with on_current_stream(device) as stream:
-            return rerank_on_stream(call, _core, stream)
+            return rerank_on_stream(call, core, stream)
     given = _Arguments(call.cascade)
     candidates = row_contiguous(call.candidates)
     listed = (candidates.data_ptr(), candidates.shape[1], candidates.stride(0))
-    _core.cascade_rerank(*given.features, listed, given.masks, given.out, torch.get_num_threads())
+    core.cascade_rerank(*given.features, listed, given.masks, given.out, torch.get_num_threads())
     return given.indices, given.scores
 
 
 def rerank_on_stream(call: RerankCall, core: Any, stream: int) -> tuple[Tensor, Tensor]:
     """Queue the CUDA kernels of `core` on a stream of the current device: places in ordered lists, then entries."""
-    candidates = in_order(call.candidates, call.keys[0].shape[0])
+    candidates = sorted_unique(call.candidates, call.keys[0].shape[0])
     given = _Arguments(call.cascade)
     listed = (candidates.data_ptr(), candidates.shape[1], candidates.stride(0))
     arguments = (*given.features, listed, given.masks, given.out)
     size = core.cuda_cascade_rerank_workspace(*arguments)
     workspace = torch.empty(size, dtype=torch.uint8, device=given.indices.device)
     core.cuda_cascade_rerank(*arguments, workspace.data_ptr(), size, stream)
-    return entries_at(candidates, given.indices), given.scores
+    return gather_entries(candidates, given.indices), given.scores

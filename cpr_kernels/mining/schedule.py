@@ -1,4 +1,4 @@
-"""What a cascade does, stage by stage: which view judges, and how many entries stay."""
+"""Describes a cascade stage by stage: which view scores, and how many entries stay."""
 
 from __future__ import annotations
 
@@ -9,15 +9,17 @@ from itertools import pairwise
 from math import floor
 from typing import Any
 
+from ..dispatch.checks import is_float32
+
 Weights = tuple[tuple[str, float], ...]
 
 
 @dataclass(frozen=True)
 class Stage:
-    """One narrowing: the view (or weighted views) that judges, and how many entries it keeps.
+    """Names the view (or weighted views) that scores in one stage, and how many entries the stage keeps.
 
     Args:
-        view: a view's name, or ``{name: weight}`` to judge by the weighted sum of several views' scores.
+        view: a view's name, or ``{name: weight}`` to score by the weighted sum of several views' scores.
             A name holds no comma, plus or star and no space at its ends, so that a schedule reads back.
         keep: entries that survive this stage, >= 1.
 
@@ -40,7 +42,7 @@ class Stage:
 
     @property
     def weights(self) -> dict[str, float]:
-        """``{view: weight}`` of the judging views, in the order given."""
+        """Returns ``{view: weight}`` of the stage's views, in the order given."""
         return {self.view: 1.0} if isinstance(self.view, str) else dict(self.view)
 
     def __str__(self) -> str:
@@ -51,12 +53,12 @@ class Stage:
 
 
 def _number(weight: float) -> str:
-    """The shortest text that reads back as `weight`, without a plus."""
+    """Returns the shortest text that reads back as `weight`, without a plus."""
     return str(int(weight)) if weight.is_integer() and abs(weight) < 1e6 else repr(weight).replace("e+", "e")
 
 
 def _count(value: Any, expected: str) -> int:
-    """`value` as an int; a whole number of any type will do."""
+    """Returns `value`, a whole number >= 1 of any type, as an int."""
     try:
         count = int(value)
         whole = not isinstance(value, (bool, str)) and count == value and count >= 1
@@ -76,8 +78,11 @@ def _check_weights(named: Weights) -> None:
             )
         if names.count(name) > 1:
             raise ValueError(f"Stage: view {name!r} is named twice; give its weights as one sum")
-        if weight != weight or abs(weight) == float("inf"):
-            raise ValueError(f"Stage: the weight of view {name!r} must be finite, got {weight}")
+        if not is_float32(weight):
+            raise ValueError(
+                f"Stage: the weight of view {name!r} must be finite in float32, and 0 or at least 1.18e-38 in "
+                f"magnitude, got {weight}"
+            )
     if not any(weight for _, weight in named):
         raise ValueError(
             f"Stage: the weights of {', '.join(map(repr, names))} are all 0; some view must judge"
@@ -89,13 +94,13 @@ def _pairs(view: Mapping[str, float] | Weights) -> Iterable[tuple[str, float]]:
 
 
 class Schedule(tuple[Stage, ...]):
-    """A cascade: stages in order, each keeping no more than the one before.
+    """Lists the stages of a cascade in order, each keeping no more than the one before.
 
-    A tuple of :class:`Stage`; prints as ``flow:1024,rgb:512,flow:5``, compares equal by value and
-    reads itself back with :func:`parse_schedule`.
+    It is a tuple of :class:`Stage`, prints as ``flow:1024,rgb:512,flow:5``, compares equal by value and is read back
+    by :func:`parse_schedule`.
 
     Attributes:
-        views: every view that judges somewhere, in order of first use.
+        views: every view that some stage scores by, in order of first use.
         judged: :meth:`table` for these views, as tuples.
 
     Raises:
@@ -106,7 +111,7 @@ class Schedule(tuple[Stage, ...]):
     judged: tuple[tuple[float, ...], tuple[int, ...]]
 
     def __new__(cls, stages: Iterable[Stage | tuple[Any, int]]) -> Schedule:
-        """Stages, or ``(view, keep)`` pairs."""
+        """Makes a schedule of stages, or of ``(view, keep)`` pairs."""
         if isinstance(stages, str):
             raise ValueError(f"Schedule: read text with parse_schedule({stages!r}, num_keys)")
         made = tuple(s if isinstance(s, Stage) else Stage(*s) for s in stages)
@@ -119,7 +124,7 @@ class Schedule(tuple[Stage, ...]):
                     "counts must not grow"
                 )
         self = super().__new__(cls, made)
-        # both are asked for at every training step
+        # both are read at every training step
         self.views = tuple(dict.fromkeys(name for stage in made for name in stage.weights))
         weights, keep = self.table(self.views)
         self.judged = tuple(weights), tuple(keep)
@@ -127,11 +132,11 @@ class Schedule(tuple[Stage, ...]):
 
     @property
     def topk(self) -> int:
-        """Entries kept by the last stage (``k``)."""
+        """Returns the number of entries that the last stage keeps (``k``)."""
         return self[-1].keep
 
     def table(self, views: Sequence[str]) -> tuple[list[float], list[int]]:
-        """Row-major ``stage_weights`` [S * V] and ``stage_keep`` [S] of the op, for views in this order.
+        """Returns row-major ``stage_weights`` [S * V] and ``stage_keep`` [S] of the op, for views in this order.
 
         Raises:
             ValueError: a stage names a view that is not among ``views``.
@@ -148,12 +153,12 @@ class Schedule(tuple[Stage, ...]):
         return weights, [stage.keep for stage in self]
 
     def to_list(self) -> list[dict[str, Any]]:
-        """JSON-ready form: ``[{"view": {name: weight}, "keep": n}, ...]``."""
+        """Returns a JSON-ready form: ``[{"view": {name: weight}, "keep": n}, ...]``."""
         return [{"view": stage.weights, "keep": stage.keep} for stage in self]
 
     @classmethod
     def from_list(cls, stages: Iterable[Mapping[str, Any]]) -> Schedule:
-        """The inverse of :meth:`to_list`."""
+        """Makes a schedule of what :meth:`to_list` returned."""
         return cls(Stage(stage["view"], stage["keep"]) for stage in stages)
 
     def __str__(self) -> str:
@@ -164,7 +169,7 @@ class Schedule(tuple[Stage, ...]):
 
 
 def _exact(ratio: float | Fraction) -> Fraction:
-    """The ratio as written: 0.7 is 7/10, not its binary neighbour."""
+    """Returns the ratio as written: 0.7 is 7/10, not its binary neighbour."""
     try:
         return ratio if isinstance(ratio, Fraction) else Fraction(str(ratio))
     except ValueError:
@@ -178,9 +183,9 @@ def cpr_schedule(
     ratio: float | Fraction = 0.5,
     topk: int = 5,
 ) -> Schedule:
-    """The cascade of Wu et al. 2022 (CPR, section 3.2): views alternate, each keeps a share of the queue.
+    """Makes the cascade of Wu et al. 2022 (CPR, section 3.2): views alternate, each keeps a share of the queue.
 
-    Stage ``s`` (from 1) is judged by ``views[(s - 1) % len(views)]`` and keeps ``floor(num_keys * ratio**s)``
+    Stage ``s`` (from 1) scores by ``views[(s - 1) % len(views)]`` and keeps ``floor(num_keys * ratio**s)``
     entries, in exact arithmetic; the last keeps ``topk``. Odd ``stages`` >= 3 with two views pick what the
     published code picks when nothing is excluded.
 
@@ -212,19 +217,19 @@ def _require(holds: bool, sentence: str) -> None:
 
 
 def coclr_schedule(view: str, topk: int = 5) -> Schedule:
-    """One stage, one view: the mining of CoCLR (Han et al. 2020, section 3.2)."""
+    """Makes one stage of one view: the mining of CoCLR (Han et al. 2020, section 3.2)."""
     return Schedule([Stage(view, topk)])
 
 
 def oracle_schedule(views: Sequence[str], topk: int = 5) -> Schedule:
-    """One stage judged by all views together, as if their embeddings were concatenated."""
+    """Makes one stage that scores by all views together, as if their embeddings were concatenated."""
     if isinstance(views, str):
         raise ValueError(f"oracle_schedule: views must be a sequence of names, got {views!r}")
     return Schedule([Stage(dict.fromkeys(views, 1.0), topk)])
 
 
 def parse_schedule(text: str, num_keys: int | None = None) -> Schedule:
-    """Read a schedule written as text: ``view:keep`` stages separated by commas.
+    """Reads a schedule written as text: ``view:keep`` stages separated by commas.
 
     ``view`` is a name, a sum ``flow+rgb`` or a weighted sum ``2*flow+rgb``. ``keep`` is a count (``flow:5``),
     or a share of what the stage before kept (``flow:0.5``; of ``num_keys`` for the first). Shares in a row
@@ -261,7 +266,7 @@ def _sensible(holds: bool, sentence: str) -> None:
 
 
 def _parts(part: str, text: str) -> tuple[Weights, str]:
-    """The views and the amount of one stage."""
+    """Returns the views and the amount of one stage."""
     view, colon, amount = part.rpartition(":")
     try:
         positive = bool(colon) and Fraction(amount) > 0

@@ -1,17 +1,17 @@
-"""The sharded backend of `cpr::cascade_topk`: each rank holds a share of the queue and gets its own queries' result.
+"""Runs `cpr::cascade_topk` over a queue that several ranks hold in shares; each gets its own queries' result.
 
 Every rank scores its share for the queries of all ranks, with the native core's own scores, and lists what each
 query may select. A stage's threshold is then found digit by digit: each rank counts its entries by the next bits of
 their score, the query's own rank adds the counts up and answers which digit holds the m-th highest; after 32 bits it
-says how many of those exactly at it each rank keeps, the first in global order. The last few survivors go to the
-query's rank, which ends the cascade. From each rank to each other one go, whatever N:
+says how many of those exactly at it each rank keeps, the first in global order. The last few survivors are
+sent to the query's rank, which ends the cascade. Each rank sends to each other one, for any N:
 
-- once: a greeting of 64 bytes, and its own queries, features and ids;
+- once: a handshake of 64 bytes, and its own queries, features and ids;
 - for each threshold: 1,024 bytes (`DIGIT_COUNTS` numbers) for each query of the receiver, 13 for each of its own;
 - at the end: 4 bytes for each query of the receiver and 4 (1 + rows of scores left) for each survivor, of which a query
   has at most `SEND_SURVIVORS` in all (or k), or `SEND_OWN_BEST` on each rank.
 
-Only `exclude` is sent as it is: B bytes for each entry of the receiver. `bench/sharded_model.py` adds it all up.
+Only `exclude` is sent as it is: B bytes for each entry of the receiver. `bench/sharded/model.py` sums it up.
 """
 
 from __future__ import annotations
@@ -22,26 +22,25 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
-from .. import _core
 from ..dispatch.calls import CascadeCall, row_contiguous
-from ..dispatch.checks import check_cascade, check_ids
-from ..dispatch.native import DTYPE_CODES, address
+from ..dispatch.checks import check_cascade, check_ids, check_like
+from ..dispatch.native import DTYPE_CODES, address, core
 from ..dispatch.sharded_keys import (
     Shard,
     ShardedKeys,
     exchange,
     fingerprint,
     gather_rows,
-    greet,
+    handshake,
     why_not_group,
 )
 from .reference import ranking
 from .weightings import Rows, plan_rows
 
 NAME = "sharded"
-DIGITS = (6, 6, 5, 5, 5, 5)  # bits of a score's key settled at each exchange: 32 in all
+DIGITS = (6, 6, 5, 5, 5, 5)  # bits of a score's key found at each exchange: 32 in all
 DIGIT_COUNTS = sum(1 << bits for bits in DIGITS)  # numbers that a rank sends to find one threshold
-SEND_SURVIVORS = 256  # from this `keep` on, what survives goes to the query's rank
+SEND_SURVIVORS = 256  # from this `keep` on, survivors are sent to the query's rank
 SEND_OWN_BEST = 64  # from this `keep` on, each rank sends its own best at once
 WORKING_BYTES = 1 << 28  # of lists at a time, or a quarter of what the largest share of the features takes;
 KEYS_A_LIST_BYTE = 4  # queries whose lists do not fit wait for the next sweep of the keys
@@ -49,23 +48,28 @@ SLACK = 16  # csrc/shard.h: LIST_SLACK
 
 
 def why_not(call: CascadeCall) -> str | None:
-    """The sharded backend serves keys that are a shard, in CPU tensors, while the group is up."""
+    """Returns None for keys that are a shard, in CPU tensors, while the group is up; else the reason."""
     keys = call.keys[0]
     if not isinstance(keys, ShardedKeys):
         return "the keys are not sharded; pass the views of a ShardedMultiViewQueue"
     if call.queries[0].device.type != "cpu":
         return f"shards are searched in CPU tensors, and these are on {call.queries[0].device}"
+    if call.queries[0].dtype not in DTYPE_CODES:
+        return f"shards are searched in float32, and {call.queries[0].dtype} asks for more"
     return why_not_group(keys.shard)
 
 
 def check(call: CascadeCall) -> None:
-    """As `check_cascade`; key_ids are those of this rank's entries, exclude has a column for every entry.
+    """Checks a call as `check_cascade`; key_ids are of this rank's entries, exclude has a column for every entry.
 
     Raises:
         ValueError: naming the argument, what was expected and what came.
     """
     op, shard = "cascade_topk", call.keys[0].shard
     check_cascade(call._replace(query_ids=None, key_ids=None))
+    for v, tensor in enumerate((*call.queries, *call.keys)):
+        name = f"queries[{v}]" if v < len(call.queries) else f"keys[{v - len(call.queries)}]"
+        check_like(op, name, tensor, ("queries[0]", call.queries[0]))
     if call.key_ids is not None:
         check_ids(
             op, "key_ids", call.key_ids, shard.local, "entry that this rank holds", call.queries[0].device
@@ -78,37 +82,37 @@ def check(call: CascadeCall) -> None:
 
 @torch.no_grad()
 def run(call: CascadeCall) -> tuple[Tensor, Tensor]:
-    """`(indices [B, k], scores [B, k])` of this rank's queries; indices are global. Every rank must call."""
+    """Returns `(indices [B, k], scores [B, k])` of this rank's queries; indices are global. Every rank must call."""
     shard, rows = call.keys[0].shard, plan_rows(call)
-    batch = greet(shard, "cascade_topk", call.queries[0].shape[0], _facts(call, shard))
+    batch = handshake(shard, "cascade_topk", call.queries[0].shape[0], _facts(call, shard))
     work = _Share(call, shard, rows, batch)
     k = call.stage_keep[-1]
     indices = torch.full((batch[shard.rank], k), -1, dtype=torch.int64)
     scores = torch.full((batch[shard.rank], k), -torch.inf)
-    together = _queries_at_a_time(shard, work)
-    lists = _Lists(min(together, sum(batch)), work.judges, shard.local)
+    group_size = _queries_at_a_time(shard, work)
+    lists = _Lists(min(group_size, sum(batch)), work.weightings, shard.local)
     begins, done = [0, *accumulate(batch)], 0
-    for first in range(0, sum(batch), together):
-        last = min(first + together, sum(batch))
+    for first in range(0, sum(batch), group_size):
+        last = min(first + group_size, sum(batch))
         owned = [max(0, min(last, begins[r + 1]) - max(first, begins[r])) for r in range(shard.world)]
         part = slice(done, done + owned[shard.rank])
         done = part.stop
         lists.resize(last - first)
         work.collect(first, lists)
-        _cascade(call, rows, lists, _Group(shard, owned), indices[part], scores[part])
+        _cascade(call, rows, lists, _GroupSearch(shard, owned), indices[part], scores[part])
     return indices, scores
 
 
 def _queries_at_a_time(shard: Shard, work: _Share) -> int:
-    """Queries whose lists fit the working memory: the same on every rank."""
+    """Returns the number of queries whose lists fit the working memory: the same on every rank."""
     entries = max(shard.sizes)
     features = entries * sum(key.shape[1] * key.element_size() for key in work.keys)
     room = shard.working_bytes or max(WORKING_BYTES, features // KEYS_A_LIST_BYTE)
-    return max(1, room // ((entries + SLACK) * 4 * (work.judges + 2)))
+    return max(1, room // ((entries + SLACK) * 4 * (work.weightings + 2)))
 
 
 def _facts(call: CascadeCall, shard: Shard) -> list[tuple[str, int]]:
-    """What must be alike on all ranks, and its number."""
+    """Returns what must be equal on all ranks, and its number."""
     schedule = ([float(w) for w in call.stage_weights], list(call.stage_keep))
     features = (str(call.queries[0].dtype), [q.shape[1] for q in call.queries])
     masks = tuple(mask is not None for mask in (call.query_ids, call.key_ids, call.exclude))
@@ -117,23 +121,23 @@ def _facts(call: CascadeCall, shard: Shard) -> list[tuple[str, int]]:
         ("the size or dtype of the features", fingerprint(features)),
         ("the choice of ids and exclude", fingerprint(masks)),
         ("the layout of the queue, or its working_bytes,", fingerprint(shard.sizes, shard.working_bytes)),
-        ("the core's arithmetic (fused multiply-add or not)", int(_core.cpu_isa() != "generic")),
+        ("the core's arithmetic (fused multiply-add or not)", int(core.cpu_isa() != "generic")),
     ]
 
 
 class _Lists:
-    """What each query may still select of this rank's entries: see EntryLists in csrc/shard.h."""
+    """Holds what each query may still select of this rank's entries: see EntryLists in csrc/shard.h."""
 
-    def __init__(self, queries: int, judges: int, room: int) -> None:
+    def __init__(self, queries: int, weightings: int, room: int) -> None:
         pitch = room + SLACK
-        self._scores = torch.empty(queries, judges, pitch)
+        self._scores = torch.empty(queries, weightings, pitch)
         self._index = torch.empty(queries, pitch, dtype=torch.int32)
         self._matching = torch.empty(queries, pitch, dtype=torch.int32)
         self._numbers = torch.zeros(2, queries, dtype=torch.int64)  # entries; entries that match the prefix
         self.resize(queries)
 
     def resize(self, queries: int) -> None:
-        """Make it the lists of the first `queries`."""
+        """Makes it the lists of the first `queries`."""
         self.scores, self.index, self.length = (
             self._scores[:queries],
             self._index[:queries],
@@ -141,17 +145,24 @@ class _Lists:
         )
 
     def address(self) -> tuple[int, int, int, int, int, int]:
-        """As the core takes them."""
-        queries, judges, pitch = self.scores.shape
-        return self.scores.data_ptr(), self.index.data_ptr(), self.length.data_ptr(), queries, judges, pitch
+        """Returns the lists as the core takes them."""
+        queries, weightings, pitch = self.scores.shape
+        return (
+            self.scores.data_ptr(),
+            self.index.data_ptr(),
+            self.length.data_ptr(),
+            queries,
+            weightings,
+            pitch,
+        )
 
     def count(self, row: int, prefix: Tensor, shift: int, step: int) -> Tensor:
-        """Entries by their digit at `shift`, of those whose key begins with `prefix`: [m, 2^bits] int32."""
+        """Returns entries by their digit at `shift`, of those whose key begins with `prefix`: [m, 2^bits] int32."""
         bits = DIGITS[step]
         counts = torch.empty(self.scores.shape[0], 1 << bits, dtype=torch.int32)
         matching = (self._matching.data_ptr(), self._numbers[1].data_ptr())
         given = prefix.to(torch.int32)
-        _core.count_digits(
+        core.count_digits(
             self.address(),
             row,
             given.data_ptr(),
@@ -163,17 +174,17 @@ class _Lists:
         return counts
 
     def keep(self, row: int, cut: Tensor, ties: Tensor) -> None:
-        """Keep the entries above the key `cut` [m], and the first `ties` [m] at it; everything where ties < 0."""
+        """Keeps the entries above the key `cut` [m], and the first `ties` [m] at it; everything where ties < 0."""
         cut, ties = cut.to(torch.int32), ties.to(torch.int32).contiguous()
-        _core.keep_above(self.address(), row, cut.data_ptr(), ties.data_ptr(), torch.get_num_threads())
+        core.keep_above(self.address(), row, cut.data_ptr(), ties.data_ptr(), torch.get_num_threads())
 
 
 class _Share:
-    """This rank's entries and the queries of all ranks."""
+    """Holds this rank's entries and the queries of all ranks."""
 
     def __init__(self, call: CascadeCall, shard: Shard, rows: Rows, batch: Sequence[int]) -> None:
         self.weights = list(rows.weights)
-        self.judges = len(rows.weights) // len(rows.views)
+        self.weightings = len(rows.weights) // len(rows.views)
         self.keys = [row_contiguous(call.keys[v].rows) for v in rows.views]
         self.key_ids = None if call.key_ids is None else call.key_ids.contiguous()
         columns = [call.queries[v] for v in rows.views] + ([] if call.query_ids is None else [call.query_ids])
@@ -183,7 +194,7 @@ class _Share:
         self.exclude = None if call.exclude is None else _excluded_here(call.exclude, shard, batch)
 
     def collect(self, first: int, lists: _Lists) -> None:
-        """Score every entry for the queries from `first` on, and list those that each may select."""
+        """Scores every entry for the queries from `first` on, and lists those that each may select."""
         pairs = [(query[first:], key) for query, key in zip(self.queries, self.keys)]
         query_ids = None if self.query_ids is None else self.query_ids[first:]
         exclude = None if self.exclude is None else self.exclude[first:]
@@ -193,7 +204,7 @@ class _Share:
             address(exclude),
             0 if exclude is None else exclude.stride(0),
         )
-        _core.collect_entries(
+        core.collect_entries(
             [(q.data_ptr(), q.stride(0), key.data_ptr(), key.stride(0), q.shape[1]) for q, key in pairs],
             DTYPE_CODES[self.queries[0].dtype],
             self.keys[0].shape[0],
@@ -205,7 +216,7 @@ class _Share:
 
 
 def _excluded_here(exclude: Tensor, shard: Shard, batch: Sequence[int]) -> Tensor:
-    """The columns of every rank's `exclude` that are entries of this rank: [M, n] bytes."""
+    """Returns the columns of every rank's `exclude` that are entries of this rank: [M, n] bytes."""
     bounds = shard.bounds()
     outgoing = [
         exclude[:, bounds[r] : bounds[r + 1]].contiguous().view(torch.uint8) for r in range(shard.world)
@@ -215,15 +226,15 @@ def _excluded_here(exclude: Tensor, shard: Shard, batch: Sequence[int]) -> Tenso
     return torch.cat(parts).view(sum(batch), shard.local)
 
 
-class _Search:
-    """Digit by digit, the `keep`-th highest key of each query, from all ranks' counts."""
+class _DigitSearch:
+    """Finds the `keep`-th highest key of each query, digit by digit, from all ranks' counts."""
 
     def __init__(self, queries: int, keep: int) -> None:
         self.need = torch.full((queries,), keep)  # rank of the key sought among those with the prefix so far
         self.all_stay = torch.zeros(queries, dtype=torch.bool)
 
     def next_digit(self, counts: Tensor) -> Tensor:
-        """The digit [m] of the key sought; `counts` [ranks, m, 2^bits]."""
+        """Returns the digit [m] of the key sought; `counts` [ranks, m, 2^bits]."""
         in_digit = counts.sum(dim=0)  # [m, 2^bits] int64
         at_least = in_digit.flip(1).cumsum(1).flip(1)  # entries with this digit or a higher one
         self.all_stay |= at_least[:, 0] < self.need
@@ -233,51 +244,51 @@ class _Search:
         return digit
 
     def ties(self, counts: Tensor, digit: Tensor) -> Tensor:
-        """How many of its entries exactly at the key each rank keeps: [ranks, m]; -1 where everything stays."""
+        """Returns how many entries exactly at the key each rank keeps: [ranks, m]; -1 where everything stays."""
         at_key = counts.long().gather(2, digit[None, :, None].expand(counts.shape[0], -1, 1))[:, :, 0]
         before = at_key.cumsum(0) - at_key
         kept = (self.need - before).clamp(min=0).minimum(at_key)
         return kept.masked_fill(self.all_stay, -1)
 
 
-class _Group:
-    """All ranks settle a query's threshold together; the rank that the query came from decides."""
+class _GroupSearch:
+    """Searches a threshold over all ranks' entries; the rank that the query came from decides."""
 
     def __init__(self, shard: Shard, owned: Sequence[int]) -> None:
         self.shard = shard
-        self.owned = list(owned)  # queries at hand of each rank
+        self.owned = list(owned)  # queries of each rank in this group
         self.mine = self.owned[shard.rank]
 
-    def search(self, keep: int) -> _Search:
-        return _Search(self.mine, keep)
+    def search(self, keep: int) -> _DigitSearch:
+        return _DigitSearch(self.mine, keep)
 
     def counts(self, counts: Tensor, what: str) -> Tensor:
-        """[m, 2^bits] here to [W, mine, 2^bits] at each query's rank."""
+        """Returns [m, 2^bits] here as [W, mine, 2^bits] at each query's rank."""
         bins = counts.shape[1]
         parts = exchange(self.shard, counts.split(self.owned), [self.mine * bins] * self.shard.world, what)
         return torch.stack([part.view(self.mine, bins) for part in parts])
 
     def digits(self, digit: Tensor, what: str) -> Tensor:
-        """Each query's digit, from its rank to all: [m] int64."""
+        """Returns each query's digit, from its rank to all: [m] int64."""
         sent = digit.to(torch.uint8)
         return torch.cat(exchange(self.shard, [sent] * self.shard.world, self.owned, what)).long()
 
     def cuts(self, digit: Tensor, ties: Tensor, what: str) -> tuple[Tensor, Tensor]:
-        """Each query's last digit and this rank's ties: [m] each."""
+        """Returns each query's last digit and this rank's ties: [m] each."""
         sent = [torch.stack([digit, kept], dim=1).to(torch.int32) for kept in ties]
         parts = exchange(self.shard, sent, [2 * n for n in self.owned], what)
         both = torch.cat(parts).view(-1, 2).long()
         return both[:, 0], both[:, 1]
 
 
-class _Alone:
-    """Each rank settles the threshold among its own entries, without a word."""
+class _LocalSearch:
+    """Searches a threshold among this rank's own entries, without communication."""
 
     def __init__(self, queries: int) -> None:
         self.queries = queries
 
-    def search(self, keep: int) -> _Search:
-        return _Search(self.queries, keep)
+    def search(self, keep: int) -> _DigitSearch:
+        return _DigitSearch(self.queries, keep)
 
     def counts(self, counts: Tensor, what: str) -> Tensor:
         return counts[None]
@@ -289,30 +300,30 @@ class _Alone:
         return digit, ties[0]
 
 
-def _cut(lists: _Lists, row: int, keep: int, voters: _Group | _Alone, what: str) -> None:
-    """Keep each query's `keep` best by score row `row`, over all ranks or this rank alone."""
-    search = voters.search(keep)
+def _cut(lists: _Lists, row: int, keep: int, searcher: _GroupSearch | _LocalSearch, what: str) -> None:
+    """Keeps each query's `keep` best by score row `row`, over all ranks or over this rank's entries."""
+    search = searcher.search(keep)
     key, shift = torch.zeros(lists.length.shape[0], dtype=torch.int64), 32
     for step, bits in enumerate(DIGITS):
         shift -= bits
-        counts = voters.counts(lists.count(row, key, shift, step), what)
+        counts = searcher.counts(lists.count(row, key, shift, step), what)
         digit = search.next_digit(counts)
         if shift:
-            key = (key << bits) | voters.digits(digit, what)
+            key = (key << bits) | searcher.digits(digit, what)
         else:
-            last, ties = voters.cuts(digit, search.ties(counts, digit), what)
+            last, ties = searcher.cuts(digit, search.ties(counts, digit), what)
             lists.keep(row, (key << bits) | last, ties)
 
 
 def _cascade(
-    call: CascadeCall, rows: Rows, lists: _Lists, group: _Group, indices: Tensor, scores: Tensor
+    call: CascadeCall, rows: Rows, lists: _Lists, group: _GroupSearch, indices: Tensor, scores: Tensor
 ) -> None:
-    """The stages of the queries at hand, and this rank's results into `indices` and `scores`."""
+    """Runs the stages for a group of queries, and writes this rank's results into `indices` and `scores`."""
     stages, first_left = len(call.stage_keep), len(call.stage_keep) - 1
     for s, keep in enumerate(call.stage_keep):
         row, what = rows.row_of_stage[s], f"cascade_topk, stage {s + 1}"
         if keep <= SEND_OWN_BEST:
-            _cut(lists, row, keep, _Alone(lists.length.shape[0]), what)
+            _cut(lists, row, keep, _LocalSearch(lists.length.shape[0]), what)
             first_left = s
             break
         _cut(lists, row, keep, group, what)
@@ -320,12 +331,12 @@ def _cascade(
             first_left = min(s + 1, stages - 1)
             break
     left = list(range(first_left, stages))
-    judges = sorted({rows.row_of_stage[s] for s in left})
-    index, table = _survivors(lists, judges, group)
+    score_rows = sorted({rows.row_of_stage[s] for s in left})
+    index, table = _survivors(lists, score_rows, group)
     alive = index >= 0
     order = index[:, :0]
     for s in left:
-        score = table[judges.index(rows.row_of_stage[s])]
+        score = table[score_rows.index(rows.row_of_stage[s])]
         order = ranking(score, alive)[:, : call.stage_keep[s]]
         alive = torch.zeros_like(alive).scatter_(1, order, alive.gather(1, order))
     width, chosen = order.shape[1], alive.gather(1, order)
@@ -333,16 +344,18 @@ def _cascade(
     scores[:, :width] = torch.where(chosen, score.gather(1, order), -torch.inf)
 
 
-def _survivors(lists: _Lists, judges: Sequence[int], group: _Group) -> tuple[Tensor, Tensor]:
-    """All ranks' survivors of this rank's queries: global indices [mine, C], ascending, padded with -1, and scores
-    [len(judges), mine, C]."""
+def _survivors(lists: _Lists, score_rows: Sequence[int], group: _GroupSearch) -> tuple[Tensor, Tensor]:
+    """Returns all ranks' survivors of this rank's queries: global indices [mine, C] and scores [R, mine, C].
+
+    R is the number of `score_rows`. The indices ascend and are padded with -1.
+    """
     shard, mine, what = group.shard, group.mine, "cascade_topk, sending the survivors"
     lengths = exchange(shard, lists.length.int().split(group.owned), [mine] * shard.world, what)
     widest = int(lists.length.max()) if lists.length.numel() else 0
     inside = torch.arange(widest) < lists.length[:, None]
     columns = [lists.index[:, :widest][inside]]
-    columns += [lists.scores[:, r, :widest][inside].view(torch.int32) for r in judges]
-    entries = torch.stack(columns, dim=1)  # [survivors here, 1 + judges] int32
+    columns += [lists.scores[:, r, :widest][inside].view(torch.int32) for r in score_rows]
+    entries = torch.stack(columns, dim=1)  # [survivors here, 1 + R] int32
     outgoing = entries.split([int(part.sum()) for part in lists.length.split(group.owned)])
     arriving = [int(n.sum()) * entries.shape[1] for n in lengths]
     parts = [part.view(-1, entries.shape[1]) for part in exchange(shard, outgoing, arriving, what)]
@@ -354,6 +367,6 @@ def _survivors(lists: _Lists, judges: Sequence[int], group: _Group) -> tuple[Ten
     room = int(number.max()) if mine else 0
     index = torch.full((mine, room), -1, dtype=torch.int64)
     index[query[by_query], place] = found[by_query]
-    table = torch.zeros(len(judges), mine, room)
+    table = torch.zeros(len(score_rows), mine, room)
     table[:, query[by_query], place] = torch.cat(parts)[by_query, 1:].contiguous().view(torch.float32).T
     return index, table

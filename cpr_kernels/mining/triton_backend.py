@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from ..dispatch.calls import CascadeCall, RerankCall
+from ..dispatch.checks import STORED_DTYPES
 from ..dispatch.triton_support import why_not_triton
 
 NAME = "triton"
@@ -15,6 +16,8 @@ def why_not(call: CascadeCall | RerankCall) -> str | None:
     """Triton serves CUDA tensors where it is installed."""
     if call.sharded:
         return call.sharded
+    if call.queries[0].dtype not in STORED_DTYPES:
+        return f"the Triton kernels score in float32, and {call.queries[0].dtype} asks for more"
     if not isinstance(call, RerankCall) and call.keys[0].shape[0] > MAX_KEYS:
         return f"the Triton kernels count up to {MAX_KEYS} entries, and keys hold {call.keys[0].shape[0]}"
     return why_not_triton(call.queries[0].device)

@@ -9,7 +9,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..dispatch.calls import CascadeCall, RerankCall
-from .candidate_lists import entries_at, in_order
+from .candidate_lists import gather_entries, sorted_unique
 from .triton_kernels import masks_of, select_and_order
 from .weightings import Rows, plan_rows
 
@@ -65,7 +65,7 @@ def _score_part(call: CascadeCall, rows: Rows, listed: Tensor, ring: Tensor) -> 
 @torch.no_grad()
 def rerank(call: RerankCall) -> tuple[Tensor, Tensor]:
     """`(indices [B, k], scores [B, k])`; see `reference.rerank` for the meaning."""
-    listed = in_order(call.candidates, call.keys[0].shape[0])
+    listed = sorted_unique(call.candidates, call.keys[0].shape[0])
     cascade = call.cascade
     rows = plan_rows(cascade)
 
@@ -73,4 +73,4 @@ def rerank(call: RerankCall) -> tuple[Tensor, Tensor]:
         _score_part(part, rows, listed[first : first + ring.shape[1]], ring)
 
     positions, scores = select_and_order(cascade, rows, listed.shape[1], score)
-    return entries_at(listed, positions), scores
+    return gather_entries(listed, positions), scores

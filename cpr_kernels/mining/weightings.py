@@ -1,4 +1,4 @@
-"""What a schedule judges by: stages that weigh the views alike share one row of scores."""
+"""Finds the distinct stage weightings of a schedule: stages of equal weights share one row of scores."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from ..dispatch.calls import CascadeCall
 
 
 class Rows(NamedTuple):
-    """R distinct ways of judging, over the views that take part."""
+    """Holds R distinct weightings over the views that take part."""
 
     views: tuple[int, ...]  # the call's views that some stage weighs
     weights: tuple[float, ...]  # [R, len(views)], row-major
@@ -16,7 +16,7 @@ class Rows(NamedTuple):
 
 
 def plan_rows(call: CascadeCall) -> Rows:
-    """The distinct rows of `stage_weights`, in order of first use, without the views that no stage weighs."""
+    """Returns the distinct rows of `stage_weights`, in order of first use, without the views that no stage weighs."""
     num_views = len(call.queries)
     stages = [
         tuple(float(w) for w in call.stage_weights[s * num_views : (s + 1) * num_views])

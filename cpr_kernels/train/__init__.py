@@ -1,21 +1,14 @@
-"""The thin reference trainer (extra `[train]`): videos in, learnt features and a report out.
+"""How are features learnt from videos, with the library's ops? The reference trainer (extra `[train]`).
 
-Reads top to bottom: `sources` and `splits` (which videos?), `videos` and `sound` (frames, TV-L1 flow, spectrograms),
-`store` (one LMDB a data set), `prepare` (several processes, resumable), `views` (what a video is seen as: one file a
-modality), `clips` and `augment` (batches), `s3d` (the encoder; `encoders` lists all), `config`, `methods` (where
-positives come from), `plan` (what happens at step n), `model` and `presence` (videos that lack a view), `iic` (one
-encoder, a memory bank), `parallel` (several processes) and `loop` (InfoNCE, then cascade co-training), `quality` (PMR
-and CMR), `evaluate` and `probe` (retrieval, linear probe), `classifier`, `scores` and `finetune`, `report` and
-`brings` (what each modality brings), `demo`, `cli`. It may import everything in the package; nothing outside imports
-it, except the console script, lazily.
+From below to above: `runtime` (locks, signals, logs, devices, processes, files), `data` (videos to stored frames, flow
+and spectrograms), `encoders` (networks and their weights), `views` (one file per modality), `batches` (clips, their
+order, the loader), `pretrain` (settings, phases, models and the loop), `evaluate` (retrieval, probe, classifiers),
+`pages` (report and explorer); and `demo`, `update` and `export`, which use all of them. It may import everything in the
+package; nothing outside imports it, except the console script, lazily.
 """
 
 from __future__ import annotations
 
+from ..errors import Interrupted, TrainError
 
-class TrainError(RuntimeError):
-    """An error the user can mend: one line that says what was expected, what came and what to do."""
-
-
-class Interrupted(TrainError):
-    """Training was stopped by a signal; its checkpoint is written."""
+__all__ = ["Interrupted", "TrainError"]

@@ -1,4 +1,4 @@
-"""Released CoCLR, CPR and IIC checkpoints, and encoders of a run, at their public path."""
+"""Re-exports, at their public path, the loaders of released CoCLR, CPR and IIC checkpoints and of a run's encoders."""
 
 from .encoders.published import LoadReport, load_published
 from .encoders.weights import load_encoder, save_encoder

@@ -1,4 +1,4 @@
-"""The whole way in one command: videos, frames and flow, InfoNCE, cascade co-training, retrieval, report."""
+"""Runs everything in one command: frames and flow, InfoNCE, cascade co-training, retrieval, report."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from .pretrain.run_folder import config_of
 from .runtime.files import write_atomically
 from .views.augment import Augment
 
-Result = TypeVar("Result")
+T = TypeVar("T")
 FRAMES = FrameSettings(size=64, frames=60, min_frames=9, flow="draft", flow_bound=8.0)
 
 
@@ -32,14 +32,14 @@ FRAMES = FrameSettings(size=64, frames=60, min_frames=9, flow="draft", flow_boun
 class Demo:
     """Mine positives from real video files, learn from them, and write a report to look at.
 
-    Without --videos it draws a small labelled clip set whose classes need both views. Run again, it goes on
-    where it was stopped.
+    Without --videos it draws a small labelled clip set whose classes need both views. Run again, it
+    resumes where it was stopped.
     """
 
     videos: Path | None = None
-    """Your own videos: a folder with one folder a class, or a CSV (path,label[,split,group])."""
+    """Your own videos: a folder with one folder per class, or a CSV (path,label[,split,group])."""
     out: Path = Path("runs/demo")
-    """Where everything goes; the report is out/report.html."""
+    """Folder of all results; the report is out/report.html."""
     infonce_epochs: int = 42
     """Epochs of InfoNCE pretraining, both views together."""
     cycle_epochs: int = 8
@@ -73,7 +73,7 @@ def demo(settings: Demo) -> Path:
 
 
 def demo_config(settings: Demo, manifest: Manifest) -> TrainConfig:
-    """A setting that two cores finish in a few minutes; batch and queue shrink with a small data set."""
+    """Returns a setting that two cores finish in a few minutes; batch and queue shrink with a small data set."""
     frames = 8
     long_enough = [video.split for video in manifest.videos if video.frames >= frames]
     usable, testing = long_enough.count("train"), long_enough.count("test")
@@ -102,13 +102,13 @@ def demo_config(settings: Demo, manifest: Manifest) -> TrainConfig:
 
 
 class _Timings:
-    """Seconds by part, kept in a file, so that a resumed demo adds to what was spent before."""
+    """Keeps the seconds of each part in a file, so that a resumed demo adds to what was spent before."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.seconds: dict[str, float] = json.loads(path.read_text()) if path.is_file() else {}
 
-    def measure(self, name: str, work: Callable[[], Result]) -> Result:
+    def measure(self, name: str, work: Callable[[], T]) -> T:
         began = time.monotonic()
         try:
             return work()

@@ -1,4 +1,4 @@
-"""`cpr export`: from a finished training to one file that works without the trainer."""
+"""Runs `cpr export`: writes a finished training as one file that works without the trainer."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ class Export:
 
 
 class Deployed(nn.Module):
-    """What an artifact computes: uint8 clips, one tensor a view, to embeddings [M, E] and class probabilities [M, C].
+    """Maps uint8 clips, one tensor per view, to embeddings [M, E] and class probabilities [M, C].
 
     An embedding is the views' pooled features, each less its centre and of length 1, side by side, of length 1: inner
     products are the mean cosine of the views, what `cpr evaluate` compares.
@@ -91,7 +91,7 @@ class Deployed(nn.Module):
         self.eval()
 
     def forward(self, *clips: Tensor) -> tuple[Tensor, ...]:
-        """Clips [M, T, S, S, C] uint8, in the order of the views."""
+        """Returns embeddings, and with a classifier probabilities, of clips [M, T, S, S, C] uint8, one per view."""
         parts = []
         for clip, (name, view) in zip(clips, self.views.items()):
             encoder: Any = self.encoders[name]
@@ -105,7 +105,7 @@ class Deployed(nn.Module):
 
 @dataclass(frozen=True)
 class _Trained:
-    """What is exported: the networks, what they see, and the data set that they learnt from."""
+    """Holds what is exported: the networks, the size of their clips, and the data set that they learnt from."""
 
     encoders: dict[str, nn.Module]
     linear: nn.Linear | None
@@ -161,7 +161,7 @@ def export(settings: Export) -> Path:
 
 
 def program_of(model: nn.Module, example: Sequence[Tensor]) -> bytes:
-    """The `torch.export` program of a model, its batch size free, as the bytes of a .pt2 file."""
+    """Returns the `torch.export` program of a model, its batch size free, as the bytes of a .pt2 file."""
     batch = torch.export.Dim("clips", min=1, max=MOST_CLIPS)
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -174,7 +174,7 @@ def program_of(model: nn.Module, example: Sequence[Tensor]) -> bytes:
 
 
 def weights_of(model: nn.Module) -> bytes:
-    """A model's state as safetensors; a tensor with two names is stored under the first."""
+    """Returns a model's state as safetensors; a tensor with two names is stored under the first."""
     from safetensors.torch import save
 
     first: dict[int, str] = {}
@@ -187,7 +187,7 @@ def weights_of(model: nn.Module) -> bytes:
 
 
 def onnx_of(model: nn.Module, example: Sequence[Tensor], names: Sequence[str]) -> bytes:
-    """The model as ONNX, inputs named after the views, batch size free.
+    """Returns the model as ONNX, inputs named after the views, batch size free.
 
     Raises:
         TrainError: onnx or onnxscript is missing.
@@ -218,7 +218,7 @@ def _classifier(folder: Path) -> _Trained:
     )  # fmt: skip
 
 
-def _run(folder: Path, asked: Sequence[str]) -> _Trained:
+def _run(folder: Path, names: Sequence[str]) -> _Trained:
     if not (folder / "config.json").is_file():
         raise TrainError(
             f"source: {folder} holds neither a classifier of `cpr finetune` nor a run of `cpr pretrain`"
@@ -227,10 +227,10 @@ def _run(folder: Path, asked: Sequence[str]) -> _Trained:
     phases = encoder_files(folder)
     if not phases:
         raise TrainError(f"source: {folder} has no encoder yet; they are saved at the end of each phase")
-    if unknown := [view for view in asked if view not in config.views]:
+    if unknown := [view for view in names if view not in config.views]:
         raise TrainError(f"views: {folder} has no view {unknown[0]!r}; it has {', '.join(config.views)}")
     known = chosen(config.views)
-    views = asked or [view for view in config.views if known[view].stored in RECORDS]
+    views = names or [view for view in config.views if known[view].stored in RECORDS]
     if left := [view for view in config.views if view not in views]:
         say(f"left out: {', '.join(left)}")
     encoders = {view: load_encoder(phases[-1][1][view]) for view in views}
@@ -247,7 +247,7 @@ def _refuse_views(encoders: Mapping[str, nn.Module]) -> None:
 
 
 def _centres(trained: _Trained, videos: int) -> dict[str, Tensor]:
-    """The mean feature of some training videos, evenly spread, by view; zeros for none."""
+    """Returns the mean feature of some training videos, evenly spread, by view; zeros for none."""
     if not videos:
         sizes: dict[str, Any] = {view: encoder.feature_size for view, encoder in trained.encoders.items()}
         return {view: torch.zeros(int(size)) for view, size in sizes.items()}

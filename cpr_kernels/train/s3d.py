@@ -1,4 +1,4 @@
-"""The S3D network, at its public path."""
+"""Re-exports the S3D network at its public path."""
 
 from .encoders.s3d import S3D, Encoder
 

@@ -1,4 +1,4 @@
-"""`cpr update`: a finished run goes on with new videos, and what it forgets is measured."""
+"""Runs `cpr update`: trains a finished run further with new videos, and measures what it forgets."""
 
 from __future__ import annotations
 
@@ -32,22 +32,22 @@ Figures = dict[str, dict[str, dict[str, float]]]  # {old, new: {view: {k: share}
 
 @dataclass(frozen=True)
 class Update:
-    """Go on training a finished run with new videos: `cpr update RUN --videos NEW --out RUN2`.
+    """Train a finished run further with new videos: `cpr update RUN --videos NEW --out RUN2`.
 
     Only the new videos are decoded; they and a copy of the run's data set become RUN2/data. Encoders, momentum encoders
     and queue start where RUN stopped, and --old-share of every batch are old videos, so that they are not forgotten.
     Retrieval by old and by new test videos, among all training videos, is measured before and after. Stopped or killed,
-    the same command goes on.
+    the same command resumes.
     """
 
     run: Path
     """Folder of a finished run."""
     videos: Path
-    """The new videos: a folder with one folder a class, or a CSV, as for `cpr prepare`."""
+    """The new videos: a folder with one folder per class, or a CSV, as for `cpr prepare`."""
     out: Path
     """Folder of the new run; RUN stays as it is."""
     old_share: float = 0.5
-    """Share of each batch that are old videos; 0 trains on new ones alone."""
+    """Share of each batch that are old videos; 0 trains on new ones only."""
     epochs: int = 10
     """Passes over the new videos, for each phase: InfoNCE where RUN had nothing else, else one cycle."""
     lr: float | None = None
@@ -57,7 +57,7 @@ class Update:
     clips: int = 10
     """Evenly spaced clips of each video when retrieval is measured."""
     processes: int = 0
-    """Decoding processes; 0 takes one a core."""
+    """Decoding processes; 0 takes one per core."""
 
     def check(self) -> None:
         """Raises `TrainError` for the first setting that cannot work."""
@@ -75,11 +75,11 @@ class Update:
 
 
 def update(settings: Update) -> dict[str, Figures]:
-    """Runs, or continues, an update; returns {before, after: retrieval}, which `update.json` in the folder holds too.
+    """Runs or resumes an update; returns {before, after: retrieval}, which `update.json` in the folder holds too.
 
     Raises:
         TrainError: settings that cannot work, videos that cannot be used, or a folder that holds something else.
-        Interrupted: stopped by SIGINT or SIGTERM; the same command goes on.
+        Interrupted: stopped by SIGINT or SIGTERM; the same command resumes.
     """
     settings.check()
     before, out = config_of(settings.run), settings.out
@@ -90,7 +90,7 @@ def update(settings: Update) -> dict[str, Figures]:
             f"out: {out} was begun with other settings; give another --out, or the settings it has"
         )
     old = Manifest.load(before.data)
-    joined_data(before.data, settings, old)
+    join_data(before.data, settings, old)
     note = WarmStart(str(settings.run), len(old.videos), settings.old_share)
     note.save(out / NOTE)
     figures = json.loads((out / FIGURES).read_text()) if (out / FIGURES).is_file() else {}
@@ -104,7 +104,7 @@ def update(settings: Update) -> dict[str, Figures]:
 
 
 def config_of_update(before: TrainConfig, settings: Update) -> TrainConfig:
-    """The run's settings, for as many epochs as asked: one cycle where it had cycles, else InfoNCE."""
+    """Returns the run's settings for `epochs` more epochs: one cycle where it had cycles, else InfoNCE."""
     cycles = bool(before.cycles and before.cycle_epochs)
     optim = before.optim
     if settings.lr is not None:
@@ -117,8 +117,8 @@ def config_of_update(before: TrainConfig, settings: Update) -> TrainConfig:
     )  # fmt: skip
 
 
-def joined_data(before: Path, settings: Update, old: Manifest) -> Manifest:
-    """Old and new videos in one data set at OUT/data: old ones first, with the numbers that they had."""
+def join_data(before: Path, settings: Update, old: Manifest) -> Manifest:
+    """Joins old and new videos in one data set at OUT/data: old ones first, with the numbers that they had."""
     data = settings.out / "data"
     labels: Labels = "auto" if old.classes else "none"
     sources = list_sources(settings.videos, labels=labels).sources
@@ -138,7 +138,7 @@ def joined_data(before: Path, settings: Update, old: Manifest) -> Manifest:
 
 
 def union(old: Manifest, fresh: Manifest) -> Manifest:
-    """One manifest: classes and groups of the same name are the same, new ones come after the old."""
+    """Returns one manifest: classes and groups of the same name are the same, new ones come after the old."""
     classes = [*old.classes, *(name for name in fresh.classes if name not in old.classes)]
     groups = {_group(video, old.classes): video.group for video in old.videos}
     after = max(groups.values(), default=-1) + 1
@@ -154,8 +154,9 @@ def union(old: Manifest, fresh: Manifest) -> Manifest:
 
 
 def retrieval_of(run: Path, config: TrainConfig, note: WarmStart, clips: int) -> Figures:
-    """R@k of a run's last encoders, by old and by new test videos, among all training videos, old and new; empty
-    where the videos have no classes.
+    """Returns R@k of a run's last encoders, by old and by new test videos, among all training videos, old and new.
+
+    It is empty where the videos have no classes.
     """
     if not Manifest.load(config.data).classes:
         return {}
@@ -168,7 +169,7 @@ def retrieval_of(run: Path, config: TrainConfig, note: WarmStart, clips: int) ->
     ).videos
     is_old = torch.tensor(tested) < note.old_videos
     return {
-        name: _by_text(recall_of(_only(found, rows), protocol))
+        name: _string_keys(recall_of(_select_test_rows(found, rows), protocol))
         for name, rows in (("old", is_old), ("new", ~is_old)) if bool(rows.any())
     }  # fmt: skip
 
@@ -189,8 +190,8 @@ def show(figures: Mapping[str, Figures]) -> None:
         say("none of the new videos is for testing (a class is split from two sources on): not measured")
 
 
-def _only(found: Measured, rows: torch.Tensor) -> Measured:
-    """The same with some test videos only."""
+def _select_test_rows(found: Measured, rows: torch.Tensor) -> Measured:
+    """Returns the features with only these test rows."""
     features = {
         view: {"train": splits["train"], "test": splits["test"][rows]}
         for view, splits in found.features.items()
@@ -198,7 +199,7 @@ def _only(found: Measured, rows: torch.Tensor) -> Measured:
     return replace(found, features=features, labels={**found.labels, "test": found.labels["test"][rows]})
 
 
-def _by_text(recall: Mapping[str, Mapping[int, float]]) -> dict[str, dict[str, float]]:
+def _string_keys(recall: Mapping[str, Mapping[int, float]]) -> dict[str, dict[str, float]]:
     return {view: {str(k): share for k, share in shares.items()} for view, shares in recall.items()}
 
 
@@ -208,7 +209,7 @@ def _group(video: Video, classes: list[str]) -> str:
 
 
 def _refuse_same_names(sources: list[Source], store: FrameStore, known: set[str], videos: Path) -> None:
-    """A new file with an old one's name would take its place in the data set."""
+    """Raises `TrainError` for a new file with an old one's name, which would replace it in the data set."""
     for source in sources:
         entry: dict[str, Any] | None = (
             store.get_json(record_key("entry", source.id)) if source.id in known else None
@@ -223,7 +224,7 @@ def _refuse_same_names(sources: list[Source], store: FrameStore, known: set[str]
 
 
 def _copy(before: Path, data: Path) -> None:
-    """A copy of a data set, there whole or not at all."""
+    """Copies a data set, whole or not at all."""
     part = data.with_name(f".{data.name}.part")
     part.mkdir(parents=True, exist_ok=True)
     for name in ("data.mdb", "lock.mdb"):

@@ -1,6 +1,6 @@
 // Working memory from one block.
 #pragma once
-#include "simd.h"
+#include "simd/simd.h"
 
 namespace cpr {
 namespace CPR_ISA_NAMESPACE {
@@ -13,7 +13,7 @@ struct Arena {
   int64_t used;
   template <class T>
   T* take(int64_t n) {
-    T* place = reinterpret_cast<T*>(base + used);
+    T* place = reinterpret_cast<T*>(reinterpret_cast<uintptr_t>(base) + static_cast<uintptr_t>(used));
     used = round_up(used + n * static_cast<int64_t>(sizeof(T)), 64);
     return place;
   }

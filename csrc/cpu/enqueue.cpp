@@ -9,8 +9,8 @@ namespace cpr {
 void enqueue_cpu(const Column* columns, int num_columns, int64_t size, int64_t batch, int64_t* pointer,
                  int64_t* count) {
   const int64_t skipped = std::max<int64_t>(batch - size, 0);
-  const int64_t start =
-      ((*pointer % size) + size) % size;  // a pointer from a foreign checkpoint still stays inside
+  // pointer and count of a foreign checkpoint may be any numbers
+  const int64_t start = ((*pointer % size) + size) % size;
   for (int c = 0; c < num_columns; ++c) {
     const Column& column = columns[c];
     for (int64_t i = skipped; i < batch; ++i) {
@@ -20,7 +20,7 @@ void enqueue_cpu(const Column* columns, int num_columns, int64_t size, int64_t b
     }
   }
   *pointer = (start + batch) % size;
-  *count = std::min(*count + batch, size);
+  *count = std::min(std::clamp<int64_t>(*count, 0, size) + batch, size);
 }
 
 }  // namespace cpr

@@ -2,7 +2,7 @@
 #include <algorithm>
 
 #include "../enqueue.h"
-#include "host.h"
+#include "device/host.h"
 
 namespace cpr {
 namespace {
@@ -46,7 +46,8 @@ CPR_KERNEL(32, 1) advance_kernel(EnqueueArgs args) {
   await_previous_kernel();
   if (thread_index() != 0) return;
   *args.pointer = (start_of(args) + args.batch) % args.size;
-  *args.count = *args.count + args.batch < args.size ? *args.count + args.batch : args.size;
+  const int64_t before = *args.count < 0 ? 0 : *args.count < args.size ? *args.count : args.size;
+  *args.count = before + args.batch < args.size ? before + args.batch : args.size;
 }
 
 }  // namespace

@@ -2,7 +2,7 @@
 #pragma once
 #include <algorithm>
 
-#include "host.h"
+#include "device/host.h"
 #include "score.h"
 
 namespace cpr {

@@ -6,8 +6,8 @@
 #include <climits>
 
 #include "../cascade_topk.h"
-#include "device.h"
-#include "limits.h"
+#include "device/device.h"
+#include "device/limits.h"
 
 namespace cpr {
 

@@ -1,4 +1,4 @@
-"""`python -m bench scale` runs, writes what it promises, refuses wrong answers and fills its section of the README."""
+"""`python -m bench scale` runs, writes what it promises, refuses wrong answers and fills its section of docs/benchmarks.md."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from bench.scale.shares import Shares
 
 
 @pytest.mark.slow
-def test_a_quick_run_measures_writes_and_tells_the_readme(tmp_path: Path) -> None:
+def test_a_quick_run_measures_writes_and_fills_its_page(tmp_path: Path) -> None:
     done = run_bench("scale", "--quick", "--out", str(tmp_path))
     assert done.returncode == 0, done.stderr[-3000:]
     (found,) = tmp_path.glob("*-scale-*.json")
@@ -48,10 +48,10 @@ def test_a_quick_run_measures_writes_and_tells_the_readme(tmp_path: Path) -> Non
         assert found.with_suffix(".png").stat().st_size > 10_000
     assert "| native, exact" in found.with_suffix(".md").read_text() and "| native, exact" in done.stdout
 
-    readme = tmp_path / "README.md"
-    readme.write_text("before\n<!-- scale:begin -->\nold\n<!-- scale:end -->\nafter\n")
-    assert cli.main(["scale", "--readme", str(readme), "--out", str(tmp_path)]) == 0
-    text = readme.read_text()
+    page = tmp_path / "benchmarks.md"
+    page.write_text("before\n<!-- scale:begin -->\nold\n<!-- scale:end -->\nafter\n")
+    assert cli.main(["scale", "--page", str(page), "--out", str(tmp_path)]) == 0
+    text = page.read_text()
     assert text.startswith("before\n") and text.endswith("after\n") and "old" not in text
     assert "| native, exact" in text and "| sharded, 2 processes" in text and "no independent videos" in text
 
@@ -128,8 +128,8 @@ def test_what_does_not_fit_is_left_out_and_the_rest_is_measured() -> None:
         (("--sizes", "inf"), "--sizes must be from 1 to 1e12"),
         (("--memory", "0"), "--memory must be GB above 0"),
         (("--threads", "0"), "--threads must be >= 1"),
-        (("--readme", "{tmp}/none.md", "--out", "{tmp}"), "none.md: no such file"),
-        (("--readme", str(ROOT / "README.md"), "--out", "{tmp}"), "holds no scale results"),
+        (("--page", "{tmp}/none.md", "--out", "{tmp}"), "none.md: no such file"),
+        (("--page", str(ROOT / "docs" / "benchmarks.md"), "--out", "{tmp}"), "holds no scale results"),
         (("--quick", "--add", "--out", "{tmp}"), "holds no scale results"),
     ],
 )

@@ -8,7 +8,7 @@ import pytest
 import torch
 from bench_tools import SETTINGS, run_bench
 
-from bench import cli
+from bench import RESULTS, cli
 from bench.harness import memory, text
 from bench.harness.peer import OURS
 from bench.harness.workloads import OPS, Workload, growth, workloads_of
@@ -66,15 +66,22 @@ def test_quick_run_draws_growth(quick_run):
         assert len(plots) == len(OPS) and all(plot.stat().st_size > 2000 for plot in plots)
 
 
-def test_readme_section_is_rewritten_between_its_markers(quick_run, tmp_path):
-    page = tmp_path / "README.md"
-    page.write_text(f"# title\n{readme.BEGIN}\nold\n{readme.END}\n## after\n")
-    assert cli.main(["readme", "--readme", str(page), "--out", str(quick_run[1])]) == 0
-    once = page.read_text()
-    assert once.startswith("# title\n") and once.endswith(f"{readme.END}\n## after\n") and "old" not in once
-    assert "over the floor" in once and "### Mining" in once
-    assert cli.main(["readme", "--readme", str(page), "--out", str(quick_run[1])]) == 0
-    assert page.read_text() == once
+def test_the_pages_are_rewritten_between_their_markers(quick_run, tmp_path):
+    short, page = tmp_path / "README.md", tmp_path / "benchmarks.md"
+    for path in (short, page):
+        path.write_text(f"# title\n{readme.BEGIN}\nold\n{readme.END}\n## after\n")
+    arguments = ["readme", "--readme", str(short), "--page", str(page), "--out", str(quick_run[1])]
+    assert cli.main(arguments) == 0
+    once = [path.read_text() for path in (short, page)]
+    for written in once:
+        assert written.startswith("# title\n") and written.endswith(f"{readme.END}\n## after\n")
+        assert "old" not in written
+    assert "over the floor" in once[1] and "## Mining" in once[1]
+    rows = [line for line in once[0].splitlines() if line.startswith("| ")]
+    workloads = [w for w in workloads_of("cascade", quick=True) if not w.axis]
+    assert len(rows) == 1 + len(workloads) and "strong torch" in rows[0] and "floor" not in once[0]
+    assert cli.main(arguments) == 0
+    assert [path.read_text() for path in (short, page)] == once
 
 
 def test_errors_are_one_line_and_name_the_argument(tmp_path, capsys):
@@ -82,7 +89,8 @@ def test_errors_are_one_line_and_name_the_argument(tmp_path, capsys):
     page.write_text("no markers")
     threads = ["--quick", "--op", "cascade", "--threads", str(torch.get_num_threads())]
     for arguments, named in (
-        (["readme", "--readme", str(page), "--out", str(tmp_path)], "bench:begin"),
+        (["readme", "--readme", str(page), "--page", str(page), "--out", str(RESULTS)], "bench:begin"),
+        (["readme", "--readme", str(page), "--page", str(tmp_path / "none.md")], "--page"),
         (["readme", "--readme", str(tmp_path / "none.md")], "--readme"),
         ([*threads, "--isa", "sse9"], "--isa sse9"),
         ([*threads, "--workload", "nope"], "nope"),

@@ -107,7 +107,7 @@ def test_the_stub_names_every_function_of_the_core_with_its_arguments():
 
 
 def test_the_stub_names_every_cuda_function_that_the_sources_bind():
-    sources = ROOT / "csrc" / "cuda" / "bindings.h"
+    sources = ROOT / "csrc" / "bindings" / "cuda.h"
     if not sources.is_file():
         pytest.skip("the sources are not beside the tests")
     bound = set(re.findall(r'm\.def\(\s*"(cuda_\w+)"', sources.read_text()))

@@ -23,7 +23,7 @@ from small_artifact import Means, means
 from cpr_kernels.__main__ import main
 from cpr_kernels.deploy import ClipIndex, Model, artifact
 from cpr_kernels.deploy import clip_index as index_room
-from cpr_kernels.deploy.model import Clips
+from cpr_kernels.deploy.model import ClipBatch
 from cpr_kernels.train import TrainError
 from cpr_kernels.train.batches.dataset import ClipDataset
 from cpr_kernels.train.data.decoding import _jpeg, decode_rgb
@@ -87,7 +87,7 @@ def test_the_program_is_the_model_that_was_trained(tuned: Path, classifier: Path
     wanted = video_scores(trained, dataset, 3, ten=False)
     for position in (0, 5):
         frames = torch.from_numpy(dataset.test_crops(position, 3, "rgb", ten=False)).flatten(0, 1)
-        embeddings, probabilities = model(Clips({"rgb": frames}, [(0.0, 1.0)] * 3))
+        embeddings, probabilities = model(ClipBatch({"rgb": frames}, [(0.0, 1.0)] * 3))
         assert torch.allclose(probabilities.mean(0), wanted[position], atol=1e-6)
         assert torch.allclose(embeddings.norm(dim=1), torch.ones(3))
     with torch.no_grad():
@@ -151,7 +151,7 @@ WITHOUT = """
 import sys
 class Absent:
     def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in {"cv2", "kornia", "lmdb", "torchmetrics", "rich", "tyro", "matplotlib", "jinja2"}:
+        if name.split(".")[0] in {"cv2", "lmdb", "torchmetrics", "matplotlib", "jinja2"}:
             raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 sys.meta_path.insert(0, Absent())
 from cpr_kernels.__main__ import main

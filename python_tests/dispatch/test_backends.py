@@ -30,8 +30,9 @@ CASCADE_REFUSALS = [
     ({"schedule": few(20, 10, 5, views=("flow", "audio"))}, "schedule: stage 2 (audio:5) judges by view 'audio'"),
     ({"keys": views(20, {"flow": 4})}, "queries hold views ['flow', 'rgb'], but keys hold ['flow']"),
     ({"keys": views(20, {"flow": 5, "rgb": 6})}, "queries[0] has D=4, but keys[0] has D=5"),
-    ({"queries": {"flow": torch.zeros(3, 4).bfloat16(), "rgb": torch.zeros(3, 6)}}, "keys[0] is torch.float32, but queries[0] is torch.bfloat16"),
-    ({"queries": {"flow": torch.zeros(3, 4).double(), "rgb": torch.zeros(3, 6)}}, "float32, bfloat16, float16, got"),
+    ({"keys": {"flow": torch.zeros(20, 4).bfloat16(), "rgb": torch.zeros(20, 6)}}, "queries[0] is torch.float32, but keys[0] is torch.bfloat16"),
+    ({"queries": {"flow": torch.zeros(3, 4).double(), "rgb": torch.zeros(3, 6)}}, "use queries[0].to(torch.float32), or store the keys as torch.float64"),
+    ({"queries": {"flow": torch.zeros(3, 4).long(), "rgb": torch.zeros(3, 6)}}, "float32, bfloat16, float16, float64, got torch.int64"),
     ({"queries": {"flow": torch.zeros(3, 4, device="meta"), "rgb": torch.zeros(3, 6)}}, "meta"),
     ({"queries": {"flow": torch.zeros(2, 4), "rgb": torch.zeros(3, 6)}}, "queries[1] holds 3 queries, but queries[0] holds 2"),
     ({"keys": {"flow": torch.zeros(20, 4), "rgb": torch.zeros(19, 6)}}, "keys[1] holds 19 entries, but keys[0] holds 20"),
@@ -79,13 +80,13 @@ def loss(**changes: Any) -> torch.Tensor:
 
 
 LOSS_REFUSALS = [
-    ({"temperature": 0.0}, "temperature must be a finite number > 0, got 0.0"),
+    ({"temperature": 0.0}, "temperature must be a finite number > 0 in float32, in which the loss is computed (1.18e-38 to 3.4e+38), got 0.0"),
     ({"temperature": -1.0}, "got -1.0"),
     ({"temperature": float("nan")}, "got nan"),
     ({"siblings": 3}, "siblings must be 1 (positives), 2 (left out) or 0 (negatives), got 3"),
     ({"positive": torch.zeros(3, 5)}, "positive must have query's shape [3, 4], got [3, 5]"),
     ({"keys": torch.zeros(20, 5)}, "keys must have shape [N, 4], got [20, 5]"),
-    ({"keys": torch.zeros(20, 4).bfloat16()}, "keys is torch.bfloat16, but query is torch.float32"),
+    ({"keys": torch.zeros(20, 4).bfloat16()}, "query is torch.float32, but keys is torch.bfloat16, which does not hold its numbers"),
     ({"positives": torch.zeros(3, 2)}, "positives must be int64 of shape [3, P]"),
     ({"positives": torch.zeros(2, 2).long()}, "positives must be int64 of shape [3, P]"),
     ({"positives": torch.tensor([[0], [20], [1]])}, "positives[1, 0] = 20 is out of range"),

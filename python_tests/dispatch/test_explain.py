@@ -21,7 +21,7 @@ from cpr_kernels import (
     mil_nce,
 )
 from cpr_kernels.dispatch.launch_plans import CpuCascadePlan, CpuLossPlan, CudaCascadePlan, CudaLossPlan
-from cpr_kernels.mining import as_call
+from cpr_kernels.mining.arguments import as_call
 
 
 def views(rows: int, dim: int = 128, dtype: torch.dtype = torch.float32) -> dict[str, torch.Tensor]:
@@ -97,7 +97,7 @@ def test_a_rerank_and_a_loss_are_told_too(capsys: pytest.CaptureFixture[str]) ->
     assert plan.workspace_bytes == 2 * 70 * 5120 * 4
     loss = LossCase("", 512, 16384, 128).call()
     plan = explain(mil_nce, *loss[:4], device="H200").plan
-    assert isinstance(plan, CudaLossPlan) and plan.parts * plan.keys_a_part == 16384
+    assert isinstance(plan, CudaLossPlan) and plan.parts * plan.keys_per_part == 16384
     assert not plan.streamed_features
     wide = explain(mil_nce, *LossCase("", 5, 60, 300).call()[:4], device="H200").plan
     assert isinstance(wide, CudaLossPlan) and wide.streamed_features
@@ -151,11 +151,11 @@ def test_on_the_cpu_threads_and_vectors_are_told(
     assert few_queries.lanes == {"avx512vnni": 16, "avx512": 16, "avx2": 8}.get(isa, few_queries.lanes)
     assert (few_queries.threads, few_queries.groups, few_queries.parts) == (2, 1, 2)
     assert few_queries.streamed_stages == 0 and few_queries.passes == 1
-    assert many.parts == 1 and many.groups * many.queries_a_group >= 512
+    assert many.parts == 1 and many.groups * many.queries_per_group >= 512
     assert many.streamed_stages > 0 and many.passes == 2
-    assert not few_queries.coarse and many.coarse == (isa in ("avx512vnni", "avx2"))
+    assert not few_queries.int16_scores and many.int16_scores == (isa in ("avx512vnni", "avx2"))
     said = capsys.readouterr().out
-    assert ("; 16-bit products first" in said) == many.coarse
+    assert ("; 16-bit products first" in said) == many.int16_scores
     assert re.search(rf"native on cpu: {isa}, .* 2 threads over panels of keys in 2 parts", said)
     assert re.search(r"2 threads over queries, .* decided while the keys stream by", said)
     torch.set_num_threads(1)
@@ -167,7 +167,7 @@ def test_on_the_cpu_a_rerank_and_a_loss(two_threads: None) -> None:
     call = LossCase("", 70, 9000, 16).call()
     plan = explain(mil_nce, *call[:4]).plan
     assert isinstance(plan, CpuLossPlan)
-    assert plan.threads == 2 and plan.groups * plan.queries_a_group >= 70 and plan.parts > 1
+    assert plan.threads == 2 and plan.groups * plan.queries_per_group >= 70 and plan.parts > 1
     query, keys = {"rgb": torch.zeros(1, 4)}, {"rgb": torch.zeros(9, 4)}
     rerank = explain(cascade_rerank, query, keys, coclr_schedule("rgb"), torch.zeros(1, 3).long()).plan
     assert str(rerank) == f"{_core.cpu_isa()}; 1 thread over queries, candidates gathered in blocks"

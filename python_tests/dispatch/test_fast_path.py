@@ -20,7 +20,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from cpr_kernels import Schedule, cascade_topk, cpr_schedule, mining
 from cpr_kernels.dispatch import fast_path as direct
-from cpr_kernels.mining import as_call, native
+from cpr_kernels.mining import native
+from cpr_kernels.mining.arguments import as_call
 
 SCHEDULE = cpr_schedule(num_keys=64, stages=3)
 pytestmark = pytest.mark.skipif(
@@ -140,15 +141,16 @@ def test_profiler_and_tracers_see_the_op() -> None:
         assert type(mine(mode.from_tensor(queries["rgb"]))).__name__ == "FakeTensor"
 
 
-def test_transforms_are_refused_as_by_the_op() -> None:
-    """vmap has no rule for the op; what it does not wrap is mined as ever."""
+def test_transforms_reach_the_op() -> None:
+    """What vmap wraps goes by the op's rule; what it does not wrap is mined as ever."""
     queries, keys = features()
 
     def of_wrapped(rgb: Tensor) -> Tensor:
         return cascade_topk({"rgb": rgb, "flow": rgb}, keys, SCHEDULE)[0]
 
-    with pytest.raises(RuntimeError, match="cpr::cascade_topk"):
-        torch.func.vmap(of_wrapped)(torch.randn(2, 4, 8))
+    batch = torch.randn(2, 4, 8)
+    each = torch.stack([of_wrapped(rgb) for rgb in batch])
+    assert torch.equal(torch.func.vmap(of_wrapped)(batch), each)
     seen = []
     torch.func.vmap(lambda x: (seen.append(cascade_topk(queries, keys, SCHEDULE)), x)[1])(torch.ones(2))
     assert_same(seen[0], by_op(queries, keys))
@@ -252,7 +254,7 @@ def test_without_the_table_there_is_the_op(monkeypatch: pytest.MonkeyPatch) -> N
     queries, keys = features()
     expected = cascade_topk(queries, keys, SCHEDULE)
     monkeypatch.setattr(direct, "_CONNECTED", False)
-    monkeypatch.setattr(native._core, "cascade_topk_of_tensors", None)
+    monkeypatch.setattr(native.core, "cascade_topk_of_tensors", None)
     assert_same(cascade_topk(queries, keys, SCHEDULE), expected)
 
 

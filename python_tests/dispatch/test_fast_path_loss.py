@@ -83,13 +83,6 @@ def test_profiler_and_transforms_meet_the_op() -> None:
     assert torch.equal(ours, by_op) if isinstance(by_op, Tensor) else ours == by_op
 
 
-def test_gradients_are_taken_once() -> None:
-    call = wanting(SMALL.call(), ("query",))
-    (gradient,) = torch.autograd.grad(mil_nce(*call[:4]), call.query, create_graph=True)
-    with pytest.raises(RuntimeError, match=r"once_differentiable|does not require grad"):
-        gradient.sum().backward()
-
-
 @pytest.mark.parametrize("name", [*FEATURES, "positives", "query_ids", "use_own"])
 def test_what_is_not_plain_is_left_to_the_op(name: str) -> None:
     call = SMALL.call()

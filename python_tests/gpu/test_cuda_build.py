@@ -50,7 +50,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Kernel]]:
         assert done.returncode == 0, done.stderr
         return arch, done.stdout + done.stderr
 
-    jobs = [(arch, source) for arch in ARCHES for source in sorted(CUDA_SOURCES.glob("*.cu"))]
+    jobs = [(arch, source) for arch in ARCHES for source in sorted(CUDA_SOURCES.rglob("*.cu"))]
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     with ThreadPoolExecutor(2) as pool:
         outputs = list(pool.map(lambda job: compile_one(*job), jobs))
@@ -88,7 +88,7 @@ def test_the_report_is_read_right() -> None:
 
 
 def test_files_are_short_and_say_what_they_are() -> None:
-    for path in sorted(CUDA_SOURCES.iterdir()):
+    for path in sorted(path for path in CUDA_SOURCES.rglob("*") if path.is_file()):
         lines = path.read_text().splitlines()
         assert len(lines) <= 500, path
         assert lines[0].startswith("// "), path

@@ -1,4 +1,4 @@
-"""The CUDA kernels, every thread of them, emulated on a CPU (csrc/cuda/emulate.h), against the reference.
+"""The CUDA kernels, every thread of them, emulated on a CPU (csrc/cuda/device/emulate.h), against the reference.
 
 What this shows: indexing, fragment layouts, barriers (the order of threads between two of them is shuffled), copies
 waited for, masks, ties, every path. What it cannot show: speed, and rounding inside a tensor core.
@@ -179,7 +179,7 @@ def test_shapes_go_where_the_rules_say(
     call = shape(queries, keys)
     plan = plan_on_cuda(call, CudaLimits(*device))
     assert isinstance(plan, CudaCascadePlan)
-    assert (plan.path, plan.queries_a_sweep) == (path, chunk)
+    assert (plan.path, plan.queries_per_sweep) == (path, chunk)
     size = plan.workspace_bytes
     given = native._Arguments(call)
     assert size == core.cuda_cascade_topk_workspace(*given.features, given.masks, given.out)
@@ -357,9 +357,9 @@ def test_limits_are_named(core: Any) -> None:
 
 FAULTS = {
     "a copy not waited for": ("score.h", "copy_wait<STEPS - 2>();", "copy_wait<STEPS - 1>();"),
-    "no barrier between two halves of a launch": ("cascade_topk.cu", "  sync_cluster();\n  for (uint32_t query", "  for (uint32_t query"),
-    "one tie too many": ("select.h", "seen++ < cut.ties", "seen++ <= cut.ties"),
-    "an excluded entry kept at stage 1": ("cascade.h", "above & there", "above"),
+    "no barrier between two halves of a launch": ("cascade/cascade_topk.cu", "  sync_cluster();\n  for (uint32_t query", "  for (uint32_t query"),
+    "one tie too many": ("cascade/select.h", "seen++ < cut.ties", "seen++ <= cut.ties"),
+    "an excluded entry kept at stage 1": ("cascade/stages.h", "above & there", "above"),
 }  # fmt: skip
 
 

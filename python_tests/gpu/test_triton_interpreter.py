@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import non_finite
 import pytest
 from cases import CASCADE_CASES, LOSS_CASES
 from places import SUPPORT
@@ -76,3 +77,14 @@ def swept() -> dict[str, str]:
 @pytest.mark.parametrize("name", SWEPT)
 def test_sweeps_change_nothing(swept: dict[str, str], name: str) -> None:
     assert swept[name] == ""
+
+
+@pytest.fixture(scope="module")
+def non_finite_loss() -> dict[str, str]:
+    """Losses with NaN, infinities and overflowing products, run once."""
+    return run_script("non-finite")
+
+
+@pytest.mark.parametrize("name", [case.name for case in non_finite.CASES])
+def test_losses_that_are_not_finite(non_finite_loss: dict[str, str], name: str) -> None:
+    assert non_finite_loss[name] == ""

@@ -114,13 +114,6 @@ def test_gradcheck_in_float64() -> None:
     assert torch.autograd.gradcheck(loss, [t.clone().requires_grad_() for t in call[:3]])
 
 
-def test_second_derivatives_are_refused() -> None:
-    call = with_gradients(LossCase("", 4, 9, 3).call())
-    (first,) = torch.autograd.grad(torch.ops.cpr.mil_nce(*call).sum(), call.query, create_graph=True)
-    with pytest.raises(RuntimeError):
-        torch.autograd.grad(first.sum(), call.query)
-
-
 @pytest.mark.parametrize("threads", [2, 3])
 def test_threads_and_runs_do_not_change_a_bit(threads: int) -> None:
     call = with_gradients(LossCase("", 130, 5000, 48, positives=6, ids=40).call())

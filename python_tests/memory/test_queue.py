@@ -177,7 +177,7 @@ def test_mining_works_before_the_queue_is_full():
         (lambda q: MultiViewQueue({"v": 2}, 0), "size must be >= 1, got 0"),
         (
             lambda q: MultiViewQueue({"v": 2}, 3, dtype=torch.int8),
-            "dtype must be float32, bfloat16 or float16",
+            "dtype must be float32, bfloat16, float16 or float64",
         ),
     ],
 )

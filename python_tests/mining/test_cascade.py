@@ -14,7 +14,8 @@ from oracles import cascade_calls, oracle, real, same
 from cpr_kernels import Schedule, Stage, _core, cascade_topk, cascade_trace, cpr_schedule
 from cpr_kernels.dispatch.calls import CascadeCall
 from cpr_kernels.dispatch.launch_plans import plan_on_cpu
-from cpr_kernels.mining import as_call, native, reference
+from cpr_kernels.mining import native, reference
+from cpr_kernels.mining.arguments import as_call
 
 
 @pytest.mark.parametrize("case", SMALL_CASES, ids=name_of)
@@ -173,7 +174,7 @@ def test_queries_take_turns_where_their_lists_are_long() -> None:
         torch.set_num_threads(threads)
     if plan.lanes != 16:
         pytest.skip("20 queries are two groups of 16 lanes only")
-    assert (plan.queries_a_group, plan.groups, plan.parts) == (16, 2, 2)
+    assert (plan.queries_per_group, plan.groups, plan.parts) == (16, 2, 2)
 
 
 def test_denormal_flushing_of_the_caller_is_kept_and_ignored() -> None:

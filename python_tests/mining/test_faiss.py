@@ -228,6 +228,33 @@ def test_save_load_and_map(factory: str, tmp_path: Path) -> None:
             assert len(again) == len(index)
 
 
+def test_a_folder_of_format_1_is_read(tmp_path: Path) -> None:
+    """Written here file by file: what is on users' disks keeps its names, whatever the code calls them."""
+    queries, keys = clustered(9, seed=7), clustered(800)
+    keys["flow"][5, 0] = torch.nan
+    held = np.array([j for j in range(800) if j not in (5, 9)])
+    flat = faiss.IndexFlatIP(16)
+    flat.add(keys["flow"].numpy()[held])
+    faiss.write_index(flat, str(tmp_path / "index.faiss"))
+    ids = np.arange(800)
+    ids[9] = -1
+    np.savez(tmp_path / "entries.npz", ids=ids, odd=np.array([5]), slot_of=held)
+    (tmp_path / "about.json").write_text(
+        '{"format": 1, "views": ["flow"], "dims": [16], "size": 800, "factory": "Flat", "policy": {"every": 7, '
+        '"drift": 0.25, "dead": null}, "settings": {"effort": null, "overfetch": 3.0, "spare": 20}, "held": 798, '
+        '"longest": 1.0000001, "has_ids": true, "moved": {"updates": 4, "added": 40, "fit": 0.5, "misfit": 0.75, '
+        '"rebuilds": 2, "pointer": 11}}'
+    )
+    index = FaissIndex.load(tmp_path)
+    assert index.policy == RebuildPolicy(every=7, dead=None)
+    assert index.settings == SearchSettings(overfetch=3.0, spare=20)
+    assert index.staleness == (4, 40 / 800, 0.5, 0.0, 2) and len(index) == 798
+    mined = cascade_topk(queries, keys, SCHEDULE, key_ids=torch.from_numpy(ids), backend=index)
+    same(mined, cascade_topk(queries, keys, SCHEDULE, key_ids=torch.from_numpy(ids)))
+    index.update(keys, torch.tensor([5, 9]), torch.from_numpy(ids))  # 5 is carried along, not held
+    assert len(index) == 798 and index.non_finite.tolist() == [5]
+
+
 def test_an_index_of_faiss_itself_is_adopted() -> None:
     queries, keys = clustered(9, seed=7), clustered(800)
     expected = cascade_topk(queries, keys, SCHEDULE)

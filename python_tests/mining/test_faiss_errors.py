@@ -63,6 +63,9 @@ REFUSALS = [
     (lambda keys: SearchSettings(effort=0), "effort must be a whole number >= 1 or None, got 0"),
     (lambda keys: SearchSettings(overfetch=0.5), "overfetch must be >= 1 or None, got 0.5"),
     (lambda keys: SearchSettings(spare=0), "spare must be >= 1, got 0"),
+    (lambda keys: SearchSettings(recall=0.0), "recall must be in (0, 1] or None, got 0.0"),
+    (lambda keys: SearchSettings(recall=95), "recall must be in (0, 1] or None, got 95"),
+    (lambda keys: SearchSettings(recall=0.9, effort=4), "effort=4 and recall=0.9 are both given, and recall chooses the effort; give one"),
     (calls(rows=801), "keys['flow'] must have shape [800, 16], got shape [801, 16]"),
     (calls(dim=15), "keys['flow'] must have shape [800, 16], got shape [800, 15]"),
     (calls(views="rgb"), "stage 1 (flow:40) judges by view 'flow', but the index holds rgb"),
@@ -106,7 +109,7 @@ def test_refusals(broken: Any, sentence: str) -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_odd_files_are_refused(tmp_path: Path) -> None:
+def test_damaged_or_mixed_files_are_refused(tmp_path: Path) -> None:
     keys = clustered(300)
     with pytest.raises(ValueError, match=r"lacks index.faiss, entries.npz, about.json; a bare FAISS file"):
         FaissIndex.load(tmp_path)
@@ -135,6 +138,10 @@ def test_odd_files_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="format None, expected 1"):
         FaissIndex.load(tmp_path)
     FaissIndex(keys, "flow").save(tmp_path)
+    (tmp_path / "about.json").write_text(json.dumps(about | {"size": 299}))
+    with pytest.raises(ValueError, match=r"holds ids of shape \[300\], but about.json counts 299 entries"):
+        FaissIndex.load(tmp_path)
+    (tmp_path / "about.json").write_text(json.dumps(about))
     (tmp_path / "entries.npz").write_bytes((tmp_path / "entries.npz").read_bytes()[:200])
     with pytest.raises(ValueError, match=r"entries.npz is damaged .*; save the index again"):
         FaissIndex.load(tmp_path)

@@ -13,7 +13,7 @@ from torch.nn.functional import normalize
 
 from cpr_kernels import Schedule, _core, cascade_rerank, cascade_topk, cpr_schedule
 from cpr_kernels.dispatch.launch_plans import plan_on_cpu
-from cpr_kernels.mining import as_call
+from cpr_kernels.mining.arguments import as_call
 
 COARSE = [isa for isa in _core.cpu_isas() if isa in ("avx512vnni", "avx2")]
 VIEWS = ("flow", "rgb")
@@ -91,7 +91,7 @@ def mined_and_listed(
     num_queries, num_keys = (next(iter(views.values())).shape[0] for views in (queries, keys))
     schedule = schedule or cpr_schedule(num_keys=num_keys)
     listed = torch.arange(num_keys).expand(num_queries, num_keys)
-    assert plan_on_cpu(as_call(queries, keys, schedule, **ids)).coarse
+    assert plan_on_cpu(as_call(queries, keys, schedule, **ids)).int16_scores
     return cascade_topk(queries, keys, schedule, **ids), cascade_rerank(
         queries, keys, schedule, listed, **ids
     )

@@ -82,7 +82,7 @@ def bench(name: str) -> Any:
 
 @pytest.mark.parametrize("world", [2, 4])
 def test_the_model_counts_the_bytes_that_are_sent(world: int) -> None:
-    model = bench("sharded_model")
+    model = bench("sharded.model")
     queue = model.Queue(600 * world, world, 5, (24, 16))
     own_best, survivors = (
         few(queue.entries, queue.entries // 2, 260, 30),
@@ -110,7 +110,7 @@ def test_the_model_counts_the_bytes_that_are_sent(world: int) -> None:
 
 
 def test_the_model_says_that_it_is_one(capsys: pytest.CaptureFixture[str]) -> None:
-    assert bench("sharded").main([]) == 0
+    assert bench("sharded.model_tables").main([]) == 0
     printed = capsys.readouterr().out
     assert printed.startswith("A MODEL ON PAPER, not a measurement")
     assert all(f"| {ranks} x 1e9" in printed for ranks in (8, 64, 512))
@@ -118,7 +118,7 @@ def test_the_model_says_that_it_is_one(capsys: pytest.CaptureFixture[str]) -> No
 
 def test_a_measured_run(capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["--measure", "--ranks", "2", "--entries", "1500", "--batch", "3"]
-    assert bench("sharded").main(arguments) == 0
+    assert bench("sharded.model_tables").main(arguments) == 0
     assert "| 2     |   1,500 |              6 |" in capsys.readouterr().out
 
 
@@ -147,7 +147,7 @@ def test_the_loss_of_one_rank(case: LossCase, isa: str) -> None:
 
 
 def state(sizes: list[int], rank: int) -> dict[str, torch.Tensor]:
-    """A rank's part of a filled queue, made by `reshard` alone."""
+    """A rank's part of a filled queue, made by `reshard`."""
     whole = MultiViewQueue(TWO, sum(sizes))
     whole.enqueue(*batch_of(0, 0, sum(sizes)))
     return reshard([whole.state_dict()], sizes, rank)
@@ -202,7 +202,7 @@ def test_refusals(call: Any, sentence: str) -> None:
 
 
 def test_compiled_code_calls_it_as_it_is() -> None:
-    """Traced, the buffers whose addresses the core is given would not be those that the graph goes on with."""
+    """Traced, the buffers whose addresses the core is given would not be those that the graph uses afterwards."""
     queue = ShardedMultiViewQueue(TWO, 90)
     features, ids, labels = batch_of(0, 0, 60)
 

@@ -79,7 +79,7 @@ def test_the_sdist_holds_what_a_build_and_a_test_need_and_nothing_built(sdist):
         names = {name.partition("/")[2] for name in archive.getnames()}
     assert {
         "CMakeLists.txt",
-        "csrc/bindings.cpp",
+        "csrc/bindings/module.cpp",
         "python_tests/cases.py",
         "CITATION.cff",
         "LICENSE",

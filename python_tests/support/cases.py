@@ -14,7 +14,7 @@ from torch import Tensor
 
 from cpr_kernels import Schedule, Stage, coclr_schedule, cpr_schedule, oracle_schedule
 from cpr_kernels.dispatch.calls import CascadeCall, LossCall, RerankCall
-from cpr_kernels.mining import as_call
+from cpr_kernels.mining.arguments import as_call
 
 FLOAT, BF16, HALF = torch.float32, torch.bfloat16, torch.float16
 VIEWS = ("flow", "rgb")

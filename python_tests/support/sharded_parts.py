@@ -109,7 +109,7 @@ class Counted:
 
 
 def batch_of(step: int, rank: int, rows: int) -> tuple[dict[str, torch.Tensor], torch.Tensor, torch.Tensor]:
-    """What a rank brings at a step: any process can make it."""
+    """Returns a rank's batch at a step, which any process can make."""
     g = torch.Generator().manual_seed(1000 * step + rank)
     features = {
         v: torch.nn.functional.normalize(torch.randn(rows, d, generator=g), dim=1) for v, d in TWO.items()

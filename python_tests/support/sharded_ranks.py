@@ -143,7 +143,7 @@ def check_the_queue_is_one_queue(rank: int, world: int, folder: Path) -> None:
 
 
 def check_other_world_sizes(rank: int, world: int, folder: Path) -> None:
-    """The states of all ranks go on in a group of one rank less, in another layout, and in a whole queue."""
+    """Loads the states of all ranks in a group of one rank less, in another layout, and in a whole queue."""
     queue, whole = ShardedMultiViewQueue(TWO, 50, sizes=uneven(50, world)), MultiViewQueue(TWO, 50)
     grow(queue, whole, range(5))
     torch.save(queue.state_dict(), folder / f"state{rank}.pt")
@@ -246,12 +246,12 @@ def check_explain(rank: int, world: int, folder: Path) -> None:
 
 
 def check_a_queue_made_before_its_group(rank: int, world: int, folder: Path) -> None:
-    """It would silently be a whole queue of each rank's own; in a group of one rank that is what was asked for."""
+    """It would silently be a whole queue of each rank's own; in a group of one rank that is correct."""
     features, ids, _ = batch_of(0, rank, 2)
     early = ShardedMultiViewQueue(TWO, 40)
     early.shard = Shard((40,), 0)
     keys = {view: ShardedKeys(torch.zeros(40, dim), early.shard) for view, dim in TWO.items()}
-    words = f"made for this process alone, and the group has {world} ranks; make it after init_process_group"
+    words = f"made for this process only, and the group has {world} ranks; make it after init_process_group"
     refused(lambda: cascade_topk(features, keys, few(40, 20, 5)), ValueError, words)
     refused(lambda: mil_nce(features["rgb"], features["rgb"], keys["rgb"]), ValueError, words)
     refused(lambda: early.enqueue(features, ids), RuntimeError, words)

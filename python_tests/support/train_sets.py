@@ -24,7 +24,7 @@ DRAFT = FrameSettings(size=32, frames=40, min_frames=9, flow="draft", flow_bound
 
 
 def lively() -> Encoder:
-    """The narrowest encoder, in training mode, whose features tell clips apart in evaluation mode too."""
+    """The narrowest encoder, in training mode, whose features separate clips in evaluation mode too."""
     encoder = Encoder(width=0.05, embedding=16)
     calibrate_(encoder, torch.randn(16, 3, 8, 32, 32, generator=torch.Generator().manual_seed(0)))
     return encoder

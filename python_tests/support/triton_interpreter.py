@@ -12,6 +12,7 @@ import traceback
 from dataclasses import replace
 from typing import Any
 
+import non_finite
 import numpy
 import torch
 from cases import LARGE_CASES, LOSS_CASES, SMALL_CASES, CascadeCase, LossCase, listed, shortened
@@ -105,8 +106,17 @@ def swept(case: CascadeCase) -> str:
     return cascade(case) or rerank(case)
 
 
+def non_finite_loss(case: non_finite.NonFiniteCase) -> str:
+    """What differs from the rule for scores that are not finite; nothing when all is well."""
+    from cpr_kernels.losses import triton_backend
+
+    return non_finite.wrong(case, triton_backend.sweep, triton_backend.keys_gradient)
+
+
 def chosen(kind: str) -> tuple[Any, list[Any]]:
     """What checks a case, and the cases of a kind."""
+    if kind == "non-finite":
+        return non_finite_loss, non_finite.CASES
     if kind == "loss":
         return loss, LOSSES
     if kind == "cascade":

@@ -15,6 +15,7 @@ from torch import Tensor
 from ... import mining
 from ...dispatch.backends import choose
 from ...mining import CascadeTrace, Schedule, cascade_topk, cascade_trace
+from ...mining.arguments import as_call
 from ...progress import ProgressBar
 from ..arguments import at_least, parse
 from .embeddings import Prepared, mean_row, prepare
@@ -171,7 +172,7 @@ def _mine(args: Mine, problem: Problem) -> tuple[Tensor, Tensor, str]:
             queries = problem.queries.rows(start, stop)
             ids = None if problem.query_ids is None else problem.query_ids[start:stop]
             if start == 0:
-                call = mining.as_call(queries, problem.keys, problem.schedule, ids, problem.key_ids)
+                call = as_call(queries, problem.keys, problem.schedule, ids, problem.key_ids)
                 backend = choose(mining.BACKENDS, call, args.backend).NAME
             indices[start:stop], scores[start:stop] = cascade_topk(
                 queries,

@@ -1,4 +1,4 @@
-"""What a FaissIndex is given, checked and worded: tables, ids, slots, a queue, files."""
+"""Checks what a FaissIndex is given: tables, ids, slots, a queue."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...dispatch.checks import SCORE_DTYPES
+from ...dispatch.checks import STORED_DTYPES
 from ...dispatch.sharded_keys import ShardedKeys
 
 
 def view_names(keys: Mapping[str, Tensor], views: str | Sequence[str]) -> tuple[str, ...]:
-    """The views to index, which `keys` hold, as tensors [N, D] of one N.
+    """Returns the names of the views to index, which `keys` hold as tensors [N, D] of one N.
 
     Raises:
         ValueError: naming what was expected and what came.
@@ -41,7 +41,7 @@ def _check_table(view: str, table: Any) -> None:
             f"FaissIndex: keys[{view!r}] is rank {table.shard.rank}'s share of a queue; an index covers a whole queue "
             "in one process: give tensors"
         )
-    if not isinstance(table, Tensor) or table.dim() != 2 or table.dtype not in SCORE_DTYPES:
+    if not isinstance(table, Tensor) or table.dim() != 2 or table.dtype not in STORED_DTYPES:
         got = f"{table.dtype} {list(table.shape)}" if isinstance(table, Tensor) else type(table).__name__
         raise ValueError(
             f"FaissIndex: keys[{view!r}] must be a float32, bfloat16 or float16 tensor [N, D], got {got}"
@@ -49,7 +49,7 @@ def _check_table(view: str, table: Any) -> None:
 
 
 def check_tables(keys: Mapping[str, Tensor], views: Iterable[str], size: int, dims: Iterable[int]) -> None:
-    """`keys` are of the index: its views, of its shape.
+    """Checks that `keys` hold the index's views in its shape.
 
     Raises:
         ValueError: naming what was expected and what came.
@@ -63,8 +63,8 @@ def check_tables(keys: Mapping[str, Tensor], views: Iterable[str], size: int, di
         _check_table(view, keys[view])
 
 
-def _whole(name: str, numbers: Any, shape: str, advice: str = "") -> Tensor:
-    """`numbers`, an int64 tensor [n]."""
+def _int64(name: str, numbers: Any, shape: str, advice: str = "") -> Tensor:
+    """Returns `numbers` if they are an int64 tensor [n]."""
     if not isinstance(numbers, Tensor) or numbers.dim() != 1 or numbers.dtype != torch.int64:
         of_tensor = isinstance(numbers, Tensor)
         got = f"{numbers.dtype} {list(numbers.shape)}" if of_tensor else type(numbers).__name__
@@ -73,12 +73,12 @@ def _whole(name: str, numbers: Any, shape: str, advice: str = "") -> Tensor:
 
 
 def checked_ids(key_ids: Any, size: int) -> np.ndarray:
-    """A copy of the ids.
+    """Returns a copy of the ids.
 
     Raises:
         ValueError: another shape or dtype than int64 [size].
     """
-    ids = _whole("key_ids", key_ids, f"[{size}]")
+    ids = _int64("key_ids", key_ids, f"[{size}]")
     if ids.shape[0] != size:
         raise ValueError(
             f"FaissIndex: key_ids must be int64 of shape [{size}], got torch.int64 {list(ids.shape)}"
@@ -87,13 +87,13 @@ def checked_ids(key_ids: Any, size: int) -> np.ndarray:
 
 
 def checked_slots(slots: Any, size: int) -> np.ndarray:
-    """The slots, ascending, each once.
+    """Returns the slots, ascending, each once.
 
     Raises:
         ValueError: not int64 [n], or out of range.
     """
     is_mask = isinstance(slots, Tensor) and slots.dtype == torch.bool
-    found = _whole("slots", slots, "[n]", "; of a mask, give mask.nonzero()[:, 0]" if is_mask else "")
+    found = _int64("slots", slots, "[n]", "; of a mask, give mask.nonzero()[:, 0]" if is_mask else "")
     replaced = np.unique(found.detach().cpu().numpy())
     if len(replaced) and not 0 <= replaced[0] <= replaced[-1] < size:
         raise ValueError(f"FaissIndex: slots must lie in [0, {size}), got {replaced[0]} to {replaced[-1]}")
@@ -101,7 +101,7 @@ def checked_slots(slots: Any, size: int) -> np.ndarray:
 
 
 def check_queue(queue: Any, size: int) -> None:
-    """`queue` is one that an index over `size` entries can follow.
+    """Checks that an index over `size` entries can follow `queue`.
 
     Raises:
         ValueError: something else, or a queue of another size.
@@ -110,7 +110,7 @@ def check_queue(queue: Any, size: int) -> None:
     if lacking:
         raise ValueError(
             f"FaissIndex: sync takes the queue itself (a MultiViewQueue), got {type(queue).__name__}, which has no "
-            f"{' and no '.join(lacking)}; of other tables, tell update which slots were replaced"
+            f"{' and no '.join(lacking)}; for other tables, give update the slots that were replaced"
         )
     if queue.ids.shape[0] != size:
         raise ValueError(

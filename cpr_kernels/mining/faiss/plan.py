@@ -1,4 +1,4 @@
-"""Does an index pay? What is refused, and from which queue and stage 1 on FAISS is faster than the exact cascade."""
+"""Decides whether an index pays: from which queue and stage 1 on FAISS is faster than the exact cascade."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ MAX_CELLS = 65_536
 
 
 class FaissPlan(NamedTuple):
-    """Whether an index pays, which one, and why."""
+    """Says whether an index pays, which one, and why."""
 
     use: bool
     factory: str  # of FAISS, "" where none is advised
@@ -28,7 +28,7 @@ class FaissPlan(NamedTuple):
 
 
 def why_not_schedule(keep: int, num_keys: int, max_k: int = 2**31 - 1) -> str | None:
-    """None where an index can serve a stage 1 that keeps `keep` of `num_keys`, else the sentence that says why not."""
+    """Returns None where an index can serve a stage 1 that keeps `keep` of `num_keys`, else why it cannot."""
     if num_keys and keep > max(MAX_SHARE * num_keys, 16):
         return (
             f"stage 1 keeps {keep:,} of {num_keys:,} entries ({keep / num_keys:.0%}), and an index pays up to "
@@ -41,8 +41,9 @@ def why_not_schedule(keep: int, num_keys: int, max_k: int = 2**31 - 1) -> str | 
 
 
 def crossover(keep: int) -> int:
-    """The queue from which an index is faster than the exact cascade where stage 1 keeps `keep`: between measured
-    points on a straight line of logarithms, beyond the last in proportion.
+    """Returns the queue from which an index is faster than the exact cascade where stage 1 keeps `keep`.
+
+    Between measured points the value is on a straight line of logarithms, beyond the last one in proportion to `keep`.
     """
     (least, from_least), *_ = CROSSOVER
     if keep <= least:
@@ -56,12 +57,12 @@ def crossover(keep: int) -> int:
 
 
 def cells_for(num_keys: int) -> int:
-    """Cells of an IVF index: the power of two at or below 4 sqrt(N)."""
+    """Returns the number of cells of an IVF index: the power of two at or below 4 sqrt(N)."""
     return min(max(2 ** (int(4 * num_keys**0.5).bit_length() - 1), 16), MAX_CELLS)
 
 
 def plan_faiss(num_keys: int, schedule: Schedule, *, device: str = "cpu") -> FaissPlan:
-    """Whether a :class:`FaissIndex` pays for a queue of N entries under a schedule, and which one.
+    """Says whether a :class:`FaissIndex` pays for a queue of N entries under a schedule, and which one.
 
     On CPU by the crossover measured on two cores against the exact native cascade (`CROSSOVER`); an index also
     costs its building and, every step, the replacing of entries, which the reason names. On a GPU only FAISS's

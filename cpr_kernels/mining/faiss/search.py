@@ -1,9 +1,6 @@
-"""From an index's proposals to the cascade's result: who may be proposed, when to search again, how to finish."""
+"""Turns an index's proposals into the cascade's result: drops what is not eligible, widens, finishes exactly."""
 
 from __future__ import annotations
-
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
@@ -11,26 +8,15 @@ from torch import Tensor
 
 from ...dispatch.calls import CascadeCall
 from .plan import why_not_schedule
-
-if TYPE_CHECKING:
-    from ..schedule import Schedule
-    from .index import FaissIndex
+from .settings import SearchReport, SearchSettings
+from .store import VectorStore
 
 EXACT_FROM = 0.25  # a search for more than this share of the index costs more than the exact cascade
 SCORE_ERROR = 2.0**-17  # of |query| |key|: two ways of summing 128 products in float32 differ by less
 
 
-class SearchReport(NamedTuple):
-    """How the last call went."""
-
-    queries: int = 0
-    searches: int = 0  # rounds
-    widened: int = 0  # queries that were searched again, wider
-    exact: int = 0  # queries that the index could not fill and the exact cascade answered
-
-
 def eligible(call: CascadeCall, slots: Tensor, of_query: Tensor) -> Tensor:
-    """True [n, C] where the entry proposed may be selected by its query."""
+    """Returns True [n, C] where the entry proposed may be selected by its query."""
     good = slots >= 0
     at = slots.clamp(min=0)
     if call.key_ids is not None:
@@ -43,63 +29,92 @@ def eligible(call: CascadeCall, slots: Tensor, of_query: Tensor) -> Tensor:
     return good
 
 
-def _filled(
-    index: FaissIndex, good: np.ndarray, scores: np.ndarray, norms: np.ndarray, keep: int
-) -> np.ndarray:
-    """[n] True where a query has `keep` eligible entries; of an exact index, with nothing better or equal unseen."""
-    found = good.cumsum(axis=1)
-    enough = found[:, -1] >= keep
-    if index.store.exact:
-        at = np.minimum((found < keep).sum(axis=1), good.shape[1] - 1)  # where the keep-th eligible lies
-        gap = np.take_along_axis(scores, at[:, None], axis=1)[:, 0] - scores[:, -1]
-        enough &= gap > SCORE_ERROR * norms * index.longest
-    return enough
+def _filled(good: np.ndarray, keep: int) -> np.ndarray:
+    """Returns True [n] where a query has `keep` eligible entries among `good` [n, C]."""
+    return np.asarray(good.sum(axis=1) >= keep)
+
+
+def _clear_margin(good: np.ndarray, scores: np.ndarray, keep: int, error: np.ndarray) -> np.ndarray:
+    """Returns True [n] where no entry that was not fetched can reach the keep-th eligible one's score.
+
+    `good` and `scores` are [n, C], best first; `error` [n] bounds the difference of two ways of summing.
+    """
+    before = (good.cumsum(axis=1) < keep).sum(axis=1)  # entries fetched before the keep-th eligible one
+    at = np.minimum(before, good.shape[1] - 1)
+    gap = np.take_along_axis(scores, at[:, None], axis=1)[:, 0] - scores[:, -1]
+    return np.asarray(gap > error)
+
+
+def fetch_count(store: VectorStore, settings: SearchSettings, keep: int) -> int:
+    """Returns how many neighbours a first search fetches for a stage 1 that keeps `keep`."""
+    overfetch = settings.overfetch or (2.0 if store.coded else 1.0)
+    return min(int(keep * overfetch) + settings.spare, store.max_k)
 
 
 def propose(
-    index: FaissIndex, call: CascadeCall, vectors: np.ndarray
+    store: VectorStore, settings: SearchSettings, call: CascadeCall, vectors: np.ndarray, longest: float
 ) -> tuple[list[Tensor], Tensor, SearchReport]:
-    """Candidates of stage 1 by the index: [B, C] parts in order of search, each -1 for queries settled elsewhere;
-    the queries that it could not fill; and how it went.
+    """Searches the index for stage 1's candidates of each query.
+
+    Returns [B, C] parts in order of search, each -1 for queries that another part answers; the queries that the
+    index could not fill; and the report.
     """
-    store, keep = index.store, call.stage_keep[0]
-    queries = len(vectors)
+    keep, queries = call.stage_keep[0], len(vectors)
     norms = np.linalg.norm(vectors, axis=1)
     pending = np.flatnonzero(np.isfinite(norms))
-    beyond = [np.flatnonzero(~np.isfinite(norms))]  # scores that are not numbers: exactly
-    overfetch = index.settings.overfetch or (2.0 if store.coded else 1.0)
-    fetch, effort, rounds, widened = min(int(keep * overfetch) + index.settings.spare, store.max_k), 1, 0, 0
+    unfilled = [np.flatnonzero(~np.isfinite(norms))]  # no inner product ranks these queries' entries
+    fetch, widening, rounds, widened = fetch_count(store, settings, keep), 1, 0, 0
     most = min(max(EXACT_FROM * store.held, 2 * fetch), store.max_k)
-    parts: list[Tensor] = []
+    parts, visited = list[Tensor](), store.effort_for(fetch, settings.effort)
     while len(pending) and store.held:
         if fetch > most:
-            beyond.append(pending)
+            unfilled.append(pending)
             break
-        slots, scores, whole = store.search(vectors[pending], fetch, effort, index.settings.effort)
+        slots, scores, whole = store.search(vectors[pending], fetch, widening, settings.effort)
         rounds += 1
-        of_query = torch.from_numpy(pending)
-        entries = torch.from_numpy(slots)
+        of_query, entries = torch.from_numpy(pending), torch.from_numpy(slots)
         good = eligible(call, entries, of_query)
-        done = (
-            np.full(len(pending), True)
-            if whole
-            else _filled(index, good.numpy(), scores, norms[pending], keep)
-        )
-        settled = torch.from_numpy(done)
+        done = np.full(len(pending), True) if whole else _filled(good.numpy(), keep)
+        if store.exact and not whole:
+            done &= _clear_margin(good.numpy(), scores, keep, SCORE_ERROR * norms[pending] * longest)
+        answered = torch.from_numpy(done)
         part = torch.full((queries, entries.shape[1]), -1, dtype=torch.int64)
-        part[of_query[settled]] = entries.masked_fill(~good, -1)[settled]
+        part[of_query[answered]] = entries.masked_fill(~good, -1)[answered]
         parts.append(part)
         pending = pending[~done]
         widened += len(pending)
-        fetch, effort = 2 * fetch, 2 * effort
-    exactly = torch.from_numpy(np.concatenate(beyond))
-    return parts, exactly, SearchReport(queries, rounds, widened, len(exactly))
+        fetch, widening = 2 * fetch, 2 * widening
+    exactly = torch.from_numpy(np.concatenate(unfilled))
+    return parts, exactly, SearchReport(queries, rounds, widened, len(exactly), visited)
 
 
 @torch.no_grad()
-def run_on_index(index: FaissIndex, call: CascadeCall, vectors: Tensor) -> tuple[Tensor, Tensor]:
-    """The cascade of a checked call, stage 1's survivors proposed by `index` for queries' `vectors` [B, D]."""
-    reason = why_not_schedule(call.stage_keep[0], call.keys[0].shape[0], index.store.max_k)
+def search_cascade(
+    store: VectorStore,
+    settings: SearchSettings,
+    call: CascadeCall,
+    vectors: Tensor,
+    *,
+    non_finite: np.ndarray,
+    longest: float,
+) -> tuple[Tensor, Tensor, SearchReport]:
+    """Runs a checked call of the cascade with stage 1's survivors proposed by an index.
+
+    Args:
+        store: the index.
+        settings: how hard a search tries.
+        call: the call; all its stages are computed exactly over what is proposed.
+        vectors: [B, D] the queries as the index's vectors, weighted as stage 1 weighs the views.
+        non_finite: entries that the index cannot hold; candidates of every query.
+        longest: the largest norm of the index's vectors.
+
+    Returns:
+        ``indices [B, k]``, ``scores [B, k]`` and the report.
+
+    Raises:
+        ValueError: a stage 1 that keeps so large a share of the queue that an index cannot help.
+    """
+    reason = why_not_schedule(call.stage_keep[0], call.keys[0].shape[0], store.max_k)
     if reason:
         raise ValueError(f"backend='faiss' cannot run this call: {reason}")
     on_host = call._replace(
@@ -107,10 +122,11 @@ def run_on_index(index: FaissIndex, call: CascadeCall, vectors: Tensor) -> tuple
         query_ids=None if call.query_ids is None else call.query_ids.cpu(),
         exclude=None if call.exclude is None else call.exclude.cpu(),
     )
-    parts, exactly, index.report = propose(index, on_host, vectors.detach().float().cpu().numpy())
+    searched = vectors.detach().float().cpu().numpy()
+    parts, exactly, report = propose(store, settings, on_host, searched, longest)
     device = call.keys[0].device
-    odd = torch.from_numpy(index.odd).expand(len(vectors), -1)
-    candidates = torch.cat([*parts, odd], dim=1).to(device)
+    always = torch.from_numpy(non_finite).expand(len(vectors), -1)
+    candidates = torch.cat([*parts, always], dim=1).to(device)
     indices, scores = torch.ops.cpr.cascade_rerank(call.queries, call.keys, candidates, *call[2:])
     if len(exactly):
         at = exactly.to(device)
@@ -120,54 +136,4 @@ def run_on_index(index: FaissIndex, call: CascadeCall, vectors: Tensor) -> tuple
             exclude=None if call.exclude is None else call.exclude[at],
         )
         indices[at], scores[at] = torch.ops.cpr.cascade_topk(*rest)
-    return indices, scores
-
-
-class FaissRecall(NamedTuple):
-    """How much of the exact cascade an index finds."""
-
-    first_stage: float  # of the entries that the exact stage 1 keeps, the share that the index leaves in
-    topk: float  # of the exact cascade's final entries, the share that comes out
-    same_queries: float  # queries whose final entries are all the same
-    report: SearchReport
-
-
-def faiss_recall(
-    index: FaissIndex,
-    queries: Mapping[str, Tensor],
-    keys: Mapping[str, Tensor],
-    schedule: Schedule,
-    **masks: Tensor | None,
-) -> FaissRecall:
-    """Measure an index against the exact cascade on queries of your own (a few dozen suffice); an empty slot of
-    the exact result (-1) counts as found where the index leaves it empty too.
-
-    Args:
-        index: a :class:`FaissIndex`.
-        queries: as :func:`cpr_kernels.cascade_topk`, like `keys`, `schedule` and `masks`.
-    """
-    from .. import as_call
-    from ..schedule import Schedule
-
-    schedule = Schedule(schedule)
-    index._check_keys(keys)
-
-    def found(stages: Schedule) -> Tensor:
-        exact, _ = torch.ops.cpr.cascade_topk(*as_call(queries, keys, stages, **masks))
-        return overlap(exact, index.cascade_topk(queries, keys, stages, **masks)[0])
-
-    first, last = found(Schedule(schedule[:1])), found(schedule)
-    return FaissRecall(
-        float(first.mean()), float(last.mean()), float((last == 1).float().mean()), index.report
-    )
-
-
-def overlap(exact: Tensor, found: Tensor) -> Tensor:
-    """Share [B] of each query's entries in `exact` [B, k] that are in `found` [B, m], -1 being none; 1 where `exact`
-    has none.
-    """
-    hits = [
-        torch.isin(e[e >= 0], f[f >= 0]).sum() / max(int((e >= 0).sum()), 1) for e, f in zip(exact, found)
-    ]
-    none = (exact < 0).all(dim=1)
-    return torch.stack(hits).masked_fill(none, 1.0) if hits else torch.ones(1)
+    return indices, scores, report

@@ -17,7 +17,7 @@ from .. import TrainError
 from ..data.manifest import Manifest, Video
 from ..data.store import FrameStore
 from ..views import Frames, View, chosen
-from .sampler import Ticket
+from .sampler import SampleKey
 
 # Clips by the record that they come from, as stored: `rgb` [B, 2, T, H, W, 3] and `flow` [B, 2, T, H, W, 2], uint8;
 # `video` [B] indices.
@@ -29,7 +29,7 @@ class ClipDataset(Dataset[dict[str, Any]]):
     """Pairs of clips of `frames` consecutive frames, cropped to `crop` x `crop`; one item a video of the
     split.
 
-    An item is asked for by a `Ticket`: its start times and crops follow from the ticket's seed alone, so
+    An item is asked for by a `SampleKey`: its start times and crops follow from the key's seed alone, so
     neither the number of workers nor a restart changes them. Both clips of an item have their own time and
     crop; the views of a clip share them. Flow is cropped like the picture and its values are left as they
     are, as in the published code. Videos shorter than `frames` are left out, and those that have none of the views;
@@ -81,8 +81,8 @@ class ClipDataset(Dataset[dict[str, Any]]):
     def __len__(self) -> int:
         return len(self.videos)
 
-    def __getitem__(self, ticket: Ticket) -> dict[str, Any]:
-        position, seed = ticket
+    def __getitem__(self, key: SampleKey) -> dict[str, Any]:
+        position, seed = key
         index = self.videos[position]
         video = self.manifest.videos[index]
         rng = np.random.default_rng(seed)

@@ -17,27 +17,29 @@ from .sampler import ClipSampler
 
 
 def default_workers() -> int:
-    """Loader processes: none on one or two cores, where they would only take time from the encoder."""
+    """Returns the number of loader processes: none on one or two cores, where they would slow the encoder."""
     cores = os.cpu_count() or 1
     return 0 if cores <= 2 else min(8, cores - 2)
 
 
 def clip_loader(dataset: ClipDataset, sampler: ClipSampler, workers: int) -> DataLoader[Any]:
-    """Batches in the sampler's order; `workers` processes, each opening the LMDB itself."""
+    """Returns a loader of batches in the sampler's order; each of `workers` processes opens the LMDB itself."""
     return DataLoader(
         dataset,
         batch_sampler=sampler,
         num_workers=workers,
         multiprocessing_context="spawn" if workers else None,
         persistent_workers=workers > 0,
-        generator=torch.Generator(),  # the loader's own draws leave torch's global generator alone
+        generator=torch.Generator(),  # the loader's own draws do not touch torch's global generator
     )
 
 
 def augmented(
     batch: Batch, views: Mapping[str, View], how: Augment, generator: torch.Generator, device: torch.device
 ) -> dict[str, Tensor]:
-    """{view: encoder input [2, B, ...]} float32 on `device`, all random numbers from `generator` (on the CPU).
+    """Returns {view: encoder input [2, B, ...]}, float32 on `device`.
+
+    All random numbers come from `generator` (on the CPU).
 
     Views are drawn for in order, so a further view leaves the others' clips as they were.
     """

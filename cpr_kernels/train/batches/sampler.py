@@ -1,4 +1,4 @@
-"""Which videos are in which batch, as a function of seed and step."""
+"""Samples the videos of each batch, as a function of seed and step."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from torch.utils.data import Sampler
 
 from .. import TrainError
 
-Ticket = tuple[int, int]  # position of the video in the split, seed of its random draws
+SampleKey = tuple[int, int]  # position of the video in the split, seed of its random draws
 
 
-class ClipSampler(Sampler[list[Ticket]]):
-    """Batches of tickets without end, from batch number `position` on, each a function of (seed, number).
+class ClipSampler(Sampler[list[SampleKey]]):
+    """Yields batches of sample keys without end, from batch number `position` on, each a function of (seed, number).
 
     Every pass over the split is a new permutation; what does not fill a batch at its end is left out of that
     pass. The consumer moves `position`, so that a checkpoint holds what was used, not what was prefetched.
-    Of `world` processes each takes its `batch / world` tickets of every batch.
+    Of `world` processes each takes its `batch / world` keys of every batch.
     """
 
     def __init__(self, videos: int, batch: int, seed: int, rank: int = 0, world: int = 1) -> None:
@@ -32,11 +32,11 @@ class ClipSampler(Sampler[list[Ticket]]):
 
     @property
     def steps_per_pass(self) -> int:
-        """Batches in one pass over the split."""
+        """Returns the number of batches in one pass over the split."""
         return self.videos // self.batch
 
-    def tickets(self, number: int) -> list[Ticket]:
-        """The batch with this number."""
+    def sample_keys(self, number: int) -> list[SampleKey]:
+        """Returns this rank's sample keys of the batch with this number."""
         turn, place = divmod(number, self.steps_per_pass)
         order = np.random.default_rng((self.seed, 0, turn)).permutation(self.videos)
         chosen = order[place * self.batch : (place + 1) * self.batch]
@@ -45,14 +45,14 @@ class ClipSampler(Sampler[list[Ticket]]):
         mine = slice(self.rank * share, (self.rank + 1) * share)
         return list(zip(chosen[mine].tolist(), seeds[mine].tolist()))
 
-    def __iter__(self) -> Iterator[list[Ticket]]:
+    def __iter__(self) -> Iterator[list[SampleKey]]:
         number = self.position
         while True:
-            yield self.tickets(number)
+            yield self.sample_keys(number)
             number += 1
 
     def state_dict(self) -> dict[str, int]:
-        """The position, and what it is a position in."""
+        """Returns the position, and the split, batch size and seed that it belongs to."""
         return {"position": self.position, "videos": self.videos, "batch": self.batch, "seed": self.seed}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
@@ -67,7 +67,7 @@ class ClipSampler(Sampler[list[Ticket]]):
 
 
 class MixedSampler(ClipSampler):
-    """Batches of a fixed number of old and of new videos; a pass is one over the new ones.
+    """Yields batches of a fixed number of old and of new videos; a pass is one over the new ones.
 
     Old ones come in permutations of their own, so that all of them stay in use however few a batch has. `is_old` [M]
     bool marks them among the videos of the split, `old_share` is their share of each batch.
@@ -93,11 +93,11 @@ class MixedSampler(ClipSampler):
 
     @property
     def steps_per_pass(self) -> int:
-        """Batches in one pass over the new videos."""
+        """Returns the number of batches in one pass over the new videos."""
         return len(self.new) // (self.batch - self.old_in_batch)
 
-    def tickets(self, number: int) -> list[Ticket]:
-        """The batch with this number."""
+    def sample_keys(self, number: int) -> list[SampleKey]:
+        """Returns this rank's sample keys of the batch with this number."""
         fresh = self.batch - self.old_in_batch
         chosen = np.concatenate(
             [self._drawn(self.old, self.old_in_batch, number, 5), self._drawn(self.new, fresh, number, 0)]
@@ -109,7 +109,7 @@ class MixedSampler(ClipSampler):
         return list(zip(chosen[order][mine].tolist(), seeds[mine].tolist()))
 
     def _drawn(self, kind: np.ndarray, count: int, number: int, stream: int) -> np.ndarray:
-        """The `count` videos of a kind in a batch: pass after pass, each a permutation."""
+        """Returns the `count` videos of a kind in a batch: pass after pass, each a permutation."""
         if not count:
             return kind[:0]
         turn, place = divmod(number, len(kind) // count)

@@ -42,7 +42,8 @@ class Video:
     note: str = ""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "knots", tuple(tuple(knot) for knot in self.knots))  # JSON has lists
+        # JSON has lists where tuples were.
+        object.__setattr__(self, "knots", tuple((frame, second) for frame, second in self.knots))
 
     @property
     def file(self) -> str:

@@ -20,7 +20,7 @@ from typing import Any
 from ...progress import ProgressBar, say, table
 from ...video_files import by_reason, folded
 from .. import TrainError
-from ..runtime.lock import alone
+from ..runtime.lock import exclusive
 from .decoding import FrameSettings, Pictures, UnreadableVideo, knots, read_views
 from .layouts import Labels
 from .manifest import NO_CLASS, VERSION, Manifest, Video
@@ -72,7 +72,7 @@ def prepare(
     if passed_over:
         say(f"{videos}: {len(sources):,} videos; passed over: {by_reason(passed_over)}")
     skipped = list(folded(passed_over))
-    with alone(Path(out), "prepare", waits=True):
+    with exclusive(Path(out), "prepare", wait=True):
         return _prepare(sources, skipped, Path(videos), Path(out), settings, processes or os.cpu_count() or 1)
 
 

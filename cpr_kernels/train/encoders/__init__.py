@@ -20,7 +20,7 @@ ENCODERS: dict[str, Callable[[float, int], Any]] = {
 
 
 def new_encoder(architecture: str, width: float, embedding: int) -> Any:
-    """A fresh encoder with random weights.
+    """Returns a new encoder with random weights.
 
     Raises:
         TrainError: no such architecture.

@@ -1,4 +1,4 @@
-"""Batch norm's running statistics, which a frozen or tested encoder goes by."""
+"""Runs encoders: memory layout, precision, and batch norm's first running statistics."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ..runtime.device import Amp, autocast
 
 @torch.no_grad()
 def calibrate_(encoder: nn.Module, clips: Tensor) -> None:
-    """Running statistics that have seen nothing yet become those of `clips`; trained ones stay.
+    """Sets running statistics that are still initial to those of `clips`; trained ones stay.
 
     They begin as 0 and 1, which small convolution weights make far too large: through S3D's 60 layers, features then
     shrink to a constant until some hundred steps have washed the beginning out. Weights and the outputs in training
@@ -43,12 +43,12 @@ CHANNELS_LAST = {5: torch.channels_last_3d}
 
 
 def embeddings_of(encoder: nn.Module, clips: Tensor, amp: Amp) -> Tensor:
-    """L2-normalised embeddings [B, D], float32 whatever the convolutions run in."""
+    """Returns L2-normalised embeddings [B, D], float32 whatever the convolutions run in."""
     with autocast(clips.device, amp):
         embeddings: Tensor = encoder(channels_last(clips))
     return embeddings if amp == "off" else functional.normalize(embeddings.float(), dim=1)
 
 
 def channels_last(tensor: Tensor) -> Tensor:
-    """The memory layout in which 3D convolutions are fastest; other tensors stay."""
+    """Returns the tensor in the memory layout in which 3D convolutions are fastest; other tensors as they are."""
     return tensor.contiguous(memory_format=CHANNELS_LAST.get(tensor.dim(), torch.contiguous_format))

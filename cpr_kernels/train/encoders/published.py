@@ -1,4 +1,4 @@
-"""What is kept on disk? Whole runs, single encoders, and the published CoCLR and CPR checkpoints."""
+"""Loads the encoders of the published CoCLR, CPR and IIC checkpoints."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ PARTS = ("encoder_q", "encoder_k", "sampler")
 
 @dataclass(frozen=True)
 class LoadReport:
-    """What became of every tensor of a published checkpoint.
+    """Lists what became of every tensor of a published checkpoint.
 
     loaded: names in the encoder. ignored: names in the file that belong to other parts. missing: always
-    empty, since a missing name is an error; kept so that the three lists tell the whole story. facts: epoch,
+    empty, since a missing name is an error; kept so that the three lists are complete. facts: epoch,
     best_acc, iteration.
     """
 
@@ -43,7 +43,7 @@ class LoadReport:
 def load_published(
     path: Path, part: str = "encoder_q", *, state: State | None = None
 ) -> tuple[Encoder, LoadReport]:
-    """An encoder of a released CoCLR or CPR `.pth.tar`, loaded strictly, and a report of every name.
+    """Returns an encoder of a released CoCLR or CPR `.pth.tar`, loaded strictly, and a report of every name.
 
     `part` is `encoder_q` (the trained encoder), `encoder_k` (its momentum copy) or `sampler` (the frozen
     other view). A leading `module.` of all names, left by data-parallel training, is taken off. `state`
@@ -51,8 +51,7 @@ def load_published(
 
     Raises:
         TrainError: no such part, names missing or left over in it, another shape, or two names of one layer
-        that
-            differ; each with the names.
+            that differ; each with the names.
     """
     state = load(Path(path)) if state is None else state
     tensors = state.get("state_dict")
@@ -81,7 +80,7 @@ def load_published(
 
 
 def _encoder_from(tensors: dict[str, Tensor], path: Path, width: float = 1.0) -> Encoder:
-    """An encoder with exactly these tensors; D follows from the head."""
+    """Returns an encoder with exactly these tensors; D follows from the head."""
     if "4.weight" not in tensors:
         raise TrainError(f"checkpoint: {path} is not an S3D encoder with its head: 4.weight is missing")
     encoder = Encoder(width, embedding=tensors["4.weight"].shape[0])
@@ -102,7 +101,7 @@ def _encoder_from(tensors: dict[str, Tensor], path: Path, width: float = 1.0) ->
 
 
 def _same_layer_same_values(encoder: Encoder, tensors: dict[str, Tensor], path: Path) -> None:
-    """Every layer has two names; loading would silently keep the second, so they must agree."""
+    """Raises `TrainError` where a layer's two names hold different values: loading would silently keep the second."""
     first_name: dict[int, str] = {}
     for name, value in encoder.state_dict(keep_vars=True).items():
         first = first_name.setdefault(id(value), name)
@@ -111,12 +110,12 @@ def _same_layer_same_values(encoder: Encoder, tensors: dict[str, Tensor], path: 
 
 
 def is_iic(state: dict[str, Any]) -> bool:
-    """Whether a checkpoint is laid out as IIC's: its encoder under `model`."""
+    """Returns whether a checkpoint has the layout of IIC's: its encoder under `model`."""
     return isinstance(state.get("model"), dict) and "state_dict" not in state
 
 
 def encoder_of_iic(state: dict[str, Any], path: Path) -> R3D:
-    """The encoder of a released IIC checkpoint, every name of it in its place.
+    """Returns the encoder of a released IIC checkpoint, loaded strictly.
 
     One block a layer is R3D, two are R3D-18; the width follows from the first convolution. A leading `module.` of all
     names is taken off. The memory bank (`contrast`) and the optimiser of the file are not read: rows are numbered by a

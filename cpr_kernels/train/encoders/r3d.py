@@ -1,4 +1,4 @@
-"""The encoder of IIC: a 3D residual network, named as in the published checkpoints."""
+"""Defines the encoder of IIC: a 3D residual network, named as in the published checkpoints."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ POINT, CUBE, EVERY, SECOND = (1, 1, 1), (3, 3, 3), (1, 1, 1), (2, 2, 2)  # kerne
 
 
 class SpaceTimeConv(nn.Module):
-    """One 3D convolution without bias; a module of its own only because the published names have that level."""
+    """Applies one 3D convolution without bias; a module only because the published names have that level."""
 
     def __init__(
         self, channels_in: int, channels_out: int, kernel: tuple[int, int, int], stride: tuple[int, int, int]
@@ -21,12 +21,12 @@ class SpaceTimeConv(nn.Module):
         self.temporal_spatial_conv = nn.Conv3d(channels_in, channels_out, kernel, stride, pad, bias=False)
 
     def forward(self, clip: Tensor) -> Tensor:
-        """[B, C, T, H, W] to [B, C', T / stride, H / stride, W / stride]."""
+        """Maps [B, C, T, H, W] to [B, C', T / stride, H / stride, W / stride]."""
         return self.temporal_spatial_conv(clip)
 
 
 class ResidualBlock(nn.Module):
-    """Two 3 x 3 x 3 convolutions and a shortcut; `halves` takes every second frame, row and column."""
+    """Applies two 3 x 3 x 3 convolutions and a shortcut; `halves` takes every second frame, row and column."""
 
     def __init__(self, channels_in: int, channels_out: int, halves: bool = False) -> None:
         super().__init__()
@@ -43,14 +43,14 @@ class ResidualBlock(nn.Module):
         self.outrelu = nn.ReLU()
 
     def forward(self, clip: Tensor) -> Tensor:
-        """[B, C, T, H, W] to [B, C', T / stride, H / stride, W / stride]."""
+        """Maps [B, C, T, H, W] to [B, C', T / stride, H / stride, W / stride]."""
         changed = self.bn2(self.conv2(self.relu1(self.bn1(self.conv1(clip)))))
         shortcut = self.downsamplebn(self.downsampleconv(clip)) if self.halves else clip
         return self.outrelu(shortcut + changed)
 
 
 class ResidualLayer(nn.Module):
-    """`blocks` residual blocks of one size, the first of which may halve it."""
+    """Applies `blocks` residual blocks of one size, the first of which may halve it."""
 
     def __init__(self, channels_in: int, channels_out: int, blocks: int, halves: bool) -> None:
         super().__init__()
@@ -58,7 +58,7 @@ class ResidualLayer(nn.Module):
         self.blocks = nn.ModuleList(ResidualBlock(channels_out, channels_out) for _ in range(blocks - 1))
 
     def forward(self, clip: Tensor) -> Tensor:
-        """[B, C, T, H, W] to [B, C', T / stride, H / stride, W / stride]."""
+        """Maps [B, C, T, H, W] to [B, C', T / stride, H / stride, W / stride]."""
         clip = self.block1(clip)
         for block in self.blocks:
             clip = block(clip)
@@ -66,7 +66,7 @@ class ResidualLayer(nn.Module):
 
 
 class R3D(nn.Module):
-    """3D residual network of IIC (Tao et al. 2020): [B, 3, T, H, W] -> L2-normalised [B, F], F = 512.
+    """Maps clips [B, 3, T, H, W] to L2-normalised [B, F], F = 512: the 3D residual network of IIC (Tao et al. 2020).
 
     It has no projection head: the pooled features are the embedding. `blocks` of each of the four layers is 1 in the
     published R3D and 2 in R3D-18. Its input is normalised as for the other encoders; it takes that back, since the
@@ -78,7 +78,7 @@ class R3D(nn.Module):
     blocks = 1
 
     def __init__(self, width: float = 1.0, embedding: int = 0) -> None:
-        """`embedding` is there for the sake of the other encoders' signature: F follows from the width."""
+        """Takes `embedding` only for the other encoders' signature: F follows from the width."""
         super().__init__()
         if not width > 0:
             raise ValueError(f"R3D: width must be > 0, got {width}")
@@ -94,11 +94,11 @@ class R3D(nn.Module):
         self.width, self.embedding, self.feature_size = width, before, before
 
     def forward(self, clip: Tensor) -> Tensor:
-        """L2-normalised embeddings [B, F] of clips [B, 3, T, H, W]."""
+        """Returns L2-normalised embeddings [B, F] of clips [B, 3, T, H, W]."""
         return nn.functional.normalize(self.features(clip), dim=1)
 
     def features(self, clip: Tensor) -> Tensor:
-        """Pooled features [B, F] of clips [B, 3, T, H, W], not normalised."""
+        """Returns pooled features [B, F] of clips [B, 3, T, H, W], not normalised."""
         mean, std = (clip.new_tensor(values).view(3, 1, 1, 1) for values in (MEAN, STD))
         maps = self.relu1(self.bn1(self.conv1(clip * std + mean)))
         for number in range(2, 6):
@@ -107,7 +107,7 @@ class R3D(nn.Module):
 
 
 class R3D18(R3D):
-    """The same with two blocks a layer: R3D-18."""
+    """Has two blocks per layer instead of one: R3D-18."""
 
     architecture = "r3d18"
     blocks = 2

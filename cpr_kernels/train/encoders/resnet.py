@@ -1,4 +1,4 @@
-"""The sound encoder: ResNet-18 on log-mel spectrograms of one channel, and its projection head."""
+"""Defines the sound encoder: ResNet-18 on log-mel spectrograms of one channel, and its projection head."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ CHANNELS = (64, 128, 256, 512)
 
 
 class BasicBlock(nn.Module):
-    """Two 3 x 3 convolutions and a shortcut: [B, C, H, W] -> [B, C', H / stride, W / stride]."""
+    """Applies two 3 x 3 convolutions and a shortcut: [B, C, H, W] -> [B, C', H / stride, W / stride]."""
 
     def __init__(self, channels_in: int, channels_out: int, stride: int) -> None:
         super().__init__()
@@ -26,13 +26,13 @@ class BasicBlock(nn.Module):
             )
 
     def forward(self, image: Tensor) -> Tensor:
-        """[B, C, H, W] to [B, C', H / stride, W / stride]."""
+        """Maps [B, C, H, W] to [B, C', H / stride, W / stride]."""
         shortcut = image if self.downsample is None else self.downsample(image)
         return self.relu(shortcut + self.bn2(self.conv2(self.relu(self.bn1(self.conv1(image))))))
 
 
 class ResNet18(nn.Module):
-    """Residual network of 18 layers: an image [B, C, H, W] becomes a feature map [B, F, H / 32, W / 32].
+    """Maps an image [B, C, H, W] to a feature map [B, F, H / 32, W / 32]: a residual network of 18 layers.
 
     Named as is usual (`conv1`, `layer1.0.conv1`, ...), without the classifier. `width` scales all channel counts
     (rounded to multiples of 8); 1 is the published network, F = 512. Source: He et al. 2016, table 1.
@@ -58,7 +58,7 @@ class ResNet18(nn.Module):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
     def forward(self, image: Tensor) -> Tensor:
-        """An image [B, C, H, W] to its feature map [B, F, H / 32, W / 32]."""
+        """Maps an image [B, C, H, W] to its feature map [B, F, H / 32, W / 32]."""
         features = self.maxpool(self.relu(self.bn1(self.conv1(image))))
         for number in range(1, len(CHANNELS) + 1):
             features = getattr(self, f"layer{number}")(features)
@@ -66,7 +66,7 @@ class ResNet18(nn.Module):
 
 
 class SpectrogramEncoder(nn.Sequential):
-    """ResNet-18, average pooling and an FC-ReLU-FC head: [B, 1, 128, 128] -> L2-normalised [B, D].
+    """Maps [B, 1, 128, 128] to L2-normalised [B, D]: ResNet-18, average pooling and an FC-ReLU-FC head.
 
     `features` gives the pooled backbone output [B, F], before the head.
     """
@@ -86,9 +86,9 @@ class SpectrogramEncoder(nn.Sequential):
         self.width, self.embedding, self.feature_size = width, embedding, size
 
     def forward(self, image: Tensor) -> Tensor:
-        """L2-normalised embeddings [B, D] of spectrograms [B, 1, 128, 128]."""
+        """Returns L2-normalised embeddings [B, D] of spectrograms [B, 1, 128, 128]."""
         return nn.functional.normalize(super().forward(image).flatten(1), dim=1)
 
     def features(self, image: Tensor) -> Tensor:
-        """Pooled backbone output [B, F] of spectrograms [B, 1, 128, 128], not normalised."""
+        """Returns the pooled backbone output [B, F] of spectrograms [B, 1, 128, 128], not normalised."""
         return self[1](self[0](image)).flatten(1)

@@ -1,4 +1,4 @@
-"""The video encoder: S3D without gating, as CoCLR and CPR use it, and its projection head."""
+"""Defines the video encoder: S3D without gating, as CoCLR and CPR use it, and its projection head."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ SMALLEST_CLIP = (8, 32)
 
 
 class PointConv3d(nn.Module):
-    """1x1x1 convolution, batch norm, ReLU: [B, C, T, H, W] -> [B, C', T, H, W]."""
+    """Applies a 1x1x1 convolution, batch norm, ReLU: [B, C, T, H, W] -> [B, C', T, H, W]."""
 
     def __init__(self, channels_in: int, channels_out: int) -> None:
         super().__init__()
@@ -45,12 +45,12 @@ class PointConv3d(nn.Module):
         nn.init.normal_(self.conv.weight, std=0.01)
 
     def forward(self, clip: Tensor) -> Tensor:
-        """[B, C, T, H, W] to [B, C', T, H, W]."""
+        """Maps [B, C, T, H, W] to [B, C', T, H, W]."""
         return self.relu(self.bn(self.conv(clip)))
 
 
 class SpaceTimeConv3d(nn.Module):
-    """A k x k convolution over space, then one of length k over time, each with batch norm and ReLU.
+    """Applies a k x k convolution over space, then one of length k over time, each with batch norm and ReLU.
 
     `stride` applies to all three axes, padding keeps `k // 2` on each side.
     """
@@ -71,13 +71,13 @@ class SpaceTimeConv3d(nn.Module):
         nn.init.normal_(self.conv2.weight, std=0.01)
 
     def forward(self, clip: Tensor) -> Tensor:
-        """[B, C, T, H, W] to [B, C', T/stride, H/stride, W/stride]."""
+        """Maps [B, C, T, H, W] to [B, C', T/stride, H/stride, W/stride]."""
         over_space = self.relu(self.bn1(self.conv1(clip)))
         return self.relu(self.bn2(self.conv2(over_space)))
 
 
 class SepInception(nn.Module):
-    """Four parallel branches, concatenated over channels; `channels` is one row of `INCEPTIONS`, scaled."""
+    """Concatenates four parallel branches over channels; `channels` is one row of `INCEPTIONS`, scaled."""
 
     def __init__(self, channels_in: int, channels: tuple[int, ...]) -> None:
         super().__init__()
@@ -89,13 +89,13 @@ class SepInception(nn.Module):
         self.channels_out = only + wide1 + wide2 + pooled
 
     def forward(self, clip: Tensor) -> Tensor:
-        """[B, C, T, H, W] to [B, C', T, H, W]."""
+        """Maps [B, C, T, H, W] to [B, C', T, H, W]."""
         branches = (self.branch0, self.branch1, self.branch2, self.branch3)
         return torch.cat([branch(clip) for branch in branches], dim=1)
 
 
 class S3D(nn.Module):
-    """Separable 3D inception network: a clip [B, 3, T, H, W] becomes a feature map [B, F, T/8, H/32, W/32].
+    """Maps a clip [B, 3, T, H, W] to a feature map [B, F, T/8, H/32, W/32]: the separable 3D inception network.
 
     Every layer is registered twice, under its own name (`Conv_1a`) and inside its block (`block1.0`), because
     the released CoCLR and CPR checkpoints hold both names; the two share one parameter. `width` scales all
@@ -129,7 +129,7 @@ class S3D(nn.Module):
         self.feature_size = channels
 
     def forward(self, clip: Tensor) -> Tensor:
-        """A clip [B, 3, T, H, W] to its feature map [B, F, T/8, H/32, W/32]."""
+        """Maps a clip [B, 3, T, H, W] to its feature map [B, F, T/8, H/32, W/32]."""
         features = clip
         for block in BLOCKS:
             features = getattr(self, block)(features)
@@ -137,12 +137,12 @@ class S3D(nn.Module):
 
 
 def scaled_channels(count: int, width: float) -> int:
-    """`count * width`, rounded to a multiple of 8 and at least 8; exactly `count` for width 1."""
+    """Returns `count * width`, rounded to a multiple of 8 and at least 8; exactly `count` for width 1."""
     return count if width == 1 else max(8, round(count * width / 8) * 8)
 
 
 class Encoder(nn.Sequential):
-    """S3D, average pooling and the FC-ReLU-FC head as 1x1x1 convolutions: [B, 3, T, H, W] -> [B, D].
+    """Maps [B, 3, T, H, W] to [B, D]: S3D, average pooling and the FC-ReLU-FC head as 1x1x1 convolutions.
 
     A plain `Sequential`, so its names are those of a published `encoder_q`: `0.*` the backbone, `2` and `4`
     the head. `forward` returns L2-normalised embeddings; `features` the pooled backbone output [B, F], before
@@ -164,9 +164,9 @@ class Encoder(nn.Sequential):
         self.width, self.embedding, self.feature_size = width, embedding, size
 
     def forward(self, clip: Tensor) -> Tensor:
-        """L2-normalised embeddings [B, D] of clips [B, 3, T, H, W]."""
+        """Returns L2-normalised embeddings [B, D] of clips [B, 3, T, H, W]."""
         return nn.functional.normalize(super().forward(clip).flatten(1), dim=1)
 
     def features(self, clip: Tensor) -> Tensor:
-        """Pooled backbone output [B, F] of clips [B, 3, T, H, W], not normalised: what retrieval compares."""
+        """Returns the pooled backbone output [B, F] of clips [B, 3, T, H, W], not normalised."""
         return self[1](self[0](clip)).flatten(1)

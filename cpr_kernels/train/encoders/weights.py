@@ -1,4 +1,4 @@
-"""Weights as safetensors: no code in the file, plain facts in its header, each shared tensor stored once."""
+"""Saves and loads weights as safetensors: no code in the file, plain facts in its header, shared tensors once."""
 
 from __future__ import annotations
 
@@ -20,7 +20,10 @@ ENCODER_KIND = "cpr_kernels encoder"
 
 
 def save_tensors(path: Path, module: nn.Module, facts: Mapping[str, Any]) -> None:
-    """A module's state, atomically. A layer with two names is stored under the first; `facts` go to the header."""
+    """Writes a module's state, atomically.
+
+    A layer with two names is stored under the first; `facts` are written to the header.
+    """
     from safetensors.torch import save
 
     first = _first_names(module)
@@ -32,7 +35,7 @@ def save_tensors(path: Path, module: nn.Module, facts: Mapping[str, Any]) -> Non
 
 
 def read_facts(path: Path) -> dict[str, Any]:
-    """The facts in a file's header.
+    """Returns the facts in a file's header.
 
     Raises:
         TrainError: missing, cut short, or no safetensors file of ours.
@@ -52,7 +55,7 @@ def read_facts(path: Path) -> dict[str, Any]:
 
 
 def load_tensors(path: Path, module: nn.Module) -> None:
-    """Puts a file's tensors into a module, strictly: a name missing, left over or of another shape is an error."""
+    """Loads a file's tensors into a module, strictly: a name missing, left over or of another shape is an error."""
     from safetensors.torch import load_file
 
     first = _first_names(module)
@@ -67,8 +70,9 @@ def load_tensors(path: Path, module: nn.Module) -> None:
 
 
 def weights_hash(path: Path) -> str:
-    """SHA-256 of a safetensors file without its header's facts: equal for equal weights of one network. Of any other
-    file, all of it.
+    """Returns the SHA-256 of a safetensors file without its header's facts, of any other file the whole.
+
+    Equal weights of one network have equal hashes.
     """
     if path.suffix != ".safetensors":
         return file_hash(path)
@@ -81,7 +85,7 @@ def weights_hash(path: Path) -> str:
 
 
 def file_hash(path: Path) -> str:
-    """SHA-256 of a file, hexadecimal."""
+    """Returns the SHA-256 of a file, hexadecimal."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(1 << 20):
@@ -90,7 +94,7 @@ def file_hash(path: Path) -> str:
 
 
 def _first_names(module: nn.Module) -> dict[str, str]:
-    """{name: the first name of the same tensor}, in the order of the state."""
+    """Returns {name: the first name of the same tensor}, in the order of the state."""
     first: dict[int, str] = {}
     return {
         name: first.setdefault(id(value), name) for name, value in module.state_dict(keep_vars=True).items()
@@ -98,18 +102,20 @@ def _first_names(module: nn.Module) -> dict[str, str]:
 
 
 def save_encoder(path: Path, encoder: nn.Module, view: str, **facts: str | int | float) -> None:
-    """One encoder by itself as safetensors, with its view and plain facts about it (phase, step)."""
-    save_tensors(path, encoder, {"kind": ENCODER_KIND, "view": view, **described(encoder), **facts})
+    """Writes one encoder as safetensors, with its view and plain facts about it (phase, step)."""
+    save_tensors(path, encoder, {"kind": ENCODER_KIND, "view": view, **encoder_facts(encoder), **facts})
 
 
-def described(encoder: nn.Module) -> dict[str, Any]:
-    """What `new_encoder` needs to make an encoder like this one."""
+def encoder_facts(encoder: nn.Module) -> dict[str, Any]:
+    """Returns what `new_encoder` needs to make an encoder like this one."""
     return {name: getattr(encoder, name) for name in ("architecture", "width", "embedding")}
 
 
 def load_encoder(path: Path, say: Callable[[str], None] | None = None) -> Any:
-    """An encoder saved by a run (safetensors), of whatever architecture, or that of a published checkpoint: the
-    `encoder_q` of CoCLR and CPR, the R3D of IIC. Of a published one, `say` is told what was loaded and what was not.
+    """Loads an encoder that a run saved (safetensors), of any architecture, or that of a published checkpoint.
+
+    Of published checkpoints: the `encoder_q` of CoCLR and CPR, the R3D of IIC; `say` then gets the report of what was
+    loaded and what was not.
     """
     if path.suffix != ".safetensors":
         state = load(path)

@@ -1,4 +1,4 @@
-"""A network that names the class of a clip: a pretrained backbone, dropout, one linear layer; and its file."""
+"""Defines a classifier of clips and its file: a pretrained backbone, dropout, one linear layer."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from torch import Tensor, nn
 from .. import TrainError
 from ..encoders import new_encoder
 from ..encoders.forward import CHANNELS_LAST, channels_last
-from ..encoders.weights import described, load_tensors, read_facts, save_tensors
+from ..encoders.weights import encoder_facts, load_tensors, read_facts, save_tensors
 
 CLASSIFIER_KIND = "cpr_kernels classifier"
 
 
 @dataclass(frozen=True)
 class ClipSettings:
-    """The clips that a classifier was trained on: which view, how many frames, how many pixels a side."""
+    """Holds the size of the clips that a classifier was trained on: view, frames, pixels of a side."""
 
     view: str
     frames: int
@@ -27,7 +27,7 @@ class ClipSettings:
 
 
 class Classifier(nn.Module):
-    """Clips [M, C, T, H, W] to logits [M, classes]: `encoder.features`, dropout, a linear layer."""
+    """Maps clips [M, C, T, H, W] to logits [M, classes]: `encoder.features`, dropout, a linear layer."""
 
     def __init__(
         self, encoder: nn.Module, classes: list[str], clip: ClipSettings, dropout: float = 0.9
@@ -44,7 +44,7 @@ class Classifier(nn.Module):
                 parameter.data = parameter.data.to(memory_format=CHANNELS_LAST[parameter.dim()])
 
     def forward(self, clips: Tensor) -> Tensor:
-        """Logits [M, classes], float32."""
+        """Returns logits [M, classes], float32."""
         features: Any = self.encoder.features
         pooled: Tensor = features(channels_last(clips))
         with torch.autocast(clips.device.type, enabled=False):
@@ -53,16 +53,16 @@ class Classifier(nn.Module):
 
 
 def save_classifier(path: Path, classifier: Classifier, **facts: Any) -> None:
-    """Weights as safetensors; the header holds what is needed to use them: classes, view, clip size, network."""
+    """Writes weights as safetensors; the header holds what their use needs: classes, view, clip size, network."""
     clip = classifier.clip
     what = {"view": clip.view, "frames": clip.frames, "crop": clip.crop, "classes": classifier.classes}
     save_tensors(
-        path, classifier, {"kind": CLASSIFIER_KIND, **what, **described(classifier.encoder), **facts}
+        path, classifier, {"kind": CLASSIFIER_KIND, **what, **encoder_facts(classifier.encoder), **facts}
     )
 
 
 def load_classifier(path: Path) -> Classifier:
-    """A classifier that `cpr finetune` saved, in evaluation mode.
+    """Returns a classifier that `cpr finetune` saved, in evaluation mode.
 
     Raises:
         TrainError: missing, damaged, or a file of something else.

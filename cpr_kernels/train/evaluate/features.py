@@ -1,4 +1,4 @@
-"""Encodes the videos of a data set: one averaged feature a video and view, cached in the run's folder."""
+"""Encodes the videos of a data set: one averaged feature per video and view, cached in the run's folder."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ SPLITS = ("train", "test")
 
 @dataclass(frozen=True)
 class Protocol:
-    """How features are measured.
+    """Defines how features are measured.
 
     clips: evenly spaced clips of each video, whose features are averaged; frames, crop: their size (centre
     square). center: subtract the training features' mean from all. ks: R@k is the share of test videos with a
@@ -43,7 +43,10 @@ class Protocol:
 
 @dataclass(frozen=True)
 class Measured:
-    """Features of both splits: {view: {split: [M, F]}}, all 0 where a video lacks the view, and {split: labels [M]}."""
+    """Holds features of both splits, {view: {split: [M, F]}}, and {split: labels [M]}.
+
+    Features are all 0 where a video lacks the view.
+    """
 
     features: dict[str, dict[str, Tensor]]
     labels: dict[str, Tensor]
@@ -52,7 +55,7 @@ class Measured:
 def measured(
     data: Path, encoders: Mapping[str, nn.Module], protocol: Protocol, device: str = "cpu"
 ) -> Measured:
-    """Features of every video of both splits."""
+    """Returns the features of every video of both splits."""
     features: dict[str, dict[str, Tensor]] = {view: {} for view in encoders}
     labels = {}
     for split in SPLITS:
@@ -64,7 +67,10 @@ def measured(
 
 
 def unit_features(splits: Mapping[str, Tensor], protocol: Protocol) -> dict[str, Tensor]:
-    """Centred and L2-normalised features of both splits, as retrieval compares them; all 0 stay 0: a missing view."""
+    """Returns centred and L2-normalised features of both splits, as retrieval compares them.
+
+    All 0, a missing view, stays 0.
+    """
     has = {split: rows.any(dim=1, keepdim=True) for split, rows in splits.items()}
     mean = splits["train"][has["train"][:, 0]].mean(dim=0) if protocol.center == "train" else 0.0
     return {
@@ -96,8 +102,9 @@ def encode(
     device: torch.device,
     batch: int = 8,
 ) -> dict[str, Tensor]:
-    """{view: [M, F]}: pooled backbone features of every video of a split, averaged over its clips, on the
-    CPU; 0 where a video lacks the view.
+    """Returns {view: [M, F]}: pooled backbone features of every video of a split, on the CPU.
+
+    They are averaged over the video's clips; 0 where a video lacks the view.
     """
     modes = {view: encoder.training for view, encoder in encoders.items()}
     views = chosen(tuple(encoders))
@@ -128,7 +135,7 @@ def encode(
 def cached_features(
     path: Path, view: str, data: Path, protocol: Protocol, cache: Path, device: str = "auto"
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """{split: features [M, F]} and {split: labels [M]} of an encoder's file, computed once.
+    """Returns {split: features [M, F]} and {split: labels [M]} of an encoder's file, computed once.
 
     They are kept in `cache` under a hash of the encoder's weights, the data set's manifest, the view and the
     protocol: of other weights, never under the same name.

@@ -1,4 +1,4 @@
-"""From features to a classifier: the backbone is trained on with a lower rate, then tested on whole videos."""
+"""Fine-tunes a classifier: trains the backbone with a lower rate than the new layer, and tests on whole videos."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ from ..pretrain.run_folder import config_of, encoder_files
 from ..runtime.checkpoint import load, save
 from ..runtime.device import Amp, autocast, device_to_train_on
 from ..runtime.files import write_atomically
-from ..runtime.lock import alone
+from ..runtime.lock import exclusive
 from ..runtime.run_log import RunLog
 from ..runtime.signals import stop_flag
 from ..views import chosen
 from ..views.augment import Augment
 from .classifier import Classifier, ClipSettings, save_classifier
-from .video_scores import accuracy, fused, named, scores_of, video_scores
+from .video_scores import accuracy, fused, names_and_labels, scores_of, video_scores
 
 CLASSIFIER = "classifier.safetensors"
 
@@ -55,7 +55,7 @@ class Finetune:
     data: Path
     """Data set made by `cpr prepare`; any, not only the one that the encoder learnt from (transfer)."""
     out: Path
-    """Folder of the classifier. Stopped or killed, the same command goes on."""
+    """Folder of the classifier. Stopped or killed, the same command resumes."""
     run: Path | None = None
     """Folder of a run made by `cpr pretrain`: its last encoder of the view."""
     encoder: Path | None = None
@@ -63,7 +63,7 @@ class Finetune:
     scratch: bool = False
     """Or begin with random weights, for comparison; needs --width."""
     view: str = "rgb"
-    """What the classifier sees."""
+    """The classifier's view."""
     epochs: int = 100
     lr: float = 1e-3
     """Learning rate of the new layer (Adam); falls to a tenth at 60 % and again at 80 % of the training."""
@@ -95,7 +95,7 @@ class Finetune:
     device: str = "auto"
 
     def resolved(self) -> Finetune:
-        """The same with the clip's size filled in from the run."""
+        """Returns the same settings with the clip's size filled in from the run."""
         given = config_of(self.run).clips if self.run is not None else Clips()
         return replace(self, frames=self.frames or given.frames, crop=self.crop or given.crop)
 
@@ -115,13 +115,13 @@ class Finetune:
 
 
 def finetune(settings: Finetune) -> dict[str, Any]:
-    """Trains (or goes on), tests, and writes the folder; returns what `result.json` holds.
+    """Trains or resumes, tests, and writes the folder; returns what `result.json` holds.
 
     On a CPU a resumed training gives the weights of one that was never stopped.
 
     Raises:
         TrainError: settings that cannot work, or a folder that holds something else.
-        Interrupted: stopped by SIGINT or SIGTERM; the same command goes on.
+        Interrupted: stopped by SIGINT or SIGTERM; the same command resumes.
     """
     settings = settings.resolved()
     settings.check()
@@ -131,14 +131,14 @@ def finetune(settings: Finetune) -> dict[str, Any]:
     train, test = _dataset(settings, "train"), _dataset(settings, "test")
     classifier = new_classifier(settings, train.manifest.classes).to(device)
     _refuse_before_training(classifier, test, settings)
-    with alone(out, "train"):
+    with exclusive(out, "train"):
         write_atomically(out / "finetune.json", json.dumps(wanted, indent=1).encode())
         _fit(classifier, train, settings, device)
     save_classifier(out / CLASSIFIER, classifier, data=str(settings.data), seed=settings.seed)
     scores = {"centre": video_scores(classifier, test, settings.clips, ten=False, amp=settings.amp)}
     if settings.ten_crop:
         scores["ten_crop"] = video_scores(classifier, test, settings.clips, ten=True, amp=settings.amp)
-    names, labels = named(test)
+    names, labels = names_and_labels(test)
     with_scores = {name: values.numpy() for name, values in scores.items()}
     _save_npz(out / "test.npz", ids=names, labels=labels, **with_scores)
     result: dict[str, Any] = {
@@ -152,8 +152,9 @@ def finetune(settings: Finetune) -> dict[str, Any]:
 
 
 def _refuse_before_training(classifier: Classifier, test: ClipDataset, settings: Finetune) -> None:
-    """Raises `TrainError` for what would otherwise be found hours later: an encoder of other clips, or folders of
-    --fuse without a test, or tested on other videos.
+    """Raises `TrainError` for what would otherwise be found hours later.
+
+    That is an encoder of other clips, or folders of --fuse without a test, or tested on other videos.
     """
     view = test.views[settings.view]
     clip = view.plain(torch.from_numpy(test.test_crops(0, 1, settings.view, ten=False)).flatten(0, 1))
@@ -168,11 +169,11 @@ def _refuse_before_training(classifier: Classifier, test: ClipDataset, settings:
     classifier.train()
     assert video.shape == (1, len(test.manifest.classes))
     for folder in settings.fuse:
-        scores_of(folder, *named(test), f"{settings.data} has for testing")
+        scores_of(folder, *names_and_labels(test), f"{settings.data} has for testing")
 
 
 def new_classifier(settings: Finetune, classes: list[str]) -> Classifier:
-    """The classifier before its first step; its new weights follow from the seed."""
+    """Returns the classifier before its first step; its new weights follow from the seed."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
         encoder = _encoder(settings)
@@ -208,14 +209,14 @@ def _fit(classifier: Classifier, dataset: ClipDataset, settings: Finetune, devic
                 sampler.position = step + 1
                 save(checkpoint, _snapshot(classifier, optimizer, sampler))
             if stop:
-                raise Interrupted(f"stopped after step {step + 1} of {end}; the same command goes on")
+                raise Interrupted(f"stopped after step {step + 1} of {end}; the same command resumes")
 
 
 def _step(
     classifier: Classifier, batch: Batch, classes: Tensor, optimizer: torch.optim.Adam, settings: Finetune,
     step: int,
 ) -> dict[str, float]:  # fmt: skip
-    """One step; both clips of a video are trained on. Dropout's draws follow from seed and step."""
+    """Trains one step on both clips of each video. Dropout's draws follow from seed and step."""
     device, view = classes.device, settings.view
     rng = np.random.default_rng((settings.seed, 3, step))
     generator = torch.Generator().manual_seed(int(rng.integers(1 << 62)))
@@ -223,7 +224,9 @@ def _step(
     clips = augmented(batch, chosen((view,)), settings.augment, generator, device)[view].flatten(0, 1)
     labels = classes[batch["video"].to(device)].repeat(2)
     if step == 0:
-        calibrate_(classifier.encoder, channels_last(clips))  # with --scratch only: others have seen clips
+        calibrate_(
+            classifier.encoder, channels_last(clips)
+        )  # with --scratch only: others have their statistics
     classifier.train()
     if not settings.backbone_lr:
         classifier.encoder.eval()
@@ -240,7 +243,7 @@ def _step(
 
 
 def decay(progress: float) -> float:
-    """The rate's factor: 1, a tenth from 60 % of the training on, a hundredth from 80 %."""
+    """Returns the rate's factor: 1, a tenth from 60 % of the training on, a hundredth from 80 %."""
     return 0.1 ** sum(progress >= share for share in (0.6, 0.8))
 
 
@@ -269,7 +272,7 @@ def _encoder(settings: Finetune) -> nn.Module:
                 f"view: {settings.run} has no {settings.view} encoder; it has {', '.join(files)}"
             )
         path = files[settings.view]
-    assert path is not None  # `check` has seen to it
+    assert path is not None  # `check` has made sure of it
     return load_encoder(path)
 
 
@@ -287,7 +290,7 @@ def _batches(dataset: ClipDataset, sampler: ClipSampler, settings: Finetune, ste
 
 
 def _refuse_another(settings: Finetune) -> dict[str, Any]:
-    """The settings as plain values; an error where the folder was made by others. How it is tested may change."""
+    """Returns the settings as plain values; refuses a folder made with others. How it is tested may change."""
     free = {"fuse", "clips", "ten_crop", "workers", "cache_mb", "device"}
     wanted = json.loads(json.dumps(asdict(settings), default=str))
     path = settings.out / "finetune.json"

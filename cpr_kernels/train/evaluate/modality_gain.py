@@ -1,4 +1,4 @@
-"""What does each modality bring? Test videos whose nearest training video turns right when a view is added."""
+"""Measures what each view adds: test videos whose nearest training video turns right when a view is added."""
 
 from __future__ import annotations
 
@@ -14,25 +14,26 @@ from ..pretrain.config import TrainConfig
 from ..pretrain.run_folder import encoder_files
 from ..views.names import label
 from .features import SPLITS, Protocol, cached_features, unit_features
-from .retrieval import measurable
+from .retrieval import testable_views
 
 NEAREST = 3  # training videos shown for a query
 
 
-def brought(
+def gain_per_modality(
     run: Path,
     config: TrainConfig,
     protocol: Protocol,
     clip: Callable[[int], Mapping[str, Any]],
     shown: int,
 ) -> list[dict[str, Any]]:
-    """One step for each view after the first: how many test videos' nearest neighbour turns right and wrong by it, and
-    examples that turn right, a class at most once, with their neighbours by every set of views.
+    """Returns one step per view after the first: how many test videos' nearest neighbours turn right and wrong by it.
+
+    A step also has examples that turn right, a class at most once, with their neighbours by every set of views.
 
     clip: from a video's index to its pictures. shown: examples of a step. The features are those of `cpr evaluate`.
     """
     manifest, files = Manifest.load(config.data), encoder_files(run)[-1][1]
-    unit, views_of = {}, measurable(config.data, config.views)
+    unit, views_of = {}, testable_views(config.data, config.views)
     for view in views_of:
         features, _ = cached_features(files[view], view, config.data, protocol, run / "features")
         unit[view] = unit_features(features, protocol)
@@ -72,6 +73,9 @@ def brought(
 
 
 def neighbours(unit: Mapping[str, Mapping[str, Tensor]], views: tuple[str, ...]) -> Tensor:
-    """The nearest training rows [M, NEAREST] of each test row by the sum of the views' cosines, lower rows first."""
+    """Returns the nearest training rows [M, NEAREST] of each test row by the views' summed cosines.
+
+    Equal cosines keep the lower row first.
+    """
     test, train = (torch.cat([unit[view][split] for view in views], dim=1) for split in ("test", "train"))
     return (test @ train.T).argsort(dim=1, descending=True, stable=True)[:, :NEAREST]

@@ -1,4 +1,4 @@
-"""How well does a linear layer name the classes? Logistic regression on frozen features, solved, not trained."""
+"""Measures features by a linear probe: logistic regression on frozen features, solved to its minimum."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from .. import TrainError
 def probe(
     train: Tensor, train_labels: Tensor, test: Tensor, test_labels: Tensor, penalty: float = 1e-2
 ) -> float:
-    """Top-1 accuracy on `test` of a linear classifier fitted to `train`: features [M, F], labels [M].
+    """Returns the top-1 accuracy on `test` of a linear classifier fitted to `train`: features [M, F], labels [M].
 
     Features are standardised by the training split's mean and deviation; the cross-entropy plus
-    ``penalty / 2 * |weights|^2`` is convex, and L-BFGS goes to its only minimum from zero, so nothing is random.
+    ``penalty / 2 * |weights|^2`` is convex, and L-BFGS finds its only minimum from zero, so nothing is random.
     Test videos of a class without training videos count as wrong.
 
     Raises:

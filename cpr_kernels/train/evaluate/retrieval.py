@@ -1,6 +1,4 @@
-"""How good are the features? Test-to-train retrieval and a linear probe: no randomness, the same numbers every
-time.
-"""
+"""Measures features by test-to-train retrieval and a linear probe, without randomness."""
 
 from __future__ import annotations
 
@@ -20,7 +18,7 @@ from ..data.manifest import Manifest
 from ..pretrain.run_folder import config_of, encoder_files
 from ..runtime.files import write_atomically
 from ..views import chosen
-from ..views.names import together
+from ..views.names import name_of_all_views
 from .features import SPLITS, Measured, Protocol, cached_features, measured, unit_features
 from .probe import probe
 
@@ -30,17 +28,18 @@ Recall = dict[str, dict[int, float]]  # {view, and both or all: {k: share}}
 def retrieval(
     data: Path, encoders: Mapping[str, nn.Module], protocol: Protocol, device: str = "cpu"
 ) -> Recall:
-    """R@k by view, and of all views together when there are several (the sum of their cosines)."""
+    """Returns R@k by view, and of all views' summed cosines when there are several."""
     return recall_of(measured(data, encoders, protocol, device), protocol)
 
 
 def recall_of(found: Measured, protocol: Protocol) -> Recall:
-    """R@k by view, on the videos that have it, and of all views together when there are several: there a view that a
-    video lacks counts 0.
+    """Returns R@k by view, on the videos that have it, and of all views' sum when there are several.
+
+    In the sum, a view that a video lacks counts 0.
     """
     unit = {view: unit_features(splits, protocol) for view, splits in found.features.items()}
     if len(unit) > 1:
-        unit[together(tuple(unit))] = {
+        unit[name_of_all_views(tuple(unit))] = {
             split: torch.cat([unit[view][split] for view in found.features], dim=1) for split in SPLITS
         }
     recall = {}
@@ -54,11 +53,11 @@ def recall_of(found: Measured, protocol: Protocol) -> Recall:
 
 
 def probe_of(found: Measured) -> dict[str, float]:
-    """Top-1 accuracy of a linear probe by view, on the videos that have it, and of all views' features side by side."""
+    """Returns the top-1 accuracy of a linear probe by view, on videos that have it, and of all views concatenated."""
     features = dict(found.features)
     if len(features) > 1:
         whole = {split: torch.cat([features[view][split] for view in features], dim=1) for split in SPLITS}
-        features[together(tuple(features))] = whole
+        features[name_of_all_views(tuple(features))] = whole
     accuracy = {}
     for view, splits in features.items():
         has = {split: rows.any(dim=1) for split, rows in splits.items()}
@@ -72,7 +71,7 @@ def probe_of(found: Measured) -> dict[str, float]:
 def evaluate_files(
     files: Mapping[str, Path], data: Path, protocol: Protocol, cache: Path, device: str = "auto"
 ) -> dict[str, Any]:
-    """R@k and linear probe of one encoder a view."""
+    """Returns R@k and linear probe of one encoder per view."""
     features: dict[str, dict[str, Tensor]] = {}
     labels: dict[str, Tensor] = {}
     for view, path in files.items():
@@ -81,8 +80,8 @@ def evaluate_files(
     return {"recall": recall_of(found, protocol), "probe": probe_of(found)}
 
 
-def measurable(data: Path, views: Sequence[str]) -> tuple[str, ...]:
-    """The views that some training and some test video of a data set have; which are left out is said.
+def testable_views(data: Path, views: Sequence[str]) -> tuple[str, ...]:
+    """Returns the views that some training and some test video of a data set have; prints which are left out.
 
     Raises:
         TrainError: none is left.
@@ -105,8 +104,9 @@ def measurable(data: Path, views: Sequence[str]) -> tuple[str, ...]:
 def evaluate_run(
     run: Path, clips: int = 10, data: Path | None = None, last: bool = False, device: str = "auto"
 ) -> list[dict[str, Any]]:
-    """R@k and linear probe after every phase of a run, and of what it started from; writes `eval.json` in its
-    folder, or `eval-<name>.json` for another data set `data` (transfer).
+    """Measures R@k and linear probe after every phase of a run, and of the encoders that it started from.
+
+    Writes `eval.json` in its folder, or `eval-<name>.json` for another data set `data` (transfer).
 
     `last` measures the final encoders only. Features are kept in the run's folder `features`.
 
@@ -124,7 +124,7 @@ def evaluate_run(
     protocol = Protocol(config.clips.frames, config.clips.crop, clips)
     source = data or config.data
     Manifest.load(source).need_classes(source, "measuring retrieval and the probe")
-    views = measurable(source, config.views)
+    views = testable_views(source, config.views)
     results = [
         {
             "phase": phase,

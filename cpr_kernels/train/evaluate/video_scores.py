@@ -1,4 +1,4 @@
-"""How good is a classifier? Class probabilities of whole videos, its accuracy, and that of several together."""
+"""Scores whole videos with classifiers: class probabilities, accuracy, and that of several classifiers fused."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from .classifier import Classifier
 def video_scores(
     classifier: Classifier, dataset: ClipDataset, clips: int, *, ten: bool, amp: Amp = "off"
 ) -> Tensor:
-    """Class probabilities of every video of a split, averaged over clips and crops: [videos, classes], on the CPU."""
+    """Returns class probabilities [videos, classes] of a split, averaged over clips and crops, on the CPU."""
     device = next(classifier.parameters()).device
     view = dataset.views[classifier.clip.view]
     mirrors = (False, True) if ten else (False,)
@@ -41,14 +41,14 @@ def video_scores(
 
 
 def _cast(clips: Tensor, most: int, device: torch.device, amp: Amp) -> Iterator[Tensor]:
-    """Some clips at a time, each under autocast."""
+    """Yields some clips at a time, each under autocast."""
     for some in clips.split(most):
         with autocast(device, amp):
             yield some
 
 
 def accuracy(scores: Tensor, labels: Tensor) -> dict[str, float]:
-    """Top-1 and top-5 accuracy of scores [M, C] against labels [M], shares in 0..1; mean over classes too."""
+    """Returns top-1, top-5 and mean-class accuracy of scores [M, C] against labels [M], shares in 0..1."""
     ranked = scores.topk(min(5, scores.shape[1]), dim=1).indices
     right = ranked == labels[:, None]
     first = right[:, 0].float()
@@ -61,7 +61,7 @@ def accuracy(scores: Tensor, labels: Tensor) -> dict[str, float]:
 
 
 def fused(folders: Sequence[Path]) -> dict[str, dict[str, float]]:
-    """Accuracy of the mean probabilities of several classifiers of the same test videos (two-stream fusion).
+    """Returns the accuracy of several classifiers' mean probabilities on the same test videos (two-stream fusion).
 
     Raises:
         TrainError: a folder without a test, or another set of videos.
@@ -78,7 +78,7 @@ def fused(folders: Sequence[Path]) -> dict[str, dict[str, float]]:
 
 
 def scores_of(folder: Path, ids: np.ndarray, labels: np.ndarray, whose: str) -> dict[str, Any]:
-    """What a folder's test.npz holds: of these videos, in this order.
+    """Returns what a folder's test.npz holds, checked to be of these videos, in this order.
 
     Raises:
         TrainError: no test there, or of other videos than `whose`.
@@ -97,7 +97,7 @@ def _scores_in(folder: Path) -> dict[str, Any]:
         return {name: file[name] for name in file.files}
 
 
-def named(test: ClipDataset) -> tuple[np.ndarray, np.ndarray]:
-    """Names and labels of the test videos, in order."""
+def names_and_labels(test: ClipDataset) -> tuple[np.ndarray, np.ndarray]:
+    """Returns names and labels of the test videos, in order."""
     videos = [test.manifest.videos[i] for i in test.videos]
     return np.array([video.id for video in videos]), np.array([video.label for video in videos])

@@ -1,4 +1,4 @@
-"""`cpr explore`: one page that shows, clip by clip and stage by stage, what a run's cascade mines, and why.
+"""Runs `cpr explore`: writes a page that shows, clip by clip and stage by stage, what a run's cascade mines.
 
 The page holds the run's memory queue as its last checkpoint has it: every entry is a query, and the cascade runs in the
 page, so that any schedule can be tried. Similarities are those of embeddings rounded to 16 bits.
@@ -32,7 +32,7 @@ from ..views.names import label
 from .thumbnails import Album
 
 VERSION = 1
-FEWEST = 8  # entries: with fewer there is nothing to look into
+FEWEST = 8  # entries; a queue with fewer is refused
 
 
 @dataclass(frozen=True)
@@ -63,14 +63,14 @@ def explore(runs: Sequence[Path], out: Path, title: str = "Inside the cascade") 
     held = [_run(Path(run), albums) for run in runs]
     pages = []
     for album in albums.values():
-        with ProgressBar("thumbnails", len(album.wanted), unit="video") as bar:
+        with ProgressBar("thumbnails", len(album.place_of), unit="video") as bar:
             pages.append(album.page(bar.advance))
     write_atomically(out, page({"version": VERSION, "title": title, "albums": pages, "runs": held}).encode())
     return out
 
 
 def page(body: dict[str, Any]) -> str:
-    """The HTML text: the page's own files and the data, nothing else to load."""
+    """Returns the HTML text: the page's own files and the data, nothing else to load."""
     here = Path(__file__).with_name("explorer")
     scripts = "\n".join((here / name).read_text() for name in ("cascade.js", "draw.js", "page.js"))
     data = json.dumps(body, separators=(",", ":")).replace("</", "<\\/")
@@ -85,7 +85,7 @@ def page(body: dict[str, Any]) -> str:
 
 
 def _run(run: Path, albums: dict[Path, Album]) -> dict[str, Any]:
-    """One run as the page reads it; its videos are noted in its data set's album."""
+    """Returns one run as the page reads it, and adds its videos to its data set's album."""
     config = config_of(run)
     queue = queue_of(run, config)
     folder = config.data.resolve()
@@ -108,7 +108,7 @@ def _run(run: Path, albums: dict[Path, Album]) -> dict[str, Any]:
         "phase": last.name,
         "mines": last.schedule is not None,
         "views": [
-            {"name": view, "label": label(view), **packed(queue[view])} for view in config.views
+            {"name": view, "label": label(view), **quantized(queue[view])} for view in config.views
         ],
         "videos": album.places(videos),
         "sources": queue["sources"].tolist(),
@@ -126,7 +126,7 @@ def _run(run: Path, albums: dict[Path, Album]) -> dict[str, Any]:
 
 
 def queue_of(run: Path, config: TrainConfig) -> dict[str, Tensor]:
-    """The filled entries of a run's memory queue: {view: [N, D]}, `videos` [N] and `sources` [N].
+    """Returns the filled entries of a run's memory queue: {view: [N, D]}, `videos` [N] and `sources` [N].
 
     Raises:
         TrainError: no checkpoint, or a queue with nearly nothing in it.
@@ -135,7 +135,7 @@ def queue_of(run: Path, config: TrainConfig) -> dict[str, Tensor]:
     if not path.is_file():
         raise TrainError(
             f"run: {run} has no checkpoint.pt, so there is no queue to look into; it is written after each epoch of "
-            f"`cpr pretrain`, and `cpr pretrain --resume {run}` goes on"
+            f"`cpr pretrain`, and `cpr pretrain --resume {run}` continues"
         )
     state = load(path)["model"]
     memory = "bank" if "bank.ids" in state else "queue"  # IIC keeps a row for each video
@@ -150,25 +150,25 @@ def queue_of(run: Path, config: TrainConfig) -> dict[str, Tensor]:
 
 
 def _default_schedule(views: Sequence[str], entries: int, topk: int) -> Schedule:
-    """What to look at in a run that mined nothing: as many stages as the entries allow."""
+    """Returns the schedule shown for a run that mined nothing: as many stages as the entries allow."""
     if len(views) == 1:
         return coclr_schedule(views[0], min(topk, entries))
-    order = tuple(reversed(views))  # with rgb and flow: flow judges first
+    order = tuple(reversed(views))  # with rgb and flow: flow is the first stage
     for stages in (7, 5, 3):
         if entries // 2 ** (stages - 1) >= topk:
             return cpr_schedule(order, entries, stages, 0.5, topk)
     return oracle_schedule(views, min(topk, entries))
 
 
-def packed(rows: Tensor) -> dict[str, Any]:
-    """Embeddings [N, D] as 16-bit integers: {size, scale, data}; a row is integers * scale."""
+def quantized(rows: Tensor) -> dict[str, Any]:
+    """Returns embeddings [N, D] as 16-bit integers: {size, scale, data}; a row is integers * scale."""
     values: npt.NDArray[np.float32] = rows.detach().cpu().float().numpy()
     scale = float(np.abs(values).max()) / 32767 or 1.0
     integers = np.round(values / scale).astype("<i2")
     return {"size": values.shape[1], "scale": scale, "data": base64.b64encode(integers.tobytes()).decode()}
 
 
-def unpacked(view: dict[str, Any]) -> Tensor:
-    """The integers [N, D] of a packed view, float64: products and sums of them are exact."""
+def int16_rows(view: dict[str, Any]) -> Tensor:
+    """Returns the integers [N, D] of a quantised view, float64: products and sums of them are exact."""
     integers = np.frombuffer(base64.b64decode(view["data"]), "<i2")
     return torch.from_numpy(integers.astype(np.float64)).view(-1, view["size"])

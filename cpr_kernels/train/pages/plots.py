@@ -1,6 +1,4 @@
-"""What the report shows as pictures: curves, bars and thumbnails, each as a data URI that needs no other
-file.
-"""
+"""Draws the plots of the report: curves and bars, each as a data URI that needs no other file."""
 
 from __future__ import annotations
 
@@ -11,13 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from ..runtime.files import write_atomically
 
 Curve = Sequence[tuple[float, float]]
 
-# Okabe and Ito's colours, told apart by the colour-blind; line styles differ too.
+# Okabe and Ito's colours, distinct also for the colour-blind; line styles differ too.
 STYLES: dict[str, tuple[str, Any]] = {
     "mined": ("#0072B2", "-"),
     "flow": ("#E69F00", "--"),
@@ -42,12 +39,16 @@ INK = "#888888"  # readable on white and on black
 def curves(
     lines: Mapping[str, Curve], names: Mapping[str, str], phases: Sequence[tuple[float, str]], label: str
 ) -> str:
-    """Shares over epochs: {key: [(epoch, share)]}, legend names, (first epoch, name) of each phase, axis label."""
+    """Draws shares over epochs.
+
+    `lines` are {key: [(epoch, share)]}, `names` the legend's, `phases` (first epoch, name) of each, `label` the y
+    axis'.
+    """
     return _svg(_curves(lines, names, phases, label))
 
 
 def save_curves(path: Path, lines: Mapping[str, Curve], label: str) -> None:
-    """The same as an SVG file; keys serve as names."""
+    """Writes the plot of `curves` as an SVG file; keys are the names."""
     buffer = io.BytesIO()
     figure = _curves(lines, {key: key for key in lines}, [], label)
     figure.savefig(buffer, format="svg", metadata={"Date": None})
@@ -85,14 +86,14 @@ def _curves(
 
 
 def style_of(key: str, number: int) -> tuple[str, Any]:
-    """Colour and line style of a way of mining; others get one by their number."""
+    """Returns colour and line style of a way of mining; others get one by their number."""
     return STYLES.get(key, (MORE[number % len(MORE)], "-"))
 
 
 def bars(
     groups: Sequence[str], series: Mapping[str, Sequence[float]], names: Mapping[str, str], label: str
 ) -> str:
-    """Horizontal bars, a group a line (classes), in percent."""
+    """Draws horizontal bars, one group per line (classes), in percent."""
     figure, axes = _canvas(5.6, 0.9 + 0.11 * len(groups) * (len(series) + 0.8))
     height = 0.85 / len(series)
     places = np.arange(len(groups))
@@ -108,18 +109,6 @@ def bars(
     axes.margins(y=0.01)
     _legend(axes)
     return _svg(figure)
-
-
-def thumbnail(frame: npt.NDArray[np.uint8], width: int = 96) -> str:
-    """An RGB frame [H, W, 3] as a small JPEG."""
-    import cv2
-
-    height = max(1, round(frame.shape[0] * width / frame.shape[1]))
-    small = cv2.resize(frame, (width, height), interpolation=cv2.INTER_AREA)
-    good, encoded = cv2.imencode(".jpg", small[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 85])
-    if not good:
-        raise ValueError(f"a thumbnail of shape {small.shape} cannot be encoded")
-    return _uri("image/jpeg", bytes(encoded))
 
 
 def _canvas(width: float, height: float) -> tuple[Any, Any]:

@@ -1,4 +1,4 @@
-"""One page that shows what came out: `report.html`, self-contained, for one run or several side by side."""
+"""Writes `report.html`: one self-contained page about the results of one run, or of several side by side."""
 
 from __future__ import annotations
 
@@ -12,18 +12,16 @@ from typing import Any
 
 from .. import TrainError
 from ..data.manifest import Manifest
-from ..data.store import FrameStore
 from ..evaluate.features import Protocol
-from ..evaluate.modality_gain import brought
+from ..evaluate.modality_gain import gain_per_modality
 from ..pretrain.config import TrainConfig
 from ..pretrain.phases import make_plan
 from ..pretrain.run_folder import config_of
 from ..runtime.files import read_json, write_atomically
 from ..runtime.run_log import read_lines
-from ..views.names import label, together
-from ..views.pictures import flow_picture
-from . import plots as figures
-from .thumbnails import beside
+from ..views.names import label, name_of_all_views
+from . import plots
+from .thumbnails import Album
 
 TEMPLATE = "report.html.jinja"
 QUERIES, QUERIES_OF_MANY = 6, 2  # shown for each phase of one run, and of one run among several
@@ -38,9 +36,9 @@ def write_report(
 ) -> Path:
     """Writes one HTML page, pictures and plots inside, about one run or several; returns its path.
 
-    A run on videos with classes must have been evaluated (`eval.json`); one without has no figures, and the page says
-    so. `inside` is the name of an explorer's page beside it, to link to.
-    `says`: sentences on what came out, shown as a list below the page's own.
+    A run on videos with classes must have been evaluated (`eval.json`); one without has no figures, and the page
+    states that. `inside` is the name of an explorer's page beside it, to link to.
+    `says`: sentences on the results, shown as a list below the page's own.
     """
     import jinja2
 
@@ -65,7 +63,7 @@ def _section(run: Path, shown: int) -> dict[str, Any]:
     manifest = Manifest.load(config.data)
     epochs = [line for line in read_lines(run / "log.jsonl") if line["kind"] == "epoch"]
     evaluation = _evaluation(run) if manifest.classes else {"phases": [], "protocol": {}}
-    names, album = ways_of(config), _Album(FrameStore(config.data), manifest, config.views)
+    names, album = way_names(config), Album(config.data, manifest, config.views)
     return {
         "run": run,
         "title": " ".join((run.name if run.name != "run" else run.parent.name).replace("_", " ").split()),
@@ -84,7 +82,7 @@ def _section(run: Path, shown: int) -> dict[str, Any]:
             for line in last_epochs(epochs) if "mined" in line["mining"]
         ],
         "galleries": _galleries(run, album, names, shown),
-        "brings": brought(
+        "gains": gain_per_modality(
             run, config, Protocol(**evaluation["protocol"]), album.clip, shown
         ) if len(config.views) > 1 and manifest.classes else [],
         "settings": _settings(run, config, manifest),
@@ -99,7 +97,7 @@ def _evaluation(run: Path) -> dict[str, Any]:
 
 
 def method_name(config: TrainConfig) -> str:
-    """What the mined positives of a run came from, in words."""
+    """Returns the name of a run's mining method, in words."""
     mining = config.mining
     if mining.method == "cpr":
         name = f"cascade, {mining.stages} stages"
@@ -108,15 +106,19 @@ def method_name(config: TrainConfig) -> str:
     return f"{name}, top 1 to {mining.topk}" if mining.progressive else name
 
 
-def ways_of(config: TrainConfig) -> dict[str, str]:
-    """{way of mining: what the page calls it}, in the order of the page: the run's own first, the sum last."""
-    alone = {view: f"{label(view)} alone" for view in reversed(config.views)}
-    several = {together(config.views): f"sum of {together(config.views)}"} if len(config.views) > 1 else {}
-    return {"mined": method_name(config), **alone, **several}
+def way_names(config: TrainConfig) -> dict[str, str]:
+    """Returns {way of mining: its name on the page}, in the order of the page: the run's own first, the sum last."""
+    singles = {view: f"{label(view)} alone" for view in reversed(config.views)}
+    several = (
+        {name_of_all_views(config.views): f"sum of {name_of_all_views(config.views)}"}
+        if len(config.views) > 1
+        else {}
+    )
+    return {"mined": method_name(config), **singles, **several}
 
 
 def last_epochs(epochs: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The last epoch line of each phase that has figures."""
+    """Returns the last epoch line of each phase that has figures."""
     last: dict[str, dict[str, Any]] = {}
     for line in epochs:
         if line["mining"]:
@@ -125,7 +127,7 @@ def last_epochs(epochs: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _best_and_worst(cmr: dict[str, float], shown: int = 3) -> str:
-    """The classes of which most and least was found, in words."""
+    """Names the classes of which most and least was found."""
     ranked = sorted(cmr.items(), key=lambda entry: -entry[1])
     shown = max(1, min(shown, len(ranked) // 2))
     top, bottom = (
@@ -135,20 +137,20 @@ def _best_and_worst(cmr: dict[str, float], shown: int = 3) -> str:
     return f"Most found: {top}. Least: {bottom}."
 
 
-def _curves(epochs: list[dict[str, Any]], names: dict[str, str], figure: str, label: str) -> str:
+def _curves(epochs: list[dict[str, Any]], names: dict[str, str], metric: str, label: str) -> str:
     lines: dict[str, list[tuple[float, float]]] = {}
     phases: list[tuple[float, str]] = []
     for number, line in enumerate(epochs, start=1):
         if not phases or phases[-1][1] != line["phase"]:
             phases.append((number, line["phase"]))
-        for way, figures_of_way in line["mining"].items():
-            lines.setdefault(way, []).append((number, figures_of_way[figure]))
+        for way, figures in line["mining"].items():
+            lines.setdefault(way, []).append((number, figures[metric]))
     ordered = {way: lines[way] for way in names if way in lines}
-    return figures.curves(ordered, names, phases, label) if ordered else ""
+    return plots.curves(ordered, names, phases, label) if ordered else ""
 
 
 def _side_by_side(sections: list[dict[str, Any]]) -> dict[str, Any]:
-    """A row a run: its last phase's mining, retrieval and probe; and the PMR of what was mined, run by run."""
+    """Returns a row per run with its last phase's mining, retrieval and probe, and the plot of each run's PMR."""
     rows, lines = [], {}
     for section in sections:
         mined = [line["mining"]["mined"] for line in section["epochs"] if "mined" in line["mining"]]
@@ -163,7 +165,7 @@ def _side_by_side(sections: list[dict[str, Any]]) -> dict[str, Any]:
         if mined:
             lines[section["title"]] = [(number, way["pmr"]) for number, way in enumerate(mined, start=1)]
     names = {title: title for title in lines}
-    plot = figures.curves(lines, names, [], "PMR, % of mined positives") if lines else ""
+    plot = plots.curves(lines, names, [], "PMR, % of mined positives") if lines else ""
     return {"rows": rows, "plot": plot}
 
 
@@ -171,11 +173,11 @@ def _cmr_plot(mining: dict[str, Any], names: dict[str, str]) -> str:
     shown: list[str] = [way for way in names if way in mining and way not in ("both", "all")]
     classes = sorted(mining["mined"]["cmr"], key=lambda label: -mining["mined"]["cmr"][label])
     series = {way: [mining[way]["cmr"][label] for label in classes] for way in shown}
-    return figures.bars(classes, series, names, "CMR, % of the class's training videos")
+    return plots.bars(classes, series, names, "CMR, % of the class's training videos")
 
 
-def _galleries(run: Path, album: _Album, names: dict[str, str], shown: int) -> list[dict[str, Any]]:
-    """For each phase, the first clips of its last batch, one a class, and what each way of mining picked."""
+def _galleries(run: Path, album: Album, names: dict[str, str], shown: int) -> list[dict[str, Any]]:
+    """Returns, for each phase, the first clips of its last batch, one per class, and what each way of mining picked."""
     last: dict[str, dict[str, Any]] = {}
     for line in read_lines(run / "mined.jsonl"):
         if line["picks"]:
@@ -187,7 +189,7 @@ def _galleries(run: Path, album: _Album, names: dict[str, str], shown: int) -> l
     ]
 
 
-def _queries(line: dict[str, Any], album: _Album, names: dict[str, str], shown: int) -> list[dict[str, Any]]:
+def _queries(line: dict[str, Any], album: Album, names: dict[str, str], shown: int) -> list[dict[str, Any]]:
     queries: list[dict[str, Any]] = []
     seen = set()
     for row, video in enumerate(line["videos"]):
@@ -207,39 +209,6 @@ def _queries(line: dict[str, Any], album: _Album, names: dict[str, str], shown: 
             )
         queries.append({"clip": album.clip(video), "ways": ways})
     return queries
-
-
-class _Album:
-    """Thumbnails by video, each made once."""
-
-    def __init__(self, store: FrameStore, manifest: Manifest, views: Sequence[str]) -> None:
-        self.store, self.manifest, self.views = store, manifest, views
-        self.made: dict[int, dict[str, Any]] = {}
-
-    def label(self, video: int) -> str:
-        """The name of a video's class; empty where it has none."""
-        number = self.manifest.videos[video].label
-        return self.manifest.classes[number] if number >= 0 else ""
-
-    def clip(self, video: int) -> dict[str, Any]:
-        if video not in self.made:
-            stored = self.manifest.videos[video]
-            frame = self.store.frames(stored.id, "rgb", stored.frames // 2, 1)[0]
-            start = max(0, stored.frames // 2 - 8)
-            flow = self.store.frames(stored.id, "flow", start, min(16, stored.frames - start))
-            self.made[video] = {
-                "label": self.label(video),
-                "frame": figures.thumbnail(frame),
-                "flow": figures.thumbnail(flow_picture(flow)),
-                "beside": [
-                    {
-                        "caption": one.caption, "why": one.why,
-                        "picture": "" if one.picture is None else figures.thumbnail(one.picture),
-                    }
-                    for one in beside(self.views, self.store, stored)
-                ],
-            }  # fmt: skip
-        return self.made[video]
 
 
 def _recall_rows(section: dict[str, Any], several: bool) -> list[dict[str, Any]]:
@@ -264,16 +233,16 @@ def _mining_rows(section: dict[str, Any], several: bool) -> list[dict[str, Any]]
     for line in last_epochs(section["epochs"]):
         phase = f"{section['title']}, {line['phase']}" if several else line["phase"]
         for way in (way for way in section["names"] if way in line["mining"]):
-            figures_of_way = line["mining"][way]
+            figures = line["mining"][way]
             rows.append({
-                "phase": phase, "name": section["names"][way], "pmr": figures_of_way["pmr"],
-                "r1": figures_of_way.get("r1"), "cmr": figures_of_way["cmr_median"], "strong": way == "mined",
+                "phase": phase, "name": section["names"][way], "pmr": figures["pmr"],
+                "r1": figures.get("r1"), "cmr": figures["cmr_median"], "strong": way == "mined",
             })  # fmt: skip
     return rows
 
 
 def _lead(sections: list[dict[str, Any]]) -> list[str]:
-    """One sentence a run: what mining and retrieval came to."""
+    """Returns one sentence per run with the results of mining and retrieval."""
     sentences = []
     for section in sections:
         words = [f"{section['title']}:"] if section["title"] else []

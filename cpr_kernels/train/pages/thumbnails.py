@@ -1,4 +1,4 @@
-"""Thumbnails that play: for each video a strip of small frames, its flow below, as one JPEG; and its sound."""
+"""Draws the thumbnails of videos that pages show: single frames, strips that play, and pictures of other views."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from ..data.store import FrameStore
 from ..views import chosen
 from ..views.pictures import flow_picture
 
-SPAN = 40  # video frames that a strip covers
+STRIP_SPAN = 40  # video frames that a strip covers
 
 
 @dataclass(frozen=True)
-class Strips:
-    """How thumbnails are made: frames of one strip, pixels of a frame's side, with flow below or without."""
+class StripFormat:
+    """Sets how strips are drawn: frames of one strip, pixels of a frame's side, with flow below or without."""
 
     frames: int
     size: int
@@ -29,19 +29,20 @@ class Strips:
     quality: int = 72
 
 
-# (at most so many videos, how); a page of 10,000 stays near 25 MB
+# (most videos of a page, format): a page of 10,000 stays near 25 MB
 BY_COUNT = (
-    (400, Strips(8, 96, True)),
-    (1500, Strips(6, 72, True, 65)),
-    (4000, Strips(4, 64, False, 60)),
-    (1 << 62, Strips(1, 56, False, 55)),
+    (400, StripFormat(8, 96, True)),
+    (1500, StripFormat(6, 72, True, 65)),
+    (4000, StripFormat(4, 64, False, 60)),
+    (1 << 62, StripFormat(1, 56, False, 55)),
 )
 
 
 @dataclass(frozen=True)
-class Beside:
-    """What is shown of a video in a view that its frames do not tell of. `picture` [H, W, 3] is None where the video
-    lacks the view; `why` then says so.
+class ExtraPicture:
+    """Is a picture of a video in a view that its frames and flow do not show, such as its spectrogram.
+
+    `picture` [H, W, 3] is None where the video lacks the view; `why` then holds the reason.
     """
 
     view: str
@@ -50,64 +51,97 @@ class Beside:
     why: str = ""
 
 
-def beside(views: Sequence[str], store: FrameStore, video: Video) -> list[Beside]:
-    """The pictures of a video that go beside its frames, one for each of the views that has such a picture."""
-    shown = []
+def extra_pictures(views: Sequence[str], store: FrameStore, video: Video) -> list[ExtraPicture]:
+    """Returns the extra pictures of a video, one for each of the views that has such a picture."""
+    pictures = []
     for name, view in chosen(views).items():
         if view.pictured and view.has(video):
             picture, caption = view.picture(store, video)
-            shown.append(Beside(name, caption, picture))
+            pictures.append(ExtraPicture(name, caption, picture))
         elif view.pictured:
-            shown.append(Beside(name, f"no {view.label}", None, video.silence))
-    return shown
+            pictures.append(ExtraPicture(name, f"no {view.label}", None, video.silence))
+    return pictures
 
 
 class Album:
-    """The videos of one data set that a page shows, each with its strip, and with what `views` show beside it."""
+    """Draws the videos of one data set for a page: as single frames (`clip`) or as strips that play (`page`).
 
-    def __init__(self, data: Path, manifest: Manifest) -> None:
+    data: folder of the data set. views: those whose extra pictures are shown beside the frames.
+    """
+
+    def __init__(self, data: Path, manifest: Manifest, views: Sequence[str] = ()) -> None:
         self.manifest, self.store = manifest, FrameStore(data)
-        self.wanted: dict[int, int] = {}  # video: its place in the page
-        self.views: tuple[str, ...] = ()
+        self.views = tuple(views)
+        self.place_of: dict[int, int] = {}  # video: its place in `page`
+        self._clips: dict[int, dict[str, Any]] = {}
+
+    def label(self, video: int) -> str:
+        """Returns the class name of a video of the manifest; empty where it has none."""
+        number = self.manifest.videos[video].label
+        return self.manifest.classes[number] if number >= 0 else ""
+
+    def clip(self, video: int) -> dict[str, Any]:
+        """Returns a video's class name, middle frame, flow and extra pictures, as data URIs; each is drawn once."""
+        if video not in self._clips:
+            stored = self.manifest.videos[video]
+            frame = self.store.frames(stored.id, "rgb", stored.frames // 2, 1)[0]
+            start = max(0, stored.frames // 2 - 8)
+            flow = self.store.frames(stored.id, "flow", start, min(16, stored.frames - start))
+            self._clips[video] = {
+                "label": self.label(video),
+                "frame": thumbnail(frame),
+                "flow": thumbnail(flow_picture(flow)),
+                "extra_pictures": [
+                    {
+                        "caption": extra.caption, "why": extra.why,
+                        "picture": "" if extra.picture is None else thumbnail(extra.picture),
+                    }
+                    for extra in extra_pictures(self.views, self.store, stored)
+                ],
+            }  # fmt: skip
+        return self._clips[video]
 
     def places(self, videos: Sequence[int]) -> list[int]:
-        """Places in the page of these videos of the manifest; new ones are appended."""
-        return [self.wanted.setdefault(video, len(self.wanted)) for video in videos]
+        """Returns the places in `page` of these videos of the manifest; new ones are appended."""
+        return [self.place_of.setdefault(video, len(self.place_of)) for video in videos]
 
     def add_views(self, views: Sequence[str]) -> None:
-        """Views whose pictures are shown beside the frames."""
+        """Adds views whose extra pictures are shown beside the frames."""
         self.views = tuple(dict.fromkeys((*self.views, *views)))
 
     def page(self, tick: Callable[[], None]) -> dict[str, Any]:
-        """What the page reads: classes, and for each video its id, class, strip and {view: picture beside it}."""
-        how = next(strips for most, strips in BY_COUNT if len(self.wanted) <= most)
+        """Returns the classes, and for each placed video its id, class, strip and {view: extra picture}.
+
+        `tick` is called after each video.
+        """
+        form = next(form for most, form in BY_COUNT if len(self.place_of) <= most)
         videos = []
-        for index in self.wanted:
+        for index in self.place_of:
             video = self.manifest.videos[index]
-            others = {
+            extra = {
                 one.view: {
                     "caption": one.caption, "why": one.why,
-                    "jpeg": "" if one.picture is None else _jpeg(one.picture, how.quality),
+                    "jpeg": "" if one.picture is None else _jpeg(one.picture, form.quality),
                 }
-                for one in beside(self.views, self.store, video)
+                for one in extra_pictures(self.views, self.store, video)
             }  # fmt: skip
-            strip = _jpeg(self._strip(video, how), how.quality)
-            videos.append({"id": video.id, "class": video.label, "strip": strip, "beside": others})
+            strip = _jpeg(self._strip(video, form), form.quality)
+            videos.append({"id": video.id, "class": video.label, "strip": strip, "extra": extra})
             tick()
-        return {"classes": self.manifest.classes, "frames": how.frames, "flow": how.flow, "videos": videos}
+        return {"classes": self.manifest.classes, "frames": form.frames, "flow": form.flow, "videos": videos}
 
-    def _strip(self, video: Video, how: Strips) -> npt.NDArray[np.uint8]:
-        """Frames side by side, below them the flow at the same moments: [H, W, 3]."""
-        span = min(SPAN, video.frames)
+    def _strip(self, video: Video, form: StripFormat) -> npt.NDArray[np.uint8]:
+        """Returns frames side by side, below them the flow at the same moments: [H, W, 3]."""
+        span = min(STRIP_SPAN, video.frames)
         first = (video.frames - span) // 2
-        moments = first + np.linspace(0, span - 1, how.frames).round().astype(int)
-        rows = [np.concatenate([self._frame(video, "rgb", int(moment), how) for moment in moments], axis=1)]
-        if how.flow:
-            rows.append(np.concatenate([self._frame(video, "flow", int(m), how) for m in moments], axis=1))
+        moments = first + np.linspace(0, span - 1, form.frames).round().astype(int)
+        rows = [np.concatenate([self._frame(video, "rgb", int(moment), form) for moment in moments], axis=1)]
+        if form.flow:
+            rows.append(np.concatenate([self._frame(video, "flow", int(m), form) for m in moments], axis=1))
         return np.concatenate(rows)
 
-    def _frame(self, video: Video, record: str, moment: int, how: Strips) -> npt.NDArray[np.uint8]:
-        """The middle square of one frame of a record, `how.size` pixels a side."""
+    def _frame(self, video: Video, record: str, moment: int, form: StripFormat) -> npt.NDArray[np.uint8]:
+        """Returns the middle square of one frame of a record, `form.size` pixels a side."""
         import cv2
 
         stored = self.store.frames(video.id, record, moment, 1)
@@ -116,12 +150,25 @@ class Album:
         side = min(height, width)
         top, left = (height - side) // 2, (width - side) // 2
         square = frame[top : top + side, left : left + side]
-        how_to = cv2.INTER_AREA if side > how.size else cv2.INTER_LINEAR
-        return np.asarray(cv2.resize(square, (how.size, how.size), interpolation=how_to), np.uint8)
+        interpolation = cv2.INTER_AREA if side > form.size else cv2.INTER_LINEAR
+        return np.asarray(cv2.resize(square, (form.size, form.size), interpolation=interpolation), np.uint8)
+
+
+def thumbnail(frame: npt.NDArray[np.uint8], width: int = 96) -> str:
+    """Returns an RGB frame [H, W, 3] as a small JPEG, in a data URI."""
+    import cv2
+
+    height = max(1, round(frame.shape[0] * width / frame.shape[1]))
+    small = cv2.resize(frame, (width, height), interpolation=cv2.INTER_AREA)
+    return f"data:image/jpeg;base64,{_jpeg(np.asarray(small, np.uint8), 85)}"
 
 
 def _jpeg(picture: npt.NDArray[np.uint8], quality: int) -> str:
-    """Base64 of an RGB picture [H, W, 3] as a JPEG."""
+    """Returns an RGB picture [H, W, 3] as a JPEG in base64.
+
+    Raises:
+        ValueError: a picture that OpenCV cannot encode.
+    """
     import cv2
 
     good, encoded = cv2.imencode(".jpg", picture[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, quality])

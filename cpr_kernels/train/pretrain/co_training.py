@@ -1,4 +1,4 @@
-"""What is learnt, and by which loss? An encoder a view, their momentum copies, one queue, one step."""
+"""Trains one encoder per view by MIL-NCE on mined positives: momentum copies, one queue, one step."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from .video_queue import VideoQueue
 
 @dataclass(frozen=True)
 class Inputs:
-    """A batch, augmented, or this rank's share of it.
+    """Holds a batch, augmented, or this rank's share of it.
 
     clips: {view: [2, B, ...]}, the two clips of each video, as `View.augmented` gives them. sources, videos: [B]
     int64; entries of the queue with a clip's source are its siblings. seed: the same on all ranks, another each step.
@@ -34,7 +34,7 @@ class Inputs:
     seed: int = 0
 
     def split(self, parts: int) -> list[Inputs]:
-        """So many parts of about one size, in order."""
+        """Splits the batch into `parts` parts of about one size, in order."""
         rows = torch.arange(len(self.sources)).tensor_split(min(parts, len(self.sources)))
         if len(rows) == 1:
             return [self]
@@ -49,14 +49,14 @@ class Inputs:
 
 @dataclass
 class StepResult:
-    """Losses of the trained views, and {schedule: indices [B, k]} of what was mined."""
+    """Holds the losses of the trained views, and {schedule: indices [B, k]} of what was mined."""
 
     losses: dict[str, Tensor]
     mined: dict[str, Tensor]
 
 
 class MultiViewModel(nn.Module):
-    """Online and momentum encoders of every view, and the queue of past keys; all in `state_dict`.
+    """Holds online and momentum encoders of every view, and the queue of past keys; all in `state_dict`.
 
     encoders: {view: encoder}. classes: [videos] int64, the class of each, read by supervised phases only. Every video
     has every view; `missing_views.MissingViewsModel` trains on videos that lack some.
@@ -82,8 +82,9 @@ class MultiViewModel(nn.Module):
                 encoder.compile()
 
     def start_phase(self, phase: Phase) -> None:
-        """Momentum encoders restart from the online ones; the queue is emptied: its keys came from other
-        encoders.
+        """Copies the online encoders to the momentum encoders and empties the queue.
+
+        The queue's keys came from other encoders.
         """
         buffers_of_first_rank(self.online)
         for view in self.online:
@@ -92,7 +93,7 @@ class MultiViewModel(nn.Module):
         self.set_modes(phase)
 
     def calibrate(self, inputs: Inputs) -> None:
-        """Gives encoders that have seen nothing the batch-norm statistics of a first batch; see `calibrate_`."""
+        """Sets initial batch-norm statistics of untrained encoders from a first batch; see `calibrate_`."""
         for view, encoder in self.online.items():
             clips = self.first_clips(inputs, view)
             if len(clips):
@@ -105,17 +106,15 @@ class MultiViewModel(nn.Module):
 
     @property
     def held_videos(self) -> Tensor:
-        """[N] int64: the video of each entry that mining chooses from, -1 for an empty slot."""
+        """Returns the video of each entry that mining chooses from, [N] int64, -1 for an empty slot."""
         return self.queue.videos
 
     def shared_state(self) -> dict[str, nn.Module]:
-        """What every rank holds alike, by name."""
+        """Returns the modules that must be equal on all ranks, by name."""
         return {"online encoders": self.online, "momentum encoders": self.momentum, "queue": self.queue}
 
     def set_modes(self, phase: Phase) -> None:
-        """Trained views in training mode; a frozen view only encodes, with its running batch-norm
-        statistics.
-        """
+        """Sets trained views to training mode; a frozen view only encodes, with its running batch-norm statistics."""
         for view in self.online:
             trained = view in phase.train
             self.online[view].train(trained).requires_grad_(trained)
@@ -123,11 +122,11 @@ class MultiViewModel(nn.Module):
         self.parallel = {view: averaged(self.online[view]) for view in phase.train}
 
     def trained_parameters(self, phase: Phase) -> list[nn.Parameter]:
-        """What the optimiser changes in a phase."""
+        """Returns the parameters that the optimiser changes in a phase."""
         return [p for view in phase.train for p in self.online[view].parameters()]
 
     def is_full(self, seen: int, phase: int) -> bool:
-        """Whether the queue is full once a phase has seen so many clips."""
+        """Returns whether the queue is full after `seen` clips of a phase."""
         return seen >= self.config.queue
 
     def encode(self, inputs: Inputs, view: str, clip: int, encode: Callable[[Tensor], Tensor]) -> Tensor:
@@ -136,9 +135,7 @@ class MultiViewModel(nn.Module):
 
     @torch.no_grad()
     def keys(self, inputs: Inputs, phase: Phase) -> dict[str, Tensor]:
-        """{view: [B, D]} of the second clips: momentum encoders for trained views, the frozen encoders for
-        the others.
-        """
+        """Returns {view: [B, D]} of the second clips, by momentum encoders, or of frozen views by their encoders."""
         keys = {}
         for view in self.online:
             if view in phase.train:
@@ -165,13 +162,13 @@ class MultiViewModel(nn.Module):
         return anchors
 
     def fill_step(self, inputs: Inputs, phase: Phase) -> None:
-        """Only adds this batch's keys to the queue."""
+        """Adds this batch's keys to the queue, without training."""
         self.queue.enqueue_clips(self.keys(inputs, phase), inputs.sources, inputs.videos)
 
     def train_step(
         self, inputs: Inputs, phase: Phase, measured: dict[str, Schedule], use_own: Tensor | None
     ) -> StepResult:
-        """Losses of a batch with their gradients, and what was mined; then its keys enter the queue.
+        """Computes the losses of a batch and their gradients, mines, and then adds the batch's keys to the queue.
 
         `measured` are further schedules to mine with, for the figures. `use_own` [B] bool: see `mil_nce`. With
         `optim.accumulate` the batch goes through the encoders in that many parts; all see the same queue.
@@ -203,7 +200,10 @@ class MultiViewModel(nn.Module):
         use_own: Tensor | None,
         batch: Tensor,
     ) -> tuple[StepResult, dict[str, Tensor]]:
-        """Losses, as shares of the mean over the `batch` of videos, and their gradients; what was mined; the keys."""
+        """Computes the losses of a part and their gradients; returns what was mined, and the keys.
+
+        Losses are shares of the mean over the `batch` of videos.
+        """
         keys = self.keys(inputs, phase)
         queries = {
             view: self.encode(
@@ -240,7 +240,7 @@ class MultiViewModel(nn.Module):
         }
 
     def loss_ids(self, view: str, ids: Tensor) -> Tensor:
-        """Returns the ids [N] of the queue's entries as the loss of a view reads them; -1 leaves an entry out."""
+        """Returns the ids [N] of the queue's entries for the loss of a view; -1 leaves an entry out."""
         return ids
 
     def mean(self, view: str, losses: Tensor, inputs: Inputs, batch: Tensor) -> Tensor:
@@ -248,8 +248,9 @@ class MultiViewModel(nn.Module):
         return losses.sum() / len(batch)
 
     def _relations(self, inputs: Inputs, phase: Phase) -> tuple[str, Tensor, Tensor]:
-        """The loss's rule for entries with a clip's id, and the ids [B] and [N]: sources, or classes where
-        labels are the positives.
+        """Returns the loss's rule for entries with a clip's id, and the ids [B] and [N].
+
+        They are sources, or classes where labels are the positives.
         """
         if phase.supervised:
             held = self.queue.videos
@@ -260,7 +261,7 @@ class MultiViewModel(nn.Module):
 
 
 def new_encoders(config: TrainConfig) -> dict[str, nn.Module]:
-    """A fresh encoder a view, its weights a function of the seed alone; no global state is changed."""
+    """Returns a new encoder per view, its weights a function of the seed only; no global state is changed."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         kind = (config.backbone, config.width, config.embedding)

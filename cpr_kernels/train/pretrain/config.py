@@ -1,4 +1,4 @@
-"""What can be set: plain dataclasses, which the command line shows as options, and named presets."""
+"""Defines the settings of a pretraining, as dataclasses that the command line shows as options."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SIBLINGS: dict[str, int] = {"negative": 0, "positive": 1, "ignore": 2}  # what `
 
 @dataclass(frozen=True)
 class Clips:
-    """The clips of a batch."""
+    """Sets the size and number of the clips of a batch."""
 
     frames: int = 32
     """Consecutive frames of a clip (T)."""
@@ -38,14 +38,14 @@ class Clips:
 
 @dataclass(frozen=True)
 class Mining:
-    """How positives are mined in the cycles."""
+    """Sets how positives are mined in the cycles."""
 
     method: Method = "cpr"
-    """cpr: the cascade. coclr: the top-k of the frozen views alone. custom: `schedule`. infonce: none, for comparison.
+    """cpr: the cascade. coclr: the top-k of the frozen views' sum. custom: `schedule`. infonce: none, for comparison.
     ubernce: every clip of the same class, by its label, the upper bound.
     """
     stages: int = 7
-    """Stages of the cascade (S); odd, so that the frozen view judges first and last."""
+    """Stages of the cascade (S); odd, so that the first and the last use the frozen view."""
     ratio: float = 0.5
     """Share of the queue that each stage but the last keeps (r)."""
     topk: int = 5
@@ -53,18 +53,18 @@ class Mining:
     progressive: bool = False
     """Begin with one positive in the first cycle and end with `topk` in the last."""
     schedule: str = ""
-    """For method custom: stages as view:keep, for example frozen:0.5,trained:0.5,flow+rgb:5; `frozen` stands for all
-    frozen views together, `trained` for the trained one. The last stage keeps `topk`, whatever it says.
+    """For method custom: stages as view:keep, for example frozen:0.5,trained:0.5,flow+rgb:5; `frozen` names the
+    sum of all frozen views, `trained` the trained one. The last stage always keeps `topk`.
     """
     query: Literal["key", "online"] = "key"
-    """What stands for a clip in the trained view while mining. key: its momentum embedding, as the paper
-    writes. online: the trained encoder's embedding of the first clip, as the published code does.
+    """A clip's mining query in the trained view. key: its momentum embedding, as the paper writes.
+    online: the trained encoder's embedding of the first clip, as the published code does.
     """
     frozen_query: Literal["key", "online"] = "key"
     """The same in the frozen views. key: the second clip, as both have it. online: the first clip, so that with
-    `query online` one clip is judged in all views.
+    `query online` all views score one clip.
     """
-    own_drop: float = 0.0
+    drop_own_positive: float = 0.0
     """Chance that a clip's own second clip is left out of its positives where others were mined; the published code
     takes 0.9 after its long pretraining."""
     siblings: Siblings = "positive"
@@ -75,7 +75,7 @@ class Mining:
 
 @dataclass(frozen=True)
 class Optim:
-    """Optimiser and loss."""
+    """Sets optimiser and loss."""
 
     algorithm: Literal["adam", "sgd"] = "adam"
     """Adam as CoCLR and CPR have it, SGD as IIC has it."""
@@ -93,7 +93,7 @@ class Optim:
     step_factor: float = 0.2
     weight_decay: float = 1e-5
     accumulate: int = 1
-    """Parts in which a batch goes through the encoders, to fit into memory; batch norm then sees a part at a time."""
+    """Parts in which a batch is encoded, to fit into memory; batch norm then averages over one part at a time."""
     momentum: float = 0.999
     """Momentum of the key encoder (m)."""
     temperature: float = 0.07
@@ -102,7 +102,7 @@ class Optim:
 
 @dataclass(frozen=True)
 class Iic:
-    """What framework iic adds."""
+    """Sets what framework iic adds."""
 
     negatives: int = 1024
     """Rows of the memory bank drawn for a clip (K)."""
@@ -123,8 +123,8 @@ class TrainConfig:
     out: Path = Path("runs/pretrain")
     """Folder of the run: checkpoints, logs, encoders, report."""
     framework: Literal["moco", "iic"] = "moco"
-    """moco: an encoder a view, momentum encoders and a queue (CoCLR, CPR). iic: one encoder for two views and a memory
-    bank with a row for each training video (IIC, CPR on IIC); `queue` then follows from the data.
+    """moco: an encoder per view, momentum encoders and a queue (CoCLR, CPR). iic: one encoder for two views and a
+    memory bank with a row for each training video (IIC, CPR on IIC); `queue` then follows from the data.
     """
     views: tuple[str, ...] = ("rgb", "flow")
     """What a video is seen as, in the order in which a cycle trains: two are CoCLR and CPR, one is InfoNCE."""
@@ -159,10 +159,10 @@ class TrainConfig:
     compile: bool = False
     """Compile the encoders with torch.compile; the first steps take minutes."""
     goes_on: Path | None = None
-    """Set by `cpr update`: the note of what this run goes on from."""
+    """Set by `cpr update`: the file with what this run continues from."""
 
     def check(self) -> None:
-        """Raises `TrainError` for the first setting that cannot work, and says what would."""
+        """Raises `TrainError` for the first setting that cannot work, with what would."""
         chosen(self.views)
         frames, pixels = SMALLEST_CLIP
         at_least: list[tuple[str, float, float]] = [
@@ -178,7 +178,7 @@ class TrainConfig:
             if value < least:
                 raise TrainError(f"{name}: must be at least {least}, got {value}")
         for name, value in (
-            ("mining.own-drop", self.mining.own_drop),
+            ("mining.drop-own-positive", self.mining.drop_own_positive),
             ("optim.momentum", self.optim.momentum),
             ("optim.decay-at", self.optim.decay_at),
             ("optim.sgd-momentum", self.optim.sgd_momentum),
@@ -197,7 +197,7 @@ class TrainConfig:
             )
         if (self.mining.method == "custom") != bool(self.mining.schedule):
             raise TrainError(
-                "mining.schedule: goes with mining.method custom, and method custom needs it, "
+                "mining.schedule: belongs to mining.method custom, and method custom needs it, "
                 f"got method {self.mining.method} and schedule {self.mining.schedule!r}"
             )
         if self.framework == "iic":
@@ -214,29 +214,32 @@ class TrainConfig:
         for name, value, known in (
             ("mining.siblings", self.mining.siblings, ("negative", "ignore")),
             ("mining.method", self.mining.method, ("infonce", "coclr", "cpr", "custom")),
-            ("mining.own-drop", self.mining.own_drop, (0.0,)),
+            ("mining.drop-own-positive", self.mining.drop_own_positive, (0.0,)),
             ("optim.accumulate", self.optim.accumulate, (1,)),
             ("goes-on", self.goes_on, (None,)),
         ):
             if value not in known:
-                raise TrainError(f"{name}: framework iic knows {' and '.join(map(str, known))}, got {value}")
+                raise TrainError(f"{name}: framework iic takes {' and '.join(map(str, known))}, got {value}")
 
 
 def to_json(config: TrainConfig) -> str:
-    """The config as JSON text, paths as text."""
+    """Returns the config as JSON text, paths as text."""
     return json.dumps(asdict(config), indent=1, default=str)
 
 
 def from_json(text: str) -> TrainConfig:
-    """The inverse of `to_json`."""
+    """Returns the config of a JSON text, also one that an older version wrote."""
     body = json.loads(text)
+    mining = body.get("mining", {})
+    if "own_drop" in mining:  # as version 0.1 wrote it
+        mining["drop_own_positive"] = mining.pop("own_drop")
     kinds = {"clips": Clips, "mining": Mining, "optim": Optim, "augment": Augment, "iic": Iic}
     for name, kind in kinds.items():
         body[name] = kind(**body.get(name, {}))
     body["optim"] = replace(body["optim"], steps=tuple(body["optim"].steps))
     for name in ("data", "out"):
         body[name] = Path(body[name])
-    if "views" not in body:  # a run of before there could be more than two
+    if "views" not in body:  # written when there were always two
         old = {view: body.pop(f"init_{view}", None) for view in ("rgb", "flow")}
         body["init"] = {view: path for view, path in old.items() if path is not None}
     body["init"] = {view: Path(path) for view, path in body["init"].items()}

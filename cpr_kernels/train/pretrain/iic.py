@@ -1,4 +1,4 @@
-"""IIC, and CPR on it: one encoder for both views, a memory bank of all training videos, negatives drawn from it."""
+"""Trains IIC, and CPR on it: one encoder for both views, a memory bank of all training videos."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ BROKEN = "broken"  # the bank's column of intra-negatives
 
 
 class BankModel(nn.Module):
-    """The encoder of IIC and its memory bank, with a row for each training video; all in `state_dict`.
+    """Holds the encoder of IIC and its memory bank, with a row for each training video; all in `state_dict`.
 
     Both views go through the same encoder, clip by clip at the same times. A clip's positive is its video's row in the
     other view; its negatives are drawn rows, the first view's clips with their motion broken, and the bank of those.
-    Until its row is written, a video's own embedding of the step stands for it. Mining reads the rows of both views;
+    Until its row is written, the video's own embedding of the step replaces it. Mining reads the rows of both views;
     what it finds are further positives (MIL-NCE).
 
     videos: [M] int64, the training videos, in the order of the rows; total: how many videos there are in all.
@@ -58,46 +58,46 @@ class BankModel(nn.Module):
 
     @property
     def held_videos(self) -> Tensor:
-        """[M] int64: the video of each row that is written, -1 for the others."""
+        """Returns the video of each row that is written, [M] int64, -1 for the others."""
         return self.bank.labels
 
     def shared_state(self) -> dict[str, nn.Module]:
-        """What every rank holds alike, by name."""
+        """Returns the modules that must be equal on all ranks, by name."""
         return {"online encoders": self.online, "bank": self.bank}
 
     @property
     def encoder(self) -> nn.Module:
-        """The one encoder."""
+        """Returns the encoder of both views."""
         return self.online[self.config.views[0]]
 
     def start_phase(self, phase: Phase) -> None:
-        """Encoder and bank go on as they are."""
+        """Sets the modes; encoder and bank stay as they are."""
         self.set_modes(phase)
 
     def calibrate(self, inputs: Inputs) -> None:
-        """Gives an encoder that has seen nothing the batch-norm statistics of a first batch; see `calibrate_`."""
+        """Sets initial batch-norm statistics of an untrained encoder from a first batch; see `calibrate_`."""
         calibrate_(self.encoder, channels_last(inputs.clips[self.config.views[0]][0]))
 
     def set_modes(self, phase: Phase) -> None:
-        """The encoder is trained in every phase."""
+        """Sets the encoder to training mode, in every phase."""
         self.online.train().requires_grad_(True)
 
     def trained_parameters(self, phase: Phase) -> list[nn.Parameter]:
-        """What the optimiser changes."""
+        """Returns the parameters that the optimiser changes."""
         return list(self.encoder.parameters())
 
     def is_full(self, seen: int, phase: int) -> bool:
-        """Whether every row is written once a phase has seen so many clips."""
+        """Returns whether every row is written after `seen` clips of a phase."""
         return phase > 0 or seen >= self.bank.rows
 
     def fill_step(self, inputs: Inputs, phase: Phase) -> None:
-        """Never asked for: the bank fills while training."""
+        """Raises `NotImplementedError`: the bank fills while training."""
         raise NotImplementedError
 
     def train_step(
         self, inputs: Inputs, phase: Phase, measured: dict[str, Schedule], use_own: Tensor | None
     ) -> StepResult:
-        """Losses of a batch with their gradients, and what was mined; then its embeddings enter the bank."""
+        """Computes the losses of a batch and their gradients, mines, and then writes its embeddings to the bank."""
         config, bank = self.config, self.bank
         first, second = config.views
         generator = torch.Generator().manual_seed(inputs.seed)
@@ -130,7 +130,7 @@ class BankModel(nn.Module):
     def _mine(
         self, anchors: dict[str, Tensor], sources: Tensor, phase: Phase, measured: dict[str, Schedule]
     ) -> dict[str, Tensor]:
-        """{name: rows [B, k]} of the phase's schedule and of those that it is compared with."""
+        """Returns {name: rows [B, k]} of the phase's schedule and of those that it is compared with."""
         schedules = {**({"mined": phase.schedule} if phase.schedule else {}), **measured}
         queries = {view: anchors[view].detach() for view in self.config.views}
         keys = {view: self.bank.views[view] for view in self.config.views}
@@ -140,7 +140,7 @@ class BankModel(nn.Module):
         }
 
     def _left_out(self, sources: Tensor) -> Tensor:
-        """[B, M]: rows that were never written, and siblings where they are to be ignored."""
+        """Returns [B, M] bool: rows that were never written, and siblings where they are to be ignored."""
         empty = (self.bank.ids < 0).expand(len(sources), -1)
         if self.config.mining.siblings == "ignore":
             return empty | (self.bank.ids[None, :] == sources[:, None])

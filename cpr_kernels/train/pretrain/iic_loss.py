@@ -1,4 +1,4 @@
-"""What IIC adds to contrastive learning: clips whose time is broken, and NCE over negatives drawn from the bank."""
+"""Computes what IIC adds to contrastive learning: intra-negatives, and NCE over negatives drawn from the bank."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ SEGMENTS = 4  # of which shuffling exchanges two
 
 
 def intra_negatives(clips: Tensor, kind: IntraNegative, generator: torch.Generator) -> Tensor:
-    """The same clips [B, C, T, H, W] with their motion broken, drawn from `generator` (on the CPU).
+    """Returns the clips [B, C, T, H, W] with their motion broken, drawn from `generator` (on the CPU).
 
     repeat: one frame of the clip, T times. shuffle: two of four segments change places. Source: Tao et al. 2020, "Self-
     supervised video representation learning using inter-intra contrastive framework", section 3.3.
@@ -27,7 +27,7 @@ def intra_negatives(clips: Tensor, kind: IntraNegative, generator: torch.Generat
 
 
 def _exchanged(frames: int, generator: torch.Generator) -> Tensor:
-    """Frame numbers with two segments exchanged, [frames]."""
+    """Returns frame numbers with two segments exchanged, [frames]."""
     if frames < SEGMENTS:
         raise ValueError(f"shuffle: needs at least {SEGMENTS} frames, got {frames}")
     parts = list(torch.tensor_split(torch.arange(frames), SEGMENTS))
@@ -47,7 +47,7 @@ def drawn_nce(
     broken: tuple[Tensor, Tensor] | None = None,
     left_out: Tensor | None = None,
 ) -> Tensor:
-    """MIL-NCE over negatives drawn from a bank: ``logsumexp(all) - logsumexp(positives)``, [B].
+    """Returns MIL-NCE over negatives drawn from a bank: ``logsumexp(all) - logsumexp(positives)``, [B].
 
     A row of the bank counts as often as it was drawn. Mined rows are positives, once each, drawn or not. With
     nothing mined it is IIC's NCE; with every row drawn once it is :func:`cpr_kernels.mil_nce`.

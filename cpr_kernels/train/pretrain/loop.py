@@ -1,6 +1,4 @@
-"""The training loop: one step after the other, each a function of config and step number, resumable at any
-of them.
-"""
+"""Runs the training loop: each step is a function of config and step number, and a run can resume at any of them."""
 
 from __future__ import annotations
 
@@ -21,25 +19,25 @@ from ..batches.dataset import Batch, ClipDataset
 from ..batches.loader import augmented, clip_loader, default_workers
 from ..batches.sampler import ClipSampler, MixedSampler
 from ..encoders.weights import load_encoder, save_encoder
-from ..runtime import ranks as parallel
+from ..runtime import ranks
 from ..runtime.checkpoint import load, save
-from ..runtime.device import compiling, device_to_train_on, refuse_infinite
+from ..runtime.device import check_finite, compiling, device_to_train_on
 from ..runtime.files import write_atomically
-from ..runtime.lock import alone
+from ..runtime.lock import exclusive
 from ..runtime.run_log import RunLog
 from ..runtime.signals import stop_flag
 from .co_training import Inputs, MultiViewModel, new_encoders
 from .config import Optim, TrainConfig, to_json
 from .iic import BankModel
-from .mining_meter import MiningMeter, rival_schedules
-from .missing_views import MissingViewsModel, Presence
+from .mining_meter import MiningMeter, baseline_schedules
+from .missing_views import MissingViewsModel, ViewMask
 from .phases import Moment, Phase, locate, make_plan, total_steps
 from .run_folder import WarmStart, config_of, encoder_file, warm_start
 
 
 @dataclass
 class Trainer:
-    """Everything a step touches."""
+    """Holds everything that a step reads or changes."""
 
     config: TrainConfig
     device: torch.device
@@ -48,13 +46,13 @@ class Trainer:
     plan: list[Phase]
     model: MultiViewModel | BankModel
     optimizer: torch.optim.Optimizer
-    presence: Presence
+    view_mask: ViewMask
     meter: MiningMeter
     sources: Tensor  # [videos] int64, the source group of each
 
 
 def pretrain(config: TrainConfig, resume: bool = False) -> Path:
-    """Runs, or continues, a whole pretraining; returns the run's folder.
+    """Runs or resumes a whole pretraining; returns the run's folder.
 
     The folder gets `config.json`, `checkpoint.pt` (after every epoch), `encoders/` (after every phase),
     `log.jsonl` and `mined.jsonl`. Ctrl-C writes a checkpoint first. Resumed on a CPU, the weights are those
@@ -64,7 +62,7 @@ def pretrain(config: TrainConfig, resume: bool = False) -> Path:
         TrainError: a setting that cannot work, a folder that holds another run, nothing to resume.
         Interrupted: stopped by SIGINT or SIGTERM, resumable.
     """
-    with parallel.process_group(config.device) as device:
+    with ranks.process_group(config.device) as device:
         return _pretrain(config, resume, device)
 
 
@@ -72,10 +70,10 @@ def _pretrain(config: TrainConfig, resume: bool, device: str) -> Path:
     run = Path(config.out)
     state = _refuse_another(run, config, resume)
     trainer = build(config, device)
-    writes = parallel.rank() == 0
+    writes = ranks.rank() == 0
     start = 0 if state is None else restore(trainer, state)
-    with alone(run, "train") if writes else nullcontext():
-        parallel.wait_for_all()  # all have seen whether the folder is free
+    with exclusive(run, "train") if writes else nullcontext():
+        ranks.wait_for_all()  # all have seen whether the folder is free
         if writes:
             write_atomically(run / "config.json", to_json(trainer.config).encode())
         _train(trainer, state, start, writes)
@@ -83,7 +81,7 @@ def _pretrain(config: TrainConfig, resume: bool, device: str) -> Path:
 
 
 def _train(trainer: Trainer, state: dict[str, Any] | None, start: int, writes: bool) -> None:
-    """Every step from `start` on, with what is logged and kept of it."""
+    """Runs every step from `start` on, logs it and saves checkpoints."""
     config, run = trainer.config, Path(trainer.config.out)
     end, began = total_steps(trainer.plan, trainer.sampler.steps_per_pass), time.perf_counter()
     log = RunLog(run, resume_at=start, writes=writes)
@@ -91,76 +89,76 @@ def _train(trainer: Trainer, state: dict[str, Any] | None, start: int, writes: b
     with bar, stop_flag() as stop, log, torch.random.fork_rng(_cuda(trainer)):
         _seed(trainer, state)
         if writes:
-            _tell_left_out(trainer, say)
+            _print_left_out(trainer, say)
         for step, batch in enumerate(_batches(trainer, start, end), start=start):
             moment = locate(trainer.plan, trainer.sampler.steps_per_pass, step)
             with compiling(config.compile):
                 figures = run_step(trainer, moment, step, batch, log)
             rate = 2 * config.clips.batch * (step + 1 - start) / (time.perf_counter() - began)
             name = trainer.plan[moment.phase].name
-            bar.advance(status=f"{rate:.0f} clips/s  {name}{_brief(figures)}")
-            stopping = parallel.any_rank(bool(stop), trainer.device)
+            bar.advance(status=f"{rate:.0f} clips/s  {name}{_status(figures)}")
+            stopping = ranks.any_rank(bool(stop), trainer.device)
             if moment.ends_epoch or moment.ends_phase or stopping or step == end - 1:
-                _keep(trainer, moment, step, log, writes)
+                _save_checkpoint(trainer, moment, step, log, writes)
             if stopping:
                 raise Interrupted(
                     f"stopped after step {step + 1} of {end}; continue with: cpr pretrain --resume {run}"
                 )
 
 
-def _tell_left_out(trainer: Trainer, tell: Callable[[str], None]) -> None:
-    """Which videos take no part, or not in every view."""
+def _print_left_out(trainer: Trainer, print_line: Callable[[str], None]) -> None:
+    """Prints which videos are left out, or lack a view."""
     dataset, frames = trainer.dataset, trainer.config.clips.frames
     if not trainer.meter.classes:
-        tell("the data set has no classes: PMR and CMR of what is mined are not measured")
+        print_line("the data set has no classes: PMR and CMR of what is mined are not measured")
     if dataset.left_out:
-        tell(f"{dataset.left_out} videos are shorter than {frames} frames: left out")
+        print_line(f"{dataset.left_out} videos are shorter than {frames} frames: left out")
     if dataset.without:
-        tell(f"{dataset.without} videos have no {' and no '.join(dataset.views)}: left out")
-    for view, share in trainer.presence.missing.items():
-        tell(
+        print_line(f"{dataset.without} videos have no {' and no '.join(dataset.views)}: left out")
+    for view, share in trainer.view_mask.missing.items():
+        print_line(
             f"{100 * share:.1f} % of the training videos have no {view}: it scores 0 for them, and they do not train it"
         )
 
 
-def _keep(trainer: Trainer, moment: Moment, step: int, log: RunLog, writes: bool) -> None:
-    """The checkpoint after a step, and the encoders at the end of a phase, when all ranks agree on them."""
+def _save_checkpoint(trainer: Trainer, moment: Moment, step: int, log: RunLog, writes: bool) -> None:
+    """Saves the checkpoint after a step, and the encoders at the end of a phase, when all ranks agree on them."""
     model, run = trainer.model, Path(trainer.config.out)
-    parallel.check_same(model.shared_state(), trainer.device)
+    ranks.check_same(model.shared_state(), trainer.device)
     if writes:
         if moment.ends_phase:
             _save_encoders(trainer, moment, run)
         log.flush()
         save(run / "checkpoint.pt", snapshot(trainer, step + 1))
-    parallel.wait_for_all()
+    ranks.wait_for_all()
 
 
 def build(config: TrainConfig, device_name: str | None = None) -> Trainer:
-    """Data, plan, model and optimiser of a config; reads the data set, writes nothing."""
+    """Builds data, plan, model and optimiser of a config; reads the data set, writes nothing."""
     config.check()
-    parallel.share_of(config.clips.batch)
+    ranks.share_of(config.clips.batch)
     device = device_to_train_on(device_name or config.device, config.amp)
     clips = config.clips
     dataset = ClipDataset(
         config.data, clips.frames, clips.crop, views=config.views, min_area=config.augment.min_area,
         apart=clips.apart, cache_mb=clips.cache_mb,
     )  # fmt: skip
-    presence = Presence(dataset.manifest, dataset.views, device)
+    view_mask = ViewMask(dataset.manifest, dataset.views, device)
     if config.framework == "iic":
         config = replace(config, queue=len(dataset))
     note = None if config.goes_on is None else WarmStart.load(config.goes_on)
-    order = (clips.batch, config.seed, parallel.rank(), parallel.world())
+    order = (clips.batch, config.seed, ranks.rank(), ranks.world())
     if note is None:
         sampler = ClipSampler(len(dataset), *order)
     else:
         sampler = MixedSampler(np.asarray(dataset.videos) < note.old_videos, note.old_share, *order)
-    model = _model(config, dataset, presence).to(device)
+    model = _model(config, dataset, view_mask).to(device)
     if note is not None:
         warm_start(model, note)
     plan = make_plan(config)
     if any(phase.supervised for phase in plan):
         dataset.manifest.need_classes(config.data, f"mining.method {config.mining.method}")
-    names = ["mined", *rival_schedules(config.views, config.mining.topk)]
+    names = ["mined", *baseline_schedules(config.views, config.mining.topk)]
     return Trainer(
         config=config,
         device=device,
@@ -169,14 +167,14 @@ def build(config: TrainConfig, device_name: str | None = None) -> Trainer:
         plan=plan,
         model=model,
         optimizer=_optimizer(config, model, plan[0]),
-        presence=presence,
+        view_mask=view_mask,
         meter=MiningMeter(dataset.manifest, names, device),
         sources=torch.tensor([video.group for video in dataset.manifest.videos], device=device),
     )
 
 
 def run_step(trainer: Trainer, moment: Moment, step: int, batch: Batch, log: RunLog) -> dict[str, Any]:
-    """One step: fills the queue, or trains on a batch; returns its figures."""
+    """Runs one step: fills the queue, or trains on a batch; returns its figures."""
     config, phase, model = trainer.config, trainer.plan[moment.phase], trainer.model
     began = time.perf_counter()
     if step == 0 and config.goes_on is not None:
@@ -191,27 +189,27 @@ def run_step(trainer: Trainer, moment: Moment, step: int, batch: Batch, log: Run
     if moment.epoch < 0:
         model.fill_step(inputs, phase)
         return {}
-    own = torch.rand(len(inputs.videos), generator=generator) >= config.mining.own_drop
+    own = torch.rand(len(inputs.videos), generator=generator) >= config.mining.drop_own_positive
     full = model.is_full(moment.step_in_phase * config.clips.batch, moment.phase)
-    measured = rival_schedules(config.views, phase.topk) if full else {}
+    measured = baseline_schedules(config.views, phase.topk) if full else {}
     entries = model.held_videos.clone()  # before this batch replaces some
     trainer.optimizer.zero_grad(set_to_none=True)
     result = model.train_step(inputs, phase, measured, own.to(trainer.device) if phase.schedule else None)
-    losses = parallel.means([float(loss) for loss in result.losses.values()], trainer.device)
+    losses = ranks.means([float(loss) for loss in result.losses.values()], trainer.device)
     figures = {f"loss_{view}": loss for view, loss in zip(result.losses, losses)}
-    refuse_infinite(step, figures, model.trained_parameters(phase))
+    check_finite(step, figures, model.trained_parameters(phase))
     for group in trainer.optimizer.param_groups:
         group["lr"] = learning_rate(config.optim, phase, moment)
     trainer.optimizer.step()
-    videos = parallel.gathered(inputs.videos)
-    mined = {name: parallel.gathered(indices) for name, indices in result.mined.items()}
+    videos = ranks.gathered(inputs.videos)
+    mined = {name: ranks.gathered(indices) for name, indices in result.mined.items()}
     for name, indices in mined.items():
         if trainer.meter.classes:
             figures[f"pmr_{name}"] = trainer.meter.update(name, indices, videos, entries)
     figures["seconds"] = time.perf_counter() - began
     facts = {"step": step, "phase": phase.name, "epoch": moment.epoch}
-    if trainer.presence.missing and moment.ends_epoch:
-        facts["missing"] = trainer.presence.missing
+    if trainer.view_mask.missing and moment.ends_epoch:
+        facts["missing"] = trainer.view_mask.missing
     log.step(facts, figures)
     if moment.ends_epoch:
         log.epoch(facts, trainer.meter.summary())
@@ -221,8 +219,8 @@ def run_step(trainer: Trainer, moment: Moment, step: int, batch: Batch, log: Run
 
 
 def _inputs(trainer: Trainer, batch: Batch, step: int) -> tuple[Inputs, torch.Generator]:
-    """This rank's augmented share of the batch, and the generator of its further draws."""
-    config, rank = trainer.config, parallel.rank()
+    """Returns this rank's augmented share of the batch, and the generator of its further draws."""
+    config, rank = trainer.config, ranks.rank()
     own = (config.seed, 2, step, rank) if rank else (config.seed, 2, step)
     generator = torch.Generator().manual_seed(int(np.random.SeedSequence(own).generate_state(1)[0]))
     clips = augmented(batch, trainer.dataset.views, config.augment, generator, trainer.device)
@@ -232,7 +230,7 @@ def _inputs(trainer: Trainer, batch: Batch, step: int) -> tuple[Inputs, torch.Ge
 
 
 def learning_rate(optim: Optim, phase: Phase, moment: Moment) -> float:
-    """The rate at a training step of a phase: warm-up, then constant, then a tenth."""
+    """Returns the rate at a training step of a phase: warm-up, then constant, then a tenth."""
     full = optim.lr if phase.pretrains or optim.cycle_lr is None else optim.cycle_lr
     if optim.steps:
         return full * optim.step_factor ** sum(moment.overall >= step for step in optim.steps)
@@ -241,12 +239,12 @@ def learning_rate(optim: Optim, phase: Phase, moment: Moment) -> float:
 
 
 def mined_videos(indices: Tensor, entries: Tensor) -> Tensor:
-    """The videos [B, k] of mined entries [B, k]; padding stays -1."""
+    """Returns the videos [B, k] of mined entries [B, k]; padding stays -1."""
     return torch.where(indices >= 0, entries[indices.clamp(min=0)], -1)
 
 
 def snapshot(trainer: Trainer, step: int) -> dict[str, Any]:
-    """Everything that the next step depends on, as tensors and plain values.
+    """Returns everything that the next step depends on, as tensors and plain values.
 
     There is no scheduler, since the rate is a function of the step, and no loss scaler, since bfloat16 needs none.
     """
@@ -265,7 +263,7 @@ def snapshot(trainer: Trainer, step: int) -> dict[str, Any]:
 
 
 def restore(trainer: Trainer, state: dict[str, Any]) -> int:
-    """Puts a snapshot back; returns the step to go on with."""
+    """Loads a snapshot; returns the step to resume at."""
     try:
         return _restore(trainer, state)
     except (RuntimeError, KeyError, ValueError, IndexError) as error:
@@ -288,7 +286,7 @@ def _restore(trainer: Trainer, state: dict[str, Any]) -> int:
 
 
 def _seed(trainer: Trainer, state: dict[str, Any] | None) -> None:
-    """Torch's own generators: from the config's seed, or as they were. No draw of ours comes from them."""
+    """Seeds torch's own generators, or restores them. The trainer's own draws come from other generators."""
     if state is None:
         torch.manual_seed(trainer.config.seed)
         return
@@ -302,7 +300,7 @@ def _cuda(trainer: Trainer) -> list[torch.device]:
 
 
 def _refuse_another(run: Path, config: TrainConfig, resume: bool) -> dict[str, Any] | None:
-    """The checkpoint to go on from, if there is one; refuses to mix two runs."""
+    """Returns the checkpoint to resume from, if there is one; refuses to mix two runs."""
     known = (run / "config.json").is_file()
     if not resume:
         if known:
@@ -322,7 +320,7 @@ def _refuse_another(run: Path, config: TrainConfig, resume: bool) -> dict[str, A
 def _initial_encoders(config: TrainConfig) -> dict[str, nn.Module]:
     encoders = new_encoders(config)
     for view, path in config.init.items():
-        loaded = load_encoder(path, say=say if parallel.rank() == 0 else None)
+        loaded = load_encoder(path, say=say if ranks.rank() == 0 else None)
         got, wanted = (
             [getattr(encoder, name) for name in ("architecture", "width", "embedding")]
             for encoder in (loaded, encoders[view])
@@ -336,18 +334,18 @@ def _initial_encoders(config: TrainConfig) -> dict[str, nn.Module]:
     return encoders
 
 
-def _model(config: TrainConfig, dataset: ClipDataset, presence: Presence) -> MultiViewModel | BankModel:
+def _model(config: TrainConfig, dataset: ClipDataset, view_mask: ViewMask) -> MultiViewModel | BankModel:
     videos, encoders = dataset.manifest.videos, _initial_encoders(config)
-    if parallel.world() > 1 and (config.framework == "iic" or presence.missing):
+    if ranks.world() > 1 and (config.framework == "iic" or view_mask.missing):
         what = (
-            "framework iic" if config.framework == "iic" else f"videos without {', '.join(presence.missing)}"
+            "framework iic" if config.framework == "iic" else f"videos without {', '.join(view_mask.missing)}"
         )
         raise TrainError(f"torchrun: {what} can be trained in one process only; start it without torchrun")
     if config.framework == "iic":
         return BankModel(config, encoders[config.views[0]], torch.tensor(dataset.videos), len(videos))
     classes = torch.tensor([video.label for video in videos])
-    if presence.missing:
-        return MissingViewsModel(config, encoders, classes, presence)
+    if view_mask.missing:
+        return MissingViewsModel(config, encoders, classes, view_mask)
     return MultiViewModel(config, encoders, classes)
 
 
@@ -374,7 +372,7 @@ def _save_encoders(trainer: Trainer, moment: Moment, run: Path) -> None:
         save_encoder(encoder_file(run, moment.phase, phase.name, view), encoder, view, phase=phase.name)
 
 
-def _brief(figures: dict[str, Any]) -> str:
+def _status(figures: dict[str, Any]) -> str:
     parts = [
         f" {key.removeprefix('loss_')} loss {value:.2f}"
         for key, value in figures.items()

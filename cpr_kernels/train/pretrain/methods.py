@@ -1,4 +1,4 @@
-"""Where do a clip's positives come from? One function a method: from the trained view to how it is mined.
+"""Chooses where a clip's positives come from: one function per method, from the trained view to how it is mined.
 
 To add one: a function here, its line in `METHODS`, its name in `config.Method`.
 """
@@ -17,19 +17,19 @@ FROZEN, TRAINED = "frozen", "trained"  # in a schedule's text: the frozen views 
 
 @dataclass(frozen=True)
 class Positives:
-    """How a phase finds positives: by a mining schedule, by labels (`supervised`), or not at all."""
+    """Says how a phase finds positives: by a mining schedule, by labels (`supervised`), or not at all."""
 
     schedule: Schedule | None = None
     supervised: bool = False
 
 
 def infonce(config: TrainConfig, trained: str, topk: int) -> Positives:
-    """None but the clip itself (MoCo): the budget of the cycles spent on InfoNCE."""
+    """Mines nothing: the clip itself is its only positive (MoCo), with the budget of the cycles spent on InfoNCE."""
     return Positives()
 
 
 def ubernce(config: TrainConfig, trained: str, topk: int) -> Positives:
-    """Every entry of the clip's class, labels as ids: the upper bound of mining (Han et al. 2020).
+    """Takes every entry of the clip's class, labels as ids: the upper bound of mining (Han et al. 2020).
 
     The loss is eq. 2's, the log of a sum over positives; the published UberNCE takes the mean of their logs.
     """
@@ -37,15 +37,16 @@ def ubernce(config: TrainConfig, trained: str, topk: int) -> Positives:
 
 
 def coclr(config: TrainConfig, trained: str, topk: int) -> Positives:
-    """One stage, judged by the frozen views together; with two views CoCLR (Han et al. 2020), with more the
-    concatenated oracle. With one view there is no judge, and this is InfoNCE.
+    """Mines in one stage, by the frozen views' sum: with two views CoCLR (Han et al. 2020), with more the oracle.
+
+    With one view there is no frozen view, and this is InfoNCE.
     """
     frozen = frozen_views(config, trained)
     return Positives(Schedule([Stage(dict.fromkeys(frozen, 1.0), topk)]) if frozen else None)
 
 
 def cpr(config: TrainConfig, trained: str, topk: int) -> Positives:
-    """The cascade (Wu et al. 2022): frozen and trained view in turn. Several frozen views judge together."""
+    """Mines by the cascade (Wu et al. 2022): frozen and trained view in turn. Several frozen views are summed."""
     frozen, mining = frozen_views(config, trained), config.mining
     if not frozen:
         return Positives()
@@ -54,7 +55,7 @@ def cpr(config: TrainConfig, trained: str, topk: int) -> Positives:
 
 
 def custom(config: TrainConfig, trained: str, topk: int) -> Positives:
-    """`mining.schedule` as written, `frozen` and `trained` standing for the views of the phase."""
+    """Mines by `mining.schedule` as written; `frozen` and `trained` name the views of the phase."""
     made = parse_schedule(config.mining.schedule, num_keys=config.queue)
     made = Schedule([*made[:-1], Stage(made[-1].weights, topk)])
     if unknown := [name for name in made.views if name not in (FROZEN, TRAINED, *config.views)]:
@@ -70,7 +71,7 @@ METHODS: dict[str, Callable[[TrainConfig, str, int], Positives]] = {
 
 
 def method_of(config: TrainConfig, trained: str, topk: int) -> Positives:
-    """How positives for the trained view are found.
+    """Returns how positives for the trained view are found.
 
     Raises:
         TrainError: a schedule that cannot be, with the reason.
@@ -82,12 +83,12 @@ def method_of(config: TrainConfig, trained: str, topk: int) -> Positives:
 
 
 def frozen_views(config: TrainConfig, trained: str) -> tuple[str, ...]:
-    """All views but the trained one, in order."""
+    """Returns all views but the trained one, in order."""
     return tuple(view for view in config.views if view != trained)
 
 
 def _named(schedule: Schedule, frozen: tuple[str, ...], trained: str) -> Schedule:
-    """`frozen` and `trained` replaced by the views that they stand for."""
+    """Replaces `frozen` and `trained` by the views that they name."""
     stages = []
     for stage in schedule:
         weights: dict[str, float] = {}
@@ -96,6 +97,6 @@ def _named(schedule: Schedule, frozen: tuple[str, ...], trained: str) -> Schedul
             for view in stands_for:
                 weights[view] = weights.get(view, 0.0) + weight
         if not weights:
-            raise ValueError(f"schedule: stage {stage} is judged by the frozen views, and there are none")
+            raise ValueError(f"schedule: stage {stage} weighs the frozen views, and there are none")
         stages.append(Stage(weights, stage.keep))
     return Schedule(stages)

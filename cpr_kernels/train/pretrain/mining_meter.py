@@ -1,4 +1,4 @@
-"""How good are the mined positives? PMR and CMR of several ways of mining, side by side on the same queue."""
+"""Measures the mined positives: PMR and CMR of several schedules, side by side on the same queue."""
 
 from __future__ import annotations
 
@@ -10,18 +10,19 @@ from torch import Tensor
 from ... import Schedule, coclr_schedule, oracle_schedule
 from ...metrics import ClassMiningRecall, PositiveMiningRecall, median_recall
 from ..data.manifest import Manifest
-from ..views.names import together
+from ..views.names import name_of_all_views
 
 
-def rival_schedules(views: Sequence[str], topk: int) -> dict[str, Schedule]:
-    """The ways of mining that every run is compared with: each view alone, and the sum of all of them."""
+def baseline_schedules(views: Sequence[str], topk: int) -> dict[str, Schedule]:
+    """Returns the schedules that every run is compared with: each single view, and the sum of all of them."""
     singles = {view: coclr_schedule(view, topk) for view in views}
-    return {**singles, together(views): oracle_schedule(views, topk)} if len(views) > 1 else singles
+    return {**singles, name_of_all_views(views): oracle_schedule(views, topk)} if len(views) > 1 else singles
 
 
 class MiningMeter:
-    """PMR and CMR of named schedules over an epoch; labels serve here and nowhere else. Without classes there is
-    nothing to measure by: `update` must not be called, and the summary is empty.
+    """Measures PMR and CMR of named schedules over an epoch; labels are read here only.
+
+    Without classes there is nothing to measure by: `update` must not be called, and the summary is empty.
 
     The queue's label column holds each entry's video (its index in the manifest); class and source follow
     from it.
@@ -37,9 +38,7 @@ class MiningMeter:
         self.first = {name: PositiveMiningRecall().to(device) for name in names}
 
     def update(self, name: str, indices: Tensor, videos: Tensor, entries: Tensor) -> float:
-        """Adds a step: mined [B, k], the queries' videos [B], the entries' videos [N]; returns the step's
-        PMR.
-        """
+        """Adds a step: mined [B, k], the queries' videos [B], the entries' videos [N]; returns the step's PMR."""
         key_labels = torch.where(entries >= 0, self.class_of[entries.clamp(min=0)], -1)
         query_labels = self.class_of[videos]
         before = (self.pmr[name].hits.clone(), self.pmr[name].mined.clone())
@@ -50,9 +49,7 @@ class MiningMeter:
         return float(hits / mined) if mined else float("nan")
 
     def summary(self) -> dict[str, dict[str, object]]:
-        """{name: PMR, R@1 (PMR of the best pick), median CMR and CMR per class} of what was mined since the last
-        reset.
-        """
+        """Returns {name: PMR, R@1 (PMR of the best pick), median CMR, CMR per class} since the last reset."""
         result: dict[str, dict[str, object]] = {}
         for name in self.pmr:
             if int(self.pmr[name].mined):
@@ -71,7 +68,7 @@ class MiningMeter:
             metric.reset()
 
     def state_dict(self) -> dict[str, dict[str, Tensor]]:
-        """The counts so far, so that an epoch can be resumed in its middle."""
+        """Returns the counts so far, so that a run can resume inside an epoch."""
         return {
             name: {
                 "hits": self.pmr[name].hits,
@@ -84,7 +81,7 @@ class MiningMeter:
         }
 
     def load_state_dict(self, state: Mapping[str, Mapping[str, Tensor]]) -> None:
-        """The inverse of `state_dict`."""
+        """Loads the counts of a `state_dict`."""
         for name, counts in state.items():
             self.pmr[name].hits.copy_(counts["hits"])
             self.pmr[name].mined.copy_(counts["mined"])

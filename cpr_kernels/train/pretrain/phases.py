@@ -1,6 +1,4 @@
-"""What happens at step n? The run as a list of phases, each a number of epochs, as a pure function of the
-config.
-"""
+"""Plans a run as a list of phases, each a number of epochs, as a pure function of the config."""
 
 from __future__ import annotations
 
@@ -17,12 +15,12 @@ Views = tuple[str, ...]
 
 @dataclass(frozen=True)
 class Phase:
-    """Some epochs in which the same views are trained in the same way; the others are frozen samplers.
+    """Describes epochs in which the same views are trained in the same way; the others are frozen.
 
     The first `fill_steps` steps only fill the queue: mining in a queue that is nearly empty finds nothing
     good. `schedule` None means that nothing is mined. `supervised`: entries of a clip's class are its
     positives. `pretrains`: this is the InfoNCE pretraining of all views, not a part of a cycle. `topk` is
-    what this phase's mining, and whatever it is compared with, picks.
+    how many this phase's mining, and its baselines, pick.
     """
 
     name: str
@@ -35,15 +33,15 @@ class Phase:
     pretrains: bool = False
 
     def steps(self, steps_per_epoch: int) -> int:
-        """All steps of the phase, filling included."""
+        """Returns the number of steps of the phase, filling included."""
         return self.fill_steps + self.epochs * steps_per_epoch
 
 
 @dataclass(frozen=True)
 class Moment:
-    """Where a step lies. `epoch` counts from 0 in its phase, and is -1 while the queue is filled.
+    """Locates a step: `epoch` counts from 0 in its phase, and is -1 while the queue is filled.
 
-    `progress` is the share of the phase's training steps that lie behind, `overall` that of the whole run's.
+    `progress` is the share of the phase's training steps that are done, `overall` that of the whole run's.
     """
 
     phase: int
@@ -57,7 +55,7 @@ class Moment:
 
 
 def make_plan(config: TrainConfig) -> list[Phase]:
-    """InfoNCE of all views; then, cycle by cycle, each view in turn with the others frozen (Algorithm 1).
+    """Returns the phases: InfoNCE of all views; then, per cycle, each view in turn, the others frozen (Algorithm 1).
 
     Raises:
         TrainError: a schedule that the queue is too small for, or nothing to do.
@@ -89,7 +87,7 @@ def make_plan(config: TrainConfig) -> list[Phase]:
 
 
 def _plan_of_iic(config: TrainConfig) -> list[Phase]:
-    """NCE, then cycles with mined positives; both views train their one encoder all along."""
+    """Returns the phases of IIC: NCE, then cycles with mined positives; both views train their one encoder in each."""
     phases = []
     if config.infonce_epochs:
         topk = config.mining.topk
@@ -104,8 +102,9 @@ def _plan_of_iic(config: TrainConfig) -> list[Phase]:
 
 
 def topk_of_cycle(config: TrainConfig, cycle: int) -> int:
-    """Positives mined in a cycle, counted from 1: `topk`, or with `progressive` from 1 in the first cycle to
-    `topk` in the last, evenly.
+    """Returns the positives mined in a cycle, counted from 1.
+
+    That is `topk`, or with `progressive` from 1 in the first cycle to `topk` in the last, evenly.
     """
     mining = config.mining
     if not mining.progressive:
@@ -118,7 +117,7 @@ def topk_of_cycle(config: TrainConfig, cycle: int) -> int:
 
 
 def locate(plan: list[Phase], steps_per_epoch: int, step: int) -> Moment:
-    """Where global step `step` lies in the plan."""
+    """Returns the moment of global step `step` in the plan."""
     behind = 0
     for number, phase in enumerate(plan):
         total = phase.steps(steps_per_epoch)
@@ -136,9 +135,9 @@ def locate(plan: list[Phase], steps_per_epoch: int, step: int) -> Moment:
             )
         step -= total
         behind += phase.epochs * steps_per_epoch
-    raise IndexError("step lies behind the last phase")
+    raise IndexError("step is after the last phase")
 
 
 def total_steps(plan: list[Phase], steps_per_epoch: int) -> int:
-    """Steps of the whole run."""
+    """Returns the number of steps of the whole run."""
     return sum(phase.steps(steps_per_epoch) for phase in plan)

@@ -1,4 +1,4 @@
-"""Named settings: the papers' and small ones, alone or combined as in small+cpr7."""
+"""Defines named settings: the papers' and small ones, alone or combined as in small+cpr7."""
 
 from __future__ import annotations
 
@@ -11,21 +11,17 @@ from .config import Clips, Mining, Optim, TrainConfig
 
 
 def paper() -> dict[str, Any]:
-    """The papers' UCF101 setting: 32 frames of 128 px, S3D, queue 2,048, 300 epochs and two cycles of 100.
-    Needs GPUs.
-    """
+    """Uses the papers' UCF101 setting: 32 frames of 128 px, S3D, queue 2,048, 300 epochs, 2 cycles of 100; for GPUs."""
     return {}
 
 
 def k400() -> dict[str, Any]:
-    """The papers' Kinetics setting: a queue of 16,384, 200 epochs and one cycle of 50. Needs many GPUs."""
+    """Uses the papers' Kinetics setting: a queue of 16,384, 200 epochs and one cycle of 50. Needs many GPUs."""
     return {"queue": 16384, "infonce_epochs": 200, "cycles": 1, "cycle_epochs": 50}
 
 
 def small() -> dict[str, Any]:
-    """For two CPU cores: a quarter of the channels, 8 frames of 64 px, queue 256, 5 stages, an hour for
-    1,000 videos.
-    """
+    """Fits two CPU cores: a quarter of the channels, 8 frames of 64 px, queue 256; 1,000 videos take an hour."""
     return {
         "infonce_epochs": 30,
         "cycles": 1,
@@ -39,7 +35,7 @@ def small() -> dict[str, Any]:
 
 
 def modalities() -> dict[str, Any]:
-    """RGB, flow and sound: S3D and ResNet-18, 5 positives by the frozen views together, two cycles. Needs GPUs."""
+    """Uses RGB, flow and sound: S3D and ResNet-18, 5 positives by the frozen views' sum, two cycles. Needs GPUs."""
     return {
         "views": ("rgb", "flow", "audio"),
         "clips": Clips(apart=True),
@@ -48,7 +44,7 @@ def modalities() -> dict[str, Any]:
 
 
 def iic() -> dict[str, Any]:
-    """IIC as published: R3D on 16 frames, RGB and residuals, 240 epochs of SGD; with CPR, 5 cycles of 20 more."""
+    """Uses IIC as published: R3D on 16 frames, RGB and residuals, 240 epochs of SGD; with CPR, 5 cycles of 20 more."""
     return {
         "framework": "iic",
         "views": ("rgb", "residual"),
@@ -77,12 +73,12 @@ METHOD_PRESETS: dict[str, dict[str, Any]] = {
     "cpr5": {"method": "cpr", "stages": 5},
     "cpr7": {"method": "cpr", "stages": 7},
     "progressive": {"method": "cpr", "progressive": True},
-    "published": {"query": "online", "own_drop": 0.9, "siblings": "positive"},
+    "published": {"query": "online", "drop_own_positive": 0.9, "siblings": "positive"},
 }
 
 
 def preset(names: str) -> dict[str, Any]:
-    """The settings of a preset, or of one and methods added to it: paper, small+coclr, small+cpr3+published.
+    """Returns the settings of a preset, or of one and methods added to it: paper, small+coclr, small+cpr3+published.
 
     progressive takes 5 cycles in the epochs of the preset's. published is what the published code does: the online
     embedding mines, and the own pair is left out of the positives nine times in ten.
@@ -107,6 +103,6 @@ def preset(names: str) -> dict[str, Any]:
 
 
 def with_preset(name: str, **changes: Any) -> TrainConfig:
-    """A preset's config with changes; `data` must be among them."""
+    """Returns a preset's config with changes; `data` must be among them."""
     settings = {**preset(name), **changes}
     return replace(TrainConfig(data=settings.pop("data")), **settings)

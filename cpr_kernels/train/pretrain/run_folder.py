@@ -1,4 +1,4 @@
-"""What a run's folder holds: its settings, its encoders, and what a continued run starts from."""
+"""Reads a run's folder: its settings, its encoders, and what a continued run starts from."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .config import TrainConfig, from_json
 
 
 def encoder_files(run: Path) -> list[tuple[str, dict[str, Path]]]:
-    """The encoders of a run after each phase, in order: (phase name, {view: file})."""
+    """Returns the encoders of a run after each phase, in order: (phase name, {view: file})."""
     phases: dict[str, dict[str, Path]] = {}
     for path in sorted((run / "encoders").glob("*.safetensors")):
         phase, _, view = path.stem.rpartition(".")
@@ -24,12 +24,12 @@ def encoder_files(run: Path) -> list[tuple[str, dict[str, Path]]]:
 
 
 def encoder_file(run: Path, number: int, phase: str, view: str) -> Path:
-    """Where a run keeps the encoder of a view after a phase."""
+    """Returns the path of the encoder of a view after a phase."""
     return run / "encoders" / f"{number:02}-{phase}.{view}.safetensors"
 
 
 def config_of(run: Path) -> TrainConfig:
-    """The config that a run was started with."""
+    """Returns the config that a run was started with."""
     path = run / "config.json"
     if not path.is_file():
         raise TrainError(f"run: {run} holds no run (no config.json)")
@@ -43,7 +43,7 @@ def config_of(run: Path) -> TrainConfig:
 
 @dataclass(frozen=True)
 class WarmStart:
-    """What `cpr update` notes for the run that it starts.
+    """Describes what a run of `cpr update` starts from.
 
     run: the folder whose encoders, momentum encoders and queue are taken over. old_videos: videos of its data set,
     the first ones of the new manifest. old_share: their share in each batch.
@@ -54,7 +54,7 @@ class WarmStart:
     old_share: float
 
     def save(self, path: Path) -> None:
-        """Writes it, atomically."""
+        """Writes it as JSON, atomically."""
         write_atomically(path, json.dumps(asdict(self), indent=1).encode())
 
     @classmethod
@@ -66,7 +66,7 @@ class WarmStart:
 
 
 def warm_start(model: nn.Module, note: WarmStart) -> None:
-    """Encoders, momentum encoders and queue of the run before; its videos keep their numbers, so its entries stay."""
+    """Loads encoders, momentum encoders and queue of the run before; its videos keep their numbers, so entries stay."""
     path = Path(note.run) / "checkpoint.pt"
     state = load(path)
     try:

@@ -1,4 +1,4 @@
-"""The memory queue of training videos: which video each entry holds."""
+"""Holds the memory queue of training videos, with the video of each entry."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from ... import MultiViewQueue
 
 
 class VideoQueue(MultiViewQueue):
-    """A queue whose second column holds the index of each entry's video, where a plain queue holds its class."""
+    """Is a queue whose second column holds the index of each entry's video, where a plain queue holds its class."""
 
     @property
     def videos(self) -> Tensor:
-        """[N] int64: the video of each entry, -1 for an empty slot."""
+        """Returns the video of each entry, [N] int64, -1 for an empty slot."""
         return self.labels
 
     def enqueue_clips(self, features: Mapping[str, Tensor], sources: Tensor, videos: Tensor) -> None:

@@ -18,7 +18,7 @@ State = dict[str, Any]
 
 
 def save(path: Path, state: State) -> None:
-    """`torch.save`, atomically: a kill at any moment leaves the old file or the new one."""
+    """Writes `torch.save`'s bytes, atomically: a kill at any moment leaves the old file or the new one."""
     buffer = io.BytesIO()
     torch.save(state, buffer)
     write_atomically(path, buffer.getvalue())

@@ -1,4 +1,4 @@
-"""Where and how precisely is computed? The device of a run, and bfloat16 where it is asked for."""
+"""Chooses the device of a run and its precision."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Amp = Literal["off", "bf16"]
 
 
 def device_to_train_on(name: str, amp: Amp) -> torch.device:
-    """The device called `name`, if training can be as precise there as `amp` says.
+    """Returns the device called `name`, if training can be as precise there as `amp` says.
 
     Raises:
         TrainError: no such device here, or bfloat16 on a CPU: torch 2.13 (oneDNN) forms weight gradients of bfloat16
@@ -32,7 +32,7 @@ def device_to_train_on(name: str, amp: Amp) -> torch.device:
 
 
 def device_of(name: str) -> torch.device:
-    """The device called `name`; auto takes CUDA where there is one.
+    """Returns the device called `name`; auto takes CUDA where there is one.
 
     Raises:
         TrainError: no such device here.
@@ -51,12 +51,12 @@ def device_of(name: str) -> torch.device:
 
 
 @contextmanager
-def compiling(asked: bool) -> Iterator[None]:
-    """Where `torch.compile` was asked for and fails inside, a sentence instead of the compiler's pages."""
+def compiling(enabled: bool) -> Iterator[None]:
+    """Turns a failure of `torch.compile` inside, where it is `enabled`, into one sentence."""
     try:
         yield
     except Exception as error:
-        if not asked or not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+        if not enabled or not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
             raise
         reason = " ".join(str(error).partition("Set TORCHDYNAMO")[0].split())[:200]
         raise TrainError(
@@ -66,14 +66,15 @@ def compiling(asked: bool) -> Iterator[None]:
 
 
 def autocast(device: torch.device, amp: Amp) -> AbstractContextManager[None]:
-    """Convolutions and products in bfloat16 inside; weights, batch norm's statistics and losses stay float32, so no
-    loss scaling is needed.
+    """Computes convolutions and products in bfloat16 inside.
+
+    Weights, batch norm's statistics and losses stay float32, so no loss scaling is needed.
     """
     return torch.autocast(device.type, torch.bfloat16, enabled=amp == "bf16")
 
 
-def refuse_infinite(step: int, losses: Mapping[str, Any], parameters: Sequence[nn.Parameter]) -> None:
-    """Stops before an optimiser's step that would spoil the weights.
+def check_finite(step: int, losses: Mapping[str, Any], parameters: Sequence[nn.Parameter]) -> None:
+    """Raises `TrainError` before an optimiser's step that would spoil the weights.
 
     Raises:
         TrainError: a loss, or the gradient of a parameter, is not finite.

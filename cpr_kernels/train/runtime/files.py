@@ -14,7 +14,7 @@ FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # no space, a used-up quota, a
 
 
 def read_json(path: Path, kind: str, advice: str) -> dict[str, Any]:
-    """The JSON object that a file of ours holds.
+    """Returns the JSON object that a file of the trainer holds.
 
     Raises:
         TrainError: it holds something else; the sentence begins with `kind` and ends with `advice`.
@@ -39,5 +39,5 @@ def write_atomically(path: Path, body: bytes) -> None:
             raise
         raise TrainError(
             f"out: {path} cannot be written ({error.strerror}); what was there before is whole: free some space, "
-            "then go on as after a stop"
+            "then resume as after a stop"
         ) from error

@@ -1,4 +1,4 @@
-"""One process a folder: two that write the same run would mix their checkpoints."""
+"""Locks a folder for one process: two that write the same run would mix their checkpoints."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ LOCK = ".lock"
 
 
 @contextmanager
-def alone(folder: Path, does: str, *, waits: bool = False) -> Iterator[None]:
-    """Nobody else writes to the folder while inside; the lock goes with the process, however it ends.
+def exclusive(folder: Path, purpose: str, *, wait: bool = False) -> Iterator[None]:
+    """Locks the folder, so that no other process writes to it inside; the lock ends with the process, however it ends.
 
-    does: what is done there, for the message, such as "train". waits: until another process is done, and says so. On a
-    file system without locks, nothing is checked.
+    purpose: what is done there, for the message, such as "train". wait: waits for another process that holds the lock,
+    and prints that. On a file system without locks, nothing is checked.
 
     Raises:
-        TrainError: another process is at it, for example a worker that outlived a killed torchrun.
+        TrainError: another process holds the lock, for example a worker that outlived a killed torchrun.
     """
     import fcntl
 
@@ -32,8 +32,10 @@ def alone(folder: Path, does: str, *, waits: bool = False) -> Iterator[None]:
         except BlockingIOError:
             lock.seek(0)
             other = f"another process ({lock.read().strip() or 'unknown'}) is at work in {folder}"
-            if not waits:
-                raise TrainError(f"out: {other}, which only one may {does}; wait for it, or end it") from None
+            if not wait:
+                raise TrainError(
+                    f"out: {other}, which only one may {purpose}; wait for it, or end it"
+                ) from None
             say(f"{other}: waiting for it")
             fcntl.flock(lock, fcntl.LOCK_EX)
         except OSError:

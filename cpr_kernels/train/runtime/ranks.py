@@ -1,4 +1,4 @@
-"""Several processes, one run: `torchrun --nproc-per-node N -m cpr_kernels pretrain`; without it, nothing happens here.
+"""Runs one training in several processes: `torchrun --nproc-per-node N -m cpr_kernels pretrain`.
 
 Each rank takes its share of every batch; gradients are averaged, keys and ids gathered in rank order, so that all ranks
 hold the same queue, which is checked at every checkpoint. Only rank 0 writes and prints.
@@ -22,9 +22,9 @@ from .. import TrainError
 
 @contextmanager
 def process_group(device: str) -> Iterator[str]:
-    """The process group that torchrun asked for, while inside; yields this rank's device name.
+    """Joins the process group that torchrun set up, while inside; yields this rank's device name.
 
-    gloo on CPUs, NCCL on GPUs, one GPU a process. A group that is there already is used and left alone.
+    gloo on CPUs, NCCL on GPUs, one GPU per process. An existing group is used as it is.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) < 2 or dist.is_initialized():
         yield device
@@ -39,29 +39,29 @@ def process_group(device: str) -> Iterator[str]:
             # 1 x 1 x 1 weights have strides that mean the same and look different
             warnings.filterwarnings("ignore", message="(?s).*Grad strides do not match bucket view strides")
             yield device
-        dist.barrier()  # a group that ends while another rank still speaks ends that rank too
+        dist.barrier()  # destroying the group while another rank still uses it would end that rank too
     finally:
-        gc.collect()  # wrapped modules hold the group, and must go before it
+        gc.collect()  # wrapped modules hold the group, and must be freed before it
         dist.destroy_process_group()
 
 
-def speaks() -> bool:
-    """Whether this process is the one that tells the user; true without torchrun, and before and after the group."""
+def is_main_process() -> bool:
+    """Returns whether this process prints for the user; true without torchrun, and before and after the group."""
     return os.environ.get("RANK", "0") == "0"
 
 
 def world() -> int:
-    """How many processes take part."""
+    """Returns the number of processes."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def rank() -> int:
-    """Which of them this is."""
+    """Returns this process's number."""
     return dist.get_rank() if world() > 1 else 0
 
 
 def share_of(batch: int) -> int:
-    """A rank's part of a batch.
+    """Returns a rank's part of a batch.
 
     Raises:
         TrainError: a batch that does not divide.
@@ -76,7 +76,7 @@ def share_of(batch: int) -> int:
 
 
 def gathered(rows: Tensor) -> Tensor:
-    """The rows of all ranks, in rank order."""
+    """Returns the rows of all ranks, in rank order."""
     if world() == 1:
         return rows
     parts = [torch.empty_like(rows) for _ in range(world())]
@@ -85,7 +85,7 @@ def gathered(rows: Tensor) -> Tensor:
 
 
 def shuffled(encode: Callable[[Tensor], Tensor], clips: Tensor, seed: int) -> Tensor:
-    """`encode(clips)`, each rank encoding a random part of all ranks' clips.
+    """Returns `encode(clips)`, each rank encoding a random part of all ranks' clips.
 
     A batch norm then never sees a query's batch whole: the leak that MoCo's batch shuffling stops (He et al. 2020,
     section 3.3). `seed` must be the same on all ranks. With one process it is `encode(clips)`.
@@ -102,7 +102,7 @@ def shuffled(encode: Callable[[Tensor], Tensor], clips: Tensor, seed: int) -> Te
 
 
 def averaged(module: nn.Module) -> nn.Module:
-    """A module whose gradients are averaged over the ranks; itself, with one process.
+    """Returns a module whose gradients are averaged over the ranks; itself, with one process.
 
     DDP lays gradients out anew after its first step, and so adds those of three ranks or more in another order than
     a run that is resumed there. On CPUs they are therefore added in float64, whose order float32 does not feel.
@@ -118,7 +118,7 @@ def averaged(module: nn.Module) -> nn.Module:
 
 
 def _exact_mean(bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
-    """Gradients averaged over the ranks, the same bits whatever shares their bucket."""
+    """Averages gradients over the ranks, to the same bits whatever shares their bucket."""
     gradients = bucket.buffer()
     total = dist.all_reduce(gradients.double(), async_op=True).get_future()
     return total.then(lambda summed: gradients.copy_(summed.value()[0] / dist.get_world_size()))
@@ -126,7 +126,7 @@ def _exact_mean(bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
 
 @contextmanager
 def unsynchronised(modules: list[nn.Module]) -> Iterator[None]:
-    """Gradients only add up inside; the next backward outside averages them over the ranks."""
+    """Accumulates gradients inside; the next backward outside averages them over the ranks."""
     from contextlib import ExitStack
 
     with ExitStack() as stack:
@@ -137,14 +137,14 @@ def unsynchronised(modules: list[nn.Module]) -> Iterator[None]:
 
 
 def buffers_of_first_rank(module: nn.Module) -> None:
-    """Batch norm's running statistics become rank 0's on all ranks."""
+    """Copies rank 0's running batch-norm statistics to all ranks."""
     if world() > 1:
         for buffer in module.buffers():
             dist.broadcast(buffer, src=0)
 
 
 def means(values: list[float], device: torch.device) -> list[float]:
-    """Each value, averaged over the ranks."""
+    """Returns each value, averaged over the ranks."""
     if world() == 1:
         return values
     total = torch.tensor(values, dtype=torch.float64, device=device)
@@ -152,19 +152,19 @@ def means(values: list[float], device: torch.device) -> list[float]:
     return (total / world()).tolist()
 
 
-def any_rank(asked: bool, device: torch.device) -> bool:
-    """Whether any rank asks: all ranks stop after the same step."""
-    return asked if world() == 1 else means([float(asked)], device)[0] > 0
+def any_rank(flag: bool, device: torch.device) -> bool:
+    """Returns whether `flag` is true on any rank, so that all ranks stop after the same step."""
+    return flag if world() == 1 else means([float(flag)], device)[0] > 0
 
 
 def wait_for_all() -> None:
-    """Goes on when all ranks are here."""
+    """Waits until all ranks are here."""
     if world() > 1:
         dist.barrier()
 
 
 def check_same(parts: dict[str, nn.Module], device: torch.device) -> None:
-    """Raises `TrainError` where the ranks' parameters or queue differ, and says which part."""
+    """Raises `TrainError` where the ranks' parameters or queue differ, and names the part."""
     if world() == 1:
         return
     for name, part in parts.items():

@@ -1,6 +1,4 @@
-"""What is written down while training? JSON lines for every step and epoch, what was mined, and
-TensorBoard.
-"""
+"""Logs a training: JSON lines for every step and epoch, what was mined, and TensorBoard."""
 
 from __future__ import annotations
 
@@ -18,8 +16,7 @@ from .files import write_atomically
 
 
 class RunLog:
-    """`log.jsonl` (lines of kind `step` and `epoch`), `mined.jsonl` (the last batch of each epoch) and
-    `tensorboard/`.
+    """Writes `log.jsonl` (a line per step and epoch), `mined.jsonl` (each epoch's last batch) and `tensorboard/`.
 
     Opened at step `resume_at`, it first drops what a killed run had written at or after that step. With `writes`
     False, for all ranks but the first, nothing is written.
@@ -48,13 +45,13 @@ class RunLog:
             self._board.close()
 
     def step(self, facts: dict[str, Any], figures: dict[str, float]) -> None:
-        """One training step: losses, PMR of every way of mining, seconds."""
+        """Writes one training step: losses, PMR of every way of mining, seconds."""
         finite = {name: value for name, value in figures.items() if math.isfinite(value)}
         self._log.write(json.dumps({"kind": "step", **facts, **finite}) + "\n")
         self._scalars(facts["step"], finite)
 
     def epoch(self, facts: dict[str, Any], summary: dict[str, dict[str, Any]]) -> None:
-        """The epoch's PMR, median CMR and CMR per class, for every way of mining."""
+        """Writes the epoch's PMR, median CMR and CMR per class, for every way of mining."""
         self._log.write(json.dumps({"kind": "epoch", **facts, "mining": summary}) + "\n")
         for name, figures in summary.items():
             flat = {f"epoch_{key}/{name}": figures[key] for key in ("pmr", "r1", "cmr_median")}
@@ -62,12 +59,12 @@ class RunLog:
             self._scalars(facts["step"], flat)
 
     def mined(self, facts: dict[str, Any], videos: Tensor, picks: dict[str, Tensor]) -> None:
-        """The videos [B] of a batch, and the videos [B, k] that each way of mining picked for them."""
+        """Writes the videos [B] of a batch, and the videos [B, k] that each way of mining picked for them."""
         lists = {name: chosen.tolist() for name, chosen in picks.items()}
         self._mined.write(json.dumps({**facts, "videos": videos.tolist(), "picks": lists}) + "\n")
 
     def flush(self) -> None:
-        """Hands everything to the disk, so that a checkpoint never knows more than the log."""
+        """Flushes everything to the disk, so that a checkpoint is never ahead of the log."""
         for file in (self._log, self._mined):
             file.flush()
             if file.name != os.devnull:
@@ -90,7 +87,7 @@ def truncate(path: Path, step: int) -> None:
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The lines of a JSON-lines log; a last line cut short is left out."""
+    """Returns the lines of a JSON-lines log; a last line cut short is left out."""
     if not path.is_file():
         raise TrainError(f"run: {path} is missing; is {path.parent} the folder of a run?")
     lines = []

@@ -1,4 +1,4 @@
-"""Stop when asked, not in the middle of a step."""
+"""Stops a training on a signal, after the current step."""
 
 from __future__ import annotations
 
@@ -9,26 +9,26 @@ from types import FrameType
 
 
 class Stop:
-    """True once a signal asked for an end."""
+    """Is true once a signal requested an end."""
 
-    asked = False
+    requested = False
 
     def __bool__(self) -> bool:
-        return self.asked
+        return self.requested
 
 
 @contextmanager
 def stop_flag() -> Iterator[Stop]:
-    """SIGINT and SIGTERM ask for an end after the current step; a second one ends at once."""
+    """Requests an end after the current step on SIGINT and SIGTERM; a second one ends at once."""
     stop = Stop()
 
-    def ask(number: int, frame: FrameType | None) -> None:
-        if stop.asked:
+    def request(number: int, frame: FrameType | None) -> None:
+        if stop.requested:
             raise KeyboardInterrupt
-        stop.asked = True
+        stop.requested = True
 
     try:
-        before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+        before = {number: signal.signal(number, request) for number in (signal.SIGINT, signal.SIGTERM)}
     except ValueError:  # not in the main thread: the caller's signals stay as they are
         before = {}
     try:

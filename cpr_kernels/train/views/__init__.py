@@ -1,4 +1,4 @@
-"""What can a video be seen as? One file a modality: where its clips come from, how they change, who encodes them.
+"""What can a video be seen as? One file per modality: where its clips come from, how they change, who encodes them.
 
 To add one: a file with a subclass of `View`, its line in `KNOWN`, and its name in `--views`.
 """
@@ -18,7 +18,7 @@ KNOWN: dict[str, View] = {view.name: view for view in (Rgb(), Flow(), Residual()
 
 
 def chosen(names: Sequence[str]) -> dict[str, View]:
-    """{name: view}, in the order given.
+    """Returns {name: view}, in the order given.
 
     Raises:
         TrainError: no name, a name twice, or one that no file defines.
@@ -32,7 +32,7 @@ def chosen(names: Sequence[str]) -> dict[str, View]:
 
 
 def stored_records(views: Mapping[str, View]) -> tuple[str, ...]:
-    """The stored records that these views read, each once."""
+    """Returns the stored records that these views read, each once."""
     return tuple(dict.fromkeys(view.stored for view in views.values()))
 
 

@@ -1,4 +1,4 @@
-"""Sound: a log-mel spectrogram around the clip's middle, warped in time and masked."""
+"""Reads and augments sound: a log-mel spectrogram around the clip's middle, warped in time and masked."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ BENDS = 5  # places along time whose shift is drawn; it is interpolated in betwe
 
 
 class Audio(View):
-    """The stored spectrogram, 128 bands x 128 columns of 10 ms for a clip, encoded by ResNet-18.
+    """Reads the stored spectrogram, 128 bands x 128 columns of 10 ms for a clip, encoded by ResNet-18.
 
     A clip shorter than 1.28 s gets the sound around it, a longer one a part of its own: a random one in training,
     the middle one in testing. Augmented as in SpecAugment (Park et al. 2019), the warp drawn densely along time.
@@ -35,24 +35,26 @@ class Audio(View):
     pictured = True
 
     def has(self, video: Video) -> bool:
-        """Whether sound of the video is stored."""
+        """Returns whether sound of the video is stored."""
         return not video.silence
 
     def blank(self) -> Frames:
-        """[BANDS, COLUMNS] of zeros."""
+        """Returns [BANDS, COLUMNS] of zeros."""
         return np.zeros((BANDS, COLUMNS), np.uint8)
 
     def picture(self, store: FrameStore, video: Video) -> tuple[Frames, str]:
-        """The whole spectrogram, time to the right, high bands above; and how long it is."""
+        """Returns the whole spectrogram, time to the right, high bands above; and a caption with its length."""
         spectrogram = store.spectrogram(video.id)
         return spectrogram_picture(spectrogram), f"{self.label}, {spectrogram.shape[1] * HOP / RATE:.1f} s"
 
     def load(self, store: FrameStore, video: Video, start: int, count: int) -> Frames:
-        """The spectrogram [BANDS, L] of video frames start .. start+count-1, L at least `COLUMNS` where there are."""
+        """Returns the spectrogram [BANDS, L] of video frames start .. start+count-1, L at least `COLUMNS` if there
+        are.
+        """
         return self.part(store.spectrogram(video.id), video, start, count)
 
     def part(self, whole: Frames, video: Video, start: int, count: int) -> Frames:
-        """The same, cut from the whole video's spectrogram."""
+        """Returns the same, cut from the whole video's spectrogram."""
         columns = whole.shape[1]
         begin, end = (_column(frame, video, columns) for frame in (start, start + count))
         middle = (begin + end) // 2
@@ -63,8 +65,9 @@ class Audio(View):
     def clip(
         self, signal: Frames, size: int, draws: npt.NDArray[np.float64] | None = None, min_area: float = 1.0
     ) -> Frames:
-        """[BANDS, COLUMNS] of a longer signal, its place by the last of `draws`; a shorter one is filled up with its
-        mean.
+        """Returns [BANDS, COLUMNS] of a longer signal, or a shorter one padded with its mean.
+
+        The last of `draws` is its place.
         """
         extra = signal.shape[1] - COLUMNS
         if extra >= 0:
@@ -74,11 +77,11 @@ class Audio(View):
         return np.pad(signal, sides, constant_values=round(float(signal.mean())))
 
     def test_crops(self, signal: Frames, size: int, ten: bool) -> Frames:
-        """The one clip [1, BANDS, COLUMNS]: a spectrogram has no corners."""
+        """Returns the one clip [1, BANDS, COLUMNS]: a spectrogram has no corners."""
         return self.clip(signal, size)[None]
 
     def augmented(self, clips: Tensor, draws: Draws, how: Augment) -> Tensor:
-        """[2, B, BANDS, COLUMNS] uint8 to [2, B, 1, BANDS, COLUMNS]."""
+        """Maps [2, B, BANDS, COLUMNS] uint8 to [2, B, 1, BANDS, COLUMNS]."""
         own = torch.rand(*clips.shape[:2], BENDS + 4, generator=draws.generator).to(clips.device)
         sound = warped(unit(clips), how.warp * (2 * own[..., :BENDS] - 1))
         level = sound.mean(dim=(-2, -1))[..., None, None]
@@ -87,23 +90,23 @@ class Audio(View):
         return _as_input(torch.where(masked, level, sound))
 
     def plain(self, clips: Tensor, mirror: bool = False) -> Tensor:
-        """[..., BANDS, COLUMNS] uint8 to [..., 1, BANDS, COLUMNS]; sound has no mirror image."""
+        """Maps [..., BANDS, COLUMNS] uint8 to [..., 1, BANDS, COLUMNS]; sound has no mirror image."""
         return _as_input(unit(clips))
 
     def encoder(self, backbone: str, width: float, embedding: int) -> nn.Module:
-        """ResNet-18 of the run's width, whatever encodes the frames."""
+        """Returns a ResNet-18 of the run's width, whatever encodes the frames."""
         made: Any = new_encoder(SpectrogramEncoder.architecture, width, embedding)
         return made
 
 
 def _column(frame: int, video: Video, columns: int) -> int:
-    """The column at which a frame is shown; where its time is not known, frames are taken to be evenly spaced."""
+    """Returns the column at which a frame is shown; frames of unknown time are taken to be evenly spaced."""
     second = video.second(frame)
     return round(frame * columns / video.frames if second is None else second * RATE / HOP)
 
 
 def warped(sound: Tensor, shifts: Tensor) -> Tensor:
-    """Sound [..., COLUMNS] (with bands before) read at shifted times: column t shows t + shift(t), interpolated.
+    """Reads sound [..., COLUMNS] (bands before) at shifted times: column t shows t + shift(t), interpolated.
 
     shifts: [2, B, BENDS] in columns, at evenly spaced times between the ends, which stay where they are.
     """
@@ -118,7 +121,7 @@ def warped(sound: Tensor, shifts: Tensor) -> Tensor:
 
 
 def _span(length: Tensor, place: Tensor, longest: int, size: int) -> Tensor:
-    """True on one run of places in [..., size], 0 to `longest` long, from two draws [...] in 0..1."""
+    """Returns [..., size] bool, true on one run of 0 to `longest` places, from two draws [...] in 0..1."""
     count = (length * (min(longest, size) + 1)).floor()
     first = (place * (size - count + 1)).floor()
     places = torch.arange(size, device=length.device)

@@ -1,4 +1,4 @@
-"""What happens to a batch on its device? One draw a clip, for all its frames and all its views."""
+"""Defines the augmentation of a batch on its device: one draw per clip, for all its frames and all its views."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Augment:
-    """Chances and strengths. The crop is drawn with the clip (`min_area`), the rest on the batch.
+    """Sets chances and strengths. The crop is drawn with the clip (`min_area`), the rest on the batch.
 
     jitter: chance of a change of brightness, contrast, saturation (each +- `strength`) and hue (+- `hue`
     turns).
@@ -31,13 +31,15 @@ class Augment:
 
 @dataclass(frozen=True)
 class Draws:
-    """A batch's random numbers. `shared` [9, 2, B] in 0..1 on the run's device: 0 the flip of all views, 1 to 6
-    RGB's colours, 7 and 8 its blur. A view that needs more draws them from `generator`, which is on the CPU.
+    """Holds a batch's random numbers.
+
+    `shared` [9, 2, B] in 0..1 on the run's device: 0 the flip of all views, 1 to 6 RGB's colours, 7 and 8 its blur. A
+    view that needs more draws them from `generator`, which is on the CPU.
     """
 
     shared: Tensor
     generator: torch.Generator
 
     def flip(self, how: Augment) -> Tensor:
-        """Which clips [2, B] are mirrored."""
+        """Returns which clips [2, B] are mirrored."""
         return self.shared[0] < how.flip

@@ -1,4 +1,4 @@
-"""What every view answers: how to read it, cut it, augment it and encode it. Frames are the common case."""
+"""Defines what every view does: read, cut, augment and encode its clips. Frames are the common case."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .crops import Frames, corners, resized_crop
 
 
 class View:
-    """One modality. This base reads frames stored as JPEGs and encodes them with the run's backbone.
+    """Is one modality. This base reads frames stored as JPEGs and encodes them with the run's backbone.
 
     name: what options, files and logs call it. label: what figures call it. stored: the record that
     `cpr prepare` wrote and this view reads; views that share one record share its clips too. pictured: galleries
@@ -29,68 +29,65 @@ class View:
     pictured: bool = False
 
     def has(self, video: Video) -> bool:
-        """Whether the data set holds this view of a video."""
+        """Returns whether the data set holds this view of a video."""
         return True
 
     def blank(self) -> Frames:
-        """What fills the place of a clip in a batch whose video has no such view; nobody reads it."""
+        """Returns what fills a clip's place in a batch whose video lacks the view; it is never encoded."""
         raise NotImplementedError
 
     def picture(self, store: FrameStore, video: Video) -> tuple[Frames, str]:
-        """What galleries show of a whole video that has the view, [H, W, 3] uint8 RGB, and a few words below it."""
+        """Returns the extra picture of a whole video that has the view, [H, W, 3] uint8 RGB, and its caption."""
         raise NotImplementedError
 
     def load(self, store: FrameStore, video: Video, start: int, count: int) -> Frames:
-        """The stored signal of video frames start .. start+count-1: [count, H, W, C] uint8."""
+        """Returns the stored signal of video frames start .. start+count-1: [count, H, W, C] uint8."""
         return store.frames(video.id, self.stored, start, count)
 
     def part(self, whole: Frames, video: Video, start: int, count: int) -> Frames:
-        """The same, cut from what `load` gave for the whole video."""
+        """Returns the same, cut from what `load` gave for the whole video."""
         return whole[start : start + count]
 
     def clip(
         self, signal: Frames, size: int, draws: npt.NDArray[np.float64] | None = None, min_area: float = 1.0
     ) -> Frames:
-        """One clip as it goes into a batch, from a loaded signal; `draws` [4] choose its crop, None is the
-        centre.
-        """
+        """Returns one clip for a batch, from a loaded signal; `draws` [4] choose its crop, None is the centre."""
         return resized_crop(signal, size, draws, min_area)
 
     def test_crops(self, signal: Frames, size: int, ten: bool) -> Frames:
-        """What is tested of one clip: its centre [1, ...], or for the ten-crop test centre and corners [5, ...], of
-        which the mirror images are taken too. A view without a picture gives its one clip.
+        """Returns the crops tested of one clip: the centre [1, ...], or with `ten` centre and corners [5, ...].
+
+        Their mirror images are taken too. A view without a picture gives its one clip.
         """
         return corners(signal, size) if ten else self.clip(signal, size)[None]
 
     def augmented(self, clips: Tensor, draws: Draws, how: Augment) -> Tensor:
-        """The encoder's input, float32, from clips [2, B, ...] on the device of the run."""
+        """Returns the encoder's input, float32, from clips [2, B, ...] on the device of the run."""
         raise NotImplementedError
 
     def plain(self, clips: Tensor, mirror: bool = False) -> Tensor:
-        """The encoder's input without augmentation, from clips [..., T, H, W, C] on the run's device.
+        """Returns the encoder's input without augmentation, from clips [..., T, H, W, C] on the run's device.
 
         `mirror` turns the picture; a view without a picture leaves it out.
         """
         raise NotImplementedError
 
     def encoder(self, backbone: str, width: float, embedding: int) -> nn.Module:
-        """A fresh encoder with random weights: `forward` gives L2-normalised embeddings [M, D], `features`
-        pooled ones [M, F].
-        """
+        """Returns a new encoder: `forward` gives L2-normalised embeddings [M, D], `features` pooled ones [M, F]."""
         return new_encoder(backbone, width, embedding)
 
 
 def unit(clips: Tensor) -> Tensor:
-    """uint8 to float32 in 0..1."""
+    """Converts uint8 to float32 in 0..1."""
     return clips.float() / 255
 
 
 def where_clip(chosen: Tensor, yes: Tensor, no: Tensor) -> Tensor:
-    """`yes` for the clips [2, B] that were chosen, `no` for the others; both [2, B, ...]."""
+    """Returns `yes` for the clips [2, B] that were chosen, `no` for the others; both [2, B, ...]."""
     return torch.where(chosen.view(*chosen.shape, *[1] * (yes.dim() - chosen.dim())), yes, no)
 
 
 def as_input(frames: Tensor) -> Tensor:
-    """[..., T, H, W, 3] in 0..1 to normalised [..., 3, T, H, W]."""
+    """Normalises [..., T, H, W, 3] in 0..1 to [..., 3, T, H, W]."""
     mean, std = frames.new_tensor(MEAN), frames.new_tensor(STD)
     return ((frames - mean) / std).movedim(-1, -4)

@@ -1,4 +1,4 @@
-"""Which part of the picture? One box for all frames of a clip."""
+"""Crops clips: one box for all frames of a clip."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ Frames = npt.NDArray[np.uint8]
 def resized_crop(
     frames: Frames, size: int, draws: npt.NDArray[np.float64] | None = None, min_area: float = 1.0
 ) -> Frames:
-    """One box of all frames [T, H, W, C], resized to [T, size, size, C].
+    """Cuts one box from all frames [T, H, W, C], resized to [T, size, size, C].
 
     `draws` [4] in 0..1 choose the area (`min_area` to 1 of the picture), the aspect (3/4 to 4/3) and the
     place; without them it is the largest centre square.
@@ -37,7 +37,7 @@ def resized_crop(
 
 
 def corners(frames: Frames, size: int) -> Frames:
-    """Centre and four corners [5, T, size, size, C] of frames whose shorter edge is resized to 8/7 of `size`.
+    """Returns centre and four corners [5, T, size, size, C] of frames whose shorter edge is resized to 8/7 of `size`.
 
     With their mirror images these are the ten crops of a test.
     """

@@ -1,4 +1,4 @@
-"""Optical flow: stored as u and v around 128; a mirrored clip moves the other way."""
+"""Reads and augments optical flow: stored as u and v around 128; a mirrored clip moves the other way."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from .base import View, as_input, unit, where_clip
 
 
 class Flow(View):
-    """Stored TV-L1 flow, a third channel of zeros added as in the published code; flip only."""
+    """Reads stored TV-L1 flow, and adds a third channel of zeros as in the published code; flip only."""
 
     name, label, stored = "flow", "flow", "flow"
 
     def augmented(self, clips: Tensor, draws: Draws, how: Augment) -> Tensor:
-        """[2, B, T, H, W, 2] uint8 to [2, B, 3, T, H, W]."""
+        """Maps [2, B, T, H, W, 2] uint8 to [2, B, 3, T, H, W]."""
         flow = unit(clips)
         return as_input(functional.pad(where_clip(draws.flip(how), mirrored(flow), flow), (0, 1)))
 
     def plain(self, clips: Tensor, mirror: bool = False) -> Tensor:
-        """[..., T, H, W, 2] uint8 to [..., 3, T, H, W]."""
+        """Maps [..., T, H, W, 2] uint8 to [..., 3, T, H, W]."""
         flow = unit(clips)
         return as_input(functional.pad(mirrored(flow) if mirror else flow, (0, 1)))
 
 
 def mirrored(flow: Tensor) -> Tensor:
-    """Flow [..., H, W, 2] in 0..1 as seen in a mirror: the picture turned, u negated."""
+    """Returns flow [..., H, W, 2] in 0..1 as seen in a mirror: the picture turned, u negated."""
     turned = flow.flip(-2)
     return torch.stack((1 - turned[..., 0], turned[..., 1]), dim=-1)

@@ -1,4 +1,4 @@
-"""What figures and logs call a view, and all views together."""
+"""Names a view, and all views together, in figures and logs."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from . import KNOWN
 
 
-def together(views: Sequence[str]) -> str:
-    """What the sum of all views is called: both, where they are two."""
+def name_of_all_views(views: Sequence[str]) -> str:
+    """Returns the name of the sum of all views: both, where they are two, else all."""
     return "both" if len(views) == 2 else "all"
 
 
 def label(name: str) -> str:
-    """What a figure calls a view; a name of no known view stays."""
+    """Returns a view's name in figures; a name of no known view is returned as it is."""
     return KNOWN[name].label if name in KNOWN else name

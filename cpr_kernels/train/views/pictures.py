@@ -11,8 +11,9 @@ SHOWN_DECIBELS = 60.0  # of a spectrogram, from its loudest place down
 
 
 def flow_picture(flow: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
-    """Stored flow [T, H, W, 2] as one picture [H, W, 3]: each pixel's fastest moment, direction as colour,
-    white is rest.
+    """Draws stored flow [T, H, W, 2] as one picture [H, W, 3]: direction as colour, white where nothing moves.
+
+    Each pixel shows its fastest moment.
     """
     import cv2
 
@@ -31,8 +32,9 @@ def flow_picture(flow: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
 def spectrogram_picture(
     spectrogram: npt.NDArray[np.uint8], width: int = 96, height: int = 48
 ) -> npt.NDArray[np.uint8]:
-    """A stored spectrogram [bands, L] as a picture [height, width, 3]: time to the right, high bands above, from dark
-    blue to yellow (viridis) over the 60 dB below its own loudest place.
+    """Draws a stored spectrogram [bands, L] as a picture [height, width, 3]: time to the right, high bands above.
+
+    Colours run from dark blue to yellow (viridis) over the 60 dB below its own loudest place.
     """
     import cv2
 

@@ -1,4 +1,4 @@
-"""Frame differences: the other motion view, free of any flow estimate (IIC, Tao et al. 2020)."""
+"""Computes frame differences: the other motion view, free of any flow estimate (IIC, Tao et al. 2020)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .base import View, unit, where_clip
 
 
 class Residual(View):
-    """Differences of consecutive RGB frames, from the same record as RGB; flip only.
+    """Takes differences of consecutive RGB frames, from the same record as RGB; flip only.
 
     Frame t holds x[t + 1] - x[t]; the last repeats the one before it, so that T frames stay T.
     """
@@ -19,18 +19,18 @@ class Residual(View):
     name, label, stored = "residual", "residual", "rgb"
 
     def augmented(self, clips: Tensor, draws: Draws, how: Augment) -> Tensor:
-        """[2, B, T, H, W, 3] uint8 to [2, B, 3, T, H, W]."""
+        """Maps [2, B, T, H, W, 3] uint8 to [2, B, 3, T, H, W]."""
         moved = differences(unit(clips))
         return _as_input(where_clip(draws.flip(how), moved.flip(-2), moved))
 
     def plain(self, clips: Tensor, mirror: bool = False) -> Tensor:
-        """[..., T, H, W, 3] uint8 to [..., 3, T, H, W]."""
+        """Maps [..., T, H, W, 3] uint8 to [..., 3, T, H, W]."""
         moved = differences(unit(clips))
         return _as_input(moved.flip(-2) if mirror else moved)
 
 
 def differences(rgb: Tensor) -> Tensor:
-    """[..., T, H, W, 3] in 0..1 to the changes from each frame to the next, -1..1, the last one twice."""
+    """Returns the changes from each frame of [..., T, H, W, 3] in 0..1 to the next, -1..1, the last one twice."""
     moved = rgb[..., 1:, :, :, :] - rgb[..., :-1, :, :, :]
     return torch.cat((moved, moved[..., -1:, :, :, :]), dim=-4)
 

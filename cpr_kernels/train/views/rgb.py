@@ -1,4 +1,4 @@
-"""RGB frames: colours change, one draw a clip for all its frames."""
+"""Reads and augments RGB frames: colours change by one draw per clip, for all its frames."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ TO_YIQ = ((0.299, 0.587, 0.114), (0.596, -0.274, -0.322), (0.211, -0.523, 0.312)
 
 
 class Rgb(View):
-    """Stored RGB frames; flip, colour jitter, grey and blur."""
+    """Reads stored RGB frames; flip, colour jitter, grey and blur."""
 
     name, label, stored = "rgb", "RGB", "rgb"
 
     def augmented(self, clips: Tensor, draws: Draws, how: Augment) -> Tensor:
-        """[2, B, T, H, W, 3] uint8 to [2, B, 3, T, H, W]."""
+        """Maps [2, B, T, H, W, 3] uint8 to [2, B, 3, T, H, W]."""
         rgb = _recoloured(unit(clips), draws.shared[1:7], how)
         if how.blur:
             blurred, sigma = draws.shared[7] < how.blur, 0.1 + 1.9 * draws.shared[8]
@@ -26,13 +26,13 @@ class Rgb(View):
         return as_input(where_clip(draws.flip(how), rgb.flip(-2), rgb))
 
     def plain(self, clips: Tensor, mirror: bool = False) -> Tensor:
-        """[..., T, H, W, 3] uint8 to [..., 3, T, H, W]."""
+        """Maps [..., T, H, W, 3] uint8 to [..., 3, T, H, W]."""
         rgb = unit(clips)
         return as_input(rgb.flip(-2) if mirror else rgb)
 
 
 def _recoloured(rgb: Tensor, draws: Tensor, how: Augment) -> Tensor:
-    """Jitter and grey as one affine map of the colours of each clip; hue turns in the YIQ plane."""
+    """Applies jitter and grey as one affine map of the colours of each clip; hue turns in the YIQ plane."""
     jittered = draws[0] < how.jitter
     brightness, contrast, saturation = 1 + how.strength * (2 * draws[1:4] - 1)
     turn = 2 * torch.pi * how.hue * (2 * draws[4] - 1)
@@ -55,7 +55,7 @@ def _recoloured(rgb: Tensor, draws: Tensor, how: Augment) -> Tensor:
 
 
 def _blurred(rgb: Tensor, chosen: Tensor, sigma: Tensor, radius: int) -> Tensor:
-    """Gaussian blur of the chosen clips [2, B, T, H, W, 3], separable, edges repeated; sigma in pixels."""
+    """Blurs the chosen clips [2, B, T, H, W, 3] by a separable Gaussian, edges repeated; sigma in pixels."""
     some = rgb[chosen]
     if len(some) == 0:
         return rgb

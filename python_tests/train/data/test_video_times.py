@@ -125,7 +125,9 @@ def variable(tmp_path_factory: pytest.TempPathFactory) -> tuple[Manifest, FrameS
     for name, begin in (("a.mkv", 0.0), ("b.ts", 4000.0)):
         at = [begin + second for second in VARIABLE]
         write(folder / "v" / "x" / name, pictures(36), at, sound=(sine(1000, 1.4), begin + 1.6))
-    prepare(folder / "v", folder / "d", DRAFT, processes=1)
+    first, again = (prepare(folder / "v", folder / "d", DRAFT, processes=1) for _ in range(2))
+    assert (first.stored, again.stored) == (2, 0)
+    assert first.manifest == again.manifest == Manifest.load(folder / "d")
     return Manifest.load(folder / "d"), FrameStore(folder / "d")
 
 

@@ -175,7 +175,7 @@ def test_published_checkpoint_that_does_not_fit_names_what(tmp_path: Path) -> No
 
 
 class Surprise:
-    """An object that a checkpoint must not bring to life."""
+    """Is an object that loading a checkpoint must not make."""
 
 
 def test_checkpoints_are_read_without_running_code(tmp_path: Path) -> None:

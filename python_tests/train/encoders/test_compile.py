@@ -57,7 +57,7 @@ def losses(run: Path) -> list[float]:
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs g++ on CPUs")
 def test_the_real_compiler_gives_eager_s_losses_and_checkpoints(data: Path, tmp_path: Path) -> None:
     torch.compiler.reset()
-    plain, compiled = (config_of(data, tmp_path / str(asked), compile=asked) for asked in (False, True))
+    plain, compiled = (config_of(data, tmp_path / str(on), compile=on) for on in (False, True))
     pretrain(plain)
     pretrain(compiled)
     assert len(losses(plain.out)) == len(losses(compiled.out)) == 4 * 2 + 4 + 4
@@ -67,7 +67,7 @@ def test_the_real_compiler_gives_eager_s_losses_and_checkpoints(data: Path, tmp_
     print("largest difference", max(abs(a - b) for a, b in zip(losses(plain.out), losses(compiled.out))))
     a, b = (load(config.out / "checkpoint.pt") for config in (plain, compiled))
     assert a["model"].keys() == b["model"].keys()
-    assert restore(build(replace(plain, out=tmp_path / "x")), b) == 16  # compiled goes on as eager
+    assert restore(build(replace(plain, out=tmp_path / "x")), b) == 16  # an eager run resumes a compiled one
     assert restore(build(replace(compiled, out=tmp_path / "x")), a) == 16
     clips = torch.randn(2, 3, 8, 32, 32, generator=torch.Generator().manual_seed(0))
     one, two = (

@@ -84,7 +84,7 @@ def test_stopped_training_ends_with_the_same_weights(
 
     with monkeypatch.context() as patched:
         patched.setattr(finetune, "stop_flag", StopsAtFourth)
-        with pytest.raises(Interrupted, match="the same command goes on"):
+        with pytest.raises(Interrupted, match="the same command resumes"):
             finetune.finetune(settings)
     assert not (tmp_path / "r" / "classifier.safetensors").exists()
     finetune.finetune(settings)

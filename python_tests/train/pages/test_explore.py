@@ -16,7 +16,7 @@ from chromium import told_by
 from cpr_kernels import cascade_topk, parse_schedule
 from cpr_kernels.__main__ import main
 from cpr_kernels.train import TrainError
-from cpr_kernels.train.pages.explore import explore, packed, page, queue_of, unpacked
+from cpr_kernels.train.pages.explore import explore, int16_rows, page, quantized, queue_of
 from cpr_kernels.train.pretrain.run_folder import config_of
 from cpr_kernels.train.runtime.checkpoint import load, save
 
@@ -44,7 +44,7 @@ def body_of(path: Path) -> dict[str, Any]:
 def exact(run: dict[str, Any], stages: list[tuple[dict[str, float], int]], query: int) -> list[list[int]]:
     """Survivors of each stage by the definition, on the page's own integers."""
     names = [view["name"] for view in run["views"]]
-    rows = {name: unpacked(view).numpy() for name, view in zip(names, run["views"])}
+    rows = {name: int16_rows(view).numpy() for name, view in zip(names, run["views"])}
     scales = {view["name"]: view["scale"] ** 2 for view in run["views"]}
     alive = [i for i, source in enumerate(run["sources"]) if source != run["sources"][query]]
     survivors = []
@@ -60,7 +60,7 @@ def test_the_page_is_whole_and_holds_the_queue(run: Path, written: Path) -> None
     assert not re.search(r"(src|href)=[\"']?(https?:|//|file:)", text) and "/*" not in text[:200]
     queue = queue_of(run, config_of(run))
     for view in held["views"]:
-        kept = unpacked(view) * view["scale"]
+        kept = int16_rows(view) * view["scale"]
         assert torch.allclose(kept.float(), queue[view["name"]], atol=2 * view["scale"])
     album = body_of(written)["albums"][0]
     assert len(album["videos"]) == len(set(queue["videos"].tolist()))
@@ -74,7 +74,7 @@ def test_sixteen_bits_mine_what_the_op_mines() -> None:
     schedule = parse_schedule("a:0.5,b:50,a+b:5", 400)
     mined, _ = cascade_topk(rows, rows, schedule, query_ids=ids, key_ids=ids)
     held = {
-        "views": [{"name": view, **packed(rows[view])} for view in rows],
+        "views": [{"name": view, **quantized(rows[view])} for view in rows],
         "sources": ids.tolist(),
     }
     stages = [(stage.weights, stage.keep) for stage in schedule]
@@ -98,52 +98,55 @@ def test_the_page_s_cascade_is_the_definition(written: Path, tmp_path: Path) -> 
         }
         return found;
     """
-    told = iter(told_by(written, script, tmp_path))
+    result = iter(told_by(written, script, tmp_path))
     first = [({"flow": 1.0}, 12), ({"rgb": 1.0}, 6), ({"flow": 1.0}, 3)]
     entries = len(held["sources"])
     second = [({"flow": 2.0, "rgb": 1.0}, entries // 2), ({"rgb": 1.0}, entries // 6)]
     for query in (0, 3, 11):
-        assert next(told) == exact(held, first, query)
-        assert next(told) == exact(held, second, query)
+        assert next(result) == exact(held, first, query)
+        assert next(result) == exact(held, second, query)
 
 
 def test_it_is_used_by_keyboard_and_says_what_is_wrong(written: Path, tmp_path: Path) -> None:
     script = f"""{KEY}
-        const told = {{picks: {LISTED}, stages: document.querySelectorAll("tbody tr").length}};
+        const result = {{picks: {LISTED}, stages: document.querySelectorAll("tbody tr").length}};
         const stage = () => [...document.querySelectorAll("tbody")[0].rows].findIndex((row) => row.ariaSelected === "true");
-        told.first = choice.query;
-        press("ArrowRight"); told.second = choice.query;
-        press("ArrowLeft"); told.back = choice.query;
-        press("ArrowDown"); told.down = stage();
-        press("ArrowDown"); press("ArrowDown"); press("ArrowDown"); told.most = stage();
-        press("c"); told.panes = document.querySelectorAll(".pane").length;
-        told.two = {LISTED};
+        result.first = choice.query;
+        press("ArrowRight"); result.second = choice.query;
+        press("ArrowLeft"); result.back = choice.query;
+        press("ArrowDown"); result.down = stage();
+        press("ArrowDown"); press("ArrowDown"); press("ArrowDown"); result.most = stage();
+        press("c"); result.panes = document.querySelectorAll(".pane").length;
+        result.two = {LISTED};
         press("c");
-        told.wrong = [];
+        result.wrong = [];
         for (const text of ["flow", "sound:5", "flow:3,rgb:9", "flow:1.5"]) {{
             const input = document.querySelector(".settings input");
             input.value = text; input.onchange();
-            told.wrong.push(document.querySelector(".error").textContent);
+            result.wrong.push(document.querySelector(".error").textContent);
         }}
-        told.marks = document.querySelectorAll(".clip.right, .clip.wrong").length;
+        result.marks = document.querySelectorAll(".clip.right, .clip.wrong").length;
         choice.panes[0].schedule = runs[0].schedule; draw();
         await new Promise((done) => setTimeout(done, 800));
-        told.average = document.querySelector(".share").textContent;
-        told.address = location.hash;
-        told.plots = document.querySelectorAll("#history svg[role=img] polyline").length;
-        told.bars = document.querySelectorAll("#history rect").length;
-        told.plays = getComputedStyle(document.querySelector(".big .strip")).animationName;
-        return told;
+        result.average = document.querySelector(".share").textContent;
+        result.address = location.hash;
+        result.plots = document.querySelectorAll("#history svg[role=img] polyline").length;
+        result.bars = document.querySelectorAll("#history rect").length;
+        result.plays = getComputedStyle(document.querySelector(".big .strip")).animationName;
+        return result;
     """
-    told = told_by(written, script, tmp_path, "#query=5")
-    assert told["first"] == told["back"] == 5 and told["second"] != 5
-    assert told["down"] == 1 and told["most"] == told["stages"] - 1
-    assert told["panes"] == 2 and len(told["two"]) == 2 and told["two"][0] == told["picks"][0]
-    assert "view:keep" in told["wrong"][0] and 'no view "sound"' in told["wrong"][1]
-    assert "more than the 3 before it" in told["wrong"][2] and "share above 1" in told["wrong"][3]
-    assert re.match(r"PMR of this schedule over \d+ clips: [\d.]+ %", told["average"])
+    result = told_by(written, script, tmp_path, "#query=5")
+    assert result["first"] == result["back"] == 5 and result["second"] != 5
+    assert result["down"] == 1 and result["most"] == result["stages"] - 1
+    assert result["panes"] == 2 and len(result["two"]) == 2 and result["two"][0] == result["picks"][0]
+    assert "view:keep" in result["wrong"][0] and 'no view "sound"' in result["wrong"][1]
+    assert "more than the 3 before it" in result["wrong"][2] and "share above 1" in result["wrong"][3]
+    assert re.match(r"PMR of this schedule over \d+ clips: [\d.]+ %", result["average"])
     assert (
-        "query=5" in told["address"] and told["plots"] >= 3 and told["bars"] >= 9 and told["plays"] == "play"
+        "query=5" in result["address"]
+        and result["plots"] >= 3
+        and result["bars"] >= 9
+        and result["plays"] == "play"
     )
 
 
@@ -163,7 +166,7 @@ def big(entries: int) -> dict[str, Any]:
     strip = base64.b64encode(bytes(jpeg)).decode()
     generator = torch.Generator().manual_seed(0)
     views = [
-        {"name": name, "label": name, **packed(torch.randn(entries, 128, generator=generator))}
+        {"name": name, "label": name, **quantized(torch.randn(entries, 128, generator=generator))}
         for name in ("rgb", "flow")
     ]
     videos = [{"id": f"v{i}", "class": i % 50, "strip": strip} for i in range(entries)]
@@ -182,13 +185,13 @@ def test_ten_thousand_entries_are_quick_and_a_phone_needs_no_sideways_scrolling(
     path.write_text(page(big(10_000)))
     script = """
         const times = [];
-        for (const query of [17, 5000, 9999]) { ask(query); times.push(+document.body.dataset.milliseconds); }
+        for (const query of [17, 5000, 9999]) { setQuery(query); times.push(+document.body.dataset.milliseconds); }
         return {times, title: document.title};
     """
-    told = told_by(path, script, tmp_path)
-    assert told["title"] == "</script> & <b>"
-    print("milliseconds", told["times"])
-    assert sorted(told["times"])[1] < 1500  # about 60 ms on a quiet core
+    result = told_by(path, script, tmp_path)
+    assert result["title"] == "</script> & <b>"
+    print("milliseconds", result["times"])
+    assert sorted(result["times"])[1] < 1500  # about 60 ms on a quiet core
     small = tmp_path / "small.html"
     small.write_text(page(big(200)).replace("<body>", '<body style="width: 340px">'))
     wide = told_by(
@@ -205,7 +208,7 @@ def test_three_views_and_one(tmp_path: Path) -> None:
     body = big(40)
     [run] = body["runs"]
     torch.manual_seed(1)
-    run["views"].append({"name": "audio", "label": "sound", **packed(torch.randn(40, 8))})
+    run["views"].append({"name": "audio", "label": "sound", **quantized(torch.randn(40, 8))})
     run["schedule"] = "audio:20,flow:10,rgb+audio:5"
     alone = {**run, "name": "alone", "views": run["views"][:1], "schedule": "rgb:5"}
     body["runs"] = [run, alone]
@@ -213,15 +216,15 @@ def test_three_views_and_one(tmp_path: Path) -> None:
     path.write_text(page(body))
     script = """
         const pick = () => document.querySelectorAll("#panes select[aria-label^=view]");
-        const told = {before: [...pick()].map((one) => one.value), rows: document.querySelectorAll("tbody tr").length};
+        const result = {before: [...pick()].map((one) => one.value), rows: document.querySelectorAll("tbody tr").length};
         pick()[0].value = "1"; pick()[0].onchange();
-        told.after = [...pick()].map((one) => one.value);
+        result.after = [...pick()].map((one) => one.value);
         choice.panes[0].run = 1; choice.panes[0].schedule = runs[1].schedule; draw();
-        told.alone = document.querySelectorAll("tbody tr").length + document.querySelectorAll(".error").length;
-        return told;
+        result.alone = document.querySelectorAll("tbody tr").length + document.querySelectorAll(".error").length;
+        return result;
     """
-    told = told_by(path, script, tmp_path)
-    assert told == {"before": ["2", "0"], "rows": 3, "after": ["1", "0"], "alone": 1}
+    result = told_by(path, script, tmp_path)
+    assert result == {"before": ["2", "0"], "rows": 3, "after": ["1", "0"], "alone": 1}
 
 
 def test_runs_without_traces_are_refused_in_one_line(run: Path, tmp_path: Path, capsys: Any) -> None:

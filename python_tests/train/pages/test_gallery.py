@@ -20,12 +20,12 @@ from cpr_kernels.train.data.manifest import Manifest
 from cpr_kernels.train.data.store import FrameStore
 from cpr_kernels.train.encoders import ENCODERS
 from cpr_kernels.train.evaluate.retrieval import evaluate_run
-from cpr_kernels.train.pages.explore import explore, unpacked
+from cpr_kernels.train.pages.explore import explore, int16_rows
 from cpr_kernels.train.pages.report import write_report
-from cpr_kernels.train.pages.thumbnails import beside
+from cpr_kernels.train.pages.thumbnails import extra_pictures
 from cpr_kernels.train.pretrain.config import Clips, Mining
 from cpr_kernels.train.pretrain.loop import pretrain
-from cpr_kernels.train.pretrain.missing_views import Presence
+from cpr_kernels.train.pretrain.missing_views import ViewMask
 from cpr_kernels.train.views import chosen
 from cpr_kernels.train.views.pictures import spectrogram_picture
 
@@ -77,8 +77,8 @@ def test_a_spectrogram_is_dark_to_yellow_with_high_bands_above_and_time_to_the_r
 def test_who_has_no_sound_is_shown_as_such(sound_data):
     manifest, store = Manifest.load(sound_data), FrameStore(sound_data)
     for video in manifest.videos:
-        assert beside(("rgb", "flow", "residual"), store, video) == []
-        [sound] = beside(VIEWS, store, video)
+        assert extra_pictures(("rgb", "flow", "residual"), store, video) == []
+        [sound] = extra_pictures(VIEWS, store, video)
         if manifest.classes[video.label] == "mute":
             assert (sound.caption, sound.picture, sound.why) == ("no audio", None, "no sound track")
         else:
@@ -111,44 +111,45 @@ def test_the_explorer_shows_it_and_leaves_stages_out_as_training_does(run, explo
     body = json.loads(text)
     [held], [album] = body["runs"], body["albums"]
     for video in album["videos"]:
-        sound, name = video["beside"]["audio"], album["classes"][video["class"]]
+        sound, name = video["extra"]["audio"], album["classes"][video["class"]]
         assert bool(sound["jpeg"]) == (name != "mute") and bool(sound["why"]) == (name == "mute")
-    rows = {view["name"]: (unpacked(view) * view["scale"]).float() for view in held["views"]}
+    rows = {view["name"]: (int16_rows(view) * view["scale"]).float() for view in held["views"]}
     entries = len(held["sources"])
     mute = [
-        i for i, video in enumerate(held["videos"]) if not album["videos"][video]["beside"]["audio"]["jpeg"]
+        i for i, video in enumerate(held["videos"]) if not album["videos"][video]["extra"]["audio"]["jpeg"]
     ]
     assert 0 < len(mute) < entries and (rows["audio"][mute] == 0).all()
     schedules = ("audio:6,rgb:3", "rgb:6,audio:3", "audio:3", "rgb+audio:3")
     script = f"""
-        const told = {{picks: {json.dumps(schedules)}.map((text) => [...Array(runs[0].entries).keys()].map(
+        const result = {{picks: {json.dumps(schedules)}.map((text) => [...Array(runs[0].entries).keys()].map(
             (query) => cascade(runs[0], parseSchedule(text, runs[0]), query).at(-1)?.kept ?? []))}};
-        choice.panes[0].schedule = "audio:3"; ask({mute[0]});
-        told.said = document.querySelector("#panes .soft").textContent;
+        choice.panes[0].schedule = "audio:3"; setQuery({mute[0]});
+        result.said = document.querySelector("#panes .soft").textContent;
         const shown = [...document.querySelectorAll("#picker .beside i")];
-        told.shown = [shown.length, shown.filter((one) => one.style.backgroundImage.startsWith("url(")).length];
-        return told;
+        result.shown = [shown.length, shown.filter((one) => one.style.backgroundImage.startsWith("url(")).length];
+        return result;
     """
-    told = told_by(explorer, script, tmp_path)
+    result = told_by(explorer, script, tmp_path)
     assert (
-        told["said"] == "this clip has no audio: as in training, that stage is left out, and nothing is mined"
+        result["said"]
+        == "this clip has no audio: as in training, that stage is left out, and nothing is mined"
     )
     videos = {video: album["videos"][video] for video in held["videos"]}
-    with_sound = sum(bool(video["beside"]["audio"]["jpeg"]) for video in videos.values())
-    assert told["shown"] == [len(videos), with_sound]
-    assert told["picks"] == [mined_in_training(text, held, album, rows, sound_data) for text in schedules]
+    with_sound = sum(bool(video["extra"]["audio"]["jpeg"]) for video in videos.values())
+    assert result["shown"] == [len(videos), with_sound]
+    assert result["picks"] == [mined_in_training(text, held, album, rows, sound_data) for text in schedules]
 
 
 def mined_in_training(text, held, album, rows, sound_data):
-    """What the trainer mines for every entry of the page's queue, asked with itself."""
+    """What the trainer mines for every entry of the page's queue, each as a query."""
     manifest = Manifest.load(sound_data)
     index = {video.id: i for i, video in enumerate(manifest.videos)}
     videos = torch.tensor([index[album["videos"][video]["id"]] for video in held["videos"]])
     ids = torch.tensor(held["sources"])
     queue = MultiViewQueue({view: rows[view].shape[1] for view in VIEWS}, len(ids))
     queue.enqueue(rows, ids, labels=videos)
-    presence = Presence(manifest, chosen(VIEWS), torch.device("cpu"))
-    picks = presence.mine(rows, queue, {"mined": parse_schedule(text)}, ids, videos)["mined"]
+    view_mask = ViewMask(manifest, chosen(VIEWS), torch.device("cpu"))
+    picks = view_mask.mine(rows, queue, {"mined": parse_schedule(text)}, ids, videos)["mined"]
     return [[entry for entry in row if entry >= 0] for row in picks.tolist()]
 
 
@@ -164,7 +165,7 @@ def test_a_run_without_sound_shows_none(run, sound_data, tmp_path):
     page = write_report([config.out], tmp_path / "report.html").read_text()
     assert 'class="beside"' not in page and "spectrogram" not in page
     both = explore([config.out, run], tmp_path / "both.html")
-    told = told_by(
+    result = told_by(
         both, "return runs.map((run) => clip(run, 0).querySelectorAll('.beside').length)", tmp_path
     )
-    assert told == [0, 1]
+    assert result == [0, 1]

@@ -129,7 +129,7 @@ def test_report_is_one_page_with_its_pictures(run: Path, tmp_path: Path) -> None
     assert (
         page.count("data:image/svg+xml;base64,") == 2 + 2
     )  # PMR and CMR by epoch, and CMR of each cycle by class
-    mined = page[: page.index("What each modality brings")]
+    mined = page[: page.index("What each modality adds")]
     assert mined.count('class="clip right"') + mined.count('class="clip wrong"') == 2 * 6 * 3 * 2
     for words in (
         "flow alone",
@@ -159,7 +159,7 @@ def test_report_marks_right_and_wrong_by_label(run: Path, data: Path, tmp_path: 
                 for way in ("mined", "flow", "rgb")
                 for pick in last["picks"][way][row]
             )
-    gallery = page[page.index("Mined positives, cycle1-flow") : page.index("What each modality brings")]
+    gallery = page[page.index("Mined positives, cycle1-flow") : page.index("What each modality adds")]
     assert gallery.count('class="clip right"') == right
 
 
@@ -208,7 +208,7 @@ def test_commands_teach_and_complain_in_one_line(tmp_path: Path, capsys: pytest.
         match=r"preset: must be one of paper, k400, small, modalities, iic, or a method of .* got 'big'",
     ):
         COMMANDS["pretrain"](["--preset", "big", "--data", str(tmp_path)])
-    with pytest.raises(TrainError, match="a run goes on with its own settings; drop --queue 3"):
+    with pytest.raises(TrainError, match="a run continues with its own settings; drop --queue 3"):
         COMMANDS["pretrain"](["--resume", str(tmp_path), "--queue", "3"])
     with pytest.raises(TrainError, match="holds no run"):
         COMMANDS["evaluate"](["--run", str(tmp_path)])

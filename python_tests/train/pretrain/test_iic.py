@@ -149,10 +149,10 @@ def test_it_resumes_bit_for_bit_and_logs_what_was_mined(data, tmp_path):
     [
         ({"views": ("rgb",)}, "views: framework iic takes two views of frames"),
         ({"views": ("rgb", "audio")}, "views: framework iic takes two views of frames"),
-        ({"mining": Mining(siblings="positive")}, "mining.siblings: framework iic knows negative and ignore"),
+        ({"mining": Mining(siblings="positive")}, "mining.siblings: framework iic takes negative and ignore"),
         (
             {"mining": Mining(method="ubernce", siblings="ignore")},
-            "mining.method: framework iic knows infonce",
+            "mining.method: framework iic takes infonce",
         ),
         ({"iic": Iic(negatives=0)}, "iic.negatives: must be at least 1"),
         ({"optim": Optim(steps=(0.5, 1.5))}, r"optim.steps: must lie in \[0, 1\], got 1.5"),

@@ -20,10 +20,12 @@ from places import ROOT
 from train_sets import DRAFT, tiny
 from train_steps import assert_same_run, weights
 
+from cpr_kernels.cli import train as commands
 from cpr_kernels.train import TrainError
 from cpr_kernels.train.batches.dataset import ClipDataset
 from cpr_kernels.train.data.prepare import prepare
 from cpr_kernels.train.encoders.weights import load_encoder
+from cpr_kernels.train.pretrain import loop
 from cpr_kernels.train.pretrain.config import Mining, Optim, TrainConfig, from_json, to_json
 from cpr_kernels.train.pretrain.loop import build, learning_rate, pretrain, restore, snapshot
 from cpr_kernels.train.pretrain.phases import locate, make_plan, total_steps
@@ -31,7 +33,7 @@ from cpr_kernels.train.pretrain.presets import small, with_preset
 from cpr_kernels.train.pretrain.run_folder import encoder_files
 from cpr_kernels.train.runtime.checkpoint import load, save
 from cpr_kernels.train.runtime.files import write_atomically
-from cpr_kernels.train.runtime.lock import alone
+from cpr_kernels.train.runtime.lock import exclusive
 from cpr_kernels.train.runtime.run_log import read_lines, truncate
 
 pytest_plugins = ["train_fixtures"]
@@ -207,7 +209,7 @@ def test_refusals_are_one_sentence(straight: Path, data: Path, tmp_path: Path) -
 
 def hold(folder: Path, seconds: float) -> None:
     """Another writer, for a while."""
-    with alone(folder, "prepare"):
+    with exclusive(folder, "prepare"):
         time.sleep(seconds)
 
 
@@ -220,7 +222,7 @@ def test_two_processes_never_write_one_folder(
         r"another process \(process \d+ on .+\) is at work in .*, which only one may ",
     )
     with (
-        alone(straight, "train"),
+        exclusive(straight, "train"),
         pytest.raises(TrainError, match=sentence + "train; wait for it, or end it"),
     ):
         pretrain(tiny(data, straight), resume=True)
@@ -240,17 +242,28 @@ def test_two_processes_never_write_one_folder(
 def test_config_text_and_presets_come_back(data: Path, tmp_path: Path) -> None:
     config = tiny(data, tmp_path, init={"rgb": Path("a.pt")})
     assert from_json(to_json(config)) == config
+    assert '"drop_own_positive": 0.0' in to_json(config)
+    old = to_json(config).replace('"drop_own_positive": 0.0', '"own_drop": 0.9')
+    assert from_json(old) == replace(config, mining=replace(config.mining, drop_own_positive=0.9))
     assert with_preset("small", data=data, queue=128).clips == small()["clips"]
     assert with_preset("paper", data=data) == TrainConfig(data)
     assert with_preset("k400+coclr", data=data).queue == 16384
     mixed = with_preset("small+cpr3+published", data=data)
-    assert mixed.mining == Mining(stages=3, query="online", own_drop=0.9) and mixed.width == 0.25
+    assert mixed.mining == Mining(stages=3, query="online", drop_own_positive=0.9) and mixed.width == 0.25
     grown = with_preset("small+progressive", data=data)
     assert (grown.cycles, grown.cycle_epochs, grown.mining.progressive) == (5, 3, True)
     assert [phase.topk for phase in make_plan(grown)[1::2]] == [1, 2, 3, 4, 5]
     assert with_preset("ubernce", data=data).mining.method == "ubernce"
     with pytest.raises(TrainError, match="preset: must be one of paper, k400, small"):
         with_preset("small+simclr", data=data)
+
+
+@pytest.mark.parametrize("name", ["own-drop", "own_drop", "drop-own-positive"])
+def test_an_option_keeps_its_old_name(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    configs: list[TrainConfig] = []
+    monkeypatch.setattr(loop, "pretrain", lambda config: configs.append(config) or tmp_path)
+    assert commands.pretrain(["--data", str(tmp_path), f"--mining.{name}", "0.9"]) == 0
+    assert configs[0].mining.drop_own_positive == 0.9
 
 
 def test_a_full_disk_costs_nothing_that_was_there(
@@ -318,7 +331,7 @@ def test_methods_say_where_positives_come_from(data: Path, tmp_path: Path) -> No
     assert [phase.supervised for phase in plan] == [False, True, True]
     for mining, sentence in [
         ({"method": "custom"}, "method custom needs it"),
-        ({"schedule": "flow:5"}, "goes with mining.method custom"),
+        ({"schedule": "flow:5"}, "belongs to mining.method custom"),
         ({"method": "custom", "schedule": "flow;5"}, "mining: schedule: cannot read"),
     ]:
         with pytest.raises(TrainError, match=sentence):

@@ -14,7 +14,7 @@ from cpr_kernels.train.data.manifest import Manifest
 from cpr_kernels.train.encoders import new_encoder
 from cpr_kernels.train.evaluate.features import Protocol, encode
 from cpr_kernels.train.evaluate.retrieval import retrieval
-from cpr_kernels.train.pretrain.missing_views import Presence, without
+from cpr_kernels.train.pretrain.missing_views import ViewMask, drop_views
 from cpr_kernels.train.views import chosen
 
 pytest_plugins = ["train_fixtures"]
@@ -55,20 +55,20 @@ def test_a_view_that_nobody_has_is_refused(data, sound_data):
     with pytest.raises(TrainError, match=r"no train video of .* has audio .no sound track"):
         ClipDataset(data, 8, 32, views=("audio",))
     with pytest.raises(TrainError, match=r"no training video has audio .no sound track.*leave audio out"):
-        Presence(Manifest.load(data), chosen(("rgb", "audio")), CPU)
-    presence = Presence(Manifest.load(sound_data), chosen(("rgb", "flow", "audio")), CPU)
-    assert presence.missing == {"audio": pytest.approx(4 / 12)}
+        ViewMask(Manifest.load(data), chosen(("rgb", "audio")), CPU)
+    view_mask = ViewMask(Manifest.load(sound_data), chosen(("rgb", "flow", "audio")), CPU)
+    assert view_mask.missing == {"audio": pytest.approx(4 / 12)}
 
 
-def presence_of(**has):
-    """A presence table without a data set."""
-    made = Presence.__new__(Presence)
+def view_mask_of(**has):
+    """A view_mask table without a data set."""
+    made = ViewMask.__new__(ViewMask)
     made.has = {view: torch.tensor(held) for view, held in has.items()}
     return made
 
 
 def test_only_present_clips_are_encoded():
-    presence, seen = presence_of(audio=[True, False, True, False]), []
+    view_mask, seen = view_mask_of(audio=[True, False, True, False]), []
 
     def encode_clips(clips):
         seen.append(clips.flatten().tolist())
@@ -76,44 +76,44 @@ def test_only_present_clips_are_encoded():
 
     clips = torch.tensor([[1.0], [2.0], [3.0]], requires_grad=True)
     videos = torch.tensor([0, 1, 2])
-    made = presence.encoded("audio", videos, clips, encode_clips)
+    made = view_mask.encode("audio", videos, clips, encode_clips)
     assert seen == [[1.0, 3.0]]
     assert torch.equal(made[1], torch.zeros(3))
     assert made[[0, 2]].norm(dim=1).tolist() == pytest.approx([1, 1])
-    presence.encoded("rgb", videos, clips, encode_clips)
-    presence.encoded("audio", torch.tensor([0, 2, 0]), clips, encode_clips)
+    view_mask.encode("rgb", videos, clips, encode_clips)
+    view_mask.encode("audio", torch.tensor([0, 2, 0]), clips, encode_clips)
     assert seen[1:] == [[1.0, 2.0, 3.0]] * 2
-    none = presence.encoded("audio", torch.tensor([1, 3, 1]), clips, encode_clips)
+    none = view_mask.encode("audio", torch.tensor([1, 3, 1]), clips, encode_clips)
     assert not none.any()
     none.sum().backward()  # a graph all the same, of zeros
     assert not clips.grad.any()
 
 
 def test_losses_and_keys_of_missing_views_do_not_count():
-    presence = presence_of(audio=[True, False, True])
+    view_mask = view_mask_of(audio=[True, False, True])
     losses = torch.tensor([1.0, torch.inf, 5.0])
-    assert presence.mean("audio", losses, *[torch.tensor([0, 1, 2])] * 2) == 3
-    assert presence.mean("audio", losses, *[torch.tensor([1, 1, 1])] * 2) == 0
-    assert presence.mean("rgb", losses[[0, 2]], *[torch.tensor([0, 1])] * 2) == 3
+    assert view_mask.mean("audio", losses, *[torch.tensor([0, 1, 2])] * 2) == 3
+    assert view_mask.mean("audio", losses, *[torch.tensor([1, 1, 1])] * 2) == 0
+    assert view_mask.mean("rgb", losses[[0, 2]], *[torch.tensor([0, 1])] * 2) == 3
     held, ids = torch.tensor([2, 1, -1, 0]), torch.tensor([7, 8, -1, 9])
-    assert presence.key_ids("audio", ids, held).tolist() == [7, -1, -1, 9]
-    assert presence.key_ids("rgb", ids, held) is ids
+    assert view_mask.mask_ids("audio", ids, held).tolist() == [7, -1, -1, 9]
+    assert view_mask.mask_ids("rgb", ids, held) is ids
 
 
 def test_stages_that_nobody_can_judge_are_left_out():
     lacking = frozenset({"audio"})
     schedule = parse_schedule("audio:40,rgb:20,audio+rgb:10,audio:5")
-    assert str(without(schedule, lacking)) == "rgb:20,audio+rgb:5"
-    assert without(schedule, frozenset()) == schedule
-    assert without(coclr_schedule("audio"), lacking) is None
-    assert str(without(oracle_schedule(("rgb", "audio")), lacking)) == "rgb+audio:5"
+    assert str(drop_views(schedule, lacking)) == "rgb:20,audio+rgb:5"
+    assert drop_views(schedule, frozenset()) == schedule
+    assert drop_views(coclr_schedule("audio"), lacking) is None
+    assert str(drop_views(oracle_schedule(("rgb", "audio")), lacking)) == "rgb+audio:5"
 
 
 def test_mining_scores_a_missing_view_as_nothing():
     generator = torch.Generator().manual_seed(0)
     unit = lambda *shape: normalize(torch.randn(*shape, generator=generator), dim=-1)  # noqa: E731
     has = [True, True, False, True, False, True, False, True]
-    presence = presence_of(audio=has)
+    view_mask = view_mask_of(audio=has)
     queue = MultiViewQueue({"rgb": 4, "audio": 4}, 8)
     keys = {"rgb": unit(8, 4), "audio": unit(8, 4) * torch.tensor(has)[:, None]}
     queue.enqueue(keys, torch.arange(8), labels=torch.arange(8))
@@ -124,7 +124,7 @@ def test_mining_scores_a_missing_view_as_nothing():
         "both": oracle_schedule(("rgb", "audio"), 2),
         "cascade": parse_schedule("audio:4,rgb:2"),
     }
-    mined = presence.mine(anchors, queue, schedules, videos, videos)
+    mined = view_mask.mine(anchors, queue, schedules, videos, videos)
     for b, video in enumerate(videos.tolist()):
         rgb, sound = keys["rgb"] @ keys["rgb"][video], keys["audio"] @ keys["audio"][video]
         others = [j for j in range(8) if j != video]
@@ -133,7 +133,7 @@ def test_mining_scores_a_missing_view_as_nothing():
         assert mined["both"][b].tolist() == best(rgb + sound, others, 2)
         survivors = best(sound, others, 4) if has[video] else others
         assert mined["cascade"][b].tolist() == best(rgb, survivors, 2)
-    everyone = presence_of()
+    everyone = view_mask_of()
     for name, schedule in schedules.items():
         expected = cascade_topk(anchors, queue.views, schedule, query_ids=videos, key_ids=queue.ids)[0]
         got = everyone.mine(anchors, queue, {name: schedule}, videos, videos)[name]
@@ -145,8 +145,8 @@ def test_retrieval_measures_a_view_where_it_is_and_counts_it_nowhere_else(sound_
     encoders = {"rgb": new_encoder("r3d", 0.05, 0), "audio": new_encoder("resnet18", 0.05, 8)}
     protocol = Protocol(frames=8, crop=32, clips=2)
     recall = retrieval(sound_data, encoders, protocol)
-    told = capsys.readouterr().err
-    assert "1 of 3 test videos have no audio: left out of its own figures" in " ".join(told.split())
+    printed = capsys.readouterr().err
+    assert "1 of 3 test videos have no audio: left out of its own figures" in " ".join(printed.split())
     assert set(recall) == {"rgb", "audio", "both"}
     assert recall["audio"][20] == recall["both"][20] == 1.0
     dataset = ClipDataset(sound_data, 8, 32, views=("rgb", "audio"), split="test")

@@ -16,7 +16,7 @@ from cpr_kernels.train import TrainError
 from cpr_kernels.train.encoders import ENCODERS
 from cpr_kernels.train.evaluate.retrieval import evaluate_run
 from cpr_kernels.train.pages.report import write_report
-from cpr_kernels.train.pretrain import missing_views as presence
+from cpr_kernels.train.pretrain import missing_views
 from cpr_kernels.train.pretrain.config import Clips, Mining, Optim
 from cpr_kernels.train.pretrain.loop import build, pretrain, restore, snapshot
 from cpr_kernels.train.pretrain.phases import make_plan
@@ -57,7 +57,7 @@ def test_two_cycles_of_a_stage_for_each_modality_with_the_others_as_oracle(sound
 
 
 def test_clips_without_sound_take_part_and_train_no_audio(sound_data, tmp_path, monkeypatch):
-    encoded, real = [], presence.Presence.encoded
+    encoded, real = [], missing_views.ViewMask.encode
 
     def seen(self, view, videos, clips, encode):
         def counted(some):
@@ -66,7 +66,7 @@ def test_clips_without_sound_take_part_and_train_no_audio(sound_data, tmp_path, 
 
         return real(self, view, videos, clips, counted)
 
-    monkeypatch.setattr(presence.Presence, "encoded", seen)
+    monkeypatch.setattr(missing_views.ViewMask, "encode", seen)
     config = settings(sound_data, tmp_path / "run", cycle_epochs=1)
     trainer = build(config)
     steps(trainer, 0, 18, tmp_path / "run")
@@ -103,7 +103,7 @@ def test_a_run_of_three_modalities_resumes_is_evaluated_and_reported(sound_data,
     results = evaluate_run(run, clips=2)
     assert list(results[-1]["recall"]) == ["rgb", "flow", "audio", "all"]
     page = write_report([run], tmp_path / "report.html").read_text()
-    assert "What each modality brings" in page
+    assert "What each modality adds" in page
     assert "audio added to RGB and flow" in page
     assert json.loads((run / "eval.json").read_text())["phases"]
 

@@ -19,7 +19,7 @@ from cpr_kernels.train.encoders import ENCODERS
 from cpr_kernels.train.pretrain import loop
 from cpr_kernels.train.pretrain.config import Mining, Optim, TrainConfig, from_json, to_json
 from cpr_kernels.train.pretrain.loop import build, pretrain
-from cpr_kernels.train.runtime import ranks as parallel
+from cpr_kernels.train.runtime import ranks
 from cpr_kernels.train.runtime.checkpoint import load
 from cpr_kernels.train.runtime.run_log import read_lines
 
@@ -32,24 +32,24 @@ import os, signal, sys, torch
 import torch.distributed as dist
 from dataclasses import replace
 from pathlib import Path
-from cpr_kernels.train.runtime import ranks as parallel
+from cpr_kernels.train.runtime import ranks
 from cpr_kernels.train.pretrain.config import from_json
 from cpr_kernels.train.pretrain.loop import pretrain
 import cpr_kernels.train.pretrain.loop as loop
 from cpr_kernels.train.encoders.published import save
 
 out, killed_at, resume = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3] == "resume"
-kept, run_step = loop._keep, loop.run_step
+kept, run_step = loop._save_checkpoint, loop.run_step
 def step(trainer, moment, step, batch, log):
-    if step == killed_at and parallel.rank() == 1:
+    if step == killed_at and ranks.rank() == 1:
         os.kill(os.getpid(), signal.SIGKILL)
     return run_step(trainer, moment, step, batch, log)
 loop.run_step = step
 def keep(trainer, moment, step, log, writes):
-    save(out / f"rank{parallel.rank()}-{step}.pt", {"model": trainer.model.state_dict()})
+    save(out / f"rank{ranks.rank()}-{step}.pt", {"model": trainer.model.state_dict()})
     kept(trainer, moment, step, log, writes)
-loop._keep = keep
-with parallel.process_group("cpu"):  # one group for all that follows: a second on the same store may wait for ever
+loop._save_checkpoint = keep
+with ranks.process_group("cpu"):  # one group for all that follows: a second on the same store may wait for ever
     config = from_json((out / "wanted.json").read_text())
     pretrain(config, resume=resume)
     if resume:
@@ -59,20 +59,20 @@ with parallel.process_group("cpu"):  # one group for all that follows: a second 
     inputs = loop._inputs(trainer, next(loop._batches(trainer, 0, 1)), 0)[0]
     trainer.model.calibrate(inputs)
     for buffer in trainer.model.online["flow"].buffers():
-        everyone = parallel.gathered(buffer[None])
+        everyone = ranks.gathered(buffer[None])
         assert all(torch.equal(one, everyone[0]) for one in everyone)
     assert buffer.numel() and int(buffer.max())
     # clips that all differ come back in their places
-    clips = torch.arange(4.0)[:, None] + 10 * parallel.rank()
+    clips = torch.arange(4.0)[:, None] + 10 * ranks.rank()
     seen = []
-    keys = parallel.shuffled(lambda some: seen.append(some) or some * 2, clips, seed=3)
+    keys = ranks.shuffled(lambda some: seen.append(some) or some * 2, clips, seed=3)
     assert torch.equal(keys, 2 * clips)
-    save(out / f"seen{parallel.rank()}.pt", {"seen": seen[0]})
+    save(out / f"seen{ranks.rank()}.pt", {"seen": seen[0]})
     odd = torch.nn.Linear(1, 1)
-    torch.nn.init.constant_(odd.weight, parallel.rank())
+    torch.nn.init.constant_(odd.weight, ranks.rank())
     try:
-        parallel.check_same({"odd layer": odd}, torch.device("cpu"))
-    except parallel.TrainError as error:
+        ranks.check_same({"odd layer": odd}, torch.device("cpu"))
+    except ranks.TrainError as error:
         assert "the odd layer differs" in str(error)
     else:
         raise AssertionError("ranks that differ must be noticed")
@@ -80,7 +80,7 @@ with parallel.process_group("cpu"):  # one group for all that follows: a second 
 
 
 def in_ranks(out: Path, config: TrainConfig, killed_at: int = -1, resume: bool = False) -> Path:
-    """A run under torchrun, each rank's state kept beside it; rank 1 kills itself at a step, or the run goes on."""
+    """Runs under torchrun and keeps each rank's state; rank 1 kills itself at a step, or the run is resumed."""
     (out / "wanted.json").write_text(to_json(replace(config, out=out / "run")))
     (out / "worker.py").write_text(WORKER)
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(RANKS), "--standalone"]
@@ -99,17 +99,17 @@ def in_ranks(out: Path, config: TrainConfig, killed_at: int = -1, resume: bool =
 
 
 @pytest.fixture(scope="module")
-def ranks(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def ranks_run(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of several processes that was never stopped."""
     out = tmp_path_factory.mktemp("ranks")
     return in_ranks(out, tiny(data, out, optim=Optim(momentum=0.9, accumulate=2)))
 
 
-def test_ranks_hold_the_same_queue_and_weights(ranks: Path) -> None:
-    steps = sorted(int(path.stem.split("-")[1]) for path in ranks.glob("rank0-*.pt"))
+def test_ranks_hold_the_same_queue_and_weights(ranks_run: Path) -> None:
+    steps = sorted(int(path.stem.split("-")[1]) for path in ranks_run.glob("rank0-*.pt"))
     assert len(steps) == 4  # InfoNCE: two epochs; RGB, flow: an epoch each
     for step in steps:
-        first, *others = (load(ranks / f"rank{rank}-{step}.pt")["model"] for rank in range(RANKS))
+        first, *others = (load(ranks_run / f"rank{rank}-{step}.pt")["model"] for rank in range(RANKS))
         own = {
             name for name in first if "running" in name or "num_batches" in name
         }  # batch norm sees its rank's
@@ -117,25 +117,25 @@ def test_ranks_hold_the_same_queue_and_weights(ranks: Path) -> None:
             differ = [name for name in first if name not in own and not torch.equal(first[name], other[name])]
             assert differ == []
         assert int(first["queue.count"]) == 24
-    lines = read_lines(ranks / "run" / "log.jsonl")
+    lines = read_lines(ranks_run / "run" / "log.jsonl")
     epochs = [line for line in lines if line["kind"] == "epoch"]
     assert [line["phase"] for line in epochs] == ["infonce", "infonce", "cycle1-rgb", "cycle1-flow"]
-    mined = read_lines(ranks / "run" / "mined.jsonl")[-1]
+    mined = read_lines(ranks_run / "run" / "mined.jsonl")[-1]
     assert len(mined["videos"]) == 12 == len(set(mined["videos"]))  # all ranks' parts of the batch
-    assert load(ranks / "run" / "checkpoint.pt")["step"] == steps[-1] + 1
+    assert load(ranks_run / "run" / "checkpoint.pt")["step"] == steps[-1] + 1
 
 
-def test_a_killed_rank_s_run_resumes_bit_for_bit(ranks: Path, data: Path, tmp_path: Path) -> None:
-    config = from_json((ranks / "wanted.json").read_text())
+def test_a_killed_rank_s_run_resumes_bit_for_bit(ranks_run: Path, data: Path, tmp_path: Path) -> None:
+    config = from_json((ranks_run / "wanted.json").read_text())
     killed = in_ranks(tmp_path, config, KILLED_AT)
     assert load(killed / "run" / "checkpoint.pt")["step"] < KILLED_AT
     in_ranks(killed, config, resume=True)
-    assert_same_run(ranks / "run", killed / "run")
+    assert_same_run(ranks_run / "run", killed / "run")
     assert len(read_lines(killed / "run" / "log.jsonl")) == 20  # none doubled
 
 
-def test_keys_are_encoded_in_random_company(ranks: Path) -> None:
-    seen = [load(ranks / f"seen{rank}.pt")["seen"][:, 0].tolist() for rank in range(RANKS)]
+def test_keys_are_encoded_in_shuffled_batches(ranks_run: Path) -> None:
+    seen = [load(ranks_run / f"seen{rank}.pt")["seen"][:, 0].tolist() for rank in range(RANKS)]
     assert sorted(value for of_rank in seen for value in of_rank) == [
         10 * rank + i for rank in range(RANKS) for i in range(4)
     ]
@@ -143,10 +143,10 @@ def test_keys_are_encoded_in_random_company(ranks: Path) -> None:
 
 
 def test_one_process_is_left_alone() -> None:
-    assert parallel.world() == 1 and parallel.rank() == 0 and parallel.share_of(7) == 7
+    assert ranks.world() == 1 and ranks.rank() == 0 and ranks.share_of(7) == 7
     module, rows = torch.nn.Linear(2, 2), torch.rand(3, 2)
-    assert parallel.averaged(module) is module and parallel.gathered(rows) is rows
-    assert torch.equal(parallel.shuffled(module, rows, 0), module(rows))
+    assert ranks.averaged(module) is module and ranks.gathered(rows) is rows
+    assert torch.equal(ranks.shuffled(module, rows, 0), module(rows))
 
 
 def test_a_batch_in_parts_is_the_batch(data: Path, tmp_path: Path) -> None:
@@ -223,6 +223,6 @@ def test_batches_that_do_not_divide_are_refused(
 ) -> None:
     with pytest.raises(TrainError, match="7 parts of a batch of 12 hold fewer than 2 videos each"):
         tiny(data, tmp_path, optim=Optim(accumulate=7)).check()
-    monkeypatch.setattr(parallel, "world", lambda: 5)
+    monkeypatch.setattr(ranks, "world", lambda: 5)
     with pytest.raises(TrainError, match="12 videos do not divide among 5 processes"):
         build(tiny(data, tmp_path))

@@ -1,4 +1,4 @@
-"""A run goes on with new videos: warm, with the old ones in play, and with what it forgets measured."""
+"""Updates of a run: warm start, old videos among the new, and retrieval before and after."""
 
 from __future__ import annotations
 
@@ -93,9 +93,9 @@ def test_old_videos_keep_their_numbers_and_only_new_ones_are_decoded(
 
 
 def test_it_reports_old_and_new_before_and_after(run: Path, updated: Path, data: Path) -> None:
-    told = json.loads((updated / "update.json").read_text())
-    assert set(told) == {"before", "after"}
-    for figures in told.values():
+    figures_file = json.loads((updated / "update.json").read_text())
+    assert set(figures_file) == {"before", "after"}
+    for figures in figures_file.values():
         assert set(figures) == {"old", "new"} and set(figures["new"]) == {"rgb", "flow", "both"}
         assert list(figures["old"]["rgb"]) == ["1", "5", "10", "20"]
     joined, old = Manifest.load(updated / "data"), len(Manifest.load(data).videos)
@@ -104,7 +104,7 @@ def test_it_reports_old_and_new_before_and_after(run: Path, updated: Path, data:
         rgb = {"rgb": load_encoder(encoder_files(folder)[-1][1]["rgb"])}
         whole = retrieval(updated / "data", rgb, Protocol(frames=8, crop=32, clips=1))["rgb"][20]
         parts = [(sum(i < old for i in tests), "old"), (sum(i >= old for i in tests), "new")]
-        right = sum(count * told[when][name]["rgb"]["20"] for count, name in parts)
+        right = sum(count * figures_file[when][name]["rgb"]["20"] for count, name in parts)
         assert right / len(tests) == pytest.approx(whole)
 
 
@@ -115,12 +115,12 @@ def test_every_batch_has_its_share_of_old_videos_and_all_get_their_turn(
     old = WarmStart.load(updated / "goes_on.json").old_videos
     seen: set[int] = set()
     for number in range(40):
-        videos = [trainer.dataset.videos[position] for position, _ in trainer.sampler.tickets(number)]
+        videos = [trainer.dataset.videos[position] for position, _ in trainer.sampler.sample_keys(number)]
         assert len(set(videos)) == 8 and sum(video < old for video in videos) == 6
         seen |= set(videos)
     assert seen == set(trainer.dataset.videos)
     assert trainer.sampler.steps_per_pass == 4  # 9 new ones for training, 2 a batch
-    assert trainer.sampler.tickets(7) == build(loop.config_of(updated)).sampler.tickets(7)
+    assert trainer.sampler.sample_keys(7) == build(loop.config_of(updated)).sampler.sample_keys(7)
 
 
 def test_it_starts_warm(run: Path, updated: Path) -> None:

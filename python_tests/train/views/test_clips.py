@@ -89,7 +89,9 @@ def test_every_view_is_mirrored_with_the_others(data: Path) -> None:
         assert got[name].shape == (2, 4, 3, 5, 32, 32)
     two = augmented(batch, TWO, Augment(), torch.Generator().manual_seed(3), CPU)
     three = augmented(batch, views, Augment(), torch.Generator().manual_seed(3), CPU)
-    assert all(torch.equal(two[name], three[name]) for name in two)  # a further view leaves the others alone
+    assert all(
+        torch.equal(two[name], three[name]) for name in two
+    )  # a further view does not change the others
 
 
 def test_residual_is_the_change_from_frame_to_frame() -> None:
@@ -123,7 +125,7 @@ def test_sampler_covers_every_video_and_resumes_anywhere() -> None:
     sampler = ClipSampler(videos=10, batch=3, seed=5)
     straight = list(islice(sampler, 9))
     for turn in range(3):
-        chosen = [ticket[0] for batch in straight[3 * turn : 3 * turn + 3] for ticket in batch]
+        chosen = [key[0] for batch in straight[3 * turn : 3 * turn + 3] for key in batch]
         assert len(set(chosen)) == 9
     for position in range(9):
         resumed = ClipSampler(videos=10, batch=3, seed=5)

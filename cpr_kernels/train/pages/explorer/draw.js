@@ -19,9 +19,9 @@ function address(run, entry, picture, encoded) {
   return addresses.get(key);
 }
 
-// What the run's views show of a video that its frames do not tell of: its sound.
-function beside(run, entry) {
-  const held = run.album.videos[run.videos[entry]].beside ?? {};
+// The extra pictures of a video, beside its frames: one of each view that has its own, such as sound.
+function extraPictures(run, entry) {
+  const held = run.album.videos[run.videos[entry]].extra ?? {};
   return run.views.filter((view) => view.name in held).map((view) => {
     const { caption, why, jpeg } = held[view.name];
     const picture = make("i");
@@ -36,7 +36,7 @@ function clip(run, entry, kind = "", text = null) {
   const frames = run.album.frames;
   strip.style.cssText = `background-image:url(${address(run, entry, "strip", video.strip)});background-size:${100 * frames}% ${run.album.flow ? 200 : 100}%;--frames:${frames};--length:${frames / 8}s`;
   const name = run.album.classes[video.class] ?? video.id.split("/").pop();
-  const button = make("button", { className: "clip " + kind, title: video.id + " · " + name }, strip, ...beside(run, entry), make("span", { className: "name", textContent: text ?? name }));
+  const button = make("button", { className: "clip " + kind, title: video.id + " · " + name }, strip, ...extraPictures(run, entry), make("span", { className: "name", textContent: text ?? name }));
   button.dataset.entry = entry;
   return button;
 }

@@ -17,26 +17,26 @@ const alternatives = (run) => {
 choice.panes[1].schedule = runs.length > 1 ? runs[1].schedule : alternatives(runs[0])[1][1];
 
 function readAddress() {
-  const asked = new URLSearchParams(location.hash.slice(1));
-  if (asked.has("query")) choice.query = Math.max(0, Math.min(runs[0].entries - 1, parseInt(asked.get("query")) || 0));
-  if (asked.has("stage")) choice.stage = Math.max(0, (parseInt(asked.get("stage")) || 1) - 1);
-  choice.compare = asked.get("compare") === "1";
+  const wanted = new URLSearchParams(location.hash.slice(1));
+  if (wanted.has("query")) choice.query = Math.max(0, Math.min(runs[0].entries - 1, parseInt(wanted.get("query")) || 0));
+  if (wanted.has("stage")) choice.stage = Math.max(0, (parseInt(wanted.get("stage")) || 1) - 1);
+  choice.compare = wanted.get("compare") === "1";
   for (const [i, pane] of choice.panes.entries()) {
-    const number = parseInt(asked.get("run" + i));
+    const number = parseInt(wanted.get("run" + i));
     if (number >= 0 && number < runs.length) pane.run = number;
-    if (asked.get("schedule" + i)) pane.schedule = asked.get("schedule" + i);
+    if (wanted.get("schedule" + i)) pane.schedule = wanted.get("schedule" + i);
   }
 }
 
 function writeAddress() {
-  const told = new URLSearchParams({ query: choice.query });
-  if (choice.stage) told.set("stage", choice.stage + 1);
-  if (choice.compare) told.set("compare", 1);
+  const address = new URLSearchParams({ query: choice.query });
+  if (choice.stage) address.set("stage", choice.stage + 1);
+  if (choice.compare) address.set("compare", 1);
   choice.panes.slice(0, choice.compare ? 2 : 1).forEach((pane, i) => {
-    told.set("run" + i, pane.run);
-    told.set("schedule" + i, pane.schedule);
+    address.set("run" + i, pane.run);
+    address.set("schedule" + i, pane.schedule);
   });
-  try { history.replaceState(null, "", "#" + told); } catch (refused) { /* some viewers of local files allow no address */ }
+  try { history.replaceState(null, "", "#" + address); } catch (refused) { /* some viewers of local files allow no address */ }
 }
 
 // The same clip in another run: an entry of the same video, or none.
@@ -46,7 +46,7 @@ function queryIn(run) {
   return run.videos.findIndex((video) => run.album.videos[video].id === id);
 }
 
-function ask(entry) {
+function setQuery(entry) {
   choice.query = (entry + runs[0].entries) % runs[0].entries;
   draw();
 }
@@ -63,13 +63,13 @@ function listed() {
   return found;
 }
 
-// The clips around the chosen one; more on either side when asked for.
+// The clips around the chosen one; more on either side on request.
 function drawPicker(before = 8, after = 40) {
   const run = runs[0], entries = listed(), video = run.videos[choice.query];
   const at = Math.max(0, entries.findIndex((entry) => run.videos[entry] === video));
   const start = at < 30 ? 0 : Math.max(0, at - before), end = Math.min(entries.length, at + after);
   const shown = entries.slice(start, end).map((entry) => clip(run, entry, run.videos[entry] === video ? "chosen" : ""));
-  shown.forEach((button) => (button.onclick = () => ask(+button.dataset.entry)));
+  shown.forEach((button) => (button.onclick = () => setQuery(+button.dataset.entry)));
   if (start > 0) shown.unshift(make("button", { textContent: `${start} before`, onclick: () => drawPicker(before + 100, after) }));
   if (end < entries.length) shown.push(make("button", { textContent: `${entries.length - end} more`, onclick: () => drawPicker(before, after + 200) }));
   if (!entries.length) shown.push(make("p", { className: "soft", textContent: "no clip is called so" }));
@@ -82,7 +82,7 @@ function step(by) {
   const entries = listed();
   if (!entries.length) return;
   const at = entries.findIndex((entry) => runs[0].videos[entry] === runs[0].videos[choice.query]);
-  ask(entries[(at + by + entries.length) % entries.length]);
+  setQuery(entries[(at + by + entries.length) % entries.length]);
 }
 
 function drawPane(pane, number) {
@@ -126,7 +126,7 @@ function drawPane(pane, number) {
 
 function thumb(run, entry, query, text = null) {
   const button = clip(run, entry, mark(run, entry, query), text);
-  button.onclick = () => (run === runs[0] ? ask(entry) : null);
+  button.onclick = () => (run === runs[0] ? setQuery(entry) : null);
   return button;
 }
 
@@ -200,7 +200,7 @@ function scatterOf(run, traced, query, shown) {
       document.body.append(tip);
     };
     canvas.onmouseleave = hide;
-    canvas.onclick = (event) => { const entry = near(event); hide(); if (entry !== null && run === runs[0]) ask(entry); };
+    canvas.onclick = (event) => { const entry = near(event); hide(); if (entry !== null && run === runs[0]) setQuery(entry); };
   });
   return holder;
 }
@@ -286,7 +286,7 @@ document.addEventListener("keydown", (event) => {
 
 el("previous").onclick = () => step(-1);
 el("next").onclick = () => step(1);
-el("any").onclick = () => { const entries = listed(); if (entries.length) ask(entries[Math.floor(Math.random() * entries.length)]); };
+el("any").onclick = () => { const entries = listed(); if (entries.length) setQuery(entries[Math.floor(Math.random() * entries.length)]); };
 el("compare").onclick = () => { choice.compare = !choice.compare; draw(); };
 el("flow").onclick = () => toggle("flow", "flow");
 el("play").onclick = () => toggle("playing", "play");
@@ -297,7 +297,7 @@ el("class").onchange = () => { choice.class = el("class").value; drawPicker(); }
 el("class").parentElement.hidden = el("legend").hidden = !runs.some(labelled);
 el("flow").hidden = !body.albums.some((album) => album.flow);
 el("title").textContent = document.title = body.title;
-el("lead").textContent = runs.map((run) => `${run.name}: ${run.entries.toLocaleString("en")} entries in the queue at the end of ${run.phase}`).join("; ") + ". Pick a clip; each is asked against all others.";
+el("lead").textContent = runs.map((run) => `${run.name}: ${run.entries.toLocaleString("en")} entries in the queue at the end of ${run.phase}`).join("; ") + ". Pick a clip; each is compared with all others.";
 addEventListener("hashchange", () => { readAddress(); draw(); });
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => draw());
 let resized = 0;

@@ -1,0 +1,113 @@
+// The door to the core: addresses, sizes and strides in, results written in place. The GIL is released.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <new>
+#include <vector>
+
+#include "../cascade_rerank.h"
+#include "../cascade_topk.h"
+#include "../cpu/workspace.h"
+#include "../cpu_info.h"
+#include "fast_cascade.h"
+#include "arguments.h"
+#include "../enqueue.h"
+#include "../mil_nce.h"
+#include "plans.h"
+#include "shards.h"
+#ifdef CPR_HAS_CUDA
+#include "cuda.h"
+#endif
+
+namespace py = pybind11;
+using namespace cpr;
+
+namespace {
+
+std::int64_t cascade_topk(const Views& views, int dtype, int64_t num_queries, int64_t num_keys,
+                          const std::vector<float>& weights, const std::vector<int64_t>& keep,
+                          Address query_ids, Address key_ids, Address exclude, int64_t exclude_stride,
+                          Address indices, Address scores, int threads) {
+  const py::gil_scoped_release unlocked;
+  CascadeCall call(views, dtype, num_queries, num_keys, weights, keep,
+                   {query_ids, key_ids, exclude, exclude_stride}, {indices, scores});
+  call.args.threads = threads;
+  const int64_t missed = cascade_topk_cpu(call.args);
+  if (missed < 0) throw std::bad_alloc();
+  return missed;
+}
+
+void cascade_rerank(const Views& views, int dtype, int64_t num_queries, int64_t num_keys,
+                    const std::vector<float>& weights, const std::vector<int64_t>& keep, const Listed& listed,
+                    const CascadeMasks& masks, const Mined& out, int threads) {
+  const py::gil_scoped_release unlocked;
+  CascadeCall call(views, dtype, num_queries, num_keys, weights, keep, masks, out);
+  call.args.threads = threads;
+  if (!cascade_rerank_cpu(rerank_args(call.args, listed))) throw std::bad_alloc();
+}
+
+LossArgs on_threads(LossArgs args, int threads) {
+  args.threads = threads;
+  return args;
+}
+
+void enqueue(const Columns& columns, int64_t size, int64_t batch, Address pointer, Address count) {
+  const py::gil_scoped_release unlocked;
+  const std::vector<Column> list = column_list(columns);
+  enqueue_cpu(list.data(), static_cast<int>(list.size()), size, batch, at<int64_t>(pointer),
+              at<int64_t>(count));
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_core, m) {
+  m.doc() = "Native kernels of cpr_kernels: raw addresses in, results in place. Use cpr_kernels, not this.";
+  m.def("cascade_topk", &cascade_topk, "Returns how many queries were selected the long way.");
+  m.def("cascade_rerank", &cascade_rerank);
+  m.def("mil_nce_sweep", [](const LossFeatures& features, int dtype, const LossSizes& sizes,
+                            Address positives, float temperature, const LossMasks& masks, int siblings,
+                            int threads, const std::tuple<Address, Address, Address, Address, Address>& out) {
+    const py::gil_scoped_release unlocked;
+    const auto& [loss, lse_all, lse_positive, own_weight, grad_query] = out;
+    if (!mil_nce_sweep_cpu(
+            on_threads(loss_args(features, dtype, sizes, positives, temperature, masks, siblings), threads),
+            {at<float>(loss), at<float>(lse_all), at<float>(lse_positive), at<float>(own_weight),
+             at<float>(grad_query)}))
+      throw std::bad_alloc();
+  });
+  m.def("mil_nce_share", [](const LossFeatures& features, int dtype, const LossSizes& sizes,
+                            Address positives, float temperature, const LossMasks& masks, int siblings,
+                            int threads, Address sums, Address attended) {
+    const py::gil_scoped_release unlocked;
+    if (!mil_nce_share_cpu(
+            on_threads(loss_args(features, dtype, sizes, positives, temperature, masks, siblings), threads),
+            {at<float>(sums), at<float>(attended)}))
+      throw std::bad_alloc();
+  });
+  m.def("mil_nce_keys_gradient", [](const LossFeatures& features, int dtype, const LossSizes& sizes,
+                                    Address positives, float temperature, const LossMasks& masks,
+                                    int siblings, int threads, Address grad_loss, Address lse_all,
+                                    Address lse_positive, Address grad_keys) {
+    const py::gil_scoped_release unlocked;
+    if (!mil_nce_keys_gradient_cpu(
+            on_threads(loss_args(features, dtype, sizes, positives, temperature, masks, siblings), threads),
+            at<const float>(grad_loss), at<const float>(lse_all), at<const float>(lse_positive),
+            at<float>(grad_keys)))
+      throw std::bad_alloc();
+  });
+  m.def("enqueue", &enqueue);
+  shard_door::bind(m);
+  plan_door::bind(m);
+  direct_door::bind(m);
+  m.def("sampled_keys", &sampled_keys,
+        "Keys whose scores bracket the thresholds of a queue this long, for tests.");
+  m.def("cpu_isas", &cpu_isas, "Instruction sets this machine can run, best first.");
+  m.def("cpu_isa", &cpu_isa, "The instruction set in use.");
+  m.def("cpu_flops_per_second", &cpu_flops_per_second, pybind11::call_guard<pybind11::gil_scoped_release>(),
+        "The float32 rate of so many threads that only multiply and add, best of some tries.");
+  m.def("release_workspace", &release_workspace, "Hand back the memory that calls keep for the next one.");
+  m.def("use_cpu_isa", &use_cpu_isa, "Switch the instruction set, for tests; False when it cannot run here.");
+#ifdef CPR_HAS_CUDA
+  cuda_door::bind(m);
+#endif
+}

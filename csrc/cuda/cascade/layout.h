@@ -1,0 +1,201 @@
+// How a cascade call is cut up on a CUDA device: which path, how many queries a sweep, and where everything
+// lies in the workspace. Arithmetic alone, so that it can be told for a device that is not here. Three paths:
+//   tiny  B <= 16, N <= 4,096, 9.0 and newer: one cluster of 16 blocks splits the features, scores and
+//         selects, with two cluster barriers between. One launch, where three would wait about 2 us each for
+//         the last. Sixteen multiprocessors at 64 bytes a clock read 4 MB of keys in 2.3 us, less than the
+//         launches saved; at N = 16,384 they would take 9 us, where the whole device takes 1.
+//   ring  the scores of 128 queries or more, or of all there are, fit half the L2 (the rest is for keys, and
+//         for what the two halves of an L2 hold twice): sweeps of that many, all of one size.
+//   huge  they do not: sweeps of up to 128 queries through device memory. A sweep reads 4 D bytes a key and
+//         view, 4 D / 128 = 4 bytes a score at D = 128, as many as writing the score: fewer queries a sweep
+//         would be bound by keys.
+// All rules are computed, none is measured yet; bench/gpu_tune.py times the others.
+#pragma once
+#include <algorithm>
+
+#include "../../cascade_topk.h"
+#include "../../weightings.h"
+#include "../device/carver.h"
+#include "../device/limits.h"
+#include "../device/tuning.h"
+
+namespace cpr {
+
+constexpr int64_t TINY_QUERIES = 16, TINY_KEYS = 4096;
+constexpr int64_t SWEEP_QUERIES = 128, SWEEP_UNIT = 64;
+constexpr int64_t HUGE_BYTES = int64_t{2} << 30;  // of scores and lists, unless one query needs more
+constexpr uint32_t SORTED_IN_SHARED = 1024;       // longest result sorted where the candidates were
+constexpr int64_t SELECT_MEMORY_BYTES = 16768;    // of a block that selects, beside its lists (cascade.h)
+// Threads that select for one query. Up to 4,096 entries are four steps of 256 threads, and four such blocks
+// share a multiprocessor. Beyond, the 64 registers a thread of select_kernel and 65,536 of a multiprocessor
+// allow two blocks of 512, which hide each other's barriers, where shared memory holds both lists (a block's
+// own kilobyte counted); else one block of 1,024.
+constexpr int SMALL_THREADS = 256, HALF_THREADS = 512, LARGE_THREADS = 1024;
+constexpr int64_t LARGE_FROM = 4096;
+
+// What the stages judge by. Stages that weigh the views alike share a row.
+struct Judging {
+  int num_views, rows, stages;
+  float weights[MAX_ROWS * MAX_VIEWS];  // [rows, num_views]
+  int8_t plain[MAX_ROWS];               // the view that a row judges by alone with weight 1, or -1
+  uint8_t row_of_stage[MAX_STAGES];
+  uint32_t keep[MAX_STAGES];  // at most num_keys
+  int first;                  // the first stage that keeps fewer than num_keys; `stages` when none does
+};
+
+// Rows of features as the score kernels read them.
+struct Planes {
+  bool prepared;       // in the workspace; else rows are used where they lie
+  uint16_t* planes;    // two of float32 rows, one of 16-bit rows
+  int32_t* exponents;  // [rows], of float32 rows
+  int64_t padded;      // elements a row of a plane
+};
+
+struct CascadeLayout {
+  bool tiny, in_cache;
+  int64_t chunk;  // queries a sweep
+  Judging judging;
+  int used[MAX_VIEWS];  // the views that some stage weighs, by their number in the call
+  Planes queries[MAX_VIEWS], keys[MAX_VIEWS];
+  int64_t pitch;            // of a row of scores
+  uint32_t longest;         // list: what the first stage that drops something keeps, a multiple of 4
+  uint32_t shared_entries;  // what the list in shared memory holds, a multiple of 4
+  int64_t sort_size;        // entries to sort a query, a power of two; 0 when results are short
+  int threads;              // of a block that selects
+  int tile;                 // queries of a score tile
+  float* scores;            // [views][chunk, pitch]
+  uint32_t* lists;          // [chunk][rows + 1, longest], null when shared memory holds the longest list
+  uint64_t* sorts;          // [chunk][sort_size], null when results are short
+  int64_t bytes;            // of workspace
+
+  int64_t sweeps(int64_t num_queries) const { return (num_queries + chunk - 1) / chunk; }
+};
+
+inline int64_t select_shared_bytes(int rows, uint32_t entries) {
+  return SELECT_MEMORY_BYTES + int64_t{rows + 1} * entries * 4;
+}
+
+// The rows that stages judge by, over the views that some stage weighs.
+inline const char* plan_rows(const CascadeArgs& args, CascadeLayout& layout) {
+  if (args.num_stages > MAX_STAGES) return "the CUDA kernels run at most 32 stages";
+  Judging& judging = layout.judging;
+  const int V = args.num_views;
+  int views = 0;
+  for (int v = 0; v < V; ++v) {
+    bool weighed = false;
+    for (int s = 0; s < args.num_stages; ++s) weighed = weighed || args.weights[s * V + v] != 0;
+    if (!weighed) continue;
+    if (views == MAX_VIEWS) return "the CUDA kernels weigh at most 8 views";
+    if (args.views[v].dim > INT32_MAX - 64) return "a view of more than 2^31 features";
+    layout.used[views++] = v;
+  }
+  judging.num_views = views;
+  judging.stages = args.num_stages;
+  judging.rows = 0;
+  for (int s = 0; s < args.num_stages; ++s) {
+    const int first = first_alike(args.weights, V, s);
+    if (first < s) {
+      judging.row_of_stage[s] = judging.row_of_stage[first];
+    } else {
+      if (judging.rows == MAX_ROWS)
+        return "the CUDA kernels judge by at most 8 distinct weightings of the views";
+      float* row = judging.weights + judging.rows * views;
+      for (int v = 0; v < views; ++v) row[v] = args.weights[s * V + layout.used[v]];
+      judging.plain[judging.rows] = static_cast<int8_t>(only_view(row, views));
+      judging.row_of_stage[s] = static_cast<uint8_t>(judging.rows++);
+    }
+    judging.keep[s] = static_cast<uint32_t>(std::min(args.keep[s], args.num_keys));
+  }
+  judging.first = 0;
+  while (judging.first < judging.stages && judging.keep[judging.first] >= args.num_keys) ++judging.first;
+  return nullptr;
+}
+
+inline bool on_sixteen_bytes(const void* rows, int64_t stride, int64_t dim) {
+  return reinterpret_cast<uintptr_t>(rows) % 16 == 0 && stride % 8 == 0 && dim % 8 == 0;
+}
+
+// One operand of a view: used where it lies, or prepared in the workspace.
+inline Planes plan_planes(DType dtype, const void* rows, int64_t stride, int64_t count, int64_t dim,
+                          Carver& carver) {
+  const bool split = dtype == DType::float32;
+  if (!split && on_sixteen_bytes(rows, stride, dim)) return {};
+  Planes made{true, nullptr, nullptr, rounded_up(dim, 8)};
+  made.planes = carver.take<uint16_t>((split ? 2 : 1) * count * made.padded);
+  if (split) made.exponents = carver.take<int32_t>(count);
+  return made;
+}
+
+// Queries a sweep; see the head of this file. Sweeps are of one size, for a short one takes as long as the
+// rest.
+inline void plan_chunk(int64_t num_queries, int64_t ring_a_query, int64_t bytes_a_query, int64_t cache_bytes,
+                       CascadeLayout& layout) {
+  const int64_t fitting = cache_bytes / 2 / ring_a_query / SWEEP_UNIT * SWEEP_UNIT;
+  layout.in_cache = fitting >= SWEEP_QUERIES || num_queries * ring_a_query <= cache_bytes / 2;
+  int64_t most = layout.in_cache ? std::max(fitting, SWEEP_UNIT)
+                                 : std::min(SWEEP_QUERIES, HUGE_BYTES / std::max<int64_t>(bytes_a_query, 1));
+  if (tuning().sweep > 0) most = tuning().sweep;
+  most = std::max<int64_t>(1, most);
+  const int64_t sweeps = std::max<int64_t>(1, (num_queries + most - 1) / most);
+  layout.chunk = std::max<int64_t>(
+      1, std::min({num_queries, most, rounded_up((num_queries + sweeps - 1) / sweeps, SWEEP_UNIT)}));
+}
+
+// Where lists lie and how many threads work on a query; true when the longest list lies in global memory.
+inline bool plan_lists(int64_t num_keys, const DeviceLimits& limits, CascadeLayout& layout) {
+  const Judging& judging = layout.judging;
+  const int64_t most = judging.first < judging.stages ? judging.keep[judging.first] : num_keys;
+  layout.longest = static_cast<uint32_t>(std::max<int64_t>(rounded_up(most, 4), 4));
+  const int64_t an_entry = 4 * (judging.rows + 1);
+  const int64_t room = (limits.shared_bytes - SELECT_MEMORY_BYTES) / an_entry / 4 * 4;
+  layout.shared_entries = static_cast<uint32_t>(std::min<int64_t>(layout.longest, room));
+  const bool two_fit =
+      select_shared_bytes(judging.rows, layout.shared_entries) <= (limits.shared_bytes + 1024) / 2 - 1024;
+  layout.threads = num_keys <= LARGE_FROM ? SMALL_THREADS : two_fit ? HALF_THREADS : LARGE_THREADS;
+  if (tuning().select_threads > 0) layout.threads = tuning().select_threads;
+  return layout.longest > layout.shared_entries;
+}
+
+// Queries of a score tile. 128 reuse each key twice as often from shared memory as 64, and are taken where no
+// tile is left half empty; the order of a sum is the same in all.
+inline int score_tile_queries(int64_t chunk) {
+  if (tuning().score_queries > 0) return tuning().score_queries;
+  if (chunk <= 16) return 16;
+  const bool half_empty = chunk < 256 && chunk % 128 > 0 && chunk % 128 <= 64;
+  return half_empty ? 64 : 128;
+}
+
+// Null, or why the call cannot run. `gathered`: scores are not products of tiles, so features are used where
+// they lie.
+inline const char* plan_cascade(const CascadeArgs& args, const DeviceLimits& limits, void* workspace,
+                                bool gathered, CascadeLayout& layout) {
+  layout = {};
+  if (const char* reason = plan_rows(args, layout)) return reason;
+  const int views = layout.judging.num_views, rows = layout.judging.rows;
+  const int64_t N = args.num_keys, k = std::min(args.keep[args.num_stages - 1], N);
+  Carver carver{static_cast<char*>(workspace)};
+  for (int v = 0; v < views && !gathered; ++v) {
+    const View& view = args.views[layout.used[v]];
+    layout.queries[v] =
+        plan_planes(args.dtype, view.queries, view.query_stride, args.num_queries, view.dim, carver);
+    layout.keys[v] = plan_planes(args.dtype, view.keys, view.key_stride, N, view.dim, carver);
+  }
+  layout.pitch = std::max<int64_t>(rounded_up(N, 4), 4);
+  const bool listed = plan_lists(N, limits, layout), sorted = k > SORTED_IN_SHARED;
+  if (sorted)
+    for (layout.sort_size = SORTED_IN_SHARED; layout.sort_size < k;) layout.sort_size *= 2;
+  layout.tiny =
+      !gathered && limits.clusters_of_16 && args.num_queries <= TINY_QUERIES && N <= TINY_KEYS && !listed;
+  const int64_t ring_a_query = 4 * layout.pitch * views;
+  const int64_t list_a_query = listed ? int64_t{4} * layout.longest * (rows + 1) : 0;
+  plan_chunk(args.num_queries, ring_a_query, ring_a_query + list_a_query + 8 * layout.sort_size,
+             limits.cache_bytes, layout);
+  layout.tile = score_tile_queries(layout.chunk);
+  layout.scores = carver.take<float>(views * layout.chunk * layout.pitch);
+  if (listed) layout.lists = carver.take<uint32_t>(layout.chunk * (rows + 1) * layout.longest);
+  if (sorted) layout.sorts = carver.take<uint64_t>(layout.chunk * layout.sort_size);
+  layout.bytes = carver.used;
+  return nullptr;
+}
+
+}  // namespace cpr

@@ -1,0 +1,25 @@
+// A module of the CUDA kernels as emulate.h runs them on a CPU, for tests. Never installed.
+#include "../../bindings/cuda.h"
+#include "host.h"
+
+PYBIND11_MODULE(_emulated, m) {
+  m.doc() = "The CUDA kernels of cpr_kernels, emulated thread by thread on a CPU.";
+  cpr::cuda_door::bind(m);
+  m.def(
+      "set_seed", [](uint32_t seed) { cpr::emulate::seed() = seed; },
+      "Order of threads between barriers; 0: as numbered.");
+  m.def(
+      "kernels_launched",
+      [] {
+        const size_t count = cpr::launched_kernels().size();
+        cpr::launched_kernels().clear();
+        return count;
+      },
+      "How many different kernels have run since this was asked last.");
+  m.def(
+      "set_limits",
+      [](int capability, int64_t shared_bytes, int64_t cache_bytes, bool clusters_of_16) {
+        cpr::emulated_limits() = {capability, shared_bytes, cache_bytes, clusters_of_16};
+      },
+      "The device that is pretended.");
+}

@@ -1,0 +1,70 @@
+// How a loss call is cut up on a CUDA device, and where everything lies in the workspace. Arithmetic alone,
+// so that it can be told for a device that is not here.
+#pragma once
+#include <algorithm>
+
+#include "../../mil_nce.h"
+#include "../device/carver.h"
+#include "../device/limits.h"
+
+namespace cpr {
+
+constexpr int ATTEND_ROWS = 64;
+constexpr int ATTEND_COLUMNS = 32;            // a step
+constexpr int OUT_DEPTH = 128;                // features a block sums at most; more are cut over blocks
+constexpr int64_t ATTEND_256_BYTES = 132096;  // shared memory of a block that holds 256 features (attend.h)
+// Two for each of 132 multiprocessors; the shape alone decides, not the device.
+constexpr int64_t BLOCKS_WANTED = 264;
+
+// Rows of features in the workspace, as two planes.
+struct LossPlanes {
+  uint16_t* planes;
+  int32_t* exponents;
+};
+
+struct LossLayout {
+  int depths;  // features of a padded row
+  bool wide;   // more than a block holds
+  LossPlanes queries, keys;
+  int64_t parts, part_columns;  // of the keys
+  float *top, *mass, *attended;
+  int64_t bytes;  // of workspace
+
+  int chunks() const { return (depths + OUT_DEPTH - 1) / OUT_DEPTH; }
+};
+
+inline LossPlanes plan_planes(int64_t count, int depths, Carver& carver) {
+  LossPlanes made;
+  made.planes = carver.take<uint16_t>(2 * count * depths);
+  made.exponents = carver.take<int32_t>(count);
+  return made;
+}
+
+// Null, or why the call cannot run. Parts of the keys: enough blocks to fill a large device, none of fewer
+// keys than two steps.
+inline const char* plan_loss(const LossArgs& args, bool sweep, bool gradient, const DeviceLimits& limits,
+                             void* workspace, LossLayout& layout) {
+  layout = {};
+  if (args.dim > INT32_MAX - OUT_DEPTH) return "features of more than 2^31 numbers";
+  layout.depths =
+      args.dim <= 64 ? 64 : static_cast<int>(rounded_up(std::max<int64_t>(args.dim, 1), OUT_DEPTH));
+  // two planes of 64 rows and twice 32 columns of 256 features are 131 KB: 8.0 and 9.0 have them, 8.6 has not
+  layout.wide = layout.depths > 256 || (layout.depths == 256 && limits.shared_bytes < ATTEND_256_BYTES);
+  Carver carver{static_cast<char*>(workspace)};
+  layout.queries = plan_planes(args.num_queries, layout.depths, carver);
+  layout.keys = plan_planes(args.num_keys, layout.depths, carver);
+  if (sweep) {
+    const int64_t tiles = (args.num_queries + ATTEND_ROWS - 1) / ATTEND_ROWS * layout.chunks();
+    const int64_t wanted = std::max<int64_t>(1, BLOCKS_WANTED / std::max<int64_t>(tiles, 1));
+    layout.part_columns = rounded_up(
+        std::max<int64_t>((args.num_keys + wanted - 1) / wanted, 2 * ATTEND_COLUMNS), ATTEND_COLUMNS);
+    layout.parts = (args.num_keys + layout.part_columns - 1) / layout.part_columns;
+    layout.top = carver.take<float>(layout.parts * args.num_queries);
+    layout.mass = carver.take<float>(layout.parts * args.num_queries);
+    if (gradient) layout.attended = carver.take<float>(layout.parts * args.num_queries * args.dim);
+  }
+  layout.bytes = carver.used;
+  return nullptr;
+}
+
+}  // namespace cpr
