@@ -28,5 +28,5 @@ def _link(role: re.Match[str]) -> str:
     if name == "explain":  # the module of the same name hides it
         return f"[`{name}`][cpr_kernels.explain.explain]"
     if name.split(".")[0] in cpr_kernels.__all__:
-        return f"[`{name}`][cpr_kernels.{name}]"
+        return f"[`{name}`][cpr_kernels.{name.split('.')[0]}]"  # an attribute may have no place of its own
     return f"`{name}`"
