@@ -83,7 +83,9 @@ def explain(
     if limits is not None:
         name = device if isinstance(device, str) else "such a device"
         reason = (
-            losses.native.why_never(call) if isinstance(call, LossCall) else mining.native.why_never(call)
+            losses.native.why_unsupported(call)
+            if isinstance(call, LossCall)
+            else mining.native.why_unsupported(call)
         )
         if reason is None:
             choices.plan = plan_on_cuda(call, limits)

@@ -290,7 +290,7 @@ def _work(args: argparse.Namespace) -> str:
     write_report(
         [folder(args.out, args.seeds[0], row) for row in rows],
         args.out / "report.html",
-        title="What each modality brings" if args.experiment == "modalities" else "CPR on IIC",
+        title="Gain of each modality" if args.experiment == "modalities" else "CPR on IIC",
         says=[f"Seed {args.seeds[0]} of {len(args.seeds)}; result.md has the tables of all."],
     )
     return tables(results)

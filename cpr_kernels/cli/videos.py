@@ -74,7 +74,7 @@ def _fitting(pattern: str) -> tuple[list[Path], PassedOver]:
 def each(
     command: str, paths: Sequence[Path], work: Callable[[Path], VideoPrediction], progress: bool
 ) -> Iterator[tuple[Path, Any, str | None]]:
-    """`(path, seen, None)` of every readable video, `(path, None, reason)` of the others, told on stderr."""
+    """Yields (path, result, None) of a readable video, (path, None, reason) of another, and prints the reason."""
     with ProgressBar(command, len(paths), unit="video", shown=None if progress else False) as bar:
         for path in paths:
             reason = None

@@ -61,21 +61,25 @@ class ClipIndex:
 
     def __init__(self, folder: str | Path, model: str | None = None) -> None:
         self.folder = Path(folder)
-        told = _manifest(self.folder)
-        self.model, self.size, self.generation = told["model"], told["embedding"], told["generation"]
+        manifest = _manifest(self.folder)
+        self.model, self.size, self.generation = (
+            manifest["model"],
+            manifest["embedding"],
+            manifest["generation"],
+        )
         if model is not None and model != self.model:
             raise ValueError(
                 f"index: {folder} holds embeddings of another model (weights {self.model[:12]}, these are "
                 f"{model[:12]}); use the artifact that it was made with, or make a new index"
             )
-        bodies = {name: _body(self.folder, name, sha) for name, sha in told["files"].items()}
+        bodies = {name: _body(self.folder, name, sha) for name, sha in manifest["files"].items()}
         names = sorted(bodies)  # clips before vectors
         self.clips = [Clip(**json.loads(line)) for line in bodies[names[0]].splitlines()]
         self._index = _faiss().deserialize_index(np.frombuffer(bodies[names[1]], np.uint8))
-        if not len(self.clips) == self._index.ntotal == told["clips"] or self._index.d != self.size:
+        if not len(self.clips) == self._index.ntotal == manifest["clips"] or self._index.d != self.size:
             raise ValueError(
                 f"index: {folder} holds {self._index.ntotal} vectors of {self._index.d} numbers and {len(self.clips)} "
-                f"clips, its manifest says {told['clips']} of {self.size}; it was changed by hand: make it again"
+                f"clips, its manifest says {manifest['clips']} of {self.size}; it was changed by hand: make it again"
             )
 
     def search(self, queries: Tensor, topk: int) -> list[list[Neighbor]]:
@@ -159,7 +163,7 @@ def extend(folder: Path, model: str, clips: Sequence[Clip], embeddings: Tensor) 
 def _commit(
     folder: Path, model: str, generation: int, shape: tuple[int, ...], bodies: dict[str, bytes]
 ) -> None:
-    told = {
+    manifest = {
         "format": FORMAT, "version": VERSION, "model": model, "embedding": shape[1], "clips": shape[0],
         "generation": generation, "files": {name: digest(body) for name, body in bodies.items()},
     }  # fmt: skip
@@ -167,7 +171,7 @@ def _commit(
         for part, body in zip(parts, bodies.values()):
             part.write_bytes(body)
     with replacing([folder / MANIFEST]) as [part]:
-        part.write_text(json.dumps(told, indent=1))
+        part.write_text(json.dumps(manifest, indent=1))
     for old in (*folder.glob("clips.*.jsonl"), *folder.glob("vectors.*.faiss")):
         if old.name not in bodies:
             old.unlink(missing_ok=True)
@@ -178,19 +182,19 @@ def _manifest(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         raise ValueError(f"index: {folder} holds no index; make one with `cpr index`")
     try:
-        told = json.loads(path.read_text())
+        manifest = json.loads(path.read_text())
     except ValueError as error:
         raise ValueError(f"index: {path} cannot be read ({error}); make the index again") from None
-    if not isinstance(told, dict) or told.get("format") != FORMAT:
+    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         raise ValueError(f"index: {path} was not written by `cpr index`")
-    if told.get("version") != VERSION:
+    if manifest.get("version") != VERSION:
         raise ValueError(
-            f"index: {folder} has version {told.get('version')}, this cpr_kernels reads {VERSION}; make it again"
+            f"index: {folder} has version {manifest.get('version')}, this cpr_kernels reads {VERSION}; make it again"
         )
-    lacking = [n for n in ("model", "embedding", "clips", "generation", "files") if n not in told]
-    if lacking or len(told["files"]) != 2:
+    lacking = [n for n in ("model", "embedding", "clips", "generation", "files") if n not in manifest]
+    if lacking or len(manifest["files"]) != 2:
         raise ValueError(f"index: {path} lacks {', '.join(lacking) or 'a file'}; make the index again")
-    return told
+    return manifest
 
 
 def _body(folder: Path, name: str, sha256: str) -> bytes:

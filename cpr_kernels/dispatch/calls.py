@@ -12,22 +12,24 @@ from torch import Tensor
 from .sharded_keys import why_not_sharded
 
 
-def walks(tensor: Tensor) -> bool:
-    """Can a kernel walk the rows where they lie: is their inner stride 1?"""
+def has_unit_inner_stride(tensor: Tensor) -> bool:
+    """Returns True where a kernel can read the rows in place: their inner stride is 1."""
     return tensor.is_contiguous() or tensor.stride(1) == 1 or tensor.shape[1] <= 1
 
 
 def row_contiguous(tensor: Tensor) -> Tensor:
     """The tensor itself when its inner stride is 1, else a contiguous copy."""
-    return tensor if walks(tensor) else tensor.contiguous()
+    return tensor if has_unit_inner_stride(tensor) else tensor.contiguous()
 
 
 def _contiguous(tensor: Tensor | None) -> Tensor | None:
     return None if tensor is None else tensor.contiguous()
 
 
-def _all_walk(features: Sequence[Tensor], *masks: Tensor | None) -> bool:
-    return all(map(walks, features)) and all(mask is None or mask.is_contiguous() for mask in masks)
+def _all_contiguous_rows(features: Sequence[Tensor], *masks: Tensor | None) -> bool:
+    return all(map(has_unit_inner_stride, features)) and all(
+        mask is None or mask.is_contiguous() for mask in masks
+    )
 
 
 def common_dtype(tensors: Sequence[Any]) -> torch.dtype:
@@ -36,7 +38,7 @@ def common_dtype(tensors: Sequence[Any]) -> torch.dtype:
 
 
 class CascadeCall(NamedTuple):
-    """Checked arguments of `cpr::cascade_topk` (shapes as in DESIGN 3.1)."""
+    """Holds the checked arguments of `cpr::cascade_topk`."""
 
     queries: Sequence[Tensor]  # V x [B, D_v]
     keys: Sequence[Any]  # V x [N, D_v]: tensors, or ShardedKeys
@@ -51,9 +53,9 @@ class CascadeCall(NamedTuple):
         """Why a backend that sees this process alone cannot run the call; None where the keys are tensors."""
         return why_not_sharded(self.keys[0])
 
-    def walkable(self) -> CascadeCall:
+    def with_contiguous_rows(self) -> CascadeCall:
         """The same call as kernels can walk it: features and `exclude` with unit inner stride, ids without gaps."""
-        if _all_walk((*self.queries, *self.keys), self.query_ids, self.key_ids, self.exclude):
+        if _all_contiguous_rows((*self.queries, *self.keys), self.query_ids, self.key_ids, self.exclude):
             return self
         return self._replace(
             queries=[row_contiguous(query) for query in self.queries],
@@ -112,7 +114,7 @@ class RerankCall(NamedTuple):
 
 
 class LossCall(NamedTuple):
-    """Checked arguments of `cpr::mil_nce` (shapes as in DESIGN 3.2)."""
+    """Holds the checked arguments of `cpr::mil_nce`."""
 
     query: Tensor  # [B, D]
     positive: Tensor  # [B, D]
@@ -137,7 +139,7 @@ class LossCall(NamedTuple):
         query, positive, keys = (tensor.to(common_dtype(features)) for tensor in features)
         return self._replace(query=query, positive=positive, keys=keys)
 
-    def walkable(self) -> LossCall:
+    def with_contiguous_rows(self) -> LossCall:
         """The same call as kernels can walk it: features with unit inner stride, all else without gaps."""
         return self._replace(
             query=row_contiguous(self.query),
@@ -157,4 +159,4 @@ class Sweep(NamedTuple):
     lse_all: Tensor  # [B], logsumexp of all logits
     lse_positive: Tensor  # [B], logsumexp of the positive logits
     own_weight: Tensor  # [B], d loss[b] / d (own logit)
-    grad_query: Tensor  # [B, D], d loss[b] / d query[b]; [0, D] when not asked for
+    grad_query: Tensor  # [B, D], d loss[b] / d query[b]; [0, D] where it is not wanted

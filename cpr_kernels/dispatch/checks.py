@@ -205,7 +205,7 @@ def _check_view(op: str, call: CascadeCall, v: int) -> None:
 
 
 def check_cascade(call: CascadeCall, op: str = "cascade_topk") -> None:
-    """All rules of DESIGN 3.1 that depend on shapes, dtypes, devices and numbers.
+    """Checks every rule of the cascade that depends on shapes, dtypes, devices and numbers (docs/design.md).
 
     Raises:
         ValueError: naming the argument, what was expected and what came.
@@ -296,7 +296,7 @@ def check_rerank(call: RerankCall, op: str = "cascade_rerank") -> None:
 
 
 def check_loss(call: LossCall, op: str = "mil_nce") -> None:
-    """All rules of DESIGN 3.2 that depend on shapes, dtypes, devices and numbers.
+    """Checks every rule of the loss that depends on shapes, dtypes, devices and numbers (docs/design.md).
 
     Raises:
         ValueError: naming the argument, what was expected and what came.

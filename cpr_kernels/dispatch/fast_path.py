@@ -1,8 +1,7 @@
-"""When a call may go straight to the core: where torch's dispatcher would only pass plain CPU tensors on.
+"""The fast path of plain CPU tensors, which bypasses torch's dispatcher where that would only pass them on.
 
-Between other work of torch, whose code and data have replaced ours in the caches, the way through the dispatcher and
-the checks of `ops` takes some 170 us of a call of the cascade, the short way 70 (`bench/cpu_notes.md`). Both give the
-same result; what does not go the short way goes through `torch.ops.cpr`.
+Between other work of torch, with cold caches, the dispatcher and the checks of `ops` take some 170 us of a cascade
+call, the fast path 70 (`bench/cpu_notes.md`). Both give the same result; every other call runs `torch.ops.cpr`.
 """
 
 from __future__ import annotations
@@ -28,8 +27,8 @@ else:
     _CONNECTED = core.connect_torch(Tensor, torch.empty, torch.int64, torch.float32, torch.device("cpu"))
 
 
-def nothing_listens() -> bool:
-    """Does nothing compile, trace, transform, differentiate forward, record or override torch's calls here?"""
+def dispatcher_is_idle() -> bool:
+    """Returns True where nothing compiles, traces, transforms, records or overrides torch's calls on this thread."""
     return (
         not is_compiling()
         and _CONNECTED

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch._subclasses import FakeTensor
 
-from .calls import CascadeCall, LossCall, RerankCall, walks
+from .calls import CascadeCall, LossCall, RerankCall, has_unit_inner_stride
 from .native import DTYPE_CODES, MIN_CAPABILITY, core, on_current_stream
 
 
@@ -209,7 +209,7 @@ def _cascade_sizes(
 
 def _rows(t: Tensor) -> tuple[int, int]:
     """Returns address and stride of the rows that the kernels would read: of a copy where the inner stride is not 1."""
-    if not walks(t):
+    if not has_unit_inner_stride(t):
         return 0, t.shape[1]
     # a fake tensor has no memory: taken as torch's allocator would place it
     return 0 if isinstance(t, FakeTensor) else t.data_ptr(), t.stride(0)

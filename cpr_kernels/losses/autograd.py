@@ -15,7 +15,7 @@ from torch import Tensor
 from ..dispatch.batching import fold, looped, unfold
 from ..dispatch.calls import LossCall
 from ..dispatch.checks import check_loss, check_positives_in_range
-from ..dispatch.fast_path import nothing_listens
+from ..dispatch.fast_path import dispatcher_is_idle
 from ..dispatch.native import core
 from . import native
 from .derivatives import Directional, Gradient, Known, Settings, first_gradients
@@ -154,7 +154,7 @@ def run_directly(call: LossCall) -> Tensor | None:
         call.use_own,
     )
     numbers = isinstance(call.temperature, (int, float)) and isinstance(call.siblings, int)
-    if not (numbers and nothing_listens() and core.are_plain(*tensors)):
+    if not (numbers and dispatcher_is_idle() and core.are_plain(*tensors)):
         return None
     if not call.query.dtype == call.positive.dtype == call.keys.dtype or native.why_not(call) is not None:
         return None

@@ -20,10 +20,10 @@ def why_not(call: LossCall) -> str | None:
         return call.sharded
     if device.type not in ("cpu", "cuda"):
         return f"there are no native kernels for {device.type} tensors"
-    return why_never(call) or (why_not_cuda(device) if device.type == "cuda" else None)
+    return why_unsupported(call) or (why_not_cuda(device) if device.type == "cuda" else None)
 
 
-def why_never(call: LossCall) -> str | None:
+def why_unsupported(call: LossCall) -> str | None:
     """None where the native kernels can run the call on some device, else the sentence."""
     if call.sharded:
         return call.sharded
@@ -39,7 +39,7 @@ class _Arguments:
     """A call as the core takes it; keeps every tensor alive for as long as it lives."""
 
     def __init__(self, call: LossCall) -> None:
-        self.call = call.walkable()
+        self.call = call.with_contiguous_rows()
 
     def packed(self) -> tuple[Addresses, int, tuple[int, int, int, int], int, float, Addresses, int]:
         """Positional arguments shared by the core's functions, typed one by one in `core.pyi`."""

@@ -286,7 +286,7 @@ def _shared(call: LossCall) -> dict[str, Any]:
 
 def sweep(call: LossCall, want_gradient: bool) -> Sweep:
     """The loss and what its gradients need; see `reference.sweep`."""
-    call = call.walkable()
+    call = call.with_contiguous_rows()
     query, positive, keys = call.query, call.positive, call.keys
     (rows, dim), num_keys, device = query.shape, keys.shape[0], query.device
     loss, lse_all, lse_positive, own_weight = (torch.empty(rows, device=device) for _ in range(4))
@@ -330,7 +330,7 @@ def _leaves_out(call: LossCall) -> bool:
 
 def keys_gradient(call: LossCall, grad_loss: Tensor, lse_all: Tensor, lse_positive: Tensor) -> Tensor:
     """d (grad_loss . loss) / d keys: [N, D] in the keys' dtype; see `reference.keys_gradient`."""
-    call = call.walkable()
+    call = call.with_contiguous_rows()
     query, keys, listed = call.query, call.keys, call.positives
     num_keys, dim = keys.shape
     grad = torch.empty(num_keys, dim, device=keys.device)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..dispatch.calls import CascadeCall, RerankCall, row_contiguous
-from ..dispatch.fast_path import nothing_listens
+from ..dispatch.fast_path import dispatcher_is_idle
 from ..dispatch.native import DTYPE_CODES, address, core, on_current_stream, why_not_cuda
 from .candidate_lists import gather_entries, sorted_unique
 from .schedule import Schedule
@@ -25,7 +25,7 @@ def why_not(call: CascadeCall | RerankCall) -> str | None:
     if call.sharded:
         return call.sharded
     if device.type == "cuda":
-        return why_not_cuda(device) or why_never(call)
+        return why_not_cuda(device) or why_unsupported(call)
     if device.type != "cpu":
         return f"there are no native kernels for {device.type} tensors"
     return _why_not_dtype(call)
@@ -36,7 +36,7 @@ def _why_not_dtype(call: CascadeCall | RerankCall) -> str | None:
     return None if dtype in DTYPE_CODES else f"the native kernels score in float32, and {dtype} asks for more"
 
 
-def why_never(call: CascadeCall | RerankCall) -> str | None:
+def why_unsupported(call: CascadeCall | RerankCall) -> str | None:
     """None where the CUDA kernels can run the call on some device, else the sentence: what they cannot hold."""
     if call.sharded or _why_not_dtype(call):
         return call.sharded or _why_not_dtype(call)
@@ -73,7 +73,7 @@ class _Arguments:
         rows, k, device = query.shape[0], call.stage_keep[-1], query.device
         self.indices = torch.empty(rows, k, dtype=torch.int64, device=device)
         self.scores = torch.empty(rows, k, dtype=torch.float32, device=device)
-        self.call = call = call.walkable()
+        self.call = call = call.with_contiguous_rows()
         self.features = (
             [
                 (q.data_ptr(), q.stride(0), key.data_ptr(), key.stride(0), q.shape[1])
@@ -110,7 +110,7 @@ def run_directly(
     """The result of plain CPU tensors that fit together, where nothing listens to torch's calls; None for all else,
     which the op runs or refuses.
     """
-    if not nothing_listens() or type(schedule) is not Schedule or queries.keys() != keys.keys():
+    if not dispatcher_is_idle() or type(schedule) is not Schedule or queries.keys() != keys.keys():
         return None
     weights, keep = schedule.judged
     try:

@@ -308,7 +308,7 @@ def select_and_order(
     `score(part, first, ring [slots, B of the part, pitch])` writes the scores of a part of the call, whose queries
     are those from `first` on.
     """
-    call = call.walkable()
+    call = call.with_contiguous_rows()
     query = call.queries[0]
     num_queries, k = query.shape[0], call.stage_keep[-1]
     indices = torch.empty(num_queries, k, dtype=torch.int64, device=query.device)

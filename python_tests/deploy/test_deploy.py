@@ -207,7 +207,8 @@ def test_predict_takes_files_folders_and_patterns_and_survives_broken_ones(
     out = tmp_path / "out" / "classes.csv"
     assert main(["predict", str(namer), *words, "--format", "csv", "--out", str(out), "--topk", "2"]) == 1
     told = capsys.readouterr()
-    assert told.out == "" and len(told.err.splitlines()) == 2
+    assert told.out == "" and len(told.err.splitlines()) == 3
+    assert f"{folder}: passed over: text 1" in told.err
     assert "broken.mp4: not a video" in told.err and "gone.mp4: missing file" in told.err
     rows = list(csv.DictReader(out.read_text().splitlines()))
     assert [row["rank"] for row in rows] == ["1", "2", "1", "2"]

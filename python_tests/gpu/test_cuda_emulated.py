@@ -345,14 +345,14 @@ def test_enqueue(core: Any, batch: int) -> None:
 def test_limits_are_named(core: Any) -> None:
     call = SMALL_CASES[0].call()
     many = call._replace(stage_weights=[1.0, 0.0] * 33, stage_keep=[1] * 33)
-    assert "at most 32 stages" in str(native.why_never(many))
+    assert "at most 32 stages" in str(native.why_unsupported(many))
     with pytest.raises(RuntimeError, match="at most 32 stages"):
         native.run_on_stream(many, core, 0)
     rows = [float(i) for i in range(1, 19)]
     assert "at most 8 weightings" in str(
-        native.why_never(call._replace(stage_weights=rows, stage_keep=[1] * 9))
+        native.why_unsupported(call._replace(stage_weights=rows, stage_keep=[1] * 9))
     )
-    assert native.why_never(call) is None
+    assert native.why_unsupported(call) is None
 
 
 FAULTS = {

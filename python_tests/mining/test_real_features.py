@@ -26,7 +26,7 @@ from cpr_kernels.__main__ import main
 TABLE = SHARED_DATA / "features" / "ucf101_test_twostream.npz"
 NUM_VIDEOS = 3783
 ORDER = ("flow", "rgb")
-CASES = [  # schedule, the figure to three decimals in DESIGN section 9, what is measured
+CASES = [  # schedule, the figure to three decimals, what is measured
     (coclr_schedule("flow"), 0.641, 0.64076),
     (cpr_schedule(ORDER, NUM_VIDEOS, stages=3, ratio=0.5), 0.652, 0.65197),
     (cpr_schedule(ORDER, NUM_VIDEOS, stages=5, ratio=0.5), 0.673, 0.67328),

@@ -21,19 +21,7 @@ WORDS = re.compile(
 CPP_TEXT = re.compile(r'//[^\n]*|/\*.*?\*/|"(?:\\.|[^"\\\n])*"', re.DOTALL)
 
 NOT_YET: set[str] = {  # files whose words are still to be changed
-    "README.md", "cpr_kernels/cli/mine/inputs.py", "cpr_kernels/cli/mine/mine.py",
-    "cpr_kernels/cli/mine/tables.py", "cpr_kernels/cli/videos.py", "cpr_kernels/deploy/clip_index.py",
-    "cpr_kernels/dispatch/calls.py", "cpr_kernels/dispatch/fast_path.py",
-    "cpr_kernels/train/batches/dataset.py", "cpr_kernels/train/data/store.py", "bench/cpu_notes.md",
-    "bench/studies/modalities.py", "csrc/bindings/arguments.h", "csrc/bindings/cuda.h",
-    "csrc/bindings/fast_cascade.cpp", "csrc/bindings/fast_cascade.h", "csrc/bindings/module.cpp",
-    "csrc/bindings/plans.h", "csrc/bindings/shards.h", "csrc/bracket.h", "csrc/cpu/cascade/finish.h",
-    "csrc/cpu/cascade/plan.h", "csrc/cpu/cascade/rescore.h", "csrc/cpu/loss/mil_nce_sweep.h",
-    "csrc/cpu/scores/float32.h", "csrc/cpu/scores/gathered.h", "csrc/cpu/select/nth_best.h",
-    "csrc/cpu/simd/avx512.h", "csrc/cuda/cascade/cascade_rerank.cu", "csrc/cuda/cascade/cascade_topk.cu",
-    "csrc/cuda/cascade/layout.h", "csrc/cuda/device/device.h", "csrc/cuda/device/host.h",
-    "csrc/cuda/loss/attend.h", "csrc/cuda/loss/layout.h", "csrc/cuda/loss/mil_nce.cu", "csrc/cuda/score.h",
-    "docs/guide.md",
+    "csrc/bindings/arguments.h", "csrc/bindings/cuda.h", "csrc/bindings/fast_cascade.cpp", "csrc/bindings/fast_cascade.h", "csrc/bindings/module.cpp", "csrc/bindings/plans.h", "csrc/bindings/shards.h", "csrc/bracket.h", "csrc/cpu/cascade/finish.h", "csrc/cpu/cascade/plan.h", "csrc/cpu/cascade/rescore.h", "csrc/cpu/loss/mil_nce_sweep.h", "csrc/cpu/scores/float32.h", "csrc/cpu/scores/gathered.h", "csrc/cpu/select/nth_best.h", "csrc/cpu/simd/avx512.h", "csrc/cuda/cascade/cascade_rerank.cu", "csrc/cuda/cascade/cascade_topk.cu", "csrc/cuda/cascade/layout.h", "csrc/cuda/device/device.h", "csrc/cuda/device/host.h", "csrc/cuda/loss/attend.h", "csrc/cuda/loss/layout.h", "csrc/cuda/loss/mil_nce.cu", "csrc/cuda/score.h",
 }  # fmt: skip
 
 pytestmark = pytest.mark.skipif(not (ROOT / "csrc").is_dir(), reason="the sources are not beside the tests")

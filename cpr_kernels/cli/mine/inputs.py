@@ -137,11 +137,11 @@ def _in_words(kind: str, used: Sequence[str], codes: Codes) -> str:
 
 
 def find_views(columns: Mapping[str, Column], asked: Sequence[str] | None, flag: str) -> dict[str, Column]:
-    """The embeddings among `columns`: those asked for, else every [N, D] float array.
+    """The embeddings among `columns`: those named, else every [N, D] float array.
 
     Raises:
         ValueError: none found, an unknown name, no [N, D] of numbers, or views of different N; or, where none were
-            asked for, an array with rows and columns that is neither a view nor a column of values.
+            named, an array with rows and columns that is neither a view nor a column of values.
     """
     if asked is not None:
         views = {name: pick(columns, name, flag) for name in asked}

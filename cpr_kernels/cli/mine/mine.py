@@ -37,7 +37,7 @@ class Problem(NamedTuple):
 
 
 class _Queries:
-    """Query rows by view, prepared when asked for; the entries' own rows where there are no others."""
+    """Query rows by view, prepared on first use; the entries' own rows where there are no others."""
 
     def __init__(
         self, arrays: Mapping[str, Any] | None, keys: Mapping[str, Tensor], settings: Mapping[str, Any]

@@ -20,7 +20,7 @@ FLOATS = ("float16", "bfloat16", "float32", "float64")
 
 
 class Column(NamedTuple):
-    """One array of a file, known by its header and read when asked for."""
+    """One array of a file, known by its header and read on first use."""
 
     name: str
     where: str  # for messages: "features.npz: flow"

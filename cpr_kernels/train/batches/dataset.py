@@ -29,7 +29,7 @@ class ClipDataset(Dataset[dict[str, Any]]):
     """Pairs of clips of `frames` consecutive frames, cropped to `crop` x `crop`; one item a video of the
     split.
 
-    An item is asked for by a `SampleKey`: its start times and crops follow from the key's seed alone, so
+    A `SampleKey` selects an item: its start times and crops follow from the key's seed alone, so
     neither the number of workers nor a restart changes them. Both clips of an item have their own time and
     crop; the views of a clip share them. Flow is cropped like the picture and its values are left as they
     are, as in the published code. Videos shorter than `frames` are left out, and those that have none of the views;

@@ -111,7 +111,7 @@ class FrameStore:
             (total,) = struct.unpack_from("<I", record)
             if not 0 <= start <= start + count <= total:
                 raise IndexError(
-                    f"{video_id} has {total} {view} frames, asked for {start} to {start + count - 1}"
+                    f"{video_id} has {total} {view} frames, wanted {start} to {start + count - 1}"
                 )
             ends = (
                 4 * (total + 1),
