@@ -318,7 +318,9 @@ def check_loss(call: LossCall, op: str = "mil_nce") -> None:
         positives.device == query.device, op, f"positives is on {positives.device}, expected {query.device}"
     )
     limits = torch.finfo(torch.float64) if query.dtype == torch.float64 else FLOAT32
-    fits = is_float32(call.temperature) if limits is FLOAT32 else limits.tiny <= call.temperature <= limits.max
+    fits = (
+        is_float32(call.temperature) if limits is FLOAT32 else limits.tiny <= call.temperature <= limits.max
+    )
     if not (call.temperature > 0 and fits):
         raise ValueError(
             f"{op}: temperature must be a finite number > 0 in {limits.dtype}, in which the loss is computed "
