@@ -24,20 +24,20 @@ struct CascadeArgs {
   int threads;
 };
 
-// Returns how many queries' sampled brackets missed twice, so that they were selected exhaustively (for tests);
-// -1 when memory ran out.
+// Returns how many queries' sampled brackets missed twice, so that they were selected exhaustively (for
+// tests); -1 when memory ran out.
 int64_t cascade_topk_cpu(const CascadeArgs& args);
 
-// How a call would run on the CPU, with the instruction set in use.
+// How the CPU would run a cascade, with the instruction set in use.
 struct CpuPlan {
-  int lanes;       // float32 numbers a vector holds
-  int threads;     // that take part, at most
-  int64_t group;   // queries that share a visit of the keys
-  int64_t groups;  // threads take them in turn
-  int parts;       // of the keys; above 1, threads share a group
-  int passes;      // over the keys, the last over those not seen yet
-  int levels;      // leading stages that are decided while the keys stream by
-  bool coarse;     // by 16-bit products first, and exactly what is close
+  int lanes;          // float32 numbers a vector holds
+  int threads;        // that take part, at most
+  int64_t group;      // queries that share a visit of the keys
+  int64_t groups;     // threads take them in turn
+  int parts;          // of the keys; above 1, threads share a group
+  int passes;         // over the keys, the last over those not seen yet
+  int levels;         // leading stages that are decided while the keys stream by
+  bool int16_scores;  // by 16-bit products first, and exactly what is close
 };
 
 CpuPlan cascade_topk_cpu_plan(const CascadeArgs& args);

@@ -1,4 +1,4 @@
-// Which stages judge alike, for the planners of CPU and CUDA.
+// Which stages weigh the views in the same way, for the planners of CPU and CUDA.
 #pragma once
 #include <algorithm>
 #include <cmath>
@@ -7,7 +7,7 @@
 namespace cpr {
 
 // The first stage that weighs the views as stage s does; s itself when none before it does.
-inline int first_alike(const float* weights, int views, int s) {
+inline int first_same_weighting(const float* weights, int views, int s) {
   const auto row = [&](int stage) { return weights + static_cast<int64_t>(stage) * views; };
   int first = 0;
   while (!std::equal(row(s), row(s) + views, row(first))) ++first;

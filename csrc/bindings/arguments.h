@@ -1,4 +1,4 @@
-// What all parts of the door share: addresses from Python as the kernels' arguments.
+// Python arguments as kernel structs: what all bindings share.
 #pragma once
 #include <algorithm>
 #include <cstdint>
@@ -9,8 +9,8 @@
 #include "../cascade_rerank.h"
 #include "../cascade_topk.h"
 #include "../enqueue.h"
-#include "../weightings.h"
 #include "../mil_nce.h"
+#include "../weightings.h"
 
 namespace cpr {
 
@@ -27,8 +27,8 @@ using CascadeMasks =
     std::tuple<Address, Address, Address, int64_t>;  // query ids, key ids, exclude, its stride
 using Mined = std::tuple<Address, Address>;          // indices, scores
 
-// CascadeArgs with the list of views that they point to; weights and counts stay the caller's. Refuses numbers
-// with which kernels would leave their memory.
+// CascadeArgs with the list of views that they point to; weights and counts stay the caller's. Refuses
+// numbers with which kernels would leave their memory.
 struct CascadeCall {
   std::vector<View> views;
   CascadeArgs args{};
@@ -38,9 +38,11 @@ struct CascadeCall {
               const CascadeMasks& masks = {}, const Mined& out = {}) {
     const int stages = static_cast<int>(keep.size()), num_views = static_cast<int>(given.size());
     if (weights.size() != keep.size() * given.size() || !are_stage_weights(weights.data(), stages, num_views))
-      throw std::invalid_argument("weights must be [S, V], each 0 or a normal float32 number, no stage all 0");
+      throw std::invalid_argument(
+          "weights must be [S, V], each 0 or a normal float32 number, no stage all 0");
     if (keep.empty() || keep.back() < 1 || !std::is_sorted(keep.rbegin(), keep.rend()))
-      throw std::invalid_argument("keep must hold at least one count, each >= 1 and none above the one before");
+      throw std::invalid_argument(
+          "keep must hold at least one count, each >= 1 and none above the one before");
     for (const auto& [queries, query_stride, keys, key_stride, dim] : given)
       views.push_back({at<const void>(queries), at<const void>(keys), query_stride, key_stride, dim});
     args.views = views.data();

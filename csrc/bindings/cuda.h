@@ -1,4 +1,4 @@
-// The CUDA part of the door: `cuda_...` functions, there only when the kernels were built. Work is queued on
+// The CUDA bindings: `cuda_...` functions, there only when the kernels were built. Work is queued on
 // the stream given; nothing is waited for.
 #pragma once
 #include <pybind11/pybind11.h>
@@ -8,13 +8,13 @@
 #include <tuple>
 #include <vector>
 
-#include "arguments.h"
 #include "../cuda/device/info.h"
 #include "../cuda/device/limits.h"
 #include "../cuda/device/tuning.h"
+#include "arguments.h"
 
 namespace cpr {
-namespace cuda_door {
+namespace cuda_bindings {
 
 namespace py = pybind11;
 
@@ -134,5 +134,5 @@ inline void bind(py::module_& m) {
   });
 }
 
-}  // namespace cuda_door
+}  // namespace cuda_bindings
 }  // namespace cpr

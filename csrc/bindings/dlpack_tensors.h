@@ -1,4 +1,4 @@
-// torch's tensors, read where Python holds them through DLPack's table of C functions (DLPack 1.3): no
+// torch's tensors, read in place through DLPack's table of C functions (DLPack 1.3): no
 // attribute is looked up, and nothing of torch is linked.
 #pragma once
 #include <pybind11/pybind11.h>

@@ -13,10 +13,10 @@ namespace {
 
 namespace py = pybind11;
 
-constexpr Py_ssize_t MAX_VIEWS = 8, MAX_STAGES = 32;  // more go the other way
+constexpr Py_ssize_t MAX_VIEWS = 8, MAX_STAGES = 32;  // more fall back to the dispatcher
 constexpr int64_t MAX_ENTRIES = std::numeric_limits<int32_t>::max(), MAX_KEEP = int64_t{1} << 62;
 
-// What `connect_torch` was told; lives as long as the process.
+// What `connect_torch` was given, for the process's lifetime.
 struct Torch {
   TorchTensors tensors;
   PyObject *empty, *int64, *float32, *cpu, *names;  // names: of torch.empty's keywords
@@ -32,7 +32,7 @@ bool connect_torch(py::handle tensor_type, py::handle empty, py::handle int64, p
   return torch.tensors.connect(tensor_type);
 }
 
-// torch.empty(rows, columns, dtype=dtype, device=cpu), and where its elements lie; null with a Python error.
+// torch.empty(rows, columns, dtype=dtype, device=cpu), and where its elements are; null with a Python error.
 PyObject* empty(PyObject* rows, PyObject* columns, PyObject* dtype, void*& data) {
   PyObject* const given[] = {rows, columns, dtype, torch.cpu};
   PyObject* const made = PyObject_Vectorcall(torch.empty, given, 2, torch.names);
@@ -46,9 +46,9 @@ PyObject* empty(PyObject* rows, PyObject* columns, PyObject* dtype, void*& data)
   return made;
 }
 
-// A call whose tensors were read where they lie. `take...` are false where the op has to look: something does
-// not fit, or is not as the kernels walk it.
-struct Direct {
+// A call whose tensors were read in place. `take...` return false to fall back to the dispatcher: something
+// does not fit, or has no unit inner stride.
+struct FastCall {
   std::array<View, MAX_VIEWS> views;
   std::array<float, MAX_VIEWS * MAX_STAGES> weights;  // [S, V]
   std::array<int64_t, MAX_STAGES> keep;
@@ -72,7 +72,8 @@ struct Direct {
            args.num_keys <= MAX_ENTRIES;
   }
 
-  // Whether the numbers are as kernels need them: every stage weighs some view in float32, counts do not grow.
+  // Whether the numbers are as kernels need them: every stage weighs some view in float32, counts do not
+  // grow.
   bool numbers_fit() const {
     int64_t most = MAX_KEEP;
     for (int s = 0; s < args.num_stages; ++s) {
@@ -120,9 +121,9 @@ struct Direct {
 };
 
 // queries, keys: lists [V]; stage_weights [S * V], stage_keep [S]: tuples; query_ids, key_ids: tensors or
-// None; threads. Returns (indices, scores), or None where the op has to look.
+// None; threads. Returns (indices, scores), or None to fall back to the dispatcher.
 PyObject* cascade_topk(PyObject*, PyObject* const* given, Py_ssize_t count) {
-  Direct call;
+  FastCall call;
   if (count != 7 || !call.take_views(given[0], given[1], given[2], given[3])) Py_RETURN_NONE;
   CascadeArgs& args = call.args;
   const bool ids_fit = call.take_ids(given[4], args.num_queries, args.query_ids) &&
@@ -155,7 +156,7 @@ PyObject* cascade_topk(PyObject*, PyObject* const* given, Py_ssize_t count) {
   return mined;
 }
 
-// Whether each is None or a tensor that kernels may read where it lies (TorchTensors::read).
+// Whether each is None or a tensor that kernels may read in place (TorchTensors::read).
 PyObject* are_plain(PyObject*, PyObject* const* given, Py_ssize_t count) {
   DlTensor tensor;
   for (Py_ssize_t i = 0; i < count; ++i)
@@ -165,7 +166,7 @@ PyObject* are_plain(PyObject*, PyObject* const* given, Py_ssize_t count) {
 
 }  // namespace
 
-namespace direct_door {
+namespace fast_cascade {
 
 void bind(py::module_& m) {
   // a plain C function: pybind11's own converters touch more memory than this whole call
@@ -174,8 +175,8 @@ void bind(py::module_& m) {
        METH_FASTCALL,
        "cascade_topk_of_tensors(arg0: list, arg1: list, arg2: tuple, arg3: tuple, arg4: object, arg5: "
        "object, "
-       "arg6: int) -> object\n\nThe cascade on torch's tensors; None where torch.ops.cpr.cascade_topk has to "
-       "look."},
+       "arg6: int) -> object\n\nThe cascade on torch's tensors; None: fall back to "
+       "torch.ops.cpr.cascade_topk."},
       {"are_plain", reinterpret_cast<PyCFunction>(reinterpret_cast<void*>(&are_plain)), METH_FASTCALL,
        "are_plain(*args) -> bool\n\nWhether all are None or dense tensors in CPU memory, of torch's own type "
        "and "
@@ -184,8 +185,8 @@ void bind(py::module_& m) {
   if (PyModule_AddFunctions(m.ptr(), methods) != 0) throw py::error_already_set();
   m.def(
       "connect_torch", &connect_torch,
-      "Tell which tensors cascade_topk_of_tensors reads and makes; False where this torch does not let it.");
+      "Sets which tensors cascade_topk_of_tensors reads and makes; False where this torch does not let it.");
 }
 
-}  // namespace direct_door
+}  // namespace fast_cascade
 }  // namespace cpr

@@ -1,11 +1,12 @@
-// The short way in for plain tensors on the CPU; what it does not take goes through torch's dispatcher.
+// The fast path for plain tensors on the CPU: it bypasses torch's dispatcher, and leaves to it what it does
+// not take.
 #pragma once
 #include <pybind11/pybind11.h>
 
 namespace cpr {
-namespace direct_door {
+namespace fast_cascade {
 
 void bind(pybind11::module_& m);
 
-}  // namespace direct_door
+}  // namespace fast_cascade
 }  // namespace cpr

@@ -1,4 +1,4 @@
-// The door to the core: addresses, sizes and strides in, results written in place. The GIL is released.
+// The bindings of the core: addresses, sizes and strides in, results written in place. The GIL is released.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
@@ -9,10 +9,10 @@
 #include "../cascade_topk.h"
 #include "../cpu/workspace.h"
 #include "../cpu_info.h"
-#include "fast_cascade.h"
-#include "arguments.h"
 #include "../enqueue.h"
 #include "../mil_nce.h"
+#include "arguments.h"
+#include "fast_cascade.h"
 #include "plans.h"
 #include "shards.h"
 #ifdef CPR_HAS_CUDA
@@ -62,7 +62,7 @@ void enqueue(const Columns& columns, int64_t size, int64_t batch, Address pointe
 
 PYBIND11_MODULE(_core, m) {
   m.doc() = "Native kernels of cpr_kernels: raw addresses in, results in place. Use cpr_kernels, not this.";
-  m.def("cascade_topk", &cascade_topk, "Returns how many queries were selected the long way.");
+  m.def("cascade_topk", &cascade_topk, "Returns how many queries took the exhaustive fallback.");
   m.def("cascade_rerank", &cascade_rerank);
   m.def("mil_nce_sweep", [](const LossFeatures& features, int dtype, const LossSizes& sizes,
                             Address positives, float temperature, const LossMasks& masks, int siblings,
@@ -96,9 +96,9 @@ PYBIND11_MODULE(_core, m) {
       throw std::bad_alloc();
   });
   m.def("enqueue", &enqueue);
-  shard_door::bind(m);
-  plan_door::bind(m);
-  direct_door::bind(m);
+  shard_bindings::bind(m);
+  plan_bindings::bind(m);
+  fast_cascade::bind(m);
   m.def("sampled_keys", &sampled_keys,
         "Keys whose scores bracket the thresholds of a queue this long, for tests.");
   m.def("cpu_isas", &cpu_isas, "Instruction sets this machine can run, best first.");
@@ -108,6 +108,6 @@ PYBIND11_MODULE(_core, m) {
   m.def("release_workspace", &release_workspace, "Hand back the memory that calls keep for the next one.");
   m.def("use_cpu_isa", &use_cpu_isa, "Switch the instruction set, for tests; False when it cannot run here.");
 #ifdef CPR_HAS_CUDA
-  cuda_door::bind(m);
+  cuda_bindings::bind(m);
 #endif
 }

@@ -1,5 +1,4 @@
-// The part of the door that tells how a call would run, and runs nothing: on the CPU, or on a CUDA device
-// that need not be here.
+// Launch plans: how a call would run on the CPU, or on a CUDA device that need not be here. Runs nothing.
 #pragma once
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
@@ -15,7 +14,7 @@
 #include "arguments.h"
 
 namespace cpr {
-namespace plan_door {
+namespace plan_bindings {
 
 namespace py = pybind11;
 using Limits = std::tuple<int, int64_t, int64_t, bool>;  // as DeviceLimits
@@ -44,7 +43,7 @@ inline std::string rule_of(const CascadeArgs& args, const DeviceLimits& limits, 
                      : args.num_keys > TINY_KEYS       ? "more than " + keys + " entries"
                      : !limits.clusters_of_16          ? "no clusters of 16 blocks on this device"
                                                        : "lists longer than shared memory holds";
-  const int64_t a_query = 4 * layout.pitch * layout.judging.num_views, half = limits.cache_bytes / 2;
+  const int64_t a_query = 4 * layout.pitch * layout.weightings.num_views, half = limits.cache_bytes / 2;
   const std::string sizes =
       " half of the L2 (" + amount(half) + ", and a query's take " + amount(a_query) + ")";
   text += layout.in_cache ? "; scores that fit" + sizes + " stay there from the score kernel to the selection"
@@ -92,7 +91,7 @@ inline void bind(py::module_& m) {
         call.args.threads = threads;
         const CpuPlan plan = cascade_topk_cpu_plan(call.args);
         return std::make_tuple(plan.lanes, plan.threads, plan.group, plan.groups, plan.parts, plan.passes,
-                               plan.levels, plan.coarse);
+                               plan.levels, plan.int16_scores);
       },
       "As CpuPlan of cascade_topk.h; zeros where there is nothing to do.");
   m.def(
@@ -109,5 +108,5 @@ inline void bind(py::module_& m) {
       "As LossPlan of mil_nce.h; zeros where there is nothing to do.");
 }
 
-}  // namespace plan_door
+}  // namespace plan_bindings
 }  // namespace cpr

@@ -1,4 +1,4 @@
-// The part of the door for queues that several processes share.
+// Bindings for queues that several processes share.
 #pragma once
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
@@ -7,11 +7,11 @@
 #include <tuple>
 #include <vector>
 
-#include "arguments.h"
 #include "../shard.h"
+#include "arguments.h"
 
 namespace cpr {
-namespace shard_door {
+namespace shard_bindings {
 
 namespace py = pybind11;
 using Lists = std::tuple<Address, Address, Address, int64_t, int, int64_t>;
@@ -55,5 +55,5 @@ inline void bind(py::module_& m) {
   m.def("keep_above", &keep_above);
 }
 
-}  // namespace shard_door
+}  // namespace shard_bindings
 }  // namespace cpr

@@ -19,7 +19,7 @@ struct Isa {
   const RerankKernels* reranks;
   const ShardKernels* shards;
   const PeakKernels* peak;
-  int64_t coarse_from;  // keys from which 16-bit products are faster than float32
+  int64_t int16_from;  // keys from which 16-bit products are faster than float32
 };
 
 // What each instruction set's objects define, and all of it as one Isa.
@@ -31,10 +31,10 @@ struct Isa {
     extern const ShardKernels shard_kernels;   \
     extern const PeakKernels peak_kernels;     \
   }
-#define CPR_KERNELS_OF(name, isa, coarse_from)                                       \
+#define CPR_KERNELS_OF(name, isa, int16_from)                                        \
   Isa {                                                                              \
     name, &isa_##isa::kernels, &isa_##isa::loss_kernels, &isa_##isa::rerank_kernels, \
-        &isa_##isa::shard_kernels, &isa_##isa::peak_kernels, coarse_from             \
+        &isa_##isa::shard_kernels, &isa_##isa::peak_kernels, int16_from              \
   }
 
 CPR_DECLARE_KERNELS(generic)
@@ -74,7 +74,8 @@ Isa& chosen() {
 
 constexpr double WIDER = 3;  // brackets of queries that missed, times the usual: runs of like keys
 
-// The queries that the plan's kernel marked, together and by another plan: rows and ids of these queries alone.
+// The queries that the plan's kernel marked, together and by another plan: rows and ids of these queries
+// alone.
 struct Retry {
   std::vector<int64_t> which;
   std::vector<View> views;
@@ -191,7 +192,7 @@ int64_t cascade_topk_cpu(const CascadeArgs& args) {
     return 0;
   }
   PlanStorage store;
-  CascadePlan plan = plan_cascade(args, store, chosen().coarse_from);
+  CascadePlan plan = plan_cascade(args, store, chosen().int16_from);
   std::vector<uint8_t> missed(plan.levels > 0 ? args.num_queries : 0);
   if (!missed.empty()) plan.missed = missed.data();
   const int status = chosen().kernels->cascade_topk(args, plan);
@@ -205,7 +206,7 @@ int64_t cascade_topk_cpu(const CascadeArgs& args) {
 CpuPlan cascade_topk_cpu_plan(const CascadeArgs& args) {
   if (args.num_queries == 0 || args.num_keys == 0) return {};
   PlanStorage store;
-  return chosen().kernels->told(args, plan_cascade(args, store, chosen().coarse_from));
+  return chosen().kernels->describe_plan(args, plan_cascade(args, store, chosen().int16_from));
 }
 
 bool cascade_rerank_cpu(const RerankArgs& args) {
@@ -232,7 +233,7 @@ bool mil_nce_sweep_cpu(const LossArgs& args, const LossOut& out) {
 }
 
 LossPlan mil_nce_cpu_plan(const LossArgs& args) {
-  return args.num_queries == 0 ? LossPlan{} : chosen().losses->told(args);
+  return args.num_queries == 0 ? LossPlan{} : chosen().losses->describe_plan(args);
 }
 
 bool mil_nce_share_cpu(const LossArgs& args, const LossShare& out) {

@@ -14,7 +14,7 @@ struct CascadePlan;  // cascade/plan.h
 // cascade_topk: 0, or -1 when memory ran out; queries that it could not select are marked in the plan.
 struct CpuKernels {
   int (*cascade_topk)(const CascadeArgs&, const CascadePlan&);
-  CpuPlan (*told)(const CascadeArgs&, const CascadePlan&);
+  CpuPlan (*describe_plan)(const CascadeArgs&, const CascadePlan&);
 };
 
 struct PeakKernels {
@@ -29,7 +29,7 @@ struct LossKernels {
   bool (*sweep)(const LossArgs&, const LossOut&);
   bool (*keys_gradient)(const LossArgs&, const float*, const float*, const float*, float*);
   bool (*share)(const LossArgs&, const LossShare&);
-  LossPlan (*told)(const LossArgs&);
+  LossPlan (*describe_plan)(const LossArgs&);
 };
 
 struct ShardKernels {

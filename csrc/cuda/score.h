@@ -130,7 +130,7 @@ struct TileShape {
   static_assert(M16 * WARPS_M * 16 == BM && N8 % 2 == 0, "whole pieces, keys in pairs");
 };
 
-// What the epilogue asks of a tile's rows, beside the sums.
+// What the epilogue needs of a tile's rows, beside the sums.
 template <int BM>
 struct TileRows {
   int64_t query_id[BM], key_id[TILE_KEYS];  // -1 and 0 where there are no ids: a pair that excludes nothing
@@ -138,7 +138,7 @@ struct TileRows {
 };
 
 template <int BM, int PLANES>
-constexpr int SCORE_STAGES_BYTES = STEPS * PLANES * (BM + TILE_KEYS) * DEPTH * 2;
+constexpr int SCORE_STAGES_BYTES = STEPS* PLANES*(BM + TILE_KEYS) * DEPTH * 2;
 template <int BM, int PLANES>
 constexpr int SCORE_SHARED_BYTES = SCORE_STAGES_BYTES<BM, PLANES> + static_cast<int>(sizeof(TileRows<BM>));
 static_assert(SCORE_SHARED_BYTES<128, 2> <= 99 * 1024,
@@ -222,13 +222,12 @@ struct alignas(8) Two {
 };
 
 // A warp's sums to `out` as scores: `to` is where the tile's first score goes. Most pairs are excluded by
-// nothing and of usual size, which is asked once a thread and not once a score.
+// nothing and of usual size, which is tested once a thread and not once a score.
 template <int BM, int PLANES>
-CPR_DEVICE void write_scores(const ScoreArgs& args, const ScoreView& view, const TileRows<BM>& rows,
-                             uint32_t query0, uint32_t key0, int m0, int n0, float* to,
-                             float (&high)[TileShape<BM>::M16][TileShape<BM>::N8][4],
-                             float (&cross)[PLANES == 2 ? TileShape<BM>::M16 : 1]
-                                           [PLANES == 2 ? TileShape<BM>::N8 : 1][4]) {
+CPR_DEVICE void write_scores(
+    const ScoreArgs& args, const ScoreView& view, const TileRows<BM>& rows, uint32_t query0, uint32_t key0,
+    int m0, int n0, float* to, float (&high)[TileShape<BM>::M16][TileShape<BM>::N8][4],
+    float (&cross)[PLANES == 2 ? TileShape<BM>::M16 : 1][PLANES == 2 ? TileShape<BM>::N8 : 1][4]) {
   using S = TileShape<BM>;
   const int lane = thread_index() & 31, row0 = m0 + lane / 4, column0 = n0 + lane % 4 * 2;
   bool plain = !args.key_ids && !args.exclude;
@@ -261,10 +260,10 @@ CPR_DEVICE void write_scores(const ScoreArgs& args, const ScoreView& view, const
           const float main = high[m][n][c],
                       rest = PLANES == 2 ? cross[PLANES == 2 ? m : 0][PLANES == 2 ? n : 0][c] : 0.0f;
           if (!plain)
-            pair.of[i] = key0 + static_cast<uint32_t>(column + i) < args.num_keys
-                             ? finish_score<BM, PLANES>(args, view, rows, query0, key0, row, column + i, main,
-                                                        rest)
-                             : 0.0f;
+            pair.of[i] =
+                key0 + static_cast<uint32_t>(column + i) < args.num_keys
+                    ? finish_score<BM, PLANES>(args, view, rows, query0, key0, row, column + i, main, rest)
+                    : 0.0f;
           else
             pair.of[i] = PLANES == 2 ? (main + rest * (1.0f / LOW_SCALE)) * of_query * of_key[i] : main;
         }

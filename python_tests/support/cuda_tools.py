@@ -78,7 +78,7 @@ def _emulated_flags() -> list[str]:
 @functools.cache
 def emulated() -> Any:
     """The module `_emulated`: the CUDA kernels run thread by thread on the CPU. Built once per state of the sources."""
-    sources = [*sorted(CUDA_SOURCES.rglob("*.cu")), CUDA_SOURCES / "device" / "emulated.cpp"]
+    sources = [*sorted(CUDA_SOURCES.rglob("*.cu")), CUDA_SOURCES.parent / "bindings" / "emulated.cpp"]
     state = hashlib.sha256(" ".join(_emulated_flags()).encode() + sys.version.encode())
     for path in sorted(CUDA_SOURCES.parent.rglob("*.[hc]*")):
         state.update(path.read_bytes())

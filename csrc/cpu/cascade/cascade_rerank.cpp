@@ -5,11 +5,11 @@
 
 #include "../arena.h"
 #include "../kernels.h"
-#include "plan.h"
-#include "filter.h"
 #include "../scores/gathered.h"
-#include "finish.h"
 #include "../workspace.h"
+#include "filter.h"
+#include "finish.h"
+#include "plan.h"
 
 namespace cpr {
 namespace CPR_ISA_NAMESPACE {

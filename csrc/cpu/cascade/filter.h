@@ -33,7 +33,7 @@ struct Collected {
 
   // In float32; where codes follow, half of what fits in codes.
   static int64_t capacity(const CascadePlan& plan) {
-    return plan.coded ? (plan.list_capacity + SHORTS) / 2 : plan.list_capacity;
+    return plan.int16_lists ? (plan.list_capacity + SHORTS) / 2 : plan.list_capacity;
   }
   static int64_t bytes(const CascadePlan& plan) {
     return ((plan.levels + 1) * 8 + List::bytes(plan.rows, capacity(plan)) + 63) & ~int64_t{63};
@@ -75,7 +75,7 @@ struct Eligibility {
       filled[i] = id >= 0;
     }
   }
-  // As yet without what CodedProducts finds to be NaN.
+  // As yet without what CodeProducts finds to be NaN.
   void load_whole(const Panel& panel) const {
     for (int64_t i = 0; i < panel.count; ++i) whole[i] = !args->key_ids || filled[i] ? -1 : 0;
     for (int64_t i = panel.count; i % TILE; ++i) whole[i] = 0;
@@ -167,8 +167,8 @@ inline void collect(const CascadePlan& plan, const Panel& panel, int64_t q, cons
   for (int64_t i = 0; i < panel.count; i += W) {
     const I place = panel.which ? load(panel.which + i) : iota(static_cast<int32_t>(panel.first + i));
     Mask alive = all ? first_lanes(panel.count - i) : eligible.lanes(panel, q, i), keep = 0;
-    alive =
-        without_nan(alive, n_rows, [&](int r) __attribute__((always_inline)) { return load(rows[r] + i); });
+    alive = without_nan(
+        alive, n_rows, [&](int r) __attribute__((always_inline)) { return load(rows[r] + i); });
 #pragma GCC unroll 4
     for (int l = 0; l < levels; ++l) {
       if (L < 0 && alive == 0) break;

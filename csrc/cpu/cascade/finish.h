@@ -10,14 +10,15 @@ namespace CPR_ISA_NAMESPACE {
 // Entries of `from` at [at, at + n), of the keys from `first` on, that are NaN in no row: appended to `to`.
 inline void append_scored(const List& from, int64_t at, int64_t first, int64_t n, int rows, List& to) {
   int64_t kept = to.n;
-  for_vectors(n, [&](int64_t i, Mask lanes) __attribute__((always_inline)) {
-    const Mask alive = without_nan(
-        lanes, rows, [&](int r) __attribute__((always_inline)) { return load(from.row(r) + at + i); });
-    const I order = front_order(alive);
-    for (int r = 0; r < rows; ++r) store(to.row(r) + kept, ordered(order, load(from.row(r) + at + i)));
-    store(to.index + kept, ordered(order, iota(static_cast<int32_t>(first + i))));
-    kept += count(alive);
-  });
+  for_vectors(
+      n, [&](int64_t i, Mask lanes) __attribute__((always_inline)) {
+        const Mask alive = without_nan(
+            lanes, rows, [&](int r) __attribute__((always_inline)) { return load(from.row(r) + at + i); });
+        const I order = front_order(alive);
+        for (int r = 0; r < rows; ++r) store(to.row(r) + kept, ordered(order, load(from.row(r) + at + i)));
+        store(to.index + kept, ordered(order, iota(static_cast<int32_t>(first + i))));
+        kept += count(alive);
+      });
   to.n = kept;
 }
 
@@ -26,7 +27,8 @@ struct Undecided {
   float* scores;
   int32_t* index;  // of keys, or places in the list
   int64_t n;
-  int64_t late;  // certain here, though undecided earlier: alive, and not counted by the sweep
+  int64_t
+      newly_certain;  // certain at this level, undecided at an earlier one: the sweep has not counted them
 
   void append(Mask lanes, F score, I place) {
     const I order = front_order(lanes);
@@ -78,22 +80,23 @@ inline void split_level_by(const CascadePlan& plan, int level, const List& entri
   Undecided open = to;  // its counts stay in registers
   const int64_t first = MERGE ? merged.n : 0;
   const float* judge = entries.row(plan.row_of_stage[level]);
-  for_vectors(entries.n, [&](int64_t i, Mask lanes) __attribute__((always_inline)) {
-    const int32_t* const place = entries.index + i;
-    const F score = load(judge + i);
-    const Mask sure = within<BY_SCORE>(score, place, brackets[level].certain) & lanes;
-    const Mask possible = within<BY_SCORE>(score, place, brackets[level].possible) & lanes;
-    const Mask maybe = static_cast<Mask>(possible & ~sure);
-    Mask counted = sure;
-    for (int l = 0; l < level; ++l)
-      counted =
-          counted & within<BY_SCORE>(load(entries.row(plan.row_of_stage[l]) + i), place, brackets[l].certain);
-    open.late += count(static_cast<Mask>(sure & ~counted));
-    open.append(maybe, score, PLACES ? iota(static_cast<int32_t>(first + i)) : load(place));
-    if (!MERGE) return;
-    for (int r = 0; r < plan.rows; ++r) store(merged.row(r) + first + i, load(entries.row(r) + i));
-    store(merged.index + first + i, load(place));
-  });
+  for_vectors(
+      entries.n, [&](int64_t i, Mask lanes) __attribute__((always_inline)) {
+        const int32_t* const place = entries.index + i;
+        const F score = load(judge + i);
+        const Mask sure = within<BY_SCORE>(score, place, brackets[level].certain) & lanes;
+        const Mask possible = within<BY_SCORE>(score, place, brackets[level].possible) & lanes;
+        const Mask maybe = static_cast<Mask>(possible & ~sure);
+        Mask counted = sure;
+        for (int l = 0; l < level; ++l)
+          counted = counted &
+                    within<BY_SCORE>(load(entries.row(plan.row_of_stage[l]) + i), place, brackets[l].certain);
+        open.newly_certain += count(static_cast<Mask>(sure & ~counted));
+        open.append(maybe, score, PLACES ? iota(static_cast<int32_t>(first + i)) : load(place));
+        if (!MERGE) return;
+        for (int r = 0; r < plan.rows; ++r) store(merged.row(r) + first + i, load(entries.row(r) + i));
+        store(merged.index + first + i, load(place));
+      });
   to = open;
   if (MERGE) merged.n += entries.n;
 }
@@ -114,7 +117,7 @@ inline void split_level(const CascadePlan& plan, int level, const List& entries,
 template <bool PLACES>
 inline void split_entries(const CascadePlan& plan, int level, const Collected* parts, int num_parts,
                           bool spend, const Bracket* brackets, Workspace& w) {
-  w.undecided.n = w.undecided.late = 0;
+  w.undecided.n = w.undecided.newly_certain = 0;
   spend = spend && num_parts == 1;
   if (level == 0) w.entries = spend ? parts[0].list(plan) : w.merged;
   if (level > 0 || spend)
@@ -142,7 +145,7 @@ inline Cut cut_at(const CascadePlan& plan, int64_t rank, int64_t certain, const 
   const Undecided& open = w.undecided;
   if (rank <= certain) return bracket.certain;
   if (rank >= certain + open.n) return bracket.possible;
-  if (plan.coarse) return mth_best_score(open.scores, open.n, rank - certain, w.scratch);
+  if (plan.int16_scores) return mth_best_score(open.scores, open.n, rank - certain, w.scratch);
   return mth_best(open.scores, open.index, open.n, rank - certain, w.scratch);
 }
 
@@ -185,8 +188,8 @@ inline int64_t certain_of(const Collected* parts, int num_parts, int level) {
   return total;
 }
 
-// Brackets tightened to what the keys visited by the end of `pass` say; `error` [R] of coarse scores, or
-// null. Wrong ones are noticed by settle_levels.
+// Brackets tightened to what the keys visited by the end of `pass` say; `error` [R] of int16 scores, or
+// null. Wrong ones are noticed by decide_levels.
 inline void narrow(const CascadePlan& plan, const Pass& pass, const Collected* parts, int num_parts,
                    const float* error, Bracket* brackets, Workspace& w) {
   if (overflowed(parts, num_parts)) return;
@@ -194,7 +197,7 @@ inline void narrow(const CascadePlan& plan, const Pass& pass, const Collected* p
   for (int l = 0; l < plan.levels; ++l) before[l] = brackets[l];
   for (int l = 0; l < plan.levels; ++l) {
     split_entries<false>(plan, l, parts, num_parts, false, before, w);
-    const int64_t certain = certain_of(parts, num_parts, l) + w.undecided.late;
+    const int64_t certain = certain_of(parts, num_parts, l) + w.undecided.newly_certain;
     brackets[l].certain = cut_at(plan, pass.certain_rank[l], certain, before[l], w);
     brackets[l].possible = cut_at(plan, pass.possible_rank[l], certain, before[l], w);
     if (error) widen_bracket(brackets[l], before[l], error[plan.row_of_stage[l]]);
@@ -210,16 +213,16 @@ inline void narrow(const CascadePlan& plan, const Pass& pass, const Collected* p
   }
 }
 
-// Settle the levels exactly: `w.entries` becomes what is alive after level L. `refine`: the scores are
-// coarse; may be null. False when a bracket missed.
-inline bool settle_levels(const CascadePlan& plan, const Collected* parts, int num_parts,
+// Decides the levels exactly: `w.entries` becomes what is alive after level L. `refine`: the scores are
+// int16 scores; may be null. False when a bracket missed.
+inline bool decide_levels(const CascadePlan& plan, const Collected* parts, int num_parts,
                           const Bracket* brackets, const Refine* refine, Workspace& w) {
   if (overflowed(parts, num_parts)) return false;
   if (plan.levels == 0) merge_parts(plan, parts, num_parts, w);
   for (int l = 0; l < plan.levels; ++l) {
     (refine ? split_entries<true> : split_entries<false>)(plan, l, parts, num_parts, true, brackets, w);
     const Undecided& open = w.undecided;
-    const int64_t certain = certain_of(parts, num_parts, l) + open.late;
+    const int64_t certain = certain_of(parts, num_parts, l) + open.newly_certain;
     const int64_t keep = plan.keep[l];
     if (keep < certain || (keep > certain + open.n && !drops_nothing(brackets[l]))) return false;
     const int row = plan.row_of_stage[l];
@@ -259,16 +262,16 @@ inline void emit(const List& list, int judge, int64_t k, uint64_t* keys, int64_t
   }
 }
 
-// As keep_best, exactly, of coarse scores.
-inline void keep_best_of_coarse(List& list, int rows, int judge, int64_t keep, const Refine& refine,
-                                const Scratch& scratch) {
+// As keep_best, exactly, of int16 scores.
+inline void keep_best_of_int16(List& list, int rows, int judge, int64_t keep, const Refine& refine,
+                               const Scratch& scratch) {
   if (list.n <= keep) return;
-  const Cut coarse = mth_best_score(list.row(judge), list.n, keep, scratch);
-  const Cut cut = refine.sharpen(list, judge, list.row(judge), nullptr, list.n, keep, coarse, scratch);
+  const Cut near_cut = mth_best_score(list.row(judge), list.n, keep, scratch);
+  const Cut cut = refine.sharpen(list, judge, list.row(judge), nullptr, list.n, keep, near_cut, scratch);
   keep_within(list, rows, judge, cut);
 }
 
-// The stages from `first` on, exactly, and the result. `refine`: the scores are coarse.
+// The stages from `first` on, exactly, and the result. `refine`: the scores are int16 scores.
 inline void finish(const CascadeArgs& args, const CascadePlan& plan, int first, const Refine* refine,
                    Workspace& w, int64_t q) {
   const int last = args.num_stages - 1;
@@ -277,7 +280,7 @@ inline void finish(const CascadeArgs& args, const CascadePlan& plan, int first, 
     if (s == last && (refine || w.entries.n <= SMALL)) break;  // emit ranks a few
     const int row = plan.row_of_stage[s];
     if (refine)
-      keep_best_of_coarse(w.entries, plan.rows, row, plan.keep[s], *refine, w.scratch);
+      keep_best_of_int16(w.entries, plan.rows, row, plan.keep[s], *refine, w.scratch);
     else
       keep_best(w.entries, plan.rows, row, plan.keep[s], w.scratch);
   }

@@ -1,7 +1,7 @@
 // The exact half of the cascade for what was collected in codes: from a query's entries to its positives.
 #pragma once
-#include "int16_lists.h"
 #include "finish.h"
+#include "int16_lists.h"
 
 namespace cpr {
 namespace CPR_ISA_NAMESPACE {
@@ -14,14 +14,15 @@ inline int64_t codes_between(const int16_t* codes, int64_t n, int low, int high,
   const S top = set1_code(high - 1), bottom = set1_code(low);
   S higher = set1_code(0);
   int64_t kept = 0;
-  for_codes(n, [&](int64_t i, On lanes) __attribute__((always_inline)) {
-    const S code = load_codes(codes + i);
-    const On at_top = both(above(code, top), lanes);
-    const Front front(but_not(both(above(code, bottom), lanes), at_top));
-    higher = tally(higher, at_top);
-    front.store(out + kept, code);
-    kept += front.count;
-  });
+  for_codes(
+      n, [&](int64_t i, On lanes) __attribute__((always_inline)) {
+        const S code = load_codes(codes + i);
+        const On at_top = both(above(code, top), lanes);
+        const Front front(but_not(both(above(code, bottom), lanes), at_top));
+        higher = tally(higher, at_top);
+        front.store(out + kept, code);
+        kept += front.count;
+      });
   *above_high = total(higher);
   return kept;
 }
@@ -29,9 +30,10 @@ inline int64_t codes_between(const int16_t* codes, int64_t n, int low, int high,
 inline int64_t count_above(const int16_t* codes, int64_t n, int low) {
   const S bottom = set1_code(low);
   S counts = set1_code(0);
-  for_codes(n, [&](int64_t i, On lanes) __attribute__((always_inline)) {
-    counts = tally(counts, both(above(load_codes(codes + i), bottom), lanes));
-  });
+  for_codes(
+      n, [&](int64_t i, On lanes) __attribute__((always_inline)) {
+        counts = tally(counts, both(above(load_codes(codes + i), bottom), lanes));
+      });
   return total(counts);
 }
 
@@ -79,15 +81,16 @@ inline int64_t find_codes(const int16_t* codes, const uint16_t* of, int64_t n, i
   const S upper = set1_code(high), lower = set1_code(low - 1);
   S higher = set1_code(0);
   int64_t found = 0;
-  for_codes(n, [&](int64_t i, On lanes) __attribute__((always_inline)) {
-    const S code = load_codes(codes + i);
-    const On top = both(above(code, upper), lanes), here = but_not(both(above(code, lower), lanes), top);
-    higher = tally(higher, top);
-    if (!any(here)) return;
-    const Front front(here);
-    front.store(places + found, of ? load_codes(of + i) : counting_from(i));
-    found += front.count;
-  });
+  for_codes(
+      n, [&](int64_t i, On lanes) __attribute__((always_inline)) {
+        const S code = load_codes(codes + i);
+        const On top = both(above(code, upper), lanes), here = but_not(both(above(code, lower), lanes), top);
+        higher = tally(higher, top);
+        if (!any(here)) return;
+        const Front front(here);
+        front.store(places + found, of ? load_codes(of + i) : counting_from(i));
+        found += front.count;
+      });
   *above_high = total(higher);
   return found;
 }
@@ -127,27 +130,29 @@ struct CodeWorkspace {
 // here, though undecided earlier: alive, and not counted by the sweep.
 inline int64_t open_codes(const CascadePlan& plan, int level, const CodeBracket* brackets, CodeWorkspace& w) {
   int16_t* const codes = w.open.row(0);
-  S late = set1_code(0);
+  S newly_certain = set1_code(0);
   int64_t n = 0, first = 0;
   for (int p = w.first; p < w.first + w.count; ++p) {
     const CodeList list = w.lists[p];
     const int16_t* const judge = list.row(plan.row_of_stage[level]);
-    for_codes(list.n, [&](int64_t i, On lanes) __attribute__((always_inline)) {
-      const S code = load_codes(judge + i);
-      const On sure = both(above(code, brackets[level].certain), lanes);
-      On counted = sure;
-      for (int l = 0; l < level; ++l)
-        counted = both(counted, above(load_codes(list.row(plan.row_of_stage[l]) + i), brackets[l].certain));
-      late = tally(late, but_not(sure, counted));
-      const Front front(but_not(both(above(code, brackets[level].possible), lanes), sure));
-      front.store(codes + n, code);
-      front.store(w.open.index + n, counting_from(first + i));
-      n += front.count;
-    });
+    for_codes(
+        list.n, [&](int64_t i, On lanes) __attribute__((always_inline)) {
+          const S code = load_codes(judge + i);
+          const On sure = both(above(code, brackets[level].certain), lanes);
+          On counted = sure;
+          for (int l = 0; l < level; ++l)
+            counted =
+                both(counted, above(load_codes(list.row(plan.row_of_stage[l]) + i), brackets[l].certain));
+          newly_certain = tally(newly_certain, but_not(sure, counted));
+          const Front front(but_not(both(above(code, brackets[level].possible), lanes), sure));
+          front.store(codes + n, code);
+          front.store(w.open.index + n, counting_from(first + i));
+          n += front.count;
+        });
     first += list.n;
   }
   w.open.n = n;
-  return total(late);
+  return total(newly_certain);
 }
 
 // Of the entries, those stay, in order, whose code in `row` lies above `below`.
@@ -157,23 +162,24 @@ inline void keep_codes(const CascadePlan& plan, int num_parts, int row, int belo
   int64_t n = 0;
   for (int p = w.first; p < w.first + w.count; ++p) {
     const CodeList list = w.lists[p];
-    for_codes(list.n, [&](int64_t i, On lanes) __attribute__((always_inline)) {
-      const Front front(both(above(load_codes(list.row(row) + i), bottom), lanes));
-      for (int r = 0; r < plan.rows; ++r) front.store(out.row(r) + n, load_codes(list.row(r) + i));
-      front.store(out.index + n, load_codes(list.index + i));
-      n += front.count;
-    });
+    for_codes(
+        list.n, [&](int64_t i, On lanes) __attribute__((always_inline)) {
+          const Front front(both(above(load_codes(list.row(row) + i), bottom), lanes));
+          for (int r = 0; r < plan.rows; ++r) front.store(out.row(r) + n, load_codes(list.row(r) + i));
+          front.store(out.index + n, load_codes(list.index + i));
+          n += front.count;
+        });
   }
   w.lists[num_parts].n = n;
   w.first = num_parts;
   w.count = 1;
 }
 
-// What settling one query takes: how far off its scores are, and on which grids.
+// What settling one query takes: how far off its scores are, and on which quantizers.
 struct CodeQuery {
   const CascadePlan& plan;
   int parts;
-  const Grid* grids;
+  const Quantizer* quantizers;
   const Refine& refine;
   Workspace& exact;
   CodeWorkspace& w;
@@ -194,14 +200,14 @@ struct CodeQuery {
                int* below) const {
     const float error = refine.error[row];
     for (float moves = 0.125f; moves <= 1; moves *= 8) {
-      const float reach = (1 + moves) * error * grids[row].scale;
+      const float reach = (1 + moves) * error * quantizers[row].scale;
       const int low = code_of(__builtin_ceilf(cut - reach)), high = code_of(__builtin_floorf(cut + reach));
       int64_t above;
       const int64_t found = find_codes(codes, of, n, low, high, w.places, &above);
       if (rank <= above || rank > above + found) continue;  // it moves by more
       if (!score_again(row, found)) return false;
       const Cut sharp = mth_best(refine.near, refine.index, found, rank - above, exact.scratch);
-      if (moves < 1 && __builtin_fabsf(sharp.score - grids[row].score(cut)) > moves * error) continue;
+      if (moves < 1 && __builtin_fabsf(sharp.score - quantizers[row].score(cut)) > moves * error) continue;
       for (int64_t i = 0; i < found; ++i)
         if (refine.near[i] < sharp.score || (refine.near[i] == sharp.score && refine.index[i] > sharp.index))
           w.at(w.places[i], [&](const CodeList& list, int64_t place) { list.row(row)[place] = NO_CODE; });
@@ -215,23 +221,23 @@ struct CodeQuery {
   }
 
   // The levels, exactly: what is alive after them. False when a bracket missed.
-  bool settle(const Collected* collected, const Bracket* brackets) const {
+  bool decide_levels(const Collected* collected, const Bracket* brackets) const {
     if (overflowed(collected, parts)) return false;
     CodeBracket bracket[MAX_LEVELS];
-    for (int l = 0; l < plan.levels; ++l) bracket[l] = {brackets[l], grids[plan.row_of_stage[l]]};
+    for (int l = 0; l < plan.levels; ++l) bracket[l] = {brackets[l], quantizers[plan.row_of_stage[l]]};
     for (int p = 0; p < parts; ++p) w.lists[p] = codes_of(collected[p], plan);
     w.lists[parts] = w.entries;
     w.first = 0;
     w.count = parts;
     for (int l = 0; l < plan.levels; ++l) {
       const int row = plan.row_of_stage[l];
-      const int64_t late = open_codes(plan, l, bracket, w), open = w.open.n;
-      const int64_t rank = plan.keep[l] - certain_of(collected, parts, l) - late;
+      const int64_t newly_certain = open_codes(plan, l, bracket, w), open = w.open.n;
+      const int64_t rank = plan.keep[l] - certain_of(collected, parts, l) - newly_certain;
       int below = NO_CODE;
       if (rank <= 0) return false;
       if (rank < open) {
         const int cut = mth_highest_code(w.open.row(0), open, rank, w.spare);
-        if (!refine.inside({grids[row].score(cut), INT32_MAX}, brackets[l], row)) return false;
+        if (!refine.inside({quantizers[row].score(cut), INT32_MAX}, brackets[l], row)) return false;
         if (!sharpen(row, w.open.row(0), w.open.index, open, rank, cut, &below)) return false;
       } else if (!drops_nothing(brackets[l])) {
         return false;
@@ -251,7 +257,7 @@ struct CodeQuery {
       const int16_t* const codes = alive.row(row);
       if (alive.n <= plan.keep[s]) continue;
       const int cut = mth_highest_code(codes, alive.n, plan.keep[s], w.spare);
-      int below = code_of(__builtin_ceilf(cut - 2 * refine.error[row] * grids[row].scale)) -
+      int below = code_of(__builtin_ceilf(cut - 2 * refine.error[row] * quantizers[row].scale)) -
                   1;  // enough for the last
       if (s < last && !sharpen(row, codes, nullptr, alive.n, plan.keep[s], cut, &below)) return false;
       keep_codes(plan, parts, row, below, w);

@@ -1,7 +1,7 @@
-// What queries collect where scores are coarse, in 16 bits a number: half as much to write, to pass from core
-// to core and to read again, and twice as many in a vector. Scores lie on a grid of their own for each query
-// and row; what that rounds away is part of their error. Those past an end of the grid are taken for its end:
-// no cut between them is found without scoring them all again, so that order is kept.
+// What queries collect with int16 lists, in 16 bits a number: half as much to write, to pass from core to
+// core and to read again, and twice as many in a vector. A score becomes a code by a quantizer of its query
+// and row; what that rounds away is part of its error. Scores past an end of the quantizer become its end: no
+// cut between them is found without scoring them all again, so that order is kept.
 #pragma once
 #include "filter.h"
 
@@ -12,36 +12,36 @@ constexpr int HIGHEST_CODE = 32767, LOWEST_CODE = -32767;
 constexpr int NO_CODE = -32768;      // lower than any: of entries that are gone
 constexpr float HEADROOM = 1.0625f;  // above the highest score there can be so far: a longer key may come,
                                      // and a step must never be lost in a score's last bits
-constexpr float OFF_GRID = 0.55f;    // steps that a score is off at most, with what its arithmetic rounds
-constexpr float MARGIN_CODES = 8;    // at both ends of the grid
+constexpr float OFF_STEPS = 0.55f;   // steps that a score is off at most, with what its arithmetic rounds
+constexpr float MARGIN_CODES = 8;    // at both ends of the quantizer
 constexpr float MOST_REACHED =
-    1e9f;  // codes that scores may lie off the grid's middle: they are int32 on the way
+    1e9f;  // codes that scores may be off the quantizer's middle: they are int32 on the way
 
 // Code c stands for the score low + c * step.
-struct Grid {
+struct Quantizer {
   float step, middle;
   float scale, offset;  // code = score * scale + offset
 
   // Of scores up to `reach` in size, of which those below `least` do not matter.
-  static Grid over(float least, float reach) {
+  static Quantizer over(float least, float reach) {
     const float high = HEADROOM * reach;
     const float low = least > -high ? least : -high;
     const float step = (high - low) / (2 * (HIGHEST_CODE - MARGIN_CODES)), middle = 0.5f * (high + low);
     return {step, middle, 1 / step, -middle / step};
   }
   // Whether its arithmetic stays clear of denormals.
-  bool serves() const { return step > 1e-30f; }
+  bool is_usable() const { return step > 1e-30f; }
   float code(float score) const { return __builtin_fmaf(score, scale, offset); }
   float score(float code) const { return __builtin_fmaf(code, step, middle); }
-  // Cuts with scores on the grid, so that codes tell what scores would; a cut that takes all or nothing
-  // stays.
-  void snap(Bracket& bracket) const {
+  // Cuts become scores of codes, rounded outward, so that codes decide as scores would; a cut that takes all
+  // or nothing stays.
+  void round_outward(Bracket& bracket) const {
     if (bracket.certain.score == bracket.certain.score)
       bracket.certain = {score(__builtin_ceilf(code(bracket.certain.score))), INT32_MAX};
     if (!drops_nothing(bracket))
       bracket.possible = {score(__builtin_floorf(code(bracket.possible.score))), INT32_MAX};
   }
-  // The code below those within a cut that was snapped.
+  // The code below those within a cut that was rounded outward.
   int below(Cut cut) const {
     if (cut.score != cut.score) return HIGHEST_CODE;
     if (cut.score == -__builtin_inff()) return NO_CODE;
@@ -75,15 +75,16 @@ inline CodeList codes_of(const Collected& collected, const CascadePlan& plan) {
 struct CodeBracket {
   S certain, possible;
   CodeBracket() = default;
-  CodeBracket(const Bracket& bracket, const Grid& grid)
-      : certain(set1_code(grid.below(bracket.certain))), possible(set1_code(grid.below(bracket.possible))) {}
+  CodeBracket(const Bracket& bracket, const Quantizer& quantizer)
+      : certain(set1_code(quantizer.below(bracket.certain))),
+        possible(set1_code(quantizer.below(bracket.possible))) {}
 };
 
 // As `collect`, of R rows and L levels (-1: many).
 template <int R, int L>
 inline void collect_codes(const CascadePlan& plan, const Panel& panel, int64_t q, const Bracket* brackets,
-                          const Grid* grids, const int16_t* const* rows, const Eligibility& eligible,
-                          const Collected& out) {
+                          const Quantizer* quantizers, const int16_t* const* rows,
+                          const Eligibility& eligible, const Collected& out) {
   const CodeList list = codes_of(out, plan);
   const int levels = L < 0 ? plan.levels : L;
   constexpr int ROOM = L < 0 ? MAX_LEVELS : L;
@@ -92,7 +93,7 @@ inline void collect_codes(const CascadePlan& plan, const Panel& panel, int64_t q
   S counts[ROOM];
   for (int l = 0; l < levels; ++l) {
     judge[l] = rows[plan.row_of_stage[l]];
-    bracket[l] = {brackets[l], grids[plan.row_of_stage[l]]};
+    bracket[l] = {brackets[l], quantizers[plan.row_of_stage[l]]};
     counts[l] = set1_code(0);
   }
   const bool has_own = eligible.args->key_ids && eligible.args->query_ids;
@@ -124,21 +125,21 @@ inline void collect_codes(const CascadePlan& plan, const Panel& panel, int64_t q
   *out.length = n;
 }
 
-// As `filter_panel`; the brackets are on the grids.
+// As `filter_panel`; the brackets are on the quantizers.
 template <int R>
 inline void filter_codes(const CascadePlan& plan, const Panel& panel, int64_t q, const Bracket* brackets,
-                         const Grid* grids, const int16_t* const* rows, const Eligibility& eligible,
+                         const Quantizer* quantizers, const int16_t* const* rows, const Eligibility& eligible,
                          const Collected& out) {
   if (!out.takes(panel.count, plan.list_capacity)) return;
   switch (plan.levels) {
     case 1:
-      return collect_codes<R, 1>(plan, panel, q, brackets, grids, rows, eligible, out);
+      return collect_codes<R, 1>(plan, panel, q, brackets, quantizers, rows, eligible, out);
     case 2:
-      return collect_codes<R, 2>(plan, panel, q, brackets, grids, rows, eligible, out);
+      return collect_codes<R, 2>(plan, panel, q, brackets, quantizers, rows, eligible, out);
     case 3:
-      return collect_codes<R, 3>(plan, panel, q, brackets, grids, rows, eligible, out);
+      return collect_codes<R, 3>(plan, panel, q, brackets, quantizers, rows, eligible, out);
     default:
-      return collect_codes<R, -1>(plan, panel, q, brackets, grids, rows, eligible, out);
+      return collect_codes<R, -1>(plan, panel, q, brackets, quantizers, rows, eligible, out);
   }
 }
 

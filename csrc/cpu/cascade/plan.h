@@ -5,8 +5,8 @@
 namespace cpr {
 
 constexpr int MAX_LEVELS = 12;
-constexpr int MAX_CODED_ROWS = 3;
-constexpr int64_t MAX_CODED_KEYS = 65536;  // their indices take 16 bits
+constexpr int MAX_CODE_ROWS = 3;
+constexpr int64_t MAX_CODE_KEYS = 65536;  // their indices take 16 bits
 
 // Keys are visited in passes. The queue is cut into strides of `units` runs of `run` keys; a pass takes the
 // runs whose rank in a scrambled order of their stride lies in [begin, end). So what has been visited is
@@ -29,7 +29,7 @@ inline int64_t scrambled(int64_t units, int64_t stride, int64_t rank) {
                               static_cast<uint64_t>(units));
 }
 
-// A row is one distinct way of judging: a view by itself, or a weighted mix of views. Stages name rows.
+// A row is one distinct way of weightings: a view by itself, or a weighted mix of views. Stages name rows.
 // A level is a leading stage that is decided while keys stream by, within brackets [certain, possible].
 struct CascadePlan {
   int rows;                // R
@@ -43,12 +43,12 @@ struct CascadePlan {
   int passes;
   const Pass* pass;       // [passes]
   int64_t list_capacity;  // entries that a query is expected to hold at any time, with slack
-  bool coarse;            // keys are scored by 16-bit products first, and what is close again exactly
-  bool coded;             // and collected in 16 bits a number once brackets are set
+  bool int16_scores;      // keys are scored by 16-bit products first, and what is close again exactly
+  bool int16_lists;       // and collected in 16 bits a number once brackets are set
   uint8_t* missed;        // [B] set to MISSED or REFUSED; null where no query can be: no levels
 };
 
 constexpr uint8_t MISSED = 1;   // a query whose brackets missed
-constexpr uint8_t REFUSED = 2;  // or were too narrow for coarse scores
+constexpr uint8_t REFUSED = 2;  // or were too narrow for int16 scores
 
 }  // namespace cpr

@@ -16,20 +16,21 @@ constexpr int64_t STREAM_FROM = 4096;            // keys from which brackets pay
 constexpr double SAMPLE_SHARE = 1.2;             // the first sample, in units of num_keys^(2/3)
 constexpr int64_t MAX_SAMPLE = 4096;             // and at most
 constexpr int64_t NARROW_FROM = 49152;           // keys from which brackets are narrowed again on the way
-constexpr int64_t EXACT_FROM = 4 * NARROW_FROM;  // keys from which brackets are too narrow for coarse scores
-constexpr int64_t COARSE_SHARE = 64;      // of the keys that are results, at most, where scores are coarse
-constexpr int64_t MAX_COARSE_DIM = 4096;  // beyond, rounding to 16 bits might make sums overflow
-constexpr int64_t TAIL = 4096;            // survivors that the exact stages take over at
-constexpr double SPREAD = 3.7;            // bracket half-width in standard deviations of the sampled rank,
-constexpr double REPEATED_SPREAD = 4.3;   // and where brackets are set many times over
+constexpr int64_t EXACT_FROM = 4 * NARROW_FROM;  // keys from which brackets are too narrow for int16 scores
+constexpr int64_t INT16_SHARE = 64;              // of the keys that are results, at most, with int16 scores
+constexpr int64_t MAX_INT16_DIM = 4096;          // beyond, rounding to 16 bits might make sums overflow
+constexpr int64_t TAIL = 4096;                   // survivors that the exact stages take over at
+constexpr double SPREAD = 3.7;           // bracket half-width in standard deviations of the sampled rank,
+constexpr double REPEATED_SPREAD = 4.3;  // and where brackets are set many times over
 
-// Stages that judge alike share a row; a single view of weight 1 is its own score. Returns how many rows mix.
+// Stages with the same weighting share a row; a single view of weight 1 is its own score. Returns how many
+// rows mix.
 int plan_rows(const CascadeArgs& args, PlanStorage& store) {
   const int V = args.num_views;
   store.view_used.assign(V, 0);
   int mixes = 0;
   for (int s = 0; s < args.num_stages; ++s) {
-    const int first = first_alike(args.weights, V, s);
+    const int first = first_same_weighting(args.weights, V, s);
     if (first < s) {
       store.row_of_stage.push_back(store.row_of_stage[first]);
       continue;
@@ -46,7 +47,7 @@ int plan_rows(const CascadeArgs& args, PlanStorage& store) {
 
 // How the keys are visited: all at once; or a sample of rows and then all; or, for long queues, a sample and
 // then tiles in growing shares, so that what a query holds grows with its square root (in codes: no need).
-void plan_passes(int64_t num_keys, bool coded, std::vector<Pass>& passes) {
+void plan_passes(int64_t num_keys, bool int16_lists, std::vector<Pass>& passes) {
   if (num_keys < STREAM_FROM) {
     passes.push_back({1, 1, 0, 1, false, false, nullptr, nullptr, nullptr});
     return;
@@ -57,7 +58,7 @@ void plan_passes(int64_t num_keys, bool coded, std::vector<Pass>& passes) {
   passes.push_back({1, stride, 0, 1, true, true, nullptr, nullptr, nullptr});
   constexpr int64_t TILE = 16, UNITS = 32;
   std::vector<int64_t> shares = {UNITS};  // of the tiles seen by the end of each pass, in 32nds
-  if (num_keys >= NARROW_FROM && !coded) shares = {UNITS / 4, UNITS};
+  if (num_keys >= NARROW_FROM && !int16_lists) shares = {UNITS / 4, UNITS};
   if (num_keys >= 4 * NARROW_FROM)
     shares = {UNITS / 16, UNITS / 4, UNITS / 2, UNITS * 3 / 4, UNITS * 7 / 8, UNITS};
   if (num_keys >= 64 * NARROW_FROM) shares = {1, UNITS / 8, UNITS / 2, UNITS * 3 / 4, UNITS * 7 / 8, UNITS};
@@ -89,18 +90,18 @@ double plan_ranks(const CascadePlan& plan, const CascadeArgs& args, double seen,
 
 // Whether keys are scored by 16-bit products first: where those are faster, brackets leave room for their
 // error, and few results need an exact score. Queries that they fail are tried again without.
-bool scores_coarsely(const CascadeArgs& args, const CascadePlan& plan, int64_t coarse_from) {
-  bool fits = args.num_keys >= coarse_from && args.num_keys < EXACT_FROM && plan.mixes == 0 &&
-              !args.exclude && args.keep[args.num_stages - 1] <= args.num_keys / COARSE_SHARE;
-  for (int v = 0; v < args.num_views; ++v) fits = fits && args.views[v].dim <= MAX_COARSE_DIM;
+bool fits_int16_scores(const CascadeArgs& args, const CascadePlan& plan, int64_t int16_from) {
+  bool fits = args.num_keys >= int16_from && args.num_keys < EXACT_FROM && plan.mixes == 0 && !args.exclude &&
+              args.keep[args.num_stages - 1] <= args.num_keys / INT16_SHARE;
+  for (int v = 0; v < args.num_views; ++v) fits = fits && args.views[v].dim <= MAX_INT16_DIM;
   return fits;
 }
 
 // Levels, passes, and the room that a query needs; no levels where brackets would save little.
 void plan_levels(const CascadeArgs& args, PlanStorage& store, CascadePlan& plan, double wider) {
   const int64_t N = args.num_keys;
-  plan_passes(N, plan.coded, store.passes);
-  const int64_t tail = plan.coded ? std::clamp(TAIL, N / 8, N / 4) : TAIL;
+  plan_passes(N, plan.int16_lists, store.passes);
+  const int64_t tail = plan.int16_lists ? std::clamp(TAIL, N / 8, N / 4) : TAIL;
   while (store.passes.size() > 1 && plan.levels < args.num_stages && plan.levels < MAX_LEVELS) {
     if (store.keep[plan.levels++] <= tail) break;
   }
@@ -126,10 +127,10 @@ void plan_levels(const CascadeArgs& args, PlanStorage& store, CascadePlan& plan,
     pass.possible_rank = ranks + 2 * MAX_LEVELS;
   }
   plan.list_capacity = static_cast<int64_t>(most_held * 1.25) + 2048;
-  const double listed = plan.coarse ? most_held : static_cast<double>(plan.list_capacity);
+  const double listed = plan.int16_scores ? most_held : static_cast<double>(plan.list_capacity);
   if (plan.levels == 0 || (listed >= static_cast<double>(N * 3 / 4) && store.passes.size() <= 2)) {
     plan.levels = 0;
-    plan.coarse = plan.coded = false;
+    plan.int16_scores = plan.int16_lists = false;
     plan.list_capacity = N;
     store.passes.assign(1, {1, 1, 0, 1, false, false, nullptr, nullptr, nullptr});
   }
@@ -166,11 +167,11 @@ CascadePlan plan_exhaustive(const CascadeArgs& args, PlanStorage& store) {
   return plan;
 }
 
-CascadePlan plan_cascade(const CascadeArgs& args, PlanStorage& store, int64_t coarse_from, double wider) {
+CascadePlan plan_cascade(const CascadeArgs& args, PlanStorage& store, int64_t int16_from, double wider) {
   CascadePlan plan{};
   plan_stages(args, store, plan);
-  plan.coarse = scores_coarsely(args, plan, coarse_from);
-  plan.coded = plan.coarse && args.num_keys <= MAX_CODED_KEYS && plan.rows <= MAX_CODED_ROWS;
+  plan.int16_scores = fits_int16_scores(args, plan, int16_from);
+  plan.int16_lists = plan.int16_scores && args.num_keys <= MAX_CODE_KEYS && plan.rows <= MAX_CODE_ROWS;
   plan_levels(args, store, plan, wider);
   return plan;
 }

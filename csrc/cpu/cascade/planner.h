@@ -20,9 +20,9 @@ struct PlanStorage {
   std::vector<std::array<int64_t, 3 * MAX_LEVELS>> ranks;  // of each pass: certain, middle, possible
 };
 
-// How a call that has queries and keys runs. `coarse_from`: keys from which 16-bit products are faster than
+// How a call that has queries and keys runs. `int16_from`: keys from which 16-bit products are faster than
 // float32; `wider`: times the usual brackets.
-CascadePlan plan_cascade(const CascadeArgs& args, PlanStorage& store, int64_t coarse_from, double wider = 1);
+CascadePlan plan_cascade(const CascadeArgs& args, PlanStorage& store, int64_t int16_from, double wider = 1);
 // The same without brackets: every eligible entry is collected, and no query can miss.
 CascadePlan plan_exhaustive(const CascadeArgs& args, PlanStorage& store);
 // Without passes: the rows and stages alone, each query with up to `list_capacity` entries.

@@ -1,10 +1,10 @@
-// Exact selection from coarse scores (coarse.h). Every coarse score is within `error` of the exact one, so
-// the cut found among coarse scores is within `error` of the true cut, and only entries within twice that of
-// it may be on the wrong side: those are scored again exactly.
+// Exact selection from int16 scores (scores/int16.h). Every int16 score is within `error` of the exact one,
+// so the cut found among int16 scores is within `error` of the true cut, and only entries within twice that
+// of it may be on the wrong side: those are scored again exactly.
 #pragma once
+#include "../scores/gathered.h"
 #include "../scores/int16.h"
 #include "filter.h"
-#include "../scores/gathered.h"
 
 namespace cpr {
 namespace CPR_ISA_NAMESPACE {
@@ -31,20 +31,21 @@ inline bool too_narrow(const Bracket& bracket, float error) {
 inline int64_t find_between(const float* scores, const int32_t* of, int64_t n, float low, float high,
                             int32_t* places, int64_t* above) {
   int64_t found = 0, higher = 0;
-  for_vectors(n, [&](int64_t i, Mask lanes) __attribute__((always_inline)) {
-    const F score = load(scores + i);
-    const Mask top = gt(score, set1(high)) & lanes;
-    const Mask mask = static_cast<Mask>(ge(score, set1(low)) & lanes & ~top);
-    higher += count(top);
-    if (!mask) return;
-    store(places + found, ordered(front_order(mask), of ? load(of + i) : iota(static_cast<int32_t>(i))));
-    found += count(mask);
-  });
+  for_vectors(
+      n, [&](int64_t i, Mask lanes) __attribute__((always_inline)) {
+        const F score = load(scores + i);
+        const Mask top = gt(score, set1(high)) & lanes;
+        const Mask mask = static_cast<Mask>(ge(score, set1(low)) & lanes & ~top);
+        higher += count(top);
+        if (!mask) return;
+        store(places + found, ordered(front_order(mask), of ? load(of + i) : iota(static_cast<int32_t>(i))));
+        found += count(mask);
+      });
   *above = higher;
   return found;
 }
 
-// What one query's coarse scores take to be settled exactly.
+// What it takes to decide one query's int16 scores exactly.
 struct Refine {
   const CascadeArgs* args;
   const CascadePlan* plan;
@@ -72,7 +73,7 @@ struct Refine {
   // Exact scores of `row` of the n keys at `index`: in `near`.
   void score(int row, int64_t n) const {
     const View& view = view_of(row);
-    for (int64_t i = 0; i < n && i < Gathered::AHEAD; ++i) ask_for(view, args->dtype, index[i]);
+    for (int64_t i = 0; i < n && i < Gathered::AHEAD; ++i) prefetch_row(view, args->dtype, index[i]);
     for (int64_t i = 0; i < n; i += Gathered::BLOCK)
       gathered.score(view, args->dtype, query_of(row), index + i,
                      n - i < Gathered::BLOCK ? n - i : Gathered::BLOCK, n - i, near + i);
@@ -84,8 +85,8 @@ struct Refine {
     for (int64_t i = 0; i < n; ++i) list.row(row)[places[i]] = near[i];
   }
 
-  // From the cut after `rank` of coarse `scores` [n], of the list's entries at `of` (null: all), to the true
-  // one; whatever of the list is near it has exact scores then. The true cut is within `error` of the coarse
+  // From the cut after `rank` of int16 `scores` [n], of the list's entries at `of` (null: all), to the true
+  // one; whatever of the list is near it has exact scores then. The true cut is within `error` of the int16
   // one, so entries within twice that decide. It hardly ever moves by an eighth of that: then entries within
   // 9/8 do.
   Cut sharpen(List& list, int row, const float* scores, const int32_t* of, int64_t n, int64_t rank, Cut cut,

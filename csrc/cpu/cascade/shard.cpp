@@ -5,8 +5,8 @@
 #include <cstdlib>
 
 #include "../kernels.h"
-#include "plan.h"
 #include "filter.h"
+#include "plan.h"
 
 namespace cpr {
 namespace CPR_ISA_NAMESPACE {
@@ -135,12 +135,12 @@ template <int NR>
 bool collect(const Collector& c) {
   const int threads = c.out.threads > 1 ? c.out.threads : 1;
   const int64_t panels = (c.args.num_keys + PANEL - 1) / PANEL,
-                supers = (c.args.num_queries + TOGETHER - 1) / TOGETHER;
-  int64_t parts = supers >= 4 * threads ? 1 : threads;
+                groups = (c.args.num_queries + TOGETHER - 1) / TOGETHER;
+  int64_t parts = groups >= 4 * threads ? 1 : threads;
   if (parts > panels) parts = panels < 1 ? 1 : panels;
   const int64_t part_size = (panels + parts - 1) / parts * PANEL, bytes = Memory::bytes(c);
   // parts are whole panels, so no write reaches beyond its part
-  int64_t* found = static_cast<int64_t*>(std::malloc(static_cast<size_t>(supers * TOGETHER * parts) * 8));
+  int64_t* found = static_cast<int64_t*>(std::malloc(static_cast<size_t>(groups * TOGETHER * parts) * 8));
   char* memory = static_cast<char*>(std::aligned_alloc(64, static_cast<size_t>(bytes * threads)));
   if (found && memory) {
     int next = 0;
@@ -152,12 +152,12 @@ bool collect(const Collector& c) {
       mine = next++;
       const Memory m = Memory::at(memory + mine * bytes, c);
 #pragma omp for schedule(dynamic)
-      for (int64_t t = 0; t < supers * parts; ++t) {
-        const int64_t super = t / parts, part = t % parts, begin = part * part_size;
+      for (int64_t t = 0; t < groups * parts; ++t) {
+        const int64_t group = t / parts, part = t % parts, begin = part * part_size;
         int64_t local[TOGETHER] = {};
         const int64_t end = begin + part_size < c.args.num_keys ? begin + part_size : c.args.num_keys;
-        if (begin < end) collect_part<NR>(c, super * TOGETHER, begin, end, m, local);
-        for (int64_t i = 0; i < TOGETHER; ++i) found[(super * TOGETHER + i) * parts + part] = local[i];
+        if (begin < end) collect_part<NR>(c, group * TOGETHER, begin, end, m, local);
+        for (int64_t i = 0; i < TOGETHER; ++i) found[(group * TOGETHER + i) * parts + part] = local[i];
       }
 #pragma omp for schedule(static)
       for (int64_t q = 0; q < c.args.num_queries; ++q) join(c, q, found + q * parts, parts, part_size);

@@ -3,7 +3,6 @@
 #include "../../mil_nce.h"
 
 #include "../kernels.h"
-
 #include "mil_nce_sweep.h"
 
 namespace cpr {
@@ -174,7 +173,8 @@ void grade_panel(const Sweep& sweep, int64_t first, int64_t count, PanelMemory& 
       float* query = queries + i * args.dim;
       widen_row(row_at(args.query, args.dtype, args.query_stride, b * WIDTH + i), args.dtype, args.dim,
                 query);
-      if (std::isnan(lse_all[b * WIDTH + i])) keep_finite(query, args.dim, query);  // its weights are NaN or 0
+      if (std::isnan(lse_all[b * WIDTH + i]))
+        keep_finite(query, args.dim, query);  // its weights are NaN or 0
     }
     for (int64_t j = 0; j < count; ++j)
       for (int64_t i = 0; i < lanes; ++i) {
@@ -191,13 +191,13 @@ bool mil_nce_keys_gradient(const LossArgs& args, const float* grad_loss, const f
   Sweep sweep = plan_sweep(args, false);
   return in_every_thread(sweep, false, WIDTH * args.dim, [&](PanelMemory& m, float* queries) {
 #pragma omp for schedule(dynamic)
-    for (int64_t first = 0; first < args.num_keys; first += PANEL)
-      grade_panel(sweep, first, args.num_keys - first < PANEL ? args.num_keys - first : PANEL, m, queries,
-                  grad_loss, lse_all, lse_positive, grad_keys + first * args.dim);
+    for (int64_t first = 0; first < args.num_keys; first += LOSS_PANEL)
+      grade_panel(sweep, first, args.num_keys - first < LOSS_PANEL ? args.num_keys - first : LOSS_PANEL, m,
+                  queries, grad_loss, lse_all, lse_positive, grad_keys + first * args.dim);
   });
 }
 
-LossPlan told(const LossArgs& args) {
+LossPlan describe_plan(const LossArgs& args) {
   const Sweep sweep = plan_sweep(args, false);
   return {W, WIDTH, sweep.blocks, sweep.chunks};
 }
@@ -205,7 +205,7 @@ LossPlan told(const LossArgs& args) {
 }  // namespace
 
 extern const LossKernels loss_kernels;
-const LossKernels loss_kernels = {mil_nce_sweep, mil_nce_keys_gradient, mil_nce_share, told};
+const LossKernels loss_kernels = {mil_nce_sweep, mil_nce_keys_gradient, mil_nce_share, describe_plan};
 
 }  // namespace CPR_ISA_NAMESPACE
 }  // namespace cpr

@@ -12,17 +12,17 @@ namespace cpr {
 namespace CPR_ISA_NAMESPACE {
 
 constexpr int NR = 2;
-constexpr int WIDTH = NR * W;   // queries a block
-constexpr int64_t PANEL = 128;  // keys a step
+constexpr int WIDTH = NR * W;        // queries a block
+constexpr int64_t LOSS_PANEL = 128;  // keys a step
 
 // One thread's panel: keys in float32 and their scores against a block.
 struct PanelMemory {
-  float* wide;    // [PANEL, dim]
-  float* scores;  // [PANEL, WIDTH], then the exponentials
-  int32_t hash[PANEL];
-  bool filled[PANEL];
+  float* wide;    // [LOSS_PANEL, dim]
+  float* scores;  // [LOSS_PANEL, WIDTH], then the exponentials
+  int32_t hash[LOSS_PANEL];
+  bool filled[LOSS_PANEL];
 
-  static int64_t bytes(int64_t dim) { return round_up(PANEL * dim * 4 + PANEL * WIDTH * 4, 64); }
+  static int64_t bytes(int64_t dim) { return round_up(LOSS_PANEL * dim * 4 + LOSS_PANEL * WIDTH * 4, 64); }
 };
 
 struct PanelKeys {

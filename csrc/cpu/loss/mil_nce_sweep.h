@@ -84,7 +84,8 @@ struct Sweep {
         list_pairs(first, left < WIDTH ? left : WIDTH, pairs + block * WIDTH * args.num_positives);
   }
 
-  // The block's listed positives by (key, lane), each once; those that ids settle are left to the sweep.
+  // The block's listed positives by (key, lane), each once; those that ids make positive are left to the
+  // sweep.
   int64_t list_pairs(int64_t first, int64_t lanes, Pair* out) const {
     int64_t n = 0;
     for (int64_t lane = 0; lane < lanes; ++lane) {
@@ -159,8 +160,8 @@ inline void add_positive(const Sweep& sweep, const Partial& out, int lane, float
 }
 
 // Siblings of every lane: positives are taken, the left-out lose their score, negatives stay.
-inline void settle_ids(const Sweep& sweep, const PanelKeys& keys, const PanelMemory& m,
-                       const SiblingFinder& finder, const Partial& out) {
+inline void apply_ids(const Sweep& sweep, const PanelKeys& keys, const PanelMemory& m,
+                      const SiblingFinder& finder, const Partial& out) {
   const LossArgs& args = sweep.args;
   for (int64_t j = 0; j < keys.count; ++j) {
     float* row = m.scores + j * WIDTH;
@@ -227,8 +228,8 @@ inline void sweep_chunk(const Sweep& sweep, int64_t block, int64_t chunk, PanelM
   const int64_t begin = chunk * sweep.chunk_size,
                 end = begin + sweep.chunk_size < args.num_keys ? begin + sweep.chunk_size : args.num_keys;
   while (pair < pairs_end && pair->key < begin) ++pair;
-  for (int64_t first = begin; first < end; first += PANEL) {
-    const int64_t count = end - first < PANEL ? end - first : PANEL;
+  for (int64_t first = begin; first < end; first += LOSS_PANEL) {
+    const int64_t count = end - first < LOSS_PANEL ? end - first : LOSS_PANEL;
     PanelKeys keys = load_keys(args, first, count, m);
     score_keys(keys, sweep.packed + block * args.dim * WIDTH, args.dim, m.scores);
     if (!all_finite(m.scores, count)) keys = leave_out_non_finite(args, keys, m, finder, out);
@@ -236,7 +237,7 @@ inline void sweep_chunk(const Sweep& sweep, int64_t block, int64_t chunk, PanelM
       const int64_t j = pair->key - first;
       add_positive(sweep, out, pair->lane, m.scores[j * WIDTH + pair->lane], keys.rows + j * keys.stride);
     }
-    if (args.key_ids) settle_ids(sweep, keys, m, finder, out);
+    if (args.key_ids) apply_ids(sweep, keys, m, finder, out);
     absorb(sweep, count, m.scores, out);
     if (sweep.gradient) attend(keys, m.scores, args.dim, out.attended);
   }
@@ -246,10 +247,10 @@ inline Sweep plan_sweep(const LossArgs& args, bool gradient) {
   const int64_t blocks = (args.num_queries + WIDTH - 1) / WIDTH;
   // chunks depend on sizes alone, so the sums do not depend on the number of threads
   int64_t chunks = (MAX_CHUNKS + blocks - 1) / blocks;
-  const int64_t panels = (args.num_keys + PANEL - 1) / PANEL;
+  const int64_t panels = (args.num_keys + LOSS_PANEL - 1) / LOSS_PANEL;
   if (chunks > (panels + 7) / 8) chunks = (panels + 7) / 8;
   if (chunks < 1) chunks = 1;
-  const int64_t chunk_size = round_up((args.num_keys + chunks - 1) / chunks, PANEL);
+  const int64_t chunk_size = round_up((args.num_keys + chunks - 1) / chunks, LOSS_PANEL);
   const float scale = 1.0f / args.temperature;
   return {args,    gradient, scale < FLT_MAX ? scale : FLT_MAX, blocks, chunks, chunk_size, nullptr, nullptr,
           nullptr, nullptr};
@@ -295,7 +296,7 @@ bool in_every_thread(Sweep& sweep, bool with_partials, int64_t own_floats, const
     char* place = per_thread + mine * thread_bytes;
     PanelMemory m;
     m.wide = reinterpret_cast<float*>(place);
-    m.scores = m.wide + PANEL * args.dim;
+    m.scores = m.wide + LOSS_PANEL * args.dim;
 #pragma omp for schedule(static)
     for (int64_t b = 0; b < sweep.blocks; ++b) sweep.prepare(b);
     work(m, reinterpret_cast<float*>(place + panel_bytes));

@@ -49,19 +49,19 @@ inline void pack_queries(const View& view, DType dtype, int64_t first, int64_t n
   }
 }
 
-// Memory to ask for while something else is worked on: `lines` cache lines every four steps, so that requests
-// never queue.
+// Memory to prefetch while something else is worked on: `lines` cache lines every four steps, so that
+// requests never queue.
 struct Ahead {
   const char* place;
   int lines;
 
-  void ask() {  // once every four steps
+  void prefetch() {  // once every four steps
     for (int line = 0; line < lines; ++line) {
       __builtin_prefetch(place, 0, 3);
       place += 64;
     }
   }
-  void pass(int64_t moments) { place += moments * lines * 64; }  // what others have asked for meanwhile
+  void pass(int64_t moments) { place += moments * lines * 64; }  // what others have prefetched meanwhile
 };
 
 // MR rows that are walked side by side, in groups of four: a pointer a group and two strides fit the
@@ -114,7 +114,7 @@ inline void multiply(const float* a, int64_t a_row, int64_t a_step, const float*
   };
   int64_t k = 0;
   for (; k + 4 <= depth; k += 4) {
-    ahead.ask();
+    ahead.prefetch();
     step(0);
     step(1);
     step(2);
@@ -164,8 +164,8 @@ struct Panel {
 };
 
 // How to fetch the tile at p in `moments` of multiplying the one before: the hardware does not see 16 rows
-// coming. Rows that lie side by side are asked for little by little, others at once. Returns the bytes left
-// to ask for.
+// coming. Neighbouring rows are prefetched little by little, others at once. Returns the bytes left to
+// prefetch.
 inline int64_t next_tile(const View& view, DType dtype, const Panel& panel, int64_t p, int64_t moments,
                          Ahead* ahead) {
   if (p >= panel.count) return 0;
@@ -192,7 +192,7 @@ struct Products {
   const float* keys = nullptr;
   int64_t stride = 0;
 
-  int64_t moments() const { return (TILE / rows_at_once<NR>()) * (dim / 4); }  // of a block, to ask ahead in
+  int64_t moments() const { return (TILE / rows_at_once<NR>()) * (dim / 4); }  // of a block, to prefetch in
   void begin(const float* tile, int64_t tile_stride) {
     keys = tile;
     stride = tile_stride;

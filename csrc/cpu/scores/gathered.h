@@ -8,7 +8,7 @@
 namespace cpr {
 namespace CPR_ISA_NAMESPACE {
 
-inline void ask_for(const View& view, DType dtype, int64_t key) {
+inline void prefetch_row(const View& view, DType dtype, int64_t key) {
   const char* row = row_at(view.keys, dtype, view.key_stride, key);
   const int64_t bytes = view.dim * (dtype == DType::float32 ? 4 : 2);
   for (int64_t at = 0; at < bytes; at += 64) __builtin_prefetch(row + at, 0, 3);
@@ -24,7 +24,7 @@ inline void widen_query(const CascadeArgs& args, int64_t q, float* rows) {
 struct Gathered {
   static constexpr int BLOCK = 64;      // keys scored at a time
   static constexpr int CHAINS = 4;      // vectors of keys whose sums run side by side
-  static constexpr int64_t AHEAD = 16;  // rows asked for before they are read: they lie anywhere
+  static constexpr int64_t AHEAD = 16;  // rows prefetched before they are read: they may be anywhere
   float* wide;                          // [BLOCK, pitch] gathered rows
   float* columns;                       // [pitch, BLOCK] the same, turned
 
@@ -41,12 +41,13 @@ struct Gathered {
     for (int64_t i = 0; i < count; i += W) {
       for (int lane = 0; lane < W; ++lane) {
         const int64_t key = i + lane < count ? i + lane : count - 1;
-        if (key + AHEAD < listed) ask_for(view, DType::float32, which[key + AHEAD]);
+        if (key + AHEAD < listed) prefetch_row(view, DType::float32, which[key + AHEAD]);
         rows[lane] = static_cast<const float*>(view.keys) + which[key] * view.key_stride;
       }
       for (int64_t d = 0; d < view.dim; d += W)
-        transpose_rows([&](int r) __attribute__((always_inline)) { return rows[r] + d; },
-                       columns + d * BLOCK + i, BLOCK);
+        transpose_rows(
+            [&](int r) __attribute__((always_inline)) { return rows[r] + d; }, columns + d * BLOCK + i,
+            BLOCK);
     }
   }
   // The same by way of `wide`, for other types and lengths.
@@ -54,7 +55,7 @@ struct Gathered {
                       int64_t listed) const {
     const int64_t pitch = pitch_of(view.dim), lanes = round_up(count, W);
     for (int64_t i = 0; i < count; ++i) {
-      if (i + AHEAD < listed) ask_for(view, dtype, which[i + AHEAD]);
+      if (i + AHEAD < listed) prefetch_row(view, dtype, which[i + AHEAD]);
       widen_row(row_at(view.keys, dtype, view.key_stride, which[i]), dtype, view.dim, wide + i * pitch);
     }
     if (count < lanes)

@@ -1,6 +1,6 @@
-// Coarse scores: rows as whole numbers of 16 bits, each row with a scale of its own, multiplied two at a time
+// Int16 scores: rows as whole numbers of 16 bits, each row with a scale of its own, multiplied two at a time
 // and summed without rounding. Half the work of float32, and off by no more than `error` times the longest
-// key; refine.h scores again exactly whatever that leaves undecided.
+// key; cascade/rescore.h scores again exactly whatever that leaves undecided.
 #pragma once
 #include "../../cascade_topk.h"
 #include "../arena.h"
@@ -10,7 +10,7 @@ namespace cpr {
 namespace CPR_ISA_NAMESPACE {
 
 // A key is scaled to this length and a query to at most that, so that by Cauchy and Schwarz no sum, whole or
-// partial, reaches 2^31: (32000 + 32) (65000 + 32) < 2^31, where rounding adds at most sqrt(MAX_COARSE_DIM) /
+// partial, reaches 2^31: (32000 + 32) (65000 + 32) < 2^31, where rounding adds at most sqrt(MAX_INT16_DIM) /
 // 2 to a length.
 constexpr float KEY_LENGTH = 32000, QUERY_LENGTH = 65000;
 constexpr float LARGEST = 32700;  // of a query's numbers; a key's are no larger than its length
@@ -65,12 +65,13 @@ inline __attribute__((always_inline)) void for_scaled(const float* row, int64_t 
 }
 
 inline void row_to_pairs(const float* row, int64_t dim, float scale, int32_t* pairs) {
-  for_scaled(row, dim, scale, [&](int64_t at, F low, F high) __attribute__((always_inline)) {
-    store(pairs + at, to_pairs(low, high));
-  });
+  for_scaled(
+      row, dim, scale, [&](int64_t at, F low, F high) __attribute__((always_inline)) {
+        store(pairs + at, to_pairs(low, high));
+      });
 }
 
-// The keys of a tile as pairs [TILE, pairs], all scaled alike. False: one is too long for that, or holds NaN.
+// The keys of a tile as pairs [TILE, pairs], by one scale. False: one is too long for that, or holds NaN.
 inline bool tile_to_pairs(const float* keys, int64_t stride, int64_t dim, float scale, int32_t* pairs) {
   float squared[TILE];
   for (int i = 0; i < TILE; i += 4) {
@@ -78,12 +79,13 @@ inline bool tile_to_pairs(const float* keys, int64_t stride, int64_t dim, float 
 #pragma GCC unroll 4
     for (int row = 0; row < 4; ++row) {
       F of_low = zero(), of_high = zero();
-      for_scaled(keys + (i + row) * stride, dim, scale,
-                 [&](int64_t at, F low, F high) __attribute__((always_inline)) {
-                   store(pairs + (i + row) * pairs_of(dim) + at, to_pairs(low, high));
-                   of_low = fma(low, low, of_low);
-                   of_high = fma(high, high, of_high);
-                 });
+      for_scaled(
+          keys + (i + row) * stride, dim,
+          scale, [&](int64_t at, F low, F high) __attribute__((always_inline)) {
+            store(pairs + (i + row) * pairs_of(dim) + at, to_pairs(low, high));
+            of_low = fma(low, low, of_low);
+            of_high = fma(high, high, of_high);
+          });
       squares[row] = add(of_low, of_high);
     }
     sums(squares, squared + i);
@@ -105,33 +107,35 @@ inline void tile_lengths(const float* keys, int64_t stride, int64_t dim, float* 
   store(longest, most);
 }
 
-// What a query's coarse scores are made of.
-struct CoarseQuery {
+// What a query's int16 scores are made of.
+struct Int16Query {
   float factor;  // turns a sum, divided by the key's scale, into a score
   float length;
   float error;  // how far a score may be off, for a key of length 1
 };
 
 // A query's row [dim], widened, as pairs.
-inline CoarseQuery query_to_pairs(const float* row, int64_t dim, int32_t* pairs) {
+inline Int16Query query_to_pairs(const float* row, int64_t dim, int32_t* pairs) {
   F largest = zero(), sizes = zero(), squares = zero();
-  for_scaled(row, dim, 1, [&](int64_t, F low, F high) __attribute__((always_inline)) {
-    const F first = max(low, sub(zero(), low)), second = max(high, sub(zero(), high));
-    largest = max(largest, max(first, second));
-    sizes = add(sizes, add(first, second));
-    squares = fma(low, low, fma(high, high, squares));
-  });
+  for_scaled(
+      row, dim, 1, [&](int64_t, F low, F high) __attribute__((always_inline)) {
+        const F first = max(low, sub(zero(), low)), second = max(high, sub(zero(), high));
+        largest = max(largest, max(first, second));
+        sizes = add(sizes, add(first, second));
+        squares = fma(low, low, fma(high, high, squares));
+      });
   const float length = __builtin_sqrtf(sum(squares) + LEAST_SQUARE);
   const float by_length = QUERY_LENGTH / length, by_largest = LARGEST / max_of(largest);
   const float scale = by_length < by_largest ? by_length : by_largest;
   row_to_pairs(row, dim, scale, pairs);
   F residual = zero();
-  for_scaled(row, dim, scale, [&](int64_t, F low, F high) __attribute__((always_inline)) {
-    const F first = sub(low, round_even(low)), second = sub(high, round_even(high));
-    residual = fma(first, first, fma(second, second, residual));
-  });
+  for_scaled(
+      row, dim, scale, [&](int64_t, F low, F high) __attribute__((always_inline)) {
+        const F first = sub(low, round_even(low)), second = sub(high, round_even(high));
+        residual = fma(first, first, fma(second, second, residual));
+      });
   // key: each number off by at most 0.5, and what rounds in between; query: as measured; float32: what the
-  // exact sum's order of additions and the coarse score's few products may round away
+  // exact sum's order of additions and the int16 score's few products may round away
   const float of_key = sum(sizes) * 0.502f / KEY_LENGTH;
   const float of_query = 1.002f * (__builtin_sqrtf(sum(residual)) + 0.01f) / scale;
   const float chain = static_cast<float>(dim < DEPTH ? dim : DEPTH) + static_cast<float>(dim / DEPTH) + 8;
@@ -152,7 +156,7 @@ CPR_PAIRS_TARGET inline void multiply_pairs(const int32_t* a, int64_t a_row, con
   constexpr int64_t SIZE = sizeof(int32_t);
   RowGroups<MR> rows(a, a_row * SIZE);
   for (int64_t k = 0; k < pairs; k += 4) {  // a multiple of W, so of 4
-    ahead.ask();
+    ahead.prefetch();
 #pragma GCC unroll 4
     for (int step = 0; step < 4; ++step) {
       I column[NR];
@@ -177,7 +181,7 @@ CPR_PAIRS_TARGET inline void multiply_pairs(const int32_t* a, int64_t a_row, con
 
 // Products of a tile of keys with blocks of queries as pairs, in float32. Keys that hold NaN score NaN.
 template <int NR>
-struct CoarseProducts {
+struct Int16Products {
   using Score = float;
   const int32_t* packed;      // [blocks, pairs, NR * W]
   const float* query_factor;  // [blocks, NR * W]
@@ -205,10 +209,11 @@ struct CoarseProducts {
   void multiply(int block, float* out, Ahead ahead) const {
     constexpr int width = NR * W;
     const float* const of_query = query_factor + block * width;
-    multiply_each(block, ahead, [&](int key, int query, I sum) __attribute__((always_inline)) {
-      const F factors = mul(load(of_query + query), set1(factor[key]));
-      store(out + key * width + query, mul(to_float(sum), factors));
-    });
+    multiply_each(
+        block, ahead, [&](int key, int query, I sum) __attribute__((always_inline)) {
+          const F factors = mul(load(of_query + query), set1(factor[key]));
+          store(out + key * width + query, mul(to_float(sum), factors));
+        });
   }
   // put(key, query, sum) for the vectors of queries from `query` on.
   template <class Put>
@@ -225,11 +230,11 @@ struct CoarseProducts {
   }
 };
 
-// As CoarseProducts, in codes: each query has a grid of its own, of which its factor and offset tell.
+// As Int16Products, in codes: each query has a quantizer of its own, given by its factor and offset.
 template <int NR>
-struct CodedProducts {
+struct CodeProducts {
   using Score = int16_t;
-  CoarseProducts<NR> products;
+  Int16Products<NR> products;
   const float* offset;  // [blocks, NR * W]
   int16_t* whole;       // [keys of the panel] of the tiles to come: set to 0 for keys that hold NaN
 
@@ -243,10 +248,11 @@ struct CodedProducts {
     constexpr int width = NR * W;
     const float *const of_query = products.query_factor + block * width, *const start =
                                                                              offset + block * width;
-    products.multiply_each(block, ahead, [&](int key, int query, I sum) __attribute__((always_inline)) {
-      const F factors = mul(load(of_query + query), set1(products.factor[key]));
-      store_rounded(out + key * width + query, fma(to_float(sum), factors, load(start + query)));
-    });
+    products.multiply_each(
+        block, ahead, [&](int key, int query, I sum) __attribute__((always_inline)) {
+          const F factors = mul(load(of_query + query), set1(products.factor[key]));
+          store_rounded(out + key * width + query, fma(to_float(sum), factors, load(start + query)));
+        });
   }
 };
 

@@ -32,10 +32,10 @@ inline Mask within(F score, I index, Cut cut) {
   return gt(score, set1(cut.score)) | (eq(score, set1(cut.score)) & le(index, set1(cut.index)));
 }
 
-// Whether the cut takes all or none of the entries at its score, so that indices need not be asked.
+// Whether the cut takes all or none of the entries at its score, so that indices need not be read.
 inline bool by_score(Cut cut) { return cut.index == INT32_MAX || cut.score != cut.score; }
 
-// `within` for entries at `index`, read only if the cut asks for it.
+// `within` for entries at `index`, read only where the cut needs it.
 template <bool BY_SCORE>
 inline Mask within(F score, const int32_t* index, Cut cut) {
   if (BY_SCORE) return ge(score, set1(cut.score));
@@ -88,7 +88,7 @@ inline Scratch scratch_at(char* memory, int64_t capacity) {
 }
 
 // Entries within `low` but not within `high`, in order; *above counts those within `high`.
-inline int64_t between(const float* scores, const int32_t* index, int64_t n, Cut high, Cut low,
+inline int64_t between(const float* scores, const int32_t* index, int64_t n, Cut low, Cut high,
                        float* out_scores, int32_t* out_index, int64_t* above) {
   int64_t kept = 0, within_high = 0;
   for (int64_t i = 0; i < n; i += W) {
@@ -133,12 +133,12 @@ inline Cut mth_best_among_ties(const float* scores, const int32_t* index, int64_
     float* to_scores = scratch.scores[side];
     int32_t* to_index = scratch.index[side];
     int64_t above = 0, unused = 0;
-    int64_t kept = between(scores, index, n, high, low, to_scores, to_index, &above);
+    int64_t kept = between(scores, index, n, low, high, to_scores, to_index, &above);
     if (m <= above) {  // the bracket missed: it lies above
-      kept = between(scores, index, n, cut_nothing(), high, to_scores, to_index, &unused);
+      kept = between(scores, index, n, high, cut_nothing(), to_scores, to_index, &unused);
     } else if (m > above + kept) {  // or below
       const int64_t skipped = above + kept;
-      kept = between(scores, index, n, low, cut_everything(), to_scores, to_index, &unused);
+      kept = between(scores, index, n, cut_everything(), low, to_scores, to_index, &unused);
       m -= skipped;
     } else {
       m -= above;
@@ -179,24 +179,25 @@ inline float mth_highest_small(const float* scores, int64_t n, int64_t m, int64_
 }
 
 // Scores strictly between `low` and `high`, in order; *above counts those at `high` or higher.
-inline int64_t scores_between(const float* scores, int64_t n, float high, float low, float* out,
+inline int64_t scores_between(const float* scores, int64_t n, float low, float high, float* out,
                               int64_t* above) {
   const F top = set1(high), bottom = set1(low);
   int64_t kept = 0, higher = 0;
-  for_vectors(n, [&](int64_t i, Mask lanes) __attribute__((always_inline)) {
-    const F score = load(scores + i);
-    const Mask at_top = ge(score, top) & lanes;
-    const Mask middle = static_cast<Mask>(gt(score, bottom) & ~at_top & lanes);
-    higher += count(at_top);
-    store(out + kept, compress(middle, score));
-    kept += count(middle);
-  });
+  for_vectors(
+      n, [&](int64_t i, Mask lanes) __attribute__((always_inline)) {
+        const F score = load(scores + i);
+        const Mask at_top = ge(score, top) & lanes;
+        const Mask middle = static_cast<Mask>(gt(score, bottom) & ~at_top & lanes);
+        higher += count(at_top);
+        store(out + kept, compress(middle, score));
+        kept += count(middle);
+      });
   *above = higher;
   return kept;
 }
 
 // Lanes i of a vector with i & K and i & J both zero or both not.
-constexpr unsigned alike(int k, int j) {
+constexpr unsigned same_order_lanes(int k, int j) {
   unsigned lanes = 0;
   for (int i = 0; i < W; ++i)
     if (((i & k) == 0) == ((i & j) == 0)) lanes |= 1u << i;
@@ -217,7 +218,7 @@ inline void exchange(F* v) {
       v[b] = (a * W & K) ? high : low;
     } else {
       const F other = swap_lanes<J>(v[a]), high = max(v[a], other), low = min(v[a], other);
-      constexpr unsigned lanes = alike(K < W ? K : 0, J);
+      constexpr unsigned lanes = same_order_lanes(K < W ? K : 0, J);
       v[a] = (a * W & K) && K >= W ? blend<lanes>(low, high) : blend<lanes>(high, low);
     }
   }
@@ -249,14 +250,14 @@ inline float mth_highest(const float* scores, int64_t n, int64_t m, const Scratc
     const Places at = bracket_places<SAMPLED>(static_cast<double>(m), static_cast<double>(n), 1.4);
     const float high = at.high < 0 ? __builtin_nanf("") : sorted[at.high];
     const float low = at.low == SAMPLED ? -__builtin_inff() : sorted[at.low];
-    int64_t kept = scores_between(scores, n, high, low, scratch.scores[side], &above);
+    int64_t kept = scores_between(scores, n, low, high, scratch.scores[side], &above);
     if (m <= above) {  // missed: it lies above, or is the bracket's upper end
       const int64_t at_end = above;
-      kept = scores_between(scores, n, __builtin_nanf(""), high, scratch.scores[side], &above);
+      kept = scores_between(scores, n, high, __builtin_nanf(""), scratch.scores[side], &above);
       *shared = m < at_end;
       if (m > kept) return high;
     } else if (m > above + kept) {  // or below, or is the lower end
-      kept = scores_between(scores, n, low, -__builtin_inff(), scratch.scores[side], &above);
+      kept = scores_between(scores, n, -__builtin_inff(), low, scratch.scores[side], &above);
       *shared = m < above;
       if (m <= above) return low;
       *shared = true;
@@ -281,7 +282,7 @@ inline Cut mth_best(const float* scores, const int32_t* index, int64_t n, int64_
   return shared ? mth_best_among_ties(scores, index, n, m, scratch) : Cut{score, INT32_MAX};
 }
 
-// As `mth_best` where only the cut's score is asked for.
+// As `mth_best` where only the cut's score is needed.
 inline Cut mth_best_score(const float* scores, int64_t n, int64_t m, const Scratch& scratch) {
   bool shared;
   return {mth_highest(scores, n, m, scratch, &shared), INT32_MAX};
@@ -290,13 +291,14 @@ inline Cut mth_best_score(const float* scores, int64_t n, int64_t m, const Scrat
 template <bool BY_SCORE>
 inline void keep_within_cut(List& list, int rows, int judge, Cut cut) {
   int64_t kept = 0;
-  for_vectors(list.n, [&](int64_t i, Mask lanes) __attribute__((always_inline)) {
-    const Mask mask = within<BY_SCORE>(load(list.row(judge) + i), list.index + i, cut) & lanes;
-    const I order = front_order(mask);
-    for (int r = 0; r < rows; ++r) store(list.row(r) + kept, ordered(order, load(list.row(r) + i)));
-    store(list.index + kept, ordered(order, load(list.index + i)));
-    kept += count(mask);
-  });
+  for_vectors(
+      list.n, [&](int64_t i, Mask lanes) __attribute__((always_inline)) {
+        const Mask mask = within<BY_SCORE>(load(list.row(judge) + i), list.index + i, cut) & lanes;
+        const I order = front_order(mask);
+        for (int r = 0; r < rows; ++r) store(list.row(r) + kept, ordered(order, load(list.row(r) + i)));
+        store(list.index + kept, ordered(order, load(list.index + i)));
+        kept += count(mask);
+      });
   list.n = kept;
 }
 

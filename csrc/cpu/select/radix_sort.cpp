@@ -1,4 +1,4 @@
-// Sorts the keys of ranking.h: what a call that asks for thousands of results spends most of its time on.
+// Sorts the keys of ranking.h: what a call with thousands of results spends most of its time on.
 #include "radix_sort.h"
 
 #include <algorithm>
@@ -27,7 +27,7 @@ void sort_ranking_keys(uint64_t* keys, int64_t n, uint64_t* spare) {
   uint64_t *from = keys, *to = spare;
   for (int digit = 0; digit < DIGITS; ++digit) {  // the lowest first: what is equal keeps its order
     uint32_t* const places = counts[digit];
-    if (places[digit_of(keys[0], digit)] == n) continue;  // alike in all
+    if (places[digit_of(keys[0], digit)] == n) continue;  // one digit in all
     uint32_t next = 0;
     for (int64_t bucket = 0; bucket < BUCKETS; ++bucket) {
       const uint32_t count = places[bucket];

@@ -64,7 +64,7 @@ inline void store_rounded(int16_t* p, F x) {
 inline F to_float(I x) { return _mm512_cvtepi32_ps(x); }
 
 // 16-bit products. A lane holds two numbers; `dot_pairs` adds both their products to the lane's sum.
-#define CPR_PAIRS_TARGET __attribute__((target("avx512vnni")))  // asked for where they are used, not by all
+#define CPR_PAIRS_TARGET __attribute__((target("avx512vnni")))  // set where they are used, not for all
 CPR_PAIRS_TARGET inline I dot_pairs(I sums, I a, I b) { return _mm512_dpwssd_epi32(sums, a, b); }
 // Two vectors rounded to whole numbers below 2^15, side by side in an order of their own.
 inline I to_pairs(F a, F b) { return _mm512_packs_epi32(_mm512_cvtps_epi32(a), _mm512_cvtps_epi32(b)); }

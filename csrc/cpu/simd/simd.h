@@ -35,7 +35,8 @@ struct FloatEnvironment {
 
 // W rows of W become W columns: dst[c * dst_stride + r] = src[r * src_stride + c].
 inline void transpose(const float* src, int64_t src_stride, float* dst, int64_t dst_stride) {
-  transpose_rows([&](int r) __attribute__((always_inline)) { return src + r * src_stride; }, dst, dst_stride);
+  transpose_rows(
+      [&](int r) __attribute__((always_inline)) { return src + r * src_stride; }, dst, dst_stride);
 }
 
 inline float from_bfloat16(uint16_t bits) {

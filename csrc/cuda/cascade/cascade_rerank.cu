@@ -3,8 +3,8 @@
 #include <algorithm>
 
 #include "../../cascade_rerank.h"
-#include "gather.h"
 #include "../device/host.h"
+#include "gather.h"
 #include "launch_select.h"
 
 namespace cpr {
@@ -19,7 +19,7 @@ CascadeArgs over_candidates(const RerankArgs& args) {
 GatherArgs gather_args(const RerankArgs& args, const CascadeLayout& layout) {
   const CascadeArgs& cascade = args.cascade;
   GatherArgs gather{};
-  for (int v = 0; v < layout.judging.num_views; ++v) {
+  for (int v = 0; v < layout.weightings.num_views; ++v) {
     const View& view = cascade.views[layout.used[v]];
     gather.views[v] = {view.queries, view.keys, view.query_stride, view.key_stride, view.dim};
   }
@@ -44,7 +44,7 @@ const char* run(const RerankArgs& args, const CascadeLayout& layout, void* strea
     const int64_t count = std::min(layout.chunk, listed.num_queries - first);
     gather.first_query = first;
     const char* error = nullptr;
-    if (gather.count > 0) error = launch_gather<TYPE>(gather, count, layout.judging.num_views, stream);
+    if (gather.count > 0) error = launch_gather<TYPE>(gather, count, layout.weightings.num_views, stream);
     if (!error) error = launch_select(select_args(listed, layout, first, count), layout, false, stream);
     if (error) return error;
   }
@@ -66,7 +66,7 @@ const char* cascade_rerank_cuda(const RerankArgs& args, void* workspace, int64_t
   if (const char* reason =
           plan_cascade(over_candidates(args), limits_of_current_device(), workspace, true, layout))
     return reason;
-  if (layout.bytes > bytes) return "the workspace is smaller than cascade_rerank_cuda_workspace asked for";
+  if (layout.bytes > bytes) return "the workspace is smaller than cascade_rerank_cuda_workspace says";
   switch (args.cascade.dtype) {
     case DType::float32:
       return run<0>(args, layout, stream);

@@ -4,9 +4,9 @@
 #include <algorithm>
 
 #include "../device/host.h"
-#include "launch_select.h"
 #include "../prepare.h"
 #include "../score.h"
+#include "launch_select.h"
 
 namespace cpr {
 namespace {
@@ -84,7 +84,7 @@ PrepareArgs rows_of(DType dtype, const void* rows, int64_t stride, int64_t count
 // All of a score kernel's arguments but what changes from sweep to sweep, and what must be prepared before.
 ScoreArgs score_args(const CascadeArgs& args, const CascadeLayout& layout, PrepareList& list, int& count) {
   ScoreArgs score{};
-  score.num_views = layout.judging.num_views;
+  score.num_views = layout.weightings.num_views;
   for (int v = 0; v < score.num_views; ++v) {
     const View& view = args.views[layout.used[v]];
     score.views[v].plain_dim = static_cast<int>(view.dim);
@@ -131,7 +131,7 @@ const char* launch_tiny(const TinyArgs& args, const CascadeLayout& layout, bool*
   grid.x = grid.cluster = TINY_BLOCKS;
   grid.threads = SCORE_THREADS;
   grid.shared = std::max<int64_t>(SCORE_SHARED_BYTES<16, PLANES>,
-                                  select_shared_bytes(layout.judging.rows, layout.shared_entries));
+                                  select_shared_bytes(layout.weightings.rows, layout.shared_entries));
   *took = cluster_fits(tiny_kernel<BFLOAT, PLANES>, grid);
   return *took ? launch(tiny_kernel<BFLOAT, PLANES>, grid, args, stream) : nullptr;
 }
@@ -169,7 +169,7 @@ const char* run(const CascadeArgs& args, const CascadeLayout& layout, void* stre
 
 SelectArgs select_args(const CascadeArgs& args, const CascadeLayout& layout, int64_t first, int64_t count) {
   SelectArgs select{};
-  static_cast<Judging&>(select) = layout.judging;
+  static_cast<Weightings&>(select) = layout.weightings;
   select.scores = layout.scores;
   select.view_stride = layout.chunk * layout.pitch;
   select.pitch = layout.pitch;
@@ -207,7 +207,7 @@ const char* cascade_topk_cuda(const CascadeArgs& args, void* workspace, int64_t 
   CascadeLayout layout;
   if (const char* reason = plan_cascade(args, limits_of_current_device(), workspace, false, layout))
     return reason;
-  if (layout.bytes > bytes) return "the workspace is smaller than cascade_topk_cuda_workspace asked for";
+  if (layout.bytes > bytes) return "the workspace is smaller than cascade_topk_cuda_workspace says";
   switch (args.dtype) {
     case DType::float32:
       return run<false, 2>(args, layout, stream);

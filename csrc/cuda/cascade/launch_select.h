@@ -1,7 +1,7 @@
 // The selection of a sweep's queries, which cascade_topk and cascade_rerank share.
 #pragma once
-#include "stages.h"
 #include "layout.h"
+#include "stages.h"
 
 namespace cpr {
 

@@ -1,5 +1,6 @@
 // How a cascade call is cut up on a CUDA device: which path, how many queries a sweep, and where everything
-// lies in the workspace. Arithmetic alone, so that it can be told for a device that is not here. Three paths:
+// lies in the workspace. Arithmetic alone, so that it can be planned for a device that is not here. Three
+// paths:
 //   tiny  B <= 16, N <= 4,096, 9.0 and newer: one cluster of 16 blocks splits the features, scores and
 //         selects, with two cluster barriers between. One launch, where three would wait about 2 us each for
 //         the last. Sixteen multiprocessors at 64 bytes a clock read 4 MB of keys in 2.3 us, less than the
@@ -33,8 +34,8 @@ constexpr int64_t SELECT_MEMORY_BYTES = 16768;    // of a block that selects, be
 constexpr int SMALL_THREADS = 256, HALF_THREADS = 512, LARGE_THREADS = 1024;
 constexpr int64_t LARGE_FROM = 4096;
 
-// What the stages judge by. Stages that weigh the views alike share a row.
-struct Judging {
+// The distinct weightings of the stages. Stages with the same weighting share a row.
+struct Weightings {
   int num_views, rows, stages;
   float weights[MAX_ROWS * MAX_VIEWS];  // [rows, num_views]
   int8_t plain[MAX_ROWS];               // the view that a row judges by alone with weight 1, or -1
@@ -54,7 +55,7 @@ struct Planes {
 struct CascadeLayout {
   bool tiny, in_cache;
   int64_t chunk;  // queries a sweep
-  Judging judging;
+  Weightings weightings;
   int used[MAX_VIEWS];  // the views that some stage weighs, by their number in the call
   Planes queries[MAX_VIEWS], keys[MAX_VIEWS];
   int64_t pitch;            // of a row of scores
@@ -78,7 +79,7 @@ inline int64_t select_shared_bytes(int rows, uint32_t entries) {
 // The rows that stages judge by, over the views that some stage weighs.
 inline const char* plan_rows(const CascadeArgs& args, CascadeLayout& layout) {
   if (args.num_stages > MAX_STAGES) return "the CUDA kernels run at most 32 stages";
-  Judging& judging = layout.judging;
+  Weightings& weightings = layout.weightings;
   const int V = args.num_views;
   int views = 0;
   for (int v = 0; v < V; ++v) {
@@ -89,25 +90,26 @@ inline const char* plan_rows(const CascadeArgs& args, CascadeLayout& layout) {
     if (args.views[v].dim > INT32_MAX - 64) return "a view of more than 2^31 features";
     layout.used[views++] = v;
   }
-  judging.num_views = views;
-  judging.stages = args.num_stages;
-  judging.rows = 0;
+  weightings.num_views = views;
+  weightings.stages = args.num_stages;
+  weightings.rows = 0;
   for (int s = 0; s < args.num_stages; ++s) {
-    const int first = first_alike(args.weights, V, s);
+    const int first = first_same_weighting(args.weights, V, s);
     if (first < s) {
-      judging.row_of_stage[s] = judging.row_of_stage[first];
+      weightings.row_of_stage[s] = weightings.row_of_stage[first];
     } else {
-      if (judging.rows == MAX_ROWS)
+      if (weightings.rows == MAX_ROWS)
         return "the CUDA kernels judge by at most 8 distinct weightings of the views";
-      float* row = judging.weights + judging.rows * views;
+      float* row = weightings.weights + weightings.rows * views;
       for (int v = 0; v < views; ++v) row[v] = args.weights[s * V + layout.used[v]];
-      judging.plain[judging.rows] = static_cast<int8_t>(only_view(row, views));
-      judging.row_of_stage[s] = static_cast<uint8_t>(judging.rows++);
+      weightings.plain[weightings.rows] = static_cast<int8_t>(only_view(row, views));
+      weightings.row_of_stage[s] = static_cast<uint8_t>(weightings.rows++);
     }
-    judging.keep[s] = static_cast<uint32_t>(std::min(args.keep[s], args.num_keys));
+    weightings.keep[s] = static_cast<uint32_t>(std::min(args.keep[s], args.num_keys));
   }
-  judging.first = 0;
-  while (judging.first < judging.stages && judging.keep[judging.first] >= args.num_keys) ++judging.first;
+  weightings.first = 0;
+  while (weightings.first < weightings.stages && weightings.keep[weightings.first] >= args.num_keys)
+    ++weightings.first;
   return nullptr;
 }
 
@@ -143,14 +145,14 @@ inline void plan_chunk(int64_t num_queries, int64_t ring_a_query, int64_t bytes_
 
 // Where lists lie and how many threads work on a query; true when the longest list lies in global memory.
 inline bool plan_lists(int64_t num_keys, const DeviceLimits& limits, CascadeLayout& layout) {
-  const Judging& judging = layout.judging;
-  const int64_t most = judging.first < judging.stages ? judging.keep[judging.first] : num_keys;
+  const Weightings& weightings = layout.weightings;
+  const int64_t most = weightings.first < weightings.stages ? weightings.keep[weightings.first] : num_keys;
   layout.longest = static_cast<uint32_t>(std::max<int64_t>(rounded_up(most, 4), 4));
-  const int64_t an_entry = 4 * (judging.rows + 1);
+  const int64_t an_entry = 4 * (weightings.rows + 1);
   const int64_t room = (limits.shared_bytes - SELECT_MEMORY_BYTES) / an_entry / 4 * 4;
   layout.shared_entries = static_cast<uint32_t>(std::min<int64_t>(layout.longest, room));
   const bool two_fit =
-      select_shared_bytes(judging.rows, layout.shared_entries) <= (limits.shared_bytes + 1024) / 2 - 1024;
+      select_shared_bytes(weightings.rows, layout.shared_entries) <= (limits.shared_bytes + 1024) / 2 - 1024;
   layout.threads = num_keys <= LARGE_FROM ? SMALL_THREADS : two_fit ? HALF_THREADS : LARGE_THREADS;
   if (tuning().select_threads > 0) layout.threads = tuning().select_threads;
   return layout.longest > layout.shared_entries;
@@ -171,7 +173,7 @@ inline const char* plan_cascade(const CascadeArgs& args, const DeviceLimits& lim
                                 bool gathered, CascadeLayout& layout) {
   layout = {};
   if (const char* reason = plan_rows(args, layout)) return reason;
-  const int views = layout.judging.num_views, rows = layout.judging.rows;
+  const int views = layout.weightings.num_views, rows = layout.weightings.rows;
   const int64_t N = args.num_keys, k = std::min(args.keep[args.num_stages - 1], N);
   Carver carver{static_cast<char*>(workspace)};
   for (int v = 0; v < views && !gathered; ++v) {

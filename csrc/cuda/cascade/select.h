@@ -192,7 +192,7 @@ CPR_DEVICE Counts count_around(Team& team, uint32_t* collected, const Keys& keys
       mask[i] = ballot(picked[i]);
       total += static_cast<uint32_t>(count_bits(mask[i]));
     }
-    if (total == 0) continue;  // alike for the whole warp
+    if (total == 0) continue;  // the same for the whole warp
     uint32_t place = 0;
     if (team.lane == 0) place = shared_add(collected, total);
     place = shuffle(place, 0);

@@ -8,7 +8,7 @@ namespace cpr {
 static_assert(SORTED_IN_SHARED * 8 <= sizeof(SelectMemory::candidates), "the keys to sort fit there");
 static_assert((sizeof(SelectMemory) + 127) / 128 * 128 == SELECT_MEMORY_BYTES, "as the layout counts it");
 
-struct SelectArgs : Judging {
+struct SelectArgs : Weightings {
   const float* scores;  // [views][queries, pitch], NaN where an entry may never be selected
   int64_t view_stride, pitch;
   uint32_t num_keys, num_queries;
@@ -32,7 +32,7 @@ CPR_DEVICE Four view_scores(const SelectArgs& args, const float* scores, int vie
   return four;
 }
 
-// What judging row `row` gives four neighbouring positions: views weighted and added in order, every step
+// What weighting `row` gives four neighbouring positions: views weighted and added in order, every step
 // rounded.
 CPR_DEVICE Four row_scores(const SelectArgs& args, const float* scores, int row, uint32_t first) {
   if (args.plain[row] >= 0) return view_scores(args, scores, args.plain[row], first);
@@ -64,7 +64,7 @@ CPR_DEVICE Four keys_of(const Four& scores) {
   return keys;
 }
 
-// Keys of one judging row as they lie in the ring: 0 for an entry that some row judges NaN.
+// Keys of one weighting as the ring holds them: 0 for an entry that is NaN by some weighting.
 struct RingKeys {
   static constexpr bool LACKS = true;
   const SelectArgs& args;

@@ -83,7 +83,7 @@ CPR_DEVICE uint32_t shared_address(const void* place) {
   return static_cast<uint32_t>(__cvta_generic_to_shared(place));
 }
 
-// 16 bytes from global to shared memory while the thread goes on; zeros when not `real`. Both 16-byte
+// 16 bytes from global to shared memory while the thread continues; zeros when not `real`. Both 16-byte
 // aligned.
 CPR_DEVICE void copy_async(void* to, const void* from, bool real) {
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(to)), "l"(from),

@@ -72,7 +72,7 @@ struct Remembered {
   }
 };
 
-// A kernel's attributes for the device: shared memory beyond 48 KB is asked for, all of the multiprocessor's
+// A kernel's attributes for the device: shared memory beyond 48 KB is requested, all of the multiprocessor's
 // is preferred to cache then, and clusters beyond 8 blocks are not portable.
 inline cudaError_t set_attributes(const void* function, const Grid& grid) {
   cudaError_t error = cudaSuccess;

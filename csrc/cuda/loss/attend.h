@@ -5,8 +5,8 @@
 // Features come as two float16 planes, x = high + low, a row scaled by a power of two (score.h); products are
 // high*high + high*low + low*high. Weights are split the same way, scaled by a running power of two a row.
 #pragma once
-#include "layout.h"
 #include "../score.h"
+#include "layout.h"
 
 namespace cpr {
 
@@ -37,9 +37,9 @@ CPR_DEVICE int wide_swizzled(int row, int piece) {
 }
 
 template <int DEPTHS>
-constexpr int ATTEND_ROW_TILE = 2 * ATTEND_ROWS * DEPTHS;  // halves, both planes
+constexpr int ATTEND_ROW_TILE = 2 * ATTEND_ROWS* DEPTHS;  // halves, both planes
 template <int DEPTHS>
-constexpr int ATTEND_COLUMN_TILE = 2 * ATTEND_COLUMNS * DEPTHS;
+constexpr int ATTEND_COLUMN_TILE = 2 * ATTEND_COLUMNS* DEPTHS;
 
 struct ColumnFacts {
   int64_t id[ATTEND_COLUMNS];
@@ -49,8 +49,9 @@ struct ColumnFacts {
 };
 
 template <int DEPTHS>
-constexpr int ATTEND_SHARED_BYTES =
-    2 * (ATTEND_ROW_TILE<DEPTHS> + 2 * ATTEND_COLUMN_TILE<DEPTHS>)+static_cast<int>(sizeof(ColumnFacts));
+constexpr int ATTEND_SHARED_BYTES = 2 *
+                                    (ATTEND_ROW_TILE<DEPTHS> +
+                                     2 * ATTEND_COLUMN_TILE<DEPTHS>)+static_cast<int>(sizeof(ColumnFacts));
 static_assert(ATTEND_SHARED_BYTES<256> == ATTEND_256_BYTES, "as the layout counts it");
 
 // Start copying `count` rows of both planes, DEPTHS features from feature `feature` on. Rows beyond the end

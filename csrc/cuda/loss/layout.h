@@ -1,5 +1,5 @@
 // How a loss call is cut up on a CUDA device, and where everything lies in the workspace. Arithmetic alone,
-// so that it can be told for a device that is not here.
+// so that it can be planned for a device that is not here.
 #pragma once
 #include <algorithm>
 

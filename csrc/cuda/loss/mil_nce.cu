@@ -1,15 +1,15 @@
 // cpr::mil_nce on CUDA. One sweep over the keys, split into parts, leaves each query's running logsumexp and
 // its attention output; a second kernel puts the parts together in order, adds the own pair and the
-// positives, and has the loss and the query's gradient. The keys' gradient, when asked for, is one more sweep
+// positives, and has the loss and the query's gradient. The keys' gradient, where wanted, is one more sweep
 // with rows and columns swapped. Every sum has a fixed order: results are the same on every run. Nothing of
 // size B x N exists.
 #include <algorithm>
 
 #include "../../mil_nce.h"
-#include "attend_wide.h"
 #include "../device/host.h"
-#include "layout.h"
 #include "../prepare.h"
+#include "attend_wide.h"
+#include "layout.h"
 
 namespace cpr {
 namespace {
@@ -78,7 +78,7 @@ CPR_DEVICE void add_positives(const LossArgs& args, int64_t query, int warp, int
     }
     bool repeated = false;
     for (int64_t before = lane; before < p; before += 32) repeated = repeated || listed[before] == key;
-    if (counts && ballot(repeated) == 0) to.add(args, query, key, lane);  // alike for the whole warp
+    if (counts && ballot(repeated) == 0) to.add(args, query, key, lane);  // the same for the whole warp
   }
   if (!by_id) return;
   for (int64_t first = warp * int64_t{32}; first < args.num_keys; first += FINISH_THREADS) {
@@ -150,8 +150,8 @@ CPR_KERNEL(FINISH_THREADS, 1) finish_kernel(FinishArgs args) {
   const float own_of_all = expf((own - top) * scale) / mass;
   const float own_of_positive = own_counts ? expf((own - positive_top) * scale) / positive_mass : 0.0f;
   if (thread == 0 && first_feature == 0) {
-    args.out.loss[query] =
-        fminf((top - positive_top) * scale, HIGHEST) + (logf(mass) - logf(positive_mass));  // NaN: the mass is
+    args.out.loss[query] = fminf((top - positive_top) * scale, HIGHEST) +
+                           (logf(mass) - logf(positive_mass));  // NaN: the mass is
     args.out.lse_all[query] = top * scale + logf(mass);
     args.out.lse_positive[query] = positive_top * scale + logf(positive_mass) + mass * 0.0f;
     args.out.own_weight[query] = own_of_all - own_of_positive;
@@ -250,7 +250,7 @@ const char* mil_nce_sweep_cuda(const LossArgs& args, const LossOut& out, void* w
   if (const char* reason =
           plan_loss(args, true, out.grad_query != nullptr, limits_of_current_device(), workspace, layout))
     return reason;
-  if (layout.bytes > bytes) return "the workspace is smaller than mil_nce_cuda_workspace asked for";
+  if (layout.bytes > bytes) return "the workspace is smaller than mil_nce_cuda_workspace says";
   if (args.num_keys > 0) {
     if (const char* error = launch_both(args, layout, stream)) return error;
     AttendArgs attend = attend_args(args);
@@ -287,7 +287,7 @@ const char* mil_nce_keys_gradient_cuda(const LossArgs& args, const float* grad_l
   LossLayout layout;
   if (const char* reason = plan_loss(args, false, true, limits_of_current_device(), workspace, layout))
     return reason;
-  if (layout.bytes > bytes) return "the workspace is smaller than mil_nce_cuda_workspace asked for";
+  if (layout.bytes > bytes) return "the workspace is smaller than mil_nce_cuda_workspace says";
   if (const char* error = launch_both(args, layout, stream)) return error;
   AttendArgs attend = attend_args(args);
   attend.rows = operand(layout.keys, args.num_keys, layout.depths);

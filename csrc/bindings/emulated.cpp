@@ -1,10 +1,10 @@
 // A module of the CUDA kernels as emulate.h runs them on a CPU, for tests. Never installed.
-#include "../../bindings/cuda.h"
-#include "host.h"
+#include "../cuda/device/host.h"
+#include "cuda.h"
 
 PYBIND11_MODULE(_emulated, m) {
   m.doc() = "The CUDA kernels of cpr_kernels, emulated thread by thread on a CPU.";
-  cpr::cuda_door::bind(m);
+  cpr::cuda_bindings::bind(m);
   m.def(
       "set_seed", [](uint32_t seed) { cpr::emulate::seed() = seed; },
       "Order of threads between barriers; 0: as numbered.");
@@ -15,7 +15,7 @@ PYBIND11_MODULE(_emulated, m) {
         cpr::launched_kernels().clear();
         return count;
       },
-      "How many different kernels have run since this was asked last.");
+      "How many different kernels have run since the last call of this.");
   m.def(
       "set_limits",
       [](int capability, int64_t shared_bytes, int64_t cache_bytes, bool clusters_of_16) {
