@@ -1,4 +1,4 @@
-// Where a selection's threshold lies in a sorted sample: the arithmetic that every selection shares, on CPU
+// Where a selection's threshold is in a sorted sample: the arithmetic that every selection shares, on CPU
 // and CUDA.
 #pragma once
 #include <cmath>

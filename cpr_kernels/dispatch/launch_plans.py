@@ -14,7 +14,7 @@ from .native import DTYPE_CODES, MIN_CAPABILITY, core, on_current_stream
 
 
 class CudaLimits(NamedTuple):
-    """Holds the limits of a CUDA device that the planner reads (csrc/cuda/device/limits.h)."""
+    """Holds the limits of a CUDA device that the planner reads (csrc/cuda/device/device_limits.h)."""
 
     capability: int  # 90 for 9.0
     shared_bytes: int  # that a block may have

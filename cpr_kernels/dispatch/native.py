@@ -11,7 +11,10 @@ from torch import Tensor
 
 from .. import _core as core
 
-DTYPE_CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # csrc/types.h
+DTYPE_CODES: dict[torch.dtype, int] = {
+    getattr(torch, name): code for name, code in core.dtype_codes().items()
+}
+LIMITS: dict[str, int] = core.limits()
 MIN_CAPABILITY = (8, 0)  # mma.sync on bfloat16, cp.async, redux.sync
 
 

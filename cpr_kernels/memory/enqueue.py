@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..dispatch.native import core, on_current_stream, why_not_cuda
+from ..dispatch.native import LIMITS, core, on_current_stream, why_not_cuda
 
-MAX_COLUMNS = 16  # csrc/cuda/enqueue.cu
+MAX_COLUMNS = LIMITS["columns"]
 
 
 def run(buffers: Sequence[Tensor], pointer: Tensor, count: Tensor, rows: Sequence[Tensor]) -> None:

@@ -10,13 +10,13 @@ from torch import Tensor
 
 from ..dispatch.calls import CascadeCall, RerankCall, row_contiguous
 from ..dispatch.fast_path import dispatcher_is_idle
-from ..dispatch.native import DTYPE_CODES, address, core, on_current_stream, why_not_cuda
+from ..dispatch.native import DTYPE_CODES, LIMITS, address, core, on_current_stream, why_not_cuda
 from .candidate_lists import gather_entries, sorted_unique
 from .schedule import Schedule
 from .weightings import plan_rows
 
 NAME = "native"
-MAX_STAGES, MAX_VIEWS, MAX_ROWS = 32, 8, 8  # csrc/cuda: what fits a kernel's arguments
+MAX_STAGES, MAX_VIEWS, MAX_ROWS = LIMITS["stages"], LIMITS["views"], LIMITS["rows"]
 
 
 def why_not(call: CascadeCall | RerankCall) -> str | None:

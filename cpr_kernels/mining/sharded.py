@@ -24,7 +24,7 @@ from torch import Tensor
 
 from ..dispatch.calls import CascadeCall, row_contiguous
 from ..dispatch.checks import check_cascade, check_ids, check_like
-from ..dispatch.native import DTYPE_CODES, address, core
+from ..dispatch.native import DTYPE_CODES, LIMITS, address, core
 from ..dispatch.sharded_keys import (
     Shard,
     ShardedKeys,
@@ -44,7 +44,7 @@ SEND_SURVIVORS = 256  # from this `keep` on, survivors are sent to the query's r
 SEND_OWN_BEST = 64  # from this `keep` on, each rank sends its own best at once
 WORKING_BYTES = 1 << 28  # of lists at a time, or a quarter of what the largest share of the features takes;
 KEYS_A_LIST_BYTE = 4  # queries whose lists do not fit wait for the next sweep of the keys
-SLACK = 16  # csrc/shard.h: LIST_SLACK
+SLACK = LIMITS["list_slack"]
 
 
 def why_not(call: CascadeCall) -> str | None:

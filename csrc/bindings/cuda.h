@@ -9,7 +9,7 @@
 #include <vector>
 
 #include "../cuda/device/info.h"
-#include "../cuda/device/limits.h"
+#include "../cuda/device/device_limits.h"
 #include "../cuda/device/tuning.h"
 #include "arguments.h"
 

@@ -2,15 +2,20 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <map>
 #include <new>
+#include <string>
 #include <vector>
 
 #include "../cascade_rerank.h"
 #include "../cascade_topk.h"
 #include "../cpu/workspace.h"
 #include "../cpu_info.h"
+#include "../cuda/device/device_limits.h"
 #include "../enqueue.h"
 #include "../mil_nce.h"
+#include "../shard.h"
+#include "../types.h"
 #include "arguments.h"
 #include "fast_cascade.h"
 #include "plans.h"
@@ -101,6 +106,22 @@ PYBIND11_MODULE(_core, m) {
   fast_cascade::bind(m);
   m.def("sampled_keys", &sampled_keys,
         "Keys whose scores bracket the thresholds of a queue this long, for tests.");
+  m.def(
+      "limits",
+      [] {
+        return std::map<std::string, int64_t>{{"views", MAX_VIEWS},     {"rows", MAX_ROWS},
+                                              {"stages", MAX_STAGES},   {"columns", MAX_COLUMNS},
+                                              {"list_slack", LIST_SLACK}};
+      },
+      "What fits the arguments of the CUDA kernels, and the room that lists need beyond their entries.");
+  m.def(
+      "dtype_codes",
+      [] {
+        return std::map<std::string, int>{{"float32", static_cast<int>(DType::float32)},
+                                          {"bfloat16", static_cast<int>(DType::bfloat16)},
+                                          {"float16", static_cast<int>(DType::float16)}};
+      },
+      "The number of each dtype, by torch's name.");
   m.def("cpu_isas", &cpu_isas, "Instruction sets this machine can run, best first.");
   m.def("cpu_isa", &cpu_isa, "The instruction set in use.");
   m.def("cpu_flops_per_second", &cpu_flops_per_second, pybind11::call_guard<pybind11::gil_scoped_release>(),

@@ -1,4 +1,4 @@
-// cpr::enqueue_ on CUDA: row copies into a ring whose pointer lives on the device, so nothing is waited for.
+// cpr::enqueue_ on CUDA: row copies into a ring whose pointer is on the device, so nothing is waited for.
 #include <algorithm>
 
 #include "../enqueue.h"
@@ -7,7 +7,6 @@
 namespace cpr {
 namespace {
 
-constexpr int MAX_COLUMNS = 16;
 constexpr int THREADS = 128;
 
 struct EnqueueArgs {

@@ -1,5 +1,5 @@
 // Tiles of inner products on tensor cores. float32 goes in as two float16 planes: a row is scaled by a power
-// of two so that its largest entry lies in [1/2, 1), x = high + low / 2048, and a product is high*high +
+// of two so that its largest entry is in [1/2, 1), x = high + low / 2048, and a product is high*high +
 // (high*low + low*high) / 2048: 22 bits a factor. Integers up to 2048 have no low part, so their products and
 // sums are exact.
 #pragma once
@@ -7,7 +7,7 @@
 
 #include "../cascade_topk.h"
 #include "device/device.h"
-#include "device/limits.h"
+#include "device/device_limits.h"
 
 namespace cpr {
 

@@ -9,7 +9,7 @@ constexpr int MAX_CODE_ROWS = 3;
 constexpr int64_t MAX_CODE_KEYS = 65536;  // their indices take 16 bits
 
 // Keys are visited in passes. The queue is cut into strides of `units` runs of `run` keys; a pass takes the
-// runs whose rank in a scrambled order of their stride lies in [begin, end). So what has been visited is
+// runs whose rank in a scrambled order of their stride is in [begin, end). So what has been visited is
 // always a sample spread evenly over the queue, jittered: no order or period of the queue can hide from it.
 struct Pass {
   int64_t run, units;

@@ -1,5 +1,5 @@
 // Exact selection on lists of one query's entries: the m-th best by ranking.h's order, and what survives it.
-// No sort: a sampled bracket, one counting pass, and again on what lies inside it.
+// No sort: a sampled bracket, one counting pass, and again on what is inside it.
 #pragma once
 #include "../../bracket.h"
 #include "../simd/simd.h"

@@ -1,5 +1,5 @@
 // How a cascade call is cut up on a CUDA device: which path, how many queries a sweep, and where everything
-// lies in the workspace. Arithmetic alone, so that it can be planned for a device that is not here. Three
+// is in the workspace. Arithmetic alone, so that it can be planned for a device that is not here. Three
 // paths:
 //   tiny  B <= 16, N <= 4,096, 9.0 and newer: one cluster of 16 blocks splits the features, scores and
 //         selects, with two cluster barriers between. One launch, where three would wait about 2 us each for
@@ -17,7 +17,7 @@
 #include "../../cascade_topk.h"
 #include "../../weightings.h"
 #include "../device/carver.h"
-#include "../device/limits.h"
+#include "../device/device_limits.h"
 #include "../device/tuning.h"
 
 namespace cpr {
@@ -143,7 +143,7 @@ inline void plan_chunk(int64_t num_queries, int64_t ring_a_query, int64_t bytes_
       1, std::min({num_queries, most, rounded_up((num_queries + sweeps - 1) / sweeps, SWEEP_UNIT)}));
 }
 
-// Where lists lie and how many threads work on a query; true when the longest list lies in global memory.
+// Where lists are and how many threads work on a query; true when the longest list is in global memory.
 inline bool plan_lists(int64_t num_keys, const DeviceLimits& limits, CascadeLayout& layout) {
   const Weightings& weightings = layout.weightings;
   const int64_t most = weightings.first < weightings.stages ? weightings.keep[weightings.first] : num_keys;

@@ -9,7 +9,7 @@
 
 #include "carver.h"
 #include "device.h"
-#include "limits.h"
+#include "device_limits.h"
 #include "tuning.h"
 
 namespace cpr {

@@ -30,7 +30,7 @@ struct AttendArgs {
   int chunks;   // of OUT_DEPTH features, where a block cannot hold all of a row's (attend_wide.h)
 };
 
-// Where piece `piece` of 8 features lies in a tile of rows of DEPTHS: eight rows' pieces hit all banks.
+// Where piece `piece` of 8 features is in a tile of rows of DEPTHS: eight rows' pieces hit all banks.
 template <int DEPTHS>
 CPR_DEVICE int wide_swizzled(int row, int piece) {
   return row * DEPTHS + ((piece ^ (row & 7)) << 3);

@@ -1,11 +1,11 @@
-// How a loss call is cut up on a CUDA device, and where everything lies in the workspace. Arithmetic alone,
+// How a loss call is cut up on a CUDA device, and where everything is in the workspace. Arithmetic alone,
 // so that it can be planned for a device that is not here.
 #pragma once
 #include <algorithm>
 
 #include "../../mil_nce.h"
 #include "../device/carver.h"
-#include "../device/limits.h"
+#include "../device/device_limits.h"
 
 namespace cpr {
 

@@ -16,5 +16,6 @@ DeviceLimits limits_of_current_device();
 constexpr int MAX_VIEWS = 8;
 constexpr int MAX_ROWS = 8;
 constexpr int MAX_STAGES = 32;
+constexpr int MAX_COLUMNS = 16;  // of a queue
 
 }  // namespace cpr
