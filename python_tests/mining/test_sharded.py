@@ -102,7 +102,7 @@ def test_the_model_counts_the_bytes_that_are_sent(world: int) -> None:
     elsewhere = sum(rank["survivors elsewhere"] for rank in ranks) / world
     expected = model.cascade_messages(queue, survivors)
     spread = queue.others * 200 / world
-    entry = 4 * (1 + model.settle(survivors).judges)
+    entry = 4 * (1 + model.stage_costs(survivors).judges)
     compare("survivors", expected, (elsewhere - spread) * entry)
     compare("loss", model.loss_messages(queue, 9))
     compare("loss, keys too", model.loss_messages(queue, 9, of_keys=True))
