@@ -12,6 +12,9 @@ TRITON ?= triton==3.7.1
 VIDEOS ?=
 ARGS   ?=
 
+# The demo compiles CUDA kernels only where a GPU can run them; the tests compile them wherever nvcc is.
+DEMO_BUILD := $(if $(shell command -v nvidia-smi),,-C cmake.define.CPR_CUDA=OFF)
+
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 CODE := cpr_kernels python_tests $(wildcard bench examples docs)
 BIN := $(VENV)/bin
@@ -76,7 +79,7 @@ $(VENV)/.torch:
 
 $(VENV)/.train: $(VENV)/.torch $(BUILT)
 	@echo "building and installing cpr_kernels into $(VENV): about a minute"
-	@$(PIP) -e '.[train]'
+	@$(PIP) -e '.[train]' $(DEMO_BUILD)
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.torch $(BUILT)
