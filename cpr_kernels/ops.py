@@ -17,13 +17,13 @@ from . import losses, mining
 from .dispatch.backends import choose
 from .dispatch.calls import CascadeCall, LossCall, RerankCall
 from .dispatch.checks import (
-    STORED_DTYPES,
     check_cascade,
     check_enqueue,
     check_loss,
     check_positives_in_range,
     check_rerank,
 )
+from .dispatch.tensor_checks import STORED_DTYPES
 from .losses.autograd import differentiable_loss
 from .memory.enqueue import run as run_enqueue
 from .mining.batched import batching_rule

@@ -1,158 +1,27 @@
-"""Every error that a caller's input can cause at the ops is worded here: argument, expected, received, remedy."""
+"""Every error that an op's arguments can cause: which argument, what was expected, what came, what to do."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch._subclasses import FakeTensor
-from torch.compiler import is_compiling
-from torch.nn import Parameter
 
 from .calls import CascadeCall, LossCall, RerankCall
+from .tensor_checks import (
+    FEATURE_DTYPES,
+    FLOAT32,
+    check_ids,
+    check_like,
+    check_memory,
+    check_precision,
+    is_float32,
+    require,
+    shape_of,
+)
 
-STORED_DTYPES = (torch.float32, torch.bfloat16, torch.float16)  # of the kernels
-FEATURE_DTYPES = (*STORED_DTYPES, torch.float64)  # of the ops: float64 runs on the reference
 MAX_ENTRIES = 2**31 - 1
-
-
-FLOAT32 = torch.finfo(torch.float32)
-ROUNDS_TO_INFINITY = 2.0**128 - 2.0**103  # from here on, in float32
-
-
-def is_float32(number: float) -> bool:
-    """Whether the number is 0 or stays a finite number of full precision in float32, in which kernels use it."""
-    return number == 0 or FLOAT32.tiny <= abs(number) < ROUNDS_TO_INFINITY
-
-
-def _shape(tensor: Tensor) -> str:
-    return f"{list(tensor.shape)}"
-
-
-def require(holds: bool, op: str, sentence: str) -> None:
-    """Raise ``ValueError("op: sentence")`` unless the condition holds."""
-    if not holds:
-        raise ValueError(f"{op}: {sentence}")
-
-
-def _dtype_names(dtypes: tuple[torch.dtype, ...]) -> str:
-    return ", ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
-
-
-FREED_BELOW = (
-    1 << 40
-)  # a freed storage begins at address 0; no live one of torch's lies below it and at its offset
-
-
-def check_memory(op: str, **tensors: Any) -> None:
-    """Every tensor, or list of them, is dense and has its memory, so that a kernel may read it by address.
-
-    Raises:
-        ValueError: naming the argument.
-    """
-    for name, given in tensors.items():
-        if isinstance(given, Tensor):
-            _check_memory(op, name, given)
-        elif isinstance(given, (list, tuple)):
-            for i, tensor in enumerate(given):
-                _check_memory(op, f"{name}[{i}]", tensor)
-
-
-def _check_memory(op: str, name: str, tensor: Any) -> None:
-    if not isinstance(tensor, Tensor):
-        return
-    if tensor.layout is not torch.strided:
-        raise ValueError(
-            f"{op}: {name} must be a dense tensor, got layout {tensor.layout}; use {name}.to_dense()"
-        )
-    if type(tensor) not in (Tensor, Parameter) or tensor.device.type == "meta":
-        return  # fake and functional tensors have no address
-    if tensor.data_ptr() < FREED_BELOW and tensor.numel() and not tensor.untyped_storage().nbytes():
-        raise ValueError(
-            f"{op}: {name} of shape {_shape(tensor)} has no memory: its storage was freed "
-            "(untyped_storage().resize_(0), as FSDP does between uses); gather it first"
-        )
-
-
-def check_one_kind(op: str, tensors: Iterable[Any]) -> None:
-    """Either all tensors are fake ones (torch.compile's, without memory) or none is.
-
-    Raises:
-        ValueError: both kinds came, and their mode does not mix them.
-    """
-    if is_compiling():
-        return
-    given = [tensor for tensor in tensors if isinstance(tensor, Tensor)]
-    fake = [tensor for tensor in given if isinstance(tensor, FakeTensor)]
-    if fake and len(fake) < len(given) and not fake[0].fake_mode.allow_non_fake_inputs:
-        raise ValueError(
-            f"{op}: {len(fake)} of {len(given)} tensors are FakeTensors, which hold no numbers; give real tensors, "
-            "or make all of them with one FakeTensorMode.from_tensor"
-        )
-
-
-def check_views(owner: str, views: Mapping[str, int]) -> None:
-    """Views of a memory have names that buffers can carry, and sizes >= 1.
-
-    Raises:
-        ValueError: naming the view, what was expected and what came.
-    """
-    if not views:
-        raise ValueError(f"{owner}: views is empty; give {{name: D}} for each view")
-    for name, dim in views.items():
-        if "." in name:
-            raise ValueError(
-                f"{owner}: the name of view {name!r} must hold no dot, for it becomes part of a buffer's name; "
-                f"use {name.replace('.', '_')!r}"
-            )
-        if dim < 1:
-            raise ValueError(f"{owner}: view {name!r} must have D >= 1, got {dim}")
-
-
-def check_like(op: str, name: str, tensor: Tensor, first: tuple[str, Tensor]) -> None:
-    """`tensor` shares device and dtype with the first argument."""
-    other_name, other = first
-    if tensor.dtype != other.dtype:
-        raise ValueError(
-            f"{op}: {name} is {tensor.dtype}, but {other_name} is {other.dtype}; one dtype a call, convert one of them"
-        )
-    if tensor.device != other.device:
-        raise ValueError(
-            f"{op}: {name} is on {tensor.device}, but {other_name} is on {other.device}; move one of them"
-        )
-
-
-def check_precision(op: str, name: str, tensor: Tensor, keys_name: str, keys: Tensor) -> None:
-    """`tensor` is a feature dtype on the keys' device, and the keys' dtype holds its numbers."""
-    for given, value in ((name, tensor), (keys_name, keys)):
-        if value.dtype not in FEATURE_DTYPES:
-            raise ValueError(
-                f"{op}: {given} must be one of {_dtype_names(FEATURE_DTYPES)}, got {value.dtype}"
-            )
-    if torch.promote_types(tensor.dtype, keys.dtype) != keys.dtype:
-        raise ValueError(
-            f"{op}: {name} is {tensor.dtype}, but {keys_name} is {keys.dtype}, which does not hold its numbers; "
-            f"use {name}.to({keys.dtype}), or store the keys as {torch.promote_types(tensor.dtype, keys.dtype)}"
-        )
-    if tensor.device != keys.device:
-        raise ValueError(
-            f"{op}: {name} is on {tensor.device}, but {keys_name} is on {keys.device}; move one of them"
-        )
-
-
-def check_ids(op: str, name: str, ids: Tensor, length: int, per: str, device: torch.device) -> None:
-    """`ids` is [length] int64 on `device`."""
-    if not isinstance(ids, Tensor):
-        raise ValueError(f"{op}: {name} must be an int64 tensor [{length}], got {type(ids).__name__}")
-    if ids.dim() != 1 or ids.shape[0] != length:
-        raise ValueError(f"{op}: {name} must have shape [{length}] (one id per {per}), got {_shape(ids)}")
-    if ids.dtype != torch.int64:
-        raise ValueError(f"{op}: {name} must be int64, got {ids.dtype}; use {name}.long()")
-    if ids.device != device:
-        raise ValueError(f"{op}: {name} is on {ids.device}, expected {device}; move it there")
 
 
 def _check_features(op: str, call: CascadeCall) -> None:
@@ -181,9 +50,9 @@ def _check_view(op: str, call: CascadeCall, v: int) -> None:
     """A view fits the first: as many queries and entries, one size of features, a dtype that holds the queries."""
     query, key, first, first_key = call.queries[v], call.keys[v], call.queries[0], call.keys[0]
     if query.dim() != 2:
-        raise ValueError(f"{op}: queries[{v}] must have shape [B, D], got {_shape(query)}")
+        raise ValueError(f"{op}: queries[{v}] must have shape [B, D], got {shape_of(query)}")
     if key.dim() != 2:
-        raise ValueError(f"{op}: keys[{v}] must have shape [N, D], got {_shape(key)}")
+        raise ValueError(f"{op}: keys[{v}] must have shape [N, D], got {shape_of(key)}")
     if query.shape[0] != first.shape[0]:
         raise ValueError(
             f"{op}: queries[{v}] holds {query.shape[0]} queries, but queries[0] holds {first.shape[0]}"
@@ -261,7 +130,7 @@ def _check_cascade_masks(op: str, call: CascadeCall) -> None:
         mask = call.exclude
         if tuple(mask.shape) != (num_queries, num_keys) or mask.dtype != torch.bool:
             raise ValueError(
-                f"{op}: exclude must be bool of shape [{num_queries}, {num_keys}], got {mask.dtype} {_shape(mask)}"
+                f"{op}: exclude must be bool of shape [{num_queries}, {num_keys}], got {mask.dtype} {shape_of(mask)}"
             )
         if mask.device != device:
             raise ValueError(f"{op}: exclude is on {mask.device}, expected {device}; move it there")
@@ -281,7 +150,7 @@ def check_rerank(call: RerankCall, op: str = "cascade_rerank") -> None:
     if candidates.dim() != 2 or candidates.shape[0] != query.shape[0] or candidates.dtype != torch.int64:
         raise ValueError(
             f"{op}: candidates must be int64 of shape [{query.shape[0]}, C] (-1 is padding), "
-            f"got {candidates.dtype} {_shape(candidates)}"
+            f"got {candidates.dtype} {shape_of(candidates)}"
         )
     if candidates.device != query.device:
         raise ValueError(
@@ -311,13 +180,13 @@ def check_loss(call: LossCall, op: str = "mil_nce") -> None:
         require(isinstance(value, Tensor), op, f"{name} must be a tensor, got {type(value).__name__}")
     check_memory(op, **call._asdict())
     if query.dim() != 2:
-        raise ValueError(f"{op}: query must have shape [B, D], got {_shape(query)}")
+        raise ValueError(f"{op}: query must have shape [B, D], got {shape_of(query)}")
     if call.positive.shape != query.shape:
         raise ValueError(
-            f"{op}: positive must have query's shape {_shape(query)}, got {_shape(call.positive)}"
+            f"{op}: positive must have query's shape {shape_of(query)}, got {shape_of(call.positive)}"
         )
     if keys.dim() != 2 or keys.shape[1] != query.shape[1]:
-        raise ValueError(f"{op}: keys must have shape [N, {query.shape[1]}], got {_shape(keys)}")
+        raise ValueError(f"{op}: keys must have shape [N, {query.shape[1]}], got {shape_of(keys)}")
     require(
         keys.shape[0] <= MAX_ENTRIES,
         op,
@@ -329,7 +198,7 @@ def check_loss(call: LossCall, op: str = "mil_nce") -> None:
     if positives.dim() != 2 or positives.shape[0] != query.shape[0] or positives.dtype != torch.int64:
         raise ValueError(
             f"{op}: positives must be int64 of shape [{query.shape[0]}, P] (-1 is padding), "
-            f"got {positives.dtype} {_shape(positives)}"
+            f"got {positives.dtype} {shape_of(positives)}"
         )
     require(
         positives.device == query.device, op, f"positives is on {positives.device}, expected {query.device}"
@@ -355,7 +224,7 @@ def check_loss(call: LossCall, op: str = "mil_nce") -> None:
     use_own = call.use_own
     if use_own is not None and (use_own.dtype != torch.bool or tuple(use_own.shape) != (query.shape[0],)):
         raise ValueError(
-            f"{op}: use_own must be bool of shape [{query.shape[0]}], got {use_own.dtype} {_shape(use_own)}"
+            f"{op}: use_own must be bool of shape [{query.shape[0]}], got {use_own.dtype} {shape_of(use_own)}"
         )
     if use_own is not None and use_own.device != query.device:
         raise ValueError(f"{op}: use_own is on {use_own.device}, expected {query.device}; move it there")
@@ -393,17 +262,19 @@ def check_enqueue(
     for name, value in (("pointer", pointer), ("count", count)):
         require(isinstance(value, Tensor), op, f"{name} must be a tensor, got {type(value).__name__}")
         if value.dim() != 0 or value.dtype != torch.int64:
-            raise ValueError(f"{op}: {name} must be a 0-dim int64 tensor, got {value.dtype} {_shape(value)}")
+            raise ValueError(
+                f"{op}: {name} must be a 0-dim int64 tensor, got {value.dtype} {shape_of(value)}"
+            )
     check_memory(op, buffers=buffers, rows=rows, pointer=pointer, count=count)
     for i, (buffer, row) in enumerate(zip(buffers, rows)):
         if buffer.dim() == 0 or buffer.shape[0] == 0 or buffer.shape[0] != buffers[0].shape[0]:
             raise ValueError(
-                f"{op}: buffers[{i}] must hold the same N >= 1 entries as buffers[0], got {_shape(buffer)}"
+                f"{op}: buffers[{i}] must hold the same N >= 1 entries as buffers[0], got {shape_of(buffer)}"
             )
         if row.dim() != buffer.dim() or row.shape[1:] != buffer.shape[1:] or row.shape[0] != rows[0].shape[0]:
             raise ValueError(
                 f"{op}: rows[{i}] must have shape [{rows[0].shape[0] if rows[0].dim() else 'B'}, "
-                f"{', '.join(map(str, buffer.shape[1:]))}], got {_shape(row)}"
+                f"{', '.join(map(str, buffer.shape[1:]))}], got {shape_of(row)}"
             )
         check_like(op, f"rows[{i}]", row, (f"buffers[{i}]", buffer))
         require(

@@ -9,9 +9,10 @@ from torch import Tensor, nn
 
 from ..dispatch.backends import choose
 from ..dispatch.calls import LossCall
-from ..dispatch.checks import check_loss, check_one_kind
+from ..dispatch.checks import check_loss
 from ..dispatch.graph_break import graph_break
 from ..dispatch.sharded_keys import ShardedKeys, broadcast_errors
+from ..dispatch.tensor_checks import check_one_kind
 from . import native, reference, sharded, triton_backend
 from .autograd import run_directly
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ..dispatch.calls import LossCall
-from ..dispatch.checks import check_like, check_loss, check_positives_in_range
+from ..dispatch.checks import check_loss, check_positives_in_range
 from ..dispatch.native import DTYPE_CODES
 from ..dispatch.sharded_keys import (
     Shard,
@@ -26,6 +26,7 @@ from ..dispatch.sharded_keys import (
     handshake,
     why_not_group,
 )
+from ..dispatch.tensor_checks import check_like
 from . import native
 
 NAME = "sharded"

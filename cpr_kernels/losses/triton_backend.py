@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from ..dispatch.calls import LossCall, Sweep
-from ..dispatch.checks import STORED_DTYPES
+from ..dispatch.tensor_checks import STORED_DTYPES
 from ..dispatch.triton_support import why_not_triton
 
 NAME = "triton"

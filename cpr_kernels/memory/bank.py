@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from ..dispatch.checks import FEATURE_DTYPES, check_ids, check_views
+from ..dispatch.tensor_checks import FEATURE_DTYPES, check_ids, check_views
 from .ids import check_filled, with_own_sources
 from .queue import gathered
 

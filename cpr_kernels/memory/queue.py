@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from ..dispatch.checks import FEATURE_DTYPES, check_ids, check_one_kind, check_views
+from ..dispatch.tensor_checks import FEATURE_DTYPES, check_ids, check_one_kind, check_views
 from .ids import check_filled, with_own_sources
 
 

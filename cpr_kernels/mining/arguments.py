@@ -8,8 +8,9 @@ from typing import TypeAlias
 from torch import Tensor
 
 from ..dispatch.calls import CascadeCall, RerankCall
-from ..dispatch.checks import check_cascade, check_one_kind
+from ..dispatch.checks import check_cascade
 from ..dispatch.sharded_keys import ShardedKeys
+from ..dispatch.tensor_checks import check_one_kind
 from . import sharded
 from .schedule import Schedule
 

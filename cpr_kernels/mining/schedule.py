@@ -9,7 +9,7 @@ from itertools import pairwise
 from math import floor
 from typing import Any
 
-from ..dispatch.checks import is_float32
+from ..dispatch.tensor_checks import is_float32
 
 Weights = tuple[tuple[str, float], ...]
 

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from ..dispatch.calls import CascadeCall, row_contiguous
-from ..dispatch.checks import check_cascade, check_ids, check_like
+from ..dispatch.checks import check_cascade
 from ..dispatch.native import DTYPE_CODES, LIMITS, address, core
 from ..dispatch.sharded_keys import (
     Shard,
@@ -34,6 +34,7 @@ from ..dispatch.sharded_keys import (
     handshake,
     why_not_group,
 )
+from ..dispatch.tensor_checks import check_ids, check_like
 from .reference import ranking
 from .weightings import Rows, plan_rows
 

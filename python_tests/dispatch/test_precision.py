@@ -7,7 +7,15 @@ import torch
 from cases import SMALL_CASES, LossCase, name_of
 from torch import Tensor, nn
 
-from cpr_kernels import MultiViewQueue, Schedule, cascade_rerank, cascade_topk, cpr_schedule, explain, mil_nce
+from cpr_kernels import (
+    MultiViewQueue,
+    Schedule,
+    cascade_rerank,
+    cascade_topk,
+    cpr_schedule,
+    explain,
+    mil_nce,
+)
 from cpr_kernels.dispatch.calls import LossCall
 from cpr_kernels.losses import reference
 

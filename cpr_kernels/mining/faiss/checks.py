@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...dispatch.checks import STORED_DTYPES
 from ...dispatch.sharded_keys import ShardedKeys
+from ...dispatch.tensor_checks import STORED_DTYPES
 
 
 def view_names(keys: Mapping[str, Tensor], views: str | Sequence[str]) -> tuple[str, ...]:
