@@ -210,7 +210,7 @@ class TrainStepGate:
         certain, possible = cascade.near_tie_bounds(
             stage_scores, ~cascade.reference.excluded(call), list(call.stage_keep), cascade.slack_of(table)
         )
-        self.settled = (certain == possible).all(dim=1)  # [B]
+        self.decided = (certain == possible).all(dim=1)  # [B]
         mined = certain.to(torch.uint8).topk(topk, dim=1).indices
         rgb, own = queries["rgb"], ring.batches[0]["rgb"]
         self.answer = loss.Answer(
@@ -221,10 +221,10 @@ class TrainStepGate:
     def why_wrong(self, peer: Peer) -> str | None:
         """Runs the peer on the gate's inputs: the sentence why its answer is wrong, or None."""
         first: Outcome = peer.prepare(self.inputs)()
-        if bool(self.settled.all()):
+        if bool(self.decided.all()):
             wrong = self.answer.why_wrong(first.loss, first.gradient)
         else:
-            wrong = self.answer.why_wrong_gradient(first.gradient, self.settled)
+            wrong = self.answer.why_wrong_gradient(first.gradient, self.decided)
         return wrong or self.queue.why_wrong(Peer(peer.name, lambda _: _queue_of(peer.prepare(self.inputs))))
 
 

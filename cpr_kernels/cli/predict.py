@@ -85,13 +85,13 @@ def main(argv: Sequence[str]) -> int:
             failed += reason is not None
             if reason is None:
                 near = [] if index is None else index.nearest_files(seen.embeddings, args.topk)
-                results.add(*told(path, seen, model.classes, near, args.topk))
+                results.add(*format_prediction(path, seen, model.classes, near, args.topk))
             elif args.format == "jsonl":
                 results.add([], "", {"path": str(path), "error": reason})
     return 1 if failed else 0
 
 
-def told(
+def format_prediction(
     path: Path, seen: VideoPrediction, classes: Sequence[str], near: Sequence[Neighbor], topk: int
 ) -> tuple[list[dict[str, Any]], str, dict[str, Any]]:
     """A video's CSV rows, text and JSON object."""

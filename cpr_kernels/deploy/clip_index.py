@@ -38,7 +38,7 @@ class Clip:
 
 @dataclass(frozen=True)
 class Neighbor:
-    """A known clip and its cosine with what was asked."""
+    """A known clip and its cosine with the query."""
 
     clip: Clip
     score: float

@@ -27,7 +27,7 @@ def integers(generator: torch.Generator, *shape: int, high: int = 3) -> Tensor:
 
 @dataclass(frozen=True)
 class CascadeCase:
-    """A cascade call, made when asked for. `prepare` may bend queries and keys into an adversarial shape."""
+    """A cascade call, made on demand. `prepare` may bend queries and keys into an adversarial shape."""
 
     name: str
     queries: int

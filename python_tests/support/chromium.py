@@ -23,14 +23,14 @@ def browser() -> str:
     return found
 
 
-def told_by(page: Path, script: str, profile: Path, fragment: str = "", width: int = 1200) -> Any:
+def evaluate_in_page(page: Path, script: str, profile: Path, fragment: str = "", width: int = 1200) -> Any:
     """What `script`, the body of an async function run after the page's own, returns, as plain values."""
     probe = page.with_suffix(".probe.html")
     ending = (
-        "<script>(async () => { let told; try { told = await (async () => {" + script + "})(); }"
-        " catch (error) { told = {error: String(error)}; }"
+        "<script>(async () => { let result; try { result = await (async () => {" + script + "})(); }"
+        " catch (error) { result = {error: String(error)}; }"
         " const pre = document.createElement('pre'); pre.id = 'probe';"
-        " pre.textContent = JSON.stringify(told); document.body.replaceChildren(pre); })()</script></body>"
+        " pre.textContent = JSON.stringify(result); document.body.replaceChildren(pre); })()</script></body>"
     )
     probe.write_text(page.read_text().replace("</body>", ending))
     ran = subprocess.run(
@@ -43,6 +43,6 @@ def told_by(page: Path, script: str, profile: Path, fragment: str = "", width: i
     )  # fmt: skip
     found = re.search(r'<pre id="probe">(.*?)</pre>', ran.stdout, re.DOTALL)
     assert found, ran.stderr[-2000:] + ran.stdout[-500:]
-    told = json.loads(html.unescape(found[1]))
-    assert not (isinstance(told, dict) and "error" in told), told
-    return told
+    result = json.loads(html.unescape(found[1]))
+    assert not (isinstance(result, dict) and "error" in result), result
+    return result

@@ -53,8 +53,8 @@ def open_sides(args: Mine) -> tuple[Side, Side | None]:
     if not columns:
         raise ValueError("give FILE, or --view NAME=FILE.npy (see cpr mine --help)")
     given = [pair.partition("=")[0] for pair in args.view]
-    asked = args.views.split(",") if args.views else given if args.input is None else None
-    entries = Side(columns, find_views(columns, asked, "--views"))
+    named = args.views.split(",") if args.views else given if args.input is None else None
+    entries = Side(columns, find_views(columns, named, "--views"))
     if args.queries is None and not args.query_view:
         for flag, value in (("--query-ids", args.query_ids), ("--query-labels", args.query_labels)):
             if value is not None:
@@ -89,22 +89,22 @@ def find_names(kind: str, entries: Side, queries: Side | None, args: Mine) -> Na
     """
     flag, query_flag = f"--{kind}", f"--query-{kind}"
     guesses = ID_NAMES if kind == "ids" else LABEL_NAMES
-    asked, asked_queries = getattr(args, kind), getattr(args, f"query_{kind}")
-    if asked is None:
+    named, named_queries = getattr(args, kind), getattr(args, f"query_{kind}")
+    if named is None:
         found = guessed_columns(entries, guesses, flag)
     else:
-        found = find_columns(entries.columns, asked, entries.rows, flag)
+        found = find_columns(entries.columns, named, entries.rows, flag)
     if not found:
-        if asked_queries not in (None, "none"):
+        if named_queries not in (None, "none"):
             raise ValueError(f"{query_flag}: the entries have no {kind}; give {flag} too")
-        return Names("none" if asked == "none" else f"none found, {flag} names an array" + WITHOUT[kind])
+        return Names("none" if named == "none" else f"none found, {flag} names an array" + WITHOUT[kind])
     used = tuple(column.name for column in found)
     others = None
     if queries is not None:
-        if asked_queries is None and asked is None and not set(used) <= set(queries.columns):
+        if named_queries is None and named is None and not set(used) <= set(queries.columns):
             return Names(f"not used: the queries have no {', '.join(used)}; {query_flag} names an array")
         wanted = (
-            asked_queries if asked_queries is not None else asked if asked is not None else ",".join(used)
+            named_queries if named_queries is not None else named if named is not None else ",".join(used)
         )
         others = find_columns(queries.columns, wanted, queries.rows, query_flag)
         if len(others) != len(found):
@@ -136,15 +136,15 @@ def _in_words(kind: str, used: Sequence[str], codes: Codes) -> str:
     return text
 
 
-def find_views(columns: Mapping[str, Column], asked: Sequence[str] | None, flag: str) -> dict[str, Column]:
+def find_views(columns: Mapping[str, Column], named: Sequence[str] | None, flag: str) -> dict[str, Column]:
     """The embeddings among `columns`: those named, else every [N, D] float array.
 
     Raises:
         ValueError: none found, an unknown name, no [N, D] of numbers, or views of different N; or, where none were
             named, an array with rows and columns that is neither a view nor a column of values.
     """
-    if asked is not None:
-        views = {name: pick(columns, name, flag) for name in asked}
+    if named is not None:
+        views = {name: pick(columns, name, flag) for name in named}
     else:
         floats = [c for c in columns.values() if c.is_float and len(c.shape) == 2]
         tables = [c for c in floats if c.shape[1] != 1] or floats  # [N, 1] is a column, such as of ids
@@ -220,16 +220,16 @@ def _is_column(column: Column, rows: int) -> bool:
     return column.shape in ((rows,), (rows, 1))
 
 
-def find_columns(columns: Mapping[str, Column], asked: str, rows: int, flag: str) -> list[Column]:
-    """The columns of ids or labels as asked: `a`, `a,b`, `file.npy` or `none`.
+def find_columns(columns: Mapping[str, Column], named: str, rows: int, flag: str) -> list[Column]:
+    """The columns of ids or labels as written: `a`, `a,b`, `file.npy` or `none`.
 
     Raises:
         ValueError: an unknown name, or a column that is not one plain value a row.
     """
-    if asked == "none":
+    if named == "none":
         return []
     found = []
-    for name in asked.split(","):
+    for name in named.split(","):
         is_file = name.endswith(".npy")
         column = next(iter(open_columns(Path(name)).values())) if is_file else pick(columns, name, flag)
         if not _is_column(column, rows):

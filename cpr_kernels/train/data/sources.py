@@ -147,8 +147,8 @@ def _settled_validation(sources: list[Source]) -> tuple[list[Source], list[str]]
         return sources, []
     if counts["test"]:
         return sources, [f"{counts['val']:,} validation videos are kept apart: neither trained on nor tested"]
-    settled = [replace(one, split="test") if one.split == "val" else one for one in sources]
-    return settled, [f"the {counts['val']:,} validation videos are the test split"]
+    resolved = [replace(one, split="test") if one.split == "val" else one for one in sources]
+    return resolved, [f"the {counts['val']:,} validation videos are the test split"]
 
 
 def _without_repeats(sources: Sequence[Source]) -> tuple[list[Source], PassedOver]:

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from chromium import told_by
+from chromium import evaluate_in_page
 from train_sets import DRAFT, tiny
 
 from cpr_kernels.__main__ import main
@@ -71,7 +71,7 @@ def test_its_pages_show_what_was_mined_and_judge_nothing(run: Path, tmp_path: Pa
         ".map((one) => one.textContent), marked: document.querySelectorAll('.right, .wrong').length, name: "
         "document.querySelector('.picks .name').textContent, history: document.getElementById('history').textContent}"
     )
-    told = told_by(inside, script, tmp_path / "profile")
+    told = evaluate_in_page(inside, script, tmp_path / "profile")
     assert told["title"].startswith("mined: ") and "right" not in told["title"]
     assert told["heads"] == ["", "judge", "stay", "go", "threshold"] and told["marked"] == 0
     assert told["name"].startswith("holiday ") and "its videos have no classes" in told["history"]

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 import train_sets  # noqa: F401  skips without the trainer's packages
-from chromium import told_by
+from chromium import evaluate_in_page
 
 from cpr_kernels import cascade_topk, parse_schedule
 from cpr_kernels.__main__ import main
@@ -98,7 +98,7 @@ def test_the_page_s_cascade_is_the_definition(written: Path, tmp_path: Path) -> 
         }
         return found;
     """
-    result = iter(told_by(written, script, tmp_path))
+    result = iter(evaluate_in_page(written, script, tmp_path))
     first = [({"flow": 1.0}, 12), ({"rgb": 1.0}, 6), ({"flow": 1.0}, 3)]
     entries = len(held["sources"])
     second = [({"flow": 2.0, "rgb": 1.0}, entries // 2), ({"rgb": 1.0}, entries // 6)]
@@ -135,7 +135,7 @@ def test_it_is_used_by_keyboard_and_says_what_is_wrong(written: Path, tmp_path: 
         result.plays = getComputedStyle(document.querySelector(".big .strip")).animationName;
         return result;
     """
-    result = told_by(written, script, tmp_path, "#query=5")
+    result = evaluate_in_page(written, script, tmp_path, "#query=5")
     assert result["first"] == result["back"] == 5 and result["second"] != 5
     assert result["down"] == 1 and result["most"] == result["stages"] - 1
     assert result["panes"] == 2 and len(result["two"]) == 2 and result["two"][0] == result["picks"][0]
@@ -153,7 +153,7 @@ def test_it_is_used_by_keyboard_and_says_what_is_wrong(written: Path, tmp_path: 
 def test_the_picks_are_those_the_definition_says(written: Path, tmp_path: Path) -> None:
     [held] = body_of(written)["runs"]
     stages = [(stage.weights, stage.keep) for stage in parse_schedule(held["schedule"])]
-    assert told_by(written, f"return {LISTED}", tmp_path, "#query=7") == [exact(held, stages, 7)[-1]]
+    assert evaluate_in_page(written, f"return {LISTED}", tmp_path, "#query=7") == [exact(held, stages, 7)[-1]]
 
 
 def big(entries: int) -> dict[str, Any]:
@@ -188,13 +188,13 @@ def test_ten_thousand_entries_are_quick_and_a_phone_needs_no_sideways_scrolling(
         for (const query of [17, 5000, 9999]) { setQuery(query); times.push(+document.body.dataset.milliseconds); }
         return {times, title: document.title};
     """
-    result = told_by(path, script, tmp_path)
+    result = evaluate_in_page(path, script, tmp_path)
     assert result["title"] == "</script> & <b>"
     print("milliseconds", result["times"])
     assert sorted(result["times"])[1] < 1500  # about 60 ms on a quiet core
     small = tmp_path / "small.html"
     small.write_text(page(big(200)).replace("<body>", '<body style="width: 340px">'))
-    wide = told_by(
+    wide = evaluate_in_page(
         small,
         "return [document.body.scrollWidth, ...[...document.querySelectorAll('.pane, .bar, #picker, .ask, .split')]"
         ".map(one => one.scrollWidth)]",
@@ -223,7 +223,7 @@ def test_three_views_and_one(tmp_path: Path) -> None:
         result.alone = document.querySelectorAll("tbody tr").length + document.querySelectorAll(".error").length;
         return result;
     """
-    result = told_by(path, script, tmp_path)
+    result = evaluate_in_page(path, script, tmp_path)
     assert result == {"before": ["2", "0"], "rows": 3, "after": ["1", "0"], "alone": 1}
 
 

@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from chromium import told_by
+from chromium import evaluate_in_page
 from train_sets import tiny
 from train_steps import Toy
 
@@ -129,7 +129,7 @@ def test_the_explorer_shows_it_and_leaves_stages_out_as_training_does(run, explo
         result.shown = [shown.length, shown.filter((one) => one.style.backgroundImage.startsWith("url(")).length];
         return result;
     """
-    result = told_by(explorer, script, tmp_path)
+    result = evaluate_in_page(explorer, script, tmp_path)
     assert (
         result["said"]
         == "this clip has no audio: as in training, that stage is left out, and nothing is mined"
@@ -165,7 +165,7 @@ def test_a_run_without_sound_shows_none(run, sound_data, tmp_path):
     page = write_report([config.out], tmp_path / "report.html").read_text()
     assert 'class="beside"' not in page and "spectrogram" not in page
     both = explore([config.out, run], tmp_path / "both.html")
-    result = told_by(
+    result = evaluate_in_page(
         both, "return runs.map((run) => clip(run, 0).querySelectorAll('.beside').length)", tmp_path
     )
     assert result == [0, 1]
