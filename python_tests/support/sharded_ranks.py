@@ -227,7 +227,7 @@ def check_disagreement_is_an_error_on_all_ranks(rank: int, world: int, folder: P
     )
     wide = features["rgb"].double()
     refused(
-        lambda: mil_nce(wide, wide, keys), ValueError, "keys is torch.float32, but query is torch.float64"
+        lambda: mil_nce(wide, wide, keys), ValueError, "query is torch.float64, but keys is torch.float32"
     )
     refused(lambda: mine(backend="native"), ValueError, f"rank {rank}'s share of a queue over {world} ranks")
     if rank == 1:

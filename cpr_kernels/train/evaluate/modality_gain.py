@@ -14,7 +14,7 @@ from ..pretrain.config import TrainConfig
 from ..pretrain.run_folder import encoder_files
 from ..views.names import label
 from .features import SPLITS, Protocol, cached_features, unit_features
-from .retrieval import testable_views
+from .retrieval import measurable_views
 
 NEAREST = 3  # training videos shown for a query
 
@@ -33,7 +33,7 @@ def gain_per_modality(
     clip: from a video's index to its pictures. shown: examples of a step. The features are those of `cpr evaluate`.
     """
     manifest, files = Manifest.load(config.data), encoder_files(run)[-1][1]
-    unit, views_of = {}, testable_views(config.data, config.views)
+    unit, views_of = {}, measurable_views(config.data, config.views)
     for view in views_of:
         features, _ = cached_features(files[view], view, config.data, protocol, run / "features")
         unit[view] = unit_features(features, protocol)

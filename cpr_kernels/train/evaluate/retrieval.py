@@ -80,7 +80,7 @@ def evaluate_files(
     return {"recall": recall_of(found, protocol), "probe": probe_of(found)}
 
 
-def testable_views(data: Path, views: Sequence[str]) -> tuple[str, ...]:
+def measurable_views(data: Path, views: Sequence[str]) -> tuple[str, ...]:
     """Returns the views that some training and some test video of a data set have; prints which are left out.
 
     Raises:
@@ -124,7 +124,7 @@ def evaluate_run(
     protocol = Protocol(config.clips.frames, config.clips.crop, clips)
     source = data or config.data
     Manifest.load(source).need_classes(source, "measuring retrieval and the probe")
-    views = testable_views(source, config.views)
+    views = measurable_views(source, config.views)
     results = [
         {
             "phase": phase,

@@ -15,7 +15,7 @@ from cpr_kernels.train.batches.dataset import ClipDataset
 from cpr_kernels.train.data.prepare import prepare
 from cpr_kernels.train.encoders.weights import load_encoder, save_encoder
 from cpr_kernels.train.evaluate import retrieval as evaluate
-from cpr_kernels.train.evaluate.retrieval import evaluate_run, testable_views
+from cpr_kernels.train.evaluate.retrieval import evaluate_run, measurable_views
 from cpr_kernels.train.pages.report import write_report
 from cpr_kernels.train.pretrain.loop import pretrain
 from cpr_kernels.train.pretrain.run_folder import config_of
@@ -106,7 +106,7 @@ def test_a_split_without_videos(data: Path, copied: Path) -> None:
     (copied / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(TrainError, match="has no train video; prepare it with both splits"):
         ClipDataset(copied, 8, 32)
-    assert testable_views(copied, ("rgb", "flow")) == (
+    assert measurable_views(copied, ("rgb", "flow")) == (
         "rgb",
         "flow",
     )  # nothing is said of views where no video is
@@ -126,4 +126,4 @@ def test_a_view_that_the_tested_data_lack_is_left_out_and_said(
     said = " ".join(capsys.readouterr().err.split())
     assert "no train and no test video of" in said and "has audio: not measured there" in said
     with pytest.raises(TrainError, match="has no audio to test with"):
-        testable_views(data, ("audio",))
+        measurable_views(data, ("audio",))

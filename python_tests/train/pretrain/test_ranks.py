@@ -36,7 +36,7 @@ from cpr_kernels.train.runtime import ranks
 from cpr_kernels.train.pretrain.config import from_json
 from cpr_kernels.train.pretrain.loop import pretrain
 import cpr_kernels.train.pretrain.loop as loop
-from cpr_kernels.train.encoders.published import save
+from cpr_kernels.train.runtime.checkpoint import save
 
 out, killed_at, resume = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3] == "resume"
 kept, run_step = loop._save_checkpoint, loop.run_step
