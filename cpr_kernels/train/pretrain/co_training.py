@@ -89,7 +89,7 @@ class MultiViewModel(nn.Module):
         buffers_of_first_rank(self.online)
         for view in self.online:
             self.momentum[view].load_state_dict(self.online[view].state_dict())
-        self.queue.clear()
+        self.queue.reset()
         self.set_modes(phase)
 
     def calibrate(self, inputs: Inputs) -> None:

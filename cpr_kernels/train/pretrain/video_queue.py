@@ -20,10 +20,3 @@ class VideoQueue(MultiViewQueue):
     def enqueue_clips(self, features: Mapping[str, Tensor], sources: Tensor, videos: Tensor) -> None:
         """Adds keys {view: [B, D]} with the source id [B] and the video [B] of each."""
         self.enqueue(features, sources, labels=videos)
-
-    def clear(self) -> None:
-        """Empties every slot."""
-        self.ids.fill_(-1)
-        self.labels.fill_(-1)
-        self.pointer.zero_()
-        self.count.zero_()
