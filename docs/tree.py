@@ -22,6 +22,7 @@ ORDER = (
     "metrics",
     "deploy",
     "cli",
+    "cli/tables",
     "cli/mine",
     "train",
 )

@@ -46,8 +46,9 @@ def test_a_failed_write_leaves_the_old_file(data, capsys, monkeypatch, suffix):
 BAD = [
     ([], "give FILE, or --view"),
     (["{f}/absent.npz"], "absent.npz: no such file"),
-    (["{f}"], "cannot read a file without suffix"),
-    (["{f}/x.pt"], "cannot read .pt; give .npz, .npy, .safetensors"),
+    (["{f}/plain"], "cannot read a file without suffix; give .npz, .npy, "),
+    (["{f}/x.pkl"], "cannot read .pkl; give .npz, .npy, .safetensors, .pt, "),
+    (["s3://bucket/x.npy"], "is an address, and only files are read; copy it here first"),
     (["{f}/broken.npz"], "broken.npz: not a readable .npz file"),
     (["{f}/broken.npy"], "broken.npy: not a readable .npy file"),
     (["{f}/objects.npy"], "holds Python objects"),
@@ -98,7 +99,10 @@ BAD = [
     (["{t}", "--threads", "0"], "--threads: must be >= 1, got 0"),
     (["{t}", "--sample", "-1"], "--sample: must be >= 0, got -1"),
     (["{t}", "--dtype", "float8"], "invalid choice 'float8' for argument '--dtype'"),
-    (["{t}", "--out", "{f}/m.txt"], "--out: cannot write 'm.txt'; end it in .npz, .npy, .csv, .safetensors"),
+    (
+        ["{t}", "--out", "{f}/m.txt"],
+        "--out: cannot write 'm.txt'; end it in .npz, .npy, .csv, .parquet, .safetensors",
+    ),
     (["{t}", "--out", "{f}/none/m.npz"], "does not exist; make it first"),
     (["{t}", "--wrong"], "Unrecognized options: --wrong"),
     (["{t}", "--stage", "3"], "Unrecognized options: --stage, 3; did you mean --stages?"),
@@ -110,7 +114,6 @@ def test_an_error_is_one_line_that_names_the_argument(data, capsys, arguments, s
     f = data.folder
     (f / "broken.npz").write_bytes(b"PK\x03\x04 this is no archive")
     (f / "broken.npy").write_bytes(b"\x93NUMPY\x01\x00 nor this an array")
-    (f / "x.pt").write_bytes(b"")
     np.save(f / "objects.npy", np.array([{}, []], dtype=object), allow_pickle=True)
     np.save(f / "short.npy", data.arrays["flow"][:9])
     np.save(f / "short_ids.npy", np.arange(9))

@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..tables import Column, open_columns
 from .options import Mine
-from .tables import Column, open_columns
 
 ID_NAMES = ("ids", "id", "source_ids", "source_id", "source", "video_ids", "video_id", "video", "vid")
 WITHOUT = {"ids": "; other rows of the same source count as candidates", "labels": ""}

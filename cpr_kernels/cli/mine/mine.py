@@ -21,8 +21,8 @@ from ..arguments import at_least, parse
 from .embeddings import Prepared, mean_row, prepare
 from .inputs import CLASS_NAMES, Names, Side, find_names, open_sides, printable
 from .options import DTYPES, Mine, schedule_of
+from .results import Result, output_paths, write_result
 from .summary import Labels, as_json, as_text, quality, sample_rows, stage_rows
-from .tables import Result, output_paths, write_result
 
 
 class Problem(NamedTuple):
