@@ -25,7 +25,9 @@ def test_nothing_is_overwritten_without_force(data, capsys):
     assert "is there already; add --force" in capsys.readouterr().err
     assert out.read_text() == "precious"
     run(data.npz, "--stages", 3, "--out", out, "--force")
-    assert out.read_text().startswith("query,rank,index,score,query_id,id,query_label,label\n")
+    assert out.read_text().startswith(
+        "query,rank,index,score,query_id,id,query_label,label,query_clip,clip\n"
+    )
 
 
 @pytest.mark.parametrize("suffix", [".npz", ".npy", ".csv"])
@@ -55,7 +57,7 @@ BAD = [
     (["{f}/video.npy"], "--views: no array of shape [N, D] of floats found; there is video str [60]"),
     (["{t}", "--views", "flow,depth"], "--views: no array 'depth'; there is flow float32 [60, 8]"),
     (["{t}", "--views", "flow,label"], "--views: 'label' must hold numbers of shape [N, D], got int64 [60]"),
-    (["{t}", "--view", "flow"], "--view: expected NAME=FILE.npy, got 'flow'"),
+    (["{t}", "--view", "flow"], "--view: expected NAME=FILE, got 'flow'"),
     (["{t}", "--view", "flow={f}/flow.npy"], "--view: 'flow' is given twice"),
     (["--view", "x={t}"], "--view: no array 'x'"),
     (["--view", "a={f}/flow.npy", "--view", "b={f}/short.npy"], "--views: 'b' has 9 rows, but 'a' has 60"),

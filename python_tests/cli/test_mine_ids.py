@@ -10,7 +10,7 @@ import pytest
 import torch
 from mine_data import N, run, table
 
-from cpr_kernels.cli.mine.inputs import encode, values_of
+from cpr_kernels.cli.mine.codes import encode, values_of
 from cpr_kernels.cli.tables import Column
 
 BASE = 2**63

@@ -93,7 +93,7 @@ def _columns(path: Path, name: str, schema: pa.Schema, count: int, take: Take) -
         raise Unfit(f"{path}: two columns have one name")
     groups = _numbered(schema)
     joined = {member for members in groups.values() for member in members}
-    found = [_view(path, view or name, members, count, take) for view, members in groups.items()]
+    found = [_view(path, view or name, members, schema, (count, take)) for view, members in groups.items()]
     found += [_column(path, field, count, take) for field in schema if field.name not in joined]
     if len({column.name for column in found}) < len(found):
         raise Unfit(
@@ -123,14 +123,15 @@ def _numbered(schema: pa.Schema) -> dict[str, list[str]]:
     return found
 
 
-def _view(path: Path, name: str, members: list[str], count: int, take: Take) -> Column:
+def _view(path: Path, name: str, members: list[str], schema: pa.Schema, rows: tuple[int, Take]) -> Column:
+    count, take = rows
+    kind = "float64" if any(pa.types.is_float64(schema.field(one).type) for one in members) else "float32"
+
     def load() -> Any:
         table = take(members)
-        double = any(pa.types.is_float64(field.type) for field in table.schema)
 
         def read(index: Any) -> np.ndarray:
             part = table[index] if isinstance(index, slice) else table.take(pa.array(index))
-            kind = np.float64 if double else np.float32
             made = np.empty((len(part), len(members)), kind)
             for i, column in enumerate(part.columns):
                 made[:, i] = pc.cast(column, pa.float64()).to_numpy()
@@ -139,7 +140,7 @@ def _view(path: Path, name: str, members: list[str], count: int, take: Take) -> 
         return Rows((count, len(members)), read)
 
     note = f"{name} is {members[0]} to {members[-1]}"
-    return Column(name, f"{path}: {name}", (count, len(members)), "float32", guarded(path, load), note)
+    return Column(name, f"{path}: {name}", (count, len(members)), kind, guarded(path, load), note)
 
 
 def _column(path: Path, field: pa.Field, count: int, take: Take) -> Column:
