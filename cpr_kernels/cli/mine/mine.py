@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,7 +16,7 @@ from ... import mining
 from ...dispatch.backends import choose
 from ...mining import CascadeTrace, Schedule, cascade_topk, cascade_trace
 from ...mining.arguments import as_call
-from ...progress import ProgressBar
+from ...progress import ProgressBar, result
 from ..arguments import at_least, parse
 from .codes import as_given
 from .embeddings import Prepared, Preparing, mean_row, nan_rows, prepare
@@ -78,8 +77,7 @@ def main(argv: Sequence[str]) -> int:
     out = [] if args.out is None else output_paths(args.out, args.force)
     with _threads(args.threads):
         summary = _run(args, out)
-    text = json.dumps(as_json(summary), indent=1) if args.json else as_text(summary)
-    print(text, file=sys.stderr if out == [STDOUT] else None)
+    result(as_json(summary), as_text(summary), sys.stderr if out == [STDOUT] else None)
     return 0
 
 
@@ -129,9 +127,9 @@ def _run(args: Mine, out: list[Any]) -> dict[str, Any]:
     summary["columns"] = []
     if out:
         known = (Known("ids", "id", *_known(ids)), Known("labels", "label", *_known(labels)))
-        result = Result(indices.numpy(), scores.numpy(), str(schedule), known)
-        further = _further(args, entries, queries, used, result.names())
-        write_result(out, result._replace(known=(*known, *further)))
+        mined = Result(indices.numpy(), scores.numpy(), str(schedule), known)
+        further = _further(args, entries, queries, used, mined.names())
+        write_result(out, mined._replace(known=(*known, *further)))
         summary["columns"] = [one.plural for one in further]
     summary["unused"] = [name for name in entries.columns if name not in {*used, *summary["columns"]}]
     summary["out"] = ["standard output" if path == STDOUT else str(path) for path in out]

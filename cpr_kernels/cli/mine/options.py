@@ -33,16 +33,6 @@ ViewFiles: TypeAlias = Annotated[
 class Mine:
     """Mine positives: for each query, the entries that survive a cascade of views (most similar in one view, of these
     the most similar in another, ...), and print how good they are. Row i of every array is the same clip.
-
-    Two views in one file, the paper's cascade (flow, rgb, flow, ...) of 5 stages to the best 5, a CSV out:
-        cpr mine clips.npz --views flow,rgb --stages 5 --topk 5 --ids video --labels label --out mined.csv
-
-    Features of one file a video in two folders, with the videos' names in the output:
-        cpr mine --view flow=i3d_flow/ --view rgb=i3d_rgb/ --out mined.parquet
-
-    Large memory-mapped arrays, a schedule of one's own, other queries than entries:
-        cpr mine --view flow=flow.npy --view rgb=rgb.npy --query-view flow=qf.npy --query-view rgb=qr.npy \\
-            --schedule flow:0.1,rgb:200,flow+rgb:10 --chunk 4096 --out mined.npz
     """
 
     input: Positional[File] = None
@@ -94,8 +84,6 @@ class Mine:
     """Further columns that go through to --out, such as names (default: all of one value a row; none)."""
     force: bool = False
     """Replace --out if it exists."""
-    json: bool = False
-    """Print the summary as JSON."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """Of the embeddings while mining."""
     backend: str = "auto"

@@ -10,6 +10,7 @@ from typing import Literal
 from .. import TrainError
 from ..encoders.s3d import SMALLEST_CLIP
 from ..runtime.device import Amp
+from ..runtime.trackers import Logger, check_logger
 from ..views import chosen
 from ..views.augment import Augment
 
@@ -151,6 +152,10 @@ class TrainConfig:
     optim: Optim = field(default_factory=Optim)
     augment: Augment = field(default_factory=Augment)
     iic: Iic = field(default_factory=Iic)
+    logger: Logger = "auto"
+    """Where figures go beside log.jsonl: auto is TensorBoard where it is installed; wandb and mlflow as their own
+    variables say (WANDB_MODE, MLFLOW_TRACKING_URI).
+    """
     seed: int = 0
     device: str = "auto"
     """auto takes CUDA where there is one."""
@@ -164,6 +169,7 @@ class TrainConfig:
     def check(self) -> None:
         """Raises `TrainError` for the first setting that cannot work, with what would."""
         chosen(self.views)
+        check_logger(self.logger)
         frames, pixels = SMALLEST_CLIP
         at_least: list[tuple[str, float, float]] = [
             ("clips.frames", self.clips.frames, frames), ("clips.crop", self.clips.crop, pixels),
