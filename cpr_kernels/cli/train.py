@@ -29,10 +29,18 @@ class Prepare:
     reason. Stop it at any moment; the same command resumes.
     """
 
-    videos: Path
-    """Folder of videos, CSV, or ActivityNet's JSON (beside or above its videos)."""
+    videos: tuple[Path, ...]
+    """Folder of videos or of folders of frames; or lists: CSV, `path label`, JSON of ActivityNet, Kinetics or
+    Something-Something. Several are one data set.
+    """
     out: Path
     """Folder of the data set."""
+    root: Path | None = None
+    """Folder that the paths in lists are below (default: the list's own)."""
+    shard: str = ""
+    """I/N stores the I-th of N parts of the videos, for N machines at once (a Slurm array) that share --out: who
+    finishes last writes the manifest of all. A part that died is run again.
+    """
     splits: Path | None = None
     """Folder of official split lists: trainlist01.txt, testlist01.txt and classInd.txt (UCF101), or
     <class>_test_split1.txt (HMDB51). Videos that they do not list are left out.
@@ -106,6 +114,7 @@ def prepare(argv: list[str]) -> int:
     options = parse(Prepare, argv, "prepare")
 
     from ..train.data.decoding import FrameSettings
+    from ..train.data.parts import parse_part
     from ..train.data.prepare import prepare as run_prepare
     from ..train.data.prepare import print_summary
 
@@ -117,6 +126,8 @@ def prepare(argv: list[str]) -> int:
         options.processes,
         (options.splits, options.fold) if options.splits else None,
         options.labels,
+        options.root,
+        parse_part(options.shard) if options.shard else None,
     )
     print_summary(prepared, options.out)
     manifest = prepared.manifest

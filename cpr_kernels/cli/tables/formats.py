@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import importlib
+import re
 from collections.abc import Callable
 from pathlib import Path
 
 from .column import Column, reading
 
+ADDRESS = re.compile(r"[a-zA-Z][\w+.-]+:/")  # s3://bucket, which `Path` writes as s3:/bucket
 READERS = {
     ".npz": "numpy_files.npz",
     ".npy": "numpy_files.npy",
@@ -26,7 +28,7 @@ READS = tuple(READERS)
 
 def open_file(path: Path, name: str) -> list[Column]:
     """Returns the arrays of a file as they are stored."""
-    if "://" in str(path) or ":/" in str(path):
+    if ADDRESS.match(str(path)) and not path.exists():
         raise ValueError(f"{path}: is an address, and only files are read; copy it here first")
     suffix = path.suffix.lower()
     if suffix not in READERS:

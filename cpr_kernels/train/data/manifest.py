@@ -99,7 +99,7 @@ class Manifest:
         """Reads the manifest of a prepared data set."""
         path = folder / "manifest.json"
         if not path.is_file():
-            if (folder / "data.mdb").is_file():
+            if (folder / "data.mdb").is_file() or any(folder.glob("part-*-of-*")):
                 raise TrainError(
                     f"data: {folder} is not finished; run the same `cpr prepare` again to finish it"
                 )
