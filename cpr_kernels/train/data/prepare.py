@@ -12,7 +12,7 @@ from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from multiprocessing.connection import wait as wait_for
 from pathlib import Path
 from typing import Any
@@ -22,8 +22,9 @@ from ...video_files import by_reason, folded
 from .. import TrainError
 from ..runtime.lock import exclusive
 from .decoding import FrameSettings, Pictures, UnreadableVideo, knots, read_views
+from .kinds.shards import extracted
 from .layouts import Labels
-from .manifest import NO_CLASS, VERSION, Manifest, Video
+from .manifest import NO_CLASS, VERSION, Manifest, Video, rate_warning
 from .parts import FOLDER as IS_PART
 from .parts import Part, finished, refuse_other_parts
 from .segments import WHOLE, Segment
@@ -33,7 +34,6 @@ from .store import FrameStore, packed, record_key
 
 SPLITS = ("train", "test", "val")
 KEPT = ("frames", "silence", "fps", "knots", "note")  # of an entry, in the manifest
-SPREAD = 1.1  # the highest by the lowest frame rate from which on they differ: 24 and 25 do not, 25 and 30 do
 SLOWEST = 2.0  # seconds from a picture to the next, the mean, up to which sound is kept
 
 
@@ -63,9 +63,9 @@ def prepare(
     and run it again. Broken, short and missing files are skipped and listed with their reason, in
     `manifest.json`, in `skipped.txt` and at the end. `processes=0` takes one a core.
 
-    `lists`: a folder of official split lists, and which of its splits. `labels`: whether folders are classes; auto: where
-    there are any. `root`: the folder that paths in lists are below, by default that of the list. `part`: stores one part
-    of the videos, in a folder of its own in `out`; whoever finishes the last part writes the manifest of all.
+    `lists`: a folder of official split lists, and which of its splits. `labels`: whether folders are classes; auto:
+    where there are any. `root`: the folder that paths in lists are below, by default that of the list. `part`: stores
+    one part of the videos, in a folder of its own in `out`; who finishes the last part writes the manifest of all.
 
     Raises:
         TrainError: no video at all, none readable, other settings than those `out` was made with, a full
@@ -193,19 +193,6 @@ def print_summary(prepared: Prepared, out: Path) -> None:
         table(f"{len(manifest.skipped)} skipped", ["file", "reason"], shown)
 
 
-def rate_warning(manifest: Manifest) -> str:
-    """What is to be said where frame rates differ, so that flow does not mean the same in all videos; or nothing."""
-    rates = sorted(video.fps for video in manifest.videos if video.fps)
-    varying = sum(len(video.knots) > 2 for video in manifest.videos)
-    if manifest.settings.fps or not rates or (rates[-1] <= SPREAD * rates[0] and not varying):
-        return ""
-    return (
-        f"frame rates differ: {rates[0]:.3g} to {rates[-1]:.3g} a second, median {rates[len(rates) // 2]:.3g}, and "
-        f"{varying} of {len(manifest.videos)} videos vary theirs on the way; flow is the motion from one frame to the "
-        "next, so one motion gives different flow at different rates: --fps R takes all at R frames a second"
-    )
-
-
 def _same_settings(store: FrameStore, settings: FrameSettings) -> None:
     wanted = {"version": VERSION, **asdict(settings)}
     before = store.get_json("settings")
@@ -295,7 +282,7 @@ def _read_in_pool(
             while waiting or flying:
                 while waiting and len(flying) < 2 * processes:
                     future = pool.submit(
-                        _read_one, waiting[0].path, settings, waiting[0].segment
+                        _read_source, waiting[0], settings
                     )  # raises where the pool is broken
                     flying[future] = waiting.popleft()
                 for future in wait(flying, return_when=FIRST_COMPLETED).done:
@@ -314,7 +301,7 @@ def _read_one_by_one(
         outcome: Reading | str = "the decoder crashed on this file"
         for _ in range(2):
             try:
-                outcome = pool.submit(_read_one, source.path, settings, source.segment).result()
+                outcome = pool.submit(_read_source, source, settings).result()
                 break
             except BrokenProcessPool:
                 pool = _working_pool()
@@ -337,6 +324,19 @@ def _working_pool() -> ProcessPoolExecutor:
 def _pool(processes: int) -> ProcessPoolExecutor:
     # Spawned, not forked: torch is loaded here, and a fork of its threads can hang.
     return ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), _start_worker)
+
+
+def _read_source(source: Source, settings: FrameSettings) -> Reading | str:
+    """What a source gives, taken out of its shard where it is in one; see `_read_one`."""
+    try:
+        stamp = _stamp(source.path)
+        with extracted(source.path, source.member) as path:
+            outcome = _read_one(path, settings, source.segment)
+    except OSError as error:
+        return (
+            "missing file" if isinstance(error, FileNotFoundError) else f"cannot be read ({error.strerror})"
+        )
+    return outcome if isinstance(outcome, str) else replace(outcome, entry={**outcome.entry, **stamp})
 
 
 def _read_one(path: Path, settings: FrameSettings, segment: Segment = WHOLE) -> Reading | str:

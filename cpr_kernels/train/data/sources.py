@@ -12,7 +12,8 @@ from typing import NamedTuple
 
 from ...video_files import ENDINGS, PassedOver, by_reason, first_of_each, walk
 from .. import TrainError
-from .kinds.annotations import is_address
+from .kinds.annotations import is_address, split_of
+from .kinds.shards import Member, read_shard, shards_in
 from .layouts import Labels, read_layout
 from .lists import COLUMNS, read_list
 from .segments import WHOLE, Segment
@@ -38,6 +39,7 @@ class Source:
     group: str
     split: str = ""
     segment: Segment = WHOLE
+    member: Member | None = None  # where it is in `path`, a tar
 
 
 class Listing(NamedTuple):
@@ -99,7 +101,27 @@ def _listed(videos: Path, labels: Labels, root: Path | None) -> Listing:
         )
     if not videos.exists():
         raise TrainError(f"videos: {videos} does not exist; give a folder of videos, or a CSV with {COLUMNS}")
-    return _from_list(videos, labels, root) if videos.is_file() else _from_folder(videos, labels)
+    if videos.is_file():
+        tar = videos.suffix.lower() == ".tar"
+        return _from_shards([videos], labels) if tar else _from_list(videos, labels, root)
+    listed = _from_folder(videos, labels)
+    return _from_shards(shards, labels) if not listed.sources and (shards := shards_in(videos)) else listed
+
+
+def _from_shards(shards: Sequence[Path], labels: Labels) -> Listing:
+    """The videos inside tar files, named after both; the split is in the name of a tar."""
+    read = [(path, *read_shard(path)) for path in shards]
+    passed_over = [one for _, _, left_out in read for one in left_out]
+    labelled = labels != "none" and any(sample.label for _, samples, _ in read for sample in samples)
+    listed = []
+    for path, samples, _ in read:
+        for key, member, label in samples:
+            name, label = f"{path.name}/{key}", label if labelled else ""
+            if labelled and not label:
+                passed_over.append((name, "no class in its .cls or .json"))
+            else:
+                listed.append(Source(name, path, label, group_of(label, key), split_of(path), member=member))
+    return Listing(listed, passed_over, [] if labelled else ["no labels: the data set has no classes"])
 
 
 def _joined(listings: Sequence[Listing]) -> Listing:
@@ -193,7 +215,7 @@ def _without_repeats(sources: Sequence[Source]) -> tuple[list[Source], PassedOve
             status = source.path.stat()
         except OSError:
             return source.id
-        return status.st_dev, status.st_ino, source.segment
+        return status.st_dev, status.st_ino, source.segment, source.member
 
     testing_first = sorted(sources, key=lambda one: (one.split == "train", one.id))
     kept, repeats = first_of_each(testing_first, identity)
