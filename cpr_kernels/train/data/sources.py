@@ -254,7 +254,7 @@ def _from_list(table: Path, labels: Labels, root: Path | None) -> Listing:
     listed = []
     for name, label, split, group, segment in rows:
         of_source = (
-            "" if Path(name) in in_parts else label
+            "" if in_parts and Path(name) in in_parts else label
         )  # segments of a file are siblings whatever their classes
         own = f"{of_source}/{group}" if group else group_of(of_source, name)
         listed.append(Source(segment.id(name), (root or table.parent) / name, label, own, split, segment))
