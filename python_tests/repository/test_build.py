@@ -94,7 +94,8 @@ def test_the_sdist_holds_what_a_build_and_a_test_need_and_nothing_built(sdist):
 def test_every_source_file_is_in_and_nothing_else(names):
     tracked = [
         path.relative_to(ROOT).as_posix()
-        for path in (ROOT / "cpr_kernels").rglob("*")
+        for package in ("cpr_kernels", "cpr_command")
+        for path in (ROOT / package).rglob("*")
         if path.is_file() and path.suffix not in (".so", ".pyc")
     ]
     packed = [name for name in names if ".dist-info/" not in name]
