@@ -12,7 +12,6 @@ from places import SHARED_DATA
 import cpr_kernels
 from cpr_kernels import _core
 
-
 THREADS = torch.get_num_threads()
 NETWORKS = {"bench", "cli", "deploy", "train"}  # folders whose tests run networks rather than kernels
 
