@@ -118,11 +118,14 @@ def test_quiet_and_json(
 
 
 @needs_extras
-def test_prepare_says_what_it_did_as_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_quiet_command_prints_its_error_and_nothing_else(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "v").mkdir()
-    (tmp_path / "v" / "a.mp4").write_bytes(b"no video")
+    (tmp_path / "v" / "a.txt").write_bytes(b"no video")
     assert main(["prepare", "--videos", str(tmp_path / "v"), "--out", str(tmp_path / "d"), "--quiet"]) == 2
-    assert capsys.readouterr().err.count("\n") == 1
+    printed = capsys.readouterr()
+    assert printed.out == "" and printed.err.count("\n") == 1 and "no video found" in printed.err
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import subprocess
 import sys
@@ -16,6 +17,7 @@ pytest.importorskip("cv2", reason="the trainer's packages: pip install 'cpr_kern
 
 import cv2
 
+from cpr_kernels.__main__ import main
 from cpr_kernels.train import TrainError
 from cpr_kernels.train.batches.dataset import ClipDataset
 from cpr_kernels.train.data import prepare as module
@@ -131,3 +133,22 @@ def test_more_parts_than_videos_leave_some_empty(videos: Path, tmp_path: Path) -
         made = module.prepare(videos, tmp_path, SETTINGS, part=Part(number, 16))
     assert len(made.manifest.videos) == VIDEOS - 1 and len(parts_in(tmp_path)) == 16
     open_store(tmp_path).check()
+
+
+def test_the_command_makes_a_part_and_says_so_as_json(
+    videos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["prepare", "--videos", str(videos), "--out", str(tmp_path), "--size", "32", "--min-frames", "4"]
+    words += ["--flow", "draft", "--quiet", "--json"]
+    said = []
+    for shard in ("1/2", "2/2"):
+        assert main([*words, "--shard", shard]) == 0
+        printed = capsys.readouterr()
+        assert printed.err == ""
+        said.append(json.loads(printed.out))
+    assert sum(one["stored"] for one in said) == said[1]["videos"] == VIDEOS - 1
+    assert (
+        said[1]["classes"] == 2 and said[1]["skipped"] == 1 and sum(said[1]["splits"].values()) == VIDEOS - 1
+    )
+    assert main([*words, "--shard", "3/2"]) == 2
+    assert "shard: expected I/N" in capsys.readouterr().err
