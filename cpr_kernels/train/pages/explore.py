@@ -29,6 +29,7 @@ from ..runtime.checkpoint import load
 from ..runtime.files import write_atomically
 from ..runtime.run_log import read_lines
 from ..views.names import label
+from .policy import content_policy
 from .thumbnails import Album
 
 VERSION = 1
@@ -72,15 +73,17 @@ def explore(runs: Sequence[Path], out: Path, title: str = "Inside the cascade") 
 def page(body: dict[str, Any]) -> str:
     """Returns the HTML text: the page's own files and the data, nothing else to load."""
     here = Path(__file__).with_name("explorer")
-    scripts = "\n".join((here / name).read_text() for name in ("cascade.js", "draw.js", "page.js"))
-    data = json.dumps(body, separators=(",", ":")).replace("</", "<\\/")
+    style = (here / "page.css").read_text()
+    script = "\n".join((here / name).read_text() for name in ("cascade.js", "draw.js", "page.js"))
+    data = json.dumps(body, separators=(",", ":")).replace("<", "\\u003c")  # no tag, no comment, in any string
     html = (here / "page.html").read_text()
     for mark, text in (
-        ("/*STYLE*/", (here / "page.css").read_text()),
-        ("/*SCRIPT*/", scripts),
+        ("POLICY", content_policy(style, script)),
+        ("/*STYLE*/", style),
+        ("/*SCRIPT*/", script),
         ("/*DATA*/", data),
     ):
-        html = html.replace(mark, text)
+        html = html.replace(mark, text, 1)
     return html
 
 

@@ -21,6 +21,7 @@ from ..runtime.files import read_json, write_atomically
 from ..runtime.run_log import read_lines
 from ..views.names import label, name_of_all_views
 from . import plots
+from .policy import content_policy, isolated
 from .thumbnails import Album
 
 TEMPLATE = "report.html.jinja"
@@ -50,7 +51,9 @@ def write_report(
     mining = [row for section in sections for row in _mining_rows(section, several)]
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
     template = environment.from_string(Path(__file__).with_name(TEMPLATE).read_text())
+    style = Path(__file__).with_name("report.css").read_text()
     page = template.render(
+        style=style, policy=content_policy(style),
         title=title, lead=_lead(sections), says=says, protocol=sections[0]["protocol"], recall=recall, mining=mining,
         runs=sections, versions=_versions(), inside=inside, compared=_side_by_side(sections) if several else None,
     )  # fmt: skip
@@ -76,7 +79,7 @@ def _section(run: Path, shown: int) -> dict[str, Any]:
         "cmr_plot": _curves(epochs, names, "cmr_median", "median CMR, % of a class's videos"),
         "cmr_plots": [
             {
-                "phase": line["phase"], "image": _cmr_plot(line["mining"], names),
+                "phase": line["phase"], "bars": _cmr_bars(line["mining"], names),
                 "ends": _best_and_worst(line["mining"]["mined"]["cmr"]),
             }
             for line in last_epochs(epochs) if "mined" in line["mining"]
@@ -131,7 +134,7 @@ def _best_and_worst(cmr: dict[str, float], shown: int = 3) -> str:
     ranked = sorted(cmr.items(), key=lambda entry: -entry[1])
     shown = max(1, min(shown, len(ranked) // 2))
     top, bottom = (
-        ", ".join(f"{label} {100 * share:.0f} %" for label, share in some)
+        ", ".join(f"{isolated(label)} {100 * share:.0f} %" for label, share in some)
         for some in (ranked[:shown], ranked[-shown:])
     )
     return f"Most found: {top}. Least: {bottom}."
@@ -169,11 +172,11 @@ def _side_by_side(sections: list[dict[str, Any]]) -> dict[str, Any]:
     return {"rows": rows, "plot": plot}
 
 
-def _cmr_plot(mining: dict[str, Any], names: dict[str, str]) -> str:
+def _cmr_bars(mining: dict[str, Any], names: dict[str, str]) -> dict[str, Any]:
     shown: list[str] = [way for way in names if way in mining and way not in ("both", "all")]
     classes = sorted(mining["mined"]["cmr"], key=lambda label: -mining["mined"]["cmr"][label])
     series = {way: [mining[way]["cmr"][label] for label in classes] for way in shown}
-    return plots.bars(classes, series, names, "CMR, % of the class's training videos")
+    return plots.bars(classes, series, names)
 
 
 def _galleries(run: Path, album: Album, names: dict[str, str], shown: int) -> list[dict[str, Any]]:
@@ -245,7 +248,7 @@ def _lead(sections: list[dict[str, Any]]) -> list[str]:
     """Returns one sentence per run with the results of mining and retrieval."""
     sentences = []
     for section in sections:
-        words = [f"{section['title']}:"] if section["title"] else []
+        words = [f"{isolated(section['title'])}:"] if section["title"] else []
         mined = [line["mining"] for line in last_epochs(section["epochs"]) if "mined" in line["mining"]]
         if mined:
             shown = [way for way in section["names"] if way in mined[-1]]
