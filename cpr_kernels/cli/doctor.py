@@ -11,15 +11,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import metadata, util
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
+from tyro.conf import Positional, arg
 
 from .. import __version__, losses, mining
 from ..dispatch import native
 from ..dispatch.backends import reasons
 from .arguments import parse
+from .loose_ends import report_loose_ends
 from .self_test import loss_call, mining_call, self_test
 
 # extra: (what it is for, {distribution: module})
@@ -48,8 +50,18 @@ class Doctor:
 
     Exit status 0: everything that can run gives the right answers. 1: something does not; the line names it.
     Paste the output into a bug report.
+
+    With FOLDER, of runs, data sets or indexes: list instead what stopped or killed jobs left in them and nothing needs
+    (exit status 1 where there is something); --fix removes it.
+
+        cpr doctor
+        cpr doctor runs/ --fix
     """
 
+    folders: Positional[Annotated[tuple[Path, ...], arg(metavar="[FOLDER ...]")]] = ()
+    """Folders to look through, with all below them."""
+    fix: bool = False
+    """Remove what is listed."""
     json: bool = False
     """Print one JSON object instead of text."""
     test: bool = True
@@ -59,6 +71,10 @@ class Doctor:
 def main(argv: Sequence[str]) -> int:
     """Runs `cpr doctor`; returns 0 when every test passed, else 1."""
     args: Doctor = parse(Doctor, argv, "doctor")
+    if args.fix and not args.folders:
+        raise ValueError("--fix: give the folders to look through, as in cpr doctor runs/ --fix")
+    if args.folders:
+        return report_loose_ends(args.folders, args.fix)
     found = examine(test=args.test)
     print(json.dumps(found, indent=1) if args.json else as_text(found))
     return 1 if any(test["error"] for test in found["tests"]) else 0

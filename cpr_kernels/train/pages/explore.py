@@ -50,10 +50,14 @@ class Explore:
     out: Path = field(default=Path("explore.html"))
     """The page to write."""
     title: str = "Inside the cascade"
+    data: Path | None = None
+    """Where the runs' data set is, if it was moved."""
 
 
-def explore(runs: Sequence[Path], out: Path, title: str = "Inside the cascade") -> Path:
-    """Writes the page about one run or several; returns its path.
+def explore(
+    runs: Sequence[Path], out: Path, title: str = "Inside the cascade", data: Path | None = None
+) -> Path:
+    """Writes the page about one run or several; returns its path. `data`: where their data set is, if it was moved.
 
     Raises:
         TrainError: a folder without a run, a checkpoint or a queue to look into.
@@ -61,7 +65,7 @@ def explore(runs: Sequence[Path], out: Path, title: str = "Inside the cascade") 
     if not runs:
         raise TrainError("runs: give at least one folder of a run")
     albums: dict[Path, Album] = {}
-    held = [_run(Path(run), albums) for run in runs]
+    held = [_run(Path(run), albums, data) for run in runs]
     pages = []
     for album in albums.values():
         with ProgressBar("thumbnails", len(album.place_of), unit="video") as bar:
@@ -75,7 +79,9 @@ def page(body: dict[str, Any]) -> str:
     here = Path(__file__).with_name("explorer")
     style = (here / "page.css").read_text()
     script = "\n".join((here / name).read_text() for name in ("cascade.js", "draw.js", "page.js"))
-    data = json.dumps(body, separators=(",", ":")).replace("<", "\\u003c")  # no tag, no comment, in any string
+    data = json.dumps(body, separators=(",", ":")).replace(
+        "<", "\\u003c"
+    )  # no tag, no comment, in any string
     html = (here / "page.html").read_text()
     for mark, text in (
         ("POLICY", content_policy(style, script)),
@@ -87,9 +93,9 @@ def page(body: dict[str, Any]) -> str:
     return html
 
 
-def _run(run: Path, albums: dict[Path, Album]) -> dict[str, Any]:
+def _run(run: Path, albums: dict[Path, Album], data: Path | None) -> dict[str, Any]:
     """Returns one run as the page reads it, and adds its videos to its data set's album."""
-    config = config_of(run)
+    config = config_of(run, data)
     queue = queue_of(run, config)
     folder = config.data.resolve()
     if folder not in albums:

@@ -143,7 +143,10 @@ def _legend(axes: Any) -> None:
 
 def _drawable(name: str) -> str:
     """Returns a name that XML can hold and that fits: no control characters, at most 60 letters."""
-    shown = "".join("\ufffd" if category(letter) in ("Cc", "Cs") or letter in "\ufffe\uffff" else letter for letter in name)
+    shown = "".join(
+        "\ufffd" if category(letter) in ("Cc", "Cs") or letter in "\ufffe\uffff" else letter
+        for letter in name
+    )
     return shown if len(shown) <= 60 else shown[:59] + "…"
 
 

@@ -7,7 +7,7 @@ import hashlib
 
 
 def content_policy(style: str, script: str = "") -> str:
-    """Returns the Content-Security-Policy of a page with one `<style>` and at most one `<script>`, of these exact texts.
+    """Returns the Content-Security-Policy of a page with one `<style>` and at most one `<script>`, of just these texts.
 
     Nothing else runs or loads; pictures are those that the page holds itself.
     """

@@ -34,19 +34,21 @@ def write_report(
     title: str = "Cascade positive retrieval",
     inside: str = "",
     says: Sequence[str] = (),
+    data: Path | None = None,
 ) -> Path:
     """Writes one HTML page, pictures and plots inside, about one run or several; returns its path.
 
     A run on videos with classes must have been evaluated (`eval.json`); one without has no figures, and the page
     states that. `inside` is the name of an explorer's page beside it, to link to.
-    `says`: sentences on the results, shown as a list below the page's own.
+    `says`: sentences on the results, shown as a list below the page's own. `data`: where the runs' data set is, if it
+    was moved.
     """
     import jinja2
 
     if not runs:
         raise TrainError("runs: give at least one folder of a run")
     several = len(runs) > 1
-    sections = [_section(Path(run), QUERIES_OF_MANY if several else QUERIES) for run in runs]
+    sections = [_section(Path(run), QUERIES_OF_MANY if several else QUERIES, data) for run in runs]
     recall = [row for section in sections for row in _recall_rows(section, several)]
     mining = [row for section in sections for row in _mining_rows(section, several)]
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
@@ -61,8 +63,8 @@ def write_report(
     return out
 
 
-def _section(run: Path, shown: int) -> dict[str, Any]:
-    config = config_of(run)
+def _section(run: Path, shown: int, data: Path | None) -> dict[str, Any]:
+    config = config_of(run, data)
     manifest = Manifest.load(config.data)
     epochs = [line for line in read_lines(run / "log.jsonl") if line["kind"] == "epoch"]
     evaluation = _evaluation(run) if manifest.classes else {"phases": [], "protocol": {}}

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+import resource
 import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
+from limits import limited
 from train_sets import DRAFT, lively, tiny
 
 from cpr_kernels.train import TrainError
 from cpr_kernels.train.batches.dataset import ClipDataset
 from cpr_kernels.train.data.prepare import prepare
+from cpr_kernels.train.data.store import FrameStore
 from cpr_kernels.train.encoders.weights import load_encoder, save_encoder
 from cpr_kernels.train.evaluate import retrieval as evaluate
 from cpr_kernels.train.evaluate.retrieval import evaluate_run, measurable_views
@@ -127,3 +130,16 @@ def test_a_view_that_the_tested_data_lack_is_left_out_and_said(
     assert "no train and no test video of" in said and "has audio: not measured there" in said
     with pytest.raises(TrainError, match="has no audio to test with"):
         measurable_views(data, ("audio",))
+
+
+def test_a_full_disk_is_a_sentence_and_what_was_stored_stays(tmp_path: Path) -> None:
+    with limited(resource.RLIMIT_FSIZE, 4096), pytest.raises(TrainError, match="cannot be written to .*free some"):
+        FrameStore(tmp_path, writable=True).put({"a": b"1"})
+    store = FrameStore(tmp_path, writable=True)
+    store.put({"a": json.dumps({"of": "a"}).encode()})
+    with limited(resource.RLIMIT_FSIZE, 1 << 17), pytest.raises(TrainError, match="free some space"):
+        store.put({"b": bytes(1 << 20)})
+    assert store.get_json("a") == {"of": "a"} and store.get_json("b") is None
+    store.put({"b": json.dumps({"of": "b"}).encode()})
+    assert store.get_json("b") == {"of": "b"}
+    store.close()

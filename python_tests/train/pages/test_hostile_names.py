@@ -38,10 +38,11 @@ def test_the_explorer_shows_hostile_names(tmp_path: Path) -> None:
     torch.manual_seed(0)
     strip = thumbnail(np.zeros((8, 8, 3), np.uint8)).partition(",")[2]
     videos = [
-        {"id": f"{NAMES[i % len(NAMES)]}/{i}", "class": i % len(NAMES), "strip": strip} for i in range(entries)
+        {"id": f"{NAMES[i % len(NAMES)]}/{i}", "class": i % len(NAMES), "strip": strip}
+        for i in range(entries)
     ]
     views = [{"name": name, "label": name, **quantized(torch.randn(entries, 8))} for name in ("rgb", "flow")]
-    cmr = {name: 0.5 for name in NAMES}
+    cmr = dict.fromkeys(NAMES, 0.5)
     epoch = {"phase": NAMES[1], "pmr": {"mined": 0.4, "rgb": 0.2}, "cmr": {"mined": cmr, "rgb": cmr}}
     run = {
         "name": NAMES[2], "album": 0, "phase": NAMES[0], "mines": True, "views": views,

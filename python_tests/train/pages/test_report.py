@@ -19,6 +19,7 @@ from cpr_kernels.__main__ import COMMANDS as TABLE
 from cpr_kernels.cli import train as commands
 from cpr_kernels.train import TrainError, demo
 from cpr_kernels.train.batches.dataset import ClipDataset
+from cpr_kernels.train.data.manifest import Manifest
 from cpr_kernels.train.data.synthetic import SyntheticSettings
 from cpr_kernels.train.evaluate.features import Protocol, encode
 from cpr_kernels.train.evaluate.probe import probe
@@ -94,7 +95,9 @@ def test_features_are_kept_by_the_hash_of_their_encoder(run: Path, tmp_path: Pat
 
 def test_transfer_is_measured_beside_the_run(run: Path, data: Path, tmp_path: Path) -> None:
     before = (run / "eval.json").read_text()
-    shutil.copytree(data, tmp_path / "elsewhere")
+    elsewhere = Path(shutil.copytree(data, tmp_path / "elsewhere"))
+    manifest = Manifest.load(elsewhere)  # another data set, since made with other settings
+    replace(manifest, settings=replace(manifest.settings, jpeg_quality=94)).save(elsewhere)
     evaluate_run(run, clips=2, data=tmp_path / "elsewhere", last=True)
     assert (run / "eval.json").read_text() == before
     moved = json.loads((run / "eval-elsewhere.json").read_text())["phases"][-1]

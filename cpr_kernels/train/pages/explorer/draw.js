@@ -191,7 +191,7 @@ function cmrPlot(run) {
   const classes = Object.keys(last.cmr[ways[0]]).sort((a, b) => last.cmr[ways[0]][b] - last.cmr[ways[0]][a]);
   const line = 9 * ways.length + 7, left = 130, width = 460, height = classes.length * line + 18;
   const parts = classes.flatMap((name, row) => [
-    shape("text", { x: left - 5, y: row * line + line / 2 + 2, "text-anchor": "end" }, shortened(name, 20)),
+    shape("text", { x: left - 5, y: row * line + line / 2 + 2, "text-anchor": "end" }, shortened(name, 17)),
     ...ways.flatMap((way, i) => {
       const value = last.cmr[way][name] ?? 0, long = value * (width - left - 46);
       return [
