@@ -36,7 +36,9 @@ EXTRAS: dict[str, tuple[str, dict[str, str]]] = {
     ),
     "deploy": (
         "cpr predict, index, search",
-        {"av": "av", "safetensors": "safetensors", "faiss-cpu": "faiss"},
+        {
+            "av": "av", "opencv-contrib-python-headless": "cv2", "safetensors": "safetensors", "faiss-cpu": "faiss",
+        },
     ),
     "triton": ("the triton backend", {"triton": "triton"}),
     "metrics": ("streaming metrics", {"torchmetrics": "torchmetrics"}),
@@ -175,6 +177,10 @@ def as_text(found: dict[str, Any]) -> str:
     lines.append(
         f"           CPU kernels: {core['in_use']} in use, {', '.join(others) or 'no other'} can run"
     )
+    if core["in_use"] == "generic":
+        lines.append(
+            f"           no kernels of its own for {platform.machine()}: vectors of 4 by the compiler, right but slower"
+        )
     lines.append(
         f"           CUDA kernels: {'built in' if core['cuda'] else 'not built (install where nvcc is on PATH)'}"
     )

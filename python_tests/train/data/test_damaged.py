@@ -14,6 +14,8 @@ from train_sets import DRAFT, lively, tiny
 
 from cpr_kernels.train import TrainError
 from cpr_kernels.train.batches.dataset import ClipDataset
+from cpr_kernels.train.batches.loader import clip_loader
+from cpr_kernels.train.batches.sampler import ClipSampler
 from cpr_kernels.train.data.prepare import prepare
 from cpr_kernels.train.data.store import FrameStore
 from cpr_kernels.train.encoders.weights import load_encoder, save_encoder
@@ -143,3 +145,11 @@ def test_a_full_disk_is_a_sentence_and_what_was_stored_stays(tmp_path: Path) -> 
     store.put({"b": json.dumps({"of": "b"}).encode()})
     assert store.get_json("b") == {"of": "b"}
     store.close()
+
+
+def test_more_workers_than_open_files_are_refused_before_they_start(data: Path) -> None:
+    with (
+        limited(resource.RLIMIT_NOFILE, 64),
+        pytest.raises(TrainError, match=r"workers: 20 need about 104 open files, and the limit is 64.*ulimit -n"),
+    ):
+        clip_loader(ClipDataset(data, 8, 32), ClipSampler(4, 2), 20)
