@@ -58,7 +58,7 @@ def test_rows_that_were_finished_stay_whole(tmp_path: Path) -> None:
             for row in range(100):
                 results.add([], "", {"row": row, "text": "x" * 300})
 
-    with limited(resource.RLIMIT_FSIZE, 2000), pytest.raises(OSError, match="File too large.*rows.jsonl"):
+    with limited(resource.RLIMIT_FSIZE, 2000), pytest.raises(OSError, match=r"File too large.*rows\.jsonl"):
         write()
     rows = [json.loads(line)["row"] for line in out.read_text().splitlines()]
     assert rows == list(range(6)) and list(tmp_path.iterdir()) == [out]

@@ -39,7 +39,9 @@ def killed_writer(path: Path) -> Path:
 def test_the_next_writer_removes_what_a_killed_one_left(tmp_path: Path) -> None:
     path = tmp_path / "a.bin"
     part = killed_writer(path)
-    assert leftovers(tmp_path) == leftovers(tmp_path, "a.bin") == [part] and leftovers(tmp_path, "b.bin") == []
+    assert (
+        leftovers(tmp_path) == leftovers(tmp_path, "a.bin") == [part] and leftovers(tmp_path, "b.bin") == []
+    )
     with replacing([path]) as [mine]:
         assert not part.exists() and leftovers(tmp_path) == []  # its own has a living writer
         mine.write_text("whole")

@@ -22,4 +22,3 @@ def limited(what: int, most: int) -> Iterator[None]:
 def address_space() -> int:
     """Returns the bytes of memory that this process has mapped."""
     return int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-

@@ -17,7 +17,6 @@ from ..views.augment import Augment, Draws
 from .dataset import Batch, ClipDataset
 from .sampler import ClipSampler
 
-
 FILES_A_WORKER, FILES = 4, 24  # open at once: a worker's pipes, and what else a training holds
 
 

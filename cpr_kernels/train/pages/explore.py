@@ -79,9 +79,8 @@ def page(body: dict[str, Any]) -> str:
     here = Path(__file__).with_name("explorer")
     style = (here / "page.css").read_text()
     script = "\n".join((here / name).read_text() for name in ("cascade.js", "draw.js", "page.js"))
-    data = json.dumps(body, separators=(",", ":")).replace(
-        "<", "\\u003c"
-    )  # no tag, no comment, in any string
+    data = json.dumps(body, separators=(",", ":"))
+    data = data.replace("<", "\\u003c")  # no tag, no comment, in any string
     html = (here / "page.html").read_text()
     for mark, text in (
         ("POLICY", content_policy(style, script)),

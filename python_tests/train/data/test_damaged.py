@@ -135,7 +135,10 @@ def test_a_view_that_the_tested_data_lack_is_left_out_and_said(
 
 
 def test_a_full_disk_is_a_sentence_and_what_was_stored_stays(tmp_path: Path) -> None:
-    with limited(resource.RLIMIT_FSIZE, 4096), pytest.raises(TrainError, match="cannot be written to .*free some"):
+    with (
+        limited(resource.RLIMIT_FSIZE, 4096),
+        pytest.raises(TrainError, match=r"cannot be written to .*free some"),
+    ):
         FrameStore(tmp_path, writable=True).put({"a": b"1"})
     store = FrameStore(tmp_path, writable=True)
     store.put({"a": json.dumps({"of": "a"}).encode()})
@@ -150,6 +153,8 @@ def test_a_full_disk_is_a_sentence_and_what_was_stored_stays(tmp_path: Path) -> 
 def test_more_workers_than_open_files_are_refused_before_they_start(data: Path) -> None:
     with (
         limited(resource.RLIMIT_NOFILE, 64),
-        pytest.raises(TrainError, match=r"workers: 20 need about 104 open files, and the limit is 64.*ulimit -n"),
+        pytest.raises(
+            TrainError, match=r"workers: 20 need about 104 open files, and the limit is 64.*ulimit -n"
+        ),
     ):
         clip_loader(ClipDataset(data, 8, 32), ClipSampler(4, 2), 20)

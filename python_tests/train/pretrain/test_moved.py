@@ -58,7 +58,7 @@ def test_data_that_was_moved_is_given_by_name(cascade_run: Path, data: Path, tmp
     shutil.copytree(data, elsewhere)
     config = json.loads((run / "config.json").read_text())
     (run / "config.json").write_text(json.dumps({**config, "data": str(tmp_path / "gone")}))
-    with pytest.raises(TrainError, match="gone holds no prepared data set.*--data"):
+    with pytest.raises(TrainError, match=r"gone holds no prepared data set.*--data"):
         explore([run], tmp_path / "page.html")
     assert explore([run], tmp_path / "page.html", data=elsewhere).is_file()
     evaluate_run(run, clips=1, data=elsewhere, last=True)
@@ -83,7 +83,12 @@ def test_what_updates_and_fine_tunings_name_moves_too(tmp_path: Path) -> None:
     for name in ("run", "data", "update", "tuned"):
         (old / name).mkdir(parents=True)
     WarmStart(str(old / "run"), 3, 0.5).save(old / "update" / "goes_on.json")
-    settings = {"data": str(old / "data"), "run": str(old / "run"), "encoder": None, "folder": str(old / "tuned")}
+    settings = {
+        "data": str(old / "data"),
+        "run": str(old / "run"),
+        "encoder": None,
+        "folder": str(old / "tuned"),
+    }
     (old / "tuned" / "finetune.json").write_text(json.dumps(settings))
     new = tmp_path / "new"
     old.rename(new)
