@@ -124,6 +124,7 @@ def test_a_view_that_the_tested_data_lack_is_left_out_and_said(
     run = tmp_path / "run"
     config = tiny(sound_data, run, views=("rgb", "audio"))
     monkeypatch.setattr(evaluate, "config_of", lambda folder: config)
+    monkeypatch.setattr(evaluate, "is_own_data", lambda run, data: False)
     for view in config.views:
         save_encoder(run / "encoders" / f"00-infonce.{view}.safetensors", lively(), view, phase="infonce")
     [result] = evaluate_run(run, clips=1, data=data)
@@ -157,4 +158,4 @@ def test_more_workers_than_open_files_are_refused_before_they_start(data: Path) 
             TrainError, match=r"workers: 20 need about 104 open files, and the limit is 64.*ulimit -n"
         ),
     ):
-        clip_loader(ClipDataset(data, 8, 32), ClipSampler(4, 2), 20)
+        clip_loader(ClipDataset(data, 8, 32), ClipSampler(4, 2, seed=0), 20)
