@@ -104,7 +104,10 @@ class Manifest:
                 raise TrainError(
                     f"data: {folder} is not finished; run the same `cpr prepare` again to finish it"
                 )
-            raise TrainError(f"data: {folder} holds no prepared data set; make one with `cpr prepare`")
+            raise TrainError(
+                f"data: {folder} holds no prepared data set; make one with `cpr prepare`, or say where it is "
+                "by --data"
+            )
         body = read_json(path, "data", "run the same `cpr prepare` again")
         if body.get("version") not in READABLE:
             known = " or ".join(map(str, READABLE))

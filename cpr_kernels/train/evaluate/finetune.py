@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from ...files import relocated
 from ...progress import ProgressBar
 from .. import Interrupted, TrainError
 from ..batches.dataset import Batch, ClipDataset
@@ -38,6 +39,7 @@ from .classifier import Classifier, ClipSettings, save_classifier
 from .video_scores import accuracy, fused, names_and_labels, scores_of, video_scores
 
 CLASSIFIER = "classifier.safetensors"
+PLACES = ("data", "run", "encoder")  # the settings that are paths of what it learns from
 
 
 @dataclass(frozen=True)
@@ -297,9 +299,10 @@ def _refuse_another(settings: Finetune) -> dict[str, Any]:
     """Returns the settings as plain values; refuses a folder made with others. How it is tested may change."""
     free = {"fuse", "clips", "ten_crop", "workers", "cache_mb", "logger", "device"}
     wanted = _as_json(settings)
+    wanted |= {name: str(Path(wanted[name]).resolve()) for name in PLACES if wanted[name]}
     path = settings.out / "finetune.json"
     if path.is_file():
-        before = json.loads(path.read_text())
+        before = settings_of(settings.out)
         changed = [
             f"{name} {before.get(name)} -> {value}"
             for name, value in wanted.items() if name not in {*free, "out"} and before.get(name) != value
@@ -310,7 +313,15 @@ def _refuse_another(settings: Finetune) -> dict[str, Any]:
             )
     elif (settings.out / "config.json").is_file():
         raise TrainError(f"out: {settings.out} holds a pretraining run; give another --out")
-    return wanted
+    return {**wanted, "folder": str(settings.out.resolve())}
+
+
+def settings_of(folder: Path) -> dict[str, Any]:
+    """Returns the settings that a fine-tuning was begun with, its paths where they are since it was moved."""
+    before = json.loads((folder / "finetune.json").read_text())
+    recorded = before.pop("folder", None)
+    found = {name: relocated(before[name], recorded, folder).resolve() for name in PLACES if before.get(name)}
+    return {**before, **{name: str(path) for name, path in found.items()}}
 
 
 def _snapshot(classifier: Classifier, optimizer: torch.optim.Adam, sampler: ClipSampler) -> dict[str, Any]:

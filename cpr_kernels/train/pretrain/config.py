@@ -228,6 +228,18 @@ class TrainConfig:
                 raise TrainError(f"{name}: framework iic takes {' and '.join(map(str, known))}, got {value}")
 
 
+def with_absolute_paths(config: TrainConfig) -> TrainConfig:
+    """Returns the same settings, every path absolute."""
+    goes_on = config.goes_on and config.goes_on.resolve()
+    init = {view: path.resolve() for view, path in config.init.items()}
+    return replace(config, data=config.data.resolve(), out=config.out.resolve(), init=init, goes_on=goes_on)
+
+
+def same_settings(one: TrainConfig, other: TrainConfig) -> bool:
+    """Whether two configs are of one training; paths are equal where they lead to one place."""
+    return with_absolute_paths(one) == with_absolute_paths(other)
+
+
 def to_json(config: TrainConfig) -> str:
     """Returns the config as JSON text, paths as text."""
     return json.dumps(asdict(config), indent=1, default=str)
@@ -236,6 +248,8 @@ def to_json(config: TrainConfig) -> str:
 def from_json(text: str) -> TrainConfig:
     """Returns the config of a JSON text, also one that an older version wrote."""
     body = json.loads(text)
+    for name in ("folder", "videos"):  # of the run, not of its settings
+        body.pop(name, None)
     mining = body.get("mining", {})
     if "own_drop" in mining:  # as version 0.1 wrote it
         mining["drop_own_positive"] = mining.pop("own_drop")
