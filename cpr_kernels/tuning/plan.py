@@ -1,0 +1,235 @@
+"""A mining plan: whiteners, expansion, hub term and schedule, and the table of candidates it was chosen from."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..dispatch.tensor_checks import check_one_kind
+from ..mining import Schedule, Stage, cascade_topk
+from . import plan_files
+from .candidates import COLUMNS, Candidate, schedule_text
+from .checks import check_features, check_ids
+from .steps import Expansion, Neighbors, expanded, hub_count, hub_terms, joint_neighbors, less_hubs
+from .whitening import Whitener, present
+
+
+class PlanKeys(NamedTuple):
+    """Holds keys as a plan compares them; :meth:`MiningPlan.prepare_keys` makes it."""
+
+    whitened: dict[str, Tensor]  # {view: [N, R]}, what expansion adds to a query
+    views: dict[str, Tensor]  # {view: [N, R]}, expanded; `whitened` itself without expansion
+    ids: Tensor  # [N] int64, -1 where the row takes no part
+    hub: Tensor | None  # [N] float32
+
+
+@dataclass(frozen=True, eq=False)
+class MiningPlan:
+    """Says how to mine: whiten each view, expand by neighbours, run the schedule, subtract half of the hub terms.
+
+    :func:`tune_schedule` makes it. It prints as the table of what was tried, compares equal by value, and is kept by
+    :meth:`save` and :meth:`load`.
+
+    Attributes:
+        whiten: ``{view: Whitener(mean [D], matrix [D, R] or None)}`` of the views that the schedule scores by.
+        expand: ``Expansion(neighbors, power)``, or None.
+        hub: how many neighbours the hub term averages (at most a 20th of the keys), or None. The last stage then
+            keeps as many, of which the `topk` highest in ``score - hub[j] / 2`` stay.
+        schedule: what runs on the whitened, expanded rows.
+        candidates: all that was tried, best first; empty for a plan made by hand.
+        confidence: share of resamples of the queries in which the best candidate agrees more than the runner-up.
+        doubt: why nothing could be chosen, the plan being the plain joint score; empty where something was.
+
+    Raises:
+        ValueError: parts that do not fit together.
+    """
+
+    whiten: Mapping[str, Whitener]
+    expand: Expansion | None
+    hub: int | None
+    schedule: Schedule
+    candidates: tuple[Candidate, ...] = ()
+    confidence: float = math.nan
+    doubt: str = ""
+
+    def __post_init__(self) -> None:
+        without = [view for view in self.schedule.views if view not in self.whiten]
+        if without:
+            raise ValueError(
+                f"MiningPlan: the schedule scores by {without[0]!r}, but whiten has no such view"
+            )
+        if self.hub is not None and self.hub < 1:
+            raise ValueError(f"MiningPlan: hub must be a count >= 1 or None, got {self.hub}")
+        if self.expand is not None and (self.expand.neighbors < 1 or not self.expand.power >= 0):
+            raise ValueError(
+                f"MiningPlan: expand must be (neighbors >= 1, power >= 0), got {tuple(self.expand)}"
+            )
+
+    @property
+    def topk(self) -> int:
+        """Returns the number of positives per query."""
+        return self.schedule.topk
+
+    def to(self, device: torch.device | str) -> MiningPlan:
+        """Returns the same plan with its whiteners on another device."""
+        return replace(self, whiten={view: whitener.to(device) for view, whitener in self.whiten.items()})
+
+    def whitened(self, views: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Returns the views that the plan uses, whitened: ``{view: [B, R]}`` float32; a missing view is zeros.
+
+        Raises:
+            ValueError: a view that is not there or of another size, or rows with NaN beside numbers.
+        """
+        check_features("MiningPlan", views, {view: len(white.mean) for view, white in self.whiten.items()})
+        return {view: whitener(views[view]) for view, whitener in self.whiten.items()}
+
+    def prepare_keys(self, views: Mapping[str, Tensor], ids: Tensor | None = None) -> PlanKeys:
+        """Returns the keys as the plan compares them: whitened, expanded by each other, with their hub terms.
+
+        Args:
+            views: ``{view: [N, D]}`` raw embeddings.
+            ids: [N] int64 source of each key, -1 for an empty slot; None: each its own.
+        """
+        whitened = self.whitened(views)
+        ids = check_ids("MiningPlan", ids, {view: views[view] for view in self.whiten})
+        keys = PlanKeys(whitened, whitened, ids, None)
+        if self.expand is not None:
+            keys = keys._replace(views=self.expanded(whitened, keys, ids))
+        if self.hub is not None:
+            keys = keys._replace(hub=self.hub_terms(self.nearest(keys.views, keys, ids), keys))
+        return keys
+
+    def expanded(
+        self, whitened: Mapping[str, Tensor], keys: PlanKeys, ids: Tensor | None
+    ) -> dict[str, Tensor]:
+        """Returns whitened rows with their nearest keys added, as `expand` says."""
+        if self.expand is None:
+            return dict(whitened)
+        near = joint_neighbors(whitened, keys.whitened, self.expand.neighbors, ids, keys.ids)
+        return expanded(whitened, keys.whitened, near, self.expand)
+
+    def nearest(self, rows: Mapping[str, Tensor], keys: PlanKeys, ids: Tensor | None) -> Neighbors:
+        """Returns what the schedule keeps of expanded rows; with a hub term the last stage keeps `hub` or more."""
+        schedule = self.schedule
+        if self.hub is not None:
+            keep = max(self.hub, self.topk)
+            if len(schedule) > 1:
+                keep = min(keep, schedule[-2].keep)
+            schedule = Schedule([*schedule[:-1], Stage(schedule[-1].view, keep)])
+        return Neighbors(*cascade_topk(rows, keys.views, schedule, query_ids=ids, key_ids=keys.ids))
+
+    def hub_terms(self, near: Neighbors, keys: PlanKeys) -> Tensor:
+        """Returns the mean of each row's highest scores [B], float32."""
+        assert self.hub is not None
+        return hub_terms(near.scores, hub_count(self.hub, len(keys.ids), self.topk))
+
+    def mine(
+        self, queries: Mapping[str, Tensor], keys: PlanKeys, query_ids: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Mines positives for raw queries among prepared keys.
+
+        Args:
+            queries: ``{view: [B, D]}``.
+            keys: what :meth:`prepare_keys` returned.
+            query_ids: [B] int64 source of each query; keys of the same source are never selected.
+
+        Returns:
+            ``indices [B, topk]`` int64 padded with -1, and ``scores [B, topk]`` float32, less half of the hub terms
+            where the plan has them, padded with -inf; by (score descending, index ascending). A query without any of
+            the views mines nothing.
+        """
+        check_one_kind("MiningPlan", (*queries.values(), *keys.views.values(), query_ids))
+        rows = self.expanded(self.whitened(queries), keys, query_ids)
+        near = self.nearest(rows, keys, query_ids)
+        if keys.hub is not None:
+            near = less_hubs(near, keys.hub, self.topk)
+        lost = ~torch.stack([present(queries[view]) for view in self.whiten]).any(dim=0)[:, None]
+        return near.indices.masked_fill(lost, -1), near.scores.masked_fill(lost, -torch.inf)
+
+    def save(self, path: str | Path) -> None:
+        """Writes the plan as JSON to `path`, and its whiteners beside it with the suffix `.safetensors`."""
+        plan_files.write(self.to_dict(), self.whiten, Path(path))
+
+    @classmethod
+    def load(cls, path: str | Path) -> MiningPlan:
+        """Reads what :meth:`save` wrote.
+
+        Raises:
+            ValueError: a file that is missing, cut, of another kind, or not the one saved with it.
+        """
+        found, whiten = plan_files.read(Path(path))
+        return plan_files.checked(Path(path), lambda: cls._of(found, whiten))
+
+    @classmethod
+    def _of(cls, found: Mapping[str, Any], whiten: Mapping[str, Whitener]) -> MiningPlan:
+        expand, hub, confidence = found["expand"], found["hub"], found["confidence"]
+        return cls(
+            whiten,
+            None if expand is None else Expansion(int(expand["neighbors"]), float(expand["power"])),
+            None if hub is None else int(hub),
+            Schedule.from_list(found["schedule"]),
+            tuple(Candidate.of_dict(tried) for tried in found["candidates"]),
+            math.nan if confidence is None else float(confidence),
+            str(found["doubt"]),
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns all but the whiteners' numbers, ready for JSON."""
+        return {
+            "schedule": self.schedule.to_list(),
+            "expand": None if self.expand is None else self.expand._asdict(),
+            "hub": self.hub,
+            "confidence": None if math.isnan(self.confidence) else self.confidence,
+            "doubt": self.doubt,
+            "candidates": [tried.to_dict() for tried in self.candidates],
+        }
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, MiningPlan):
+            return NotImplemented
+        same = self.to_dict() == other.to_dict() and list(self.whiten) == list(other.whiten)
+        return same and all(_equal(white, other.whiten[view]) for view, white in self.whiten.items())
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __str__(self) -> str:
+        rows = [COLUMNS, *(tried.row() for tried in self.candidates)]
+        widths = [max(len(row[i]) for row in rows) for i in range(len(COLUMNS))]
+        lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths)).rstrip() for row in rows]
+        return "\n".join([self.summary(), *(lines if self.candidates else [])])
+
+    def summary(self) -> str:
+        """Returns the choice in words: the plan's steps, how sure it is, or why it cannot tell."""
+        steps = [self.describe()]
+        if self.doubt:
+            steps.append(f"cannot tell: {self.doubt}")
+        elif not math.isnan(self.confidence):
+            steps.append(
+                f"the best candidate agrees more than the runner-up in {self.confidence:.0%} of resamples"
+            )
+        return "\n".join(steps)
+
+    def describe(self) -> str:
+        """Returns the plan's steps in a line."""
+        chosen = next((tried for tried in self.candidates if tried.chosen), None)
+        words = [] if chosen is None else [f"whitening {chosen.settings.power:g}"]
+        if self.expand is not None:
+            words.append(f"expansion {self.expand.neighbors} neighbours to the power {self.expand.power:g}")
+        if self.hub is not None:
+            words.append(f"hub term of {self.hub}")
+        return f"MiningPlan: {schedule_text(self.schedule)}" + "".join(f", {word}" for word in words)
+
+
+def _equal(first: Whitener, second: Whitener) -> bool:
+    if (first.matrix is None) != (second.matrix is None):
+        return False
+    pairs = [(first.mean, second.mean)]
+    if first.matrix is not None and second.matrix is not None:
+        pairs.append((first.matrix, second.matrix))
+    return all(torch.equal(a.cpu(), b.cpu()) for a, b in pairs)
