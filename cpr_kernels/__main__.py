@@ -23,6 +23,7 @@ class Command(NamedTuple):
 
 COMMANDS = {
     "mine": Command("mine.mine", "main", "positives from your own embeddings (.npz, .npy, .safetensors)"),
+    "tune": Command("tune", "main", "chooses how to mine such a table, without labels"),
     "prepare": Command(
         "train", "prepare", "a folder of videos becomes stored RGB frames and TV-L1 flow", "train"
     ),

@@ -16,8 +16,10 @@ from ..mining import Schedule, Stage, cascade_topk
 from . import plan_files
 from .candidates import COLUMNS, Candidate, schedule_text
 from .checks import check_features, check_ids
-from .steps import Expansion, Neighbors, expanded, hub_count, hub_terms, joint_neighbors, less_hubs
+from .steps import HUB_WEIGHT, Expansion, Neighbors, expanded, hub_count, hub_terms, joint_neighbors
 from .whitening import Whitener, present
+
+HUB_VIEW = "hub term"  # the name of the view that carries hub terms through a cascade
 
 
 class PlanKeys(NamedTuple):
@@ -64,6 +66,8 @@ class MiningPlan:
             raise ValueError(
                 f"MiningPlan: the schedule scores by {without[0]!r}, but whiten has no such view"
             )
+        if HUB_VIEW in self.whiten:
+            raise ValueError(f"MiningPlan: a view must not be called {HUB_VIEW!r}; rename it")
         if self.hub is not None and self.hub < 1:
             raise ValueError(f"MiningPlan: hub must be a count >= 1 or None, got {self.hub}")
         if self.expand is not None and (self.expand.neighbors < 1 or not self.expand.power >= 0):
@@ -102,7 +106,8 @@ class MiningPlan:
         if self.expand is not None:
             keys = keys._replace(views=self.expanded(whitened, keys, ids))
         if self.hub is not None:
-            keys = keys._replace(hub=self.hub_terms(self.nearest(keys.views, keys, ids), keys))
+            near = Neighbors(*cascade_topk(keys.views, keys.views, self.wide, query_ids=ids, key_ids=ids))
+            keys = keys._replace(hub=self.hub_terms(near, keys))
         return keys
 
     def expanded(
@@ -114,15 +119,37 @@ class MiningPlan:
         near = joint_neighbors(whitened, keys.whitened, self.expand.neighbors, ids, keys.ids)
         return expanded(whitened, keys.whitened, near, self.expand)
 
-    def nearest(self, rows: Mapping[str, Tensor], keys: PlanKeys, ids: Tensor | None) -> Neighbors:
-        """Returns what the schedule keeps of expanded rows; with a hub term the last stage keeps `hub` or more."""
-        schedule = self.schedule
+    @property
+    def wide(self) -> Schedule:
+        """Returns the schedule whose last stage keeps `hub` entries or more, among which hub terms are subtracted."""
+        if self.hub is None:
+            return self.schedule
+        keep = max(self.hub, self.topk)
+        if len(self.schedule) > 1:
+            keep = min(keep, self.schedule[-2].keep)
+        return Schedule([*self.schedule[:-1], Stage(self.schedule[-1].view, keep)])
+
+    @property
+    def cascade(self) -> Schedule:
+        """Returns the plan as one cascade over :meth:`query_features` and :meth:`key_features`."""
+        if self.hub is None:
+            return self.schedule
+        return Schedule([*self.wide, Stage({**self.schedule[-1].weights, HUB_VIEW: 1.0}, self.topk)])
+
+    def query_features(
+        self, views: Mapping[str, Tensor], keys: PlanKeys, ids: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        """Returns raw queries as `cascade` compares them: whitened, expanded, and ones as the view of hub terms."""
+        rows = self.expanded(self.whitened(views), keys, ids)
         if self.hub is not None:
-            keep = max(self.hub, self.topk)
-            if len(schedule) > 1:
-                keep = min(keep, schedule[-2].keep)
-            schedule = Schedule([*schedule[:-1], Stage(schedule[-1].view, keep)])
-        return Neighbors(*cascade_topk(rows, keys.views, schedule, query_ids=ids, key_ids=keys.ids))
+            rows[HUB_VIEW] = next(iter(rows.values())).new_ones(len(next(iter(rows.values()))), 1)
+        return rows
+
+    def key_features(self, keys: PlanKeys) -> dict[str, Tensor]:
+        """Returns prepared keys as `cascade` compares them; the view of hub terms holds ``-hub / 2``, [N, 1]."""
+        if keys.hub is None:
+            return dict(keys.views)
+        return {**keys.views, HUB_VIEW: -HUB_WEIGHT * keys.hub[:, None]}
 
     def hub_terms(self, near: Neighbors, keys: PlanKeys) -> Tensor:
         """Returns the mean of each row's highest scores [B], float32."""
@@ -145,12 +172,10 @@ class MiningPlan:
             the views mines nothing.
         """
         check_one_kind("MiningPlan", (*queries.values(), *keys.views.values(), query_ids))
-        rows = self.expanded(self.whitened(queries), keys, query_ids)
-        near = self.nearest(rows, keys, query_ids)
-        if keys.hub is not None:
-            near = less_hubs(near, keys.hub, self.topk)
+        rows, features = self.query_features(queries, keys, query_ids), self.key_features(keys)
+        indices, scores = cascade_topk(rows, features, self.cascade, query_ids=query_ids, key_ids=keys.ids)
         lost = ~torch.stack([present(queries[view]) for view in self.whiten]).any(dim=0)[:, None]
-        return near.indices.masked_fill(lost, -1), near.scores.masked_fill(lost, -torch.inf)
+        return indices.masked_fill(lost, -1), scores.masked_fill(lost, -torch.inf)
 
     def save(self, path: str | Path) -> None:
         """Writes the plan as JSON to `path`, and its whiteners beside it with the suffix `.safetensors`."""

@@ -60,8 +60,8 @@ def allowed(query_ids: Tensor, key_ids: Tensor) -> Tensor:
 def ranked(scores: Tensor, may: Tensor) -> list[list[int]]:
     """Entries of each row by (score descending, index ascending), without those that may not."""
     return [
-        sorted((j for j in range(scores.shape[1]) if may[i, j]), key=lambda j: (-scores[i, j].item(), j))
-        for i in range(len(scores))
+        sorted((j for j, ok in enumerate(oks) if ok), key=lambda j: (-row[j], j))
+        for row, oks in zip(scores.tolist(), may.tolist())
     ]
 
 
@@ -71,11 +71,12 @@ def expanded_by_loops(
     scores = joint_scores(rows, keys)
     lists = ranked(scores, may)
     out = {v: torch.zeros_like(rows[v], dtype=torch.float64) for v in rows}
+    weights = scores.clamp(min=0).pow(power).tolist()
     for i in range(len(scores)):
         total = {v: rows[v][i].double().clone() for v in rows}
         for j in lists[i][:neighbors]:
             for v in rows:
-                total[v] += max(scores[i, j].item(), 0.0) ** power * keys[v][j].double()
+                total[v] += weights[i][j] * keys[v][j].double()
         length = torch.cat(list(total.values())).norm()
         for v in rows:
             out[v][i] = total[v] / length * len(rows) ** 0.5
@@ -93,9 +94,9 @@ def plan_by_loops(
     if hub is None:
         return [some[:topk] for some in lists]
     count = max(topk, min(hub, len(ids) // 20))
-    terms = [sum(scores[j, n].item() for n in lists[j][:count]) / count for j in range(len(ids))]
+    scores = scores.tolist()
+    terms = [sum(scores[j][n] for n in lists[j][:count]) / count for j in range(len(ids))]
     wide = [some[: max(hub, topk)] for some in lists]
     return [
-        sorted(some, key=lambda j: (-(scores[i, j].item() - terms[j] / 2), j))[:topk]
-        for i, some in enumerate(wide)
+        sorted(some, key=lambda j: (-(scores[i][j] - terms[j] / 2), j))[:topk] for i, some in enumerate(wide)
     ]

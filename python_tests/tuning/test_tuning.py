@@ -20,8 +20,8 @@ POWERS = (0.0, 0.25, 0.5, 0.75, 1.0)
 
 @pytest.fixture(scope="module")
 def three():
-    views, labels = clusters(rows=120, views=3)
-    return views, torch.arange(120) // 2, labels
+    views, labels = clusters(rows=90, views=3)
+    return views, torch.arange(90) // 2, labels
 
 
 @pytest.fixture(scope="module")
@@ -73,15 +73,14 @@ def test_every_candidate_is_listed_best_first_and_one_is_chosen(plan):
 
 def test_the_same_seed_gives_the_same_plan(three, plan):
     views, ids, _ = three
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
+    torch.set_num_threads(2)
     try:
         again = cpr.tune_schedule(views, ids)
     finally:
-        torch.set_num_threads(threads)
+        torch.set_num_threads(1)
     assert again.to_dict() == plan.to_dict()
     state = torch.get_rng_state()
-    other = cpr.tune_schedule(views, ids, sample=90, seed=3)
+    other = cpr.tune_schedule(views, ids, sample=70, seed=3)
     assert other.to_dict() != plan.to_dict()
     assert torch.equal(state, torch.get_rng_state())
 
@@ -205,11 +204,11 @@ def test_the_least_whitening_among_equals_is_chosen():
     [
         (lambda v, i: ({"v0": v["v0"]}, i), "holds one view, 'v0'"),
         (lambda v, i: ({}, i), "views must be"),
-        (lambda v, i: ({**v, "v1": torch.ones(120, 3)}, i), r"views\['v1'\] is constant"),
-        (lambda v, i: ({**v, "v1": torch.zeros(120, 3)}, i), "held by 0 of 120 rows"),
+        (lambda v, i: ({**v, "v1": torch.ones(90, 3)}, i), r"views\['v1'\] is constant"),
+        (lambda v, i: ({**v, "v1": torch.zeros(90, 3)}, i), "held by 0 of 90 rows"),
         (lambda v, i: ({n: x[:9] for n, x in v.items()}, i[:9]), "at least 10 are needed for topk=5"),
-        (lambda v, i: (v, torch.zeros(120, dtype=torch.int64)), "ids name 1 source over 120 rows"),
-        (lambda v, i: (v, i.int()), r"ids must be int64 of shape \[120\]"),
+        (lambda v, i: (v, torch.zeros(90, dtype=torch.int64)), "ids name 1 source over 90 rows"),
+        (lambda v, i: (v, i.int()), r"ids must be int64 of shape \[90\]"),
         (
             lambda v, i: ({**v, "v1": v["v1"].index_fill(1, torch.tensor([2]), torch.nan)}, i),
             "row 0 of .*'v1'.* holds NaN",
