@@ -38,7 +38,7 @@ from .mining import (
     parse_schedule,
     plan_faiss,
 )
-from .tuning import MiningPlan, estimate_agreement, tune_schedule
+from .tuning import Miner, MiningPlan, estimate_agreement, tune_schedule
 
 __version__ = "0.1.0"
 
@@ -47,6 +47,7 @@ __all__ = [
     "FaissIndex",
     "MILNCELoss",
     "MemoryBank",
+    "Miner",
     "MiningPlan",
     "MultiViewQueue",
     "RebuildPolicy",

@@ -15,9 +15,9 @@ from ..dispatch.tensor_checks import check_one_kind
 from ..mining import Schedule, Stage, cascade_topk
 from . import plan_files
 from .candidates import COLUMNS, Candidate, schedule_text
-from .checks import check_features, check_ids
+from .checks import check_features, check_ids, check_varied
 from .steps import HUB_WEIGHT, Expansion, Neighbors, expanded, hub_count, hub_terms, joint_neighbors
-from .whitening import Whitener, present
+from .whitening import Whitener, present, principal_axes
 
 HUB_VIEW = "hub term"  # the name of the view that carries hub terms through a cascade
 
@@ -47,6 +47,7 @@ class MiningPlan:
         candidates: all that was tried, best first; empty for a plan made by hand.
         confidence: share of resamples of the queries in which the best candidate agrees more than the runner-up.
         doubt: why nothing could be chosen, the plan being the plain joint score; empty where something was.
+        power: of the whitening, with which :meth:`refitted` fits whiteners anew; None for other whiteners.
 
     Raises:
         ValueError: parts that do not fit together.
@@ -59,6 +60,7 @@ class MiningPlan:
     candidates: tuple[Candidate, ...] = ()
     confidence: float = math.nan
     doubt: str = ""
+    power: float | None = None
 
     def __post_init__(self) -> None:
         without = [view for view in self.schedule.views if view not in self.whiten]
@@ -83,6 +85,23 @@ class MiningPlan:
     def to(self, device: torch.device | str) -> MiningPlan:
         """Returns the same plan with its whiteners on another device."""
         return replace(self, whiten={view: whitener.to(device) for view, whitener in self.whiten.items()})
+
+    def refitted(self, views: Mapping[str, Tensor]) -> MiningPlan:
+        """Returns the same plan with its whiteners fitted to other rows of the same views.
+
+        Raises:
+            ValueError: a plan without a power of whitening, or rows too few or too alike to fit to.
+        """
+        if self.power is None:
+            raise ValueError(
+                "MiningPlan: was made without a power of whitening, so its whiteners cannot be fitted anew"
+            )
+        check_features("MiningPlan", views, {view: len(white.mean) for view, white in self.whiten.items()})
+        used = {view: views[view] for view in self.whiten}
+        check_varied("MiningPlan", used)
+        return replace(
+            self, whiten={view: principal_axes(rows).whitener(self.power) for view, rows in used.items()}
+        )
 
     def whitened(self, views: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Returns the views that the plan uses, whitened: ``{view: [B, R]}`` float32; a missing view is zeros.
@@ -202,6 +221,7 @@ class MiningPlan:
             tuple(Candidate.of_dict(tried) for tried in found["candidates"]),
             math.nan if confidence is None else float(confidence),
             str(found["doubt"]),
+            None if found["power"] is None else float(found["power"]),
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -210,6 +230,7 @@ class MiningPlan:
             "schedule": self.schedule.to_list(),
             "expand": None if self.expand is None else self.expand._asdict(),
             "hub": self.hub,
+            "power": self.power,
             "confidence": None if math.isnan(self.confidence) else self.confidence,
             "doubt": self.doubt,
             "candidates": [tried.to_dict() for tried in self.candidates],
@@ -242,8 +263,7 @@ class MiningPlan:
 
     def describe(self) -> str:
         """Returns the plan's steps in a line."""
-        chosen = next((tried for tried in self.candidates if tried.chosen), None)
-        words = [] if chosen is None else [f"whitening {chosen.settings.power:g}"]
+        words = [] if self.power is None else [f"whitening {self.power:g}"]
         if self.expand is not None:
             words.append(f"expansion {self.expand.neighbors} neighbours to the power {self.expand.power:g}")
         if self.hub is not None:

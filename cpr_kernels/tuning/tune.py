@@ -149,7 +149,7 @@ def _plan(
 
 def _as_plan(drawn: Sample, settings: Settings) -> MiningPlan:
     whiten = {view: drawn.axes[view].whitener(settings.power) for view in settings.schedule.views}
-    return MiningPlan(whiten, settings.expand, settings.hub, settings.schedule)
+    return MiningPlan(whiten, settings.expand, settings.hub, settings.schedule, power=settings.power)
 
 
 def _undecided(drawn: Sample, plain: Settings, doubt: str) -> MiningPlan:

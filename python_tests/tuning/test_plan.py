@@ -21,7 +21,9 @@ JOINT = Schedule([Stage({"v0": 0.5, "v1": 0.5}, 5)])
 
 
 def plan_of(power: float = 0.5, expand=None, hub=None, schedule=JOINT, views=VIEWS) -> MiningPlan:
-    return MiningPlan({v: principal_axes(x).whitener(power) for v, x in views.items()}, expand, hub, schedule)
+    return MiningPlan(
+        {v: principal_axes(x).whitener(power) for v, x in views.items()}, expand, hub, schedule, power=power
+    )
 
 
 def same_but_ties(indices: torch.Tensor, expected: list[list[int]]) -> None:
