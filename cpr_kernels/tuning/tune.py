@@ -81,7 +81,7 @@ def tune_schedule(
     Each candidate mines a sample of the rows with one view left out, and that view tells which share of the mined
     pairs are mutual neighbours in it; the mean over the views left out is the candidate's agreement. Where views err
     independently given the class, agreement ranks candidates as the share of true positives does. Chosen is, among
-    the candidates that cannot be told from the best at 5 %, one of the least whitening, and of these the best.
+    the candidates that cannot be distinguished from the best at 5 %, one of the least whitening, and of these the best.
 
     Candidates: the joint score of all views, whitened by the powers 0, 0.25, 0.5, 0.75 and 1, each plain, with the
     hub term, and expanded by 5 or 10 neighbours; single views; and the cascades of 3, 5 and 7 stages at ratio 0.5 in
@@ -99,7 +99,7 @@ def tune_schedule(
         progress: True shows a bar, None one on a terminal and lines elsewhere, False nothing.
 
     Returns:
-        A :class:`MiningPlan`. Where nothing can be told (copies of one view, views that agree by chance only), it is
+        A :class:`MiningPlan`. Where nothing can be decided (copies of one view, views that agree by chance only), it is
         the plain joint score and `doubt` says why.
 
     Raises:
