@@ -20,7 +20,8 @@ from torch import Tensor
 from cpr_kernels import MiningPlan, Schedule, coclr_schedule, cpr_schedule, tune_schedule
 from cpr_kernels.metrics import class_mining_recall, median_recall, positive_mining_recall
 from cpr_kernels.tuning import Expansion
-from cpr_kernels.tuning.candidates import CASCADES, Settings, joint_schedule, tuned_settings
+from cpr_kernels.tuning.candidates import CASCADES, Settings, tuned_settings
+from cpr_kernels.tuning.steps import joint_schedule
 from cpr_kernels.tuning.whitening import PrincipalAxes, principal_axes
 
 from ..harness.text import markdown
@@ -129,7 +130,7 @@ class Row(NamedTuple):
 def study(table: Table, seeds: Sequence[int]) -> Row:
     """Returns all figures of one table; labels score, and never choose but in hindsight."""
     names = list(table.views)
-    joint = joint_schedule(names, TOPK)
+    joint = joint_schedule(tuple(names), TOPK)
     single = max((plain(table, coclr_schedule(view, TOPK)) for view in names), key=lambda found: found.pmr)
     given = [plain(table, schedule) for schedule in cascades(table, names)]
     orders = list(permutations(names)) if len(names) <= 3 else [names, names[::-1]]

@@ -12,8 +12,8 @@ import torch
 from tyro.conf import Positional
 
 from ..tuning import MiningPlan, tune_schedule
-from ..tuning.candidates import joint_schedule
 from ..tuning.plan_files import whiteners_path
+from ..tuning.steps import joint_schedule
 from .arguments import at_least, parse
 from .mine.inputs import Side, find_names, open_sides
 from .mine.options import File, Mine, Names, ViewFiles
@@ -111,7 +111,7 @@ def _figures(
     sources = torch.arange(len(labels.of_keys)) if ids is None else ids
     plain = MiningPlan(
         {view: white._replace(matrix=None) for view, white in plan.whiten.items()}, None, None,
-        joint_schedule(list(plan.whiten), plan.topk),
+        joint_schedule(tuple(plan.whiten), plan.topk),
     )  # fmt: skip
     found = {}
     for name, how in (("plan", plan), ("joint", plain)):

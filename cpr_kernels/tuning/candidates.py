@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..mining import Schedule, Stage, coclr_schedule, cpr_schedule
-from .steps import Expansion, joint_stage
+from .steps import Expansion, joint_schedule
 
 POWERS = (0.0, 0.25, 0.5, 0.75, 1.0)
 HUB = 50  # neighbours that the hub term averages; fewer lose positives
@@ -91,14 +91,9 @@ def schedule_text(schedule: Schedule) -> str:
     return ",".join(stages)
 
 
-def joint_schedule(views: Sequence[str], topk: int) -> Schedule:
-    """Returns one stage that scores by the mean of all views."""
-    return Schedule([joint_stage(views, topk)])
-
-
 def tuned_settings(views: Sequence[str], topk: int) -> list[Settings]:
     """Returns the settings of the joint score, plain first."""
-    joint = joint_schedule(views, topk)
+    joint = joint_schedule(tuple(views), topk)
     return [Settings(power, expand, hub, joint) for power in POWERS for expand, hub in STEPS]
 
 

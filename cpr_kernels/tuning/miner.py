@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from ..memory.queue import MultiViewQueue
 from ..mining import cascade_topk
+from .checks import check_features
 from .plan import MiningPlan, PlanKeys
-from .steps import Neighbors, less_hubs
+from .steps import Neighbors, expanded, joint_schedule, less_hubs
 from .whitening import Whitener
 
 WHITENED, EXPANDED, HUB = "whitened", "expanded", "hub"
@@ -67,7 +68,8 @@ class Miner(nn.Module):
             self.register_buffer(f"mean_{number}", white.mean.to(device, copy=True))
             if white.matrix is not None:
                 self.register_buffer(f"matrix_{number}", _square(white.matrix).to(device, copy=True))
-        self._plan = plan
+        self._plan, self._sizes, self._wide = plan, plan.sizes, plan.wide  # formed once, not at each step
+        self._nearest = joint_schedule(tuple(views), 1 if plan.expand is None else plan.expand.neighbors)
         self._fill(self.plan)
 
     @property
@@ -92,13 +94,18 @@ class Miner(nn.Module):
         """Mines positives for a batch.
 
         Args:
-            features: ``{view: [B, D]}``, what :meth:`enqueue` will write (momentum embeddings).
+            features: ``{view: [B, D]}``, what :meth:`enqueue` will write (momentum embeddings); a row of zeros, or
+                with NaN, is a missing view.
             ids: [B] int64 source of each row; entries of the same source are never selected.
         """
         plan, keys = self.plan, self.keys
-        whitened = plan.whitened(features)
-        rows = plan.expanded(whitened, keys, ids)
-        near = Neighbors(*cascade_topk(rows, keys.views, plan.wide, query_ids=ids, key_ids=keys.ids))
+        check_features("Miner", features, self._sizes, values=False)
+        whitened = plan.whitened_unchecked(features)
+        rows = whitened
+        if plan.expand is not None:
+            found = cascade_topk(whitened, keys.whitened, self._nearest, query_ids=ids, key_ids=keys.ids)
+            rows = expanded(whitened, keys.whitened, Neighbors(*found), plan.expand)
+        near = Neighbors(*cascade_topk(rows, keys.views, self._wide, query_ids=ids, key_ids=keys.ids))
         kept = {f"{WHITENED} {view}": table for view, table in whitened.items()}
         if plan.expand is not None:
             kept |= {f"{EXPANDED} {view}": table for view, table in rows.items()}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -96,7 +97,7 @@ class MiningPlan:
             raise ValueError(
                 "MiningPlan: was made without a power of whitening, so its whiteners cannot be fitted anew"
             )
-        check_features("MiningPlan", views, {view: len(white.mean) for view, white in self.whiten.items()})
+        check_features("MiningPlan", views, self.sizes)
         used = {view: views[view] for view in self.whiten}
         check_varied("MiningPlan", used)
         return replace(
@@ -109,7 +110,16 @@ class MiningPlan:
         Raises:
             ValueError: a view that is not there or of another size, or rows with NaN beside numbers.
         """
-        check_features("MiningPlan", views, {view: len(white.mean) for view, white in self.whiten.items()})
+        check_features("MiningPlan", views, self.sizes)
+        return self.whitened_unchecked(views)
+
+    @cached_property
+    def sizes(self) -> dict[str, int]:
+        """Returns ``{view: D}``."""
+        return {view: len(white.mean) for view, white in self.whiten.items()}
+
+    def whitened_unchecked(self, views: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Returns :meth:`whitened` of rows that fit; a row with NaN is a missing view."""
         return {view: whitener(views[view]) for view, whitener in self.whiten.items()}
 
     def prepare_keys(self, views: Mapping[str, Tensor], ids: Tensor | None = None) -> PlanKeys:
@@ -138,7 +148,7 @@ class MiningPlan:
         near = joint_neighbors(whitened, keys.whitened, self.expand.neighbors, ids, keys.ids)
         return expanded(whitened, keys.whitened, near, self.expand)
 
-    @property
+    @cached_property
     def wide(self) -> Schedule:
         """Returns the schedule whose last stage keeps `hub` entries or more, among which hub terms are subtracted."""
         if self.hub is None:
@@ -148,7 +158,7 @@ class MiningPlan:
             keep = min(keep, self.schedule[-2].keep)
         return Schedule([*self.schedule[:-1], Stage(self.schedule[-1].view, keep)])
 
-    @property
+    @cached_property
     def cascade(self) -> Schedule:
         """Returns the plan as one cascade over :meth:`query_features` and :meth:`key_features`."""
         if self.hub is None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
@@ -29,10 +29,9 @@ class Neighbors(NamedTuple):
     scores: Tensor  # [B, k] float32, padded with -inf
 
 
-def joint_stage(views: Iterable[str], keep: int) -> Stage:
-    """Returns the stage that scores by the mean of all views' inner products."""
-    names = tuple(views)
-    return Stage(dict.fromkeys(names, 1.0 / len(names)), keep)
+def joint_schedule(views: tuple[str, ...], keep: int) -> Schedule:
+    """Returns one stage that scores by the mean of all views' inner products."""
+    return Schedule([Stage(dict.fromkeys(views, 1.0 / len(views)), keep)])
 
 
 def joint_neighbors(
@@ -43,8 +42,9 @@ def joint_neighbors(
     key_ids: Tensor | None,
 ) -> Neighbors:
     """Returns the `keep` keys of the highest joint score, one `cascade_topk` of one stage."""
-    schedule = Schedule([joint_stage(keys, keep)])
-    return Neighbors(*cascade_topk(queries, keys, schedule, query_ids=query_ids, key_ids=key_ids))
+    return Neighbors(
+        *cascade_topk(queries, keys, joint_schedule(tuple(keys), keep), query_ids=query_ids, key_ids=key_ids)
+    )
 
 
 def expanded(

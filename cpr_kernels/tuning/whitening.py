@@ -33,7 +33,8 @@ class Whitener(NamedTuple):
         unit = normalize(rows - self.mean, dim=1)
         if self.matrix is not None:
             unit = normalize(unit @ self.matrix, dim=1)
-        return unit.masked_fill(~present(rows)[:, None], 0.0)
+        missing = ~(rows.abs().amax(dim=1, keepdim=True) > 0)  # also where a number is NaN
+        return unit.masked_fill(missing, 0.0)
 
     def to(self, device: torch.device | str) -> Whitener:
         """Returns the same whitener on another device."""

@@ -12,7 +12,8 @@ import cpr_kernels as cpr
 from cpr_kernels.metrics import class_mining_recall, median_recall, positive_mining_recall
 from cpr_kernels.tuning import Expansion
 from cpr_kernels.tuning.agreement import Votes, copies, is_mutual, votes_of
-from cpr_kernels.tuning.candidates import Settings, joint_schedule, without_views
+from cpr_kernels.tuning.candidates import Settings, without_views
+from cpr_kernels.tuning.steps import joint_schedule
 from cpr_kernels.tuning.tune import choose
 
 POWERS = (0.0, 0.25, 0.5, 0.75, 1.0)
@@ -54,7 +55,7 @@ def test_agreement_is_its_definition(three, plan, power, expand, hub):
     [tried] = [
         c for c in plan.candidates
         if (c.settings.power, c.settings.expand, c.settings.hub) == (power, expand, hub)
-        and c.settings.schedule == joint_schedule(list(views), 5)
+        and c.settings.schedule == joint_schedule(tuple(views), 5)
     ]  # fmt: skip
     assert tried.agreement == pytest.approx(agreement_by_loops(views, ids, power, expand, hub), abs=0.01)
 
@@ -140,7 +141,7 @@ def test_copies_and_unrelated_views_cannot_decide(three):
     plan_apart = cpr.tune_schedule(apart)
     assert "no more than on random pairs" in plan_apart.doubt and plan_apart.candidates
     for found in (plan, plan_apart):
-        assert found.expand is None and found.hub is None and found.schedule == joint_schedule(["a", "b"], 5)
+        assert found.expand is None and found.hub is None and found.schedule == joint_schedule(("a", "b"), 5)
         assert all(white.matrix is None for white in found.whiten.values())
         assert not any(tried.chosen for tried in found.candidates)
     with pytest.raises(ValueError, match="no view is left to judge"):
@@ -184,7 +185,7 @@ def test_leaving_views_out_of_a_schedule():
 
 
 def test_the_least_whitening_among_equals_is_chosen():
-    joint = joint_schedule(["a", "b"], 5)
+    joint = joint_schedule(("a", "b"), 5)
     g = torch.Generator().manual_seed(0)
     base = torch.randint(0, 6, (1, 1, 500), generator=g).float()
     pairs = torch.full((1, 500), 5.0)
