@@ -41,8 +41,8 @@ def joined(of_views: Sequence[Votes]) -> Votes:
 
 
 def witness_size(rows: int) -> int:
-    """Returns how many neighbours of a row a view vouches for."""
-    return max(WITNESS_LEAST, rows // WITNESS_SHARE)
+    """Returns how many neighbours of a row a view vouches for; of a few rows no more than a quarter."""
+    return max(1, min(max(WITNESS_LEAST, rows // WITNESS_SHARE), rows // 4))
 
 
 def view_neighbors(rows: Tensor, ids: Tensor, held: Tensor) -> Tensor:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from places import SHARED_DATA
 from tuning_data import allowed, clusters, plan_by_loops, ranked, whitened_by_loops
 
@@ -192,9 +196,9 @@ def test_the_least_whitening_among_equals_is_chosen():
     noise = torch.randint(-1, 2, (1, 1, 500), generator=g).float()
 
     def pick(lift: float, **tried) -> int:
-        settings = [Settings(0.0, None, None, joint), Settings(0.5, tried.get("expand"), None, joint)]
+        of = [Settings(0.0, None, None, joint), Settings(0.5, tried.get("expand"), None, joint)]
         ballots = [Votes(base, pairs), Votes(base + noise + lift, pairs)]
-        return choose(ballots, settings, 0, thinned=False).chosen
+        return choose(ballots, of, 0, thinned=False).chosen
 
     assert pick(0.02 - float(noise.mean())) == 0  # better, but not beyond chance
     assert pick(0.5 - float(noise.mean())) == 1
@@ -231,6 +235,35 @@ def test_bad_input_is_named(three, change, said):
     if changed:
         with pytest.raises(ValueError, match=rf"^estimate_agreement: .*{said}"):
             cpr.estimate_agreement(changed, cpr.coclr_schedule("v0", 5), of)
+
+
+@settings(max_examples=15, deadline=None)
+@given(seed=st.integers(0, 2**31), rows=st.integers(10, 60), count=st.integers(2, 4), topk=st.integers(1, 5))
+def test_any_table_is_tuned_or_refused_in_words(seed, rows, count, topk):
+    g = torch.Generator().manual_seed(seed)
+    views = {}
+    for v in range(count):
+        table = torch.randn(rows, 1 + seed % 5 + v, generator=g) * 10.0 ** (seed % 7 - 3)
+        table = table.round() if seed % 3 == 0 else table
+        table[torch.rand(rows, generator=g) < 0.2 * (seed % 2)] = torch.nan
+        views[f"v{v}"] = table
+    ids = torch.randint(-1, rows, (rows,), generator=g)
+    try:
+        found = cpr.tune_schedule(views, ids, topk=topk, sample=max(2 * topk, 8 + seed % 50), seed=seed)
+    except ValueError as error:
+        assert str(error).startswith("tune_schedule: ")
+        return
+    json.dumps(found.to_dict(), allow_nan=False)
+    mined, scores = found.mine(views, found.prepare_keys(views, ids), ids)
+    may = allowed(ids, ids)
+    assert mined.shape == (rows, topk) and ((mined >= 0) == (scores > -torch.inf)).all()
+    assert may.gather(1, mined.clamp(min=0))[mined >= 0].all()
+    assert all(0 <= tried.agreement <= 1 for tried in found.candidates)
+
+
+def test_few_rows_are_no_copies_for_being_few():
+    views, _ = clusters(rows=12, noise=3.0)
+    assert "copies" not in cpr.tune_schedule(views, topk=2).doubt
 
 
 @pytest.mark.parametrize("wrong", [{"topk": 0}, {"sample": 4}, {"seed": -1}, {"topk": 2.5}])
