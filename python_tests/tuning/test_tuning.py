@@ -34,7 +34,7 @@ def plan(three):
     return cpr.tune_schedule(three[0], three[1])
 
 
-def agreement_by_loops(views, ids, power, expand, hub, topk=5):
+def agreement_by_loops(views, ids, power, expand, hub, topk=5, copied=()):
     """The definition: sets of neighbours, one pair at a time."""
     white = {p: {v: whitened_by_loops(x, p) for v, x in views.items()} for p in POWERS}
     may, size = allowed(ids, ids), max(10, len(ids) // 50)
@@ -42,7 +42,7 @@ def agreement_by_loops(views, ids, power, expand, hub, topk=5):
     for q in POWERS:
         shares = []
         for u in views:
-            rest = {v: rows for v, rows in white[power].items() if v != u}
+            rest = {v: rows for v, rows in white[power].items() if v != u and not {u, v} <= set(copied)}
             mined = plan_by_loops(rest, ids, expand, hub, topk)
             near = [set(some[:size]) for some in ranked(white[q][u] @ white[q][u].T, may)]
             pairs = [(i, j) for i, some in enumerate(mined) for j in some]
@@ -158,6 +158,15 @@ def test_a_copy_of_a_view_does_not_vouch_for_it(three):
         "c": torch.tensor([[2, -1], [-1, -1], [1, -1]])
     }
     assert copies(near) == [("a", "b"), ("c",)]
+    twice = {"v0": views["v0"], "v1": views["v1"], "copy": 2 * views["v0"]}
+    [plain] = [
+        c
+        for c in cpr.tune_schedule(twice, ids).candidates
+        if c.settings == Settings(0.0, None, None, joint_schedule(tuple(twice), 5))
+    ]
+    expected = agreement_by_loops(twice, ids, 0.0, None, None, copied=("v0", "copy"))
+    assert plain.agreement == pytest.approx(expected, abs=0.01)
+    assert abs(agreement_by_loops(twice, ids, 0.0, None, None) - expected) > 0.03  # with the copy left in
     with_copy = {**views, "v3": views["v0"] * 2}
     alone = cpr.coclr_schedule("v0", 5)
     assert cpr.estimate_agreement(with_copy, alone, ids) == cpr.estimate_agreement(views, alone, ids)
