@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from tuning_data import clusters
+from two_ranks import on_two_ranks
 
 import cpr_kernels as cpr
 from cpr_kernels import Miner, MiningPlan, MultiViewQueue, Schedule, Stage
@@ -153,3 +154,24 @@ def test_the_queue_may_be_of_lower_precision():
 
 def test_the_public_name():
     assert cpr.Miner is Miner
+
+
+def uneven_ranks(rank: int) -> dict[str, torch.Tensor]:
+    """Each rank mines rows of its own, 6 or 3 of them, and all ranks enqueue all rows."""
+    torch.set_num_threads(1)
+    miner = Miner(plan_of(), filled())
+    rows = slice(120, 126) if rank == 0 else slice(126, 129)
+    mined = miner(some(rows), IDS[rows])
+    miner.enqueue(mined, IDS[rows])
+    return {"indices": mined.indices, **miner.state_dict()}
+
+
+def test_ranks_keep_the_same_keys(tmp_path):
+    first, second = on_two_ranks(uneven_ranks, tmp_path)
+    alone = Miner(plan_of(), filled())
+    mined = alone(some(slice(120, 129)), IDS[120:129])
+    alone.enqueue(mined, IDS[120:129])
+    assert torch.equal(torch.cat([first.pop("indices"), second.pop("indices")]), mined.indices)
+    for name, value in alone.state_dict().items():
+        assert torch.equal(first[name], second[name]), name
+        assert torch.allclose(first[name], value, atol=1e-6), name
