@@ -35,6 +35,13 @@ COMMANDS = {
             "--schedule flow:0.1,rgb:200,flow+rgb:10 --chunk 4096 --out mined.npz",
         ),
     ),
+    "tune": Command(
+        "tune", "main", "chooses how to mine such a table, without labels",
+        (
+            "cpr tune clips.npz --ids video --out plan.json",
+            "cpr mine clips.npz --ids video --plan plan.json --out mined.npz",
+        ),
+    ),
     "prepare": Command(
         "train", "prepare", "a folder of videos becomes stored RGB frames and TV-L1 flow",
         (

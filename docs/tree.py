@@ -20,6 +20,7 @@ ORDER = (
     "losses",
     "memory",
     "metrics",
+    "tuning",
     "deploy",
     "cli",
     "cli/tables",
