@@ -73,14 +73,15 @@ def cascade_topk(
     query_ids: Tensor | None = None,
     key_ids: Tensor | None = None,
     exclude: Tensor | None = None,
+    key_bias: Tensor | None = None,
     backend: str | FaissIndex = "auto",
 ) -> tuple[Tensor, Tensor]:
     """Mines positives: stage after stage, keeps the queue entries most similar in one view, then in another.
 
     For one stage and nothing excluded: ``(queries[v] @ keys[v].T).topk(k)``. In general, starting from the
     eligible entries, stage ``s`` keeps the ``keep`` highest by (score descending, index ascending), where the
-    score is ``sum(weight * queries[view] @ keys[view].T)`` over the stage's views; the last stage's survivors
-    come out in that order (Wu et al. 2022, section 3.2).
+    score is ``sum(weight * queries[view] @ keys[view].T)`` over the stage's views, at the last stage plus
+    ``key_bias``; the last stage's survivors come out in that order (Wu et al. 2022, section 3.2).
 
     Args:
         queries: ``{view: [B, D_v]}``, float32, bfloat16, float16 (or float64, slow), of the keys' dtype or one that it
@@ -94,6 +95,11 @@ def cascade_topk(
         key_ids: [N] int64 source of each entry; a negative id is an empty slot, never selected. Of a sharded
             queue: of the entries that this rank holds.
         exclude: [B, N] bool; True is never selected. Prefer ids: this is the only B x N array involved.
+        key_bias: [N] float32, added to the last stage's score: minus half of a hub term (CSLS), or a penalty for
+            entries mined often. The same as one more view of D=1 in that stage, ones as queries and the bias as keys.
+            +inf comes first, -inf last; an entry whose bias is NaN is never selected. It is exact beside bfloat16
+            features too (to 9e-41); float16 features are copied to float32. A sharded queue and a
+            :class:`FaissIndex` refuse it.
         backend: ``"auto"``, or a name of :func:`explain`'s table; one that cannot run is an error. Or a
             :class:`FaissIndex` over these keys, which then proposes the survivors of stage 1.
 
@@ -107,13 +113,14 @@ def cascade_topk(
         RuntimeError: of a sharded queue: a rank has ended, refused its arguments or makes another call.
     """
     if backend == "auto" and exclude is None:
-        mined = native.run_directly(queries, keys, schedule, query_ids, key_ids)
+        mined = native.run_directly(queries, keys, schedule, query_ids, key_ids, key_bias)
         if mined is not None:
             return mined
     for key in keys.values():
         if isinstance(key, ShardedKeys):
             requested = backend if isinstance(backend, str) else faiss_backend.NAME
-            return _over_shards(key, requested, queries, keys, schedule, query_ids, key_ids, exclude)
+            arguments = (queries, keys, schedule, query_ids, key_ids, exclude, key_bias)
+            return _over_shards(key, requested, *arguments)
     if not isinstance(backend, str):
         if not isinstance(backend, FaissIndex):
             raise ValueError(
@@ -121,10 +128,9 @@ def cascade_topk(
                 f"{type(backend).__name__}; FaissIndex.from_faiss adopts an index of FAISS itself"
             )
         tables = cast(Mapping[str, Tensor], keys)
-        return backend.cascade_topk(
-            queries, tables, schedule, query_ids=query_ids, key_ids=key_ids, exclude=exclude
-        )
-    call = as_call(queries, keys, schedule, query_ids, key_ids, exclude)
+        masks = {"query_ids": query_ids, "key_ids": key_ids, "exclude": exclude, "key_bias": key_bias}
+        return backend.cascade_topk(queries, tables, schedule, **masks)
+    call = as_call(queries, keys, schedule, query_ids, key_ids, exclude, key_bias)
     if backend == "auto":
         return torch.ops.cpr.cascade_topk.default(*call)
     return torch.ops.cpr._cascade_topk_on(*call, backend=backend)
@@ -150,6 +156,7 @@ def cascade_rerank(
     query_ids: Tensor | None = None,
     key_ids: Tensor | None = None,
     exclude: Tensor | None = None,
+    key_bias: Tensor | None = None,
     backend: str = "auto",
 ) -> tuple[Tensor, Tensor]:
     """Runs the cascade over a list of candidates per query instead of the whole queue; it finishes an index search.
@@ -167,6 +174,7 @@ def cascade_rerank(
         query_ids: as :func:`cascade_topk`.
         key_ids: as :func:`cascade_topk`.
         exclude: as :func:`cascade_topk`. Prefer -1 in `candidates`: nothing of size B x N is then involved.
+        key_bias: as :func:`cascade_topk`.
         backend: as :func:`cascade_topk`.
 
     Returns:
@@ -176,7 +184,7 @@ def cascade_rerank(
     Raises:
         ValueError: an argument that does not fit, or a candidate out of range.
     """
-    masks = {"query_ids": query_ids, "key_ids": key_ids, "exclude": exclude}
+    masks = {"query_ids": query_ids, "key_ids": key_ids, "exclude": exclude, "key_bias": key_bias}
     call = as_rerank_call(queries, keys, schedule, candidates, **masks)
     if backend == "auto":
         return torch.ops.cpr.cascade_rerank.default(*call)

@@ -11,6 +11,7 @@ from torch import Tensor
 from ..dispatch.calls import CascadeCall, RerankCall, row_contiguous
 from ..dispatch.fast_path import dispatcher_is_idle
 from ..dispatch.native import DTYPE_CODES, LIMITS, address, core, on_current_stream, why_not_cuda
+from .arguments import biased_weights
 from .candidate_lists import gather_entries, sorted_unique
 from .schedule import Schedule
 from .weightings import plan_rows
@@ -106,6 +107,7 @@ def run_directly(
     schedule: Schedule,
     query_ids: Tensor | None,
     key_ids: Tensor | None,
+    key_bias: Tensor | None = None,
 ) -> tuple[Tensor, Tensor] | None:
     """The result of plain CPU tensors that fit together, where nothing listens to torch's calls; None for all else,
     which the op runs or refuses.
@@ -118,6 +120,18 @@ def run_directly(
         of_keys = [keys[view] for view in schedule.views]
     except KeyError:
         return None
+    if key_bias is not None:
+        query = of_queries[0]
+        if (
+            type(key_bias) is not Tensor
+            or type(query) is not Tensor
+            or key_bias.dim() != 1
+            or query.dim() != 2
+        ):
+            return None
+        of_queries.append(torch.ones(query.shape[0], 1, dtype=torch.float32))
+        of_keys.append(key_bias[:, None])
+        weights = biased_weights(weights, len(keep))
     threads = torch.get_num_threads()
     return core.cascade_topk_of_tensors(of_queries, of_keys, weights, keep, query_ids, key_ids, threads)
 

@@ -247,6 +247,10 @@ class FaissIndex:
                 the queue that an index cannot help.
         """
         schedule = Schedule(schedule)
+        if masks.get("key_bias") is not None:
+            raise ValueError(
+                "FaissIndex: an index searches without key_bias; mine without it, or with backend='auto'"
+            )
         self._check_keys(keys)
         outside = [view for view in schedule[0].weights if view not in self.views]
         if outside:
