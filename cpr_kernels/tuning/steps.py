@@ -55,14 +55,16 @@ def expanded(
     ``rows[v][i] + sum(max(score, 0) ** power * keys[v][j])`` over the first neighbours j of i.
     """
     indices, scores = near.indices[:, : expansion.neighbors], near.scores[:, : expansion.neighbors]
-    weights = (scores.clamp(min=0) ** expansion.power).masked_fill(indices < 0, 0.0)
+    weights = scores.clamp(min=0) ** expansion.power
+    if expansion.power == 0:  # else padding, whose score is -inf, weighs 0
+        weights = weights.masked_fill(indices < 0, 0.0)
     places = indices.clamp(min=0)
     sums = {
         name: row + embedding_bag(places, keys[name], per_sample_weights=weights, mode="sum")
         for name, row in rows.items()
     }
-    square = torch.stack([total.square().sum(dim=1) for total in sums.values()]).sum(dim=0)
-    scale = (len(sums) / square.clamp(min=1e-24)).sqrt()[:, None]
+    length = torch.linalg.vector_norm(torch.cat(list(sums.values()), dim=1), dim=1, keepdim=True)
+    scale = len(sums) ** 0.5 / length.clamp(min=1e-12)
     return {name: total * scale for name, total in sums.items()}
 
 

@@ -21,7 +21,7 @@ def present(rows: Tensor) -> Tensor:
 class Whitener(NamedTuple):
     """Maps raw embeddings of a view [B, D] to whitened ones [B, R] of length 1.
 
-    ``normalize(normalize(rows - mean) @ matrix)``; a missing view stays a row of zeros.
+    ``normalize((rows - mean) @ matrix)``; a missing view stays a row of zeros.
     """
 
     mean: Tensor  # [D] float32
@@ -30,11 +30,9 @@ class Whitener(NamedTuple):
     def __call__(self, rows: Tensor) -> Tensor:
         """Returns the whitened rows, float32."""
         rows = rows.float()
-        unit = normalize(rows - self.mean, dim=1)
-        if self.matrix is not None:
-            unit = normalize(unit @ self.matrix, dim=1)
-        missing = ~(rows.abs().amax(dim=1, keepdim=True) > 0)  # also where a number is NaN
-        return unit.masked_fill(missing, 0.0)
+        moved = rows - self.mean if self.matrix is None else (rows - self.mean) @ self.matrix
+        longest = torch.linalg.vector_norm(rows, torch.inf, dim=1, keepdim=True)  # NaN where a number is NaN
+        return torch.where(longest > 0, normalize(moved, dim=1), 0.0)
 
     def to(self, device: torch.device | str) -> Whitener:
         """Returns the same whitener on another device."""

@@ -12,7 +12,7 @@ from tuning_data import clusters, plan_by_loops, whitened_by_loops
 import cpr_kernels as cpr
 from cpr_kernels import MiningPlan, Schedule, Stage
 from cpr_kernels.tuning import Expansion, Whitener
-from cpr_kernels.tuning.steps import Neighbors, less_hubs
+from cpr_kernels.tuning.steps import Neighbors, expanded, less_hubs
 from cpr_kernels.tuning.whitening import principal_axes
 
 VIEWS, LABELS = clusters()
@@ -53,6 +53,14 @@ def test_a_plan_mines_what_its_formulas_say(expand, hub):
     same_but_ties(indices, plan_by_loops(white, IDS, expand, hub, 5))
     assert (scores[:, :-1] >= scores[:, 1:]).all()
     assert not (IDS[indices] == IDS[:, None]).any()
+
+
+@pytest.mark.parametrize("power", [0.0, 2.0])
+def test_padding_adds_nothing_to_an_expanded_row(power):
+    rows, keys = {"a": torch.tensor([[1.0, 0.0]])}, {"a": torch.tensor([[0.0, 5.0], [0.0, 1.0]])}
+    near = Neighbors(torch.tensor([[1, -1, -1]]), torch.tensor([[1.0, -torch.inf, -torch.inf]]))
+    made = expanded(rows, keys, near, Expansion(3, power))["a"]
+    assert torch.allclose(made, torch.tensor([[0.5**0.5, 0.5**0.5]]))
 
 
 def test_the_hub_term_is_subtracted_and_ties_go_to_the_lower_index():
