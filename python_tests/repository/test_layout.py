@@ -18,7 +18,7 @@ PACKAGE = ROOT / "cpr_kernels"
 LAYERS = {
     "cpr_kernels": [
         {"__main__"}, {"cli"}, {"train"}, {"__init__"}, {"ops", "explain", "metrics"},
-        {"mining", "losses", "memory", "deploy"}, {"dispatch", "video", "files", "progress", "errors"}, {"video_files", "_core"},
+        {"mining", "losses", "memory", "deploy"}, {"dispatch", "video", "files", "progress", "errors", "flops"}, {"video_files", "_core"},
     ],
     "cpr_kernels.train": [
         {"demo"}, {"update", "export", "pages"}, {"evaluate"}, {"pretrain"}, {"batches"}, {"views"},
