@@ -67,6 +67,40 @@ def test_with_lightly(example):
         assert lightly_moco.main() > 4 * CHANCE
 
 
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
+def test_in_the_published_order(example, precision):
+    coclr = example("coclr")
+    with torch.random.fork_rng():
+        published, ours = (coclr.main(step, 12, precision) for step in ("published_step", "step"))
+    assert published[:, 0].std() > 0.1  # steps differ
+    torch.testing.assert_close(
+        ours[:, 0], published[:, 0], atol=1e-5 if precision == torch.float32 else 0.02, rtol=0
+    )
+    if precision == torch.float32:
+        assert torch.equal(ours[:, 1:], published[:, 1:])
+
+
+def test_the_patch_is_five_lines():
+    assert (EXAMPLES / "coclr.py").read_text().count("  # CPR") == 5
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_as_a_lightning_module(example, precision):
+    lightning_module = example("lightning_module", needs="lightning.pytorch")
+    with torch.random.fork_rng():
+        logged = lightning_module.main(steps=40, precision=precision)
+    assert logged.keys() == {"loss/rgb", "loss/flow", "top5/rgb", "top5/flow"}
+    assert logged["top5/rgb"] > 0.3 and logged["top5/flow"] > 0.3  # by chance: 5 of 513
+
+
+@pytest.mark.parametrize("precision", ["no", "bf16"])
+def test_in_an_accelerate_script(example, precision):
+    accelerate_script = example("accelerate_script", needs="accelerate")
+    with torch.random.fork_rng():
+        top5 = accelerate_script.main(steps=48, mixed_precision=precision)
+    assert top5["end"] > 0.3 and top5["start"] > 0.1
+
+
 def test_under_compile(example):
     same, difference = example("compiled").main(backend="aot_eager")
     assert same and difference < 1e-5
