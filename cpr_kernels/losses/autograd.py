@@ -184,7 +184,7 @@ def run_directly(call: LossCall, want_stats: bool = False) -> Tensor | tuple[Ten
         return None
     if not call.query.dtype == call.positive.dtype == call.keys.dtype or native.why_not(call) is not None:
         return None
-    check_loss(call)
+    check_loss(call, plain=True)
     check_loss_in_range(call)
     if torch.is_grad_enabled() and any(x.requires_grad for x in (call.query, call.positive, call.keys)):
         return _NativeSweep.apply(*call, want_stats)

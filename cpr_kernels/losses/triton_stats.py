@@ -39,7 +39,7 @@ def into_best(best, entries):
 @triton.jit
 def no_best(rows: tl.constexpr):
     """Room [rows, 8] for BEST entries: places beyond them hold what nothing replaces."""
-    place = tl.arange(0, 8)
+    place = tl.arange(0, 8).to(tl.int64)
     empty = tl.where(place < BEST, NO_ENTRY + place, ALWAYS)
     return tl.zeros((rows, 8), tl.int64) + empty[None, :]
 
@@ -51,7 +51,7 @@ def finish_stats(
 ):  # fmt: skip
     """Statistics of one query: its own pair and the parts' best entries put together, and which are positives."""
     b = tl.program_id(0).to(tl.int64)
-    place = tl.arange(0, 8)
+    place = tl.arange(0, 8).to(tl.int64)
     found = tl.where(
         place[None, :] == 0, ranking(tl.load(own_scores + b), tl.full((), -1, tl.int64)), no_best(1)
     )

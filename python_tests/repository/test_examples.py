@@ -67,17 +67,21 @@ def test_with_lightly(example):
         assert lightly_moco.main() > 4 * CHANCE
 
 
-@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
-def test_in_the_published_order(example, precision):
+def test_in_the_published_order(example):
     coclr = example("coclr")
     with torch.random.fork_rng():
-        published, ours = (coclr.main(step, 12, precision) for step in ("published_step", "step"))
+        published, ours, mixed = (
+            coclr.main(step, 12, precision)
+            for step, precision in (
+                ("published_step", torch.float32),
+                ("step", torch.float32),
+                ("step", torch.bfloat16),
+            )  # fmt: skip
+        )
     assert published[:, 0].std() > 0.1  # steps differ
-    torch.testing.assert_close(
-        ours[:, 0], published[:, 0], atol=1e-5 if precision == torch.float32 else 0.02, rtol=0
-    )
-    if precision == torch.float32:
-        assert torch.equal(ours[:, 1:], published[:, 1:])
+    torch.testing.assert_close(ours[:, 0], published[:, 0], atol=1e-5, rtol=0)
+    assert torch.equal(ours[:, 1:], published[:, 1:])
+    torch.testing.assert_close(mixed[:, 0], published[:, 0], atol=0.05, rtol=0)
 
 
 def test_the_patch_is_five_lines():
@@ -96,8 +100,12 @@ def test_as_a_lightning_module(example, precision):
 @pytest.mark.parametrize("precision", ["no", "bf16"])
 def test_in_an_accelerate_script(example, precision):
     accelerate_script = example("accelerate_script", needs="accelerate")
-    with torch.random.fork_rng():
-        top5 = accelerate_script.main(steps=48, mixed_precision=precision)
+    state = importlib.import_module("accelerate.state").AcceleratorState
+    try:
+        with torch.random.fork_rng():
+            top5 = accelerate_script.main(steps=48, mixed_precision=precision)
+    finally:
+        state._reset_state(reset_partial_state=True)  # of the process: it holds one precision
     assert top5["end"] > 0.3 and top5["start"] > 0.1
 
 
