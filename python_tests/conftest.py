@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Generator
 from pathlib import Path
 
 import pytest
@@ -13,25 +12,22 @@ from places import SHARED_DATA
 import cpr_kernels
 from cpr_kernels import _core
 
+THREADS = torch.get_num_threads()
+NETWORKS = {"bench", "cli", "deploy", "train"}  # folders whose tests run networks rather than kernels
 
-@pytest.hookimpl(wrapper=True)
-def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
-    """Under pytest-xdist, runs a test marked `timed` while no other worker runs one: every other test shares a lock
-    that it takes for itself. Whoever waits for that lock holds the gate, so later tests cannot overtake it.
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Beside other workers a network runs on one thread, in child processes too: torch's threads would wait for each
+    other's turn on a core.
     """
     if "PYTEST_XDIST_WORKER" not in os.environ:
-        return (yield)
-    import fcntl
-
-    folder = item.config._tmp_path_factory.getbasetemp().parent  # what the workers of a run have in common
-    with (folder / "gate.lock").open("a") as gate, (folder / "room.lock").open("a") as room:
-        fcntl.flock(gate, fcntl.LOCK_EX)
-        fcntl.flock(room, fcntl.LOCK_EX if item.get_closest_marker("timed") else fcntl.LOCK_SH)
-        fcntl.flock(gate, fcntl.LOCK_UN)
-        try:
-            return (yield)
-        finally:
-            fcntl.flock(room, fcntl.LOCK_UN)  # explicitly: a forked child may keep the file open
+        return
+    if NETWORKS & set(item.path.parts):
+        torch.set_num_threads(1)
+        os.environ["OMP_NUM_THREADS"] = "1"
+    else:
+        torch.set_num_threads(THREADS)
+        os.environ.pop("OMP_NUM_THREADS", None)
 
 
 @pytest.fixture(autouse=True)
