@@ -76,7 +76,7 @@ def test_in_the_published_order(example):
                 ("published_step", torch.float32),
                 ("step", torch.float32),
                 ("step", torch.bfloat16),
-            )  # fmt: skip
+            )
         )
     assert published[:, 0].std() > 0.1  # steps differ
     torch.testing.assert_close(ours[:, 0], published[:, 0], atol=1e-5, rtol=0)
