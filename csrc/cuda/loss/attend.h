@@ -5,10 +5,8 @@
 // Features come as two float16 planes, x = high + low, a row scaled by a power of two (score.h); products are
 // high*high + high*low + low*high. Weights are split the same way, scaled by a running power of two a row.
 #pragma once
-#include <type_traits>
-
 #include "../score.h"
-#include "layout.h"
+#include "attend_ranks.h"
 
 namespace cpr {
 
@@ -215,72 +213,6 @@ CPR_DEVICE void load_facts(const AttendArgs& args, uint32_t first, uint32_t row0
   }
 }
 
-// What a sweep does: sums for queries, gradients of keys, or sums with statistics of the logits.
-constexpr int ATTEND_SUMS = 0, ATTEND_GRADIENT = 1, ATTEND_RANKS = 2;
-
-// A lane's statistics of its two rows' scores: the best by (score descending, column ascending).
-struct LaneRanks {
-  float own[2];
-  uint32_t above[2] = {0, 0};
-  float scores[2][BEST];
-  uint32_t columns[2][BEST];
-
-  CPR_DEVICE LaneRanks(const AttendArgs& args, uint32_t first) {
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      const uint32_t row = first + static_cast<uint32_t>(8 * half);
-      own[half] = args.ranks.own[row < args.num_rows ? row : args.num_rows - 1];
-#pragma unroll
-      for (int i = 0; i < BEST; ++i) {
-        scores[half][i] = float_of(0xFF800000u);  // -inf
-        columns[half][i] = UINT32_MAX;
-      }
-    }
-  }
-  // Columns come in ascending order.
-  template <int HALF>
-  CPR_DEVICE void add(float score, uint32_t column) {
-    above[HALF] += score > own[HALF] ? 1u : 0u;
-    if (!(score > scores[HALF][BEST - 1])) return;
-#pragma unroll
-    for (int i = 0; i < BEST; ++i) {
-      if (!(score > scores[HALF][i])) continue;
-      const float kept = scores[HALF][i];
-      const uint32_t kept_column = columns[HALF][i];
-      scores[HALF][i] = score;
-      columns[HALF][i] = column;
-      score = kept;
-      column = kept_column;
-    }
-  }
-  CPR_DEVICE void write(const AttendArgs& args, uint32_t first, uint32_t part) const {
-    const int lane = thread_index() & 31;
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      const uint32_t row = first + static_cast<uint32_t>(8 * half);
-      if (row >= args.num_rows) continue;
-      const int64_t at = (static_cast<int64_t>(part) * args.num_rows + row) * RANK_LISTS + lane % RANK_LISTS;
-      args.ranks.above[at] = above[half];
-#pragma unroll
-      for (int i = 0; i < BEST; ++i) {
-        args.ranks.best_scores[at * BEST + i] = scores[half][i];
-        args.ranks.best_keys[at * BEST + i] = columns[half][i];
-      }
-    }
-  }
-};
-
-// In place of them where there are none.
-struct NoRanks {
-  CPR_DEVICE NoRanks(const AttendArgs&, uint32_t) {}
-  template <int HALF>
-  CPR_DEVICE void add(float, uint32_t) {}
-  CPR_DEVICE void write(const AttendArgs&, uint32_t, uint32_t) const {}
-};
-
-template <int MODE>
-using Ranks = std::conditional_t<MODE == ATTEND_RANKS, LaneRanks, NoRanks>;
-
 // A lane's two rows: what they are, and their running sums.
 struct LaneRows {
   int64_t id[2];
@@ -410,7 +342,7 @@ CPR_DEVICE void attend(const AttendArgs& args, unsigned char* shared) {
   const int out0 = static_cast<int>(block_index_z()) * A::OUT;
   A attention{row_tile, nullptr, lane, warp * 16, out0, {}, {-120, -120}};
   LaneRows rows(args, row0 + static_cast<uint32_t>(row_in_tile));
-  Ranks<MODE> ranks(args, row0 + static_cast<uint32_t>(row_in_tile));
+  Ranks<MODE> ranks(args.ranks, args.num_rows, row0 + static_cast<uint32_t>(row_in_tile));
   fetch_rows<DEPTHS>(args.rows, row0, args.num_rows, ATTEND_ROWS, 0, row_tile);
   if (begin < end) fetch_rows<DEPTHS>(args.columns, begin, args.num_columns, ATTEND_COLUMNS, 0, stages);
   copy_commit();
@@ -433,7 +365,7 @@ CPR_DEVICE void attend(const AttendArgs& args, unsigned char* shared) {
   }
   copy_wait<0>();
   write_rows<GRADIENT>(args, attention, rows, row0 + static_cast<uint32_t>(row_in_tile), part, out0);
-  if (out0 == 0) ranks.write(args, row0 + static_cast<uint32_t>(row_in_tile), part);
+  if (out0 == 0) ranks.write(args.ranks, args.num_rows, row0 + static_cast<uint32_t>(row_in_tile), part);
 }
 
 }  // namespace cpr

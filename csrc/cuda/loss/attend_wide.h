@@ -37,7 +37,7 @@ CPR_DEVICE void attend_wide(const AttendArgs& args, unsigned char* shared) {
   const int items = args.chunks + (GRADIENT || args.attended ? 1 : 0);
   A attention{nullptr, nullptr, lane, warp * 16, 0, {}, {-120, -120}};
   LaneRows rows(args, row0 + static_cast<uint32_t>(row_in_tile));
-  Ranks<MODE> ranks(args, row0 + static_cast<uint32_t>(row_in_tile));
+  Ranks<MODE> ranks(args.ranks, args.num_rows, row0 + static_cast<uint32_t>(row_in_tile));
   float weights[A::N8][4] = {}, cross[A::N8][4] = {}, shrinks[2] = {1.0f, 1.0f};
 
   if (begin < end) fetch_item(args, row0, begin, 0, out, stages);
@@ -74,7 +74,7 @@ CPR_DEVICE void attend_wide(const AttendArgs& args, unsigned char* shared) {
   copy_wait<0>();
   write_rows<GRADIENT>(args, attention, rows, row0 + static_cast<uint32_t>(row_in_tile), part,
                        out * OUT_DEPTH);
-  if (out == 0) ranks.write(args, row0 + static_cast<uint32_t>(row_in_tile), part);
+  if (out == 0) ranks.write(args.ranks, args.num_rows, row0 + static_cast<uint32_t>(row_in_tile), part);
 }
 
 }  // namespace cpr

@@ -94,17 +94,6 @@ CPR_DEVICE void add_positives(const LossArgs& args, int64_t query, int warp, int
   }
 }
 
-// The product of a query with its own positive, by one warp, alike in all lanes; NaN where it is not finite.
-CPR_DEVICE float own_score(const LossArgs& loss, int64_t query, int lane) {
-  float own = 0.0f;
-  for (int64_t d = lane; d < loss.dim; d += 32)
-    own += element(loss.query, loss.dtype, query * loss.query_stride + d) *
-           element(loss.positive, loss.dtype, query * loss.positive_stride + d);
-#pragma unroll
-  for (int step = 16; step; step >>= 1) own += shuffle_xor(own, step);
-  return fmaf(own, 0.0f, own);
-}
-
 struct OwnArgs {
   LossArgs loss;
   float* own;
@@ -116,14 +105,6 @@ CPR_KERNEL(FINISH_THREADS, 1) own_kernel(OwnArgs args) {
   if (query >= args.loss.num_queries) return;
   const float own = own_score(args.loss, query, thread_index() & 31);
   if ((thread_index() & 31) == 0) args.own[query] = own;
-}
-
-// Is an entry that takes part a positive?
-CPR_DEVICE bool is_positive(const LossArgs& args, int64_t query, int64_t key) {
-  if (args.siblings == 1 && args.query_ids && args.key_ids[key] == args.query_ids[query]) return true;
-  for (int64_t p = 0; p < args.num_positives; ++p)
-    if (args.positives[query * args.num_positives + p] == key) return true;
-  return false;
 }
 
 // The statistics of one query by one warp: the best of all lists and the own pair, one after the other.
