@@ -38,6 +38,7 @@ from .mining import (
     parse_schedule,
     plan_faiss,
 )
+from .tuning import Miner, MiningPlan, estimate_agreement, tune_schedule
 
 __version__ = "0.1.0"
 
@@ -47,6 +48,8 @@ __all__ = [
     "LogitStats",
     "MILNCELoss",
     "MemoryBank",
+    "Miner",
+    "MiningPlan",
     "MultiViewQueue",
     "RebuildPolicy",
     "Schedule",
@@ -60,6 +63,7 @@ __all__ = [
     "coclr_schedule",
     "cpr_schedule",
     "ema_update_",
+    "estimate_agreement",
     "explain",
     "faiss_recall",
     "mil_nce",
@@ -70,6 +74,7 @@ __all__ = [
     "reshard",
     "retrieval_recall_at_k",
     "source_ids",
+    "tune_schedule",
 ]
 
 del torch, _ops

@@ -20,11 +20,14 @@ ORDER = (
     "losses",
     "memory",
     "metrics",
+    "tuning",
     "deploy",
     "cli",
+    "cli/tables",
     "cli/mine",
     "train",
 )
+TRAIN = (*TRAIN[:2], "data/kinds", *TRAIN[2:])
 ORDER += tuple(f"train/{name}" for name in TRAIN)
 OTHERS = {
     "csrc": "kernels, without torch, for CPU and CUDA",

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import re
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from ..progress import result
 from ..train import TrainError
-from .arguments import parse, pop_option, positional_as_option
+from .arguments import common_options, free_file, parse, pop_option, positional_as_option
+
+ADVANCED = ("optim", "augment", "iic")  # groups of options of `pretrain` that --help leaves out
 
 
 @dataclass(frozen=True)
@@ -24,10 +29,18 @@ class Prepare:
     reason. Stop it at any moment; the same command resumes.
     """
 
-    videos: Path
-    """Folder of videos, CSV, or ActivityNet's JSON (beside or above its videos)."""
+    videos: tuple[Path, ...]
+    """Folder of videos or of folders of frames; or lists: CSV, `path label`, JSON of ActivityNet, Kinetics or
+    Something-Something. Several are one data set.
+    """
     out: Path
     """Folder of the data set."""
+    root: Path | None = None
+    """Folder that the paths in lists are below (default: the list's own)."""
+    shard: str = ""
+    """I/N stores the I-th of N parts of the videos, for N machines at once (a Slurm array) that share --out: who
+    finishes last writes the manifest of all. A part that died is run again.
+    """
     splits: Path | None = None
     """Folder of official split lists: trainlist01.txt, testlist01.txt and classInd.txt (UCF101), or
     <class>_test_split1.txt (HMDB51). Videos that they do not list are left out.
@@ -73,7 +86,9 @@ class Evaluate:
     clips: int = 10
     """Evenly spaced clips of each video, whose features are averaged."""
     data: Path | None = None
-    """Another prepared data set (transfer), measured into eval-<its name>.json; the run's own by default."""
+    """Another prepared data set (transfer), measured into eval-<its name>.json, or where the run's own is, if it was
+    moved.
+    """
     last: bool = False
     """Only the final encoders, not those after each phase."""
     device: str = "auto"
@@ -91,7 +106,11 @@ class Report:
     """Folders of runs."""
     out: Path = field(default=Path("report.html"))
     """The page to write."""
+    force: bool = False
+    """Replace --out if it is there."""
     title: str = "Cascade positive retrieval"
+    data: Path | None = None
+    """Where the runs' data set is, if it was moved."""
 
 
 def prepare(argv: list[str]) -> int:
@@ -99,21 +118,28 @@ def prepare(argv: list[str]) -> int:
     options = parse(Prepare, argv, "prepare")
 
     from ..train.data.decoding import FrameSettings
+    from ..train.data.parts import parse_part
     from ..train.data.prepare import prepare as run_prepare
     from ..train.data.prepare import print_summary
 
     fields = {f.name: getattr(options, f.name) for f in dataclasses.fields(FrameSettings)}
-    print_summary(
-        run_prepare(
-            options.videos,
-            options.out,
-            FrameSettings(**fields),
-            options.processes,
-            (options.splits, options.fold) if options.splits else None,
-            options.labels,
-        ),
+    prepared = run_prepare(
+        options.videos,
         options.out,
+        FrameSettings(**fields),
+        options.processes,
+        (options.splits, options.fold) if options.splits else None,
+        options.labels,
+        options.root,
+        parse_part(options.shard) if options.shard else None,
     )
+    print_summary(prepared, options.out)
+    manifest = prepared.manifest
+    result({
+        "data": options.out, "videos": len(manifest.videos), "classes": len(manifest.classes),
+        "splits": Counter(video.split for video in manifest.videos),
+        "stored": prepared.stored, "kept": prepared.kept, "skipped": len(manifest.skipped),
+    })  # fmt: skip
     return 0
 
 
@@ -130,11 +156,12 @@ def pretrain(argv: list[str]) -> int:
     resumed, rest = pop_option(argv, "--resume")
     preset, rest = pop_option(rest, "--preset")
     if resumed is not None:
+        data, rest = pop_option(common_options(rest), "--data")
         if rest or preset:
             raise TrainError(
                 f"resume: a run continues with its own settings; drop {' '.join(rest) or '--preset'}"
             )
-        run = run_pretrain(config_of(Path(resumed)), resume=True)
+        run = run_pretrain(config_of(Path(resumed), Path(data) if data else None), resume=True)
     else:
         renamed = re.compile(r"^--mining\.own[-_]drop\b")  # its name in version 0.1
         rest = [renamed.sub("--mining.drop-own-positive", word) for word in rest]
@@ -146,10 +173,11 @@ def pretrain(argv: list[str]) -> int:
             "\n--preset NAME:", *presets,
             f"  or a method, by itself or added as in small+coclr: {', '.join(METHOD_PRESETS)}",
         ])  # fmt: skip
-        config = parse(TrainConfig, rest, "pretrain", defaults, more)
+        config = parse(TrainConfig, rest, "pretrain", defaults, more, ADVANCED)
         run = run_pretrain(config)
     if is_main_process():
         say(f"done: {run}; next: cpr evaluate --run {run}")
+        result({"run": run, **json.loads((run / "log.jsonl").read_text().splitlines()[-1])})
     return 0
 
 
@@ -164,11 +192,12 @@ def evaluate(argv: list[str]) -> int:
     ks = list(next(iter(results[0]["recall"].values())))
     rows = [
         [
-            result["phase"], view, *(f"{100 * share:.1f}" for share in shares.values()),
-            f"{100 * result['probe'][view]:.1f}",
+            one["phase"], view, *(f"{100 * share:.1f}" for share in shares.values()),
+            f"{100 * one['probe'][view]:.1f}",
         ]
-        for result in results for view, shares in result["recall"].items()
+        for one in results for view, shares in one["recall"].items()
     ]  # fmt: skip
+    result(results)
     table("retrieval and linear probe, %", ["after", "view", *(f"R@{k}" for k in ks), "probe"], rows)
     return 0
 
@@ -180,22 +209,24 @@ def finetune(argv: list[str]) -> int:
     from ..train.evaluate.finetune import finetune as run_finetune
 
     settings = parse(Finetune, argv, "finetune")
-    result = run_finetune(settings)
+    found = run_finetune(settings)
+    result(found)
     shown: dict[str, dict[str, float]] = {
-        name: result[name] for name in ("centre", "ten_crop") if name in result
+        name: found[name] for name in ("centre", "ten_crop") if name in found
     }
-    shown.update({f"fused, {name}": figures for name, figures in result.get("fused", {}).items()})
+    shown.update({f"fused, {name}": figures for name, figures in found.get("fused", {}).items()})
     rows = [
         [name.replace("_", " "), *(f"{100 * figures[key]:.1f}" for key in ("top1", "top5", "mean_class"))]
         for name, figures in shown.items()
     ]
-    table(f"accuracy on {result['videos']} test videos, %", ["test", "top-1", "top-5", "mean class"], rows)
+    table(f"accuracy on {found['videos']} test videos, %", ["test", "top-1", "top-5", "mean class"], rows)
     return 0
 
 
 def report(argv: list[str]) -> int:
     """Runs `cpr report RUN [RUN ...] --out PAGE`."""
     options = parse(Report, positional_as_option(argv, "--runs"), "report")
+    free_file(options.out, options.force)
 
     from ..train.data.manifest import Manifest
     from ..train.evaluate.retrieval import evaluate_run
@@ -204,12 +235,14 @@ def report(argv: list[str]) -> int:
     from ..train.pretrain.run_folder import config_of
 
     for run in options.runs:
-        if not (run / "eval.json").is_file() and Manifest.load(config_of(run).data).classes:
-            evaluate_run(run)
+        if not (run / "eval.json").is_file() and Manifest.load(config_of(run, options.data).data).classes:
+            evaluate_run(run, data=options.data)
     inside = ""
     if all((run / "checkpoint.pt").is_file() for run in options.runs):
-        inside = explore(options.runs, options.out.with_name(f"{options.out.stem}_inside.html")).name
-    print(write_report(options.runs, options.out, options.title, inside))
+        page = options.out.with_name(f"{options.out.stem}_inside.html")
+        inside = explore(options.runs, page, data=options.data).name
+    page = write_report(options.runs, options.out, options.title, inside, data=options.data)
+    result({"page": page}, str(page))
     return 0
 
 
@@ -218,7 +251,8 @@ def demo(argv: list[str]) -> int:
     from ..train.demo import Demo
     from ..train.demo import demo as run_demo
 
-    print(run_demo(parse(Demo, argv, "demo")))
+    page = run_demo(parse(Demo, argv, "demo"))
+    result({"page": page}, str(page))
     return 0
 
 
@@ -228,7 +262,9 @@ def explore(argv: list[str]) -> int:
     from ..train.pages.explore import explore as write_page
 
     options = parse(Explore, positional_as_option(argv, "--runs"), "explore")
-    print(write_page(options.runs, options.out, options.title))
+    free_file(options.out, options.force)
+    page = write_page(options.runs, options.out, options.title, options.data)
+    result({"page": page}, str(page))
     return 0
 
 
@@ -238,7 +274,8 @@ def export(argv: list[str]) -> int:
     from ..train.export import export as write_artifact
 
     out = write_artifact(parse(Export, positional_as_option(argv, "--source"), "export"))
-    print(f"{out} ({out.stat().st_size / 1e6:.1f} MB); next: cpr predict {out} VIDEO ...")
+    size = out.stat().st_size
+    result({"file": out, "bytes": size}, f"{out} ({size / 1e6:.1f} MB); next: cpr predict {out} VIDEO ...")
     return 0
 
 
@@ -248,6 +285,7 @@ def update(argv: list[str]) -> int:
     from ..train.update import update as run_update
 
     settings = parse(Update, positional_as_option(argv, "--run"), "update")
-    show(run_update(settings))
-    print(f"{settings.out}; next: cpr report {settings.out}")
+    figures = run_update(settings)
+    show(figures)
+    result({"run": settings.out, **figures}, f"{settings.out}; next: cpr report {settings.out}")
     return 0

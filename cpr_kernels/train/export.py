@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import math
 import warnings
 from collections.abc import Mapping, Sequence
@@ -26,7 +25,7 @@ from .encoders.forward import channels_last
 from .encoders.weights import load_encoder
 from .evaluate.classifier import load_classifier
 from .evaluate.features import Protocol, encode
-from .evaluate.finetune import CLASSIFIER
+from .evaluate.finetune import CLASSIFIER, settings_of
 from .pretrain.run_folder import config_of, encoder_files
 from .views import View, chosen
 
@@ -53,6 +52,8 @@ class Export:
     """Evenly spaced clips that are looked at in each part of a video, averaged."""
     center: int = 200
     """Training videos whose mean feature is taken off, as retrieval tests do; 0 takes off nothing."""
+    data: Path | None = None
+    """Where the data set is that SOURCE learnt from, if it was moved."""
     onnx: bool = False
     """Also write model.onnx into the file; needs onnx and onnxscript."""
     force: bool = False
@@ -124,7 +125,8 @@ def export(settings: Export) -> Path:
     """
     settings.check()
     source, out = settings.source, settings.out
-    trained = _classifier(source) if (source / CLASSIFIER).is_file() else _run(source, settings.views)
+    is_classifier = (source / CLASSIFIER).is_file()
+    trained = _classifier(source, settings) if is_classifier else _run(source, settings)
     _refuse_views(trained.encoders)
     model = Deployed(trained.encoders, _centres(trained, settings.center), trained.linear)
     frames = Manifest.load(trained.data).settings
@@ -208,22 +210,22 @@ def onnx_of(model: nn.Module, example: Sequence[Tensor], names: Sequence[str]) -
     return bytes(program.model_proto.SerializeToString())
 
 
-def _classifier(folder: Path) -> _Trained:
+def _classifier(folder: Path, settings: Export) -> _Trained:
     classifier = load_classifier(folder / CLASSIFIER)
-    settings = json.loads((folder / "finetune.json").read_text())
     clip = classifier.clip
     return _Trained(
         {clip.view: classifier.encoder}, classifier.linear, classifier.classes, clip.frames, clip.crop,
-        Path(settings["data"]),
+        settings.data or Path(settings_of(folder)["data"]),
     )  # fmt: skip
 
 
-def _run(folder: Path, names: Sequence[str]) -> _Trained:
+def _run(folder: Path, settings: Export) -> _Trained:
+    names = settings.views
     if not (folder / "config.json").is_file():
         raise TrainError(
             f"source: {folder} holds neither a classifier of `cpr finetune` nor a run of `cpr pretrain`"
         )
-    config = config_of(folder)
+    config = config_of(folder, settings.data)
     phases = encoder_files(folder)
     if not phases:
         raise TrainError(f"source: {folder} has no encoder yet; they are saved at the end of each phase")

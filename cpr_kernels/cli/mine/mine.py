@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -16,13 +16,16 @@ from ... import mining
 from ...dispatch.backends import choose
 from ...mining import CascadeTrace, Schedule, cascade_topk, cascade_trace
 from ...mining.arguments import as_call
-from ...progress import ProgressBar
+from ...progress import ProgressBar, result
+from ...tuning import MiningPlan
 from ..arguments import at_least, parse
-from .embeddings import Prepared, mean_row, prepare
-from .inputs import CLASS_NAMES, Names, Side, find_names, open_sides, printable
+from .codes import as_given
+from .embeddings import Prepared, Preparing, mean_row, nan_rows, prepare
+from .inputs import CLASS_NAMES, Names, Side, find_names, open_sides, pick, plain_columns, printable
 from .options import DTYPES, Mine, schedule_of
+from .planned import PlannedQueries, load_plan, raw_rows
+from .results import STDOUT, Known, Result, output_paths, write_result
 from .summary import Labels, as_json, as_text, quality, sample_rows, stage_rows
-from .tables import Result, output_paths, write_result
 
 
 class Problem(NamedTuple):
@@ -30,7 +33,7 @@ class Problem(NamedTuple):
 
     schedule: Schedule
     keys: dict[str, Tensor]  # {view: [N, D]}
-    queries: _Queries
+    queries: _Queries | PlannedQueries
     key_ids: Tensor | None  # [N] int64
     query_ids: Tensor | None  # [B] int64
     notes: list[str]  # what was odd about the rows
@@ -40,7 +43,7 @@ class _Queries:
     """Query rows by view, prepared on first use; the entries' own rows where there are no others."""
 
     def __init__(
-        self, arrays: Mapping[str, Any] | None, keys: Mapping[str, Tensor], settings: Mapping[str, Any]
+        self, arrays: Mapping[str, Any] | None, keys: Mapping[str, Tensor], settings: Mapping[str, Preparing]
     ):
         self._arrays, self._keys, self._settings = arrays, keys, settings
         self.not_finite = dict.fromkeys(keys, 0)
@@ -52,7 +55,7 @@ class _Queries:
         """``{view: [stop - start, D]}``."""
         if self._arrays is None:
             return {name: rows[start:stop] for name, rows in self._keys.items()}
-        made = {name: prepare(a[start:stop], **self._settings[name]) for name, a in self._arrays.items()}
+        made = {name: prepare(a[start:stop], self._settings[name]) for name, a in self._arrays.items()}
         for name, part in made.items():
             self.not_finite[name] += part.not_finite
         return {name: part.rows for name, part in made.items()}
@@ -61,9 +64,7 @@ class _Queries:
         """``{view: [R, D]}`` of scattered rows."""
         if self._arrays is None:
             return {name: view[rows] for name, view in self._keys.items()}
-        return {
-            name: prepare(a[rows.numpy()], **self._settings[name]).rows for name, a in self._arrays.items()
-        }
+        return {name: prepare(a[rows.numpy()], self._settings[name]).rows for name, a in self._arrays.items()}
 
 
 def main(argv: Sequence[str]) -> int:
@@ -78,7 +79,7 @@ def main(argv: Sequence[str]) -> int:
     out = [] if args.out is None else output_paths(args.out, args.force)
     with _threads(args.threads):
         summary = _run(args, out)
-    print(json.dumps(as_json(summary), indent=1) if args.json else as_text(summary))
+    result(as_json(summary), as_text(summary), sys.stderr if out == [STDOUT] else None)
     return 0
 
 
@@ -96,8 +97,13 @@ def _threads(count: int | None) -> Iterator[None]:
 def _run(args: Mine, out: list[Any]) -> dict[str, Any]:
     entries, queries = open_sides(args)
     ids, labels = (find_names(kind, entries, queries, args) for kind in ("ids", "labels"))
-    schedule = schedule_of(args, list(entries.views), entries.rows)
-    problem = _prepare(args, entries, queries, schedule, ids)
+    if args.plan is None:
+        schedule = schedule_of(args, list(entries.views), entries.rows)
+        problem = _prepare(args, entries, queries, schedule, ids)
+    else:
+        plan = load_plan(args, list(entries.views))
+        problem = _prepare_plan(args, plan, entries, queries, ids)
+        schedule = problem.schedule
 
     started = time.perf_counter()
     indices, scores, backend = _mine(args, problem)
@@ -108,13 +114,12 @@ def _run(args: Mine, out: list[Any]) -> dict[str, Any]:
         "entries": entries.rows,
         "queries": len(problem.queries),
         "self": queries is None,
-        "views": {name: entries.views[name].shape[1] for name in schedule.views},
+        "views": {name: entries.views[name].shape[1] for name in schedule.views if name in entries.views},
         "center": args.center,
         "normalize": args.normalize,
         "notes": problem.notes,
         "ids": ids.text,
         "labels": labels.text,
-        "unused": _unused(entries, schedule, ids, labels),
         "schedule": str(schedule),
         "topk": schedule.topk,
         "backend": backend,
@@ -125,31 +130,54 @@ def _run(args: Mine, out: list[Any]) -> dict[str, Any]:
         "short_queries": int((indices < 0).any(dim=1).sum()),
     }
     summary |= _quality(args, problem, indices, _labels(entries, labels))
+    used = {*schedule.views, *ids.used, *labels.used}
+    summary["columns"] = []
     if out:
-        result = Result(indices.numpy(), scores.numpy(), str(schedule), *_known(ids), *_known(labels))
-        write_result(out, result)
-    summary["out"] = [str(path) for path in out]
+        known = (Known("ids", "id", *_known(ids)), Known("labels", "label", *_known(labels)))
+        mined = Result(indices.numpy(), scores.numpy(), str(schedule), known)
+        further = _further(args, entries, queries, used, mined.names())
+        write_result(out, mined._replace(known=(*known, *further)))
+        summary["columns"] = [one.plural for one in further]
+    summary["unused"] = [name for name in entries.columns if name not in {*used, *summary["columns"]}]
+    summary["out"] = ["standard output" if path == STDOUT else str(path) for path in out]
     return summary
 
 
 def _prepare(args: Mine, entries: Side, queries: Side | None, schedule: Schedule, ids: Names) -> Problem:
     """The views that judge, as tensors; ids, or the row numbers where a row must not mine itself."""
     keys: dict[str, Tensor] = {}
-    settings: dict[str, dict[str, Any]] = {}
-    notes = []
+    settings: dict[str, Preparing] = {}
+    notes = [entries.views[name].note for name in schedule.views if entries.views[name].note]
     for name in schedule.views:
         array = entries.views[name].load()
         mean = mean_row(array) if args.center else None
-        settings[name] = {"mean": mean, "normalize": args.normalize, "dtype": DTYPES[args.dtype]}
-        made = prepare(array, **settings[name])
+        settings[name] = Preparing(mean, args.normalize, DTYPES[args.dtype], args.scratch)
+        made = prepare(array, settings[name])
         keys[name] = made.rows
         notes += _odd_rows(name, made)
     arrays = None if queries is None else {name: queries.views[name].load() for name in schedule.views}
+    return Problem(schedule, keys, _Queries(arrays, keys, settings), *_sources(entries, queries, ids), notes)
+
+
+def _prepare_plan(args: Mine, plan: MiningPlan, entries: Side, queries: Side | None, ids: Names) -> Problem:
+    """The table as the plan compares it, mined by the plan's cascade."""
+    arrays = {name: (queries or entries).views[name].load() for name in plan.whiten}
+    tables = {name: raw_rows(entries.views[name].load()) for name in plan.whiten}
+    key_ids, query_ids = _sources(entries, queries, ids)
+    keys = plan.prepare_keys(tables, key_ids)
+    dtype = DTYPES[args.dtype]
+    features = {name: rows.to(dtype) for name, rows in plan.key_features(keys).items()}
+    made = PlannedQueries(plan, keys, arrays, query_ids, dtype)
+    return Problem(plan.cascade, features, made, keys.ids, query_ids, [f"mined by the plan {args.plan}"])
+
+
+def _sources(entries: Side, queries: Side | None, ids: Names) -> tuple[Tensor | None, Tensor | None]:
+    """The ids of entries and queries, or the row numbers where a row must not mine itself."""
     key_ids = None if ids.codes is None else ids.codes.of_keys
     query_ids = None if ids.codes is None else ids.codes.of_queries
     if queries is None and key_ids is None:
         key_ids = query_ids = torch.arange(entries.rows)
-    return Problem(schedule, keys, _Queries(arrays, keys, settings), key_ids, query_ids, notes)
+    return key_ids, query_ids
 
 
 def _odd_rows(name: str, made: Prepared) -> list[str]:
@@ -204,7 +232,7 @@ def _quality(args: Mine, problem: Problem, indices: Tensor, labels: Labels | Non
 
 def _tracer(problem: Problem) -> Any:
     """Rows of queries to their cascade and their eligible entries."""
-    usable = torch.stack([~rows.isnan().any(dim=1) for rows in problem.keys.values()]).all(dim=0)  # [N]
+    usable = torch.stack([~nan_rows(rows) for rows in problem.keys.values()]).all(dim=0)  # [N]
     if problem.key_ids is not None:
         usable &= problem.key_ids >= 0
 
@@ -243,7 +271,28 @@ def _known(names: Names) -> tuple[np.ndarray | None, np.ndarray | None]:
     return names.of_queries, names.of_keys
 
 
-def _unused(entries: Side, schedule: Schedule, ids: Names, labels: Names) -> list[str]:
-    """Arrays of the file that took no part."""
-    used = {*schedule.views, *ids.used, *labels.used}
-    return [name for name in entries.columns if name not in used]
+def _further(args: Mine, entries: Side, queries: Side | None, used: set[str], taken: set[str]) -> list[Known]:
+    """The columns that go through to the output: those that are named, or all whose names are not `taken` there.
+
+    Raises:
+        ValueError: a column that is not there, is not one value a row, or has a name of the output's own.
+    """
+    if args.columns == "none":
+        return []
+    of_keys = plain_columns(entries)
+    of_queries = of_keys if queries is None else plain_columns(queries)
+    named = args.columns.split(",") if args.columns else [name for name in of_keys if name not in used]
+    found = []
+    for name in named:
+        if name not in of_keys:
+            pick(entries.columns, name, "--columns")
+            raise ValueError(f"--columns: {name!r} must have shape [{entries.rows}], one value a row")
+        if {name, f"query_{name}", f"key_{name}"} & taken:
+            if args.columns:
+                raise ValueError(f"--columns: {name!r} is a name of the output's own; rename the column")
+            continue
+        values = as_given(of_keys[name])
+        others = of_queries.get(name)
+        own = values if queries is None else None if others is None else as_given(others)
+        found.append(Known(name, name, own, values))
+    return found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,10 +11,13 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from .. import TrainError
 from ..views import View
 from ..views.augment import Augment, Draws
 from .dataset import Batch, ClipDataset
 from .sampler import ClipSampler
+
+FILES_A_WORKER, FILES = 4, 24  # open at once: a worker's pipes, and what else a training holds
 
 
 def default_workers() -> int:
@@ -23,7 +27,17 @@ def default_workers() -> int:
 
 
 def clip_loader(dataset: ClipDataset, sampler: ClipSampler, workers: int) -> DataLoader[Any]:
-    """Returns a loader of batches in the sampler's order; each of `workers` processes opens the LMDB itself."""
+    """Returns a loader of batches in the sampler's order; each of `workers` processes opens the LMDB itself.
+
+    Raises:
+        TrainError: more workers than this process may open pipes for.
+    """
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    if workers * FILES_A_WORKER + FILES > most > 0:
+        raise TrainError(
+            f"clips.workers: {workers} need about {workers * FILES_A_WORKER + FILES} open files, and the limit is "
+            f"{most}; take fewer, or raise it by ulimit -n"
+        )
     return DataLoader(
         dataset,
         batch_sampler=sampler,

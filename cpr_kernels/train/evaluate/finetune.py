@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from ...files import relocated
 from ...progress import ProgressBar
 from .. import Interrupted, TrainError
 from ..batches.dataset import Batch, ClipDataset
@@ -31,12 +32,14 @@ from ..runtime.files import write_atomically
 from ..runtime.lock import exclusive
 from ..runtime.run_log import RunLog
 from ..runtime.signals import stop_flag
+from ..runtime.trackers import Logger, check_logger
 from ..views import chosen
 from ..views.augment import Augment
 from .classifier import Classifier, ClipSettings, save_classifier
 from .video_scores import accuracy, fused, names_and_labels, scores_of, video_scores
 
 CLASSIFIER = "classifier.safetensors"
+PLACES = ("data", "run", "encoder")  # the settings that are paths of what it learns from
 
 
 @dataclass(frozen=True)
@@ -45,11 +48,7 @@ class Finetune:
 
     The backbone learns too, at a tenth of the rate. Tested by the centre and by ten crops of evenly spaced clips,
     averaged; the folder gets classifier.safetensors, test.npz (class probabilities of every test video) and
-    result.json. Several folders' probabilities are averaged by --fuse (two-stream):
-
-    cpr finetune --run runs/mine --data data/mine --view flow --out runs/mine-flow
-
-    cpr finetune --run runs/mine --data data/mine --view rgb --out runs/mine-rgb --fuse runs/mine-flow
+    result.json. Several folders' probabilities are averaged by --fuse (two-stream).
     """
 
     data: Path
@@ -91,6 +90,8 @@ class Finetune:
     augment: Augment = field(default_factory=Augment)
     workers: int = -1
     cache_mb: int = 1024
+    logger: Logger = "auto"
+    """Where figures go beside log.jsonl: auto is TensorBoard where it is installed."""
     seed: int = 0
     device: str = "auto"
 
@@ -101,6 +102,7 @@ class Finetune:
 
     def check(self) -> None:
         """Raises `TrainError` for the first setting that cannot work."""
+        check_logger(self.logger)
         given = [name for name in ("run", "encoder") if getattr(self, name)] + ["scratch"] * self.scratch
         if len(given) != 1:
             raise TrainError(
@@ -195,7 +197,7 @@ def _fit(classifier: Classifier, dataset: ClipDataset, settings: Finetune, devic
         ProgressBar("finetune", end, done=start) as bar,
         stop_flag() as stop,
         torch.random.fork_rng(cuda),
-        RunLog(settings.out, start) as log,
+        RunLog(settings.out, start, logger=settings.logger, settings=_as_json(settings)) as log,
     ):
         for step, batch in enumerate(_batches(dataset, sampler, settings, end - start), start=start):
             for group in optimizer.param_groups:
@@ -289,13 +291,18 @@ def _batches(dataset: ClipDataset, sampler: ClipSampler, settings: Finetune, ste
         yield from (batch for batch, _ in zip(clip_loader(dataset, sampler, workers), range(steps)))
 
 
+def _as_json(settings: Finetune) -> dict[str, Any]:
+    return dict(json.loads(json.dumps(asdict(settings), default=str)))
+
+
 def _refuse_another(settings: Finetune) -> dict[str, Any]:
     """Returns the settings as plain values; refuses a folder made with others. How it is tested may change."""
-    free = {"fuse", "clips", "ten_crop", "workers", "cache_mb", "device"}
-    wanted = json.loads(json.dumps(asdict(settings), default=str))
+    free = {"fuse", "clips", "ten_crop", "workers", "cache_mb", "logger", "device"}
+    wanted = _as_json(settings)
+    wanted |= {name: str(Path(wanted[name]).resolve()) for name in PLACES if wanted[name]}
     path = settings.out / "finetune.json"
     if path.is_file():
-        before = json.loads(path.read_text())
+        before = settings_of(settings.out)
         changed = [
             f"{name} {before.get(name)} -> {value}"
             for name, value in wanted.items() if name not in {*free, "out"} and before.get(name) != value
@@ -306,7 +313,15 @@ def _refuse_another(settings: Finetune) -> dict[str, Any]:
             )
     elif (settings.out / "config.json").is_file():
         raise TrainError(f"out: {settings.out} holds a pretraining run; give another --out")
-    return wanted
+    return {**wanted, "folder": str(settings.out.resolve())}
+
+
+def settings_of(folder: Path) -> dict[str, Any]:
+    """Returns the settings that a fine-tuning was begun with, its paths where they are since it was moved."""
+    before = json.loads((folder / "finetune.json").read_text())
+    recorded = before.pop("folder", None)
+    found = {name: relocated(before[name], recorded, folder).resolve() for name in PLACES if before.get(name)}
+    return {**before, **{name: str(path) for name, path in found.items()}}
 
 
 def _snapshot(classifier: Classifier, optimizer: torch.optim.Adam, sampler: ClipSampler) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from typing import Literal
 from .. import TrainError
 from ..encoders.s3d import SMALLEST_CLIP
 from ..runtime.device import Amp
+from ..runtime.trackers import Logger, check_logger
 from ..views import chosen
 from ..views.augment import Augment
 
@@ -151,6 +152,10 @@ class TrainConfig:
     optim: Optim = field(default_factory=Optim)
     augment: Augment = field(default_factory=Augment)
     iic: Iic = field(default_factory=Iic)
+    logger: Logger = "auto"
+    """Where figures go beside log.jsonl: auto is TensorBoard where it is installed; wandb and mlflow as their own
+    variables say (WANDB_MODE, MLFLOW_TRACKING_URI).
+    """
     seed: int = 0
     device: str = "auto"
     """auto takes CUDA where there is one."""
@@ -164,6 +169,7 @@ class TrainConfig:
     def check(self) -> None:
         """Raises `TrainError` for the first setting that cannot work, with what would."""
         chosen(self.views)
+        check_logger(self.logger)
         frames, pixels = SMALLEST_CLIP
         at_least: list[tuple[str, float, float]] = [
             ("clips.frames", self.clips.frames, frames), ("clips.crop", self.clips.crop, pixels),
@@ -222,6 +228,18 @@ class TrainConfig:
                 raise TrainError(f"{name}: framework iic takes {' and '.join(map(str, known))}, got {value}")
 
 
+def with_absolute_paths(config: TrainConfig) -> TrainConfig:
+    """Returns the same settings, every path absolute."""
+    goes_on = config.goes_on and config.goes_on.resolve()
+    init = {view: path.resolve() for view, path in config.init.items()}
+    return replace(config, data=config.data.resolve(), out=config.out.resolve(), init=init, goes_on=goes_on)
+
+
+def same_settings(one: TrainConfig, other: TrainConfig) -> bool:
+    """Whether two configs are of one training; paths are equal where they lead to one place."""
+    return with_absolute_paths(one) == with_absolute_paths(other)
+
+
 def to_json(config: TrainConfig) -> str:
     """Returns the config as JSON text, paths as text."""
     return json.dumps(asdict(config), indent=1, default=str)
@@ -230,6 +248,8 @@ def to_json(config: TrainConfig) -> str:
 def from_json(text: str) -> TrainConfig:
     """Returns the config of a JSON text, also one that an older version wrote."""
     body = json.loads(text)
+    for name in ("folder", "videos"):  # of the run, not of its settings
+        body.pop(name, None)
     mining = body.get("mining", {})
     if "own_drop" in mining:  # as version 0.1 wrote it
         mining["drop_own_positive"] = mining.pop("own_drop")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
@@ -22,17 +23,16 @@ from ..encoders.weights import load_encoder, save_encoder
 from ..runtime import ranks
 from ..runtime.checkpoint import load, save
 from ..runtime.device import check_finite, compiling, device_to_train_on
-from ..runtime.files import write_atomically
 from ..runtime.lock import exclusive
 from ..runtime.run_log import RunLog
 from ..runtime.signals import stop_flag
 from .co_training import Inputs, MultiViewModel, new_encoders
-from .config import Optim, TrainConfig, to_json
+from .config import Optim, TrainConfig, same_settings, to_json
 from .iic import BankModel
 from .mining_meter import MiningMeter, baseline_schedules
 from .missing_views import MissingViewsModel, ViewMask
 from .phases import Moment, Phase, locate, make_plan, total_steps
-from .run_folder import WarmStart, config_of, encoder_file, warm_start
+from .run_folder import WarmStart, config_of, encoder_file, save_config, warm_start
 
 
 @dataclass
@@ -75,7 +75,7 @@ def _pretrain(config: TrainConfig, resume: bool, device: str) -> Path:
     with exclusive(run, "train") if writes else nullcontext():
         ranks.wait_for_all()  # all have seen whether the folder is free
         if writes:
-            write_atomically(run / "config.json", to_json(trainer.config).encode())
+            save_config(trainer.config, trainer.dataset.manifest)
         _train(trainer, state, start, writes)
     return run
 
@@ -84,7 +84,7 @@ def _train(trainer: Trainer, state: dict[str, Any] | None, start: int, writes: b
     """Runs every step from `start` on, logs it and saves checkpoints."""
     config, run = trainer.config, Path(trainer.config.out)
     end, began = total_steps(trainer.plan, trainer.sampler.steps_per_pass), time.perf_counter()
-    log = RunLog(run, resume_at=start, writes=writes)
+    log = RunLog(run, start, writes, config.logger, json.loads(to_json(config)))
     bar = ProgressBar("pretrain", end, done=start, shown=None if writes else False)
     with bar, stop_flag() as stop, log, torch.random.fork_rng(_cuda(trainer)):
         _seed(trainer, state)
@@ -310,7 +310,7 @@ def _refuse_another(run: Path, config: TrainConfig, resume: bool) -> dict[str, A
         return None
     if not known:
         raise TrainError(f"resume: {run} holds no run (no config.json)")
-    if to_json(config_of(run)) != to_json(config):
+    if not same_settings(config_of(run), config):
         raise TrainError(
             f"resume: the settings differ from {run / 'config.json'}; resume with the run's own settings"
         )
