@@ -1,5 +1,6 @@
 """Counts the floating-point operations of the ops for `torch.utils.flop_counter.FlopCounterMode`: inner products alone.
 
+Importing this module registers the formulas; `import cpr_kernels` leaves it out, for torch's counter imports Triton.
 A multiplication and an addition count as two, as in torch's own formulas; comparing and exponentials count nothing.
 """
 
@@ -7,6 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from typing import Any
+
+import torch
+from torch.utils.flop_counter import register_flop_formula
 
 Shape = Sequence[int]
 
@@ -78,3 +82,5 @@ FORMULAS: dict[str, Callable[..., int]] = {
     "_mil_nce_sweep": loss_flops,
     "_mil_nce_keys_gradient": keys_gradient_flops,
 }
+for _name, _formula in FORMULAS.items():
+    register_flop_formula(getattr(torch.ops.cpr, _name))(_formula)

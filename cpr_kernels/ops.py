@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 from torch.autograd.graph import increment_version
-from torch.utils.flop_counter import register_flop_formula
 
 from . import losses, mining
 from .dispatch.backends import choose, in_profiles
@@ -26,7 +25,6 @@ from .dispatch.checks import (
     check_rerank,
 )
 from .dispatch.tensor_checks import STORED_DTYPES
-from .flops import FORMULAS
 from .losses.autograd import differentiable_loss
 from .memory.enqueue import run as run_enqueue
 from .mining.batched import batching_rule
@@ -298,5 +296,3 @@ torch.library.register_fake("cpr::_mil_nce_sweep", _fake_sweep, lib=LIBRARY)
 torch.library.register_fake("cpr::_mil_nce_keys_gradient", _fake_keys_gradient, lib=LIBRARY)
 torch.library.register_fake("cpr::_mil_nce_gradient_at", _gradient_at, lib=LIBRARY)
 torch.library.register_fake("cpr::enqueue_", _fake_enqueue_, lib=LIBRARY)
-for _name, _formula in FORMULAS.items():
-    register_flop_formula(getattr(torch.ops.cpr, _name))(_formula)

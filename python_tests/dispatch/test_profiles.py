@@ -10,6 +10,7 @@ import torch
 from cases import LossCase
 from torch.utils.flop_counter import FlopCounterMode
 
+import cpr_kernels.flops  # noqa: F401  registers the formulas
 from cpr_kernels import MultiViewQueue, Schedule, cascade_rerank, cascade_topk, mil_nce
 
 QUERIES = {"flow": torch.randn(7, 8), "rgb": torch.randn(7, 5), "audio": torch.randn(7, 3)}

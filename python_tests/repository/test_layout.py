@@ -17,8 +17,8 @@ PACKAGE = ROOT / "cpr_kernels"
 # A module imports from its own folder and from later entries; folders of one entry never import each other.
 LAYERS = {
     "cpr_kernels": [
-        {"__main__"}, {"cli"}, {"train"}, {"__init__"}, {"tuning"}, {"ops", "explain", "metrics"},
-        {"mining", "losses", "memory", "deploy"}, {"dispatch", "video", "files", "progress", "errors", "flops"}, {"video_files", "_core"},
+        {"__main__"}, {"cli"}, {"train"}, {"__init__"}, {"tuning"}, {"ops", "explain", "metrics", "flops"},
+        {"mining", "losses", "memory", "deploy"}, {"dispatch", "video", "files", "progress", "errors"}, {"video_files", "_core"},
     ],
     "cpr_kernels.train": [
         {"demo"}, {"update", "export", "pages"}, {"evaluate"}, {"pretrain"}, {"batches"}, {"views"},
