@@ -10,10 +10,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from ...networks import new_encoder
 from .. import TrainError
 from ..runtime.checkpoint import load
 from ..runtime.files import write_atomically
-from . import new_encoder
 from .published import encoder_of_iic, is_iic, load_published
 
 ENCODER_KIND = "cpr_kernels encoder"

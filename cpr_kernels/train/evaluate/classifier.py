@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ...networks import new_encoder
+from ...networks.inputs import CHANNELS_LAST, channels_last
 from .. import TrainError
-from ..encoders import new_encoder
-from ..encoders.forward import CHANNELS_LAST, channels_last
 from ..encoders.weights import encoder_facts, load_tensors, read_facts, save_tensors
 
 CLASSIFIER_KIND = "cpr_kernels classifier"

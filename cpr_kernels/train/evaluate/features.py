@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from ...networks.inputs import channels_last
 from ...progress import say, track
 from ..batches.dataset import ClipDataset
-from ..encoders.forward import channels_last
 from ..encoders.weights import file_hash, load_encoder, weights_hash
 from ..runtime.device import device_of
 from ..runtime.files import write_atomically

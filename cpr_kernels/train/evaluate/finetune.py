@@ -14,14 +14,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from ...networks import new_encoder
+from ...networks.inputs import channels_last
 from ...progress import ProgressBar
 from .. import Interrupted, TrainError
 from ..batches.dataset import Batch, ClipDataset
 from ..batches.loader import augmented, clip_loader, default_workers
 from ..batches.sampler import ClipSampler
 from ..data.manifest import Manifest
-from ..encoders import new_encoder
-from ..encoders.forward import calibrate_, channels_last
+from ..encoders.forward import calibrate_
 from ..encoders.weights import load_encoder
 from ..pretrain.config import Clips
 from ..pretrain.run_folder import config_of, encoder_files

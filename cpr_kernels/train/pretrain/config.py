@@ -7,8 +7,8 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
+from ...networks.s3d import SMALLEST_CLIP
 from .. import TrainError
-from ..encoders.s3d import SMALLEST_CLIP
 from ..runtime.device import Amp
 from ..views import chosen
 from ..views.augment import Augment

@@ -9,12 +9,12 @@ import pytest
 import torch
 from train_sets import DRAFT
 
+from cpr_kernels.networks import new_encoder
 from cpr_kernels.train import TrainError
 from cpr_kernels.train.data.manifest import Manifest, Video
 from cpr_kernels.train.data.prepare import prepare
 from cpr_kernels.train.data.sound import BANDS, COLUMNS
 from cpr_kernels.train.data.store import FrameStore
-from cpr_kernels.train.encoders import new_encoder
 from cpr_kernels.train.views import KNOWN
 from cpr_kernels.train.views.audio import Audio, warped
 from cpr_kernels.train.views.augment import Augment, Draws
