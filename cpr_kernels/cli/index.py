@@ -48,6 +48,8 @@ class Index:
     """Clips kept of each part (default: the artifact's)."""
     save: int = 100
     """Videos between two savings."""
+    trust: bool = False
+    """Run the artifact's exported program, which can run any code: for files of your own with networks of your own."""
     progress: bool = True
     """Show progress: a bar on a terminal, else a line every 30 seconds."""
 
@@ -82,7 +84,7 @@ def main(argv: Sequence[str]) -> int:
     args: Index = parse(Index, argv, "index")
     at_least(1, clips=args.clips, save=args.save)
     paths = video_files("index", args.videos)
-    model = Model(args.artifact)
+    model = Model(args.artifact, args.trust)
     known = _known(args.out, model.id)
     todo = [path for path in paths if known.get(str(path.resolve())) != _stamp(path)]
     failed, added, held = 0, 0, list[Stamped]()
@@ -123,7 +125,7 @@ def search(argv: Sequence[str]) -> int:
     args: Search = parse(Search, argv, "search")
     at_least(1, topk=args.topk)
     paths = video_files("search", args.videos)
-    model = Model(args.artifact)
+    model = Model(args.artifact, args.trust)
     index = ClipIndex(args.index, model.id)
     failed = 0
     with Results(args.format, args.out, COLUMNS) as results:

@@ -33,6 +33,8 @@ class Output:
     """How they are written."""
     out: OutFile = None
     """Write there; where the command is stopped, the file holds what was finished."""
+    trust: bool = False
+    """Run the artifact's exported program, which can run any code: for files of your own with networks of your own."""
     progress: bool = True
     """Show progress: a bar on a terminal, else a line every 30 seconds."""
 
@@ -71,7 +73,7 @@ def main(argv: Sequence[str]) -> int:
     args: Predict = parse(Predict, argv, "predict")
     at_least(1, topk=args.topk, clips=args.clips)
     paths = video_files("predict", args.videos)
-    model = Model(args.artifact)
+    model = Model(args.artifact, args.trust)
     index = None if args.index is None else ClipIndex(args.index, model.id)
     if not model.classes and index is None:
         raise ValueError(
