@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +12,7 @@ import numpy as np
 import torch
 
 from ...files import replacing
+from ...reading.arrays import npy_file, npz_headers
 
 READS = (".npz", ".npy", ".safetensors")
 WRITES = (".npz", ".npy", ".csv", ".safetensors")
@@ -66,8 +66,11 @@ def open_columns(path: Path, name: str | None = None) -> dict[str, Column]:
 def _reading(path: Path) -> Iterator[None]:
     try:
         yield
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{path}: not a readable {path.suffix} file ({error})") from error
+    except ImportError:
+        raise
+    except Exception as error:  # a damaged file: NumPy, zlib and safetensors raise many kinds
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ValueError(f"{path}: not a readable {path.suffix} file ({reason})") from error
 
 
 def _dtype_name(dtype: np.dtype[Any]) -> str:
@@ -75,18 +78,10 @@ def _dtype_name(dtype: np.dtype[Any]) -> str:
 
 
 def _npz(path: Path) -> list[Column]:
-    headers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
-    found = []
-    with zipfile.ZipFile(path) as archive:
-        for member in archive.namelist():
-            with archive.open(member) as file:
-                version = np.lib.format.read_magic(file)
-                if version not in headers:  # field names outside latin-1: no table of ours
-                    continue
-                shape, _, dtype = headers[version](file)
-            name = member.removesuffix(".npy")
-            found.append(Column(name, f"{path}: {name}", shape, _dtype_name(dtype), _npz_loader(path, name)))
-    return found
+    return [
+        Column(name, f"{path}: {name}", header.shape, _dtype_name(header.dtype), _npz_loader(path, name))
+        for name, header in npz_headers(path).items()
+    ]
 
 
 def _npz_loader(path: Path, name: str) -> Callable[[], Any]:
@@ -102,43 +97,33 @@ def _npy(path: Path, name: str) -> Column:
         with _reading(path):
             return np.load(path, mmap_mode="r", allow_pickle=False)
 
-    try:
-        array = load()
-    except ValueError as error:
-        if "object" not in str(error).lower():
-            raise
-        raise ValueError(f"{path}: holds Python objects; save plain numbers or strings") from error
-    return Column(name, str(path), array.shape, _dtype_name(array.dtype), load)
+    header = npy_file(path)
+    if header is None or header.dtype.hasobject:
+        raise ValueError("holds Python objects or named fields; save plain numbers or strings")
+    return Column(name, str(path), header.shape, _dtype_name(header.dtype), load)
 
 
 def _safetensors(path: Path) -> list[Column]:
     try:
-        from safetensors import SafetensorError, safe_open
+        from safetensors import safe_open
     except ImportError as error:
         raise ImportError(f"{path}: reading needs safetensors: pip install safetensors") from error
 
     def loader(name: str) -> Callable[[], Any]:
         def load() -> Any:
-            with safe_open(path, framework="pt") as file:
+            with _reading(path), safe_open(path, framework="pt") as file:
                 return file.get_tensor(name)
 
         return load
 
-    try:
-        with safe_open(path, framework="pt") as file:
-            heads = [(name, file.get_slice(name)) for name in file.keys()]  # noqa: SIM118 (not a mapping)
-            return [
-                Column(
-                    name,
-                    f"{path}: {name}",
-                    tuple(head.get_shape()),
-                    _long_name(head.get_dtype()),
-                    loader(name),
-                )
-                for name, head in heads
-            ]
-    except SafetensorError as error:
-        raise ValueError(str(error)) from error
+    with safe_open(path, framework="pt") as file:
+        heads = [(name, file.get_slice(name)) for name in file.keys()]  # noqa: SIM118 (not a mapping)
+        return [
+            Column(
+                name, f"{path}: {name}", tuple(head.get_shape()), _long_name(head.get_dtype()), loader(name)
+            )
+            for name, head in heads
+        ]  # fmt: skip
 
 
 def _long_name(short: str) -> str:
