@@ -177,8 +177,9 @@ def _exact(ratio: float | Fraction) -> Fraction:
     try:
         if isinstance(ratio, Fraction):
             return ratio
-        in_range = 1e-99 < float(ratio) <= 1  # a text of a large exponent would take for ever as a fraction
-        return Fraction(str(ratio)) if in_range else Fraction(0)
+        if abs(float(ratio)) < 1e-99 or abs(float(ratio)) > 1:  # as text, its fraction might take for ever to make
+            return Fraction(str(float(ratio)))
+        return Fraction(str(ratio))
     except (ValueError, TypeError, OverflowError):
         raise ValueError(f"cpr_schedule: ratio must be a number in (0, 1], got {ratio!r}") from None
 
