@@ -117,7 +117,9 @@ def read(path: Path) -> tuple[Manifest, dict[str, bytes]]:
         body = read_json(members.pop(MANIFEST))
     except (KeyError, ValueError, OSError) as error:
         reason = f"it has no {MANIFEST}" if isinstance(error, KeyError) else str(error)
-        raise ArtifactError(f"artifact: {path} is cut short or no artifact of `cpr export`: {reason}") from None
+        raise ArtifactError(
+            f"artifact: {path} is cut short or no artifact of `cpr export`: {reason}"
+        ) from None
     if not isinstance(body, dict) or body.get("format") != FORMAT:
         raise ArtifactError(f"artifact: {path} was not written by `cpr export`")
     if body.get("version") != VERSION:

@@ -83,8 +83,8 @@ class Model:
         """Returns the network that the manifest describes, with the stored weights."""
         if not self.manifest.described:
             raise ValueError(
-                "it describes no network, only an exported program, and loading that can run code; export it again, or, "
-                "if you trust who made it, load it with --trust (in Python: Model(path, trust=True))"
+                "it describes no network, only an exported program, and loading that can run code; export it again, "
+                "or, if you trust who made it, load it with --trust (in Python: Model(path, trust=True))"
             )
         described = {view.name: (view.architecture, view.width, view.embedding) for view in self.views}
         if len(described) < len(self.views):
@@ -169,9 +169,7 @@ class Model:
                 found = True
                 yield self._cut(frames, flow, times, np.linspace(0, usable, clips).round().astype(int))
         if not found:
-            raise UnreadableVideo(
-                f"too short: {count} frames, at least {int(self.clip['frames']) + 1} are needed"
-            )
+            raise UnreadableVideo(f"too short: {count} frames, at least {self.clip.frames + 1} are needed")
 
     def _parts(self, decoded: TimedFrames) -> Iterator[tuple[list[Frame], list[Frame], list[float]]]:
         """Yields frames, flow and seconds of at most `clip.limit` frames at a time.

@@ -1,4 +1,4 @@
-"""Defines the network of an artifact, and rebuilds it from what the manifest says and the weights: no code is loaded."""
+"""Defines the network of an artifact, and rebuilds it from its description and the weights: no code is loaded."""
 
 from __future__ import annotations
 

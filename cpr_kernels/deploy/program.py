@@ -22,8 +22,12 @@ MEMBER = re.compile(
     r"|data/(weights|constants)/(weight|tensor)_\d+|data/(weights/model_weights|constants/model_constants)_config\.json"
     r"|data/sample_inputs/model\.pt)"
 )
-TARGET = re.compile(r"torch\.ops\.(aten|higher_order)\.\w+(\.\w+)?|_operator\.(add|sub|mul|floordiv|eq|ne|lt|le|gt|ge)")
-EXPRESSION = re.compile(r"(Symbol\('\w+'(, (positive|integer|nonnegative)=(True|False))*\)|[\d\s()+*/-]|Mod|Max|Min|,)+")
+TARGET = re.compile(
+    r"torch\.ops\.(aten|higher_order)\.\w+(\.\w+)?|_operator\.(add|sub|mul|floordiv|eq|ne|lt|le|gt|ge)"
+)
+EXPRESSION = re.compile(
+    r"(Symbol\('\w+'(, (positive|integer|nonnegative)=(True|False))*\)|[\d\s()+*/-]|Mod|Max|Min|,)+"
+)
 
 
 GUARD = re.compile(r"(L\['\w+'\]|\[\d+\]|\.size\(\)|[\s\d()+*/%<>=!-]|and|or|not)+")
@@ -48,7 +52,9 @@ def load_program(body: bytes) -> Any:
         elif place.endswith("model.pt"):
             _refuse_code(name, member)
     checked = io.BytesIO()
-    with zipfile.ZipFile(checked, "w", zipfile.ZIP_STORED) as archive:  # torch reads what was checked, and no more
+    with zipfile.ZipFile(
+        checked, "w", zipfile.ZIP_STORED
+    ) as archive:  # torch reads what was checked, and no more
         for name, member in members.items():
             archive.writestr(name, member)
     checked.seek(0)
@@ -82,10 +88,14 @@ def _refuse_calls(body: Any) -> None:
                 raise ValueError(f"its program calls {str(target)[:80]!r}, which is no operator of torch")
             for key, pattern in (("expr_str", EXPRESSION), ("name", NAME)):
                 if value.get(key) is not None and not pattern.fullmatch(str(value[key])):
-                    raise ValueError(f"its program has {key} {str(value[key])[:80]!r}, which is no size and no name")
+                    raise ValueError(
+                        f"its program has {key} {str(value[key])[:80]!r}, which is no size and no name"
+                    )
             for guard in value.get("guards_code") or ():
                 if not GUARD.fullmatch(str(guard)):
-                    raise ValueError(f"its program has a guard {str(guard)[:80]!r}, which is no comparison of sizes")
+                    raise ValueError(
+                        f"its program has a guard {str(guard)[:80]!r}, which is no comparison of sizes"
+                    )
             todo += value.values()
         elif isinstance(value, list):
             todo += value
@@ -97,4 +107,6 @@ def _refuse_code(name: str, body: bytes) -> None:
     try:
         torch.load(io.BytesIO(body), weights_only=True)
     except Exception as error:  # torch raises many kinds here
-        raise ValueError(f"its program's {name} is a pickle with more than tensors, which can run code") from error
+        raise ValueError(
+            f"its program's {name} is a pickle with more than tensors, which can run code"
+        ) from error

@@ -14,7 +14,9 @@ from ..dispatch.tensor_checks import is_float32
 
 Weights = tuple[tuple[str, float], ...]
 # a count or a share, as text; more digits, or a larger exponent, would take for ever to write out
-AMOUNT = re.compile(r"\d{1,18}(/\d{1,18}|(\.\d{0,18})?(e[+-]?\d{1,2})?)|\.\d{1,18}(e[+-]?\d{1,2})?", re.IGNORECASE)
+AMOUNT = re.compile(
+    r"\d{1,18}(/\d{1,18}|(\.\d{0,18})?(e[+-]?\d{1,2})?)|\.\d{1,18}(e[+-]?\d{1,2})?", re.IGNORECASE
+)
 MOST_STAGES = 1_000
 
 
@@ -177,7 +179,9 @@ def _exact(ratio: float | Fraction) -> Fraction:
     try:
         if isinstance(ratio, Fraction):
             return ratio
-        if abs(float(ratio)) < 1e-99 or abs(float(ratio)) > 1:  # as text, its fraction might take for ever to make
+        if (
+            abs(float(ratio)) < 1e-99 or abs(float(ratio)) > 1
+        ):  # as text, its fraction might take for ever to make
             return Fraction(str(float(ratio)))
         return Fraction(str(ratio))
     except (ValueError, TypeError, OverflowError):

@@ -40,7 +40,7 @@ def npy_header(file: IO[bytes], size: int) -> Header | None:
     needed = math.prod(shape) * dtype.itemsize
     if not dtype.hasobject and needed > size - file.tell():
         raise ValueError(
-            f"its header says {dtype} {list(shape)}, {needed:,} bytes, and {size - file.tell():,} follow; it is cut short"
+            f"its header says {dtype} {list(shape)}, {needed:,} bytes, and {size - file.tell():,} follow: cut short"
         )
     if not dtype.hasobject:
         refuse_larger_than_memory(f"{dtype} {list(shape)}", needed)
@@ -85,7 +85,9 @@ def read_npz(path: Path, wanted: Mapping[str, tuple[str, int]]) -> dict[str, np.
                     raise ValueError(f"it lacks {name!r}")
                 arrays[name] = array = file[name]
                 if array.dtype.kind not in kinds or array.ndim != dims:
-                    raise ValueError(f"{name!r} is {array.dtype} {list(array.shape)}, not of {dims} dimension(s)")
+                    raise ValueError(
+                        f"{name!r} is {array.dtype} {list(array.shape)}, not of {dims} dimension(s)"
+                    )
     except ValueError:
         raise
     except Exception as error:  # zlib, zip, memory: many kinds

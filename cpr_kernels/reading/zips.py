@@ -70,7 +70,13 @@ def _check(members: list[zipfile.ZipInfo], size: int, methods: tuple[int, ...]) 
 def _why_not(info: zipfile.ZipInfo, methods: tuple[int, ...], size: int) -> str | None:
     """Returns why a member is not read, from its entry in the directory."""
     name = info.orig_filename
-    if not name or len(name) > LONGEST_NAME or name != info.filename or "\\" in name or not name.isprintable():
+    if (
+        not name
+        or len(name) > LONGEST_NAME
+        or name != info.filename
+        or "\\" in name
+        or not name.isprintable()
+    ):
         return "has an unusable name"
     if name.startswith("/") or name[1:2] == ":" or any(part in ("", ".", "..") for part in name.split("/")):
         return "leads out of the file: its name is absolute, a folder's, or has dots for a part"
@@ -79,7 +85,9 @@ def _why_not(info: zipfile.ZipInfo, methods: tuple[int, ...], size: int) -> str 
     if info.flag_bits & 0x1:
         return "is encrypted"
     if info.compress_type not in methods:
-        return "is compressed" if info.compress_type == zipfile.ZIP_DEFLATED else "is stored in an unknown way"
+        return (
+            "is compressed" if info.compress_type == zipfile.ZIP_DEFLATED else "is stored in an unknown way"
+        )
     if info.compress_type == zipfile.ZIP_STORED and info.file_size != info.compress_size:
         return f"has two sizes, {info.file_size:,} and {info.compress_size:,} bytes"
     if info.header_offset < 0 or info.header_offset + info.compress_size > size:

@@ -96,7 +96,10 @@ def test_the_program_is_the_model_that_was_trained(tuned: Path, classifier: Path
             assert torch.allclose(rebuilt, exported, atol=1e-6)
     with torch.no_grad():
         for count in (1, 5):
-            assert trusted._module(frames[:1].repeat(count, 1, 1, 1, 1))[1].shape == (count, len(model.classes))
+            assert trusted._module(frames[:1].repeat(count, 1, 1, 1, 1))[1].shape == (
+                count,
+                len(model.classes),
+            )
 
 
 def test_a_video_gives_what_its_prepared_frames_gave(

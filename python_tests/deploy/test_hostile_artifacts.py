@@ -128,7 +128,11 @@ def test_no_code_in_a_program_runs(attack: Any, bare: Path, described: Path, tmp
         Model(hostile)
     with pytest.raises(ArtifactError, match="code|no size and no name|no comparison of sizes"):
         Model(hostile, trust=True)
-    assert Model(resealed(described, tmp_path / "both.cpr", zipped(program))).classes == ["class 0", "class 1", "class 2"]
+    assert Model(resealed(described, tmp_path / "both.cpr", zipped(program))).classes == [
+        "class 0",
+        "class 1",
+        "class 2",
+    ]
     assert not mark.exists()
 
 
