@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import math
 import warnings
 from collections.abc import Mapping, Sequence
@@ -27,6 +26,7 @@ from .evaluate.classifier import load_classifier
 from .evaluate.features import Protocol, encode
 from .evaluate.finetune import CLASSIFIER
 from .pretrain.run_folder import config_of, encoder_files
+from .runtime.files import read_json
 from .views import chosen
 
 MOST_CLIPS = 4096  # the program's free batch size
@@ -187,7 +187,11 @@ def onnx_of(model: nn.Module, example: Sequence[Tensor], names: Sequence[str]) -
 
 def _classifier(folder: Path) -> _Trained:
     classifier = load_classifier(folder / CLASSIFIER)
-    settings = json.loads((folder / "finetune.json").read_text())
+    settings = read_json(folder / "finetune.json", "source", "run the same `cpr finetune` again")
+    if not isinstance(settings.get("data"), str):
+        raise TrainError(
+            f"source: {folder / 'finetune.json'} names no data set; run the same `cpr finetune` again"
+        )
     clip = classifier.clip
     return _Trained(
         {clip.view: classifier.encoder}, classifier.linear, classifier.classes, clip.frames, clip.crop,

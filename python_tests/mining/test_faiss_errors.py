@@ -151,7 +151,7 @@ def test_damaged_or_mixed_files_are_refused(tmp_path: Path) -> None:
         (tmp_path / name).write_bytes(whole)
     text = (tmp_path / "about.json").read_text()
     (tmp_path / "about.json").write_text(text.replace('"size": 300', '"size": 301'))
-    with pytest.raises(ValueError, match="about.json is damaged: its content is not what its sha256 says"):
+    with pytest.raises(ValueError, match=r"about.json is damaged: its content is not what its sha256 says"):
         FaissIndex.load(tmp_path)
     (tmp_path / "entries.npz").write_bytes(entries[:200])
     refused(about, r"entries.npz is damaged: .*; save the index again")

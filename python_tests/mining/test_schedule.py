@@ -212,7 +212,7 @@ def test_an_unknown_view_is_named_with_those_that_are_there():
     "text", ["a:1e999999999", "a:1e-999999999", "a:1e99", "a:" + "9" * 10_000, "a:1/1e9999999"]
 )
 def test_amounts_that_would_take_for_ever_are_refused(text: str) -> None:
-    with pytest.raises(ValueError, match="cannot read|must be an integer >= 1|keeps less than one"):
+    with pytest.raises(ValueError, match=r"cannot read|must be an integer >= 1|keeps less than one"):
         parse_schedule(text, 100)
 
 

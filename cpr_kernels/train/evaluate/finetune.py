@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from ...networks.inputs import channels_last
 from ...progress import ProgressBar
 from .. import Interrupted, TrainError
 from ..batches.dataset import Batch, ClipDataset
-from ..batches.loader import augmented, clip_loader, default_workers
+from ..batches.loader import augmented, clip_batches
 from ..batches.sampler import ClipSampler
 from ..data.manifest import Manifest
 from ..encoders.forward import calibrate_
@@ -28,7 +27,7 @@ from ..pretrain.config import Clips
 from ..pretrain.run_folder import config_of, encoder_files
 from ..runtime.checkpoint import load, save
 from ..runtime.device import Amp, autocast, device_to_train_on
-from ..runtime.files import write_atomically
+from ..runtime.files import read_json, write_atomically
 from ..runtime.lock import exclusive
 from ..runtime.run_log import RunLog
 from ..runtime.signals import stop_flag
@@ -198,7 +197,9 @@ def _fit(classifier: Classifier, dataset: ClipDataset, settings: Finetune, devic
         torch.random.fork_rng(cuda),
         RunLog(settings.out, start) as log,
     ):
-        for step, batch in enumerate(_batches(dataset, sampler, settings, end - start), start=start):
+        for step, batch in enumerate(
+            clip_batches(dataset, sampler, settings.workers, end - start), start=start
+        ):
             for group in optimizer.param_groups:
                 group["lr"] = group["full_lr"] * decay(step / end)
             figures = _step(classifier, batch, classes, optimizer, settings, step)
@@ -284,19 +285,13 @@ def _dataset(settings: Finetune, split: str) -> ClipDataset:
     )  # fmt: skip
 
 
-def _batches(dataset: ClipDataset, sampler: ClipSampler, settings: Finetune, steps: int) -> Iterator[Batch]:
-    workers = default_workers() if settings.workers < 0 else settings.workers
-    if steps > 0:
-        yield from (batch for batch, _ in zip(clip_loader(dataset, sampler, workers), range(steps)))
-
-
 def _refuse_another(settings: Finetune) -> dict[str, Any]:
     """Returns the settings as plain values; refuses a folder made with others. How it is tested may change."""
     free = {"fuse", "clips", "ten_crop", "workers", "cache_mb", "device"}
     wanted = json.loads(json.dumps(asdict(settings), default=str))
     path = settings.out / "finetune.json"
     if path.is_file():
-        before = json.loads(path.read_text())
+        before = read_json(path, "out", "give another --out")
         changed = [
             f"{name} {before.get(name)} -> {value}"
             for name, value in wanted.items() if name not in {*free, "out"} and before.get(name) != value

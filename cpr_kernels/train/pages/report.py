@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import platform
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -271,7 +270,7 @@ def _lead(sections: list[dict[str, Any]]) -> list[str]:
 def _settings(run: Path, config: TrainConfig, manifest: Manifest) -> list[tuple[str, str]]:
     steps = [line for line in read_lines(run / "log.jsonl") if line["kind"] == "step"]
     counts = {split: sum(video.split == split for video in manifest.videos) for split in ("train", "test")}
-    timings = json.loads((run / "timings.json").read_text()) if (run / "timings.json").is_file() else {}
+    timings = read_json(run / "timings.json", "run", "delete it") if (run / "timings.json").is_file() else {}
     rows = [
         ("videos", f"{counts['train']} train, {counts['test']} test, {len(manifest.skipped)} files skipped"),
         ("frames", ", ".join(f"{name} {value}" for name, value in asdict(manifest.settings).items())),

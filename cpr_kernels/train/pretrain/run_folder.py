@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Annotated
 
+from msgspec import Meta
 from torch import nn
 
+from ...reading.records import read_record
 from .. import TrainError
 from ..runtime.checkpoint import load
 from ..runtime.files import write_atomically
@@ -34,8 +37,10 @@ def config_of(run: Path) -> TrainConfig:
     if not path.is_file():
         raise TrainError(f"run: {run} holds no run (no config.json)")
     try:
-        return from_json(path.read_text())
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        config = from_json(path.read_text())
+        config.check()
+        return config
+    except (ValueError, OSError, TrainError) as error:
         raise TrainError(
             f"run: {path} is damaged, or of another version ({error}); take a whole copy of it"
         ) from None
@@ -50,8 +55,8 @@ class WarmStart:
     """
 
     run: str
-    old_videos: int
-    old_share: float
+    old_videos: Annotated[int, Meta(ge=1)]
+    old_share: Annotated[float, Meta(ge=0, le=1)]
 
     def save(self, path: Path) -> None:
         """Writes it as JSON, atomically."""
@@ -62,7 +67,12 @@ class WarmStart:
         """Reads what `save` wrote."""
         if not path.is_file():
             raise TrainError(f"goes-on: {path} is missing; run the same `cpr update` again")
-        return cls(**json.loads(path.read_text()))
+        try:
+            return read_record(path.read_bytes(), cls)
+        except (ValueError, OSError) as error:
+            raise TrainError(
+                f"goes-on: {path} is damaged ({error}); run the same `cpr update` again"
+            ) from None
 
 
 def warm_start(model: nn.Module, note: WarmStart) -> None:
@@ -71,6 +81,6 @@ def warm_start(model: nn.Module, note: WarmStart) -> None:
     state = load(path)
     try:
         model.load_state_dict(state["model"])
-    except (RuntimeError, KeyError) as error:
+    except (RuntimeError, KeyError, TypeError, AttributeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise TrainError(f"run: {path} does not fit the model of its own settings ({reason})") from None

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import errno
-import json
 from pathlib import Path
 from typing import Any
 
 from ...files import replacing
+from ...reading.records import read_json as json_of
 from .. import TrainError
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # no space, a used-up quota, a limit on file sizes
@@ -20,10 +20,10 @@ def read_json(path: Path, kind: str, advice: str) -> dict[str, Any]:
         TrainError: it holds something else; the sentence begins with `kind` and ends with `advice`.
     """
     try:
-        body = json.loads(path.read_text())
+        body = json_of(path.read_bytes())
         if not isinstance(body, dict):
             raise ValueError(f"a {type(body).__name__} where an object belongs")
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         raise TrainError(f"{kind}: {path} is damaged ({error}); {advice}") from None
     return body
 
