@@ -216,11 +216,12 @@ def _flat(body: bytes) -> Any:
     """Returns the FAISS index in a file's bytes, an exact one by inner product."""
     faiss = _faiss()
     try:
-        index = faiss.downcast_index(faiss.deserialize_index(np.frombuffer(body, np.uint8)))
+        index = faiss.deserialize_index(np.frombuffer(body, np.uint8))
     except (RuntimeError, MemoryError) as error:
         raise ValueError(f"its vectors are no FAISS index ({' '.join(str(error).split())[:120]})") from None
-    if not isinstance(index, faiss.IndexFlat) or index.metric_type != faiss.METRIC_INNER_PRODUCT:
-        raise ValueError(f"its vectors are a {type(index).__name__}, expected an IndexFlatIP")
+    kind = faiss.downcast_index(index)
+    if not isinstance(kind, faiss.IndexFlat) or index.metric_type != faiss.METRIC_INNER_PRODUCT:
+        raise ValueError(f"its vectors are a {type(kind).__name__}, expected an IndexFlatIP")
     return index
 
 

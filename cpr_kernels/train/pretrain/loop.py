@@ -27,11 +27,11 @@ from ..runtime.lock import exclusive
 from ..runtime.run_log import RunLog
 from ..runtime.signals import stop_flag
 from .co_training import Inputs, MultiViewModel, new_encoders
-from .config import Optim, TrainConfig, to_json
+from .config import TrainConfig, to_json
 from .iic import BankModel
 from .mining_meter import MiningMeter, baseline_schedules
 from .missing_views import MissingViewsModel, ViewMask
-from .phases import Moment, Phase, locate, make_plan, total_steps
+from .phases import Moment, Phase, learning_rate, locate, make_plan, total_steps
 from .run_folder import WarmStart, config_of, encoder_file, warm_start
 
 
@@ -90,7 +90,7 @@ def _train(trainer: Trainer, state: dict[str, Any] | None, start: int, writes: b
         _seed(trainer, state)
         if writes:
             _print_left_out(trainer, say)
-        for step, batch in _batches(trainer, start, end, log):
+        for step, batch in _steps(trainer, start, end, log):
             moment = locate(trainer.plan, trainer.sampler.steps_per_pass, step)
             with compiling(config.compile):
                 figures = run_step(trainer, moment, step, batch, log)
@@ -229,15 +229,6 @@ def _inputs(trainer: Trainer, batch: Batch, step: int) -> tuple[Inputs, torch.Ge
     return Inputs(clips, trainer.sources[videos], videos, common), generator
 
 
-def learning_rate(optim: Optim, phase: Phase, moment: Moment) -> float:
-    """Returns the rate at a training step of a phase: warm-up, then constant, then a tenth."""
-    full = optim.lr if phase.pretrains or optim.cycle_lr is None else optim.cycle_lr
-    if optim.steps:
-        return full * optim.step_factor ** sum(moment.overall >= step for step in optim.steps)
-    grown = min(1.0, (moment.step_in_phase - phase.fill_steps + 1) / max(optim.warmup, 1))
-    return full * grown * (0.1 if moment.progress >= optim.decay_at else 1.0)
-
-
 def mined_videos(indices: Tensor, entries: Tensor) -> Tensor:
     """Returns the videos [B, k] of mined entries [B, k]; padding stays -1."""
     return torch.where(indices >= 0, entries[indices.clamp(min=0)], -1)
@@ -363,13 +354,16 @@ def _optimizer(config: TrainConfig, model: MultiViewModel | BankModel, phase: Ph
     return torch.optim.Adam(parameters, lr=optim.lr, weight_decay=optim.weight_decay)
 
 
-def _batches(trainer: Trainer, start: int, end: int, log: RunLog) -> Iterator[tuple[int, Batch]]:
+def _batches(trainer: Trainer, start: int, end: int) -> Iterator[Batch]:
+    trainer.sampler.position = start
+    return clip_batches(trainer.dataset, trainer.sampler, trainer.config.clips.workers, end - start)
+
+
+def _steps(trainer: Trainer, start: int, end: int, log: RunLog) -> Iterator[tuple[int, Batch]]:
     """Yields (step, batch). Where stored data are damaged, a run of one process saves a checkpoint first."""
-    trainer.sampler.position = step = start
+    step = start
     try:
-        for batch in clip_batches(
-            trainer.dataset, trainer.sampler, trainer.config.clips.workers, end - start
-        ):
+        for batch in _batches(trainer, start, end):
             yield step, batch
             step += 1
     except TrainError as error:
