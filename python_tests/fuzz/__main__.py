@@ -45,11 +45,26 @@ def main() -> int:
             left = end - time.monotonic()
             if left <= 0:
                 break
-            command = [sys.executable, "-m", "fuzz", "--child", "--only", kind, "--seed", str(seed), "--cases", str(args.cases)]
-            ran = subprocess.run([*command, "--seconds", str(left)], capture_output=True, text=True, check=False)
+            command = [
+                sys.executable,
+                "-m",
+                "fuzz",
+                "--child",
+                "--only",
+                kind,
+                "--seed",
+                str(seed),
+                "--cases",
+                str(args.cases),
+            ]
+            ran = subprocess.run(
+                [*command, "--seconds", str(left)], capture_output=True, text=True, check=False
+            )
             if ran.returncode:
                 totals[kind][3] += 1
-                reports.append(f"{kind} seed {seed}: the process ended with {ran.returncode}: {ran.stderr[-800:]}")
+                reports.append(
+                    f"{kind} seed {seed}: the process ended with {ran.returncode}: {ran.stderr[-800:]}"
+                )
                 continue
             *counts, found = json.loads(ran.stdout.splitlines()[-1])
             totals[kind] = [a + b for a, b in zip(totals[kind], counts)]

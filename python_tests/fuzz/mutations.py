@@ -41,14 +41,21 @@ def cut(body: bytes, rng: random.Random) -> bytes:
 def swap(body: bytes, rng: random.Random) -> bytes:
     """Exchanges two parts of equal length."""
     size = rng.randrange(1, max(2, len(body) // 4))
-    a, b = sorted((rng.randrange(max(1, len(body) // 2 - size + 1)), len(body) // 2 + rng.randrange(max(1, len(body) // 2 - size + 1))))
+    a, b = sorted(
+        (
+            rng.randrange(max(1, len(body) // 2 - size + 1)),
+            len(body) // 2 + rng.randrange(max(1, len(body) // 2 - size + 1)),
+        )
+    )
     return body[:a] + body[b : b + size] + body[a + size : b] + body[a : a + size] + body[b + size :]
 
 
 def insert(body: bytes, rng: random.Random) -> bytes:
     """Puts a token, zeros or a repeated part somewhere."""
     at, start = rng.randrange(len(body) + 1), rng.randrange(len(body))
-    piece = rng.choice((rng.choice(TOKENS), bytes(rng.randrange(1, 64)), body[start : start + rng.randrange(1, 64)]))
+    piece = rng.choice(
+        (rng.choice(TOKENS), bytes(rng.randrange(1, 64)), body[start : start + rng.randrange(1, 64)])
+    )
     return body[:at] + piece + body[at:]
 
 
@@ -69,7 +76,9 @@ def changed_json(body: Any, rng: random.Random) -> Any:
     todo = [made]
     while todo:
         value = todo.pop()
-        items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+        items = (
+            value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+        )
         for key, inner in items:
             places.append((value, key))
             todo.append(inner)
@@ -82,7 +91,9 @@ def changed_json(body: Any, rng: random.Random) -> Any:
     elif what < 0.25 and isinstance(holder, dict):
         holder[rng.choice(("x", f"{key} ", str(key).upper()))] = holder.pop(key)
     elif what < 0.4 and isinstance(holder[key], (int, float)) and not isinstance(holder[key], bool):
-        holder[key] = rng.choice((float(holder[key]), str(holder[key]), [holder[key]], holder[key] * 10**6, -holder[key] - 1))
+        holder[key] = rng.choice(
+            (float(holder[key]), str(holder[key]), [holder[key]], holder[key] * 10**6, -holder[key] - 1)
+        )
     else:
         holder[key] = rng.choice(VALUES)
     return made

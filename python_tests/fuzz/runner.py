@@ -20,7 +20,12 @@ from cpr_kernels.errors import TrainError
 
 from .mutations import BYTES, changed_json
 
-REFUSALS = (ValueError, TrainError, OSError, ImportError)  # what the command line turns into one line and status 2
+REFUSALS = (
+    ValueError,
+    TrainError,
+    OSError,
+    ImportError,
+)  # what the command line turns into one line and status 2
 SLOWEST = 60.0  # seconds; a reader that needs more has no bound
 
 

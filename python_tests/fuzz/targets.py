@@ -63,7 +63,9 @@ def as_numpy_reads(name: str) -> Callable[[Any, Any, Path], bool]:
     def right(whole: Any, got: Any, folder: Path) -> bool:
         if name.endswith(".npz"):
             with np.load(folder / name) as file:
-                return same_arrays(got, {column: file[column] for column in file.files if column in got}) and bool(got or not file.files)
+                return same_arrays(
+                    got, {column: file[column] for column in file.files if column in got}
+                ) and bool(got or not file.files)
         if name.endswith(".npy"):
             return same_arrays(got, {"a": np.load(folder / name)})
         from safetensors.numpy import load_file
@@ -105,7 +107,15 @@ def read_faiss(folder: Path) -> Any:
     index = FaissIndex.load(folder)
     query = torch.nn.functional.normalize(torch.ones(2, 8), dim=1)
     found = index.store.search(query.numpy(), 5)
-    return (found[0].tolist(), found[1].tolist(), index.ids.tolist(), index.views, index.dims, index.settings, index.policy)
+    return (
+        found[0].tolist(),
+        found[1].tolist(),
+        index.ids.tolist(),
+        index.views,
+        index.dims,
+        index.settings,
+        index.policy,
+    )
 
 
 FAISS_FILES = ("index.faiss", "entries.npz", "about.json")
@@ -179,14 +189,21 @@ def read_encoder(folder: Path) -> Any:
     from cpr_kernels.train.encoders.weights import load_encoder
 
     encoder = load_encoder(folder / "e.safetensors")
-    return encoder.architecture, encoder.width, [value.numpy().tobytes() for value in encoder.state_dict().values()]
+    return (
+        encoder.architecture,
+        encoder.width,
+        [value.numpy().tobytes() for value in encoder.state_dict().values()],
+    )
 
 
 def write_checkpoint(folder: Path) -> None:
     from cpr_kernels.train.runtime.checkpoint import save
 
     torch.manual_seed(0)
-    save(folder / "c.pt", {"step": 3, "model": {"weight": torch.randn(7, 5)}, "config": "{}", "list": [1.5, "a", None]})
+    save(
+        folder / "c.pt",
+        {"step": 3, "model": {"weight": torch.randn(7, 5)}, "config": "{}", "list": [1.5, "a", None]},
+    )
 
 
 def read_checkpoint(folder: Path) -> Any:
@@ -199,7 +216,9 @@ def read_checkpoint(folder: Path) -> Any:
 def write_config(folder: Path) -> None:
     from cpr_kernels.train.pretrain.config import TrainConfig, to_json
 
-    (folder / "config.json").write_text(to_json(TrainConfig(Path("data"), Path("run"), init={"rgb": Path("x")})))
+    (folder / "config.json").write_text(
+        to_json(TrainConfig(Path("data"), Path("run"), init={"rgb": Path("x")}))
+    )
 
 
 def read_config(folder: Path) -> Any:
@@ -221,7 +240,16 @@ def write_manifest(folder: Path) -> None:
     from cpr_kernels.train.data.manifest import Manifest, Video
 
     videos = [
-        Video(f"a/{n}.mp4", n % 2, n, ("train", "test", "val")[n % 3], 20 + n, "", fps=25.0, knots=((0, 0.0), (20, 0.8)))
+        Video(
+            f"a/{n}.mp4",
+            n % 2,
+            n,
+            ("train", "test", "val")[n % 3],
+            20 + n,
+            "",
+            fps=25.0,
+            knots=((0, 0.0), (20, 0.8)),
+        )
         for n in range(4)
     ]
     Manifest(FrameSettings(), ["a", "b"], videos, [("c.mp4", "broken")]).save(folder)
@@ -246,7 +274,12 @@ def write_store(folder: Path) -> None:
     frames = [_jpeg(rng.integers(0, 256, (32, 32, 3)).astype(np.uint8), 90) for _ in range(6)]
     store = FrameStore(folder, writable=True)
     for n in range(3):
-        store.put({record_key("rgb", str(n)): packed(frames), record_key("entry", str(n)): b'{"bytes": 3, "changed_ns": 4}'})
+        store.put(
+            {
+                record_key("rgb", str(n)): packed(frames, record_key("rgb", str(n))),
+                record_key("entry", str(n)): json.dumps(sealed({"bytes": 3})).encode(),
+            }
+        )
     store.close()
 
 
@@ -255,11 +288,18 @@ def read_store(folder: Path) -> Any:
 
     store = FrameStore(folder)
     try:
+        store.check()
         return [
-            (store.frames(str(n), "rgb", 1, 4).tobytes(), store.get_json(record_key("entry", str(n)))) for n in range(3)
+            (store.frames(str(n), "rgb", 1, 4).tobytes(), store.get_json(record_key("entry", str(n))))
+            for n in range(3)
         ]
     finally:
         store.close()
+
+
+def same_records(whole: Any, got: Any, folder: Path) -> bool:
+    """An entry that is missing is a video that `cpr prepare` has not stored yet, and stores again."""
+    return all(a[0] == b[0] and b[1] in (a[1], None) for a, b in zip(whole, got))
 
 
 def write_list(folder: Path) -> None:
@@ -283,7 +323,8 @@ def read_rows(name: str) -> Callable[[Path], Any]:
 def sound_rows(whole: Any, got: Any, folder: Path) -> bool:
     """People write lists by hand: right are rows of text with a split and a segment that is one."""
     return all(
-        row.name and row.split in ("train", "test", "val", "") and 0 <= row.segment.start < row.segment.end for row in got
+        row.name and row.split in ("train", "test", "val", "") and 0 <= row.segment.start < row.segment.end
+        for row in got
     )
 
 
@@ -298,7 +339,7 @@ TARGETS = {
         Target("artifact", write_artifact, ("model.cpr",), read_artifact),
         Target("encoder", write_encoder, ("e.safetensors",), read_encoder),
         Target("checkpoint", write_checkpoint, ("c.pt",), read_checkpoint),
-        Target("data.mdb", write_store, ("data.mdb",), read_store),
+        Target("data.mdb", write_store, ("data.mdb",), read_store, same_records),
         Target("config", write_config, ("config.json",), read_config, typed_config, {"config.json": resealed_json}),
         Target("list.csv", write_list, ("list.csv",), read_rows("list.csv"), sound_rows),
         Target("net.json", write_list, ("net.json",), read_rows("net.json"), sound_rows, {"net.json": resealed_json}),

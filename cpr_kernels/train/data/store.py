@@ -11,6 +11,8 @@ from __future__ import annotations
 import hashlib
 import os
 import struct
+import subprocess
+import sys
 import zlib
 from itertools import pairwise
 from pathlib import Path
@@ -21,6 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ...reading.records import read_json
+from ...reading.seals import SEAL, check_seal
 from .. import TrainError
 from .decoding import DamagedRecord, decode_flow, decode_rgb
 from .sound import unpacked_spectrogram
@@ -32,6 +35,18 @@ SPARE_PAGES = 16  # at the end of a whole file, LMDB may count a few pages that 
 
 # LMDB allows one open environment a file and process; stores of one folder share it, and a fork opens its own.
 _OPEN: dict[tuple[int, Path], lmdb.Environment] = {}
+_CHECKED: set[tuple[str, int, int]] = set()  # files whose tables are whole
+WALK = """
+import resource, sys
+resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+sys.path += sys.argv[2:]
+import lmdb
+with lmdb.open(sys.argv[1], readonly=True, lock=False, readahead=False) as env, env.begin(buffers=True) as reading:
+    count = 0
+    for key, value in reading.cursor():
+        count += len(key) > 0 and len(value) > 0 and value[0] + value[-1] >= 0
+    sys.exit(count != env.stat()["entries"])
+"""
 
 
 class FrameStore:
@@ -78,8 +93,28 @@ class FrameStore:
         return env
 
     def check(self) -> None:
-        """Raises `TrainError` where the file is missing or damaged."""
+        """Raises `TrainError` where the file is missing, or its tables of records are damaged.
+
+        LMDB follows damaged pages out of its memory, which ends the process. So a process of its own looks at the
+        place of every record first, once for each file.
+        """
+        path = self.folder / "data.mdb"
         self.env.info()
+        status = path.stat()
+        seen = (str(path), status.st_size, status.st_mtime_ns)
+        if seen not in _CHECKED:
+            walked = subprocess.run(
+                [sys.executable, "-I", "-c", WALK, str(self.folder), *_paths_of(lmdb)],
+                capture_output=True,
+                check=False,
+            )
+            if walked.returncode:
+                why = walked.stderr.decode(errors="replace").strip().rpartition("\n")[2]
+                raise TrainError(
+                    f"data: {path} is damaged: its tables of records cannot be followed"
+                    f"{f' ({why})' if why else ''}; {COPY}"
+                )
+            _CHECKED.add(seen)
 
     def put(self, records: dict[str, bytes]) -> None:
         """Stores all records or none; the file grows as needed."""
@@ -104,6 +139,8 @@ class FrameStore:
             body = None if value is None else read_json(bytes(value))
             if body is not None and not isinstance(body, dict):
                 raise ValueError(f"a {type(body).__name__} where an object belongs")
+            if body is not None and check_seal(body):
+                del body[SEAL]
         except ValueError as error:
             raise TrainError(
                 f"data: record {key} of {self.folder / 'data.mdb'} is damaged ({error}); {COPY}"
@@ -116,11 +153,12 @@ class FrameStore:
         """
         decode = decode_rgb if view == "rgb" else decode_flow
         with self.env.begin(buffers=True) as transaction:
-            record = transaction.get(record_key(view, video_id).encode())
+            key = record_key(view, video_id)
+            record = transaction.get(key.encode())
             if record is None:
                 raise TrainError(f"data: {video_id} is not stored in {self.folder}; run `cpr prepare` again")
             try:
-                pictures = _pictures(record, start, count)
+                pictures = _pictures(record, key, start, count)
                 return np.stack([decode(picture) for picture in pictures])
             except DamagedRecord as error:
                 raise TrainError(
@@ -154,14 +192,20 @@ def record_key(kind: str, video_id: str) -> str:
     return f"{kind}/{hashlib.sha1(video_id.encode()).hexdigest()}"
 
 
-def packed(frames: list[bytes]) -> bytes:
-    """One record of many JPEGs: count, end offsets, JPEGs, and the CRC-32 of each."""
+def _paths_of(module: Any) -> list[str]:
+    """Returns the folder that a package is imported from, for a process without this one's paths."""
+    return [str(Path(module.__file__).parents[1])]
+
+
+def packed(frames: list[bytes], key: str) -> bytes:
+    """One record of many JPEGs: count, end offsets, JPEGs, and the CRC-32 of each after the record's key."""
     ends = np.cumsum([len(frame) for frame in frames]).tolist()
-    checks = struct.pack(f"<{len(frames)}I", *(zlib.crc32(frame) for frame in frames))
+    own = zlib.crc32(key.encode())
+    checks = struct.pack(f"<{len(frames)}I", *(zlib.crc32(frame, own) for frame in frames))
     return b"".join([struct.pack(f"<{1 + len(ends)}I", len(frames), *ends), *frames, checks])
 
 
-def _pictures(record: memoryview, start: int, count: int) -> list[memoryview]:
+def _pictures(record: memoryview, key: str, start: int, count: int) -> list[memoryview]:
     """Returns JPEGs start .. start+count-1 of a record; older records end without their CRC-32s.
 
     Raises:
@@ -181,7 +225,8 @@ def _pictures(record: memoryview, start: int, count: int) -> list[memoryview]:
     found = [record[first + ends[i] : first + ends[i + 1]] for i in range(start, start + count)]
     if size > end:
         wanted = struct.unpack_from(f"<{count}I", record, end + 4 * start)
+        own = zlib.crc32(key.encode())
         for number, (picture, check) in enumerate(zip(found, wanted), start=start):
-            if zlib.crc32(picture) != check:
+            if zlib.crc32(picture, own) != check:
                 raise DamagedRecord(f"is damaged: frame {number} has another checksum")
     return found

@@ -166,16 +166,30 @@ def _of_a_worker(dataset: ClipDataset, sampler: ClipSampler) -> list[str]:
     return []
 
 
+def test_damaged_tables_of_a_store_are_refused_and_do_not_end_the_process(copied: Path) -> None:
+    path = copied / "data.mdb"
+    body = bytearray(path.read_bytes())
+    page = 4096
+    leaves = [at for at in range(2 * page, len(body), page) if body[at + 10] == 2]  # P_LEAF
+    for at in leaves:  # where each node lies in its page
+        body[at + 16 : at + 40] = b"\xff" * 24
+    path.write_bytes(body)
+    with pytest.raises(TrainError, match=r"data\.mdb is damaged: its tables of records cannot be followed"):
+        ClipDataset(copied, 8, 32)
+
+
 def test_records_without_checksums_are_read(copied: Path) -> None:
     frames = [b"one", b"four", b"seven"]
-    record = packed(frames)
-    assert [bytes(one) for one in _pictures(memoryview(record), 1, 2)] == frames[1:]
-    assert [bytes(one) for one in _pictures(memoryview(record[:-12]), 1, 2)] == frames[
+    record = packed(frames, "rgb/x")
+    assert [bytes(one) for one in _pictures(memoryview(record), "rgb/x", 1, 2)] == frames[1:]
+    assert [bytes(one) for one in _pictures(memoryview(record[:-12]), "rgb/x", 1, 2)] == frames[
         1:
     ]  # as older versions wrote
     for broken in (record[:-1], record[:-13], record[:3], b"", b"\xff" * 20, b"\0" * 8):
         with pytest.raises(DamagedRecord, match="is damaged"):
-            _pictures(memoryview(broken), 1, 2)
+            _pictures(memoryview(broken), "rgb/x", 1, 2)
+    with pytest.raises(DamagedRecord, match="frame 1 has another checksum"):  # the record of another video
+        _pictures(memoryview(record), "rgb/y", 1, 2)
 
 
 def test_a_run_s_own_files(cascade_run: Path, tmp_path: Path) -> None:
