@@ -328,6 +328,38 @@ def sound_rows(whole: Any, got: Any, folder: Path) -> bool:
     )
 
 
+# --- the same as older versions wrote them, without hashes
+
+
+def write_old_faiss(folder: Path) -> None:
+    write_faiss("IVF4,Flat")(folder)
+    about = json.loads((folder / "about.json").read_text())
+    del about["sha256"], about["files"]
+    (folder / "about.json").write_text(json.dumps(about))
+
+
+def write_old_encoder(folder: Path) -> None:
+    from safetensors import safe_open
+    from safetensors.torch import load_file, save_file
+
+    path = folder / "e.safetensors"
+    write_encoder(folder)
+    with safe_open(path, framework="pt") as file:
+        facts = {name: value for name, value in file.metadata().items() if name != "sha256"}
+    save_file(load_file(path), path, facts)
+
+
+def write_old_checkpoint(folder: Path) -> None:
+    write_checkpoint(folder)
+    body = (folder / "c.pt").read_bytes()
+    (folder / "c.pt").write_bytes(body[:-73] + b"\0\0")  # the comment that holds the hash, and its length
+
+
+def anything(whole: Any, got: Any, folder: Path) -> bool:
+    """Without a hash a changed number cannot be seen; a crash, a traceback or a wrong shape can."""
+    return type(whole) is type(got)
+
+
 TARGETS = {
     target.name: target
     for target in (
@@ -344,9 +376,12 @@ TARGETS = {
         Target("list.csv", write_list, ("list.csv",), read_rows("list.csv"), sound_rows),
         Target("net.json", write_list, ("net.json",), read_rows("net.json"), sound_rows, {"net.json": resealed_json}),
         Target("manifest", write_manifest, ("manifest.json",), read_manifest),
+        Target("faiss-old", write_old_faiss, FAISS_FILES, read_faiss, anything),
+        Target("encoder-old", write_old_encoder, ("e.safetensors",), read_encoder, anything),
+        Target("checkpoint-old", write_old_checkpoint, ("c.pt",), read_checkpoint),
         # the same with hashes made right: only the schema can refuse
-        Target("faiss-schema", write_faiss("Flat"), ("about.json",), read_faiss, lambda *_: True, {"about.json": resealed_json}),
-        Target("clip-schema", write_clips, ("manifest.json",), read_clips, lambda *_: True, {"manifest.json": resealed_json}),
+        Target("faiss-schema", write_faiss("Flat"), ("about.json",), read_faiss, anything, {"about.json": resealed_json}),
+        Target("clip-schema", write_clips, ("manifest.json",), read_clips, anything, {"manifest.json": resealed_json}),
         Target("artifact-schema", write_artifact, ("model.cpr",), read_artifact, described_alike, {"model.cpr": changed_artifact}),
         Target("manifest-schema", write_manifest, ("manifest.json",), read_manifest, sound_manifest, {"manifest.json": resealed_json}),
     )
