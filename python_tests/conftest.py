@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Generator
 from pathlib import Path
 
 import pytest
@@ -12,26 +10,6 @@ from places import SHARED_DATA
 
 import cpr_kernels
 from cpr_kernels import _core
-
-
-@pytest.hookimpl(wrapper=True)
-def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
-    """Under pytest-xdist, runs a test marked `timed` while no other worker runs one: every other test shares a lock
-    that it takes for itself. Whoever waits for that lock holds the gate, so later tests cannot overtake it.
-    """
-    if "PYTEST_XDIST_WORKER" not in os.environ:
-        return (yield)
-    import fcntl
-
-    folder = item.config._tmp_path_factory.getbasetemp().parent  # what the workers of a run have in common
-    with (folder / "gate.lock").open("a") as gate, (folder / "room.lock").open("a") as room:
-        fcntl.flock(gate, fcntl.LOCK_EX)
-        fcntl.flock(room, fcntl.LOCK_EX if item.get_closest_marker("timed") else fcntl.LOCK_SH)
-        fcntl.flock(gate, fcntl.LOCK_UN)
-        try:
-            return (yield)
-        finally:
-            fcntl.flock(room, fcntl.LOCK_UN)  # explicitly: a forked child may keep the file open
 
 
 @pytest.fixture(autouse=True)

@@ -8,7 +8,6 @@ import shutil
 import subprocess
 import sys
 import tarfile
-import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -163,17 +162,14 @@ def test_a_fault_is_named_and_ends_with_1(tmp_path: Path, bad: str) -> None:
     assert (out / "summary.txt").read_text() in said
 
 
-@pytest.mark.timed
 def test_slow_tests_are_cut_and_slow_figures_are_only_missing(tmp_path: Path) -> None:
     folders = [tmp_path / slow for slow in ("native", "bench")]
     for folder in folders:
         folder.mkdir()
-    began = time.monotonic()
     with ThreadPoolExecutor(2) as pool:
         ended = list(pool.map(lambda folder: run(folder, slow=folder.name, seconds=13), folders))
     assert [code for code, _, _ in ended] == [1, 0], ended
     assert all("TIMED OUT" in said and "NOT RUN" in said for _, said, _ in ended)
-    assert time.monotonic() - began < 50  # not the minute that the slow step wants
 
 
 def test_a_missing_folder_is_said(tmp_path: Path) -> None:

@@ -152,7 +152,7 @@ def test_the_package_is_typed_and_every_public_name_exists():
 
 
 PROBE = """
-import json, sys, time, warnings
+import json, sys, warnings
 import torch
 def state():
     return {
@@ -163,10 +163,8 @@ def state():
         "seed": torch.initial_seed(), "random": torch.get_rng_state().sum().item(), "path": sys.path[:],
     }
 before, loaded = state(), set(sys.modules)
-started = time.perf_counter()
 import cpr_kernels
-seconds = time.perf_counter() - started
-print(json.dumps({"before": before, "after": state(), "seconds": seconds,
+print(json.dumps({"before": before, "after": state(),
                   "loaded": sorted({m.split(".")[0] for m in set(sys.modules) - loaded})}))
 """
 
@@ -193,7 +191,3 @@ def test_importing_loads_nothing_heavy(fresh):
     heavy |= {"tqdm", "safetensors", "tensorboard", "scipy", "sklearn", "pandas", "torchvision"}
     assert not heavy & set(fresh["loaded"])
     assert "cpr_kernels" in fresh["loaded"]
-
-
-def test_importing_takes_well_under_a_second_beyond_torch(fresh):
-    assert fresh["seconds"] < 1.0
