@@ -106,7 +106,9 @@ class _Timings:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.seconds: dict[str, float] = read_json(path, "out", "delete it") if path.is_file() else {}
+        self.seconds: dict[str, float] = (
+            read_json(path, "out", "delete it", dict[str, float]) if path.is_file() else {}
+        )
 
     def measure(self, name: str, work: Callable[[], T]) -> T:
         began = time.monotonic()

@@ -21,7 +21,7 @@ from .data.store import FrameStore, record_key
 from .encoders.weights import load_encoder
 from .evaluate.features import Measured, Protocol, measured
 from .evaluate.retrieval import recall_of
-from .pretrain.config import TrainConfig, to_json
+from .pretrain.config import TrainConfig, from_json, to_json
 from .pretrain.loop import pretrain
 from .pretrain.run_folder import WarmStart, config_of, encoder_files
 from .runtime.files import read_json, write_atomically
@@ -85,7 +85,7 @@ def update(settings: Update) -> dict[str, Figures]:
     before, out = config_of(settings.run), settings.out
     config = config_of_update(before, settings)
     begun = (out / "config.json").is_file()
-    if begun and to_json(config_of(out)) != to_json(config):
+    if begun and config_of(out) != from_json(to_json(config)):
         raise TrainError(
             f"out: {out} was begun with other settings; give another --out, or the settings it has"
         )
@@ -94,7 +94,7 @@ def update(settings: Update) -> dict[str, Figures]:
     note = WarmStart(str(settings.run), len(old.videos), settings.old_share)
     note.save(out / NOTE)
     advice = "delete it, and it is measured again"
-    figures = read_json(out / FIGURES, "out", advice) if (out / FIGURES).is_file() else {}
+    figures = read_json(out / FIGURES, "out", advice, dict[str, Figures]) if (out / FIGURES).is_file() else {}
     if "before" not in figures:
         figures["before"] = retrieval_of(settings.run, config, note, settings.clips)
         write_atomically(out / FIGURES, json.dumps(figures, indent=1).encode())

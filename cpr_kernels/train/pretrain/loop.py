@@ -27,7 +27,7 @@ from ..runtime.lock import exclusive
 from ..runtime.run_log import RunLog
 from ..runtime.signals import stop_flag
 from .co_training import Inputs, MultiViewModel, new_encoders
-from .config import TrainConfig, to_json
+from .config import TrainConfig, from_json, to_json
 from .iic import BankModel
 from .mining_meter import MiningMeter, baseline_schedules
 from .missing_views import MissingViewsModel, ViewMask
@@ -306,7 +306,7 @@ def _refuse_another(run: Path, config: TrainConfig, resume: bool) -> dict[str, A
         return None
     if not known:
         raise TrainError(f"resume: {run} holds no run (no config.json)")
-    if to_json(config_of(run)) != to_json(config):
+    if config_of(run) != from_json(to_json(config)):
         raise TrainError(
             f"resume: the settings differ from {run / 'config.json'}; resume with the run's own settings"
         )
