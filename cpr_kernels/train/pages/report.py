@@ -271,11 +271,8 @@ def _lead(sections: list[dict[str, Any]]) -> list[str]:
 def _settings(run: Path, config: TrainConfig, manifest: Manifest) -> list[tuple[str, str]]:
     steps = [line for line in read_lines(run / "log.jsonl") if line["kind"] == "step"]
     counts = {split: sum(video.split == split for video in manifest.videos) for split in ("train", "test")}
-    timings = (
-        read_json(run / "timings.json", "run", "delete it", dict[str, float])
-        if (run / "timings.json").is_file()
-        else {}
-    )
+    spent = run / "timings.json"
+    timings = read_json(spent, "run", "delete it", dict[str, float]) if spent.is_file() else {}
     rows = [
         ("videos", f"{counts['train']} train, {counts['test']} test, {len(manifest.skipped)} files skipped"),
         ("frames", ", ".join(f"{name} {value}" for name, value in asdict(manifest.settings).items())),
