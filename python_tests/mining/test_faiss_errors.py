@@ -178,3 +178,9 @@ def test_without_faiss_the_errors_name_the_extra(monkeypatch: pytest.MonkeyPatch
         FaissIndex(keys, "flow")
     with pytest.raises(ValueError, match=r"FAISS is not installed; pip install 'cpr_kernels\[faiss\]'"):
         cascade_topk(clustered(2), keys, SCHEDULE, backend="faiss")
+
+
+def test_an_index_of_huge_features_is_saved_and_read(tmp_path: Path) -> None:
+    keys = {"flow": torch.full((300, 4), 1e19)}  # squares of their lengths are infinite in float32
+    FaissIndex(keys, "flow").save(tmp_path)
+    assert len(FaissIndex.load(tmp_path)) == 300

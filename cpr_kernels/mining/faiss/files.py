@@ -64,11 +64,11 @@ class SavedIndex:
 def write(saved: SavedIndex, folder: Path) -> None:
     """Writes `saved` to `folder`: index.faiss, entries.npz and about.json with the hashes of both, replaced whole."""
     faiss = import_faiss()
-    moved = {name: min(value, MOST) for name, value in asdict(saved.stats).items()}  # JSON has no infinity
+    moved = {name: _finite(value) for name, value in asdict(saved.stats).items()}
     about = {
         "format": FORMAT, "views": saved.views, "dims": saved.dims, "size": saved.size, "factory": saved.factory,
         "policy": asdict(saved.policy), "settings": asdict(saved.settings), "held": int(saved.vectors.ntotal),
-        "longest": min(saved.longest, MOST), "has_ids": saved.has_ids, "moved": moved,
+        "longest": _finite(saved.longest), "has_ids": saved.has_ids, "moved": moved,
     }  # fmt: skip
     folder.mkdir(parents=True, exist_ok=True)
     with replacing([folder / name for name in NAMES]) as parts:
@@ -77,6 +77,11 @@ def write(saved: SavedIndex, folder: Path) -> None:
             np.savez(file, ids=saved.ids, odd=saved.non_finite, slot_of=saved.entry_of_label)
         about["files"] = {VECTORS: file_hash(parts[0]), ARRAYS: file_hash(parts[1])}
         parts[2].write_text(json.dumps(sealed(about)))
+
+
+def _finite(value: float) -> float:
+    """Returns a number as JSON can hold it; features near the end of float32 give infinite lengths and misfits."""
+    return min(value, MOST) if value == value else MOST
 
 
 def read(folder: Path, mmap: bool) -> SavedIndex:
