@@ -84,6 +84,7 @@ $(VENV)/.train: $(VENV)/.torch $(BUILT)
 
 $(VENV)/.dev: $(VENV)/.torch $(BUILT)
 	@echo "building and installing cpr_kernels, with all that its tests need, into $(VENV): about a minute"
-	@$(PIP) -e '.[train,dev,faiss]'
+	@mkdir -p build && rm -f build/install.log  # what ptxas reports in it is read by the tests
+	@$(PIP) --log build/install.log -e '.[train,dev,faiss]' -C cmake.define.CPR_NVCC_OPTIONS=-Xptxas=-v
 	@$(BIN)/python -c 'import triton' 2>/dev/null || $(PIP) '$(TRITON)' || echo "no $(TRITON) here: its tests will skip"
 	@touch $@ $(VENV)/.train

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,23 @@ from places import SHARED_DATA
 
 import cpr_kernels
 from cpr_kernels import _core
+
+THREADS = torch.get_num_threads()
+NETWORKS = {"bench", "cli", "deploy", "train"}  # folders whose tests run networks rather than kernels
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Beside other workers a network runs on one thread, in child processes too: torch's threads would wait for each
+    other's turn on a core.
+    """
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        return
+    if NETWORKS & set(item.path.parts):
+        torch.set_num_threads(1)
+        os.environ["OMP_NUM_THREADS"] = "1"
+    else:
+        torch.set_num_threads(THREADS)
+        os.environ.pop("OMP_NUM_THREADS", None)
 
 
 @pytest.fixture(autouse=True)

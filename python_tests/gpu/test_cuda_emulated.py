@@ -372,12 +372,13 @@ def test_the_emulation_sees_a_planted_fault(fault: str, tmp_path: Path) -> None:
     source = tmp_path / "csrc" / "cuda" / name
     assert source.read_text().count(old) == 1
     source.write_text(source.read_text().replace(old, new))
+    changed, built = tmp_path / "csrc" / "cuda" / "cascade" / "cascade_topk.cu", tmp_path / "built"
+    built.mkdir()
     script = (
         "import cuda_tools, torch; from pathlib import Path\n"
-        f"cuda_tools.CUDA_SOURCES = Path({str(tmp_path / 'csrc' / 'cuda')!r})\n"
         "from cases import SMALL_CASES; from cpr_kernels.mining import native, reference\n"
-        "core = cuda_tools.emulated(); core.set_seed(7)\n"
-        "pairs = [(native.run_on_stream(c.call(), core, 0), reference.run(c.call())) for c in SMALL_CASES]\n"
+        f"core = cuda_tools.emulated_changed(Path({str(changed)!r}), Path({str(built)!r})); core.set_seed(7)\n"
+        "pairs = ((native.run_on_stream(c.call(), core, 0), reference.run(c.call())) for c in SMALL_CASES)\n"
         "raise SystemExit(0 if all(torch.equal(a[0], b[0]) for a, b in pairs) else 7)"
     )
     path = os.pathsep.join(map(str, (SUPPORT, Path(cpr_kernels.__file__).parents[1])))

@@ -34,10 +34,10 @@ class Kernel(NamedTuple):
     spill_bytes: int
 
 
-def report(text: str) -> list[Kernel]:
-    """The kernels named in the output of `-Xptxas=-v`, by a readable name: `score_kernel<0,2,128>`."""
+def report(text: str, arch: str) -> list[Kernel]:
+    """The kernels named for `sm_{arch}` in the output of `-Xptxas=-v`, by a readable name: `score_kernel<0,2,128>`."""
     pattern = (
-        r"Compiling entry function '(\S+)'.*?(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill "
+        rf"Compiling entry function '(\S+)' for 'sm_{arch}'.*?(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill "
         r"loads.*?Used (\d+) registers"
     )
     return [
@@ -75,14 +75,26 @@ def _emulated_flags() -> list[str]:
     ] + [f"-I{path}" for path in includes]
 
 
-@functools.cache
-def emulated() -> Any:
-    """The module `_emulated`: the CUDA kernels run thread by thread on the CPU. Built once per state of the sources."""
-    sources = [*sorted(CUDA_SOURCES.rglob("*.cu")), CUDA_SOURCES.parent / "bindings" / "emulated.cpp"]
+def _sources() -> list[Path]:
+    return [*sorted(CUDA_SOURCES.rglob("*.cu")), CUDA_SOURCES.parent / "bindings" / "emulated.cpp"]
+
+
+def _built_folder() -> Path:
+    """The folder of what is built of the sources as they are, by their contents."""
     state = hashlib.sha256(" ".join(_emulated_flags()).encode() + sys.version.encode())
     for path in sorted(CUDA_SOURCES.parent.rglob("*.[hc]*")):
         state.update(path.read_bytes())
-    folder = Path(tempfile.gettempdir()) / f"cpr_kernels_emulated_{os.getuid()}_{state.hexdigest()[:16]}"
+    return Path(tempfile.gettempdir()) / f"cpr_kernels_emulated_{os.getuid()}_{state.hexdigest()[:16]}"
+
+
+@functools.cache
+def emulated() -> Any:
+    """The module `_emulated`: the CUDA kernels run thread by thread on the CPU. Built once per state of the sources."""
+    return _imported(_built())
+
+
+def _built() -> Path:
+    folder = _built_folder()
     built = folder / "_emulated.so"
     import fcntl
 
@@ -90,12 +102,31 @@ def emulated() -> Any:
     with (folder / "lock").open("w") as lock:  # one process builds, others wait for it
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not built.exists():
-            objects = [folder / f"{path.stem}.o" for path in sources]
+            objects = [folder / f"{path.stem}.o" for path in _sources()]
             with ThreadPoolExecutor(2) as pool:
-                list(pool.map(_compile, sources, objects))
-            made = folder / "made.so"
-            subprocess.run(["g++", "-shared", "-o", made, *objects], check=True)
-            made.replace(built)
+                list(pool.map(_compile, _sources(), objects))
+            _link(objects, built)
+    return built
+
+
+def emulated_changed(changed: Path, folder: Path) -> Any:
+    """The same module with one source file in place of the one of its name; built in `folder`, the rest is reused."""
+    objects = [_built().parent / f"{path.stem}.o" for path in _sources() if path.name != changed.name]
+    assert len(objects) == len(_sources()) - 1
+    _compile(changed, folder / "changed.o")
+    _link(
+        [folder / "changed.o", *objects], folder / "_emulated.so"
+    )  # first: of equal functions the linker takes its
+    return _imported(folder / "_emulated.so")
+
+
+def _link(objects: list[Path], built: Path) -> None:
+    made = built.with_suffix(".made")
+    subprocess.run(["g++", "-shared", "-o", made, *objects], check=True)
+    made.replace(built)
+
+
+def _imported(built: Path) -> Any:
     spec = importlib.util.spec_from_file_location("_emulated", built)
     assert spec and spec.loader
     module = importlib.util.module_from_spec(spec)
