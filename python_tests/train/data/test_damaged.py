@@ -23,7 +23,7 @@ from cpr_kernels.train.data.store import FrameStore, _pictures, packed, record_k
 from cpr_kernels.train.encoders.weights import load_encoder, save_encoder
 from cpr_kernels.train.evaluate import retrieval as evaluate
 from cpr_kernels.train.evaluate.retrieval import evaluate_run, measurable_views
-from cpr_kernels.train.pages.report import write_report
+from cpr_kernels.train.pages.report import _evaluation, write_report
 from cpr_kernels.train.pretrain.loop import pretrain
 from cpr_kernels.train.pretrain.run_folder import config_of
 from cpr_kernels.train.runtime.checkpoint import load
@@ -211,6 +211,20 @@ def test_a_run_s_own_files(cascade_run: Path, tmp_path: Path) -> None:
         TrainError, match=r"is the checkpoint of a whole run, not one encoder; give a file of .*encoders"
     ):
         load_encoder(run / "checkpoint.pt")
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        ('{"protocol": {}, "phases": "x"}', r"Expected `array`, got `str` - at `\$\.phases`"),
+        ('{"phases": [{"phase": "a", "recall": {}, "probe": {}}]}', "missing required field `protocol`"),
+        ('{"protocol": {}, "phases": [{"phase": "a", "recall": {"rgb": 1}, "probe": {}}]}', r"\.recall"),
+    ],
+)  # fmt: skip
+def test_an_evaluation_of_another_shape(body: str, words: str, tmp_path: Path) -> None:
+    (tmp_path / "eval.json").write_text(body)
+    with pytest.raises(TrainError, match=rf"eval\.json is damaged .*{words}"):
+        _evaluation(tmp_path)
 
 
 def test_a_split_without_videos(data: Path, copied: Path) -> None:
