@@ -16,7 +16,7 @@ ARGS   ?=
 DEMO_BUILD := $(if $(shell command -v nvidia-smi),,-C cmake.define.CPR_CUDA=OFF)
 
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
-CODE := cpr_kernels python_tests $(wildcard bench examples docs)
+CODE := cpr_kernels cpr_command python_tests $(wildcard bench examples docs)
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install -qq
 # Python files are used where they lie (editable install); these are compiled or read by the installer.
@@ -45,7 +45,7 @@ format: $(VENV)/.dev  ## format and mend with ruff
 	$(BIN)/ruff format $(CODE)
 
 types: $(VENV)/.dev  ## check types with mypy
-	$(BIN)/mypy cpr_kernels $(wildcard bench)
+	$(BIN)/mypy cpr_kernels cpr_command $(wildcard bench)
 
 bench: $(VENV)/.dev  ## run the benchmarks; ARGS=--quick for a smoke test
 	$(BIN)/python -m bench $(ARGS)

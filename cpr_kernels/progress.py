@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json as _json
 import sys
 import time
 from collections.abc import Iterator, Sequence
 from types import TracebackType
-from typing import TypeVar
+from typing import Any, TextIO, TypeVar
 
 from tqdm import tqdm
 
@@ -14,6 +15,28 @@ LINE_EVERY_S = 30.0  # of a log file: a line at least this often
 LINE = "{desc}: {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_fmt}{postfix}]"
 
 T = TypeVar("T")
+
+
+class _Output:
+    """What the running command prints."""
+
+    quiet = False  # neither progress nor messages
+    json = False  # the result as JSON
+
+
+def set_output(quiet: bool, json: bool) -> None:
+    """Sets whether the running command prints progress and messages, and its result as text or as JSON."""
+    _Output.quiet, _Output.json = quiet, json
+
+
+def result(data: Any, text: str = "", file: TextIO | None = None) -> None:
+    """Prints a command's result: as JSON, as text where there is one, or when quiet not at all; on standard output, or
+    to `file`.
+    """
+    if _Output.json:
+        print(_json.dumps(data, indent=1, default=str), file=file)
+    elif text and not _Output.quiet:
+        print(text, file=file)
 
 
 class ProgressBar:
@@ -35,6 +58,7 @@ class ProgressBar:
         self, description: str, total: int, *, done: int = 0, unit: str = "step", shown: bool | None = None
     ) -> None:
         terminal = sys.stderr.isatty()
+        shown = False if _Output.quiet else shown
         self.lines = shown is None and not terminal
         self.bar = tqdm(
             total=total, initial=done, desc=description, unit=f" {unit}", file=sys.stderr, dynamic_ncols=True,
@@ -82,8 +106,10 @@ def track(items: Sequence[T], description: str, unit: str = "step") -> Iterator[
             bar.advance()
 
 
-def say(text: str) -> None:
-    """Prints a message on standard error, above a bar that is shown."""
+def say(text: str, error: bool = False) -> None:
+    """Prints a message on standard error, above a bar that is shown; when quiet, only an error."""
+    if _Output.quiet and not error:
+        return
     tqdm.write(text, file=sys.stderr)
     sys.stderr.flush()
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
 import stat
 from collections import Counter, defaultdict
-from collections.abc import Callable, Hashable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -50,8 +51,34 @@ def why_not(name: str) -> str | None:
     return KIND_OF.get(ending) or (f"ending {ending} is no video's" if ending else "no ending")
 
 
-def walk(root: Path) -> tuple[list[Path], PassedOver]:
+FRAME = re.compile(r"(?P<kind>.*?)[_-]?(?P<number>\d+)\.(?:jpe?g|png|webp|bmp)", re.IGNORECASE)
+FEWEST = 2  # pictures that make a folder of frames
+
+
+def numbered_frames(names: Iterable[str]) -> dict[str, list[str]]:
+    """Returns the pictures among names by what is before their number, in the order of the numbers: img_00001.jpg."""
+    groups: dict[str, dict[int, str]] = defaultdict(dict)
+    for name in names:
+        if (match := FRAME.fullmatch(name)) and not name.startswith("."):
+            groups[match["kind"]][int(match["number"])] = name
+    return {kind: [group[number] for number in sorted(group)] for kind, group in groups.items()}
+
+
+def _holds_frames(names: Sequence[str]) -> bool:
+    """Whether a folder's names are those of one video's frames, numbered without a gap, with or without its flow."""
+    shown = [name for name in names if not name.startswith(".")]
+    groups = numbered_frames(shown)
+    frames = [group for kind, group in groups.items() if kind not in ("flow_x", "flow_y")]
+    if len(frames) != 1 or len(frames[0]) < FEWEST or sum(map(len, groups.values())) < len(shown):
+        return False
+    first, last = (int(FRAME.fullmatch(frames[0][i])["number"]) for i in (0, -1))  # type: ignore[index]
+    return last - first + 1 == len(frames[0])
+
+
+def walk(root: Path, frames: bool = False) -> tuple[list[Path], PassedOver]:
     """Returns the files below a folder that may hold video, sorted, and what was passed over, with the reason.
+
+    With `frames`, a folder that holds nothing but numbered pictures counts as a video.
 
     Links to files and folders are followed, except one that leads back to a folder that holds it. Hidden files and
     folders, which begin with a point, are passed over, and so are files whose ending is no video's.
@@ -59,13 +86,14 @@ def walk(root: Path) -> tuple[list[Path], PassedOver]:
     found: list[Path] = []
     passed_over: PassedOver = []
     status = root.stat()
-    _walk(root, "", ((status.st_dev, status.st_ino),), found, passed_over)
+    _walk(root, "", ((status.st_dev, status.st_ino),), found, passed_over, frames)
     return sorted(found), passed_over
 
 
 def _walk(
-    folder: Path, below: str, above: tuple[tuple[int, int], ...], found: list[Path], passed_over: PassedOver
-) -> None:
+    folder: Path, below: str, above: tuple[tuple[int, int], ...], found: list[Path], passed_over: PassedOver,
+    frames: bool,
+) -> None:  # fmt: skip
     """Adds the files of a folder, `below` the root, whose own and whose parents' identities are `above`."""
     try:
         names = sorted(path.name for path in folder.iterdir())
@@ -74,6 +102,9 @@ def _walk(
         return
     if not names and below:
         passed_over.append((below, "empty folder"))
+    if frames and below and _holds_frames(names):
+        found.append(folder)
+        return
     for name in names:
         path, shown = folder / name, below + printable(name)
         if name.startswith("."):
@@ -97,7 +128,7 @@ def _walk(
         elif identity in above:
             passed_over.append((f"{shown}/", "link that leads back to a folder above it"))
         else:
-            _walk(path, f"{shown}/", (*above, identity), found, passed_over)
+            _walk(path, f"{shown}/", (*above, identity), found, passed_over, frames)
 
 
 def printable(name: str) -> str:

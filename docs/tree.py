@@ -24,9 +24,11 @@ ORDER = (
     "deploy",
     "reading",
     "cli",
+    "cli/tables",
     "cli/mine",
     "train",
 )
+TRAIN = (*TRAIN[:2], "data/kinds", *TRAIN[2:])
 ORDER += tuple(f"train/{name}" for name in TRAIN)
 OTHERS = {
     "csrc": "kernels, without torch, for CPU and CUDA",

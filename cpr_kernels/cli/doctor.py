@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import re
@@ -19,6 +18,7 @@ import torch
 from .. import __version__, losses, mining
 from ..dispatch import native
 from ..dispatch.backends import reasons
+from ..progress import result
 from .arguments import parse
 from .self_test import loss_call, mining_call, self_test
 
@@ -50,8 +50,6 @@ class Doctor:
     Paste the output into a bug report.
     """
 
-    json: bool = False
-    """Print one JSON object instead of text."""
     test: bool = True
     """Run the self-test."""
 
@@ -60,7 +58,7 @@ def main(argv: Sequence[str]) -> int:
     """Runs `cpr doctor`; returns 0 when every test passed, else 1."""
     args: Doctor = parse(Doctor, argv, "doctor")
     found = examine(test=args.test)
-    print(json.dumps(found, indent=1) if args.json else as_text(found))
+    result(found, as_text(found))
     return 1 if any(test["error"] for test in found["tests"]) else 0
 
 

@@ -12,8 +12,9 @@ from tyro.conf import Positional, arg
 
 from ..deploy.clip_index import Clip, ClipIndex, exists, extend
 from ..deploy.model import Model, VideoPrediction
-from .arguments import at_least, parse
-from .predict import Artifact, Count, Output, Videos, as_text, neighbour
+from ..progress import result
+from .arguments import at_least, free_file, parse
+from .predict import Artifact, Count, Output, Videos, as_text, format_of, neighbour
 from .videos import Results, each, video_files
 
 COLUMNS = ("path", "rank", "known", "start", "end", "score")
@@ -31,9 +32,6 @@ class Index:
     VIDEO is a file, a folder (searched for videos), or a pattern such as 'clips/**/*.mp4'. The index is replaced whole
     every --save videos: stop it at any moment, and run it again to continue. Of two at once, one waits. It belongs to
     the artifact that made it.
-
-        cpr index model.cpr archive/ --out known
-        cpr search model.cpr known holiday.mp4
 
     Exit status 0: all remembered. 1: some videos could not be read. 2: nothing could be done.
     """
@@ -60,9 +58,6 @@ class Search(Output):
     the embeddings. A video that the index holds is left out of its own answer.
 
     VIDEO is a file, a folder (searched for videos), or a pattern such as 'clips/**/*.mp4'.
-
-        cpr search model.cpr known holiday.mp4 --topk 10
-        cpr search model.cpr known clips/ --format csv --out near.csv
 
     Exit status 0: all answered. 1: some videos could not be read. 2: nothing could be done.
     """
@@ -110,8 +105,9 @@ def main(argv: Sequence[str]) -> int:
         raise ValueError(f"none of the {failed} videos could be read; no index was made")
     rows = len(ClipIndex(args.out, model.id).clips)
     passed = len(paths) - len(todo)
-    print(
-        f"{args.out}: {added} videos added, {passed} were there unchanged, {failed} could not be read; {rows} clips"
+    result(
+        {"index": args.out, "added": added, "unchanged": passed, "failed": failed, "clips": rows},
+        f"{args.out}: {added} videos added, {passed} were there unchanged, {failed} could not be read; {rows} clips",
     )
     return 1 if failed else 0
 
@@ -124,15 +120,17 @@ def search(argv: Sequence[str]) -> int:
     """
     args: Search = parse(Search, argv, "search")
     at_least(1, topk=args.topk)
+    free_file(args.out, args.force)
+    kind = format_of(args)
     paths = video_files("search", args.videos)
     model = Model(args.artifact, args.trust)
     index = ClipIndex(args.index, model.id)
     failed = 0
-    with Results(args.format, args.out, COLUMNS) as results:
+    with Results(kind, args.out, COLUMNS) as results:
         for path, seen, reason in each("search", paths, model.video, args.progress):
             failed += reason is not None
             if reason is not None:
-                if args.format == "jsonl":
+                if kind == "jsonl":
                     results.add([], "", {"path": str(path), "error": reason})
                 continue
             own = str(path.resolve())

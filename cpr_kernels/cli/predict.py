@@ -11,7 +11,7 @@ from tyro.conf import Positional, arg
 
 from ..deploy.clip_index import ClipIndex, Neighbor
 from ..deploy.model import Model, VideoPrediction
-from .arguments import at_least, parse
+from .arguments import at_least, free_file, parse
 from .videos import Results, each, video_files
 
 Artifact: TypeAlias = Annotated[Path, arg(metavar="ARTIFACT")]
@@ -35,8 +35,19 @@ class Output:
     """Write there; where the command is stopped, the file holds what was finished."""
     trust: bool = False
     """Run the artifact's exported program, which can run any code: for files of your own with networks of your own."""
+    force: bool = False
+    """Replace --out if it is there."""
+    json: bool = False
+    """The same as --format jsonl."""
     progress: bool = True
     """Show progress: a bar on a terminal, else a line every 30 seconds."""
+
+
+def format_of(output: Output) -> Literal["text", "csv", "jsonl"]:
+    """Returns the format that the options name."""
+    if output.json and output.format == "csv":
+        raise ValueError("--json: does not go with --format csv")
+    return "jsonl" if output.json else output.format
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,10 +57,6 @@ class Predict(Output):
 
     VIDEO is a file, a folder (searched for videos), or a pattern such as 'clips/**/*.mp4'. A broken video costs a line
     on stderr and the exit status, not the run.
-
-        cpr predict model.cpr holiday.mp4
-        cpr predict model.cpr clips/ --format csv --out classes.csv
-        cpr predict model.cpr 'clips/**/*.avi' --index known/ --format jsonl
 
     Exit status 0: all predicted. 1: some videos could not be read. 2: nothing could be done.
     """
@@ -72,6 +79,7 @@ def main(argv: Sequence[str]) -> int:
     """
     args: Predict = parse(Predict, argv, "predict")
     at_least(1, topk=args.topk, clips=args.clips)
+    free_file(args.out, args.force)
     paths = video_files("predict", args.videos)
     model = Model(args.artifact, args.trust)
     index = None if args.index is None else ClipIndex(args.index, model.id)
@@ -80,7 +88,8 @@ def main(argv: Sequence[str]) -> int:
             f"{args.artifact} is an encoder and knows no classes; give --index, or export a classifier of cpr finetune"
         )
     failed = 0
-    with Results(args.format, args.out, COLUMNS) as results:
+    kind = format_of(args)
+    with Results(kind, args.out, COLUMNS) as results:
         for path, seen, reason in each(
             "predict", paths, lambda path: model.video(path, args.clips), args.progress
         ):
@@ -88,7 +97,7 @@ def main(argv: Sequence[str]) -> int:
             if reason is None:
                 near = [] if index is None else index.nearest_files(seen.embeddings, args.topk)
                 results.add(*format_prediction(path, seen, model.classes, near, args.topk))
-            elif args.format == "jsonl":
+            elif kind == "jsonl":
                 results.add([], "", {"path": str(path), "error": reason})
     return 1 if failed else 0
 

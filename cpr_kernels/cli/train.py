@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import re
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from ..progress import result
 from ..train import TrainError
-from .arguments import parse, pop_option, positional_as_option
+from .arguments import common_options, free_file, parse, pop_option, positional_as_option
+
+ADVANCED = ("optim", "augment", "iic")  # groups of options of `pretrain` that --help leaves out
 
 
 @dataclass(frozen=True)
@@ -24,10 +29,18 @@ class Prepare:
     reason. Stop it at any moment; the same command resumes.
     """
 
-    videos: Path
-    """Folder of videos, CSV, or ActivityNet's JSON (beside or above its videos)."""
+    videos: tuple[Path, ...]
+    """Folder of videos or of folders of frames; or lists: CSV, `path label`, JSON of ActivityNet, Kinetics or
+    Something-Something. Several are one data set.
+    """
     out: Path
     """Folder of the data set."""
+    root: Path | None = None
+    """Folder that the paths in lists are below (default: the list's own)."""
+    shard: str = ""
+    """I/N stores the I-th of N parts of the videos, for N machines at once (a Slurm array) that share --out: who
+    finishes last writes the manifest of all. A part that died is run again.
+    """
     splits: Path | None = None
     """Folder of official split lists: trainlist01.txt, testlist01.txt and classInd.txt (UCF101), or
     <class>_test_split1.txt (HMDB51). Videos that they do not list are left out.
@@ -91,6 +104,8 @@ class Report:
     """Folders of runs."""
     out: Path = field(default=Path("report.html"))
     """The page to write."""
+    force: bool = False
+    """Replace --out if it is there."""
     title: str = "Cascade positive retrieval"
 
 
@@ -99,21 +114,28 @@ def prepare(argv: list[str]) -> int:
     options = parse(Prepare, argv, "prepare")
 
     from ..train.data.decoding import FrameSettings
+    from ..train.data.parts import parse_part
     from ..train.data.prepare import prepare as run_prepare
     from ..train.data.prepare import print_summary
 
     fields = {f.name: getattr(options, f.name) for f in dataclasses.fields(FrameSettings)}
-    print_summary(
-        run_prepare(
-            options.videos,
-            options.out,
-            FrameSettings(**fields),
-            options.processes,
-            (options.splits, options.fold) if options.splits else None,
-            options.labels,
-        ),
+    prepared = run_prepare(
+        options.videos,
         options.out,
+        FrameSettings(**fields),
+        options.processes,
+        (options.splits, options.fold) if options.splits else None,
+        options.labels,
+        options.root,
+        parse_part(options.shard) if options.shard else None,
     )
+    print_summary(prepared, options.out)
+    manifest = prepared.manifest
+    result({
+        "data": options.out, "videos": len(manifest.videos), "classes": len(manifest.classes),
+        "splits": Counter(video.split for video in manifest.videos),
+        "stored": prepared.stored, "kept": prepared.kept, "skipped": len(manifest.skipped),
+    })  # fmt: skip
     return 0
 
 
@@ -130,6 +152,7 @@ def pretrain(argv: list[str]) -> int:
     resumed, rest = pop_option(argv, "--resume")
     preset, rest = pop_option(rest, "--preset")
     if resumed is not None:
+        rest = common_options(rest)
         if rest or preset:
             raise TrainError(
                 f"resume: a run continues with its own settings; drop {' '.join(rest) or '--preset'}"
@@ -146,10 +169,11 @@ def pretrain(argv: list[str]) -> int:
             "\n--preset NAME:", *presets,
             f"  or a method, by itself or added as in small+coclr: {', '.join(METHOD_PRESETS)}",
         ])  # fmt: skip
-        config = parse(TrainConfig, rest, "pretrain", defaults, more)
+        config = parse(TrainConfig, rest, "pretrain", defaults, more, ADVANCED)
         run = run_pretrain(config)
     if is_main_process():
         say(f"done: {run}; next: cpr evaluate --run {run}")
+        result({"run": run, **json.loads((run / "log.jsonl").read_text().splitlines()[-1])})
     return 0
 
 
@@ -164,11 +188,12 @@ def evaluate(argv: list[str]) -> int:
     ks = list(next(iter(results[0]["recall"].values())))
     rows = [
         [
-            result["phase"], view, *(f"{100 * share:.1f}" for share in shares.values()),
-            f"{100 * result['probe'][view]:.1f}",
+            one["phase"], view, *(f"{100 * share:.1f}" for share in shares.values()),
+            f"{100 * one['probe'][view]:.1f}",
         ]
-        for result in results for view, shares in result["recall"].items()
+        for one in results for view, shares in one["recall"].items()
     ]  # fmt: skip
+    result(results)
     table("retrieval and linear probe, %", ["after", "view", *(f"R@{k}" for k in ks), "probe"], rows)
     return 0
 
@@ -180,22 +205,24 @@ def finetune(argv: list[str]) -> int:
     from ..train.evaluate.finetune import finetune as run_finetune
 
     settings = parse(Finetune, argv, "finetune")
-    result = run_finetune(settings)
+    found = run_finetune(settings)
+    result(found)
     shown: dict[str, dict[str, float]] = {
-        name: result[name] for name in ("centre", "ten_crop") if name in result
+        name: found[name] for name in ("centre", "ten_crop") if name in found
     }
-    shown.update({f"fused, {name}": figures for name, figures in result.get("fused", {}).items()})
+    shown.update({f"fused, {name}": figures for name, figures in found.get("fused", {}).items()})
     rows = [
         [name.replace("_", " "), *(f"{100 * figures[key]:.1f}" for key in ("top1", "top5", "mean_class"))]
         for name, figures in shown.items()
     ]
-    table(f"accuracy on {result['videos']} test videos, %", ["test", "top-1", "top-5", "mean class"], rows)
+    table(f"accuracy on {found['videos']} test videos, %", ["test", "top-1", "top-5", "mean class"], rows)
     return 0
 
 
 def report(argv: list[str]) -> int:
     """Runs `cpr report RUN [RUN ...] --out PAGE`."""
     options = parse(Report, positional_as_option(argv, "--runs"), "report")
+    free_file(options.out, options.force)
 
     from ..train.data.manifest import Manifest
     from ..train.evaluate.retrieval import evaluate_run
@@ -209,7 +236,8 @@ def report(argv: list[str]) -> int:
     inside = ""
     if all((run / "checkpoint.pt").is_file() for run in options.runs):
         inside = explore(options.runs, options.out.with_name(f"{options.out.stem}_inside.html")).name
-    print(write_report(options.runs, options.out, options.title, inside))
+    page = write_report(options.runs, options.out, options.title, inside)
+    result({"page": page}, str(page))
     return 0
 
 
@@ -218,7 +246,8 @@ def demo(argv: list[str]) -> int:
     from ..train.demo import Demo
     from ..train.demo import demo as run_demo
 
-    print(run_demo(parse(Demo, argv, "demo")))
+    page = run_demo(parse(Demo, argv, "demo"))
+    result({"page": page}, str(page))
     return 0
 
 
@@ -228,7 +257,9 @@ def explore(argv: list[str]) -> int:
     from ..train.pages.explore import explore as write_page
 
     options = parse(Explore, positional_as_option(argv, "--runs"), "explore")
-    print(write_page(options.runs, options.out, options.title))
+    free_file(options.out, options.force)
+    page = write_page(options.runs, options.out, options.title)
+    result({"page": page}, str(page))
     return 0
 
 
@@ -238,7 +269,8 @@ def export(argv: list[str]) -> int:
     from ..train.export import export as write_artifact
 
     out = write_artifact(parse(Export, positional_as_option(argv, "--source"), "export"))
-    print(f"{out} ({out.stat().st_size / 1e6:.1f} MB); next: cpr predict {out} VIDEO ...")
+    size = out.stat().st_size
+    result({"file": out, "bytes": size}, f"{out} ({size / 1e6:.1f} MB); next: cpr predict {out} VIDEO ...")
     return 0
 
 
@@ -248,6 +280,7 @@ def update(argv: list[str]) -> int:
     from ..train.update import update as run_update
 
     settings = parse(Update, positional_as_option(argv, "--run"), "update")
-    show(run_update(settings))
-    print(f"{settings.out}; next: cpr report {settings.out}")
+    figures = run_update(settings)
+    show(figures)
+    result({"run": settings.out, **figures}, f"{settings.out}; next: cpr report {settings.out}")
     return 0

@@ -91,7 +91,7 @@ def each(
                     say(f"cpr {command}: {path}: {result.note}")
                 yield path, result, None
             else:
-                say(f"cpr {command}: {path}: {reason}")
+                say(f"cpr {command}: {path}: {reason}", error=True)
                 yield path, None, reason
             bar.advance()
 

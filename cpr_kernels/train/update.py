@@ -15,6 +15,7 @@ from . import TrainError
 from .batches.dataset import ClipDataset
 from .data.layouts import Labels
 from .data.manifest import Manifest, Video
+from .data.parts import parts_in
 from .data.prepare import prepare
 from .data.sources import Source, group_of, list_sources
 from .data.store import FrameStore, record_key
@@ -123,6 +124,10 @@ def join_data(before: Path, settings: Update, old: Manifest) -> Manifest:
     data = settings.out / "data"
     labels: Labels = "auto" if old.classes else "none"
     sources = list_sources(settings.videos, labels=labels).sources
+    if parts_in(before):
+        raise TrainError(
+            f"run: its data set {before} is in parts, which cannot be added to; prepare it in one part"
+        )
     _refuse_same_names(sources, FrameStore(before), {video.id for video in old.videos}, settings.videos)
     if not (data / "data.mdb").is_file():
         _copy(before, data)

@@ -59,7 +59,7 @@ def test_an_npz_becomes_positives_and_figures(data, capsys):
     assert said["cmr"] == {str(c): pytest.approx(r) for c, r in recall.items()}
     assert said["cmr_median"] == pytest.approx(median_recall(recall))
     assert said["ids"] == "video: 7 sources" and said["labels"] == "label: 3 classes"
-    assert (said["entries"], said["queries"], said["self"], said["unused"]) == (N, N, True, ["clip"])
+    assert (said["entries"], said["queries"], said["self"], said["columns"]) == (N, N, True, ["clip"])
     assert said["views"] == {"flow": 8, "rgb": 6} and said["out"] == [str(out)]
     assert said["short_queries"] == 0 and said["backend"] in ("native", "reference")
 
@@ -190,7 +190,8 @@ def test_ids_none_leaves_only_the_row_itself_out(data):
     out = data.folder / "mined.npz"
     run(data.npz, "--ids", "none", "--labels", "none", "--schedule", SCHEDULE, "--out", out)
     assert np.array_equal(np.load(out)["indices"], expected(data, ids=False)[0].numpy())
-    assert set(np.load(out).files) == {"indices", "scores", "schedule"}
+    further = {f"{side}_{name}" for side in ("query", "key") for name in ("label", "video", "clip")}
+    assert set(np.load(out).files) == {"indices", "scores", "schedule"} | further
 
 
 def test_negative_and_empty_names_are_unknown(data, capsys):

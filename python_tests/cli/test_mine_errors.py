@@ -25,7 +25,9 @@ def test_nothing_is_overwritten_without_force(data, capsys):
     assert "is there already; add --force" in capsys.readouterr().err
     assert out.read_text() == "precious"
     run(data.npz, "--stages", 3, "--out", out, "--force")
-    assert out.read_text().startswith("query,rank,index,score,query_id,id,query_label,label\n")
+    assert out.read_text().startswith(
+        "query,rank,index,score,query_id,id,query_label,label,query_clip,clip\n"
+    )
 
 
 @pytest.mark.parametrize("suffix", [".npz", ".npy", ".csv"])
@@ -46,15 +48,16 @@ def test_a_failed_write_leaves_the_old_file(data, capsys, monkeypatch, suffix):
 BAD = [
     ([], "give FILE, or --view"),
     (["{f}/absent.npz"], "absent.npz: no such file"),
-    (["{f}"], "cannot read a file without suffix"),
-    (["{f}/x.pt"], "cannot read .pt; give .npz, .npy, .safetensors"),
+    (["{f}/plain"], "cannot read a file without suffix; give .npz, .npy, "),
+    (["{f}/x.pkl"], "cannot read .pkl; give .npz, .npy, .safetensors, .pt, "),
+    (["s3://bucket/x.npy"], "is an address, and only files are read; copy it here first"),
     (["{f}/broken.npz"], "broken.npz: not a readable .npz file"),
     (["{f}/broken.npy"], "broken.npy: not a readable .npy file"),
     (["{f}/objects.npy"], "holds Python objects"),
     (["{f}/video.npy"], "--views: no array of shape [N, D] of floats found; there is video str [60]"),
     (["{t}", "--views", "flow,depth"], "--views: no array 'depth'; there is flow float32 [60, 8]"),
     (["{t}", "--views", "flow,label"], "--views: 'label' must hold numbers of shape [N, D], got int64 [60]"),
-    (["{t}", "--view", "flow"], "--view: expected NAME=FILE.npy, got 'flow'"),
+    (["{t}", "--view", "flow"], "--view: expected NAME=FILE, got 'flow'"),
     (["{t}", "--view", "flow={f}/flow.npy"], "--view: 'flow' is given twice"),
     (["--view", "x={t}"], "--view: no array 'x'"),
     (["--view", "a={f}/flow.npy", "--view", "b={f}/short.npy"], "--views: 'b' has 9 rows, but 'a' has 60"),
@@ -98,7 +101,10 @@ BAD = [
     (["{t}", "--threads", "0"], "--threads: must be >= 1, got 0"),
     (["{t}", "--sample", "-1"], "--sample: must be >= 0, got -1"),
     (["{t}", "--dtype", "float8"], "invalid choice 'float8' for argument '--dtype'"),
-    (["{t}", "--out", "{f}/m.txt"], "--out: cannot write 'm.txt'; end it in .npz, .npy, .csv, .safetensors"),
+    (
+        ["{t}", "--out", "{f}/m.txt"],
+        "--out: cannot write 'm.txt'; end it in .npz, .npy, .csv, .parquet, .safetensors",
+    ),
     (["{t}", "--out", "{f}/none/m.npz"], "does not exist; make it first"),
     (["{t}", "--wrong"], "Unrecognized options: --wrong"),
     (["{t}", "--stage", "3"], "Unrecognized options: --stage, 3; did you mean --stages?"),
@@ -110,7 +116,6 @@ def test_an_error_is_one_line_that_names_the_argument(data, capsys, arguments, s
     f = data.folder
     (f / "broken.npz").write_bytes(b"PK\x03\x04 this is no archive")
     (f / "broken.npy").write_bytes(b"\x93NUMPY\x01\x00 nor this an array")
-    (f / "x.pt").write_bytes(b"")
     np.save(f / "objects.npy", np.array([{}, []], dtype=object), allow_pickle=True)
     np.save(f / "short.npy", data.arrays["flow"][:9])
     np.save(f / "short_ids.npy", np.arange(9))

@@ -10,8 +10,8 @@ import pytest
 import torch
 from mine_data import N, run, table
 
-from cpr_kernels.cli.mine.inputs import encode, values_of
-from cpr_kernels.cli.mine.tables import Column
+from cpr_kernels.cli.mine.codes import encode, values_of
+from cpr_kernels.cli.tables import Column
 
 BASE = 2**63
 SOURCES = {
@@ -114,7 +114,8 @@ BAD = [
         {"rgb": RGB[:9]},
         "'rgb' is float32 [9, 6], and views are floats of shape [N, D], here N=60; give --views flow to leave",
     ),
-    ({"video": np.zeros((N, 3, 6), np.float32)}, "'video' is float32 [60, 3, 6]"),
+    ({"video": np.zeros((N, 3, 6, 2), np.float32)}, "'video' is float32 [60, 3, 6, 2]"),
+    ({"video": np.zeros((N, 3, 6), np.int32)}, "'video' is int32 [60, 3, 6]"),
     ({"codes": np.zeros((N, 8), np.uint8)}, "'codes' is uint8 [60, 8]"),
     ({"ids": np.arange(N) + 0.5}, "--ids: 'ids' must hold integers or strings, got fractions or NaN"),
     (

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from cpr_kernels import FaissIndex, parse_schedule
-from cpr_kernels.cli.mine.tables import open_columns
+from cpr_kernels.cli.tables import open_columns
 from cpr_kernels.reading.seals import sealed
 
 from .runner import Target

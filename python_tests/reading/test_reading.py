@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from msgspec import Meta
 
-from cpr_kernels.cli.mine.tables import open_columns
+from cpr_kernels.cli.tables import open_columns
 from cpr_kernels.reading.arrays import npy_header, npz_headers, read_npz
 from cpr_kernels.reading.memory import memory
 from cpr_kernels.reading.records import read_record

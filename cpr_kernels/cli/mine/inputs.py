@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import torch
-from torch import Tensor
 
+from ..tables import READS, Column, open_columns
+from ..tables.pooling import Pool
+from .codes import Codes, encode, values_of
 from .options import Mine
-from .tables import Column, open_columns
 
 ID_NAMES = ("ids", "id", "source_ids", "source_id", "source", "video_ids", "video_id", "video", "vid")
 WITHOUT = {"ids": "; other rows of the same source count as candidates", "labels": ""}
@@ -49,9 +48,9 @@ def open_sides(args: Mine) -> tuple[Side, Side | None]:
     Raises:
         ValueError: files or arrays that are not there or do not fit.
     """
-    columns = _open(args.input, args.view, "--view")
+    columns = _open(args.input, args.view, "--view", args.pool)
     if not columns:
-        raise ValueError("give FILE, or --view NAME=FILE.npy (see cpr mine --help)")
+        raise ValueError("give FILE, or --view NAME=FILE (see cpr mine --help)")
     given = [pair.partition("=")[0] for pair in args.view]
     named = args.views.split(",") if args.views else given if args.input is None else None
     entries = Side(columns, find_views(columns, named, "--views"))
@@ -60,7 +59,7 @@ def open_sides(args: Mine) -> tuple[Side, Side | None]:
             if value is not None:
                 raise ValueError(f"{flag}: needs --queries or --query-view")
         return entries, None
-    others = _open(args.queries, args.query_view, "--query-view")
+    others = _open(args.queries, args.query_view, "--query-view", args.pool)
     queries = Side(others, find_views(others, list(entries.views), "--queries"))
     for name, view in queries.views.items():
         size = entries.views[name].shape[1]
@@ -69,16 +68,44 @@ def open_sides(args: Mine) -> tuple[Side, Side | None]:
     return entries, queries
 
 
-def _open(path: Path | None, pairs: Sequence[str], flag: str) -> dict[str, Column]:
-    columns = {} if path is None else open_columns(path)
+def _open(path: Path | None, pairs: Sequence[str], flag: str, pool: Pool) -> dict[str, Column]:
+    columns = {} if path is None else open_columns(path, pool=pool)
     for pair in pairs:
         name, equals, file = pair.partition("=")
         if not (equals and name and file):
-            raise ValueError(f"{flag}: expected NAME=FILE.npy, got {pair!r}")
+            raise ValueError(f"{flag}: expected NAME=FILE, got {pair!r}")
         if name in columns:
             raise ValueError(f"{flag}: {name!r} is given twice")
-        columns[name] = pick(open_columns(Path(file), name), name, flag)
+        opened = open_columns(Path(file), name, pool)
+        view = _only_view(opened, name, flag)
+        beside = [c for c in opened.values() if len(c.shape) == 1 and c.shape == view.shape[:1]]
+        for column in beside:
+            if column.name in columns:
+                _refuse_other_rows(columns[column.name], column, flag)
+        columns = {**columns, name: view, **{c.name: c for c in beside if c.name not in columns}}
     return columns
+
+
+def _only_view(columns: Mapping[str, Column], name: str, flag: str) -> Column:
+    """The array called `name`, or under this name the only one that may be a view."""
+    views = [column for column in columns.values() if column.is_float and len(column.shape) == 2]
+    if name not in columns and len(views) == 1:
+        return views[0]._replace(name=name)
+    return pick(columns, name, flag)
+
+
+def _refuse_other_rows(first: Column, second: Column, flag: str) -> None:
+    """Raises `ValueError` where a column that two files of views have is not the same in both."""
+    values = [np.asarray(column.load()) for column in (first, second)]
+    if values[0].shape != values[1].shape or (values[0] != values[1]).any():
+        differ = values[0].shape == values[1].shape and int((values[0] != values[1]).argmax())
+        what = f"row {differ} has {values[0][differ]} and {values[1][differ]}" if differ is not False else (
+            f"{len(values[0])} and {len(values[1])} rows"
+        )  # fmt: skip
+        raise ValueError(
+            f"{flag}: row i of every view must be the same clip, but {first.name!r} of {first.where} and of "
+            f"{second.where} differ: {what}"
+        )
 
 
 def find_names(kind: str, entries: Side, queries: Side | None, args: Mine) -> Names:
@@ -114,11 +141,11 @@ def find_names(kind: str, entries: Side, queries: Side | None, args: Mine) -> Na
     of_keys = [values_of(column, flag) for column in found]
     of_queries = None if others is None else [values_of(column, query_flag) for column in others]
     codes = encode(of_keys, of_queries, flag, UNKNOWN[kind])
-    as_given = [
+    given = [
         columns[0] if len(columns) == 1 else codes.names[code.numpy()]
         for columns, code in ((of_keys, codes.of_keys), (of_queries or of_keys, codes.of_queries))
     ]
-    return Names(_in_words(kind, used, codes), used, codes, as_given[0], as_given[1])
+    return Names(_in_words(kind, used, codes), used, codes, given[0], given[1])
 
 
 def printable(name: str) -> str:
@@ -221,7 +248,7 @@ def _is_column(column: Column, rows: int) -> bool:
 
 
 def find_columns(columns: Mapping[str, Column], named: str, rows: int, flag: str) -> list[Column]:
-    """The columns of ids or labels as written: `a`, `a,b`, `file.npy` or `none`.
+    """The columns of ids or labels as written: `a`, `a,b`, a file or `none`.
 
     Raises:
         ValueError: an unknown name, or a column that is not one plain value a row.
@@ -230,8 +257,8 @@ def find_columns(columns: Mapping[str, Column], named: str, rows: int, flag: str
         return []
     found = []
     for name in named.split(","):
-        is_file = name.endswith(".npy")
-        column = next(iter(open_columns(Path(name)).values())) if is_file else pick(columns, name, flag)
+        is_file = name not in columns and Path(name).suffix.lower() in READS
+        column = _only_column(Path(name), flag) if is_file else pick(columns, name, flag)
         if not _is_column(column, rows):
             raise ValueError(
                 f"{flag}: {name!r} must have shape [{rows}], one a row, got {list(column.shape)}"
@@ -240,107 +267,19 @@ def find_columns(columns: Mapping[str, Column], named: str, rows: int, flag: str
     return found
 
 
-def values_of(column: Column, flag: str) -> np.ndarray:
-    """A column as an array of integers (int64, or uint64 where int64 is too small) or of strings: [N].
-
-    Bytes that are not UTF-8 become surrogates, each its own, so that different bytes stay different strings.
-
-    Raises:
-        ValueError: other values, such as fractions or Python objects, or whole numbers that their own type rounds.
-    """
-    if column.dtype == "object":
-        raise ValueError(
-            f"{flag}: {column.name!r} must hold integers or strings, got object: Python objects are never unpickled; "
-            "save it as np.array(values, dtype=str)"
-        )
-    if column.dtype == "bfloat16" or not (column.is_number or column.dtype in ("str", "bool")):
-        raise ValueError(f"{flag}: {column.name!r} must hold integers or strings, got {column.dtype}")
-    values = np.asarray(column.load()).reshape(-1)
-    if values.dtype.kind == "S":
-        return np.char.decode(values, "utf-8", "surrogateescape")
-    if values.dtype.kind == "U":
-        return values
-    if values.dtype.kind == "f":
-        _refuse_rounded(values, column, flag)
-    large = values.dtype == np.uint64 and len(values) and values.max() > np.iinfo(np.int64).max
-    return values.astype(np.uint64 if large else np.int64)
+def _only_column(path: Path, flag: str) -> Column:
+    """The array of a file that holds one."""
+    columns = open_columns(path)
+    if len(columns) > 1:
+        raise ValueError(f"{flag}: {path} must hold one array, got {listing(columns)}")
+    return next(iter(columns.values()))
 
 
-def _refuse_rounded(values: np.ndarray, column: Column, flag: str) -> None:
-    """Raises `ValueError` for fractions, and for whole numbers so large that this float type holds not all of them."""
-    whole = np.nan_to_num(values, nan=0.5, posinf=0.5, neginf=0.5)
-    if (whole % 1 != 0).any():
-        raise ValueError(f"{flag}: {column.name!r} must hold integers or strings, got fractions or NaN")
-    exact = 2 ** (np.finfo(values.dtype).nmant + 1)
-    if (np.abs(values) > exact).any():
-        raise ValueError(
-            f"{flag}: {column.name!r} holds numbers beyond {exact:,}, which {column.dtype} rounds: different ones may "
-            "be equal now; save them as integers or strings"
-        )
-
-
-class Codes(NamedTuple):
-    """Values numbered from 0; -1 where unknown (-1 or an empty string in a single column)."""
-
-    of_keys: Tensor  # [N] int64
-    of_queries: Tensor  # [B] int64; `of_keys` itself where the rows are their own queries
-    names: np.ndarray  # the value behind each number: integers, or strings; several columns joined as "a/b"
-
-
-def encode(
-    keys: Sequence[np.ndarray],
-    queries: Sequence[np.ndarray] | None,
-    flag: str,
-    unknown: Sequence[int] = (-1,),
-) -> Codes:
-    """Numbers the distinct rows of one or several columns, alike on both sides, no two values the same number.
-
-    `unknown`: integers that stand for no value, in a single column; other negative integers are values like any.
-
-    Raises:
-        ValueError: integers on one side and strings on the other.
-    """
-    both = []
-    for i, column in enumerate(keys):
-        if queries is not None and (column.dtype.kind == "U") != (queries[i].dtype.kind == "U"):
-            raise ValueError(f"{flag}: must be integers on both sides, or strings on both sides")
-        both.append(column if queries is None else np.concatenate(_one_type(column, queries[i])))
-    numbered = [np.unique(column, return_inverse=True) for column in both]
-    if len(both) == 1:
-        names, code = numbered[0][0], numbered[0][1].reshape(-1)
-        known = names != "" if names.dtype.kind == "U" else ~_any_of(names, unknown)
-        code = np.where(known, np.cumsum(known) - 1, -1)[code]
-        names = names[known]
-    else:
-        table = np.stack([inverse.reshape(-1) for _, inverse in numbered], axis=1)
-        rows, code = np.unique(table, axis=0, return_inverse=True)
-        names = _joined([values[rows[:, i]].astype(str) for i, (values, _) in enumerate(numbered)])
-    all_codes = torch.from_numpy(code.reshape(-1).astype(np.int64))
-    of_keys = all_codes[: len(keys[0])].clone()
-    return Codes(of_keys, of_keys if queries is None else all_codes[len(keys[0]) :].clone(), names)
-
-
-def _one_type(first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Two columns as one type that holds the values of both; NumPy alone would round int64 and uint64 to floats."""
-    if first.dtype == second.dtype or first.dtype.kind == "U":
-        return first, second
-    negative = any(len(column) and column.min() < 0 for column in (first, second))
-    kind = object if negative else np.uint64
-    return first.astype(kind), second.astype(kind)
-
-
-def _any_of(values: np.ndarray, numbers: Sequence[int]) -> np.ndarray:
-    """Where values [N] are one of some integers: [N] bool."""
-    found = np.zeros(len(values), dtype=bool)
-    for number in numbers:
-        found |= np.asarray(values == number, dtype=bool)
-    return found
-
-
-def _joined(words: Sequence[np.ndarray]) -> np.ndarray:
-    """Several columns of strings as one: "a/b", or as JSON lists where that would make two rows equal."""
-    rows = list(zip(*words))
-    names = ["/".join(parts) for parts in rows]
-    if len(set(names)) < len(names):
-        names = [json.dumps(list(map(str, parts))) for parts in rows]
-    return np.array(names, dtype=str)
+def plain_columns(side: Side) -> dict[str, Column]:
+    """The columns of one number, string or truth value a row."""
+    return {
+        column.name: column
+        for column in side.columns.values()
+        if _is_column(column, side.rows) and column.name not in side.views
+        and (column.dtype in ("str", "bool") or (column.is_number and column.dtype != "bfloat16"))
+    }  # fmt: skip

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -16,13 +16,14 @@ from ... import mining
 from ...dispatch.backends import choose
 from ...mining import CascadeTrace, Schedule, cascade_topk, cascade_trace
 from ...mining.arguments import as_call
-from ...progress import ProgressBar
+from ...progress import ProgressBar, result
 from ..arguments import at_least, parse
-from .embeddings import Prepared, mean_row, prepare
-from .inputs import CLASS_NAMES, Names, Side, find_names, open_sides, printable
+from .codes import as_given
+from .embeddings import Prepared, Preparing, mean_row, nan_rows, prepare
+from .inputs import CLASS_NAMES, Names, Side, find_names, open_sides, pick, plain_columns, printable
 from .options import DTYPES, Mine, schedule_of
+from .results import STDOUT, Known, Result, output_paths, write_result
 from .summary import Labels, as_json, as_text, quality, sample_rows, stage_rows
-from .tables import Result, output_paths, write_result
 
 
 class Problem(NamedTuple):
@@ -40,7 +41,7 @@ class _Queries:
     """Query rows by view, prepared on first use; the entries' own rows where there are no others."""
 
     def __init__(
-        self, arrays: Mapping[str, Any] | None, keys: Mapping[str, Tensor], settings: Mapping[str, Any]
+        self, arrays: Mapping[str, Any] | None, keys: Mapping[str, Tensor], settings: Mapping[str, Preparing]
     ):
         self._arrays, self._keys, self._settings = arrays, keys, settings
         self.not_finite = dict.fromkeys(keys, 0)
@@ -52,7 +53,7 @@ class _Queries:
         """``{view: [stop - start, D]}``."""
         if self._arrays is None:
             return {name: rows[start:stop] for name, rows in self._keys.items()}
-        made = {name: prepare(a[start:stop], **self._settings[name]) for name, a in self._arrays.items()}
+        made = {name: prepare(a[start:stop], self._settings[name]) for name, a in self._arrays.items()}
         for name, part in made.items():
             self.not_finite[name] += part.not_finite
         return {name: part.rows for name, part in made.items()}
@@ -61,9 +62,7 @@ class _Queries:
         """``{view: [R, D]}`` of scattered rows."""
         if self._arrays is None:
             return {name: view[rows] for name, view in self._keys.items()}
-        return {
-            name: prepare(a[rows.numpy()], **self._settings[name]).rows for name, a in self._arrays.items()
-        }
+        return {name: prepare(a[rows.numpy()], self._settings[name]).rows for name, a in self._arrays.items()}
 
 
 def main(argv: Sequence[str]) -> int:
@@ -78,7 +77,7 @@ def main(argv: Sequence[str]) -> int:
     out = [] if args.out is None else output_paths(args.out, args.force)
     with _threads(args.threads):
         summary = _run(args, out)
-    print(json.dumps(as_json(summary), indent=1) if args.json else as_text(summary))
+    result(as_json(summary), as_text(summary), sys.stderr if out == [STDOUT] else None)
     return 0
 
 
@@ -114,7 +113,6 @@ def _run(args: Mine, out: list[Any]) -> dict[str, Any]:
         "notes": problem.notes,
         "ids": ids.text,
         "labels": labels.text,
-        "unused": _unused(entries, schedule, ids, labels),
         "schedule": str(schedule),
         "topk": schedule.topk,
         "backend": backend,
@@ -125,23 +123,29 @@ def _run(args: Mine, out: list[Any]) -> dict[str, Any]:
         "short_queries": int((indices < 0).any(dim=1).sum()),
     }
     summary |= _quality(args, problem, indices, _labels(entries, labels))
+    used = {*schedule.views, *ids.used, *labels.used}
+    summary["columns"] = []
     if out:
-        result = Result(indices.numpy(), scores.numpy(), str(schedule), *_known(ids), *_known(labels))
-        write_result(out, result)
-    summary["out"] = [str(path) for path in out]
+        known = (Known("ids", "id", *_known(ids)), Known("labels", "label", *_known(labels)))
+        mined = Result(indices.numpy(), scores.numpy(), str(schedule), known)
+        further = _further(args, entries, queries, used, mined.names())
+        write_result(out, mined._replace(known=(*known, *further)))
+        summary["columns"] = [one.plural for one in further]
+    summary["unused"] = [name for name in entries.columns if name not in {*used, *summary["columns"]}]
+    summary["out"] = ["standard output" if path == STDOUT else str(path) for path in out]
     return summary
 
 
 def _prepare(args: Mine, entries: Side, queries: Side | None, schedule: Schedule, ids: Names) -> Problem:
     """The views that judge, as tensors; ids, or the row numbers where a row must not mine itself."""
     keys: dict[str, Tensor] = {}
-    settings: dict[str, dict[str, Any]] = {}
-    notes = []
+    settings: dict[str, Preparing] = {}
+    notes = [entries.views[name].note for name in schedule.views if entries.views[name].note]
     for name in schedule.views:
         array = entries.views[name].load()
         mean = mean_row(array) if args.center else None
-        settings[name] = {"mean": mean, "normalize": args.normalize, "dtype": DTYPES[args.dtype]}
-        made = prepare(array, **settings[name])
+        settings[name] = Preparing(mean, args.normalize, DTYPES[args.dtype], args.scratch)
+        made = prepare(array, settings[name])
         keys[name] = made.rows
         notes += _odd_rows(name, made)
     arrays = None if queries is None else {name: queries.views[name].load() for name in schedule.views}
@@ -204,7 +208,7 @@ def _quality(args: Mine, problem: Problem, indices: Tensor, labels: Labels | Non
 
 def _tracer(problem: Problem) -> Any:
     """Rows of queries to their cascade and their eligible entries."""
-    usable = torch.stack([~rows.isnan().any(dim=1) for rows in problem.keys.values()]).all(dim=0)  # [N]
+    usable = torch.stack([~nan_rows(rows) for rows in problem.keys.values()]).all(dim=0)  # [N]
     if problem.key_ids is not None:
         usable &= problem.key_ids >= 0
 
@@ -243,7 +247,28 @@ def _known(names: Names) -> tuple[np.ndarray | None, np.ndarray | None]:
     return names.of_queries, names.of_keys
 
 
-def _unused(entries: Side, schedule: Schedule, ids: Names, labels: Names) -> list[str]:
-    """Arrays of the file that took no part."""
-    used = {*schedule.views, *ids.used, *labels.used}
-    return [name for name in entries.columns if name not in used]
+def _further(args: Mine, entries: Side, queries: Side | None, used: set[str], taken: set[str]) -> list[Known]:
+    """The columns that go through to the output: those that are named, or all whose names are not `taken` there.
+
+    Raises:
+        ValueError: a column that is not there, is not one value a row, or has a name of the output's own.
+    """
+    if args.columns == "none":
+        return []
+    of_keys = plain_columns(entries)
+    of_queries = of_keys if queries is None else plain_columns(queries)
+    named = args.columns.split(",") if args.columns else [name for name in of_keys if name not in used]
+    found = []
+    for name in named:
+        if name not in of_keys:
+            pick(entries.columns, name, "--columns")
+            raise ValueError(f"--columns: {name!r} must have shape [{entries.rows}], one value a row")
+        if {name, f"query_{name}", f"key_{name}"} & taken:
+            if args.columns:
+                raise ValueError(f"--columns: {name!r} is a name of the output's own; rename the column")
+            continue
+        values = as_given(of_keys[name])
+        others = of_queries.get(name)
+        own = values if queries is None else None if others is None else as_given(others)
+        found.append(Known(name, name, own, values))
+    return found

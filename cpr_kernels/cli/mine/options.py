@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
 from typing import Annotated, Literal, TypeAlias
@@ -12,6 +13,7 @@ import torch
 from tyro.conf import Positional, UseAppendAction, arg
 
 from ...mining import Schedule, coclr_schedule, cpr_schedule, oracle_schedule, parse_schedule
+from ..tables.pooling import Pool
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -23,7 +25,7 @@ Preset: TypeAlias = Annotated[
     Literal["cpr", "coclr", "oracle"] | None, arg(metavar="{cpr,coclr,oracle}", help_behavior_hint="")
 ]
 ViewFiles: TypeAlias = Annotated[
-    UseAppendAction[tuple[str, ...]], arg(metavar="NAME=FILE.npy", help_behavior_hint="")
+    UseAppendAction[tuple[str, ...]], arg(metavar="NAME=FILE", help_behavior_hint="")
 ]
 
 
@@ -31,28 +33,21 @@ ViewFiles: TypeAlias = Annotated[
 class Mine:
     """Mine positives: for each query, the entries that survive a cascade of views (most similar in one view, of these
     the most similar in another, ...), and print how good they are. Row i of every array is the same clip.
-
-    Two views in one file, the paper's cascade (flow, rgb, flow, ...) of 5 stages to the best 5, a CSV out:
-        cpr mine clips.npz --views flow,rgb --stages 5 --topk 5 --ids video --labels label --out mined.csv
-
-    Large memory-mapped arrays, a schedule of one's own, other queries than entries:
-        cpr mine --view flow=flow.npy --view rgb=rgb.npy --query-view flow=qf.npy --query-view rgb=qr.npy \\
-            --schedule flow:0.1,rgb:200,flow+rgb:10 --chunk 4096 --out mined.npz
     """
 
     input: Positional[File] = None
-    """.npz, .safetensors or .npy"""
+    """.npz, .npy, .safetensors, .pt, .h5, .parquet, .feather, .csv, or a folder of one .npy or .npz a video"""
     view: ViewFiles = ()
-    """A view from its own file; repeatable."""
+    """A view from its own file or folder; repeatable."""
     views: Names = None
     """Arrays of FILE to use (default: all [N, D] float arrays)."""
     ids: Names = None
-    """Array or .npy that names each row's source: rows of one source never mine each other, and a row whose id is -1
+    """Array or file that names each row's source: rows of one source never mine each other, and a row whose id is -1
     or empty is never mined; several arrays are joined (default: an array called ids, id, source, video, ...; none:
     no ids).
     """
     labels: Names = None
-    """Array or .npy of classes, for the figures only (default: labels, y, ...)."""
+    """Array or file of classes, for the figures only (default: labels, y, ...)."""
     queries: File = None
     """Other queries, arrays named as in FILE."""
     query_view: ViewFiles = ()
@@ -61,6 +56,8 @@ class Mine:
     """Sources of the queries (default: as --ids)."""
     query_labels: Names = None
     """Classes of the queries (default: as --labels)."""
+    pool: Pool = "mean"
+    """What becomes of arrays [N, T, D], and of one array [T, D] a video: the mean or the maximum over T."""
     normalize: bool = True
     """L2-normalise each row."""
     center: bool = False
@@ -80,11 +77,13 @@ class Mine:
     topk: Count = None
     """Entries kept at the end (default: 5)."""
     out: File = None
-    """Where the result goes: .npz, .npy (a pair of files), .csv or .safetensors."""
+    """Where the result goes: .npz, .npy (a pair of files), .csv, .parquet or .safetensors; - prints CSV on standard
+    output and the summary on standard error.
+    """
+    columns: Names = None
+    """Further columns that go through to --out, such as names (default: all of one value a row; none)."""
     force: bool = False
     """Replace --out if it exists."""
-    json: bool = False
-    """Print the summary as JSON."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """Of the embeddings while mining."""
     backend: str = "auto"
@@ -93,6 +92,8 @@ class Mine:
     """CPU threads (default: torch's choice)."""
     chunk: int = 1024
     """Queries per call."""
+    scratch: Path = field(default_factory=lambda: Path(tempfile.gettempdir()))
+    """Folder of a temporary file for entries that do not fit into half of the free memory."""
     sample: Count = None
     """Queries traced for the stage table (default: 512, fewer for many entries; 0: none)."""
     progress: bool = True

@@ -143,6 +143,8 @@ def _input_lines(summary: Mapping[str, Any]) -> list[str]:
     lines += [f"          {note}" for note in summary["notes"]]
     lines.append(f"ids       {summary['ids']}")
     lines.append(f"labels    {summary['labels']}")
+    if summary["columns"]:
+        lines.append(f"columns   {', '.join(summary['columns'])}")
     if summary["unused"]:
         lines.append(f"unused    {', '.join(summary['unused'])}")
     return lines

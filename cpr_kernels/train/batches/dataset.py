@@ -15,7 +15,7 @@ from torch.utils.data import Dataset
 
 from .. import TrainError
 from ..data.manifest import Manifest, Video
-from ..data.store import FrameStore
+from ..data.parts import open_store
 from ..views import Frames, View, chosen
 from .sampler import SampleKey
 
@@ -52,7 +52,7 @@ class ClipDataset(Dataset[dict[str, Any]]):
         cache_mb: int = 1024,
     ) -> None:
         self.manifest = Manifest.load(Path(data))
-        self.store = FrameStore(Path(data))
+        self.store = open_store(Path(data))
         self.store.check()
         self.views = chosen(views)
         self.readers = {view.stored: view for view in reversed(self.views.values())}  # one view a record

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ...video import FLOW_SETTINGS, TimedFrames, UnreadableVideo, flow_estimator, timed_frames
+from .kinds.frame_folders import frames_of, ready_flow
 from .segments import WHOLE, Segment
 
 Frame = npt.NDArray[np.uint8]
@@ -72,7 +73,8 @@ class Pictures:
     """What the pictures of a video, or of a segment of it, gave: JPEGs of F frames, and of the flow from each to the
     next.
 
-    times: [F + 1] seconds of the frames and of the one that ends the last flow, from the first of them on.
+    times: [F + 1] seconds of the frames and of the one that ends the last flow, from the first of them on; none where
+    frames have no times.
     origin: the first frame's second on the file's own clock, which its sound shares; None where the file has none.
     note: what is to be said of the times; empty where all is well.
     """
@@ -86,13 +88,41 @@ class Pictures:
     @property
     def rate(self) -> float:
         """Frames a second, the mean; 0 where all are at one time."""
-        return round(len(self.rgb) / self.times[-1], 3) if self.times[-1] > 0 else 0.0
+        return round(len(self.rgb) / self.times[-1], 3) if self.times and self.times[-1] > 0 else 0.0
 
 
 def read_frames(path: Path, settings: FrameSettings, segment: Segment = WHOLE) -> Iterator[Frame]:
     """RGB frames [H, W, 3] of a segment, as shown, shorter edge `settings.size`; raises `UnreadableVideo`."""
+    if path.is_dir():
+        frames_only = itertools.islice(frames_of(path, settings.size), 0, None, settings.fps_stride)
+        yield from itertools.islice(frames_only, settings.frames)
+        return
     frames = segment.inside(_timed(path, settings))
     yield from (frame for frame, _ in itertools.islice(frames, settings.frames))
+
+
+def _read_folder(folder: Path, settings: FrameSettings) -> Pictures:
+    """The frames of a folder of pictures, and its ready flow, or flow between the frames that are kept."""
+    if settings.fps:
+        raise UnreadableVideo("a folder of frames has no times, so --fps cannot resample it")
+    rgb = list(read_frames(folder, settings))
+    if len({frame.shape for frame in rgb}) > 1:
+        raise UnreadableVideo("the frame size changes inside the video")
+    flow = ready_flow(folder, settings.size, settings.flow_bound) if settings.fps_stride == 1 else None
+    if flow is None:
+        between = flow_estimator(settings.flow, settings.flow_bound)
+        flow = [between(first, second) for first, second in itertools.pairwise(rgb)]
+    jpegs = [_jpeg(frame[..., ::-1], settings.jpeg_quality) for frame in rgb]
+    _refuse_unfit(jpegs, settings)
+    flow_jpegs = [_jpeg(one, settings.jpeg_quality) for one in flow[: len(rgb) - 1]]
+    return Pictures(jpegs[:-1], flow_jpegs, [], None, "")
+
+
+def _refuse_unfit(jpegs: list[bytes], settings: FrameSettings) -> None:
+    if len(jpegs) < settings.min_frames:
+        raise UnreadableVideo(f"too short: {len(jpegs)} frames, at least {settings.min_frames} are needed")
+    if len(set(jpegs)) == 1:
+        raise UnreadableVideo(f"no motion: all {len(jpegs)} frames are the same")
 
 
 def read_views(path: Path, settings: FrameSettings, segment: Segment = WHOLE) -> Pictures:
@@ -101,6 +131,8 @@ def read_views(path: Path, settings: FrameSettings, segment: Segment = WHOLE) ->
     Flow is estimated on grey frames, clipped to +-`flow_bound` px and rescaled to 0..255 (128 is no motion);
     the two components lie one above the other in one grey image [2H, W].
     """
+    if path.is_dir():
+        return _read_folder(path, settings)
     between = flow_estimator(settings.flow, settings.flow_bound)
     rgb: list[bytes] = []
     flow: list[bytes] = []
@@ -115,10 +147,7 @@ def read_views(path: Path, settings: FrameSettings, segment: Segment = WHOLE) ->
         rgb.append(_jpeg(frame[..., ::-1], settings.jpeg_quality))
         times.append(second)
         previous = frame
-    if len(rgb) < settings.min_frames:
-        raise UnreadableVideo(f"too short: {len(rgb)} frames, at least {settings.min_frames} are needed")
-    if len(set(rgb)) == 1:
-        raise UnreadableVideo(f"no motion: all {len(rgb)} frames are the same")
+    _refuse_unfit(rgb, settings)
     clock = frames.clock
     assert clock is not None  # there was a frame
     notes = [clock.note] if clock.note else []
@@ -140,6 +169,8 @@ def knots(times: Sequence[float]) -> Knots:
 
     Two where the frame rate is constant.
     """
+    if not times:
+        return ()
     seconds = np.asarray(times)
     corners, open_parts = {0, len(times) - 1}, [(0, len(times) - 1)]
     while open_parts:

@@ -13,6 +13,16 @@ from typing import Any, NamedTuple
 from ...reading.records import as_record, read_json
 from ...video_files import ENDINGS, PassedOver, walk
 from .. import TrainError
+from .kinds.annotations import (
+    KINETICS,
+    Line,
+    files_by_id,
+    is_address,
+    json_lines,
+    kinetics_lines,
+    list_lines,
+    split_of,
+)
 from .layouts import Labels, split_named
 from .segments import WHOLE, Segment, segment_of
 
@@ -29,13 +39,15 @@ class Row(NamedTuple):
     segment: Segment = WHOLE
 
 
-def read_list(table: Path, labels: Labels) -> tuple[list[Row], PassedOver]:
+def read_list(table: Path, labels: Labels, root: Path | None = None) -> tuple[list[Row], PassedOver]:
     """Returns the samples of a list, and what was passed over: rows without a path, without a label where others have
     one, and repeated ones.
 
     The header of a CSV names its columns: `path`, and optionally `label` (or `class`), `split`, `group`, and `start`
     and `end` of a segment, in seconds from the first frame on. A list of paths alone needs no header. UTF-8, or UTF-16
-    that begins with its mark. A file called `.json` is ActivityNet's; see `_activity_net`.
+    that begins with its mark. A file called `.json` is ActivityNet's (see `_activity_net`), Kinetics' or
+    Something-Something's, and mmaction2's `path label` is read too; see `annotations`. Where those give no split, it is
+    in the list's name. `root`: the folder that names are below, by default the list's.
 
     Raises:
         TrainError: no such header, another encoding, a split or a segment that is none.
@@ -43,14 +55,33 @@ def read_list(table: Path, labels: Labels) -> tuple[list[Row], PassedOver]:
     try:
         text = text_of(table)
         if table.suffix.lower() == ".json":
-            return _activity_net(table, _database(table, read_json(text)), labels)
+            body = read_json(text)
+            public = json_lines(body, files_by_id(root or table.parent), labels != "none")
+            if public is None:
+                return _activity_net(table, _database(table, body), labels)
+            return _public(table, *public, labels)
+        if (plain := list_lines(text)) is not None:
+            return _public(table, plain, [], labels)
         lines = list(_lines(table, text))
+        if lines and lines[0][1].keys() >= KINETICS:
+            files = files_by_id(root or table.parent)
+            return _public(table, *kinetics_lines((line for _, line in lines), files), labels)
     except (ValueError, csv.Error):
         raise TrainError(
             f"videos: {table} is a file, and no CSV in UTF-8; give a folder of videos, a CSV with the columns "
             f"{COLUMNS}, or ActivityNet's JSON"
         ) from None
     return _rows(table, lines, labels)
+
+
+def _public(
+    table: Path, lines: list[Line], passed_over: PassedOver, labels: Labels
+) -> tuple[list[Row], PassedOver]:
+    """The rows of a public data set's list; what gives no split has that of the list's name."""
+    named = split_of(table)
+    numbered = [(i, {**line, "split": line.get("split") or named}) for i, line in enumerate(lines, start=1)]
+    rows, further = _rows(table, numbered, labels)
+    return rows, passed_over + further
 
 
 def _rows(
@@ -74,7 +105,9 @@ def _rows(
                 f"videos: {table} line {number}: start and end must be seconds with 0 <= start < end, got {times[0]!r} "
                 f"and {times[1]!r}"
             )
-        if not name or (has_labels and not label):
+        if is_address(name):
+            passed_over.append((name, "an address, no file"))
+        elif not name or (has_labels and not label):
             passed_over.append((f"{table.name} line {number}", "path or label is empty"))
         elif segment.id(name) in rows:
             passed_over.append((segment.id(name), f"listed twice: line {number}"))
@@ -93,7 +126,7 @@ def _lines(table: Path, text: str) -> Iterator[tuple[int, dict[str, str]]]:
     bare = len(first) == 1 and Path(first[0].strip()).suffix.lower() in ENDINGS
     reader = csv.DictReader(io.StringIO(text, newline=""), ["path"] if bare else None)
     columns = [(name or "").strip().lower() for name in reader.fieldnames or ()]
-    if "path" not in columns:
+    if "path" not in columns and not set(columns) >= KINETICS:
         raise TrainError(f"videos: {table} needs a header with {COLUMNS}, got {sorted(columns)}")
     for row in reader:
         yield reader.line_num, {(k or "").strip().lower(): (v or "").strip() for k, v in row.items() if k}

@@ -19,6 +19,7 @@ from .decoding import FrameSettings, Knots
 
 VERSION, READABLE = 2, (1, 2)  # 1 had no sound
 NO_CLASS = -1  # the label of a video without a class
+SPREAD = 1.1  # the highest by the lowest frame rate from which on they differ: 24 and 25 do not, 25 and 30 do
 
 
 @dataclass(frozen=True)
@@ -103,7 +104,7 @@ class Manifest:
         """Reads the manifest of a prepared data set."""
         path = folder / "manifest.json"
         if not path.is_file():
-            if (folder / "data.mdb").is_file():
+            if (folder / "data.mdb").is_file() or any(folder.glob("part-*-of-*")):
                 raise TrainError(
                     f"data: {folder} is not finished; run the same `cpr prepare` again to finish it"
                 )
@@ -132,3 +133,16 @@ class Manifest:
                 )
         if len({video.id for video in self.videos}) < len(self.videos):
             raise ValueError("two of its videos have one id")
+
+
+def rate_warning(manifest: Manifest) -> str:
+    """What is to be said where frame rates differ, so that flow does not mean the same in all videos; or nothing."""
+    rates = sorted(video.fps for video in manifest.videos if video.fps)
+    varying = sum(len(video.knots) > 2 for video in manifest.videos)
+    if manifest.settings.fps or not rates or (rates[-1] <= SPREAD * rates[0] and not varying):
+        return ""
+    return (
+        f"frame rates differ: {rates[0]:.3g} to {rates[-1]:.3g} a second, median {rates[len(rates) // 2]:.3g}, and "
+        f"{varying} of {len(manifest.videos)} videos vary theirs on the way; flow is the motion from one frame to the "
+        "next, so one motion gives different flow at different rates: --fps R takes all at R frames a second"
+    )

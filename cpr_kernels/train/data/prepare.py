@@ -9,10 +9,10 @@ import os
 import signal
 import threading
 from collections import Counter, deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from multiprocessing.connection import wait as wait_for
 from pathlib import Path
 from typing import Any
@@ -23,8 +23,11 @@ from ...video_files import by_reason, folded
 from .. import TrainError
 from ..runtime.lock import exclusive
 from .decoding import FrameSettings, Pictures, UnreadableVideo, knots, read_views
+from .kinds.shards import extracted
 from .layouts import Labels
-from .manifest import NO_CLASS, VERSION, Manifest, Video
+from .manifest import NO_CLASS, VERSION, Manifest, Video, rate_warning
+from .parts import FOLDER as IS_PART
+from .parts import Part, finished, refuse_other_parts
 from .segments import WHOLE, Segment
 from .sound import NoSound, log_mel, packed_spectrogram, read_sound
 from .sources import Source, list_sources
@@ -32,7 +35,6 @@ from .store import FrameStore, packed, record_key
 
 SPLITS = ("train", "test", "val")
 KEPT = ("frames", "silence", "fps", "knots", "note")  # of an entry, in the manifest
-SPREAD = 1.1  # the highest by the lowest frame rate from which on they differ: 24 and 25 do not, 25 and 30 do
 SLOWEST = 2.0  # seconds from a picture to the next, the mean, up to which sound is kept
 
 
@@ -46,20 +48,25 @@ class Prepared:
 
 
 def prepare(
-    videos: Path,
+    videos: Path | Sequence[Path],
     out: Path,
     settings: FrameSettings | None = None,
     processes: int = 0,
     lists: tuple[Path, int] | None = None,
     labels: Labels = "auto",
+    root: Path | None = None,
+    part: Part | None = None,
 ) -> Prepared:
     """Stores the RGB and flow frames of every readable video of a folder or list, and its sound where it has one, in
     one LMDB at `out`; see `list_sources` for what it may hold.
 
     What is stored already, with the same settings and from an unchanged file, is kept: kill it at any moment
     and run it again. Broken, short and missing files are skipped and listed with their reason, in
-    `manifest.json`, in `skipped.txt` and at the end. `processes=0` takes one a core. `lists`: a folder of official
-    split lists, and which of its splits. `labels`: whether folders are classes; auto: where there are any.
+    `manifest.json`, in `skipped.txt` and at the end. `processes=0` takes one a core.
+
+    `lists`: a folder of official split lists, and which of its splits. `labels`: whether folders are classes; auto:
+    where there are any. `root`: the folder that paths in lists are below, by default that of the list. `part`: stores
+    one part of the videos, in a folder of its own in `out`; who finishes the last part writes the manifest of all.
 
     Raises:
         TrainError: no video at all, none readable, other settings than those `out` was made with, a full
@@ -67,14 +74,54 @@ def prepare(
     """
     settings = settings or FrameSettings()
     splits, fold = lists or (None, 1)
-    sources, passed_over, notes = list_sources(Path(videos), splits, fold, labels)
+    given = [Path(videos)] if isinstance(videos, (str, Path)) else [Path(one) for one in videos]
+    sources, passed_over, notes = list_sources(given, splits, fold, labels, root)
+    videos = Path(", ".join(map(str, given)))
     for note in notes:
         say(f"{videos}: {note}")
     if passed_over:
         say(f"{videos}: {len(sources):,} videos; passed over: {by_reason(passed_over)}")
     skipped = list(folded(passed_over))
-    with exclusive(Path(out), "prepare", wait=True):
-        return _prepare(sources, skipped, Path(videos), Path(out), settings, processes or os.cpu_count() or 1)
+    out, processes = Path(out), processes or os.cpu_count() or 1
+    refuse_other_parts(out, part)
+    if part is None:
+        with exclusive(out, "prepare", wait=True):
+            return _prepare(sources, skipped, videos, out, settings, processes)
+    own, folder = [source for source in sources if part.holds(source.id)], part.folder(out)
+    with exclusive(folder, "prepare", wait=True):
+        (folder / "manifest.json").unlink(missing_ok=True)  # a part without one is not finished
+        made = _prepare(own, [], videos, folder, settings, processes)
+    with exclusive(out, "prepare", wait=True):
+        return _joined(made, sources, skipped, out, part.of)
+
+
+def _joined(
+    made: Prepared, sources: list[Source], skipped: list[tuple[str, str]], out: Path, of: int
+) -> Prepared:
+    """Writes the manifest of all parts where all are finished; else says which are not."""
+    manifests, missing = finished(out, of)
+    if missing:
+        say(
+            f"{out}: parts {', '.join(map(str, missing))} of {of} are not finished: run them, or run them again"
+        )
+        return made
+    settings = made.manifest.settings
+    if any(one.settings != settings for one in manifests):
+        raise TrainError(
+            f"out: the parts in {out} were made with different settings; make them again with the same"
+        )
+    entries = {
+        video.id: {name: getattr(video, name) for name in KEPT} for one in manifests for video in one.videos
+    }
+    skipped = skipped + [entry for one in manifests for entry in one.skipped]
+    if not entries:
+        raise TrainError(
+            f"videos: none of the {len(sources)} files could be used; see the parts' skipped.txt"
+        )
+    whole = _manifest(sources, entries, settings, skipped)
+    whole.save(out)
+    say(f"{out}: all {of} parts are finished")
+    return Prepared(whole, made.stored, made.kept)
 
 
 def _prepare(
@@ -109,7 +156,7 @@ def _prepare(
                 bar.advance()
     finally:
         store.close()
-    if not entries:
+    if not entries and sources and not IS_PART.fullmatch(out.name):
         example = "; ".join(f"{name}: {reason}" for name, reason in skipped[passed_over : passed_over + 2])
         raise TrainError(f"videos: none of the {len(sources)} files in {videos} could be used ({example})")
     manifest = _manifest(sources, entries, settings, skipped)
@@ -147,19 +194,6 @@ def print_summary(prepared: Prepared, out: Path) -> None:
         if len(manifest.skipped) > len(shown):
             shown.append([f"... {len(manifest.skipped) - len(shown)} more", f"see {out / 'skipped.txt'}"])
         table(f"{len(manifest.skipped)} skipped", ["file", "reason"], shown)
-
-
-def rate_warning(manifest: Manifest) -> str:
-    """What is to be said where frame rates differ, so that flow does not mean the same in all videos; or nothing."""
-    rates = sorted(video.fps for video in manifest.videos if video.fps)
-    varying = sum(len(video.knots) > 2 for video in manifest.videos)
-    if manifest.settings.fps or not rates or (rates[-1] <= SPREAD * rates[0] and not varying):
-        return ""
-    return (
-        f"frame rates differ: {rates[0]:.3g} to {rates[-1]:.3g} a second, median {rates[len(rates) // 2]:.3g}, and "
-        f"{varying} of {len(manifest.videos)} videos vary theirs on the way; flow is the motion from one frame to the "
-        "next, so one motion gives different flow at different rates: --fps R takes all at R frames a second"
-    )
 
 
 def _same_settings(store: FrameStore, settings: FrameSettings) -> None:
@@ -251,7 +285,7 @@ def _read_in_pool(
             while waiting or flying:
                 while waiting and len(flying) < 2 * processes:
                     future = pool.submit(
-                        _read_one, waiting[0].path, settings, waiting[0].segment
+                        _read_source, waiting[0], settings
                     )  # raises where the pool is broken
                     flying[future] = waiting.popleft()
                 for future in wait(flying, return_when=FIRST_COMPLETED).done:
@@ -270,7 +304,7 @@ def _read_one_by_one(
         outcome: Reading | str = "the decoder crashed on this file"
         for _ in range(2):
             try:
-                outcome = pool.submit(_read_one, source.path, settings, source.segment).result()
+                outcome = pool.submit(_read_source, source, settings).result()
                 break
             except BrokenProcessPool:
                 pool = _working_pool()
@@ -293,6 +327,19 @@ def _working_pool() -> ProcessPoolExecutor:
 def _pool(processes: int) -> ProcessPoolExecutor:
     # Spawned, not forked: torch is loaded here, and a fork of its threads can hang.
     return ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), _start_worker)
+
+
+def _read_source(source: Source, settings: FrameSettings) -> Reading | str:
+    """What a source gives, taken out of its shard where it is in one; see `_read_one`."""
+    try:
+        stamp = _stamp(source.path)
+        with extracted(source.path, source.member) as path:
+            outcome = _read_one(path, settings, source.segment)
+    except OSError as error:
+        return (
+            "missing file" if isinstance(error, FileNotFoundError) else f"cannot be read ({error.strerror})"
+        )
+    return outcome if isinstance(outcome, str) else replace(outcome, entry={**outcome.entry, **stamp})
 
 
 def _read_one(path: Path, settings: FrameSettings, segment: Segment = WHOLE) -> Reading | str:
@@ -318,6 +365,8 @@ def _read_one(path: Path, settings: FrameSettings, segment: Segment = WHOLE) -> 
 
 def _read_sound(path: Path, pictures: Pictures) -> tuple[bytes, str]:
     """The spectrogram of a video's pictures as a PNG, or no bytes and why there is none."""
+    if path.is_dir():
+        return b"", "no sound of a folder of frames"
     seconds = pictures.times[-1]
     if seconds > SLOWEST * len(pictures.rgb):
         return b"", f"no sound of pictures that are {SLOWEST:g} s apart or more"

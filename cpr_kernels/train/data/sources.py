@@ -12,6 +12,8 @@ from typing import NamedTuple
 
 from ...video_files import ENDINGS, PassedOver, by_reason, first_of_each, walk
 from .. import TrainError
+from .kinds.annotations import is_address, split_of
+from .kinds.shards import Member, read_shard, shards_in
 from .layouts import Labels, read_layout
 from .lists import COLUMNS, read_list
 from .segments import WHOLE, Segment
@@ -37,6 +39,7 @@ class Source:
     group: str
     split: str = ""
     segment: Segment = WHOLE
+    member: Member | None = None  # where it is in `path`, a tar
 
 
 class Listing(NamedTuple):
@@ -47,12 +50,19 @@ class Listing(NamedTuple):
     notes: list[str]
 
 
-def list_sources(videos: Path, splits: Path | None = None, fold: int = 1, labels: Labels = "auto") -> Listing:
-    """Returns the videos of a folder or of a list.
+def list_sources(
+    videos: Path | Sequence[Path],
+    splits: Path | None = None,
+    fold: int = 1,
+    labels: Labels = "auto",
+    root: Path | None = None,
+) -> Listing:
+    """Returns the videos of a folder or of a list, or of several.
 
     A folder holds one folder a class, and optionally folders of splits above or below them; see `read_layout`. A list
     is a CSV, or ActivityNet's JSON; see `read_list`; its paths are relative to it. Without class folders or a label
-    column, and with `labels` none, videos have no class.
+    column, and with `labels` none, videos have no class. A folder of numbered pictures is a video. `root` is the folder
+    that the paths of lists are below.
 
     Where neither says the split: names like `v_Archery_g01_c02` give the official split 1 of UCF101, and else a
     quarter of each class's groups, chosen by a hash of their names, is the test split; videos without a class train.
@@ -63,9 +73,9 @@ def list_sources(videos: Path, splits: Path | None = None, fold: int = 1, labels
     Raises:
         TrainError: nothing there, a list that cannot be read, or folders that cannot be understood.
     """
-    if not videos.exists():
-        raise TrainError(f"videos: {videos} does not exist; give a folder of videos, or a CSV with {COLUMNS}")
-    listed = _from_list(videos, labels) if videos.is_file() else _from_folder(videos, labels)
+    given = [videos] if isinstance(videos, Path) else list(videos)
+    listed = _joined([_listed(one, labels, root) for one in given])
+    videos = given[0] if len(given) == 1 else Path(", ".join(map(str, given)))
     if not listed.sources:
         why = by_reason(listed.passed_over)
         raise TrainError(
@@ -81,6 +91,52 @@ def list_sources(videos: Path, splits: Path | None = None, fold: int = 1, labels
     sources, repeats = _without_repeats(sources)
     notes += _segments_on_both_sides(sources)
     return Listing(sorted(sources, key=lambda one: one.id), passed_over + repeats, listed.notes + notes)
+
+
+def _listed(videos: Path, labels: Labels, root: Path | None) -> Listing:
+    """The videos of one folder or list."""
+    if is_address(str(videos)):
+        raise TrainError(
+            f"videos: {videos} is an address, and only files are read; copy it here first, as by `aws s3 sync`"
+        )
+    if not videos.exists():
+        raise TrainError(f"videos: {videos} does not exist; give a folder of videos, or a CSV with {COLUMNS}")
+    if videos.is_file():
+        tar = videos.suffix.lower() == ".tar"
+        return _from_shards([videos], labels) if tar else _from_list(videos, labels, root)
+    listed = _from_folder(videos, labels)
+    return _from_shards(shards, labels) if not listed.sources and (shards := shards_in(videos)) else listed
+
+
+def _from_shards(shards: Sequence[Path], labels: Labels) -> Listing:
+    """The videos inside tar files, named after both; the split is in the name of a tar."""
+    read = [(path, *read_shard(path)) for path in shards]
+    passed_over = [one for _, _, left_out in read for one in left_out]
+    labelled = labels != "none" and any(sample.label for _, samples, _ in read for sample in samples)
+    listed = []
+    for path, samples, _ in read:
+        for key, member, label in samples:
+            name, label = f"{path.name}/{key}", label if labelled else ""
+            if labelled and not label:
+                passed_over.append((name, "no class in its .cls or .json"))
+            else:
+                listed.append(Source(name, path, label, group_of(label, key), split_of(path), member=member))
+    return Listing(listed, passed_over, [] if labelled else ["no labels: the data set has no classes"])
+
+
+def _joined(listings: Sequence[Listing]) -> Listing:
+    """Several listings as one, without samples that an earlier one names; where two mean different files, an error."""
+    if len(listings) == 1:
+        return listings[0]
+    kept, repeats = first_of_each([one for listed in listings for one in listed.sources], lambda one: one.id)
+    for again, first in repeats:
+        if again.path.resolve() != first.path.resolve():
+            raise TrainError(
+                f"videos: {again.id} is the name of {first.path} and of {again.path}; list them below one folder"
+            )
+    passed_over = [one for listed in listings for one in listed.passed_over]
+    passed_over += [(again.id, "listed twice") for again, _ in repeats]
+    return Listing(kept, passed_over, [note for listed in listings for note in listed.notes])
 
 
 def group_of(label: str, name: str) -> str:
@@ -159,7 +215,7 @@ def _without_repeats(sources: Sequence[Source]) -> tuple[list[Source], PassedOve
             status = source.path.stat()
         except OSError:
             return source.id
-        return status.st_dev, status.st_ino, source.segment
+        return status.st_dev, status.st_ino, source.segment, source.member
 
     testing_first = sorted(sources, key=lambda one: (one.split == "train", one.id))
     kept, repeats = first_of_each(testing_first, identity)
@@ -177,7 +233,7 @@ def _segments_on_both_sides(sources: Sequence[Source]) -> list[str]:
 
 
 def _from_folder(root: Path, labels: Labels) -> Listing:
-    found, passed_over = walk(root)
+    found, passed_over = walk(root, frames=True)
     names = [path.relative_to(root) for path in found]
     layout = read_layout(Counter(name.parts[:-1] for name in names), labels)
     listed = []
@@ -192,15 +248,15 @@ def _from_folder(root: Path, labels: Labels) -> Listing:
     return Listing(listed, passed_over, layout.notes)
 
 
-def _from_list(table: Path, labels: Labels) -> Listing:
-    rows, passed_over = read_list(table, labels)
+def _from_list(table: Path, labels: Labels, root: Path | None) -> Listing:
+    rows, passed_over = read_list(table, labels, root)
     in_parts = {Path(row.name) for row in rows if not row.segment.whole}
     listed = []
     for name, label, split, group, segment in rows:
         of_source = (
-            "" if Path(name) in in_parts else label
+            "" if in_parts and Path(name) in in_parts else label
         )  # segments of a file are siblings whatever their classes
         own = f"{of_source}/{group}" if group else group_of(of_source, name)
-        listed.append(Source(segment.id(name), table.parent / name, label, own, split, segment))
+        listed.append(Source(segment.id(name), (root or table.parent) / name, label, own, split, segment))
     notes = [] if any(row.label for row in rows) else ["no labels: the data set has no classes"]
     return Listing(listed, passed_over, notes)

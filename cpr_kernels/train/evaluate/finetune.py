@@ -31,6 +31,7 @@ from ..runtime.files import read_json, write_atomically
 from ..runtime.lock import exclusive
 from ..runtime.run_log import RunLog
 from ..runtime.signals import stop_flag
+from ..runtime.trackers import Logger, check_logger
 from ..views import chosen
 from ..views.augment import Augment
 from .classifier import Classifier, ClipSettings, save_classifier
@@ -45,11 +46,7 @@ class Finetune:
 
     The backbone learns too, at a tenth of the rate. Tested by the centre and by ten crops of evenly spaced clips,
     averaged; the folder gets classifier.safetensors, test.npz (class probabilities of every test video) and
-    result.json. Several folders' probabilities are averaged by --fuse (two-stream):
-
-    cpr finetune --run runs/mine --data data/mine --view flow --out runs/mine-flow
-
-    cpr finetune --run runs/mine --data data/mine --view rgb --out runs/mine-rgb --fuse runs/mine-flow
+    result.json. Several folders' probabilities are averaged by --fuse (two-stream).
     """
 
     data: Path
@@ -91,6 +88,8 @@ class Finetune:
     augment: Augment = field(default_factory=Augment)
     workers: int = -1
     cache_mb: int = 1024
+    logger: Logger = "auto"
+    """Where figures go beside log.jsonl: auto is TensorBoard where it is installed."""
     seed: int = 0
     device: str = "auto"
 
@@ -101,6 +100,7 @@ class Finetune:
 
     def check(self) -> None:
         """Raises `TrainError` for the first setting that cannot work."""
+        check_logger(self.logger)
         given = [name for name in ("run", "encoder") if getattr(self, name)] + ["scratch"] * self.scratch
         if len(given) != 1:
             raise TrainError(
@@ -195,7 +195,7 @@ def _fit(classifier: Classifier, dataset: ClipDataset, settings: Finetune, devic
         ProgressBar("finetune", end, done=start) as bar,
         stop_flag() as stop,
         torch.random.fork_rng(cuda),
-        RunLog(settings.out, start) as log,
+        RunLog(settings.out, start, logger=settings.logger, settings=_as_json(settings)) as log,
     ):
         for step, batch in enumerate(
             clip_batches(dataset, sampler, settings.workers, end - start), start=start
@@ -285,10 +285,14 @@ def _dataset(settings: Finetune, split: str) -> ClipDataset:
     )  # fmt: skip
 
 
+def _as_json(settings: Finetune) -> dict[str, Any]:
+    return dict(json.loads(json.dumps(asdict(settings), default=str)))
+
+
 def _refuse_another(settings: Finetune) -> dict[str, Any]:
     """Returns the settings as plain values; refuses a folder made with others. How it is tested may change."""
-    free = {"fuse", "clips", "ten_crop", "workers", "cache_mb", "device"}
-    wanted = json.loads(json.dumps(asdict(settings), default=str))
+    free = {"fuse", "clips", "ten_crop", "workers", "cache_mb", "logger", "device"}
+    wanted = _as_json(settings)
     path = settings.out / "finetune.json"
     if path.is_file():
         before = read_json(path, "out", "give another --out")

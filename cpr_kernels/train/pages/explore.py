@@ -47,6 +47,8 @@ class Explore:
     runs: list[Path]
     """Folders of runs made by `cpr pretrain`, with a checkpoint."""
     out: Path = field(default=Path("explore.html"))
+    force: bool = False
+    """Replace --out if it is there."""
     """The page to write."""
     title: str = "Inside the cascade"
 

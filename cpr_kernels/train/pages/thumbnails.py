@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..data.manifest import Manifest, Video
+from ..data.parts import open_store
 from ..data.store import FrameStore
 from ..views import chosen
 from ..views.pictures import flow_picture
@@ -70,7 +71,7 @@ class Album:
     """
 
     def __init__(self, data: Path, manifest: Manifest, views: Sequence[str] = ()) -> None:
-        self.manifest, self.store = manifest, FrameStore(data)
+        self.manifest, self.store = manifest, open_store(data)
         self.views = tuple(views)
         self.place_of: dict[int, int] = {}  # video: its place in `page`
         self._clips: dict[int, dict[str, Any]] = {}

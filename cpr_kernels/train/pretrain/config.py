@@ -11,6 +11,7 @@ from ...networks.s3d import SMALLEST_CLIP
 from ...reading.records import as_record, read_json
 from .. import TrainError
 from ..runtime.device import Amp
+from ..runtime.trackers import Logger, check_logger
 from ..views import chosen
 from ..views.augment import Augment
 
@@ -152,6 +153,10 @@ class TrainConfig:
     optim: Optim = field(default_factory=Optim)
     augment: Augment = field(default_factory=Augment)
     iic: Iic = field(default_factory=Iic)
+    logger: Logger = "auto"
+    """Where figures go beside log.jsonl: auto is TensorBoard where it is installed; wandb and mlflow as their own
+    variables say (WANDB_MODE, MLFLOW_TRACKING_URI).
+    """
     seed: int = 0
     device: str = "auto"
     """auto takes CUDA where there is one."""
@@ -165,6 +170,7 @@ class TrainConfig:
     def check(self) -> None:
         """Raises `TrainError` for the first setting that cannot work, with what would."""
         chosen(self.views)
+        check_logger(self.logger)
         frames, pixels = SMALLEST_CLIP
         at_least: list[tuple[str, float, float]] = [
             ("clips.frames", self.clips.frames, frames), ("clips.crop", self.clips.crop, pixels),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
@@ -84,7 +85,7 @@ def _train(trainer: Trainer, state: dict[str, Any] | None, start: int, writes: b
     """Runs every step from `start` on, logs it and saves checkpoints."""
     config, run = trainer.config, Path(trainer.config.out)
     end, began = total_steps(trainer.plan, trainer.sampler.steps_per_pass), time.perf_counter()
-    log = RunLog(run, resume_at=start, writes=writes)
+    log = RunLog(run, start, writes, config.logger, json.loads(to_json(config)))
     bar = ProgressBar("pretrain", end, done=start, shown=None if writes else False)
     with bar, stop_flag() as stop, log, torch.random.fork_rng(_cuda(trainer)):
         _seed(trainer, state)

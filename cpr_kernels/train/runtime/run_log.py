@@ -1,12 +1,11 @@
-"""Logs a training: JSON lines for every step and epoch, what was mined, and TensorBoard."""
+"""Logs a training: JSON lines for every step and epoch, what was mined, and a tracker such as TensorBoard."""
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,26 +13,30 @@ from torch import Tensor
 
 from .. import TrainError
 from .files import write_atomically
+from .trackers import Logger, open_tracker
 
 
 class RunLog:
-    """Writes `log.jsonl` (a line per step and epoch), `mined.jsonl` (each epoch's last batch) and `tensorboard/`.
+    """Writes `log.jsonl` (a line per step and epoch), `mined.jsonl` (each epoch's last batch), and sends to a tracker.
 
     Opened at step `resume_at`, it first drops what a killed run had written at or after that step. With `writes`
-    False, for all ranks but the first, nothing is written.
+    False, for all ranks but the first, nothing is written. `settings` are recorded where the tracker has a place.
     """
 
-    def __init__(self, run: Path, resume_at: int = 0, writes: bool = True) -> None:
+    def __init__(
+        self,
+        run: Path,
+        resume_at: int = 0,
+        writes: bool = True,
+        logger: Logger = "auto",
+        settings: Mapping[str, Any] | None = None,
+    ) -> None:
         names = ("log.jsonl", "mined.jsonl")
         for name in names if writes else ():
             truncate(run / name, resume_at)
         files = [run / name if writes else Path(os.devnull) for name in names]
         self._log, self._mined = files[0].open("a"), files[1].open("a")
-        self._board: Any = None
-        if writes and importlib.util.find_spec("tensorboard") is not None:
-            from torch.utils.tensorboard import SummaryWriter
-
-            self._board = SummaryWriter(str(run / "tensorboard"), purge_step=resume_at)
+        self._tracker = open_tracker(logger if writes else "none", run, resume_at, settings or {})
 
     def __enter__(self) -> RunLog:
         return self
@@ -42,8 +45,8 @@ class RunLog:
         self.flush()
         self._log.close()
         self._mined.close()
-        if self._board is not None:
-            self._board.close()
+        if self._tracker is not None:
+            self._tracker.close()
 
     def step(self, facts: dict[str, Any], figures: dict[str, float]) -> None:
         """Writes one training step: losses, PMR of every way of mining, seconds."""
@@ -70,13 +73,12 @@ class RunLog:
             file.flush()
             if file.name != os.devnull:
                 os.fsync(file.fileno())
-        if self._board is not None:
-            self._board.flush()
+        if self._tracker is not None:
+            self._tracker.flush()
 
     def _scalars(self, step: int, figures: dict[str, Any]) -> None:
-        if self._board is not None:
-            for name, value in figures.items():
-                self._board.add_scalar(name, value, step)
+        if self._tracker is not None:
+            self._tracker.scalars(figures, step)
 
 
 def truncate(path: Path, step: int) -> None:

@@ -1,0 +1,1 @@
+"""What can a sample be listed by, and read from, besides files of videos in folders?"""
