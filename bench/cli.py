@@ -23,6 +23,10 @@ COMMANDS = {  # name: (the module with its `main(argv)`, what it does)
     "sharded": ("bench.sharded.model_tables", "Prints a cost model of a queue shared by many ranks."),
     "protocol": ("bench.studies.protocol", "Trains every mining method under one budget and compares them."),
     "modalities": ("bench.studies.modalities", "Trains with one, two and three modalities, and CPR on IIC."),
+    "tuning": (
+        "bench.studies.tuning",
+        "Compares the plan tuned without labels with fixed schedules, on tables with labels.",
+    ),
     "gpu-tune": ("bench.studies.gpu_tune", "Times the CUDA planner's alternatives on a GPU."),
 }
 

@@ -35,6 +35,13 @@ COMMANDS = {
             "--schedule flow:0.1,rgb:200,flow+rgb:10 --chunk 4096 --out mined.npz",
         ),
     ),
+    "tune": Command(
+        "tune", "main", "chooses how to mine such a table, without labels",
+        (
+            "cpr tune clips.npz --ids video --out plan.json",
+            "cpr mine clips.npz --ids video --plan plan.json --out mined.npz",
+        ),
+    ),
     "prepare": Command(
         "train", "prepare", "a folder of videos becomes stored RGB frames and TV-L1 flow",
         (
@@ -83,7 +90,7 @@ COMMANDS = {
     ),
     "index": Command(
         "index", "main", "remember videos by their embeddings; add to it at any time",
-        ("cpr index model.cpr archive/ --out known",), "deploy",
+        ("cpr index model.cpr archive/ --out known", "cpr index model.cpr archive/ --out known --prune"), "deploy",
     ),
     "search": Command(
         "index", "search", "the known clips that a video is like",
@@ -102,7 +109,7 @@ COMMANDS = {
     ),
     "doctor": Command(
         "doctor", "main", "what was built, what can run here and why not the rest, a self-test",
-        ("cpr doctor", "cpr doctor --json --no-test"),
+        ("cpr doctor", "cpr doctor --json --no-test", "cpr doctor runs/ --fix"),
     ),
     "completion": Command(
         "completion", "main", "completion of commands and options for bash, zsh or fish",
@@ -163,9 +170,27 @@ def _run(name: str, argv: list[str]) -> int:
         print(f"cpr {name}: needs {error.name}{remedy}", file=sys.stderr)
         return 2
     except (TrainError, ValueError, OSError, ImportError) as error:
-        sentence = " ".join(str(error).split()) or type(error).__name__
-        print(f"cpr {name}: {sentence}", file=sys.stderr)
+        print(f"cpr {name}: {_sentence(error)}", file=sys.stderr)
         return 2
+    except (MemoryError, RuntimeError) as error:
+        if not _lacks_memory(error):
+            raise
+        print(f"cpr {name}: needs more memory than is free ({_sentence(error)[:200]})", file=sys.stderr)
+        return 2
+
+
+def _sentence(error: BaseException) -> str:
+    """Returns an error in one line; of the system's, the file and the cause."""
+    if isinstance(error, OSError) and error.strerror:
+        named = f"{error.filename}: " if error.filename is not None else ""
+        return f"{named}{error.strerror}"
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def _lacks_memory(error: BaseException) -> bool:
+    """Whether NumPy, torch, OpenCV or FAISS could not allocate; they have no common kind of error."""
+    words = ("out of memory", "can't allocate", "cannot allocate", "bad_alloc", "insufficient memory")
+    return isinstance(error, MemoryError) or any(word in str(error).lower() for word in words)
 
 
 def _unknown(name: str) -> str:

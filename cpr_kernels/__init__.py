@@ -38,6 +38,7 @@ from .mining import (
     parse_schedule,
     plan_faiss,
 )
+from .tuning import Miner, MiningPlan, estimate_agreement, tune_schedule
 
 __version__ = "0.1.0"
 
@@ -46,6 +47,8 @@ __all__ = [
     "FaissIndex",
     "MILNCELoss",
     "MemoryBank",
+    "Miner",
+    "MiningPlan",
     "MultiViewQueue",
     "RebuildPolicy",
     "Schedule",
@@ -59,6 +62,7 @@ __all__ = [
     "coclr_schedule",
     "cpr_schedule",
     "ema_update_",
+    "estimate_agreement",
     "explain",
     "faiss_recall",
     "mil_nce",
@@ -69,6 +73,7 @@ __all__ = [
     "reshard",
     "retrieval_recall_at_k",
     "source_ids",
+    "tune_schedule",
 ]
 
 del torch, _ops

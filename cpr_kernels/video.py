@@ -257,7 +257,8 @@ def flow_estimator(effort: str, bound: float) -> Callable[[Frame, Frame], Frame]
         optflow: Any = cv2.optflow  # OpenCV's contributed part has no type hints
     except (ImportError, AttributeError) as error:
         raise ImportError(
-            "optical flow needs OpenCV with its contributed part: pip install opencv-contrib-python-headless"
+            "optical flow needs OpenCV with its contributed part: pip install 'cpr_kernels[deploy]' (or "
+            "opencv-contrib-python-headless by itself)"
         ) from error
     estimator = optflow.DualTVL1OpticalFlow_create(**FLOW_SETTINGS[effort])
 

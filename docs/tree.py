@@ -21,6 +21,7 @@ ORDER = (
     "memory",
     "metrics",
     "networks",
+    "tuning",
     "deploy",
     "reading",
     "cli",

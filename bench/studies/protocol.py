@@ -23,7 +23,7 @@ from cpr_kernels.train import Interrupted, TrainError
 from cpr_kernels.train.evaluate.retrieval import evaluate_run
 from cpr_kernels.train.pages.plots import save_curves
 from cpr_kernels.train.pages.report import last_epochs, write_report
-from cpr_kernels.train.pretrain.config import Clips, Mining, Optim, TrainConfig, to_json
+from cpr_kernels.train.pretrain.config import Clips, Mining, Optim, TrainConfig, to_json, with_absolute_paths
 from cpr_kernels.train.pretrain.loop import pretrain
 from cpr_kernels.train.pretrain.phases import make_plan, total_steps
 from cpr_kernels.train.pretrain.run_folder import config_of, encoder_files
@@ -108,7 +108,12 @@ def _what_counts(config: TrainConfig) -> str:
     """
     queue = 0 if config.framework == "iic" else config.queue
     return to_json(
-        replace(config, device="", queue=queue, clips=replace(config.clips, workers=0, cache_mb=0))
+        replace(
+            with_absolute_paths(config),
+            device="",
+            queue=queue,
+            clips=replace(config.clips, workers=0, cache_mb=0),
+        )
     )
 
 

@@ -10,16 +10,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import metadata, util
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
+from tyro.conf import Positional, arg
 
 from .. import __version__, losses, mining
 from ..dispatch import native
 from ..dispatch.backends import reasons
 from ..progress import result
 from .arguments import parse
+from .loose_ends import report_loose_ends
 from .self_test import loss_call, mining_call, self_test
 
 # extra: (what it is for, {distribution: module})
@@ -34,7 +36,9 @@ EXTRAS: dict[str, tuple[str, dict[str, str]]] = {
     ),
     "deploy": (
         "cpr predict, index, search",
-        {"av": "av", "safetensors": "safetensors", "faiss-cpu": "faiss"},
+        {
+            "av": "av", "opencv-contrib-python-headless": "cv2", "safetensors": "safetensors", "faiss-cpu": "faiss",
+        },
     ),
     "triton": ("the triton backend", {"triton": "triton"}),
     "metrics": ("streaming metrics", {"torchmetrics": "torchmetrics"}),
@@ -48,8 +52,15 @@ class Doctor:
 
     Exit status 0: everything that can run gives the right answers. 1: something does not; the line names it.
     Paste the output into a bug report.
+
+    With FOLDER, of runs, data sets or indexes: list instead what stopped or killed jobs left in them and nothing needs
+    (exit status 1 where there is something); --fix removes it.
     """
 
+    folders: Positional[Annotated[tuple[Path, ...], arg(metavar="[FOLDER ...]")]] = ()
+    """Folders to look through, with all below them."""
+    fix: bool = False
+    """Remove what is listed."""
     test: bool = True
     """Run the self-test."""
 
@@ -57,6 +68,10 @@ class Doctor:
 def main(argv: Sequence[str]) -> int:
     """Runs `cpr doctor`; returns 0 when every test passed, else 1."""
     args: Doctor = parse(Doctor, argv, "doctor")
+    if args.fix and not args.folders:
+        raise ValueError("--fix: give the folders to look through, as in cpr doctor runs/ --fix")
+    if args.folders:
+        return report_loose_ends(args.folders, args.fix)
     found = examine(test=args.test)
     result(found, as_text(found))
     return 1 if any(test["error"] for test in found["tests"]) else 0
@@ -157,6 +172,10 @@ def as_text(found: dict[str, Any]) -> str:
     lines.append(
         f"           CPU kernels: {core['in_use']} in use, {', '.join(others) or 'no other'} can run"
     )
+    if core["in_use"] == "generic":
+        lines.append(
+            f"           no kernels of its own for {platform.machine()}: vectors of 4 by the compiler, right but slower"
+        )
     lines.append(
         f"           CUDA kernels: {'built in' if core['cuda'] else 'not built (install where nvcc is on PATH)'}"
     )

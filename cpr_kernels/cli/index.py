@@ -10,9 +10,9 @@ from typing import Annotated, Any
 import torch
 from tyro.conf import Positional, arg
 
-from ..deploy.clip_index import Clip, ClipIndex, exists, extend
+from ..deploy.clip_index import Clip, ClipIndex, exists, extend, prune, tidy, writing
 from ..deploy.model import Model, VideoPrediction
-from ..progress import result
+from ..progress import result, say
 from .arguments import at_least, free_file, parse
 from .predict import Artifact, Count, Output, Videos, as_text, format_of, neighbour
 from .videos import Results, each, video_files
@@ -31,7 +31,7 @@ class Index:
 
     VIDEO is a file, a folder (searched for videos), or a pattern such as 'clips/**/*.mp4'. The index is replaced whole
     every --save videos: stop it at any moment, and run it again to continue. Of two at once, one waits. It belongs to
-    the artifact that made it.
+    the artifact that made it. Index and archive may be copied together to another place.
 
     Exit status 0: all remembered. 1: some videos could not be read. 2: nothing could be done.
     """
@@ -48,6 +48,8 @@ class Index:
     """Videos between two savings."""
     trust: bool = False
     """Run the artifact's exported program, which can run any code: for files of your own with networks of your own."""
+    prune: bool = False
+    """First drop the videos of the index whose files are gone, and list them."""
     progress: bool = True
     """Show progress: a bar on a terminal, else a line every 30 seconds."""
 
@@ -80,6 +82,12 @@ def main(argv: Sequence[str]) -> int:
     at_least(1, clips=args.clips, save=args.save)
     paths = video_files("index", args.videos)
     model = Model(args.artifact, args.trust)
+    if exists(args.out):
+        with writing(args.out):
+            tidy(args.out)
+        if args.prune:
+            for gone in prune(args.out, model.id):
+                say(f"{gone}: gone, dropped from the index")
     known = _known(args.out, model.id)
     todo = [path for path in paths if known.get(str(path.resolve())) != _stamp(path)]
     failed, added, held = 0, 0, list[Stamped]()

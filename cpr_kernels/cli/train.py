@@ -86,7 +86,9 @@ class Evaluate:
     clips: int = 10
     """Evenly spaced clips of each video, whose features are averaged."""
     data: Path | None = None
-    """Another prepared data set (transfer), measured into eval-<its name>.json; the run's own by default."""
+    """Another prepared data set (transfer), measured into eval-<its name>.json, or where the run's own is, if it was
+    moved.
+    """
     last: bool = False
     """Only the final encoders, not those after each phase."""
     device: str = "auto"
@@ -107,6 +109,8 @@ class Report:
     force: bool = False
     """Replace --out if it is there."""
     title: str = "Cascade positive retrieval"
+    data: Path | None = None
+    """Where the runs' data set is, if it was moved."""
 
 
 def prepare(argv: list[str]) -> int:
@@ -152,12 +156,12 @@ def pretrain(argv: list[str]) -> int:
     resumed, rest = pop_option(argv, "--resume")
     preset, rest = pop_option(rest, "--preset")
     if resumed is not None:
-        rest = common_options(rest)
+        data, rest = pop_option(common_options(rest), "--data")
         if rest or preset:
             raise TrainError(
                 f"resume: a run continues with its own settings; drop {' '.join(rest) or '--preset'}"
             )
-        run = run_pretrain(config_of(Path(resumed)), resume=True)
+        run = run_pretrain(config_of(Path(resumed), Path(data) if data else None), resume=True)
     else:
         renamed = re.compile(r"^--mining\.own[-_]drop\b")  # its name in version 0.1
         rest = [renamed.sub("--mining.drop-own-positive", word) for word in rest]
@@ -231,12 +235,13 @@ def report(argv: list[str]) -> int:
     from ..train.pretrain.run_folder import config_of
 
     for run in options.runs:
-        if not (run / "eval.json").is_file() and Manifest.load(config_of(run).data).classes:
-            evaluate_run(run)
+        if not (run / "eval.json").is_file() and Manifest.load(config_of(run, options.data).data).classes:
+            evaluate_run(run, data=options.data)
     inside = ""
     if all((run / "checkpoint.pt").is_file() for run in options.runs):
-        inside = explore(options.runs, options.out.with_name(f"{options.out.stem}_inside.html")).name
-    page = write_report(options.runs, options.out, options.title, inside)
+        page = options.out.with_name(f"{options.out.stem}_inside.html")
+        inside = explore(options.runs, page, data=options.data).name
+    page = write_report(options.runs, options.out, options.title, inside, data=options.data)
     result({"page": page}, str(page))
     return 0
 
@@ -258,7 +263,7 @@ def explore(argv: list[str]) -> int:
 
     options = parse(Explore, positional_as_option(argv, "--runs"), "explore")
     free_file(options.out, options.force)
-    page = write_page(options.runs, options.out, options.title)
+    page = write_page(options.runs, options.out, options.title, options.data)
     result({"page": page}, str(page))
     return 0
 

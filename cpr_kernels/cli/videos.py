@@ -9,6 +9,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TextIO
@@ -110,6 +111,7 @@ class Results:
     def __init__(self, kind: str, out: Path | None, columns: Sequence[str]) -> None:
         self.kind, self.out, self.columns = kind, out, list(columns)
         self._begun = False
+        self._whole = 0  # bytes of the rows that are whole
         self._file: TextIO = sys.stdout
         if out is not None:
             out.parent.mkdir(parents=True, exist_ok=True)
@@ -130,8 +132,15 @@ class Results:
             writer.writerows(rows)
         self._begun = True
         # A name that is no UTF-8 is written with \\xff for its other bytes.
-        self._file.write(os.fsencode(buffer.getvalue()).decode("utf-8", "backslashreplace"))
-        self._file.flush()
+        try:
+            self._file.write(os.fsencode(buffer.getvalue()).decode("utf-8", "backslashreplace"))
+            self._file.flush()
+        except OSError as error:
+            if self.out is None:
+                raise
+            raise OSError(error.errno, error.strerror, str(self.out)) from error
+        if self.out is not None:
+            self._whole = os.fstat(self._file.fileno()).st_size
 
     def __enter__(self) -> Results:
         return self
@@ -141,10 +150,13 @@ class Results:
     ) -> None:
         if self.out is None:
             return
-        self._file.close()
-        if error is None or self._begun:
+        with suppress(OSError):  # each row was flushed; what a full disk has cut off is no whole row
+            self._file.close()
+        if error is not None:
+            os.truncate(self._partial, self._whole)
+        if error is None or self._whole:
             self._partial.replace(self.out)
         else:
             self._partial.unlink()
-        if error is not None and self._begun:
+        if error is not None and self._whole:
             say(f"stopped; {self.out} holds what was finished")

@@ -1,7 +1,8 @@
 """Which known clips are near? A FAISS index in a folder, with the file and the seconds of every clip.
 
 `manifest.json` names the two files of the current generation (`vectors.N.faiss`, `clips.N.jsonl`), their hashes, and
-the model whose embeddings they hold. A change writes the next generation beside the current one and then replaces the
+the model whose embeddings they hold. Files are named by absolute paths; where index and archive were copied together,
+they are found beside each other. A change writes the next generation beside the current one and then replaces the
 manifest: a reader, or a kill at any moment, sees the old index or the new one. Writers take turns by a lock.
 """
 
@@ -10,7 +11,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,7 +20,7 @@ import numpy.typing as npt
 from msgspec import Meta
 from torch import Tensor  # torch before faiss: one OpenMP runtime
 
-from ..files import replacing
+from ..files import leftovers, relocated, replacing
 from ..progress import say
 from ..reading.records import as_record, read_json, read_record
 from ..reading.seals import UNSEALED, check_seal, sealed
@@ -49,6 +50,7 @@ class _Manifest:
     clips: Annotated[int, Meta(ge=0)]
     generation: Annotated[int, Meta(ge=1)]
     files: Annotated[dict[str, str], Meta(min_length=2, max_length=2)]
+    folder: str | None = None
 
 
 @dataclass(frozen=True)
@@ -86,10 +88,14 @@ class ClipIndex:
         bodies = {name: _body(self.folder, name, sha) for name, sha in manifest.files.items()}
         clips, vectors = (bodies[name] for name in sorted(bodies))  # clips.N.jsonl before vectors.N.faiss
         try:
-            self.clips = [read_record(line, Clip) for line in clips.splitlines()]
+            held = [read_record(line, Clip) for line in clips.splitlines()]
             self._index = _flat(vectors)
         except ValueError as error:
             raise ValueError(f"index: {folder} is damaged: {error}; make the index again") from None
+        paths = {
+            path: str(relocated(path, manifest.folder, self.folder)) for path in {clip.path for clip in held}
+        }
+        self.clips = [replace(clip, path=paths[clip.path]) for clip in held]
         if not len(self.clips) == self._index.ntotal == manifest.clips or self._index.d != self.size:
             raise ValueError(
                 f"index: {folder} holds {self._index.ntotal} vectors of {self._index.d} numbers and {len(self.clips)} "
@@ -98,6 +104,8 @@ class ClipIndex:
 
     def search(self, queries: Tensor, topk: int) -> list[list[Neighbor]]:
         """For each query [B, E] of length 1 its nearest clips, best first; fewer where the index is small."""
+        if not self.clips:
+            return [[] for _ in queries]
         scores, rows = self._index.search(queries.float().contiguous().numpy(), min(topk, len(self.clips)))
         return [
             [Neighbor(self.clips[row], float(score)) for row, score in zip(found, near) if row >= 0]
@@ -127,6 +135,15 @@ def exists(folder: Path) -> bool:
     return (folder / MANIFEST).is_file()
 
 
+def is_index(folder: Path) -> bool:
+    """Whether the manifest there is an index's that this version reads, not a data set's or another's."""
+    try:
+        _manifest(folder)
+    except ValueError:
+        return False
+    return True
+
+
 @contextmanager
 def writing(folder: Path) -> Iterator[None]:
     """One writer at a time; others wait."""
@@ -147,48 +164,70 @@ def extend(folder: Path, model: str, clips: Sequence[Clip], embeddings: Tensor) 
         clips: one a row.
         embeddings: [M, E] of length 1.
     """
-    faiss = _faiss()
     added = embeddings.detach().float().contiguous().numpy()
     with writing(folder):
-        kept: list[Clip] = []
-        parts, generation = [added], 1
-        if exists(folder):
-            old = ClipIndex(folder, model)
-            if old.size != added.shape[1]:
-                raise ValueError(
-                    f"index: {folder} holds {old.size} numbers a clip, these have {added.shape[1]}"
-                )
-            changed = {clip.path for clip in clips}
-            rows = [i for i, clip in enumerate(old.clips) if clip.path not in changed]
-            kept, generation = [old.clips[i] for i in rows], old.generation + 1
-            parts.insert(0, old.vectors()[rows])
-        everything = np.concatenate(parts)
-        index = faiss.IndexFlatIP(everything.shape[1])
-        index.add(everything)
-        lines = "".join(json.dumps(asdict(clip)) + "\n" for clip in [*kept, *clips])
-        bodies = {
-            f"clips.{generation}.jsonl": lines.encode(),
-            f"vectors.{generation}.faiss": faiss.serialize_index(index).tobytes(),
-        }
-        _commit(folder, model, generation, everything.shape, bodies)
+        if not exists(folder):
+            _commit(folder, model, 1, clips, added)
+            return len(added)
+        old = ClipIndex(folder, model)
+        if old.size != added.shape[1]:
+            raise ValueError(f"index: {folder} holds {old.size} numbers a clip, these have {added.shape[1]}")
+        changed = {clip.path for clip in clips}
+        rows = [i for i, clip in enumerate(old.clips) if clip.path not in changed]
+        everything = np.concatenate([old.vectors()[rows], added])
+        _commit(folder, model, old.generation + 1, [*(old.clips[i] for i in rows), *clips], everything)
     return len(everything)
 
 
+def prune(folder: Path, model: str) -> list[str]:
+    """Drops the rows of files that are not there any more; returns the files, in order."""
+    with writing(folder):
+        old = ClipIndex(folder, model)
+        gone = sorted({clip.path for clip in old.clips if not Path(clip.path).is_file()})
+        dropped = set(gone)
+        rows = [i for i, clip in enumerate(old.clips) if clip.path not in dropped]
+        if gone:
+            _commit(folder, model, old.generation + 1, [old.clips[i] for i in rows], old.vectors()[rows])
+    return gone
+
+
 def _commit(
-    folder: Path, model: str, generation: int, shape: tuple[int, ...], bodies: dict[str, bytes]
+    folder: Path, model: str, generation: int, clips: Sequence[Clip], vectors: npt.NDArray[np.float32]
 ) -> None:
+    """Writes a generation, makes it the current one and removes the others."""
+    faiss = _faiss()
+    index = faiss.IndexFlatIP(vectors.shape[1])
+    index.add(vectors)
+    bodies = {
+        f"clips.{generation}.jsonl": "".join(json.dumps(asdict(clip)) + "\n" for clip in clips).encode(),
+        f"vectors.{generation}.faiss": faiss.serialize_index(index).tobytes(),
+    }
     manifest = {
-        "format": FORMAT, "version": VERSION, "model": model, "embedding": shape[1], "clips": shape[0],
-        "generation": generation, "files": {name: digest(body) for name, body in bodies.items()},
+        "format": FORMAT, "version": VERSION, "model": model, "embedding": vectors.shape[1], "clips": len(clips),
+        "generation": generation, "folder": str(folder.resolve()),
+        "files": {name: digest(body) for name, body in bodies.items()},
     }  # fmt: skip
     with replacing([folder / name for name in bodies]) as parts:
         for part, body in zip(parts, bodies.values()):
             part.write_bytes(body)
     with replacing([folder / MANIFEST]) as [part]:
         part.write_text(json.dumps(sealed(manifest), indent=1))
-    for old in (*folder.glob("clips.*.jsonl"), *folder.glob("vectors.*.faiss")):
-        if old.name not in bodies:
-            old.unlink(missing_ok=True)
+    tidy(folder)
+
+
+def tidy(folder: Path) -> None:
+    """Removes what is of no use in an index: call it while `writing`."""
+    for path in loose_ends(folder):
+        path.unlink(missing_ok=True)
+
+
+def loose_ends(folder: Path) -> list[Path]:
+    """Returns what killed writers left in a folder with an index: temporary files, and generations that the manifest
+    does not name; nothing while another process writes.
+    """
+    generations = [*folder.glob("clips.*.jsonl"), *folder.glob("vectors.*.faiss")]
+    current = _manifest(folder).files if exists(folder) else {}
+    return leftovers(folder) + sorted(path for path in generations if path.name not in current)
 
 
 def _manifest(folder: Path) -> _Manifest:

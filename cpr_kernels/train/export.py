@@ -24,9 +24,8 @@ from .data.manifest import Manifest
 from .encoders.weights import encoder_facts, load_encoder
 from .evaluate.classifier import load_classifier
 from .evaluate.features import Protocol, encode
-from .evaluate.finetune import CLASSIFIER
+from .evaluate.finetune import CLASSIFIER, settings_of
 from .pretrain.run_folder import config_of, encoder_files
-from .runtime.files import read_json
 from .views import chosen
 
 MOST_CLIPS = 4096  # the program's free batch size
@@ -52,6 +51,8 @@ class Export:
     """Evenly spaced clips that are looked at in each part of a video, averaged."""
     center: int = 200
     """Training videos whose mean feature is taken off, as retrieval tests do; 0 takes off nothing."""
+    data: Path | None = None
+    """Where the data set is that SOURCE learnt from, if it was moved."""
     onnx: bool = False
     """Also write model.onnx into the file; needs onnx and onnxscript."""
     force: bool = False
@@ -89,7 +90,8 @@ def export(settings: Export) -> Path:
     """
     settings.check()
     source, out = settings.source, settings.out
-    trained = _classifier(source) if (source / CLASSIFIER).is_file() else _run(source, settings.views)
+    is_classifier = (source / CLASSIFIER).is_file()
+    trained = _classifier(source, settings) if is_classifier else _run(source, settings)
     _refuse_views(trained.encoders)
     views = chosen(tuple(trained.encoders))
     model = Network(trained.encoders, {name: view.plain for name, view in views.items()}, trained.linear)
@@ -185,26 +187,22 @@ def onnx_of(model: nn.Module, example: Sequence[Tensor], names: Sequence[str]) -
     return bytes(program.model_proto.SerializeToString())
 
 
-def _classifier(folder: Path) -> _Trained:
+def _classifier(folder: Path, settings: Export) -> _Trained:
     classifier = load_classifier(folder / CLASSIFIER)
-    settings = read_json(folder / "finetune.json", "source", "run the same `cpr finetune` again")
-    if not isinstance(settings.get("data"), str):
-        raise TrainError(
-            f"source: {folder / 'finetune.json'} names no data set; run the same `cpr finetune` again"
-        )
     clip = classifier.clip
     return _Trained(
         {clip.view: classifier.encoder}, classifier.linear, classifier.classes, clip.frames, clip.crop,
-        Path(settings["data"]),
+        settings.data or Path(settings_of(folder)["data"]),
     )  # fmt: skip
 
 
-def _run(folder: Path, names: Sequence[str]) -> _Trained:
+def _run(folder: Path, settings: Export) -> _Trained:
+    names = settings.views
     if not (folder / "config.json").is_file():
         raise TrainError(
             f"source: {folder} holds neither a classifier of `cpr finetune` nor a run of `cpr pretrain`"
         )
-    config = config_of(folder)
+    config = config_of(folder, settings.data)
     phases = encoder_files(folder)
     if not phases:
         raise TrainError(f"source: {folder} has no encoder yet; they are saved at the end of each phase")

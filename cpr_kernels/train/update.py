@@ -22,10 +22,11 @@ from .data.store import FrameStore, record_key
 from .encoders.weights import load_encoder
 from .evaluate.features import Measured, Protocol, measured
 from .evaluate.retrieval import recall_of
-from .pretrain.config import TrainConfig, from_json, to_json
+from .pretrain.config import TrainConfig, same_settings
 from .pretrain.loop import pretrain
 from .pretrain.run_folder import WarmStart, config_of, encoder_files
 from .runtime.files import read_json, write_atomically
+from .runtime.lock import exclusive
 
 NOTE, FIGURES = "goes_on.json", "update.json"
 Figures = dict[str, dict[str, dict[str, float]]]  # {old, new: {view: {k: share}}}
@@ -47,6 +48,8 @@ class Update:
     """The new videos: a folder with one folder per class, or a CSV, as for `cpr prepare`."""
     out: Path
     """Folder of the new run; RUN stays as it is."""
+    data: Path | None = None
+    """Where RUN's data set is, if it was moved."""
     old_share: float = 0.5
     """Share of each batch that are old videos; 0 trains on new ones only."""
     epochs: int = 10
@@ -83,10 +86,10 @@ def update(settings: Update) -> dict[str, Figures]:
         Interrupted: stopped by SIGINT or SIGTERM; the same command resumes.
     """
     settings.check()
-    before, out = config_of(settings.run), settings.out
+    before, out = config_of(settings.run, settings.data), settings.out
     config = config_of_update(before, settings)
     begun = (out / "config.json").is_file()
-    if begun and config_of(out) != from_json(to_json(config)):
+    if begun and not same_settings(config_of(out), config):
         raise TrainError(
             f"out: {out} was begun with other settings; give another --out, or the settings it has"
         )
@@ -232,10 +235,10 @@ def _refuse_same_names(sources: list[Source], store: FrameStore, known: set[str]
 def _copy(before: Path, data: Path) -> None:
     """Copies a data set, whole or not at all."""
     part = data.with_name(f".{data.name}.part")
-    part.mkdir(parents=True, exist_ok=True)
-    for name in ("data.mdb", "lock.mdb"):
-        (part / name).unlink(missing_ok=True)
-    FrameStore(before).env.copy(str(part))
-    if data.is_dir() and not any(data.iterdir()):
-        data.rmdir()
-    part.replace(data)
+    with exclusive(part, "copy"):
+        for name in ("data.mdb", "lock.mdb"):
+            (part / name).unlink(missing_ok=True)
+        FrameStore(before).env.copy(str(part))
+        if data.is_dir() and not any(data.iterdir()):
+            data.rmdir()
+        part.replace(data)

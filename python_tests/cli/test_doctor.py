@@ -118,3 +118,10 @@ def test_the_citation_names_this_version():
     text = (ROOT / "CITATION.cff").read_text()
     assert f"\nversion: {cpr_kernels.__version__}\n" in text
     assert f"## [{cpr_kernels.__version__}]" in (ROOT / "CHANGELOG.md").read_text()
+
+
+def test_a_processor_without_kernels_of_its_own_is_named():
+    found = doctor.examine(test=False)
+    assert ("no kernels of its own" in doctor.as_text(found)) == (found["core"]["in_use"] == "generic")
+    found["core"]["in_use"] = "generic"  # as on ARM
+    assert "no kernels of its own for" in doctor.as_text(found)

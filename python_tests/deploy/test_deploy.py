@@ -249,6 +249,14 @@ def test_an_index_grows_and_finds(seer: Path, clips: list[Path], tmp_path: Path,
     shutil.copy(clips[1], changed)
     assert main([*index, str(changed)]) == 0  # replaced, not added
     assert "12 clips" in capsys.readouterr().out.splitlines()[-1]
+    changed.unlink()
+    lost = [known / ".clips.9.jsonl.77.part", known / "vectors.9.faiss"]  # of a writer that was killed
+    for path in lost:
+        path.write_bytes(b"half")
+    assert main([*index, str(clips[0]), "--prune"]) == 0
+    told = capsys.readouterr().out.splitlines()
+    assert told[0] == f"{changed.resolve()}: gone, dropped from the index" and told[1].endswith("; 10 clips")
+    assert not any(path.exists() for path in lost)
     _refused_indexes(known, seer, str(copy), capsys)
 
 

@@ -161,3 +161,34 @@ def test_the_core_brings_no_torch_and_no_second_openmp(wheel, tmp_path):
         needed = [line.split("[")[1].rstrip("]") for line in shown.splitlines() if "(NEEDED)" in line]
         assert "libgomp.so.1" in needed
         assert not [name for name in needed if "torch" in name or "python" in name or "cuda" in name]
+
+
+@pytest.mark.parametrize(
+    ("missing", "sentence"),
+    [("CXX=/no/compiler", "no C++ compiler was found; install one"), ("", "has no OpenMP; install it")],
+)
+def test_what_a_build_lacks_is_one_sentence(missing, sentence, tmp_path):
+    if shutil.which("cmake") is None or shutil.which("c++") is None:
+        pytest.skip("no CMake and no compiler on PATH")
+    pybind11 = pytest.importorskip("pybind11")
+    off = "-DCMAKE_DISABLE_FIND_PACKAGE_OpenMP=ON" if not missing else "-DCPR_CUDA=OFF"
+    ran = subprocess.run(
+        ["env", *missing.split(), "cmake", "-S", ROOT, "-B", tmp_path, f"-DPython_EXECUTABLE={sys.executable}", off,
+         f"-Dpybind11_DIR={pybind11.get_cmake_dir()}"],
+        capture_output=True, text=True,
+    )  # fmt: skip
+    said = " ".join(ran.stderr.split())
+    assert ran.returncode != 0 and sentence in said and said.count("CMake Error") == 1
+
+
+def test_cuda_is_configured_without_an_error(tmp_path):
+    """A configure-only check: CMake refuses targets whose GPU architectures are not known."""
+    if shutil.which("cmake") is None or shutil.which("nvcc") is None:
+        pytest.skip("no CMake and no nvcc on PATH")
+    pybind11 = pytest.importorskip("pybind11")
+    ran = subprocess.run(
+        ["cmake", "-S", ROOT, "-B", tmp_path, "-DCPR_CUDA=ON", f"-DPython_EXECUTABLE={sys.executable}",
+         f"-Dpybind11_DIR={pybind11.get_cmake_dir()}"],
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert ran.returncode == 0 and "Error" not in ran.stderr, ran.stderr

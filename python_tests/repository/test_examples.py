@@ -77,6 +77,12 @@ def test_on_numpy_arrays(example):
     assert shares["cascade"] > 1.2 * shares["flow alone"] > 4 * CHANCE
 
 
+def test_with_settings_chosen_from_the_queue(example):
+    found = example("tuned").main()
+    assert found["pmr"] > 8 * CHANCE and found["recall"] > 4 * CHANCE
+    assert 0.02 < found["agreement"] <= 1  # of random pairs: 0.01
+
+
 def test_every_example_is_a_page_and_is_run_here():
     text = Path(__file__).read_text()
     for path in EXAMPLES.glob("*.py"):

@@ -17,7 +17,7 @@ PACKAGE = ROOT / "cpr_kernels"
 # A module imports from its own folder and from later entries; folders of one entry never import each other.
 LAYERS = {
     "cpr_kernels": [
-        {"__main__"}, {"cli"}, {"train"}, {"__init__"}, {"ops", "explain", "metrics"},
+        {"__main__"}, {"cli"}, {"train"}, {"__init__"}, {"tuning"}, {"ops", "explain", "metrics"},
         {"mining", "losses", "memory", "deploy"}, {"networks"},
         {"dispatch", "video", "files", "progress", "errors", "reading"}, {"video_files", "_core"},
     ],

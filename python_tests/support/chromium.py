@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import html
 import json
 import re
@@ -24,25 +26,38 @@ def browser() -> str:
 
 
 def evaluate_in_page(page: Path, script: str, profile: Path, fragment: str = "", width: int = 1200) -> Any:
-    """What `script`, the body of an async function run after the page's own, returns, as plain values."""
+    """Returns what `script`, the body of an async function run after the page's own, returns, as plain values.
+
+    The page's own Content-Security-Policy holds, with the probe allowed; what it forbids to the page is an error.
+    """
     probe = page.with_suffix(".probe.html")
-    ending = (
-        "<script>(async () => { let result; try { result = await (async () => {" + script + "})(); }"
+    body = (
+        "(async () => { let result; try { result = await (async () => {" + script + "})(); }"
         " catch (error) { result = {error: String(error)}; }"
         " const pre = document.createElement('pre'); pre.id = 'probe';"
-        " pre.textContent = JSON.stringify(result); document.body.replaceChildren(pre); })()</script></body>"
+        " pre.textContent = JSON.stringify(result); document.body.replaceChildren(pre); })()"
     )
-    probe.write_text(page.read_text().replace("</body>", ending))
+    text, policy = page.read_text(), "script-src "
+    allowed = f"'sha256-{base64.b64encode(hashlib.sha256(body.encode()).digest()).decode()}'"
+    if policy not in text:
+        policy = "default-src 'none'; "
+        allowed = f"script-src {allowed};"
+    assert policy in text, "the page has no Content-Security-Policy"
+    text = text.replace(policy, f"{policy}{allowed} ", 1)
+    before, end, after = text.rpartition("</body>")
+    probe.write_text(f"{before}<script>{body}</script>{end}{after}")
     ran = subprocess.run(
         [
             browser(), "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={profile}",
-            f"--window-size={width},1000", "--virtual-time-budget=20000", "--dump-dom",
+            f"--window-size={width},1000", "--virtual-time-budget=20000", "--dump-dom", "--enable-logging=stderr",
             f"file://{probe}{fragment}",
         ],
         capture_output=True, text=True, timeout=240,
     )  # fmt: skip
     found = re.search(r'<pre id="probe">(.*?)</pre>', ran.stdout, re.DOTALL)
     assert found, ran.stderr[-2000:] + ran.stdout[-500:]
+    forbidden = [line for line in ran.stderr.splitlines() if "Content Security Policy" in line]
+    assert not forbidden, forbidden
     result = json.loads(html.unescape(found[1]))
     assert not (isinstance(result, dict) and "error" in result), result
     return result

@@ -17,11 +17,13 @@ from ...dispatch.backends import choose
 from ...mining import CascadeTrace, Schedule, cascade_topk, cascade_trace
 from ...mining.arguments import as_call
 from ...progress import ProgressBar, result
+from ...tuning import MiningPlan
 from ..arguments import at_least, parse
 from .codes import as_given
 from .embeddings import Prepared, Preparing, mean_row, nan_rows, prepare
 from .inputs import CLASS_NAMES, Names, Side, find_names, open_sides, pick, plain_columns, printable
 from .options import DTYPES, Mine, schedule_of
+from .planned import PlannedQueries, load_plan, raw_rows
 from .results import STDOUT, Known, Result, output_paths, write_result
 from .summary import Labels, as_json, as_text, quality, sample_rows, stage_rows
 
@@ -31,7 +33,7 @@ class Problem(NamedTuple):
 
     schedule: Schedule
     keys: dict[str, Tensor]  # {view: [N, D]}
-    queries: _Queries
+    queries: _Queries | PlannedQueries
     key_ids: Tensor | None  # [N] int64
     query_ids: Tensor | None  # [B] int64
     notes: list[str]  # what was odd about the rows
@@ -95,8 +97,13 @@ def _threads(count: int | None) -> Iterator[None]:
 def _run(args: Mine, out: list[Any]) -> dict[str, Any]:
     entries, queries = open_sides(args)
     ids, labels = (find_names(kind, entries, queries, args) for kind in ("ids", "labels"))
-    schedule = schedule_of(args, list(entries.views), entries.rows)
-    problem = _prepare(args, entries, queries, schedule, ids)
+    if args.plan is None:
+        schedule = schedule_of(args, list(entries.views), entries.rows)
+        problem = _prepare(args, entries, queries, schedule, ids)
+    else:
+        plan = load_plan(args, list(entries.views))
+        problem = _prepare_plan(args, plan, entries, queries, ids)
+        schedule = problem.schedule
 
     started = time.perf_counter()
     indices, scores, backend = _mine(args, problem)
@@ -107,7 +114,7 @@ def _run(args: Mine, out: list[Any]) -> dict[str, Any]:
         "entries": entries.rows,
         "queries": len(problem.queries),
         "self": queries is None,
-        "views": {name: entries.views[name].shape[1] for name in schedule.views},
+        "views": {name: entries.views[name].shape[1] for name in schedule.views if name in entries.views},
         "center": args.center,
         "normalize": args.normalize,
         "notes": problem.notes,
@@ -149,11 +156,28 @@ def _prepare(args: Mine, entries: Side, queries: Side | None, schedule: Schedule
         keys[name] = made.rows
         notes += _odd_rows(name, made)
     arrays = None if queries is None else {name: queries.views[name].load() for name in schedule.views}
+    return Problem(schedule, keys, _Queries(arrays, keys, settings), *_sources(entries, queries, ids), notes)
+
+
+def _prepare_plan(args: Mine, plan: MiningPlan, entries: Side, queries: Side | None, ids: Names) -> Problem:
+    """The table as the plan compares it, mined by the plan's cascade."""
+    arrays = {name: (queries or entries).views[name].load() for name in plan.whiten}
+    tables = {name: raw_rows(entries.views[name].load()) for name in plan.whiten}
+    key_ids, query_ids = _sources(entries, queries, ids)
+    keys = plan.prepare_keys(tables, key_ids)
+    dtype = DTYPES[args.dtype]
+    features = {name: rows.to(dtype) for name, rows in plan.key_features(keys).items()}
+    made = PlannedQueries(plan, keys, arrays, query_ids, dtype)
+    return Problem(plan.cascade, features, made, keys.ids, query_ids, [f"mined by the plan {args.plan}"])
+
+
+def _sources(entries: Side, queries: Side | None, ids: Names) -> tuple[Tensor | None, Tensor | None]:
+    """The ids of entries and queries, or the row numbers where a row must not mine itself."""
     key_ids = None if ids.codes is None else ids.codes.of_keys
     query_ids = None if ids.codes is None else ids.codes.of_queries
     if queries is None and key_ids is None:
         key_ids = query_ids = torch.arange(entries.rows)
-    return Problem(schedule, keys, _Queries(arrays, keys, settings), key_ids, query_ids, notes)
+    return key_ids, query_ids
 
 
 def _odd_rows(name: str, made: Prepared) -> list[str]:

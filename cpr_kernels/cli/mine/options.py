@@ -68,6 +68,8 @@ class Mine:
     """cpr: views alternate (default); coclr: one stage by the first view (default for a single view); oracle: one stage
     by all views together.
     """
+    plan: File = None
+    """A plan of `cpr tune`, in place of a schedule: says how to whiten, expand and mine."""
     order: Names = None
     """Views in the order of the stages (default: flow first, then as in the file)."""
     stages: Count = None

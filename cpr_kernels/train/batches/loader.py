@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -16,6 +17,8 @@ from ..views.augment import Augment, Draws
 from .dataset import Batch, ClipDataset
 from .sampler import ClipSampler
 
+FILES_A_WORKER, FILES = 4, 24  # open at once: a worker's pipes, and what else a training holds
+
 
 def default_workers() -> int:
     """Returns the number of loader processes: none on one or two cores, where they would slow the encoder."""
@@ -24,7 +27,17 @@ def default_workers() -> int:
 
 
 def clip_loader(dataset: ClipDataset, sampler: ClipSampler, workers: int) -> DataLoader[Any]:
-    """Returns a loader of batches in the sampler's order; each of `workers` processes opens the LMDB itself."""
+    """Returns a loader of batches in the sampler's order; each of `workers` processes opens the LMDB itself.
+
+    Raises:
+        TrainError: more workers than this process may open pipes for.
+    """
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    if workers * FILES_A_WORKER + FILES > most > 0:
+        raise TrainError(
+            f"clips.workers: {workers} need about {workers * FILES_A_WORKER + FILES} open files, and the limit is "
+            f"{most}; take fewer, or raise it by ulimit -n"
+        )
     return DataLoader(
         dataset,
         batch_sampler=sampler,

@@ -108,7 +108,10 @@ class Manifest:
                 raise TrainError(
                     f"data: {folder} is not finished; run the same `cpr prepare` again to finish it"
                 )
-            raise TrainError(f"data: {folder} holds no prepared data set; make one with `cpr prepare`")
+            raise TrainError(
+                f"data: {folder} holds no prepared data set; make one with `cpr prepare`, or say where it is "
+                "by --data"
+            )
         try:
             body = read_json(path.read_bytes())
             if not isinstance(body, dict):

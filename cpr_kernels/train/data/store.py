@@ -30,6 +30,7 @@ from .sound import unpacked_spectrogram
 
 FIRST_MAP_SIZE = 1 << 28
 COPY = "take a whole copy of data.mdb, or prepare the videos into a new folder"
+LOCK_BYTES = 8192  # of LMDB's lock file, for its default of 126 readers
 SPARE_PAGES = 16  # at the end of a whole file, LMDB may count a few pages that it never wrote
 
 
@@ -72,6 +73,8 @@ class FrameStore:
     def _opened(self) -> lmdb.Environment:
         """The environment, whole: reading a file that is cut short would end the process."""
         path = self.folder / "data.mdb"
+        if self.writable:
+            self._make_lock_file()
         try:
             env = lmdb.open(
                 str(self.folder), readonly=not self.writable, lock=self.writable, readahead=False,
@@ -91,6 +94,18 @@ class FrameStore:
                 "and prepare again"
             )
         return env
+
+    def _make_lock_file(self) -> None:
+        """Writes LMDB's lock file, which it maps into memory: on a full disk that would end the process."""
+        path = self.folder / "lock.mdb"
+        if not path.is_file():
+            try:
+                path.write_bytes(bytes(LOCK_BYTES))
+            except OSError as error:
+                path.unlink(missing_ok=True)
+                raise TrainError(
+                    f"out: {self.folder} cannot be written to ({error.strerror}); free some space and run again"
+                ) from error
 
     def check(self) -> None:
         """Raises `TrainError` where the file is missing, or its tables of records are damaged.

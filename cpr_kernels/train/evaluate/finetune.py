@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from ...files import relocated
 from ...networks import new_encoder
 from ...networks.inputs import channels_last
 from ...progress import ProgressBar
@@ -38,6 +39,7 @@ from .classifier import Classifier, ClipSettings, save_classifier
 from .video_scores import accuracy, fused, names_and_labels, scores_of, video_scores
 
 CLASSIFIER = "classifier.safetensors"
+PLACES = ("data", "run", "encoder")  # the settings that are paths of what it learns from
 
 
 @dataclass(frozen=True)
@@ -293,9 +295,10 @@ def _refuse_another(settings: Finetune) -> dict[str, Any]:
     """Returns the settings as plain values; refuses a folder made with others. How it is tested may change."""
     free = {"fuse", "clips", "ten_crop", "workers", "cache_mb", "logger", "device"}
     wanted = _as_json(settings)
+    wanted |= {name: str(Path(wanted[name]).resolve()) for name in PLACES if wanted[name]}
     path = settings.out / "finetune.json"
     if path.is_file():
-        before = read_json(path, "out", "give another --out")
+        before = settings_of(settings.out)
         changed = [
             f"{name} {before.get(name)} -> {value}"
             for name, value in wanted.items() if name not in {*free, "out"} and before.get(name) != value
@@ -306,7 +309,19 @@ def _refuse_another(settings: Finetune) -> dict[str, Any]:
             )
     elif (settings.out / "config.json").is_file():
         raise TrainError(f"out: {settings.out} holds a pretraining run; give another --out")
-    return wanted
+    return {**wanted, "folder": str(settings.out.resolve())}
+
+
+def settings_of(folder: Path) -> dict[str, Any]:
+    """Returns the settings that a fine-tuning was begun with, its paths where they are since it was moved."""
+    before = read_json(folder / "finetune.json", "source", "run the same `cpr finetune` again")
+    if not isinstance(before.get("data"), str):
+        raise TrainError(
+            f"source: {folder / 'finetune.json'} names no data set; run the same `cpr finetune` again"
+        )
+    recorded = before.pop("folder", None)
+    found = {name: relocated(before[name], recorded, folder).resolve() for name in PLACES if before.get(name)}
+    return {**before, **{name: str(path) for name, path in found.items()}}
 
 
 def _snapshot(classifier: Classifier, optimizer: torch.optim.Adam, sampler: ClipSampler) -> dict[str, Any]:

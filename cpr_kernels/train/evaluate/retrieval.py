@@ -16,7 +16,7 @@ from ... import retrieval_recall_at_k
 from ...progress import say
 from .. import TrainError
 from ..data.manifest import Manifest
-from ..pretrain.run_folder import config_of, encoder_files
+from ..pretrain.run_folder import config_of, encoder_files, is_own_data
 from ..runtime.files import write_atomically
 from ..views import chosen
 from ..views.names import name_of_all_views
@@ -124,7 +124,7 @@ def evaluate_run(
 ) -> list[dict[str, Any]]:
     """Measures R@k and linear probe after every phase of a run, and of the encoders that it started from.
 
-    Writes `eval.json` in its folder, or `eval-<name>.json` for another data set `data` (transfer).
+    Writes `eval.json` in its folder, or `eval-<name>.json` where `data` holds other videos (transfer).
 
     `last` measures the final encoders only. Features are kept in the run's folder `features`.
 
@@ -153,6 +153,7 @@ def evaluate_run(
         for phase, files in phases
     ]
     body = {"data": str(source), "protocol": asdict(protocol), "phases": results}
-    name = "eval.json" if data is None else f"eval-{Path(data).name}.json"
+    own = data is None or is_own_data(run, data)
+    name = "eval.json" if own else f"eval-{source.resolve().name}.json"
     write_atomically(run / name, json.dumps(body, indent=1).encode())
     return results

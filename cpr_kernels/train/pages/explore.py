@@ -29,6 +29,7 @@ from ..runtime.checkpoint import load
 from ..runtime.files import write_atomically
 from ..runtime.run_log import read_lines
 from ..views.names import label
+from .policy import content_policy
 from .thumbnails import Album
 
 VERSION = 1
@@ -51,10 +52,14 @@ class Explore:
     """Replace --out if it is there."""
     """The page to write."""
     title: str = "Inside the cascade"
+    data: Path | None = None
+    """Where the runs' data set is, if it was moved."""
 
 
-def explore(runs: Sequence[Path], out: Path, title: str = "Inside the cascade") -> Path:
-    """Writes the page about one run or several; returns its path.
+def explore(
+    runs: Sequence[Path], out: Path, title: str = "Inside the cascade", data: Path | None = None
+) -> Path:
+    """Writes the page about one run or several; returns its path. `data`: where their data set is, if it was moved.
 
     Raises:
         TrainError: a folder without a run, a checkpoint or a queue to look into.
@@ -62,7 +67,7 @@ def explore(runs: Sequence[Path], out: Path, title: str = "Inside the cascade") 
     if not runs:
         raise TrainError("runs: give at least one folder of a run")
     albums: dict[Path, Album] = {}
-    held = [_run(Path(run), albums) for run in runs]
+    held = [_run(Path(run), albums, data) for run in runs]
     pages = []
     for album in albums.values():
         with ProgressBar("thumbnails", len(album.place_of), unit="video") as bar:
@@ -74,21 +79,24 @@ def explore(runs: Sequence[Path], out: Path, title: str = "Inside the cascade") 
 def page(body: dict[str, Any]) -> str:
     """Returns the HTML text: the page's own files and the data, nothing else to load."""
     here = Path(__file__).with_name("explorer")
-    scripts = "\n".join((here / name).read_text() for name in ("cascade.js", "draw.js", "page.js"))
-    data = json.dumps(body, separators=(",", ":")).replace("</", "<\\/")
+    style = (here / "page.css").read_text()
+    script = "\n".join((here / name).read_text() for name in ("cascade.js", "draw.js", "page.js"))
+    data = json.dumps(body, separators=(",", ":"))
+    data = data.replace("<", "\\u003c")  # no tag, no comment, in any string
     html = (here / "page.html").read_text()
     for mark, text in (
-        ("/*STYLE*/", (here / "page.css").read_text()),
-        ("/*SCRIPT*/", scripts),
+        ("POLICY", content_policy(style, script)),
+        ("/*STYLE*/", style),
+        ("/*SCRIPT*/", script),
         ("/*DATA*/", data),
     ):
-        html = html.replace(mark, text)
+        html = html.replace(mark, text, 1)
     return html
 
 
-def _run(run: Path, albums: dict[Path, Album]) -> dict[str, Any]:
+def _run(run: Path, albums: dict[Path, Album], data: Path | None) -> dict[str, Any]:
     """Returns one run as the page reads it, and adds its videos to its data set's album."""
-    config = config_of(run)
+    config = config_of(run, data)
     queue = queue_of(run, config)
     folder = config.data.resolve()
     if folder not in albums:

@@ -1,14 +1,14 @@
-"""Draws the plots of the report: curves and bars, each as a data URI that needs no other file."""
+"""Draws the plots of the report: curves as a data URI that needs no other file, bars as the page's own rows."""
 
 from __future__ import annotations
 
 import base64
 import io
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
-
-import numpy as np
+from unicodedata import category
 
 from ..runtime.files import write_atomically
 
@@ -44,18 +44,29 @@ def curves(
     `lines` are {key: [(epoch, share)]}, `names` the legend's, `phases` (first epoch, name) of each, `label` the y
     axis'.
     """
-    return _svg(_curves(lines, names, phases, label))
+    return _uri("image/svg+xml", _curves(lines, names, phases, label))
 
 
 def save_curves(path: Path, lines: Mapping[str, Curve], label: str) -> None:
     """Writes the plot of `curves` as an SVG file; keys are the names."""
-    buffer = io.BytesIO()
-    figure = _curves(lines, {key: key for key in lines}, [], label)
-    figure.savefig(buffer, format="svg", metadata={"Date": None})
-    write_atomically(path, buffer.getvalue())
+    write_atomically(path, _curves(lines, {key: key for key in lines}, [], label))
 
 
 def _curves(
+    lines: Mapping[str, Curve], names: Mapping[str, str], phases: Sequence[tuple[float, str]], label: str
+) -> bytes:
+    """Returns the SVG. Its text stays text, in the reader's fonts, and `$` is no mathematics."""
+    from matplotlib import rc_context
+
+    with rc_context({"svg.fonttype": "none", "text.parse_math": False}), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph", UserWarning)  # the reader's fonts have it, or another
+        figure = _figure(lines, names, phases, label)
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format="svg", metadata={"Date": None})
+    return buffer.getvalue()
+
+
+def _figure(
     lines: Mapping[str, Curve], names: Mapping[str, str], phases: Sequence[tuple[float, str]], label: str
 ) -> Any:
     figure, axes = _canvas(5.6, 3.0)
@@ -67,7 +78,7 @@ def _curves(
             [100 * value for value in y],
             linestyle=style,
             color=colour,
-            label=names[key],
+            label=_drawable(names[key]),
             linewidth=2,
             marker="o",
             markersize=3,
@@ -91,24 +102,18 @@ def style_of(key: str, number: int) -> tuple[str, Any]:
 
 
 def bars(
-    groups: Sequence[str], series: Mapping[str, Sequence[float]], names: Mapping[str, str], label: str
-) -> str:
-    """Draws horizontal bars, one group per line (classes), in percent."""
-    figure, axes = _canvas(5.6, 0.9 + 0.11 * len(groups) * (len(series) + 0.8))
-    height = 0.85 / len(series)
-    places = np.arange(len(groups))
-    for i, (key, values) in enumerate(series.items()):
-        axes.barh(
-            places + (i - (len(series) - 1) / 2) * height, [100 * value for value in values], height * 0.92,
-            color=style_of(key, i)[0], label=names[key],
-        )  # fmt: skip
-    axes.set_yticks(places, groups)
-    axes.invert_yaxis()
-    axes.set_xlim(0, 100)
-    axes.set_xlabel(label)
-    axes.margins(y=0.01)
-    _legend(axes)
-    return _svg(figure)
+    groups: Sequence[str], series: Mapping[str, Sequence[float]], names: Mapping[str, str]
+) -> dict[str, Any]:
+    """Returns bars as the page draws them, in HTML and so in the reader's fonts: one row per group (classes), a bar per
+    key of `series`, whose values are shares; {"keys": [{"name", "colour"}], "rows": [{"name", "percents"}]}.
+    """
+    return {
+        "keys": [{"name": names[key], "colour": style_of(key, i)[0]} for i, key in enumerate(series)],
+        "rows": [
+            {"name": group, "percents": [round(100 * values[row], 1) for values in series.values()]}
+            for row, group in enumerate(groups)
+        ],
+    }
 
 
 def _canvas(width: float, height: float) -> tuple[Any, Any]:
@@ -136,10 +141,13 @@ def _legend(axes: Any) -> None:
         text.set_color(INK)
 
 
-def _svg(figure: Any) -> str:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="svg", metadata={"Date": None})
-    return _uri("image/svg+xml", buffer.getvalue())
+def _drawable(name: str) -> str:
+    """Returns a name that XML can hold and that fits: no control characters, at most 60 letters."""
+    shown = "".join(
+        "\ufffd" if category(letter) in ("Cc", "Cs") or letter in "\ufffe\uffff" else letter
+        for letter in name
+    )
+    return shown if len(shown) <= 60 else shown[:59] + "…"
 
 
 def _uri(kind: str, body: bytes) -> str:

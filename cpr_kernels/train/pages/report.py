@@ -21,6 +21,7 @@ from ..runtime.files import read_json, write_atomically
 from ..runtime.run_log import read_lines
 from ..views.names import label, name_of_all_views
 from . import plots
+from .policy import content_policy, isolated
 from .thumbnails import Album
 
 TEMPLATE = "report.html.jinja"
@@ -33,24 +34,28 @@ def write_report(
     title: str = "Cascade positive retrieval",
     inside: str = "",
     says: Sequence[str] = (),
+    data: Path | None = None,
 ) -> Path:
     """Writes one HTML page, pictures and plots inside, about one run or several; returns its path.
 
     A run on videos with classes must have been evaluated (`eval.json`); one without has no figures, and the page
     states that. `inside` is the name of an explorer's page beside it, to link to.
-    `says`: sentences on the results, shown as a list below the page's own.
+    `says`: sentences on the results, shown as a list below the page's own. `data`: where the runs' data set is, if it
+    was moved.
     """
     import jinja2
 
     if not runs:
         raise TrainError("runs: give at least one folder of a run")
     several = len(runs) > 1
-    sections = [_section(Path(run), QUERIES_OF_MANY if several else QUERIES) for run in runs]
+    sections = [_section(Path(run), QUERIES_OF_MANY if several else QUERIES, data) for run in runs]
     recall = [row for section in sections for row in _recall_rows(section, several)]
     mining = [row for section in sections for row in _mining_rows(section, several)]
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
     template = environment.from_string(Path(__file__).with_name(TEMPLATE).read_text())
+    style = Path(__file__).with_name("report.css").read_text()
     page = template.render(
+        style=style, policy=content_policy(style),
         title=title, lead=_lead(sections), says=says, protocol=sections[0]["protocol"], recall=recall, mining=mining,
         runs=sections, versions=_versions(), inside=inside, compared=_side_by_side(sections) if several else None,
     )  # fmt: skip
@@ -58,8 +63,8 @@ def write_report(
     return out
 
 
-def _section(run: Path, shown: int) -> dict[str, Any]:
-    config = config_of(run)
+def _section(run: Path, shown: int, data: Path | None) -> dict[str, Any]:
+    config = config_of(run, data)
     manifest = Manifest.load(config.data)
     epochs = [line for line in read_lines(run / "log.jsonl") if line["kind"] == "epoch"]
     evaluation = _evaluation(run) if manifest.classes else {"phases": [], "protocol": {}}
@@ -76,7 +81,7 @@ def _section(run: Path, shown: int) -> dict[str, Any]:
         "cmr_plot": _curves(epochs, names, "cmr_median", "median CMR, % of a class's videos"),
         "cmr_plots": [
             {
-                "phase": line["phase"], "image": _cmr_plot(line["mining"], names),
+                "phase": line["phase"], "bars": _cmr_bars(line["mining"], names),
                 "ends": _best_and_worst(line["mining"]["mined"]["cmr"]),
             }
             for line in last_epochs(epochs) if "mined" in line["mining"]
@@ -131,7 +136,7 @@ def _best_and_worst(cmr: dict[str, float], shown: int = 3) -> str:
     ranked = sorted(cmr.items(), key=lambda entry: -entry[1])
     shown = max(1, min(shown, len(ranked) // 2))
     top, bottom = (
-        ", ".join(f"{label} {100 * share:.0f} %" for label, share in some)
+        ", ".join(f"{isolated(label)} {100 * share:.0f} %" for label, share in some)
         for some in (ranked[:shown], ranked[-shown:])
     )
     return f"Most found: {top}. Least: {bottom}."
@@ -169,11 +174,11 @@ def _side_by_side(sections: list[dict[str, Any]]) -> dict[str, Any]:
     return {"rows": rows, "plot": plot}
 
 
-def _cmr_plot(mining: dict[str, Any], names: dict[str, str]) -> str:
+def _cmr_bars(mining: dict[str, Any], names: dict[str, str]) -> dict[str, Any]:
     shown: list[str] = [way for way in names if way in mining and way not in ("both", "all")]
     classes = sorted(mining["mined"]["cmr"], key=lambda label: -mining["mined"]["cmr"][label])
     series = {way: [mining[way]["cmr"][label] for label in classes] for way in shown}
-    return plots.bars(classes, series, names, "CMR, % of the class's training videos")
+    return plots.bars(classes, series, names)
 
 
 def _galleries(run: Path, album: Album, names: dict[str, str], shown: int) -> list[dict[str, Any]]:
@@ -245,7 +250,7 @@ def _lead(sections: list[dict[str, Any]]) -> list[str]:
     """Returns one sentence per run with the results of mining and retrieval."""
     sentences = []
     for section in sections:
-        words = [f"{section['title']}:"] if section["title"] else []
+        words = [f"{isolated(section['title'])}:"] if section["title"] else []
         mined = [line["mining"] for line in last_epochs(section["epochs"]) if "mined" in line["mining"]]
         if mined:
             shown = [way for way in section["names"] if way in mined[-1]]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Literal
 
@@ -229,6 +229,18 @@ class TrainConfig:
                 raise TrainError(f"{name}: framework iic takes {' and '.join(map(str, known))}, got {value}")
 
 
+def with_absolute_paths(config: TrainConfig) -> TrainConfig:
+    """Returns the same settings, every path absolute."""
+    goes_on = config.goes_on and config.goes_on.resolve()
+    init = {view: path.resolve() for view, path in config.init.items()}
+    return replace(config, data=config.data.resolve(), out=config.out.resolve(), init=init, goes_on=goes_on)
+
+
+def same_settings(one: TrainConfig, other: TrainConfig) -> bool:
+    """Whether two configs are of one training; paths are equal where they lead to one place."""
+    return with_absolute_paths(one) == with_absolute_paths(other)
+
+
 def to_json(config: TrainConfig) -> str:
     """Returns the config as JSON text, paths as text."""
     return json.dumps(asdict(config), indent=1, default=str)
@@ -243,6 +255,8 @@ def from_json(text: str) -> TrainConfig:
     body = read_json(text)
     if not isinstance(body, dict):
         raise ValueError(f"a {type(body).__name__} where an object belongs")
+    for name in ("folder", "videos"):  # of the run, not of its settings
+        body.pop(name, None)
     mining = body.get("mining")
     if isinstance(mining, dict) and "own_drop" in mining:  # as version 0.1 wrote it
         mining["drop_own_positive"] = mining.pop("own_drop")

@@ -23,17 +23,16 @@ from ..encoders.weights import load_encoder, save_encoder
 from ..runtime import ranks
 from ..runtime.checkpoint import load, save
 from ..runtime.device import check_finite, compiling, device_to_train_on
-from ..runtime.files import write_atomically
 from ..runtime.lock import exclusive
 from ..runtime.run_log import RunLog
 from ..runtime.signals import stop_flag
 from .co_training import Inputs, MultiViewModel, new_encoders
-from .config import TrainConfig, from_json, to_json
+from .config import TrainConfig, same_settings, to_json
 from .iic import BankModel
 from .mining_meter import MiningMeter, baseline_schedules
 from .missing_views import MissingViewsModel, ViewMask
 from .phases import Moment, Phase, learning_rate, locate, make_plan, total_steps
-from .run_folder import WarmStart, config_of, encoder_file, warm_start
+from .run_folder import WarmStart, config_of, encoder_file, save_config, warm_start
 
 
 @dataclass
@@ -76,7 +75,7 @@ def _pretrain(config: TrainConfig, resume: bool, device: str) -> Path:
     with exclusive(run, "train") if writes else nullcontext():
         ranks.wait_for_all()  # all have seen whether the folder is free
         if writes:
-            write_atomically(run / "config.json", to_json(trainer.config).encode())
+            save_config(trainer.config, trainer.dataset.manifest)
         _train(trainer, state, start, writes)
     return run
 
@@ -307,7 +306,7 @@ def _refuse_another(run: Path, config: TrainConfig, resume: bool) -> dict[str, A
         return None
     if not known:
         raise TrainError(f"resume: {run} holds no run (no config.json)")
-    if config_of(run) != from_json(to_json(config)):
+    if not same_settings(config_of(run), config):
         raise TrainError(
             f"resume: the settings differ from {run / 'config.json'}; resume with the run's own settings"
         )

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
 from msgspec import Meta
 from torch import nn
 
-from ...reading.records import read_record
+from ...files import relocated
+from ...reading.records import as_record, read_json
 from .. import TrainError
+from ..data.manifest import Manifest
 from ..runtime.checkpoint import load
 from ..runtime.files import write_atomically
-from .config import TrainConfig, from_json
+from .config import TrainConfig, from_json, to_json, with_absolute_paths
 
 
 def encoder_files(run: Path) -> list[tuple[str, dict[str, Path]]]:
@@ -31,19 +34,57 @@ def encoder_file(run: Path, number: int, phase: str, view: str) -> Path:
     return run / "encoders" / f"{number:02}-{phase}.{view}.safetensors"
 
 
-def config_of(run: Path) -> TrainConfig:
-    """Returns the config that a run was started with."""
+def save_config(config: TrainConfig, manifest: Manifest) -> None:
+    """Writes `config.json` of a run: its settings, where it is, and which videos it learns from."""
+    body = json.loads(to_json(with_absolute_paths(config)))
+    body |= {"folder": str(config.out.resolve()), "videos": videos_hash(manifest)}
+    write_atomically(config.out / "config.json", json.dumps(body, indent=1).encode())
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Holds where a file of a run was written."""
+
+    folder: str | None = None
+
+
+def config_of(run: Path, data: Path | None = None) -> TrainConfig:
+    """Returns the config that a run was started with, its paths where they are since the run was moved or copied.
+
+    data: where the run's data set is, for one that is not found.
+
+    Raises:
+        TrainError: no run, a damaged one, or `data` with other videos than the run learnt from.
+    """
     path = run / "config.json"
     if not path.is_file():
         raise TrainError(f"run: {run} holds no run (no config.json)")
     try:
-        config = from_json(path.read_text())
+        config, recorded = from_json(path.read_text()), as_record(read_json(path.read_text()), _Place).folder
         config.check()
-        return config
     except (ValueError, OSError, TrainError) as error:
         raise TrainError(
             f"run: {path} is damaged, or of another version ({error}); take a whole copy of it"
         ) from None
+    if data is not None and is_own_data(run, data) is False:
+        raise TrainError(f"data: {data} holds other videos than {run} learnt from")
+    return replace(
+            config, data=data or relocated(config.data, recorded, run), out=run,
+            init={view: relocated(file, recorded, run) for view, file in config.init.items()},
+            goes_on=config.goes_on and relocated(config.goes_on, recorded, run),
+        )  # fmt: skip
+
+
+def is_own_data(run: Path, data: Path) -> bool | None:
+    """Whether a data set holds the videos that a run learnt from; None for a run that does not note them."""
+    noted = read_json((run / "config.json").read_bytes()).get("videos")
+    return noted and bool(noted == videos_hash(Manifest.load(data)))
+
+
+def videos_hash(manifest: Manifest) -> str:
+    """Returns a hash of what a data set holds: the settings of its frames, and its videos in their order."""
+    videos = [(video.id, video.frames) for video in manifest.videos]
+    return hashlib.sha256(json.dumps([asdict(manifest.settings), videos]).encode()).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -60,7 +101,8 @@ class WarmStart:
 
     def save(self, path: Path) -> None:
         """Writes it as JSON, atomically."""
-        write_atomically(path, json.dumps(asdict(self), indent=1).encode())
+        body = {**asdict(self), "run": str(Path(self.run).resolve()), "folder": str(path.parent.resolve())}
+        write_atomically(path, json.dumps(body, indent=1).encode())
 
     @classmethod
     def load(cls, path: Path) -> WarmStart:
@@ -68,11 +110,13 @@ class WarmStart:
         if not path.is_file():
             raise TrainError(f"goes-on: {path} is missing; run the same `cpr update` again")
         try:
-            return read_record(path.read_bytes(), cls)
+            body = read_json(path.read_bytes())
+            note, place = as_record(body, cls), as_record(body, _Place)
         except (ValueError, OSError) as error:
             raise TrainError(
                 f"goes-on: {path} is damaged ({error}); run the same `cpr update` again"
             ) from None
+        return replace(note, run=str(relocated(note.run, place.folder, path.parent)))
 
 
 def warm_start(model: nn.Module, note: WarmStart) -> None:

@@ -17,6 +17,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from ...memory import queue
 from .. import TrainError
 
 
@@ -76,12 +77,8 @@ def share_of(batch: int) -> int:
 
 
 def gathered(rows: Tensor) -> Tensor:
-    """Returns the rows of all ranks, in rank order."""
-    if world() == 1:
-        return rows
-    parts = [torch.empty_like(rows) for _ in range(world())]
-    dist.all_gather(parts, rows.contiguous())
-    return torch.cat(parts)
+    """Returns the rows of all ranks, in rank order; ranks may have different numbers of them."""
+    return queue.gathered([rows])[0]
 
 
 def shuffled(encode: Callable[[Tensor], Tensor], clips: Tensor, seed: int) -> Tensor:

@@ -70,9 +70,12 @@ class RunLog:
     def flush(self) -> None:
         """Flushes everything to the disk, so that a checkpoint is never ahead of the log."""
         for file in (self._log, self._mined):
-            file.flush()
-            if file.name != os.devnull:
-                os.fsync(file.fileno())
+            try:
+                file.flush()
+                if file.name != os.devnull:
+                    os.fsync(file.fileno())
+            except OSError as error:
+                raise OSError(error.errno, error.strerror, file.name) from error
         if self._tracker is not None:
             self._tracker.flush()
 

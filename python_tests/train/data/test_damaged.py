@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import json
+import resource
 import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from limits import limited
 from train_sets import DRAFT, lively, tiny
 
 from cpr_kernels.reading.seals import sealed
 from cpr_kernels.train import TrainError
 from cpr_kernels.train.batches.dataset import ClipDataset
-from cpr_kernels.train.batches.loader import clip_batches
+from cpr_kernels.train.batches.loader import clip_batches, clip_loader
 from cpr_kernels.train.batches.sampler import ClipSampler
 from cpr_kernels.train.data.decoding import DamagedRecord
 from cpr_kernels.train.data.manifest import Manifest
@@ -247,6 +249,7 @@ def test_a_view_that_the_tested_data_lack_is_left_out_and_said(
     run = tmp_path / "run"
     config = tiny(sound_data, run, views=("rgb", "audio"))
     monkeypatch.setattr(evaluate, "config_of", lambda folder: config)
+    monkeypatch.setattr(evaluate, "is_own_data", lambda run, data: False)
     for view in config.views:
         save_encoder(run / "encoders" / f"00-infonce.{view}.safetensors", lively(), view, phase="infonce")
     [result] = evaluate_run(run, clips=1, data=data)
@@ -255,3 +258,29 @@ def test_a_view_that_the_tested_data_lack_is_left_out_and_said(
     assert "no train and no test video of" in said and "has audio: not measured there" in said
     with pytest.raises(TrainError, match="has no audio to test with"):
         measurable_views(data, ("audio",))
+
+
+def test_a_full_disk_is_a_sentence_and_what_was_stored_stays(tmp_path: Path) -> None:
+    with (
+        limited(resource.RLIMIT_FSIZE, 4096),
+        pytest.raises(TrainError, match=r"cannot be written to .*free some"),
+    ):
+        FrameStore(tmp_path, writable=True).put({"a": b"1"})
+    store = FrameStore(tmp_path, writable=True)
+    store.put({"a": json.dumps({"of": "a"}).encode()})
+    with limited(resource.RLIMIT_FSIZE, 1 << 17), pytest.raises(TrainError, match="free some space"):
+        store.put({"b": bytes(1 << 20)})
+    assert store.get_json("a") == {"of": "a"} and store.get_json("b") is None
+    store.put({"b": json.dumps({"of": "b"}).encode()})
+    assert store.get_json("b") == {"of": "b"}
+    store.close()
+
+
+def test_more_workers_than_open_files_are_refused_before_they_start(data: Path) -> None:
+    with (
+        limited(resource.RLIMIT_NOFILE, 64),
+        pytest.raises(
+            TrainError, match=r"workers: 20 need about 104 open files, and the limit is 64.*ulimit -n"
+        ),
+    ):
+        clip_loader(ClipDataset(data, 8, 32), ClipSampler(4, 2, seed=0), 20)

@@ -24,9 +24,9 @@ function extraPictures(run, entry) {
   const held = run.album.videos[run.videos[entry]].extra ?? {};
   return run.views.filter((view) => view.name in held).map((view) => {
     const { caption, why, jpeg } = held[view.name];
-    const picture = make("i");
-    if (jpeg) picture.style.backgroundImage = `url(${address(run, entry, view.name, jpeg)})`;
-    return make("span", { className: "beside", title: why }, picture, caption);
+    const image = make("i");
+    if (jpeg) image.style.backgroundImage = `url(${address(run, entry, view.name, jpeg)})`;
+    return make("span", { className: "beside", title: why }, image, caption);
   });
 }
 
@@ -146,13 +146,15 @@ const styleOf = (way, ways) => STYLES[way] ?? OTHERS[ways.filter((one) => !STYLE
 
 const wayName = (run, way) => ({ mined: "mined", both: "sum of both", all: "sum of all" })[way] ?? (run.views.find((view) => view.name === way)?.label ?? way) + " alone";
 
-function svg(width, height, body, label) {
-  const holder = make("div");
-  holder.innerHTML = `<svg viewBox="0 0 ${width} ${height}" role="img" aria-label="${label}">${body}</svg>`;
-  return holder.firstChild;
+// An element of SVG; children are elements or texts.
+function shape(tag, attributes, ...children) {
+  const element = document.createElementNS("http://www.w3.org/2000/svg", tag);
+  for (const [name, value] of Object.entries(attributes)) element.setAttribute(name, value);
+  element.append(...children);
+  return element;
 }
 
-const escaped = (text) => text.replace(/[&<>"]/g, (letter) => `&#${letter.charCodeAt(0)};`);
+const picture = (width, height, label, parts) => shape("svg", { viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": label }, ...parts);
 
 // PMR of every way of mining, over the epochs of a run.
 function pmrPlot(run) {
@@ -162,19 +164,24 @@ function pmrPlot(run) {
   const x = (i) => left + (run.epochs.length < 2 ? 0.5 : i / (run.epochs.length - 1)) * (width - left - 8);
   const y = (value) => height - bottom - (value / top) * (height - bottom - 14);
   const apart = [0.01, 0.02, 0.05, 0.1, 0.2].find((step) => top / step < 7) ?? 0.25;
-  let body = "";
-  for (let share = 0; share <= top; share += apart) body += `<line x1="${left}" x2="${width - 8}" y1="${y(share)}" y2="${y(share)}" stroke="currentColor" opacity=".12"/><text x="${left - 4}" y="${y(share) + 4}" text-anchor="end">${(100 * share).toFixed(0)}%</text>`;
+  const parts = [];
+  for (let share = 0; share <= top; share += apart) {
+    parts.push(shape("line", { x1: left, x2: width - 8, y1: y(share), y2: y(share), stroke: "currentColor", opacity: 0.12 }));
+    parts.push(shape("text", { x: left - 4, y: y(share) + 4, "text-anchor": "end" }, `${(100 * share).toFixed(0)}%`));
+  }
   run.epochs.forEach((epoch, i) => {
-    if (!i || run.epochs[i - 1].phase !== epoch.phase) body += `<line x1="${x(i)}" x2="${x(i)}" y1="10" y2="${height - bottom}" stroke="currentColor" opacity=".35"/><text x="${x(i) + 3}" y="18">${escaped(epoch.phase)}</text>`;
+    if (i && run.epochs[i - 1].phase === epoch.phase) return;
+    parts.push(shape("line", { x1: x(i), x2: x(i), y1: 10, y2: height - bottom, stroke: "currentColor", opacity: 0.35 }));
+    parts.push(shape("text", { x: x(i) + 3, y: 18 }, epoch.phase));
   });
   for (const way of ways) {
-    const points = run.epochs.flatMap((epoch, i) => (way in epoch.pmr ? [`${x(i).toFixed(1)},${y(epoch.pmr[way]).toFixed(1)}`] : []));
+    const points = run.epochs.flatMap((epoch, i) => (way in epoch.pmr ? [[x(i).toFixed(1), y(epoch.pmr[way]).toFixed(1)]] : []));
     const [stroke, dash] = styleOf(way, ways);
-    body += `<polyline points="${points.join(" ")}" fill="none" stroke="${stroke}" stroke-width="2.2" stroke-dasharray="${dash}"/>`;
-    if (points.length === 1) body += `<circle cx="${points[0].split(",")[0]}" cy="${points[0].split(",")[1]}" r="3" fill="${stroke}"/>`;
+    parts.push(shape("polyline", { points: points.join(" "), fill: "none", stroke, "stroke-width": 2.2, "stroke-dasharray": dash }));
+    if (points.length === 1) parts.push(shape("circle", { cx: points[0][0], cy: points[0][1], r: 3, fill: stroke }));
   }
-  body += `<text x="${width - 8}" y="${height - 8}" text-anchor="end">epochs 1 to ${run.epochs.length}</text>`;
-  return [svg(width, height, body, "PMR over epochs"), legend(run, ways)];
+  parts.push(shape("text", { x: width - 8, y: height - 8, "text-anchor": "end" }, `epochs 1 to ${run.epochs.length}`));
+  return [picture(width, height, "PMR over epochs", parts), legend(run, ways)];
 }
 
 // CMR of the last epoch, class by class.
@@ -183,23 +190,33 @@ function cmrPlot(run) {
   const ways = Object.keys(last.cmr).filter((way) => way !== "both" && way !== "all");
   const classes = Object.keys(last.cmr[ways[0]]).sort((a, b) => last.cmr[ways[0]][b] - last.cmr[ways[0]][a]);
   const line = 9 * ways.length + 7, left = 130, width = 460, height = classes.length * line + 18;
-  let body = "";
-  classes.forEach((name, row) => {
-    body += `<text x="${left - 5}" y="${row * line + line / 2 + 2}" text-anchor="end">${escaped(name.length > 20 ? name.slice(0, 19) + "…" : name)}</text>`;
-    ways.forEach((way, i) => {
-      const value = last.cmr[way][name] ?? 0;
-      body += `<rect x="${left}" y="${row * line + 9 * i + 1}" width="${(value * (width - left - 46)).toFixed(1)}" height="7.5" fill="${styleOf(way, ways)[0]}"/><text x="${left + 3 + value * (width - left - 46)}" y="${row * line + 9 * i + 8}" font-size="8">${(100 * value).toFixed(0)}</text>`;
-    });
-  });
-  return [svg(width, height, body, "CMR by class"), legend(run, ways)];
+  const parts = classes.flatMap((name, row) => [
+    shape("text", { x: left - 5, y: row * line + line / 2 + 2, "text-anchor": "end" }, shortened(name, 17)),
+    ...ways.flatMap((way, i) => {
+      const value = last.cmr[way][name] ?? 0, long = value * (width - left - 46);
+      return [
+        shape("rect", { x: left, y: row * line + 9 * i + 1, width: long.toFixed(1), height: 7.5, fill: styleOf(way, ways)[0] }),
+        shape("text", { x: left + 3 + long, y: row * line + 9 * i + 8, "font-size": 8 }, (100 * value).toFixed(0)),
+      ];
+    }),
+  ]);
+  return [picture(width, height, "CMR by class", parts), legend(run, ways)];
+}
+
+// The first letters of a name that fit beside the bars; letters of Chinese, Japanese and Korean are two wide.
+function shortened(name, most) {
+  let wide = 0;
+  const letters = [...name], end = letters.findIndex((letter) => (wide += letter >= "\u2e80" ? 2 : 1) > most);
+  return end < 0 ? name : letters.slice(0, Math.max(1, end - 1)).join("") + "…";
 }
 
 function legend(run, ways) {
   const row = make("p", { className: "soft" });
   for (const way of ways) {
     const [stroke, dash] = styleOf(way, ways);
-    row.append(svg(30, 10, `<line x1="2" x2="26" y1="5" y2="5" stroke="${stroke}" stroke-width="3" stroke-dasharray="${dash}"/>`, ""), wayName(run, way) + "  ");
+    const line = picture(30, 10, "", [shape("line", { x1: 2, x2: 26, y1: 5, y2: 5, stroke, "stroke-width": 3, "stroke-dasharray": dash })]);
+    line.style.cssText = "width:30px;height:10px";
+    row.append(line, wayName(run, way) + "  ");
   }
-  row.querySelectorAll("svg").forEach((one) => (one.style.cssText = "width:30px;height:10px"));
   return row;
 }

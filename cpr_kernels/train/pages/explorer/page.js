@@ -147,8 +147,8 @@ function settings(pane, run) {
 function stageTable(run, traced, shown) {
   const rows = traced.map((stage, s) => {
     const share = stage.kept.length ? stage.right / stage.kept.length : 0;
-    const meter = make("span", { className: "meter" });
-    meter.innerHTML = `<i style="width:${100 * share}%"></i>`;
+    const filled = make("i"), meter = make("span", { className: "meter" }, filled);
+    filled.style.width = `${100 * share}%`;
     const cells = [s + 1, stage.judge, stage.kept.length, stage.out.length, `${stage.before.right - stage.right}`, isFinite(stage.threshold) ? stage.threshold.toFixed(3) : ""].map((value) => make("td", { textContent: value }));
     cells[5].className = "wide";
     const rightShare = labelled(run) ? [make("td", {}, meter, ` ${(100 * share).toFixed(0)}%`)] : [];
@@ -297,7 +297,7 @@ el("class").onchange = () => { choice.class = el("class").value; drawPicker(); }
 el("class").parentElement.hidden = el("legend").hidden = !runs.some(labelled);
 el("flow").hidden = !body.albums.some((album) => album.flow);
 el("title").textContent = document.title = body.title;
-el("lead").textContent = runs.map((run) => `${run.name}: ${run.entries.toLocaleString("en")} entries in the queue at the end of ${run.phase}`).join("; ") + ". Pick a clip; each is compared with all others.";
+el("lead").textContent = runs.map((run) => `\u2068${run.name}\u2069: ${run.entries.toLocaleString("en")} entries in the queue at the end of ${run.phase}`).join("; ") + ". Pick a clip; each is compared with all others.";
 addEventListener("hashchange", () => { readAddress(); draw(); });
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => draw());
 let resized = 0;

@@ -1,0 +1,216 @@
+"""Compares the plan that is tuned without labels with fixed schedules and with hindsight, on tables with labels.
+
+    python -m bench tuning FOLDER [--seeds 0 1 2] [--page FILE]
+
+FOLDER holds .npz tables: views [N, D], `label` [N] and perhaps `group` [N]; rows of one label and group are one source.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import permutations
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cpr_kernels import MiningPlan, Schedule, coclr_schedule, cpr_schedule, tune_schedule
+from cpr_kernels.metrics import class_mining_recall, median_recall, positive_mining_recall
+from cpr_kernels.tuning import Expansion
+from cpr_kernels.tuning.candidates import CASCADES, Settings, tuned_settings
+from cpr_kernels.tuning.steps import joint_schedule
+from cpr_kernels.tuning.whitening import PrincipalAxes, principal_axes
+
+from ..harness.text import markdown
+from ..tables.readme import between_markers, write_text
+
+BEGIN, END = "<!-- tuning:begin -->", "<!-- tuning:end -->"
+FIXED = (0.5, Expansion(5, 3), 50)  # what to take without tuning
+TOPK = 5
+
+
+class Table(NamedTuple):
+    """Holds a table of embeddings with its classes, and each view's principal axes."""
+
+    name: str
+    views: dict[str, Tensor]
+    labels: Tensor
+    ids: Tensor
+    axes: dict[str, PrincipalAxes]
+
+
+class Figures(NamedTuple):
+    """Holds what labels say of mined positives."""
+
+    pmr: float
+    cmr: float  # median over classes
+
+    def __str__(self) -> str:
+        return f"{self.pmr:.3f} / {self.cmr:.3f}"
+
+
+def read(path: Path) -> Table:
+    """Reads a table; of two-stream features flow comes first.
+
+    Raises:
+        ValueError: a file without labels or with fewer than two views.
+    """
+    with np.load(path, allow_pickle=False) as arrays:
+        found = {name: arrays[name] for name in arrays.files}
+    if "label" not in found:
+        raise ValueError(f"{path}: has no array 'label'")
+    tables = {name: a for name, a in found.items() if a.ndim == 2 and a.dtype.kind == "f"}
+    if len(tables) < 2:
+        raise ValueError(f"{path}: has {len(tables)} arrays [N, D] of floats; two views or more are needed")
+    labels = torch.from_numpy(found["label"].astype(np.int64)).reshape(-1)
+    ids = torch.arange(len(labels))
+    if "group" in found:
+        ids = labels * 100_000 + torch.from_numpy(found["group"].astype(np.int64))
+    views = {
+        name: torch.from_numpy(tables[name]).float()
+        for name in sorted(tables, key=lambda v: (v != "flow", v))
+    }
+    return Table(path.stem, views, labels, ids, {view: principal_axes(rows) for view, rows in views.items()})
+
+
+def figures(table: Table, plan: MiningPlan) -> Figures:
+    """Returns PMR and CMR of a plan on the whole table."""
+    mined, _ = plan.mine(table.views, plan.prepare_keys(table.views, table.ids), table.ids)
+    recall = class_mining_recall(mined, table.labels, table.labels)
+    return Figures(float(positive_mining_recall(mined, table.labels, table.labels)), median_recall(recall))
+
+
+def plan_of(table: Table, settings: Settings) -> MiningPlan:
+    """Returns settings as a plan with whiteners fitted to the whole table."""
+    whiten = {view: table.axes[view].whitener(settings.power) for view in settings.schedule.views}
+    return MiningPlan(whiten, settings.expand, settings.hub, settings.schedule)
+
+
+def plain(table: Table, schedule: Schedule) -> Figures:
+    """Returns the figures of a schedule on centred, normalised rows."""
+    return figures(table, plan_of(table, Settings(0.0, None, None, schedule)))
+
+
+def cascades(table: Table, order: Sequence[str]) -> Iterator[Schedule]:
+    """Yields the cascades of 3, 5 and 7 stages at ratio 0.5 that fit."""
+    rows = len(table.labels)
+    for stages in CASCADES:
+        if rows // 2 ** (stages - 1) >= TOPK:
+            yield cpr_schedule(order, rows, stages, 0.5, TOPK)
+
+
+def rank_correlation(first: Sequence[float], second: Sequence[float]) -> float:
+    """Returns Spearman's rank correlation; equal numbers share the mean of their ranks."""
+    ranks = []
+    for numbers in (first, second):
+        x = torch.tensor(numbers, dtype=torch.float64)
+        ranks.append((x[:, None] > x).double().sum(1) + 0.5 * (x[:, None] == x).double().sum(1))
+    return float(torch.corrcoef(torch.stack(ranks))[0, 1])
+
+
+class Row(NamedTuple):
+    """Holds the figures of one table."""
+
+    name: str
+    rows: int
+    views: int
+    single: Figures
+    cascades: list[Figures]
+    joint: Figures
+    fixed: Figures
+    tuned: list[Figures]  # per seed
+    chosen: str  # by the first seed
+    hindsight: Figures  # the best plain schedule
+    correlation: float  # of agreement with PMR over the joint candidates
+
+
+def study(table: Table, seeds: Sequence[int]) -> Row:
+    """Returns all figures of one table; labels score, and never choose but in hindsight."""
+    names = list(table.views)
+    joint = joint_schedule(tuple(names), TOPK)
+    single = max((plain(table, coclr_schedule(view, TOPK)) for view in names), key=lambda found: found.pmr)
+    given = [plain(table, schedule) for schedule in cascades(table, names)]
+    orders = list(permutations(names)) if len(names) <= 3 else [names, names[::-1]]
+    others = [plain(table, schedule) for order in orders[1:] for schedule in cascades(table, order)]
+    alone = plain(table, joint)
+    plans = [tune_schedule(table.views, table.ids, topk=TOPK, seed=seed) for seed in seeds]
+    of_settings = {
+        settings: figures(table, plan_of(table, settings)).pmr for settings in tuned_settings(names, TOPK)
+    }
+    agreement = {tried.settings: tried.agreement for tried in plans[0].candidates}
+    return Row(
+        table.name, len(table.labels), len(names), single, given, alone,
+        figures(table, plan_of(table, Settings(*FIXED, joint))),
+        [figures(table, plan) for plan in plans], chosen_text(plans[0]),
+        max((single, alone, *given, *others), key=lambda found: found.pmr),
+        rank_correlation([agreement[s] for s in of_settings], list(of_settings.values())) if agreement else np.nan,
+    )  # fmt: skip
+
+
+def chosen_text(plan: MiningPlan) -> str:
+    """Returns the settings of a plan in short: whitening p, expansion m^a, hub term h."""
+    if plan.doubt:
+        return "cannot tell"
+    [tried] = [candidate.settings for candidate in plan.candidates if candidate.chosen]
+    words = [f"p {tried.power:g}"]
+    if tried.expand is not None:
+        words.append(f"m {tried.expand.neighbors}, a {tried.expand.power:g}")
+    if tried.hub is not None:
+        words.append("hub")
+    return ", ".join(words)
+
+
+def page(rows: Sequence[Row], seeds: Sequence[int]) -> str:
+    """Returns the results as Markdown: PMR / CMR of the whole tables."""
+    header = [
+        "table (N, views)", "best single", "CPR-3", "CPR-5", "CPR-7", "joint", "fixed", "tuned", "chosen",
+        "plain, hindsight", "rank corr.",
+    ]  # fmt: skip
+    lines = []
+    for row in rows:
+        given = [*map(str, row.cascades), *["–"] * (len(CASCADES) - len(row.cascades))]
+        lines.append([
+            f"{row.name} ({row.rows:,}, {row.views})", str(row.single), *given, str(row.joint), str(row.fixed),
+            f"**{row.tuned[0]}**", row.chosen, str(row.hindsight), f"{row.correlation:.2f}",
+        ])  # fmt: skip
+    text = markdown(header, lines)
+    if len(seeds) > 1:
+        spread = [[row.name, *(str(found) for found in row.tuned)] for row in rows]
+        text += "\n\nThe tuned plan by the seed of its sample:\n\n"
+        text += markdown(["table", *(f"seed {seed}" for seed in seeds)], spread)
+    return text
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs the study on every table of a folder and prints its page.
+
+    Raises:
+        ValueError: a folder without tables, or a page without the section's markers.
+    """
+    parser = argparse.ArgumentParser(
+        prog="python -m bench tuning",
+        description="Compare the tuned plan with fixed schedules on tables with labels.",
+    )
+    parser.add_argument("folder", type=Path, help="folder of .npz tables with views, label and perhaps group")
+    parser.add_argument(
+        "--seeds", type=int, nargs="+", default=[0], help="seeds of the sample; the first is compared"
+    )
+    parser.add_argument(
+        "--page", type=Path, default=None, metavar="FILE", help="page whose section is rewritten"
+    )
+    args = parser.parse_args(argv)
+    paths: Mapping[str, Path] = {path.stem: path for path in sorted(args.folder.glob("*.npz"))}
+    if not paths:
+        raise ValueError(f"{args.folder}: holds no .npz table")
+    rows = []
+    for name, path in paths.items():
+        rows.append(study(read(path), args.seeds))
+        print(f"{name}: tuned {rows[-1].tuned[0]}, joint {rows[-1].joint}", flush=True)
+    text = page(rows, args.seeds)
+    print(f"\n{text}")
+    if args.page is not None:
+        write_text(args.page, between_markers(args.page, BEGIN, END, text + "\n"))
+    return 0

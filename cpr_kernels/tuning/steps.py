@@ -1,0 +1,86 @@
+"""The steps of a tuned miner: the joint score, expansion by neighbours, and the hub term."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.functional import embedding_bag
+
+from ..mining import Schedule, Stage, cascade_topk
+
+HUB_WEIGHT = 0.5  # of the hub term, as in CSLS (Conneau et al. 2018, section 2.3): half for either side
+HUB_SHARE = 20  # the hub term looks at no more than a 20th of the keys
+
+
+class Expansion(NamedTuple):
+    """Says how many neighbours a row takes up, each weighted by its score to a power (Radenovic et al. 2018, 3.4)."""
+
+    neighbors: int
+    power: float
+
+
+class Neighbors(NamedTuple):
+    """Holds the most similar keys of each row, best first."""
+
+    indices: Tensor  # [B, k] int64, padded with -1
+    scores: Tensor  # [B, k] float32, padded with -inf
+
+
+def joint_schedule(views: tuple[str, ...], keep: int) -> Schedule:
+    """Returns one stage that scores by the mean of all views' inner products."""
+    return Schedule([Stage(dict.fromkeys(views, 1.0 / len(views)), keep)])
+
+
+def joint_neighbors(
+    queries: Mapping[str, Tensor],
+    keys: Mapping[str, Tensor],
+    keep: int,
+    query_ids: Tensor | None,
+    key_ids: Tensor | None,
+) -> Neighbors:
+    """Returns the `keep` keys of the highest joint score, one `cascade_topk` of one stage."""
+    return Neighbors(
+        *cascade_topk(queries, keys, joint_schedule(tuple(keys), keep), query_ids=query_ids, key_ids=key_ids)
+    )
+
+
+def expanded(
+    rows: Mapping[str, Tensor], keys: Mapping[str, Tensor], near: Neighbors, expansion: Expansion
+) -> dict[str, Tensor]:
+    """Returns each row plus its neighbours' weighted sum, the concatenated views brought to length sqrt(V).
+
+    ``rows[v][i] + sum(max(score, 0) ** power * keys[v][j])`` over the first neighbours j of i.
+    """
+    indices, scores = near.indices[:, : expansion.neighbors], near.scores[:, : expansion.neighbors]
+    weights = (scores.clamp(min=0) ** expansion.power).masked_fill(indices < 0, 0.0)
+    places = indices.clamp(min=0)
+    sums = {
+        name: row + embedding_bag(places, keys[name], per_sample_weights=weights, mode="sum")
+        for name, row in rows.items()
+    }
+    square = torch.stack([total.square().sum(dim=1) for total in sums.values()]).sum(dim=0)
+    scale = (len(sums) / square.clamp(min=1e-24)).sqrt()[:, None]
+    return {name: total * scale for name, total in sums.items()}
+
+
+def hub_terms(scores: Tensor, count: int) -> Tensor:
+    """Returns the mean of each row's `count` highest scores [B]; padding (-inf) is left out, 0 without any."""
+    best = scores[:, :count]
+    known = best > -torch.inf
+    return best.masked_fill(~known, 0.0).sum(dim=1) / known.sum(dim=1).clamp(min=1)
+
+
+def hub_count(keep: int, num_keys: int, topk: int) -> int:
+    """Returns how many neighbours the hub term looks at among `num_keys` keys."""
+    return max(topk, min(keep, num_keys // HUB_SHARE))
+
+
+def less_hubs(near: Neighbors, terms: Tensor, topk: int) -> Neighbors:
+    """Returns the `topk` neighbours of the highest ``score - terms[j] / 2``, by (score descending, index ascending)."""
+    by_index, order = near.indices.sort(dim=1)
+    scores = near.scores.gather(1, order) - HUB_WEIGHT * terms[by_index.clamp(min=0)]
+    best, places = scores.sort(dim=1, descending=True, stable=True)
+    return Neighbors(by_index.gather(1, places)[:, :topk], best[:, :topk])
