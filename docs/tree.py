@@ -23,13 +23,18 @@ ORDER = (
         "networks",
         "tuning",
         "deploy",
-        "reading",
         "cli",
         "train",
     ),
     *(f"train/{name}" for name in TRAIN),
 )
-INNER = ("mining/faiss", "cli/tables", "cli/mine", "train/data/kinds")  # not shown: one page is short
+INNER = (
+    "mining/faiss",
+    "reading",
+    "cli/tables",
+    "cli/mine",
+    "train/data/kinds",
+)  # not shown: one page is short
 OTHERS = {
     "cpr_command": "the table of commands behind `cpr`, read without importing torch",
     "csrc": "kernels, without torch, for CPU and CUDA",
