@@ -14,10 +14,27 @@ TITLE = "## Where things are"
 # folders of the package in the order of a call, then of a training; a folder that is not listed is an error
 TRAIN = ("runtime", "data", "encoders", "views", "batches", "pretrain", "evaluate", "pages")
 ORDER = (
-    *("dispatch", "mining", "losses", "memory", "metrics", "tuning", "deploy", "cli", "train"),
+    *(
+        "dispatch",
+        "mining",
+        "losses",
+        "memory",
+        "metrics",
+        "networks",
+        "tuning",
+        "deploy",
+        "cli",
+        "train",
+    ),
     *(f"train/{name}" for name in TRAIN),
 )
-INNER = ("mining/faiss", "cli/tables", "cli/mine", "train/data/kinds")  # not shown: one page is short
+INNER = (
+    "mining/faiss",
+    "reading",
+    "cli/tables",
+    "cli/mine",
+    "train/data/kinds",
+)  # not shown: one page is short
 OTHERS = {
     "cpr_command": "the table of commands behind `cpr`, read without importing torch",
     "csrc": "kernels, without torch, for CPU and CUDA",
