@@ -17,6 +17,7 @@ from cpr_kernels.cli.tables import open_columns
 from cpr_kernels.reading.seals import sealed
 
 from .runner import Target
+from .table_targets import targets as table_targets
 
 Change = Callable[[Any], Any]
 
@@ -363,7 +364,7 @@ def anything(whole: Any, got: Any, folder: Path) -> bool:
 TARGETS = {
     target.name: target
     for target in (
-        *map(table, ("a.npz", "b.npz", "a.npy", "a.safetensors")),
+        *map(table, ("a.npz", "b.npz", "a.npy", "a.safetensors")), *table_targets(),
         Target("schedule", write_schedule, ("schedule.txt",), read_schedule, reads_back),
         Target("faiss-flat", write_faiss("Flat"), FAISS_FILES, read_faiss, json={}),
         Target("faiss-ivf", write_faiss("IVF4,Flat"), FAISS_FILES, read_faiss),
