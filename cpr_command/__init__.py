@@ -31,6 +31,7 @@ COMMANDS = {
         (
             "cpr mine clips.npz --views flow,rgb --stages 5 --topk 5 --ids video --labels label --out mined.csv",
             "cpr mine --view flow=i3d_flow/ --view rgb=i3d_rgb/ --out mined.parquet",
+            "cpr mine clips.npz --ids video --plan plan.json --out mined.npz",
             "cpr mine --view flow=flow.npy --view rgb=rgb.npy --query-view flow=qf.npy --query-view rgb=qr.npy "
             "--schedule flow:0.1,rgb:200,flow+rgb:10 --chunk 4096 --out mined.npz",
         ),
@@ -39,7 +40,7 @@ COMMANDS = {
         "tune", "main", "chooses how to mine such a table, without labels",
         (
             "cpr tune clips.npz --ids video --out plan.json",
-            "cpr mine clips.npz --ids video --plan plan.json --out mined.npz",
+            "cpr tune --view flow=flow.npy --view rgb=rgb.npy --labels label.npy --out plan.json",
         ),
     ),
     "prepare": Command(

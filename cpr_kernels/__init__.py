@@ -14,7 +14,7 @@ except ImportError as error:
 
 from . import ops as _ops  # registers torch.ops.cpr.*
 from .explain import explain
-from .losses import MILNCELoss, mil_nce
+from .losses import LogitStats, MILNCELoss, mil_nce
 from .memory.bank import MemoryBank
 from .memory.ids import source_ids
 from .memory.momentum import ema_update_
@@ -45,6 +45,7 @@ __version__ = "0.1.0"
 __all__ = [
     "CascadeTrace",
     "FaissIndex",
+    "LogitStats",
     "MILNCELoss",
     "MemoryBank",
     "Miner",

@@ -18,12 +18,16 @@ Views: TypeAlias = Sequence[tuple[Address, int, Address, int, int]]
 Columns: TypeAlias = Sequence[tuple[Address, int, Address, int, int]]
 # query, its stride, positive, its stride, keys, their stride
 Features: TypeAlias = tuple[Address, ...]
-# B, N, D, P
-Sizes: TypeAlias = tuple[int, int, int, int]
+# B, N, D, P, M
+Sizes: TypeAlias = tuple[int, int, int, int, int]
+# positives, negatives
+Listed: TypeAlias = tuple[Address, ...]
 # query ids, key ids, use own
 Masks: TypeAlias = tuple[Address, ...]
-# loss, both lses, own weight, query gradient
+# loss, both lses, own weight, query gradient, statistics
 Swept: TypeAlias = tuple[Address, ...]
+# sums, attended, own scores, ranks, best
+Shared: TypeAlias = tuple[Address, ...]
 # query ids, key ids, exclude, its stride
 CascadeMasks: TypeAlias = tuple[Address, Address, Address, int]
 # scores, index, length, queries, rows, pitch
@@ -51,15 +55,15 @@ def cascade_rerank(
     candidates: tuple[Address, int, int], masks: CascadeMasks, out: Mined, threads: int, /,
 ) -> None: ...  # fmt: skip
 def mil_nce_sweep(
-    features: Features, dtype: int, sizes: Sizes, positives: Address, temperature: float, masks: Masks,
+    features: Features, dtype: int, sizes: Sizes, listed: Listed, temperature: float, masks: Masks,
     siblings: int, threads: int, out: Swept, /,
 ) -> None: ...  # fmt: skip
 def mil_nce_share(
-    features: Features, dtype: int, sizes: Sizes, positives: Address, temperature: float, masks: Masks,
-    siblings: int, threads: int, sums: Address, attended: Address, /,
+    features: Features, dtype: int, sizes: Sizes, listed: Listed, temperature: float, masks: Masks,
+    siblings: int, threads: int, out: Shared, /,
 ) -> None: ...  # fmt: skip
 def mil_nce_keys_gradient(
-    features: Features, dtype: int, sizes: Sizes, positives: Address, temperature: float, masks: Masks,
+    features: Features, dtype: int, sizes: Sizes, listed: Listed, temperature: float, masks: Masks,
     siblings: int, threads: int, grad_loss: Address, lse_all: Address, lse_positive: Address,
     grad_keys: Address, /,
 ) -> None: ...  # fmt: skip
@@ -122,15 +126,15 @@ def cuda_enqueue(
     columns: Columns, size: int, batch: int, pointer: Address, count: Address, stream: int, /
 ) -> None: ...
 def cuda_mil_nce_workspace(
-    features: Features, dtype: int, sizes: Sizes, positives: Address, temperature: float, masks: Masks,
-    siblings: int, sweep: bool, gradient: bool, /,
+    features: Features, dtype: int, sizes: Sizes, listed: Listed, temperature: float, masks: Masks,
+    siblings: int, sweep: bool, gradient: bool, stats: bool, /,
 ) -> int: ...  # fmt: skip
 def cuda_mil_nce_sweep(
-    features: Features, dtype: int, sizes: Sizes, positives: Address, temperature: float, masks: Masks,
+    features: Features, dtype: int, sizes: Sizes, listed: Listed, temperature: float, masks: Masks,
     siblings: int, out: Swept, workspace: Address, bytes: int, stream: int, /,
 ) -> None: ...  # fmt: skip
 def cuda_mil_nce_keys_gradient(
-    features: Features, dtype: int, sizes: Sizes, positives: Address, temperature: float, masks: Masks,
+    features: Features, dtype: int, sizes: Sizes, listed: Listed, temperature: float, masks: Masks,
     siblings: int, given: tuple[Address, Address, Address, Address], workspace: Address, bytes: int,
     stream: int, /,
 ) -> None: ...  # fmt: skip

@@ -71,7 +71,7 @@ def explain(
         call = call.in_one_dtype()
         choices = Explanation(reasons(mining.RERANK_BACKENDS, call))
     elif op is losses.mil_nce:
-        kwargs.pop("reduction", None)
+        kwargs = {name: value for name, value in kwargs.items() if name not in ("reduction", "return_stats")}
         call = losses.as_call(*args, **kwargs)
         losses.check_call(call)
         call = call.in_one_dtype()
@@ -83,7 +83,7 @@ def explain(
     if limits is not None:
         name = device if isinstance(device, str) else "such a device"
         reason = (
-            losses.native.why_unsupported(call)
+            losses.native.why_unsupported(call, "cuda")
             if isinstance(call, LossCall)
             else mining.native.why_unsupported(call)
         )

@@ -14,12 +14,13 @@ from torch.autograd import forward_ad
 from torch.autograd.graph import increment_version
 
 from . import losses, mining
-from .dispatch.backends import choose
+from .dispatch.backends import choose, in_profiles
 from .dispatch.calls import CascadeCall, LossCall, RerankCall
 from .dispatch.checks import (
     check_cascade,
     check_enqueue,
     check_loss,
+    check_loss_in_range,
     check_positives_in_range,
     check_rerank,
 )
@@ -37,8 +38,11 @@ _SCHEDULE_AND_MASKS = (
 _CASCADE = f"Tensor[] queries, Tensor[] keys, {_SCHEDULE_AND_MASKS}"
 _RERANK = f"Tensor[] queries, Tensor[] keys, Tensor candidates, {_SCHEDULE_AND_MASKS}"
 _LOSS = "Tensor query, Tensor positive, Tensor keys, Tensor positives, float temperature"
-_LOSS_MASKS = "Tensor? query_ids=None, Tensor? key_ids=None, Tensor? use_own=None, int siblings=1"
-_MASK_DEFAULTS = (None, None, None, 1)
+_LOSS_MASKS = (
+    "Tensor? query_ids=None, Tensor? key_ids=None, Tensor? use_own=None, int siblings=1, "
+    "Tensor? negatives=None"
+)
+_MASK_DEFAULTS = (None, None, None, 1, None)
 _LOSS_STATE = "Tensor lse_all, Tensor lse_positive"
 
 LIBRARY.define(f"cascade_topk({_CASCADE}) -> (Tensor indices, Tensor scores)")
@@ -47,9 +51,10 @@ LIBRARY.define(f"cascade_rerank({_RERANK}) -> (Tensor indices, Tensor scores)")
 LIBRARY.define(f"_cascade_rerank_on({_RERANK}, *, str backend) -> (Tensor indices, Tensor scores)")
 LIBRARY.define(f"mil_nce({_LOSS}, {_LOSS_MASKS}) -> Tensor loss")
 LIBRARY.define(f"_mil_nce_on({_LOSS}, {_LOSS_MASKS}, *, str backend) -> Tensor loss")
+LIBRARY.define(f"mil_nce_stats({_LOSS}, {_LOSS_MASKS}, *, str backend='auto') -> (Tensor loss, Tensor stats)")
 LIBRARY.define(
-    f"_mil_nce_sweep({_LOSS}, {_LOSS_MASKS}, *, bool want_gradient, str backend) "
-    f"-> (Tensor loss, {_LOSS_STATE}, Tensor own_weight, Tensor grad_query)"
+    f"_mil_nce_sweep({_LOSS}, {_LOSS_MASKS}, *, bool want_gradient, bool want_stats=False, str backend) "
+    f"-> (Tensor loss, {_LOSS_STATE}, Tensor own_weight, Tensor grad_query, Tensor stats)"
 )
 LIBRARY.define(
     f"_mil_nce_keys_gradient({_LOSS}, {_LOSS_MASKS}, *, Tensor grad_loss, {_LOSS_STATE}, str backend) -> Tensor"
@@ -89,7 +94,9 @@ def _cascade_topk(*args: Any, backend: str = "auto") -> tuple[Tensor, Tensor]:
     call = CascadeCall(*args, *[None] * (len(CascadeCall._fields) - len(args)))
     check_cascade(call)
     call = call.in_one_dtype()
-    return choose(mining.BACKENDS, call, backend).run(call)
+    chosen = choose(mining.BACKENDS, call, backend)
+    with in_profiles("cascade_topk", chosen):
+        return chosen.run(call)
 
 
 def _rerank_call(args: Sequence[Any]) -> RerankCall:
@@ -103,7 +110,9 @@ def _cascade_rerank(*args: Any, backend: str = "auto") -> tuple[Tensor, Tensor]:
     if call.candidates.device.type == "cpu":
         check_positives_in_range(call.candidates, call.keys[0].shape[0], "cascade_rerank", "candidates")
     call = call.in_one_dtype()
-    return choose(mining.RERANK_BACKENDS, call, backend).rerank(call)
+    chosen = choose(mining.RERANK_BACKENDS, call, backend)
+    with in_profiles("cascade_rerank", chosen):
+        return chosen.rerank(call)
 
 
 def _fake_cascade_topk(*args: Any, backend: str = "auto") -> tuple[Tensor, Tensor]:
@@ -133,15 +142,22 @@ def _loss_call(args: Sequence[Any]) -> LossCall:
 
 def _mil_nce(*args: Any, backend: str = "auto") -> Tensor:
     call = LossCall(*args, *_MASK_DEFAULTS[len(args) - 5 :])
-    return differentiable_loss(*call, backend=backend)
+    return differentiable_loss(*call, backend=backend)[0]
 
 
-def _sweep(*args: Any, want_gradient: bool, backend: str) -> tuple[Tensor, ...]:
+def _mil_nce_stats(*args: Any, backend: str = "auto") -> tuple[Tensor, Tensor]:
+    call = LossCall(*args, *_MASK_DEFAULTS[len(args) - 5 :])
+    return differentiable_loss(*call, want_stats=True, backend=backend)
+
+
+def _sweep(*args: Any, want_gradient: bool, backend: str, want_stats: bool = False) -> tuple[Tensor, ...]:
     call = _loss_call(args)
     if call.positives.device.type == "cpu":
-        check_positives_in_range(call.positives, call.keys.shape[0])
+        check_loss_in_range(call)
     call = call.in_one_dtype()
-    return tuple(choose(losses.BACKENDS, call, backend).sweep(call, want_gradient))
+    chosen = choose(losses.BACKENDS, call, backend)
+    with in_profiles("mil_nce", chosen):
+        return tuple(chosen.sweep(call, want_gradient, want_stats))
 
 
 def _sweep_without_tangents(keyset: torch._C.DispatchKeySet, *args: Any, **kwargs: Any) -> tuple[Tensor, ...]:
@@ -162,19 +178,27 @@ def _sweep_without_tangents(keyset: torch._C.DispatchKeySet, *args: Any, **kwarg
         return torch.ops.cpr._mil_nce_sweep.default.redispatch(below, *args, **kwargs)
 
 
-def _fake_sweep(*args: Any, want_gradient: bool, backend: str) -> tuple[Tensor, ...]:
+def _fake_sweep(
+    *args: Any, want_gradient: bool, backend: str, want_stats: bool = False
+) -> tuple[Tensor, ...]:
     call = _loss_call(args)
     rows, dim = call.query.shape
     dtype = losses.reference.logits_dtype(call)
     per_query = [call.query.new_empty((rows,), dtype=dtype) for _ in range(4)]
-    return (*per_query, call.query.new_empty((rows if want_gradient else 0, dim), dtype=dtype))
+    return (
+        *per_query,
+        call.query.new_empty((rows if want_gradient else 0, dim), dtype=dtype),
+        call.positives.new_empty((rows if want_stats else 0, 3)),
+    )
 
 
 def _keys_gradient(
     *args: Any, grad_loss: Tensor, lse_all: Tensor, lse_positive: Tensor, backend: str
 ) -> Tensor:
     call = _loss_call(args).in_one_dtype()
-    return choose(losses.BACKENDS, call, backend).keys_gradient(call, grad_loss, lse_all, lse_positive)
+    chosen = choose(losses.BACKENDS, call, backend)
+    with in_profiles("mil_nce, gradient of the keys", chosen):
+        return chosen.keys_gradient(call, grad_loss, lse_all, lse_positive)
 
 
 def _fake_keys_gradient(*args: Any, **_: Any) -> Tensor:
@@ -244,9 +268,9 @@ for _op in (
     LIBRARY.impl(_op, torch.library.fallthrough_kernel, "Autograd")
 LIBRARY.impl("enqueue_", _enqueue_counted, "ADInplaceOrView", with_keyset=True)
 LIBRARY.impl("_mil_nce_sweep", _sweep_without_tangents, "Autograd", with_keyset=True)
-for _op in ("mil_nce", "_mil_nce_on"):
-    LIBRARY.impl(_op, _mil_nce, "CompositeImplicitAutograd")
-    LIBRARY.impl(_op, _mil_nce, "FuncTorchDynamicLayerFrontMode")  # before torch.func takes its levels apart
+for _op, _loss in (("mil_nce", _mil_nce), ("_mil_nce_on", _mil_nce), ("mil_nce_stats", _mil_nce_stats)):
+    LIBRARY.impl(_op, _loss, "CompositeImplicitAutograd")
+    LIBRARY.impl(_op, _loss, "FuncTorchDynamicLayerFrontMode")  # before torch.func takes its levels apart
 for _op, _prepare in (
     ("cascade_topk", _cascade_to_keys),
     ("_cascade_topk_on", _cascade_to_keys),
@@ -254,6 +278,7 @@ for _op, _prepare in (
     ("_cascade_rerank_on", _cascade_to_keys),
     ("mil_nce", _loss_to_keys),
     ("_mil_nce_on", _loss_to_keys),
+    ("mil_nce_stats", _loss_to_keys),
     ("_mil_nce_sweep", None),
     ("_mil_nce_keys_gradient", None),
 ):

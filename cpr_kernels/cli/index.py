@@ -46,6 +46,8 @@ class Index:
     """Clips kept of each part (default: the artifact's)."""
     save: int = 100
     """Videos between two savings."""
+    trust: bool = False
+    """Run the artifact's exported program, which can run any code: for files of your own with networks of your own."""
     prune: bool = False
     """First drop the videos of the index whose files are gone, and list them."""
     progress: bool = True
@@ -79,7 +81,7 @@ def main(argv: Sequence[str]) -> int:
     args: Index = parse(Index, argv, "index")
     at_least(1, clips=args.clips, save=args.save)
     paths = video_files("index", args.videos)
-    model = Model(args.artifact)
+    model = Model(args.artifact, args.trust)
     if exists(args.out):
         with writing(args.out):
             tidy(args.out)
@@ -129,7 +131,7 @@ def search(argv: Sequence[str]) -> int:
     free_file(args.out, args.force)
     kind = format_of(args)
     paths = video_files("search", args.videos)
-    model = Model(args.artifact)
+    model = Model(args.artifact, args.trust)
     index = ClipIndex(args.index, model.id)
     failed = 0
     with Results(kind, args.out, COLUMNS) as results:

@@ -33,6 +33,8 @@ class Output:
     """How they are written."""
     out: OutFile = None
     """Write there; where the command is stopped, the file holds what was finished."""
+    trust: bool = False
+    """Run the artifact's exported program, which can run any code: for files of your own with networks of your own."""
     force: bool = False
     """Replace --out if it is there."""
     json: bool = False
@@ -79,7 +81,7 @@ def main(argv: Sequence[str]) -> int:
     at_least(1, topk=args.topk, clips=args.clips)
     free_file(args.out, args.force)
     paths = video_files("predict", args.videos)
-    model = Model(args.artifact)
+    model = Model(args.artifact, args.trust)
     index = None if args.index is None else ClipIndex(args.index, model.id)
     if not model.classes and index is None:
         raise ValueError(

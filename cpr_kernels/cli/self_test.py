@@ -82,7 +82,7 @@ def loss_call(device: torch.device) -> LossCall:
         torch.nn.functional.normalize(rows + 0.25, dim=1)
         for rows in (queries["rgb"], queries["flow"], keys["rgb"])
     )
-    return losses.as_call(query, positive, entries, positives, 0.1, query_ids, key_ids)
+    return losses.as_call(query, positive, entries, positives, 0.1, query_ids=query_ids, key_ids=key_ids)
 
 
 def _check_mining(device: torch.device, backend: str) -> str | None:

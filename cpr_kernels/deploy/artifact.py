@@ -1,9 +1,9 @@
 """Reads and writes artifacts: a trained model in one file, an uncompressed zip of weights, program and manifest.
 
-`manifest.json` holds the model's inputs and outputs, how videos become its input, the class names, and the SHA-256 of
-every other member. `program.pt2` is a `torch.export` program with a free batch size: uint8 clips in, embeddings (and
-class probabilities) out, normalisation inside; `torch.export.load` loads it. `weights.safetensors` holds the same
-weights by name, for further training. `model.onnx` is there where `cpr export --onnx` was given.
+`manifest.json` holds the model's inputs and outputs, its network, how videos become its input, the class names, and the
+SHA-256 of every other member. `weights.safetensors` holds the weights by name. `program.pt2` is a `torch.export`
+program with a free batch size: uint8 clips in, embeddings (and class probabilities) out, normalisation inside;
+`torch.export.load` loads it, which can run code. `model.onnx` is there where `cpr export --onnx` was given.
 """
 
 from __future__ import annotations
@@ -13,19 +13,78 @@ import io
 import json
 import zipfile
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
+
+from msgspec import Meta
 
 from ..files import replacing
+from ..progress import say
+from ..reading.records import as_record, read_json
+from ..reading.seals import UNSEALED, check_seal, sealed
+from ..reading.zips import read_members
 
 FORMAT, VERSION = "cpr_kernels artifact", 1
 PROGRAM, WEIGHTS, ONNX, MANIFEST = "program.pt2", "weights.safetensors", "model.onnx", "manifest.json"
-NEEDED = ("kind", "views", "clip", "embedding", "classes", "files")
-CLIP = ("frames", "crop", "size", "fps_stride", "limit", "clips", "flow", "flow_bound")
+Positive = Annotated[int, Meta(ge=1, le=1 << 20)]
 
 
 class ArtifactError(ValueError):
     """Says what is wrong with an artifact that cannot be used, and what to do."""
+
+
+@dataclass(frozen=True)
+class ViewEntry:
+    """Names an input, the record that it is cut from, and its encoder; an empty architecture is not described."""
+
+    name: str
+    record: str
+    architecture: str = ""
+    width: Annotated[float, Meta(gt=0, le=64)] = 1.0
+    embedding: Annotated[int, Meta(ge=0, le=1 << 16)] = 0
+
+
+@dataclass(frozen=True)
+class ClipEntry:
+    """Says how videos become clips; see `cpr prepare`, whose settings these are."""
+
+    frames: Annotated[int, Meta(ge=1, le=4096)]
+    crop: Annotated[int, Meta(ge=1, le=4096)]
+    size: Annotated[int, Meta(ge=1, le=4096)]
+    fps_stride: Annotated[int, Meta(ge=1, le=4096)]
+    limit: Positive
+    clips: Annotated[int, Meta(ge=1, le=4096)]
+    flow: Literal["full", "fast", "draft"]
+    flow_bound: Annotated[float, Meta(gt=0, le=1e6)]
+    fps: Annotated[float, Meta(ge=0, le=1e6)] = 0.0
+
+
+@dataclass(frozen=True)
+class Member:
+    """Describes a member of the file."""
+
+    bytes: Annotated[int, Meta(ge=0)]
+    sha256: Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """Holds what an artifact says of itself, checked."""
+
+    kind: str
+    views: Annotated[list[ViewEntry], Meta(min_length=1, max_length=16)]
+    clip: ClipEntry
+    embedding: Positive
+    classes: list[str]
+    files: dict[str, Member]
+    torch: str = ""
+    cpr_kernels: str = ""
+
+    @property
+    def described(self) -> bool:
+        """Returns whether the network can be rebuilt from this description and the weights."""
+        return all(view.architecture for view in self.views)
 
 
 def write(path: Path, manifest: Mapping[str, Any], members: Mapping[str, bytes]) -> None:
@@ -34,7 +93,7 @@ def write(path: Path, manifest: Mapping[str, Any], members: Mapping[str, bytes])
     `manifest` lacks only format, version and the members' hashes.
     """
     files = {name: {"bytes": len(body), "sha256": digest(body)} for name, body in members.items()}
-    full = {"format": FORMAT, "version": VERSION, **manifest, "files": files}
+    full = sealed({"format": FORMAT, "version": VERSION, **manifest, "files": files})
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
         for name, body in {MANIFEST: json.dumps(full, indent=1).encode(), **members}.items():
@@ -44,8 +103,8 @@ def write(path: Path, manifest: Mapping[str, Any], members: Mapping[str, bytes])
         part.write_bytes(buffer.getvalue())
 
 
-def read(path: Path) -> tuple[dict[str, Any], dict[str, bytes]]:
-    """Returns the manifest and the members of an artifact, every hash checked.
+def read(path: Path) -> tuple[Manifest, dict[str, bytes]]:
+    """Returns the manifest and the members of an artifact: names and sizes, every field, every hash checked.
 
     Raises:
         ArtifactError: missing, no artifact, of another version, cut short, or not what its manifest says.
@@ -53,43 +112,46 @@ def read(path: Path) -> tuple[dict[str, Any], dict[str, bytes]]:
     if not path.is_file():
         raise ArtifactError(f"artifact: {path} does not exist; make one with `cpr export`")
     try:
-        with zipfile.ZipFile(path) as archive:
-            members = {name: archive.read(name) for name in archive.namelist()}
-        manifest = json.loads(members.pop(MANIFEST))
-    except (zipfile.BadZipFile, KeyError, ValueError, EOFError, OSError) as error:
+        with path.open("rb") as file:
+            members = read_members(file)
+        body = read_json(members.pop(MANIFEST))
+    except (KeyError, ValueError, OSError) as error:
+        reason = f"it has no {MANIFEST}" if isinstance(error, KeyError) else str(error)
         raise ArtifactError(
-            f"artifact: {path} is cut short or no artifact of `cpr export` ({type(error).__name__}: {error})"
+            f"artifact: {path} is cut short or no artifact of `cpr export`: {reason}"
         ) from None
-    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+    if not isinstance(body, dict) or body.get("format") != FORMAT:
         raise ArtifactError(f"artifact: {path} was not written by `cpr export`")
-    if manifest.get("version") != VERSION:
+    if body.get("version") != VERSION:
         raise ArtifactError(
-            f"artifact: {path} has version {manifest.get('version')}, this cpr_kernels reads version {VERSION}; export "
+            f"artifact: {path} has version {body.get('version')}, this cpr_kernels reads version {VERSION}; export "
             "it again, or install the cpr_kernels that wrote it"
-            + (f" ({manifest['cpr_kernels']})" if "cpr_kernels" in manifest else "")
+            + (f" ({body['cpr_kernels']})" if "cpr_kernels" in body else "")
         )
+    try:
+        if not check_seal(body):
+            say(f"artifact: the manifest of {path} {UNSEALED}; export it again")
+        manifest = as_record(body, Manifest)
+    except ValueError as error:
+        raise ArtifactError(f"artifact: the manifest of {path} is wrong: {error}; export it again") from None
     _check(path, manifest, members)
     return manifest, members
 
 
-def _check(path: Path, manifest: dict[str, Any], members: dict[str, bytes]) -> None:
+def _check(path: Path, manifest: Manifest, members: dict[str, bytes]) -> None:
     """Raises `ArtifactError` where the manifest and the members do not agree."""
-    lacking = [name for name in NEEDED if name not in manifest]
-    lacking += [f"clip.{name}" for name in CLIP if name not in manifest.get("clip", {})]
-    if lacking:
-        raise ArtifactError(f"artifact: the manifest of {path} lacks {', '.join(lacking)}; export it again")
-    for name in (PROGRAM, WEIGHTS):
-        if name not in manifest["files"]:
+    for name in (WEIGHTS,) if manifest.described else (WEIGHTS, PROGRAM):
+        if name not in manifest.files:
             raise ArtifactError(f"artifact: the manifest of {path} names no {name}; export it again")
-    for name, entry in manifest["files"].items():
+    for name, entry in manifest.files.items():
         if name not in members:
             raise ArtifactError(f"artifact: {path} lacks {name}, which its manifest names; export it again")
-        if len(members[name]) != entry.get("bytes") or digest(members[name]) != entry.get("sha256"):
+        if len(members[name]) != entry.bytes or digest(members[name]) != entry.sha256:
             raise ArtifactError(
                 f"artifact: {name} in {path} is not the one that the manifest describes (another SHA-256); it was "
                 "changed or damaged: export it again"
             )
-    if left := set(members) - set(manifest["files"]):
+    if left := set(members) - set(manifest.files):
         raise ArtifactError(f"artifact: {path} holds {sorted(left)[0]}, which its manifest does not name")
 
 

@@ -13,13 +13,17 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import numpy.typing as npt
+from msgspec import Meta
 from torch import Tensor  # torch before faiss: one OpenMP runtime
 
 from ..files import leftovers, relocated, replacing
+from ..progress import say
+from ..reading.records import as_record, read_json, read_record
+from ..reading.seals import UNSEALED, check_seal, sealed
 from .artifact import digest
 
 FORMAT, VERSION = "cpr_kernels clip index", 1
@@ -33,8 +37,20 @@ class Clip:
     path: str
     start: float
     end: float
-    bytes: int
+    bytes: Annotated[int, Meta(ge=0)]
     changed_ns: int
+
+
+@dataclass(frozen=True)
+class _Manifest:
+    """Holds the fields of manifest.json."""
+
+    model: str
+    embedding: Annotated[int, Meta(ge=1, le=1 << 20)]
+    clips: Annotated[int, Meta(ge=0)]
+    generation: Annotated[int, Meta(ge=1)]
+    files: Annotated[dict[str, str], Meta(min_length=2, max_length=2)]
+    folder: str | None = None
 
 
 @dataclass(frozen=True)
@@ -63,27 +79,27 @@ class ClipIndex:
     def __init__(self, folder: str | Path, model: str | None = None) -> None:
         self.folder = Path(folder)
         manifest = _manifest(self.folder)
-        self.model, self.size, self.generation = (
-            manifest["model"],
-            manifest["embedding"],
-            manifest["generation"],
-        )
+        self.model, self.size, self.generation = manifest.model, manifest.embedding, manifest.generation
         if model is not None and model != self.model:
             raise ValueError(
                 f"index: {folder} holds embeddings of another model (weights {self.model[:12]}, these are "
                 f"{model[:12]}); use the artifact that it was made with, or make a new index"
             )
-        bodies = {name: _body(self.folder, name, sha) for name, sha in manifest["files"].items()}
-        names = sorted(bodies)  # clips before vectors
-        clips = [Clip(**json.loads(line)) for line in bodies[names[0]].splitlines()]
-        recorded = manifest.get("folder")
-        paths = {path: str(relocated(path, recorded, self.folder)) for path in {clip.path for clip in clips}}
-        self.clips = [replace(clip, path=paths[clip.path]) for clip in clips]
-        self._index = _faiss().deserialize_index(np.frombuffer(bodies[names[1]], np.uint8))
-        if not len(self.clips) == self._index.ntotal == manifest["clips"] or self._index.d != self.size:
+        bodies = {name: _body(self.folder, name, sha) for name, sha in manifest.files.items()}
+        clips, vectors = (bodies[name] for name in sorted(bodies))  # clips.N.jsonl before vectors.N.faiss
+        try:
+            held = [read_record(line, Clip) for line in clips.splitlines()]
+            self._index = _flat(vectors)
+        except ValueError as error:
+            raise ValueError(f"index: {folder} is damaged: {error}; make the index again") from None
+        paths = {
+            path: str(relocated(path, manifest.folder, self.folder)) for path in {clip.path for clip in held}
+        }
+        self.clips = [replace(clip, path=paths[clip.path]) for clip in held]
+        if not len(self.clips) == self._index.ntotal == manifest.clips or self._index.d != self.size:
             raise ValueError(
                 f"index: {folder} holds {self._index.ntotal} vectors of {self._index.d} numbers and {len(self.clips)} "
-                f"clips, its manifest says {manifest['clips']} of {self.size}; it was changed by hand: make it again"
+                f"clips, its manifest says {manifest.clips} of {self.size}; it was changed by hand: make it again"
             )
 
     def search(self, queries: Tensor, topk: int) -> list[list[Neighbor]]:
@@ -195,7 +211,7 @@ def _commit(
         for part, body in zip(parts, bodies.values()):
             part.write_bytes(body)
     with replacing([folder / MANIFEST]) as [part]:
-        part.write_text(json.dumps(manifest, indent=1))
+        part.write_text(json.dumps(sealed(manifest), indent=1))
     tidy(folder)
 
 
@@ -210,28 +226,42 @@ def loose_ends(folder: Path) -> list[Path]:
     does not name; nothing while another process writes.
     """
     generations = [*folder.glob("clips.*.jsonl"), *folder.glob("vectors.*.faiss")]
-    current = _manifest(folder)["files"] if exists(folder) else {}
+    current = _manifest(folder).files if exists(folder) else {}
     return leftovers(folder) + sorted(path for path in generations if path.name not in current)
 
 
-def _manifest(folder: Path) -> dict[str, Any]:
+def _manifest(folder: Path) -> _Manifest:
     path = folder / MANIFEST
     if not path.is_file():
         raise ValueError(f"index: {folder} holds no index; make one with `cpr index`")
     try:
-        manifest = json.loads(path.read_text())
-    except ValueError as error:
-        raise ValueError(f"index: {path} cannot be read ({error}); make the index again") from None
-    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
-        raise ValueError(f"index: {path} was not written by `cpr index`")
-    if manifest.get("version") != VERSION:
-        raise ValueError(
-            f"index: {folder} has version {manifest.get('version')}, this cpr_kernels reads {VERSION}; make it again"
-        )
-    lacking = [n for n in ("model", "embedding", "clips", "generation", "files") if n not in manifest]
-    if lacking or len(manifest["files"]) != 2:
-        raise ValueError(f"index: {path} lacks {', '.join(lacking) or 'a file'}; make the index again")
+        body = read_json(path.read_bytes())
+        if not isinstance(body, dict) or body.get("format") != FORMAT:
+            raise ValueError("it was not written by `cpr index`")
+        if body.get("version") != VERSION:
+            raise ValueError(f"it has version {body.get('version')}, this cpr_kernels reads {VERSION}")
+        if not check_seal(body):
+            say(f"index: {path} {UNSEALED}; it gets one with the next change")
+        manifest = as_record(body, _Manifest)
+        wanted = [f"clips.{manifest.generation}.jsonl", f"vectors.{manifest.generation}.faiss"]
+        if sorted(manifest.files) != wanted:
+            raise ValueError(f"it names {', '.join(sorted(manifest.files))}, expected {', '.join(wanted)}")
+    except (ValueError, OSError) as error:
+        raise ValueError(f"index: {path} cannot be read: {error}; make the index again") from None
     return manifest
+
+
+def _flat(body: bytes) -> Any:
+    """Returns the FAISS index in a file's bytes, an exact one by inner product."""
+    faiss = _faiss()
+    try:
+        index = faiss.deserialize_index(np.frombuffer(body, np.uint8))
+    except (RuntimeError, MemoryError) as error:
+        raise ValueError(f"its vectors are no FAISS index ({' '.join(str(error).split())[:120]})") from None
+    kind = faiss.downcast_index(index)
+    if not isinstance(kind, faiss.IndexFlat) or index.metric_type != faiss.METRIC_INNER_PRODUCT:
+        raise ValueError(f"its vectors are a {type(kind).__name__}, expected an IndexFlatIP")
+    return index
 
 
 def _body(folder: Path, name: str, sha256: str) -> bytes:

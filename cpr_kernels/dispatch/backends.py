@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
+
+import torch
 
 
 class Choice(NamedTuple):
@@ -33,6 +36,13 @@ def choose(table: Sequence[Any], call: Any, name: str = "auto") -> Any:
             return backend
     known = ", ".join(repr(backend.NAME) for backend in table)
     raise ValueError(f"backend must be 'auto' or one of {known}, got {name!r}")
+
+
+def in_profiles(op: str, backend: Any) -> AbstractContextManager[Any]:
+    """Returns a range that torch.profiler shows as ``cpr::OP (BACKEND)``; nothing where no profiler runs."""
+    if not torch.autograd.profiler._is_profiler_enabled:
+        return nullcontext()
+    return torch.autograd.profiler.record_function(f"cpr::{op} ({backend.NAME})")
 
 
 def reasons(table: Sequence[Any], call: Any) -> list[Choice]:

@@ -125,6 +125,7 @@ class LossCall(NamedTuple):
     key_ids: Tensor | None  # [N] int64
     use_own: Tensor | None  # [B] bool
     siblings: int  # 1 positives, 2 left out, 0 negatives
+    negatives: Tensor | None = None  # [B, M] int64, -1 is padding; None: all keys
 
     @property
     def sharded(self) -> str | None:
@@ -149,6 +150,7 @@ class LossCall(NamedTuple):
             query_ids=_contiguous(self.query_ids),
             key_ids=_contiguous(self.key_ids),
             use_own=_contiguous(self.use_own),
+            negatives=_contiguous(self.negatives),
         )
 
 
@@ -160,3 +162,4 @@ class Sweep(NamedTuple):
     lse_positive: Tensor  # [B], logsumexp of the positive logits
     own_weight: Tensor  # [B], d loss[b] / d (own logit)
     grad_query: Tensor  # [B, D], d loss[b] / d query[b]; [0, D] where it is not wanted
+    stats: Tensor  # [B, 3] int64, see `losses.LogitStats`; [0, 3] where they are not wanted

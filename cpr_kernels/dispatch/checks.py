@@ -164,8 +164,20 @@ def check_rerank(call: RerankCall, op: str = "cascade_rerank") -> None:
     )
 
 
-def check_loss(call: LossCall, op: str = "mil_nce") -> None:
+def _check_listed(op: str, name: str, letter: str, listed: Tensor, query: Tensor) -> None:
+    """Indices into keys: int64, a row per query."""
+    if listed.dim() != 2 or listed.shape[0] != query.shape[0] or listed.dtype != torch.int64:
+        raise ValueError(
+            f"{op}: {name} must be int64 of shape [{query.shape[0]}, {letter}] (-1 is padding), "
+            f"got {listed.dtype} {shape_of(listed)}"
+        )
+    require(listed.device == query.device, op, f"{name} is on {listed.device}, expected {query.device}")
+
+
+def check_loss(call: LossCall, op: str = "mil_nce", *, plain: bool = False) -> None:
     """Checks every rule of the loss that depends on shapes, dtypes, devices and numbers (docs/design.md).
+
+    With `plain`, `core.are_plain` has found all tensors dense and their memory there.
 
     Raises:
         ValueError: naming the argument, what was expected and what came.
@@ -178,7 +190,8 @@ def check_loss(call: LossCall, op: str = "mil_nce") -> None:
         ("positives", call.positives),
     ):
         require(isinstance(value, Tensor), op, f"{name} must be a tensor, got {type(value).__name__}")
-    check_memory(op, **call._asdict())
+    if not plain:
+        check_memory(op, **call._asdict())
     if query.dim() != 2:
         raise ValueError(f"{op}: query must have shape [B, D], got {shape_of(query)}")
     if call.positive.shape != query.shape:
@@ -194,15 +207,9 @@ def check_loss(call: LossCall, op: str = "mil_nce") -> None:
     )
     check_precision(op, "query", query, "keys", keys)
     check_precision(op, "positive", call.positive, "keys", keys)
-    positives = call.positives
-    if positives.dim() != 2 or positives.shape[0] != query.shape[0] or positives.dtype != torch.int64:
-        raise ValueError(
-            f"{op}: positives must be int64 of shape [{query.shape[0]}, P] (-1 is padding), "
-            f"got {positives.dtype} {shape_of(positives)}"
-        )
-    require(
-        positives.device == query.device, op, f"positives is on {positives.device}, expected {query.device}"
-    )
+    _check_listed(op, "positives", "P", call.positives, query)
+    if call.negatives is not None:
+        _check_listed(op, "negatives", "M", call.negatives, query)
     limits = torch.finfo(torch.float64) if query.dtype == torch.float64 else FLOAT32
     fits = (
         is_float32(call.temperature) if limits is FLOAT32 else limits.tiny <= call.temperature <= limits.max
@@ -247,6 +254,17 @@ def check_positives_in_range(
             f"{op}: {name}[{row}, {column}] = {positives[row, column].item()} is out of range; "
             f"expected -1 (padding) or an index below N={num_keys}"
         )
+
+
+def check_loss_in_range(call: LossCall) -> None:
+    """The indices that a loss call lists are in range. Reads them, so for CPU tensors.
+
+    Raises:
+        ValueError: as `check_positives_in_range`.
+    """
+    check_positives_in_range(call.positives, call.keys.shape[0])
+    if call.negatives is not None:
+        check_positives_in_range(call.negatives, call.keys.shape[0], name="negatives")
 
 
 def check_enqueue(

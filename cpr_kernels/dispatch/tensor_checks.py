@@ -122,6 +122,8 @@ def check_like(op: str, name: str, tensor: Tensor, first: tuple[str, Tensor]) ->
 
 def check_precision(op: str, name: str, tensor: Tensor, keys_name: str, keys: Tensor) -> None:
     """`tensor` is a feature dtype on the keys' device, and the keys' dtype holds its numbers."""
+    if tensor.dtype == keys.dtype in FEATURE_DTYPES and tensor.device == keys.device:
+        return
     for given, value in ((name, tensor), (keys_name, keys)):
         if value.dtype not in FEATURE_DTYPES:
             raise ValueError(f"{op}: {given} must be one of {dtype_names(FEATURE_DTYPES)}, got {value.dtype}")

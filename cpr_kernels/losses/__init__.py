@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal, NamedTuple, TypedDict, overload
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import Unpack
 
-from ..dispatch.backends import choose
+from ..dispatch.backends import choose, in_profiles
 from ..dispatch.calls import LossCall
 from ..dispatch.checks import check_loss
 from ..dispatch.graph_break import graph_break
@@ -16,12 +17,47 @@ from ..dispatch.tensor_checks import check_one_kind
 from . import native, reference, sharded, triton_backend
 from .autograd import run_directly
 
-__all__ = ["MILNCELoss", "mil_nce"]
+__all__ = ["LogitStats", "LossMasks", "MILNCELoss", "mil_nce"]
 
 # in order of preference; each has NAME, why_not(call), sweep(...), keys_gradient(...); sharded has run(call) instead
 BACKENDS = (native, triton_backend, sharded, reference)
 
 _REDUCTIONS = ("mean", "sum", "none")
+
+
+class LossMasks(TypedDict, total=False):
+    """Which entries take part in :func:`mil_nce`, and as what; every member may be left out.
+
+    Members:
+        query_ids: [B] int64 source of each query.
+        key_ids: [N] int64 source of each entry; entries with a negative id take no part. Of a sharded queue: of
+            the entries that this rank holds.
+        use_own: [B] bool; False takes the own pair out of the numerator (not the denominator) where another
+            positive exists.
+        siblings: what entries with the query's id are: 1 positives (default), 2 left out of both sums, 0 negatives.
+        negatives: [B, M] int64 indices into keys, -1 is padding: entries of the denominator in place of all keys
+            (drawn negatives: NCE of IIC, CMC). Each place is a logit, so that an entry counts as often as it is
+            drawn; one that `positives` lists counts once, as a positive. Ids rule drawn entries as all others.
+    """
+
+    query_ids: Tensor | None
+    key_ids: Tensor | None
+    use_own: Tensor | None
+    siblings: int
+    negatives: Tensor | None
+
+
+class LogitStats(NamedTuple):
+    """What accuracies need of the logits of each query, [B] int64 each; -1 where the loss is NaN.
+
+    Logits rank by (value descending, own pair first, index ascending), as in ``logits.topk``. MoCo's top-5 accuracy
+    is ``(own_rank < 5).float().mean()``, CoCLR's ``(positives_in_top5 > 0).float().mean()``, and the share of
+    positives among the best five ``positives_in_top5.float().mean() / 5``.
+    """
+
+    own_rank: Tensor  # logits that are greater than the own pair's
+    positives_in_top1: Tensor
+    positives_in_top5: Tensor
 
 
 def _check_reduction(reduction: str) -> None:
@@ -41,18 +77,17 @@ def as_call(
     keys: Tensor | ShardedKeys,
     positives: Tensor | None = None,
     temperature: float = 0.07,
-    query_ids: Tensor | None = None,
-    key_ids: Tensor | None = None,
-    use_own: Tensor | None = None,
-    siblings: int = 1,
+    **masks: Unpack[LossMasks],
 ) -> LossCall:
     """The op's arguments; no `positives` is InfoNCE, an empty list for every query."""
     if positives is None:
         positives = query.new_empty(
             (query.shape[0] if query.dim() else 0, 0), dtype=torch.int64, layout=torch.strided
         )
-    check_one_kind("mil_nce", (query, positive, keys, positives, query_ids, key_ids, use_own))
-    return LossCall(query, positive, keys, positives, temperature, query_ids, key_ids, use_own, siblings)
+    arguments: dict[str, Any] = {"query_ids": None, "key_ids": None, "use_own": None, "siblings": 1, **masks}
+    call = LossCall(query, positive, keys, positives, temperature, **arguments)
+    check_one_kind("mil_nce", call[:4] + call[5:8] + call[9:])
+    return call
 
 
 def check_call(call: LossCall) -> None:
@@ -63,6 +98,7 @@ def check_call(call: LossCall) -> None:
         check_loss(call)
 
 
+@overload
 def mil_nce(
     query: Tensor,
     positive: Tensor,
@@ -70,13 +106,40 @@ def mil_nce(
     positives: Tensor | None = None,
     temperature: float = 0.07,
     *,
-    query_ids: Tensor | None = None,
-    key_ids: Tensor | None = None,
-    use_own: Tensor | None = None,
-    siblings: int = 1,
     reduction: str = "mean",
     backend: str = "auto",
-) -> Tensor:
+    return_stats: Literal[False] = False,
+    **masks: Unpack[LossMasks],
+) -> Tensor: ...
+
+
+@overload
+def mil_nce(
+    query: Tensor,
+    positive: Tensor,
+    keys: Tensor | ShardedKeys,
+    positives: Tensor | None = None,
+    temperature: float = 0.07,
+    *,
+    reduction: str = "mean",
+    backend: str = "auto",
+    return_stats: Literal[True],
+    **masks: Unpack[LossMasks],
+) -> tuple[Tensor, LogitStats]: ...
+
+
+def mil_nce(
+    query: Tensor,
+    positive: Tensor,
+    keys: Tensor | ShardedKeys,
+    positives: Tensor | None = None,
+    temperature: float = 0.07,
+    *,
+    reduction: str = "mean",
+    backend: str = "auto",
+    return_stats: bool = False,
+    **masks: Unpack[LossMasks],
+) -> Tensor | tuple[Tensor, LogitStats]:
     """MIL-NCE over a queue: ``logsumexp(all logits) - logsumexp(positive logits)`` (Wu et al. 2022, eq. 2).
 
     The logits of query b are ``[query @ positive, query @ keys.T] / temperature``. Its positives are its own
@@ -98,17 +161,15 @@ def mil_nce(
             at the same time with queries of its own (and `backward`, where the keys take a gradient).
         positives: [B, P] int64 indices into keys, -1 is padding, a repeat counts once; None for InfoNCE.
         temperature: divisor of the logits, > 0 in float32: from 1.18e-38 (float64 inputs: 2.3e-308) on.
-        query_ids: [B] int64 source of each query.
-        key_ids: [N] int64 source of each entry; entries with a negative id take no part. Of a sharded queue: of
-            the entries that this rank holds.
-        use_own: [B] bool; False takes the own pair out of the numerator (not the denominator) where another
-            positive exists.
-        siblings: what entries with the query's id are: 1 positives, 2 left out of both sums, 0 negatives.
         reduction: "mean", "sum" or "none" (loss [B]).
         backend: ``"auto"``, or a name of :func:`explain`'s table; one that cannot run is an error.
+        return_stats: also return :class:`LogitStats`, taken from the logits as the loss passes over them.
+        **masks: which entries take part, and as what: `query_ids`, `key_ids`, `use_own`, `siblings` and `negatives`
+            of :class:`LossMasks`.
 
     Returns:
-        The loss in float32 (float64 for float64 keys); deterministic. Differentiable with respect to query,
+        The loss in float32 (float64 for float64 keys), with `return_stats` a pair of it and the statistics of each
+        query; deterministic. Differentiable with respect to query,
         positive and keys: backward, forward mode, second derivatives (in plain torch by blocks of queries; of a
         sharded queue: backward only) and torch.func's transforms. Where the keys take no gradient, neither they
         nor their ids are saved: writing to the queue between the loss and its backward pass is allowed.
@@ -120,23 +181,43 @@ def mil_nce(
     """
     _check_reduction(reduction)
     if isinstance(keys, ShardedKeys):
-        arguments = (query, positive, keys, positives, temperature, query_ids, key_ids, use_own, siblings)
-        return _reduced(_over_shards(backend, keys, *arguments), reduction)
-    call = as_call(query, positive, keys, positives, temperature, query_ids, key_ids, use_own, siblings)
-    if backend == "auto":
-        loss = run_directly(call)
-        return _reduced(torch.ops.cpr.mil_nce(*call) if loss is None else loss, reduction)
-    return _reduced(torch.ops.cpr._mil_nce_on(*call, backend=backend), reduction)
+        arguments = (query, positive, keys, positives, temperature)
+        loss, stats = _over_shards(backend, keys, return_stats, *arguments, **masks)
+    else:
+        call = as_call(query, positive, keys, positives, temperature, **masks)
+        if not return_stats:
+            return _reduced(_loss_of(call, backend), reduction)
+        loss, stats = _loss_and_stats_of(call, backend)
+    if not return_stats:
+        return _reduced(loss, reduction)
+    return _reduced(loss, reduction), LogitStats(*stats.unbind(dim=1))
+
+
+def _loss_of(call: LossCall, backend: str) -> Tensor:
+    """The loss [B]."""
+    if backend != "auto":
+        return torch.ops.cpr._mil_nce_on(*call, backend=backend)
+    loss = run_directly(call)
+    return torch.ops.cpr.mil_nce(*call) if loss is None else loss
+
+
+def _loss_and_stats_of(call: LossCall, backend: str) -> tuple[Tensor, Tensor]:
+    """The loss [B] and the statistics [B, 3]."""
+    found = run_directly(call, want_stats=True) if backend == "auto" else None
+    return torch.ops.cpr.mil_nce_stats(*call, backend=backend) if found is None else found
 
 
 @graph_break
-def _over_shards(backend: str, keys: ShardedKeys, *arguments: Any) -> Tensor:
-    """`mil_nce` of a sharded queue, loss [B]; all ranks learn of a refusal here."""
+def _over_shards(
+    backend: str, keys: ShardedKeys, want_stats: bool, *arguments: Any, **masks: Unpack[LossMasks]
+) -> tuple[Tensor, Tensor]:
+    """`mil_nce` of a sharded queue, loss [B] and statistics; all ranks learn of a refusal here."""
     with broadcast_errors(keys.shard, "mil_nce"):
-        call = as_call(*arguments)
+        call = as_call(*arguments, **masks)
         check_call(call)
         choose(BACKENDS, call, backend)  # raises for every other name
-    return sharded.run(call)
+    with in_profiles("mil_nce", sharded):
+        return sharded.run(call, want_stats)
 
 
 class MILNCELoss(nn.Module):
@@ -168,23 +249,13 @@ class MILNCELoss(nn.Module):
         keys: Tensor | ShardedKeys,
         positives: Tensor | None = None,
         *,
-        query_ids: Tensor | None = None,
-        key_ids: Tensor | None = None,
-        use_own: Tensor | None = None,
-    ) -> Tensor:
-        """The loss; arguments as :func:`mil_nce`."""
-        return mil_nce(
-            query,
-            positive,
-            keys,
-            positives,
-            self.temperature,
-            query_ids=query_ids,
-            key_ids=key_ids,
-            use_own=use_own,
-            siblings=self.siblings,
-            reduction=self.reduction,
-        )
+        return_stats: bool = False,
+        **masks: Unpack[LossMasks],
+    ) -> Tensor | tuple[Tensor, LogitStats]:
+        """The loss; arguments as :func:`mil_nce`, `siblings` by default the module's."""
+        masks.setdefault("siblings", self.siblings)
+        settings: dict[str, Any] = {"reduction": self.reduction, "return_stats": return_stats}
+        return mil_nce(query, positive, keys, positives, self.temperature, **settings, **masks)
 
     def extra_repr(self) -> str:
         """Settings, for printing the module."""

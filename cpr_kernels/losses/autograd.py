@@ -7,19 +7,27 @@ keys, so that a queue may be written between the loss and its backward pass.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor
 
 from ..dispatch.batching import fold, looped, unfold
 from ..dispatch.calls import LossCall
-from ..dispatch.checks import check_loss, check_positives_in_range
+from ..dispatch.checks import check_loss, check_loss_in_range
 from ..dispatch.fast_path import dispatcher_is_idle
 from ..dispatch.native import core
 from . import native
 from .derivatives import Directional, Gradient, Known, Settings, first_gradients
 from .second_order import NUM_FIELDS, PER_QUERY
+
+FOR_KEYS = (
+    "keys",
+    "positives",
+    "query_ids",
+    "key_ids",
+    "negatives",
+)  # what the keys' gradient reads of a call
 
 
 def version(tensor: Any) -> int | None:
@@ -31,8 +39,8 @@ def _keep(ctx: Any, call: LossCall, backend: str, output: Sequence[Tensor]) -> N
     """Saves what `_backward` reads for the gradients that are needed, and notes the call for second derivatives."""
     of_query, of_positive, of_keys = ctx.needs_input_grad[:3]
     traced = torch._C._len_torch_dispatch_stack() > 0
-    _, lse_all, lse_positive, own_weight, grad_query = output
-    for_keys = (call.keys, call.positives, call.query_ids, call.key_ids, lse_all, lse_positive)
+    _, lse_all, lse_positive, own_weight, grad_query, _ = output
+    for_keys = (*(getattr(call, name) for name in FOR_KEYS), lse_all, lse_positive)
     ctx.save_for_backward(
         grad_query if of_query else None,
         own_weight if of_positive else None,
@@ -48,8 +56,8 @@ def _backward(ctx: Any, grad_loss: Tensor | None) -> Sequence[Tensor | None]:
     if grad_loss is None:
         return None, None, None
     wants = ctx.needs_input_grad[:3]
-    grad_query, own_weight, query, positive, keys, positives, query_ids, key_ids, *lse = ctx.saved_tensors
-    known = Known(grad_query, own_weight, *lse)
+    grad_query, own_weight, query, positive, *for_keys, lse_all, lse_positive = ctx.saved_tensors
+    known = Known(grad_query, own_weight, lse_all, lse_positive)
     if torch.is_grad_enabled() or torch._C._are_functorch_transforms_active():
         changed = ctx.versions != tuple(map(version, ctx.call))
         return Gradient.of(ctx.call, grad_loss, known, Settings(wants, ctx.backend, changed))
@@ -57,7 +65,7 @@ def _backward(ctx: Any, grad_loss: Tensor | None) -> Sequence[Tensor | None]:
     if wants[1] or wants[2]:
         call = call._replace(query=query)
     if wants[2]:
-        call = call._replace(keys=keys, positives=positives, query_ids=query_ids, key_ids=key_ids)
+        call = call._replace(**dict(zip(FOR_KEYS, for_keys)))
     of_query, of_positive, of_keys = first_gradients(call, grad_loss, known, wants, ctx.backend)
     if ctx.traced:  # a compiler keeps what is read here, and so refuses second derivatives, not knowing them
         of_query = None if of_query is None else torch.ops.cpr._mil_nce_gradient_at(of_query, query)
@@ -72,9 +80,11 @@ class MILNCE(torch.autograd.Function):
 
     @staticmethod
     def forward(*inputs: Any) -> tuple[Tensor, ...]:
-        """`inputs` are the call's fields, whether the query's gradient is wanted, and the backend's name."""
-        *call, want_gradient, backend = inputs
-        return torch.ops.cpr._mil_nce_sweep.default(*call, want_gradient=want_gradient, backend=backend)
+        """`inputs` are the call's fields, whether the query's gradient and statistics are wanted, and a backend."""
+        *call, want_gradient, want_stats, backend = inputs
+        return torch.ops.cpr._mil_nce_sweep.default(
+            *call, want_gradient=want_gradient, want_stats=want_stats, backend=backend
+        )
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -88,12 +98,12 @@ class MILNCE(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad_loss: Tensor | None, *_: Any) -> tuple[Any, ...]:
         """With respect to query, positive and keys."""
-        return (*_backward(ctx, grad_loss), *(None,) * (NUM_FIELDS - 1))
+        return (*_backward(ctx, grad_loss), *(None,) * NUM_FIELDS)
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> tuple[Tensor | None, ...]:
         """Along tangents of query, positive and keys."""
-        return (Directional.of(ctx.call, tangents[:3]), None, None, None, None)
+        return (Directional.of(ctx.call, tangents[:3]), None, None, None, None, None)
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], *inputs: Any) -> tuple[Any, Any]:
@@ -116,30 +126,45 @@ def wants_gradient(query: Tensor) -> bool:
     return torch.is_grad_enabled() and getattr(query, "requires_grad", False)  # None: the sweep refuses it
 
 
-def differentiable_loss(*call: Any, backend: str = "auto") -> Tensor:
-    """The loss [B] of a call's fields, for autograd and torch.func."""
-    return MILNCE.apply(*call, wants_gradient(call[0]), backend)[0]
+def differentiable_loss(*call: Any, want_stats: bool = False, backend: str = "auto") -> tuple[Tensor, Tensor]:
+    """The loss [B] of a call's fields, for autograd and torch.func, and its statistics [B, 3] or [0, 3]."""
+    loss, *_, stats = MILNCE.apply(*call, wants_gradient(call[0]), want_stats, backend)
+    return loss, stats
 
 
 class _NativeSweep(torch.autograd.Function):
-    """The native sweep of a :class:`LossCall` that was checked, past torch's dispatcher: loss [B]."""
+    """The native sweep of a :class:`LossCall` that was checked, past torch's dispatcher: loss [B]; or with stats."""
 
     @staticmethod
-    def forward(ctx: Any, *inputs: Any) -> Tensor:
-        """`inputs` are the call's."""
-        call = LossCall(*inputs)
-        output = native.sweep(call, ctx.needs_input_grad[0])
+    def forward(ctx: Any, *inputs: Any) -> Any:
+        """`inputs` are the call's, and whether statistics are wanted."""
+        *fields, want_stats = inputs
+        call = LossCall(*fields)
+        output = native.sweep(call, ctx.needs_input_grad[0], want_stats)
         _keep(ctx, call, "auto", output)
-        return output.loss
+        if not want_stats:
+            return output.loss
+        ctx.mark_non_differentiable(output.stats)
+        return output.loss, output.stats
 
     @staticmethod
-    def backward(ctx: Any, grad_loss: Tensor) -> Any:
+    def backward(ctx: Any, grad_loss: Tensor, *_: Any) -> Any:
         """With respect to the call's fields."""
-        return (*_backward(ctx, grad_loss), *(None,) * (NUM_FIELDS - 3))
+        return (*_backward(ctx, grad_loss), *(None,) * (NUM_FIELDS - 2))
 
 
-def run_directly(call: LossCall) -> Tensor | None:
+@overload
+def run_directly(call: LossCall) -> Tensor | None: ...
+
+
+@overload
+def run_directly(call: LossCall, want_stats: Literal[True]) -> tuple[Tensor, Tensor] | None: ...
+
+
+def run_directly(call: LossCall, want_stats: bool = False) -> Tensor | tuple[Tensor, Tensor] | None:
     """The loss [B] of plain CPU tensors where nothing listens to torch's calls; None for all else, which the op runs.
+
+    With `want_stats` a pair of it and the statistics [B, 3].
 
     Raises:
         ValueError: as the op.
@@ -152,14 +177,16 @@ def run_directly(call: LossCall) -> Tensor | None:
         call.query_ids,
         call.key_ids,
         call.use_own,
+        call.negatives,
     )
     numbers = isinstance(call.temperature, (int, float)) and isinstance(call.siblings, int)
     if not (numbers and dispatcher_is_idle() and core.are_plain(*tensors)):
         return None
     if not call.query.dtype == call.positive.dtype == call.keys.dtype or native.why_not(call) is not None:
         return None
-    check_loss(call)
-    check_positives_in_range(call.positives, call.keys.shape[0])
+    check_loss(call, plain=True)
+    check_loss_in_range(call)
     if torch.is_grad_enabled() and any(x.requires_grad for x in (call.query, call.positive, call.keys)):
-        return _NativeSweep.apply(*call)
-    return native.sweep(call, False).loss
+        return _NativeSweep.apply(*call, want_stats)
+    output = native.sweep(call, False, want_stats)
+    return (output.loss, output.stats) if want_stats else output.loss

@@ -158,7 +158,7 @@ class Gradient(torch.autograd.Function):
         needed = (known.grad_query, known.own_weight, known.lse_all)
         if any(want and part is None for want, part in zip(settings.wants, needed)):
             sweep = torch.ops.cpr._mil_nce_sweep.default
-            _, lse_all, lse_positive, own_weight, grad_query = sweep(
+            _, lse_all, lse_positive, own_weight, grad_query, _ = sweep(
                 *call, want_gradient=True, backend=settings.backend
             )
             known = Known(grad_query, own_weight, lse_all, lse_positive)

@@ -10,6 +10,7 @@ from torch import Tensor
 from ..dispatch.calls import LossCall, Sweep
 
 NAME = "reference"
+TOP = (1, 5)  # places of the best logits that statistics are about
 
 
 def why_not(call: LossCall) -> str | None:
@@ -17,30 +18,44 @@ def why_not(call: LossCall) -> str | None:
     return call.sharded
 
 
-def columns(call: LossCall) -> tuple[Tensor, Tensor]:
-    """Which logits [B, 1 + N] take part at all, and which are positives. Column 0 is the query's own pair."""
+class Columns(NamedTuple):
+    """How often each logit [B, 1 + N] is in a query's sums; column 0 is the query's own pair."""
+
+    every: Tensor  # int64, of the denominator: 0 or 1, and as often as a drawn negative is listed
+    positive: Tensor  # int64, of the numerator
+
+
+def _listed(lists: Tensor, num_keys: int) -> Tensor:
+    """How often each key is listed: [B, N] int64."""
+    place = torch.where(
+        (lists >= 0) & (lists < num_keys), lists, num_keys
+    )  # padding counts for a column of its own
+    counts = lists.new_zeros(lists.shape[0], num_keys + 1)
+    return counts.scatter_add_(1, place, torch.ones_like(place))[:, :num_keys]
+
+
+def columns(call: LossCall) -> Columns:
+    """Returns how often each logit takes part at all, and among the positives."""
     num_queries, num_keys = call.query.shape[0], call.keys.shape[0]
-    device = call.query.device
-    taking_part = torch.ones(num_queries, num_keys, dtype=torch.bool, device=device)
-    listed = torch.zeros(num_queries, num_keys + 1, dtype=torch.bool, device=device)
-    in_range = (call.positives >= 0) & (call.positives < num_keys)
-    # padding writes into a column of its own, which is cut off: [B, N]
-    positive = listed.scatter_(1, torch.where(in_range, call.positives, num_keys), True)[:, :num_keys]
+    positive = _listed(call.positives, num_keys) > 0  # [B, N]
+    every = torch.ones_like(positive, dtype=torch.int64)
+    if call.negatives is not None:
+        every = torch.where(positive, every, _listed(call.negatives, num_keys))
     if call.key_ids is not None:
-        taking_part &= call.key_ids[None, :] >= 0
+        every = every * (call.key_ids[None, :] >= 0)
         if call.query_ids is not None:
             sibling = call.key_ids[None, :] == call.query_ids[:, None]
             if call.siblings == 1:
                 positive = positive | sibling
             elif call.siblings == 2:
-                taking_part &= ~sibling
-    positive = positive & taking_part
+                every = every * ~sibling
+    of_positives = every * positive
 
-    own = torch.ones(num_queries, 1, dtype=torch.bool, device=device)
+    own = torch.ones(num_queries, 1, dtype=torch.int64, device=call.query.device)
     own_positive = own
     if call.use_own is not None:
-        own_positive = call.use_own[:, None] | ~positive.any(dim=1, keepdim=True)
-    return torch.cat([own, taking_part], dim=1), torch.cat([own_positive, positive], dim=1)
+        own_positive = (call.use_own[:, None] | ~of_positives.any(dim=1, keepdim=True)).long()
+    return Columns(torch.cat([own, every], dim=1), torch.cat([own_positive, of_positives], dim=1))
 
 
 def logits_dtype(call: LossCall) -> torch.dtype:
@@ -73,29 +88,46 @@ class Sums(NamedTuple):
     top: Tensor  # [B] highest score
     log_mass: Tensor  # [B] log of the sum of exp((score - top) / temperature)
 
-    def weights(self, call: LossCall, scores: Tensor, mask: Tensor) -> Tensor:
+    def weights(self, call: LossCall, scores: Tensor, counts: Tensor) -> Tensor:
         """Returns d logsumexp / d logits: [B, 1 + N]."""
         logits = (scores - self.top[:, None]) / call.temperature - self.log_mass[:, None]
-        return logits.exp().masked_fill(~mask, 0)
+        return _times(logits.exp(), counts)
 
     def lse(self, call: LossCall) -> Tensor:
         """Returns the logsumexp [B] of the logits; infinite where the logits leave the dtype."""
         return self.top / call.temperature + self.log_mass
 
 
-def sums_of(call: LossCall, scores: Tensor, mask: Tensor) -> Sums:
-    """Returns the sums over the columns in `mask`; NaN where one of them is."""
-    scores = scores.masked_fill(~mask, -torch.inf)
+def _times(weights: Tensor, counts: Tensor) -> Tensor:
+    """``weights * counts``, 0 where a column is not in the sums whatever its weight."""
+    return (weights * counts).masked_fill(counts == 0, 0)
+
+
+def sums_of(call: LossCall, scores: Tensor, counts: Tensor) -> Sums:
+    """Returns the sums over the columns, each as often as it counts; NaN where one of them is."""
+    scores = scores.masked_fill(counts == 0, -torch.inf)
     top = scores.detach().amax(dim=1)  # no derivative depends on it
-    return Sums(top, ((scores - top[:, None]) / call.temperature).exp().sum(dim=1).log())
+    return Sums(top, (((scores - top[:, None]) / call.temperature).exp() * counts).sum(dim=1).log())
 
 
-def _both_sums(call: LossCall) -> tuple[Tensor, tuple[Tensor, Tensor], tuple[Sums, Sums]]:
-    """Scores, masks and sums of all columns that take part, and of the positive ones."""
-    scores, masks = scores_of(call), columns(call)
-    every, of_positive = (sums_of(call, scores, mask) for mask in masks)
+def stats_of(scores: Tensor, counts: Columns, loss: Tensor) -> Tensor:
+    """Returns the statistics [B, 3] of `losses.LogitStats`: own rank, positives among the best one and five."""
+    above = (counts.every * (scores > scores[:, :1])).sum(dim=1)
+    best_first = scores.masked_fill(counts.every == 0, -torch.inf).sort(dim=1, descending=True, stable=True)[
+        1
+    ]
+    ranked, positive = (part.gather(1, best_first) for part in counts)
+    before = ranked.cumsum(dim=1) - ranked
+    hits = [((k - before).clamp(min=0).minimum(ranked) * (positive > 0)).sum(dim=1) for k in TOP]
+    return torch.stack([above, *hits], dim=1).masked_fill(loss.isnan()[:, None], -1)
+
+
+def _both_sums(call: LossCall) -> tuple[Tensor, Columns, tuple[Sums, Sums]]:
+    """Scores, counts and sums of all columns that take part, and of the positive ones."""
+    scores, counts = scores_of(call), columns(call)
+    every, of_positive = (sums_of(call, scores, part) for part in counts)
     spoilt = every.top * 0  # NaN where a score that takes part is
-    return scores, masks, (every, Sums(of_positive.top + spoilt, of_positive.log_mass))
+    return scores, counts, (every, Sums(of_positive.top + spoilt, of_positive.log_mass))
 
 
 def _loss(call: LossCall, every: Sums, positive: Sums) -> Tensor:
@@ -112,24 +144,26 @@ def run(call: LossCall) -> Tensor:
 def weights_of(call: LossCall, lse_all: Tensor, lse_positive: Tensor) -> Tensor:
     """d loss[b] / d logit[b, j] for all columns: [B, 1 + N]."""
     logits = logits_of(call)
-    taking_part, is_positive = columns(call)
-    of_all = (logits - lse_all[:, None]).exp().masked_fill(~taking_part, 0)
-    of_positive = (logits - lse_positive[:, None]).exp().masked_fill(~is_positive, 0)
-    return of_all - of_positive
+    every, positive = columns(call)
+    return _times((logits - lse_all[:, None]).exp(), every) - _times(
+        (logits - lse_positive[:, None]).exp(), positive
+    )
 
 
 @torch.no_grad()
-def sweep(call: LossCall, want_gradient: bool) -> Sweep:
+def sweep(call: LossCall, want_gradient: bool, want_stats: bool = False) -> Sweep:
     """The loss and what its gradients need, from explicit formulas."""
-    scores, masks, sums = _both_sums(call)
-    of_all, of_positive = (part.weights(call, scores, mask) for part, mask in zip(sums, masks))
+    scores, counts, sums = _both_sums(call)
+    of_all, of_positive = (part.weights(call, scores, of_part) for part, of_part in zip(sums, counts))
     weights = of_all - of_positive
     grad_query = weights.new_empty(0, call.query.shape[1])
     if want_gradient:
         positive, keys = (finite_features(t, weights.dtype) for t in (call.positive, call.keys))
         grad_query = (weights[:, :1] * positive + weights[:, 1:] @ keys) / call.temperature
     lse_all, lse_positive = (part.lse(call) for part in sums)
-    return Sweep(_loss(call, *sums), lse_all, lse_positive, weights[:, 0].clone(), grad_query)
+    loss = _loss(call, *sums)
+    stats = stats_of(scores, counts, loss) if want_stats else call.positives.new_empty(0, 3)
+    return Sweep(loss, lse_all, lse_positive, weights[:, 0].clone(), grad_query, stats)
 
 
 @torch.no_grad()

@@ -16,7 +16,7 @@ from ..dispatch.calls import LossCall
 from . import reference
 
 NUM_FIELDS = len(LossCall._fields)
-PER_QUERY = ("query", "positive", "positives", "query_ids", "use_own")
+PER_QUERY = ("query", "positive", "positives", "query_ids", "use_own", "negatives")
 BLOCK_LOGITS = 2**20
 
 
@@ -53,9 +53,9 @@ def _blocks(call: LossCall, *directions: Tangents) -> Iterator[tuple[slice, Loss
 def _softmaxes(call: LossCall) -> tuple[Tensor, Tensor]:
     """Softmaxes [B, 1 + N] of the logits that take part, and of the positive ones."""
     logits = reference.logits_of(call)
-    taking_part, is_positive = reference.columns(call)
     of_all, of_positives = (
-        logits.masked_fill(~mask, -torch.inf).softmax(dim=1) for mask in (taking_part, is_positive)
+        (logits + counts.clamp(min=1).log()).masked_fill(counts == 0, -torch.inf).softmax(dim=1)
+        for counts in reference.columns(call)
     )
     return of_all, of_positives
 

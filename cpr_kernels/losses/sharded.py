@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from ..dispatch.calls import LossCall
+from ..dispatch.calls import LossCall, Sweep
 from ..dispatch.checks import check_loss, check_positives_in_range
 from ..dispatch.native import DTYPE_CODES
 from ..dispatch.sharded_keys import (
@@ -51,19 +51,23 @@ def check(call: LossCall) -> None:
         ValueError: naming the argument, what was expected and what came.
     """
     check_loss(call._replace(keys=call.keys.rows))
+    if call.negatives is not None:
+        raise ValueError(
+            "mil_nce: negatives list entries of keys that one process holds; of a sharded queue all entries take part"
+        )
     for name in ("positive", "keys"):
         check_like("mil_nce", name, getattr(call, name), ("query", call.query))
     check_positives_in_range(call.positives, call.keys.shard.total)
 
 
-def run(call: LossCall) -> Tensor:
-    """Returns the `loss [B]` of this rank's queries; differentiable once.
+def run(call: LossCall, want_stats: bool = False) -> tuple[Tensor, Tensor]:
+    """Returns the `loss [B]` of this rank's queries, differentiable once, and statistics, [B, 3] or [0, 3].
 
     The backward pass is collective: all ranks make it together.
     """
     tensors = (call.query, call.positive, call.keys.rows)
     wants = tuple(torch.is_grad_enabled() and tensor.requires_grad for tensor in tensors)
-    return _Loss.apply(*tensors, call, wants)
+    return _Loss.apply(*tensors, call, wants, want_stats)
 
 
 class _AllQueries(NamedTuple):
@@ -72,9 +76,16 @@ class _AllQueries(NamedTuple):
     call: LossCall  # positive is a placeholder: the own pair belongs to the query's rank
     batch: list[int]  # queries of each rank
     shard: Shard
+    own: Tensor | None  # scores of their own pairs, float32; None without statistics
 
 
-def _gather(call: LossCall, wants: tuple[bool, ...]) -> _AllQueries:
+def _own_scores(call: LossCall) -> Tensor:
+    """Returns the scores of the own pairs [b] in float64, NaN where float32 does not hold them."""
+    own = (call.query.double() * call.positive.double()).sum(dim=1)
+    return torch.where(own.float().isfinite(), own, torch.nan)
+
+
+def _gather(call: LossCall, wants: tuple[bool, ...], want_stats: bool) -> _AllQueries:
     """Returns all ranks' queries, with their positives by local index."""
     shard = call.keys.shard
     settings = (call.temperature, call.siblings, call.positives.shape[1])
@@ -82,53 +93,58 @@ def _gather(call: LossCall, wants: tuple[bool, ...]) -> _AllQueries:
     facts = [
         ("the temperature, siblings or number of positives", fingerprint(settings)),
         ("the size or dtype of the features, or the choice of ids,", fingerprint(features)),
-        ("the choice of gradients", fingerprint(wants)),
+        ("the choice of gradients or statistics", fingerprint((*wants, want_stats))),
         ("the layout of the queue", fingerprint(shard.sizes)),
     ]
     batch = handshake(shard, "mil_nce", call.query.shape[0], facts)
-    columns = [call.query, call.positives] + ([] if call.query_ids is None else [call.query_ids])
-    query, listed, *ids = gather_rows(shard, columns, batch, "mil_nce, gathering the queries")
+    columns = [call.query, call.positives] + ([_own_scores(call).float()] if want_stats else [])
+    columns += [] if call.query_ids is None else [call.query_ids]
+    query, listed, *rest = gather_rows(shard, columns, batch, "mil_nce, gathering the queries")
+    own = rest.pop(0) if want_stats else None
     local = listed - shard.offset
     local = torch.where((local >= 0) & (local < shard.local), local, -1)
-    query_ids = ids[0] if ids else None
+    query_ids = rest[0] if rest else None
     keys = call.keys.rows.detach()
     here = LossCall(query, query, keys, local, call.temperature, query_ids, call.key_ids, None, call.siblings)
-    return _AllQueries(here, batch, shard)
+    return _AllQueries(here, batch, shard, own)
 
 
-def _shares(queries_of_all: _AllQueries, gradient: bool) -> tuple[Tensor, Tensor]:
-    """Returns what each rank's share adds to this rank's queries: sums [W, b, 4] and attended [W, b, 2, D].
-
-    Without a gradient D = 0.
-    """
-    call, batch, shard = queries_of_all
-    sums, attended = native.share(call, gradient)  # [M, 4], [M, 2, D]
-    dim = attended.shape[2]
-    width = 4 + 2 * dim
-    outgoing = torch.cat([sums, attended.view(sums.shape[0], 2 * dim)], dim=1).split(batch)
+def _shares(queries_of_all: _AllQueries, gradient: bool) -> native.Share:
+    """Returns what each rank's share adds to this rank's queries: [W, b, ...] of each member, sums in float64."""
+    call, batch, shard, own = queries_of_all
+    share = native.share(call, gradient, own)  # [M, ...]
+    bits = share._replace(ranks=share.ranks.view(torch.float32))  # moved, never computed with
+    rows = sum(batch)
+    columns = [part.flatten(1) if len(part) == rows else part.new_empty(rows, 0) for part in bits]
+    widths = [column.shape[1] for column in columns]
+    outgoing = torch.cat(columns, dim=1).split(batch)
     mine = batch[shard.rank]
-    parts = exchange(shard, outgoing, [mine * width] * shard.world, "mil_nce, gathering the sums")
-    both = torch.stack([part.view(mine, width) for part in parts]).double()
-    return both[:, :, :4], both[:, :, 4:].reshape(shard.world, mine, 2, dim)
+    parts = exchange(shard, outgoing, [mine * sum(widths)] * shard.world, "mil_nce, gathering the sums")
+    every = torch.stack([part.view(mine, sum(widths)) for part in parts])
+    sums, attended, ranks, best = every.split(widths, dim=2)
+    attended = attended.reshape(shard.world, mine, 2, widths[1] // 2)
+    return native.Share(sums.double(), attended.double(), ranks.contiguous().view(torch.int32), best)
 
 
-class _Reduced(NamedTuple):
-    """Holds the loss of this rank's queries and what its gradients need: as `reference.Sweep`."""
+def _stats(share: native.Share, own: Tensor, own_positive: Tensor, loss: Tensor) -> Tensor:
+    """Returns the statistics [b, 3] of the ranks' best scores, in rank order, and the own pair's."""
+    above, flags = share.ranks.long().unbind(dim=2)  # [W, b]
+    positive = (flags[:, :, None] >> torch.arange(native.BEST)) & 1  # [W, b, 5]
+    scores = torch.cat([own.float()[:, None], *share.best], dim=1)  # [b, 1 + 5 W]
+    positive = torch.cat([own_positive.long()[:, None], *positive], dim=1)
+    top = scores.sort(dim=1, descending=True, stable=True)[1][:, : native.BEST]
+    hits = positive.gather(1, top)
+    stats = torch.stack([above.sum(dim=0), hits[:, 0], hits.sum(dim=1)], dim=1)
+    return stats.masked_fill(loss.isnan()[:, None], -1)
 
-    loss: Tensor  # [b]
-    lse_all: Tensor
-    lse_positive: Tensor
-    own_weight: Tensor
-    grad_query: Tensor  # [b, D]; [b, 0] without gradient
 
-
-def _reduce(call: LossCall, sums: Tensor, attended: Tensor) -> _Reduced:
+def _reduce(call: LossCall, share: native.Share) -> Sweep:
     """Combines the ranks' sums relative to a common maximum, in rank order, and adds the own pair."""
     scale = min((1 / torch.tensor(call.temperature)).item(), LARGEST)  # float32, as the sums were made with
     query, positive = call.query.double(), call.positive.double()
-    own = (query * positive).sum(dim=1)  # [b]
-    own = torch.where(own.float().isfinite(), own, torch.nan)  # and with it all that the query gets
-    top, mass, positive_top, positive_mass = sums.unbind(dim=2)  # [W, b] each
+    own = _own_scores(call)  # [b]; where it is NaN, all that the query gets is
+    attended = share.attended
+    top, mass, positive_top, positive_mass = share.sums.unbind(dim=2)  # [W, b] each
     others = (positive_mass > 0).any(dim=0)
     own_positive = torch.ones_like(others) if call.use_own is None else call.use_own | ~others
 
@@ -152,7 +168,11 @@ def _reduce(call: LossCall, sums: Tensor, attended: Tensor) -> _Reduced:
         grad_query = (own_weight[:, None] * positive + of_all - of_positive) * scale
     loss = ((common - p_common) * scale).clamp(max=LARGEST) + (whole.log() - p_whole.log())
     lse_all, lse_positive = common * scale + whole.log(), p_common * scale + p_whole.log()
-    return _Reduced(*(t.float() for t in (loss, lse_all, lse_positive, own_weight, grad_query)))
+    floats = [t.float() for t in (loss, lse_all, lse_positive, own_weight, grad_query)]
+    stats = call.positives.new_empty(0, 3)
+    if share.ranks.shape[2]:
+        stats = _stats(share, own, own_positive, loss)
+    return Sweep._make([*floats, stats])
 
 
 class _Loss(torch.autograd.Function):
@@ -160,10 +180,11 @@ class _Loss(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, query: Tensor, positive: Tensor, rows: Tensor, call: LossCall, wants: tuple[bool, ...]
-    ) -> Tensor:
-        queries_of_all = _gather(call, wants)
-        out = _reduce(call, *_shares(queries_of_all, wants[0]))
+        ctx: Any, query: Tensor, positive: Tensor, rows: Tensor, call: LossCall, wants: tuple[bool, ...],
+        want_stats: bool,
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
+        queries_of_all = _gather(call, wants, want_stats)
+        out = _reduce(call, _shares(queries_of_all, wants[0]))
         here = queries_of_all.call
         for_keys = (
             rows,
@@ -182,11 +203,12 @@ class _Loss(torch.autograd.Function):
         )
         ctx.dtypes = query.dtype, positive.dtype
         ctx.settings = (call.temperature, call.siblings, queries_of_all.batch, queries_of_all.shard)
-        return out.loss
+        ctx.mark_non_differentiable(out.stats)
+        return out.loss, out.stats
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad_loss: Tensor, _: Any) -> tuple[Tensor | None, ...]:
         grad_query, query, own_weight, rows, key_ids, lse_all, lse_positive, queries, listed, query_ids = (
             ctx.saved_tensors
         )
@@ -199,7 +221,7 @@ class _Loss(torch.autograd.Function):
         if ctx.needs_input_grad[2]:
             here = LossCall(queries, queries, rows, listed, temperature, query_ids, key_ids, None, siblings)
             of_keys = _keys_gradient(here, (grad_loss.float(), lse_all, lse_positive), batch, shard)
-        return of_query, of_positive, of_keys, None, None
+        return of_query, of_positive, of_keys, None, None, None
 
 
 def _keys_gradient(here: LossCall, mine: Sequence[Tensor], batch: Sequence[int], shard: Shard) -> Tensor:

@@ -17,6 +17,8 @@ def why_not(call: LossCall) -> str | None:
     """Triton serves CUDA tensors where it is installed, up to float32."""
     if call.sharded:
         return call.sharded
+    if call.negatives is not None:
+        return "the Triton kernels sweep all keys, and negatives list some for each query"
     if call.query.dtype not in STORED_DTYPES:
         return f"the Triton kernels compute in float32, and {call.query.dtype} asks for more"
     if call.query.shape[1] > MAX_DIM:
@@ -26,11 +28,11 @@ def why_not(call: LossCall) -> str | None:
     return why_not_triton(call.query.device)
 
 
-def sweep(call: LossCall, want_gradient: bool) -> Sweep:
+def sweep(call: LossCall, want_gradient: bool, want_stats: bool = False) -> Sweep:
     """The loss and what its gradients need; see `reference.sweep`."""
     from . import triton_kernels
 
-    return triton_kernels.sweep(call, want_gradient)
+    return triton_kernels.sweep(call, want_gradient, want_stats)
 
 
 def keys_gradient(call: LossCall, grad_loss: Tensor, lse_all: Tensor, lse_positive: Tensor) -> Tensor:

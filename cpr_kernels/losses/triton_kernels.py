@@ -13,6 +13,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..dispatch.calls import LossCall, Sweep
+from .triton_stats import NO_ENTRY, NO_RANKS, finish_stats, into_best, no_best, ranking, ranks_of
 
 PROGRAMS_WANTED = 264  # two for each of 132 multiprocessors
 MIN_PART = 128  # keys
@@ -62,10 +63,10 @@ def _wide_scores(
 
 @triton.jit
 def sweep_part(
-    query, keys, query_ids, key_ids, top_out, mass_out, attended_out, num_queries, num_keys, dim, query_stride,
-    key_stride, part_keys, scale, HAS_QUERY_IDS: tl.constexpr, HAS_KEY_IDS: tl.constexpr, LEAVE_OUT: tl.constexpr,
-    GRADIENT: tl.constexpr, PRECISION: tl.constexpr, EXACT: tl.constexpr, WIDE: tl.constexpr, BLOCK_B: tl.constexpr,
-    BLOCK_D: tl.constexpr, BLOCK_N: tl.constexpr,
+    query, keys, query_ids, key_ids, own_scores, top_out, mass_out, attended_out, above_out, best_out, num_queries,
+    num_keys, dim, query_stride, key_stride, part_keys, scale, HAS_QUERY_IDS: tl.constexpr, HAS_KEY_IDS: tl.constexpr,
+    LEAVE_OUT: tl.constexpr, GRADIENT: tl.constexpr, STATS: tl.constexpr, PRECISION: tl.constexpr, EXACT: tl.constexpr,
+    WIDE: tl.constexpr, BLOCK_B: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """One part of the keys for a block of queries: highest score, mass, and attention output of each, for BLOCK_D
     of the features. WIDE: there are more than that, so the scores are formed tile by tile, in every program alike.
@@ -81,6 +82,10 @@ def sweep_part(
     top = tl.full((BLOCK_B,), LOWEST, tl.float32)
     mass = tl.zeros((BLOCK_B,), tl.float32)
     attended = tl.zeros((BLOCK_B, BLOCK_D), tl.float32)
+    if STATS:
+        own = tl.load(own_scores + b, mask=in_b, other=0.0)[:, None]
+        above = tl.zeros((BLOCK_B,), tl.int32)
+        best = no_best(BLOCK_B)
     end = tl.minimum((part + 1) * part_keys, num_keys)
     for first in range(part * part_keys, end, BLOCK_N):
         j = first + tl.arange(0, BLOCK_N)
@@ -99,6 +104,9 @@ def sweep_part(
             )  # fmt: skip
         else:
             score = tl.dot(q, tl.trans(key), input_precision=PRECISION)
+        if STATS:
+            above += tl.sum((taking & (score > own)).to(tl.int32), axis=1)
+            best = into_best(best, tl.where(taking, ranking(score, j[None, :]), NO_ENTRY))
         highest = tl.maximum(top, tl.max(tl.where(taking, score, LOWEST), axis=1))
         weight = tl.where(taking, tl.exp((score - highest[:, None]) * scale), 0.0)
         shrink = tl.exp((top - highest) * scale)
@@ -113,6 +121,10 @@ def sweep_part(
     first_features = in_b & (tl.program_id(2) == 0)
     tl.store(top_out + at, top, mask=first_features)
     tl.store(mass_out + at, mass, mask=first_features)
+    if STATS:
+        tl.store(above_out + at, above, mask=first_features)
+        place = tl.arange(0, 8)[None, :]
+        tl.store(best_out + at[:, None] * 8 + place, best, mask=first_features[:, None] & (place < 8))
     if GRADIENT:
         tl.store(attended_out + at[:, None] * dim + d[None, :], attended, mask=in_b[:, None] & in_d[None, :])
 
@@ -120,10 +132,10 @@ def sweep_part(
 @triton.jit
 def finish_query(
     query, positive, keys, positives, query_ids, key_ids, use_own, tops, masses, attended, loss_out, all_out,
-    positive_out, weight_out, grad_out, num_queries, num_keys, dim, query_stride, positive_stride, key_stride,
-    num_positives, parts, scale, HAS_QUERY_IDS: tl.constexpr, HAS_KEY_IDS: tl.constexpr, HAS_USE_OWN: tl.constexpr,
-    SIBLINGS: tl.constexpr, GRADIENT: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_D: tl.constexpr,
-    SCAN: tl.constexpr, TAKEN: tl.constexpr,
+    positive_out, weight_out, grad_out, own_counts_out, num_queries, num_keys, dim, query_stride, positive_stride,
+    key_stride, num_positives, parts, scale, HAS_QUERY_IDS: tl.constexpr, HAS_KEY_IDS: tl.constexpr,
+    HAS_USE_OWN: tl.constexpr, SIBLINGS: tl.constexpr, GRADIENT: tl.constexpr, STATS: tl.constexpr,
+    BLOCK_P: tl.constexpr, BLOCK_D: tl.constexpr, SCAN: tl.constexpr, TAKEN: tl.constexpr,
 ):  # fmt: skip
     """One query: parts put together in order, its own pair, its positives; the loss and the query's gradient."""
     b = tl.program_id(0).to(tl.int64)
@@ -196,6 +208,8 @@ def finish_query(
         own_counts = own_counts | (tl.load(use_own + b) != 0)
     else:
         own_counts = own_counts | (gathered == gathered)
+    if STATS:
+        tl.store(own_counts_out + b, own_counts.to(tl.int8))
     highest = tl.where(own_counts, tl.maximum(best, own), best)
     shrink = tl.exp((best - highest) * scale)
     own_mass = tl.where(own_counts, tl.exp((own - highest) * scale), 0.0)
@@ -284,16 +298,16 @@ def _shared(call: LossCall) -> dict[str, Any]:
     }
 
 
-def sweep(call: LossCall, want_gradient: bool) -> Sweep:
+def sweep(call: LossCall, want_gradient: bool, want_stats: bool = False) -> Sweep:
     """The loss and what its gradients need; see `reference.sweep`."""
     call = call.with_contiguous_rows()
     query, positive, keys = call.query, call.positive, call.keys
     (rows, dim), num_keys, device = query.shape, keys.shape[0], query.device
     loss, lse_all, lse_positive, own_weight = (torch.empty(rows, device=device) for _ in range(4))
     grad_query = torch.empty(rows if want_gradient else 0, dim, device=device)
-    out = Sweep(loss, lse_all, lse_positive, own_weight, grad_query)
+    stats = torch.empty(rows if want_stats else 0, 3, dtype=torch.int64, device=device)
     if rows == 0:
-        return out
+        return Sweep(loss, lse_all, lse_positive, own_weight, grad_query, stats)
     given = _shared(call)
     tiles, chunks = (
         triton.cdiv(rows, SWEEP_QUERIES),
@@ -304,24 +318,32 @@ def sweep(call: LossCall, want_gradient: bool) -> Sweep:
     parts = triton.cdiv(num_keys, part_keys)
     tops, masses = torch.empty(2, max(parts, 1), rows, device=device)
     attended = torch.empty(max(parts, 1) if want_gradient else 0, rows, dim, device=device)
+    ranks = ranks_of(call, max(parts, 1)) if want_stats else NO_RANKS
     scale = 1.0 / call.temperature
     if parts:
         sweep_part[(tiles, parts, chunks)](
-            query, keys, call.query_ids, call.key_ids, tops, masses, attended, rows, num_keys, dim,
-            query.stride(0), keys.stride(0), part_keys, scale, LEAVE_OUT=_leaves_out(call), GRADIENT=want_gradient,
-            BLOCK_B=SWEEP_QUERIES, **SWEEP_LAUNCH, **given,
+            query, keys, call.query_ids, call.key_ids, ranks.own, tops, masses, attended, ranks.above, ranks.best,
+            rows, num_keys, dim, query.stride(0), keys.stride(0), part_keys, scale, LEAVE_OUT=_leaves_out(call),
+            GRADIENT=want_gradient, STATS=want_stats, BLOCK_B=SWEEP_QUERIES, **SWEEP_LAUNCH, **given,
         )  # fmt: skip
-    listed = call.positives
+    listed, has_ids = call.positives, call.query_ids is not None
     use_own = None if call.use_own is None else call.use_own.view(torch.uint8)
+    listed_block = triton.next_power_of_2(max(1, listed.shape[1]))
     finish_query[(rows,)](
-        query, positive, keys, listed, call.query_ids, call.key_ids, use_own, tops, masses, attended, *out,
-        rows, num_keys, dim, query.stride(0), positive.stride(0), keys.stride(0), listed.shape[1], parts, scale,
-        HAS_QUERY_IDS=call.query_ids is not None, HAS_KEY_IDS=call.key_ids is not None,
-        HAS_USE_OWN=use_own is not None, SIBLINGS=call.siblings, GRADIENT=want_gradient,
-        BLOCK_P=triton.next_power_of_2(max(1, listed.shape[1])), BLOCK_D=whole_block(dim), SCAN=SCANNED,
+        query, positive, keys, listed, call.query_ids, call.key_ids, use_own, tops, masses, attended, loss, lse_all,
+        lse_positive, own_weight, grad_query, ranks.own_counts, rows, num_keys, dim, query.stride(0),
+        positive.stride(0), keys.stride(0), listed.shape[1], parts, scale, HAS_QUERY_IDS=has_ids,
+        HAS_KEY_IDS=call.key_ids is not None, HAS_USE_OWN=use_own is not None, SIBLINGS=call.siblings,
+        GRADIENT=want_gradient, STATS=want_stats, BLOCK_P=listed_block, BLOCK_D=whole_block(dim), SCAN=SCANNED,
         TAKEN=max(1, min(16, 4096 // whole_block(dim))), num_warps=4,
     )  # fmt: skip
-    return out
+    if want_stats:
+        finish_stats[(rows,)](
+            ranks.own, ranks.own_counts, listed, call.query_ids, call.key_ids, ranks.above, ranks.best, stats, rows,
+            listed.shape[1], parts, HAS_QUERY_IDS=has_ids, SIBLINGS=call.siblings, BLOCK_P=listed_block, num_warps=1,
+        )  # fmt: skip
+        stats = stats.masked_fill(loss.isnan()[:, None], -1)
+    return Sweep(loss, lse_all, lse_positive, own_weight, grad_query, stats)
 
 
 def _leaves_out(call: LossCall) -> bool:

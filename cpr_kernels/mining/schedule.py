@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -12,6 +13,11 @@ from typing import Any
 from ..dispatch.tensor_checks import is_float32
 
 Weights = tuple[tuple[str, float], ...]
+# a count or a share, as text; more digits, or a larger exponent, would take for ever to write out
+AMOUNT = re.compile(
+    r"\d{1,18}(/\d{1,18}|(\.\d{0,18})?(e[+-]?\d{1,2})?)|\.\d{1,18}(e[+-]?\d{1,2})?", re.IGNORECASE
+)
+MOST_STAGES = 1_000
 
 
 @dataclass(frozen=True)
@@ -61,7 +67,7 @@ def _count(value: Any, expected: str) -> int:
     """Returns `value`, a whole number >= 1 of any type, as an int."""
     try:
         count = int(value)
-        whole = not isinstance(value, (bool, str)) and count == value and count >= 1
+        whole = not isinstance(value, (bool, str)) and count == value and 1 <= count < 2**63
     except (TypeError, ValueError, OverflowError):
         whole = False
     if not whole:
@@ -171,8 +177,14 @@ class Schedule(tuple[Stage, ...]):
 def _exact(ratio: float | Fraction) -> Fraction:
     """Returns the ratio as written: 0.7 is 7/10, not its binary neighbour."""
     try:
-        return ratio if isinstance(ratio, Fraction) else Fraction(str(ratio))
-    except ValueError:
+        if isinstance(ratio, Fraction):
+            return ratio
+        if (
+            abs(float(ratio)) < 1e-99 or abs(float(ratio)) > 1
+        ):  # as text, its fraction might take for ever to make
+            return Fraction(str(float(ratio)))
+        return Fraction(str(ratio))
+    except (ValueError, TypeError, OverflowError):
         raise ValueError(f"cpr_schedule: ratio must be a number in (0, 1], got {ratio!r}") from None
 
 
@@ -198,6 +210,7 @@ def cpr_schedule(
     num_keys = _count(num_keys, "cpr_schedule: num_keys must be an integer >= 1")
     stages = _count(stages, "cpr_schedule: stages must be an integer >= 1")
     topk = _count(topk, "cpr_schedule: topk must be an integer >= 1")
+    _require(stages <= MOST_STAGES, f"stages must be at most {MOST_STAGES}, got {stages}")
     share = _exact(ratio)
     _require(0 < share <= 1, f"ratio must lie in (0, 1], got {ratio}")
     keep = [floor(num_keys * share**s) for s in range(1, stages)] + [topk]
@@ -267,9 +280,9 @@ def _sensible(holds: bool, sentence: str) -> None:
 
 def _parts(part: str, text: str) -> tuple[Weights, str]:
     """Returns the views and the amount of one stage."""
-    view, colon, amount = part.rpartition(":")
+    view, _, amount = part.rpartition(":")
     try:
-        positive = bool(colon) and Fraction(amount) > 0
+        positive = AMOUNT.fullmatch(amount.strip()) is not None and Fraction(amount) > 0
         weights = tuple(_term(term) for term in view.split("+"))
     except (ValueError, ZeroDivisionError):
         positive, weights = False, ()

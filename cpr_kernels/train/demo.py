@@ -21,7 +21,7 @@ from .pages.report import write_report
 from .pretrain.config import Clips, Mining, Optim, TrainConfig
 from .pretrain.loop import pretrain
 from .pretrain.run_folder import config_of
-from .runtime.files import write_atomically
+from .runtime.files import read_json, write_atomically
 from .views.augment import Augment
 
 T = TypeVar("T")
@@ -106,7 +106,9 @@ class _Timings:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.seconds: dict[str, float] = json.loads(path.read_text()) if path.is_file() else {}
+        self.seconds: dict[str, float] = (
+            read_json(path, "out", "delete it", dict[str, float]) if path.is_file() else {}
+        )
 
     def measure(self, name: str, work: Callable[[], T]) -> T:
         began = time.monotonic()

@@ -12,22 +12,21 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from .. import __version__
 from ..deploy import artifact
 from ..deploy.model import RECORDS
+from ..deploy.network import Network, why_not_described
 from ..progress import say
 from . import TrainError
 from .batches.dataset import ClipDataset
 from .data.manifest import Manifest
-from .encoders.forward import channels_last
-from .encoders.weights import load_encoder
+from .encoders.weights import encoder_facts, load_encoder
 from .evaluate.classifier import load_classifier
 from .evaluate.features import Protocol, encode
 from .evaluate.finetune import CLASSIFIER, settings_of
 from .pretrain.run_folder import config_of, encoder_files
-from .views import View, chosen
+from .views import chosen
 
 MOST_CLIPS = 4096  # the program's free batch size
 
@@ -37,9 +36,9 @@ class Export:
     """Write one file that holds a trained model and works without the trainer: `cpr export SOURCE --out model.cpr`.
 
     SOURCE is a folder of `cpr finetune` (classes and embeddings) or of `cpr pretrain` (embeddings of its last
-    encoders). The file is a zip: weights as safetensors, a torch.export program with a free batch size and the
-    normalisation inside, and a manifest with the preprocessing, the class names and hashes. Use it by `cpr predict`,
-    `index` and `search`, by `cpr_kernels.deploy.Model`, or anywhere by `torch.export.load`.
+    encoders). The file is a zip: weights as safetensors, a manifest with the network, the preprocessing, the class
+    names and hashes, and a torch.export program with a free batch size and the normalisation inside. Use it by `cpr
+    predict`, `index` and `search`, by `cpr_kernels.deploy.Model`, or anywhere by `torch.export.load`.
     """
 
     source: Path
@@ -70,40 +69,6 @@ class Export:
             raise TrainError(f"source: {self.source} is not a folder of `cpr finetune` or `cpr pretrain`")
 
 
-class Deployed(nn.Module):
-    """Maps uint8 clips, one tensor per view, to embeddings [M, E] and class probabilities [M, C].
-
-    An embedding is the views' pooled features, each less its centre and of length 1, side by side, of length 1: inner
-    products are the mean cosine of the views, what `cpr evaluate` compares.
-    """
-
-    def __init__(
-        self,
-        encoders: Mapping[str, nn.Module],
-        centres: Mapping[str, Tensor],
-        linear: nn.Linear | None = None,
-    ) -> None:
-        super().__init__()
-        self.views: dict[str, View] = chosen(tuple(encoders))
-        self.encoders = nn.ModuleDict(encoders)
-        self.linear = linear
-        for view, centre in centres.items():
-            self.register_buffer(f"centre_{view}", centre)
-        self.eval()
-
-    def forward(self, *clips: Tensor) -> tuple[Tensor, ...]:
-        """Returns embeddings, and with a classifier probabilities, of clips [M, T, S, S, C] uint8, one per view."""
-        parts = []
-        for clip, (name, view) in zip(clips, self.views.items()):
-            encoder: Any = self.encoders[name]
-            features = encoder.features(channels_last(view.plain(clip)))
-            parts.append(functional.normalize(features - getattr(self, f"centre_{name}"), dim=1))
-        embedding = torch.cat(parts, dim=1) / math.sqrt(len(parts))
-        if self.linear is None:
-            return (embedding,)
-        return embedding, functional.softmax(self.linear(features), dim=1)  # one view: its features
-
-
 @dataclass(frozen=True)
 class _Trained:
     """Holds what is exported: the networks, the size of their clips, and the data set that they learnt from."""
@@ -128,9 +93,12 @@ def export(settings: Export) -> Path:
     is_classifier = (source / CLASSIFIER).is_file()
     trained = _classifier(source, settings) if is_classifier else _run(source, settings)
     _refuse_views(trained.encoders)
-    model = Deployed(trained.encoders, _centres(trained, settings.center), trained.linear)
+    views = chosen(tuple(trained.encoders))
+    model = Network(trained.encoders, {name: view.plain for name, view in views.items()}, trained.linear)
+    for name, centre in _centres(trained, settings.center).items():
+        getattr(model, f"centre_{name}").copy_(centre)
     frames = Manifest.load(trained.data).settings
-    records = {name: view.stored for name, view in model.views.items()}
+    records = {name: view.stored for name, view in views.items()}
     example = tuple(
         torch.randint(0, 256, (2, trained.frames, trained.crop, trained.crop, RECORDS[record])).to(
             torch.uint8
@@ -147,7 +115,7 @@ def export(settings: Export) -> Path:
         "cpr_kernels": __version__,
         "torch": str(torch.__version__),
         "source": source.name,
-        "views": [{"name": name, "record": record} for name, record in records.items()],
+        "views": _described(trained.encoders, records),
         "inputs": [f"{name}: uint8 [M, {', '.join(map(str, clip.shape[1:]))}]" for name, clip in zip(records, example)],
         "outputs": ["embedding: float32 [M, E]", *["probabilities: float32 [M, C]"] * bool(trained.classes)],
         "clip": {
@@ -160,6 +128,15 @@ def export(settings: Export) -> Path:
     }  # fmt: skip
     artifact.write(out, manifest, members)
     return out
+
+
+def _described(encoders: Mapping[str, nn.Module], records: Mapping[str, str]) -> list[dict[str, Any]]:
+    """Returns the manifest's views, with each encoder's architecture and size where these describe it."""
+    views = [{"name": name, "record": record} for name, record in records.items()]
+    if reason := why_not_described(tuple(encoders), tuple(encoders.values())):
+        say(f"stored as a program only ({reason}): whoever uses this file must trust it (--trust)")
+        return views
+    return [{**view, **encoder_facts(encoder)} for view, encoder in zip(views, encoders.values())]
 
 
 def program_of(model: nn.Module, example: Sequence[Tensor]) -> bytes:

@@ -1,5 +1,5 @@
 """Re-exports the S3D network at its public path."""
 
-from .encoders.s3d import S3D, Encoder
+from ..networks.s3d import S3D, Encoder
 
 __all__ = ["S3D", "Encoder"]

@@ -25,7 +25,7 @@ from .evaluate.retrieval import recall_of
 from .pretrain.config import TrainConfig, same_settings
 from .pretrain.loop import pretrain
 from .pretrain.run_folder import WarmStart, config_of, encoder_files
-from .runtime.files import write_atomically
+from .runtime.files import read_json, write_atomically
 from .runtime.lock import exclusive
 
 NOTE, FIGURES = "goes_on.json", "update.json"
@@ -97,7 +97,8 @@ def update(settings: Update) -> dict[str, Figures]:
     join_data(before.data, settings, old)
     note = WarmStart(str(settings.run), len(old.videos), settings.old_share)
     note.save(out / NOTE)
-    figures = json.loads((out / FIGURES).read_text()) if (out / FIGURES).is_file() else {}
+    advice = "delete it, and it is measured again"
+    figures = read_json(out / FIGURES, "out", advice, dict[str, Figures]) if (out / FIGURES).is_file() else {}
     if "before" not in figures:
         figures["before"] = retrieval_of(settings.run, config, note, settings.clips)
         write_atomically(out / FIGURES, json.dumps(figures, indent=1).encode())

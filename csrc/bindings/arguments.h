@@ -71,12 +71,13 @@ inline RerankArgs rerank_args(const CascadeArgs& cascade, const Listed& listed) 
 }
 
 using LossFeatures =
-    std::tuple<Address, int64_t, Address, int64_t, Address, int64_t>;  // query, positive, keys; strides
-using LossSizes = std::tuple<int64_t, int64_t, int64_t, int64_t>;      // B, N, D, P
-using LossMasks = std::tuple<Address, Address, Address>;               // query ids, key ids, use own
+    std::tuple<Address, int64_t, Address, int64_t, Address, int64_t>;       // query, positive, keys; strides
+using LossSizes = std::tuple<int64_t, int64_t, int64_t, int64_t, int64_t>;  // B, N, D, P, M
+using LossLists = std::tuple<Address, Address>;                             // positives, negatives
+using LossMasks = std::tuple<Address, Address, Address>;                    // query ids, key ids, use own
 
-inline LossArgs loss_args(const LossFeatures& features, int dtype, const LossSizes& sizes, Address positives,
-                          float temperature, const LossMasks& masks, int siblings) {
+inline LossArgs loss_args(const LossFeatures& features, int dtype, const LossSizes& sizes,
+                          const LossLists& lists, float temperature, const LossMasks& masks, int siblings) {
   LossArgs args{};
   const auto& [query, query_stride, positive, positive_stride, keys, key_stride] = features;
   args.query = at<const void>(query);
@@ -85,9 +86,10 @@ inline LossArgs loss_args(const LossFeatures& features, int dtype, const LossSiz
   args.query_stride = query_stride;
   args.positive_stride = positive_stride;
   args.key_stride = key_stride;
-  std::tie(args.num_queries, args.num_keys, args.dim, args.num_positives) = sizes;
+  std::tie(args.num_queries, args.num_keys, args.dim, args.num_positives, args.num_negatives) = sizes;
   args.dtype = static_cast<DType>(dtype);
-  args.positives = at<const int64_t>(positives);
+  args.positives = at<const int64_t>(std::get<0>(lists));
+  args.negatives = at<const int64_t>(std::get<1>(lists));
   args.temperature = temperature;
   args.query_ids = at<const int64_t>(std::get<0>(masks));
   args.key_ids = at<const int64_t>(std::get<1>(masks));
@@ -95,6 +97,18 @@ inline LossArgs loss_args(const LossFeatures& features, int dtype, const LossSiz
   args.siblings = siblings;
   return args;
 }
+
+// loss, both lses, own weight, query gradient, statistics
+using LossResults = std::tuple<Address, Address, Address, Address, Address, Address>;
+
+inline LossOut loss_out(const LossResults& out) {
+  const auto& [loss, lse_all, lse_positive, own_weight, grad_query, stats] = out;
+  return {at<float>(loss),       at<float>(lse_all),    at<float>(lse_positive),
+          at<float>(own_weight), at<float>(grad_query), at<int64_t>(stats)};
+}
+
+// sums, attended, own scores, ranks, best; the last three 0 without statistics
+using LossShares = std::tuple<Address, Address, Address, Address, Address>;
 
 using Columns = Views;  // buffer, stride in bytes, rows, stride in bytes, bytes a row
 

@@ -8,8 +8,8 @@
 #include <tuple>
 #include <vector>
 
-#include "../cuda/device/info.h"
 #include "../cuda/device/device_limits.h"
+#include "../cuda/device/info.h"
 #include "../cuda/device/tuning.h"
 #include "arguments.h"
 
@@ -25,36 +25,32 @@ inline void check(const char* error) {
 inline void bind_loss(py::module_& m) {
   m.def(
       "cuda_mil_nce_workspace",
-      [](const LossFeatures& features, int dtype, const LossSizes& sizes, Address positives,
-         float temperature, const LossMasks& masks, int siblings, bool sweep, bool gradient) {
+      [](const LossFeatures& features, int dtype, const LossSizes& sizes, const LossLists& lists,
+         float temperature, const LossMasks& masks, int siblings, bool sweep, bool gradient, bool stats) {
         int64_t bytes = 0;
-        check(
-            mil_nce_cuda_workspace(loss_args(features, dtype, sizes, positives, temperature, masks, siblings),
-                                   sweep, gradient, &bytes));
+        check(mil_nce_cuda_workspace(loss_args(features, dtype, sizes, lists, temperature, masks, siblings),
+                                     sweep, gradient, stats, &bytes));
         return bytes;
       },
       "Bytes of workspace that cuda_mil_nce_sweep (sweep=True) or cuda_mil_nce_keys_gradient needs.");
-  m.def("cuda_mil_nce_sweep", [](const LossFeatures& features, int dtype, const LossSizes& sizes,
-                                 Address positives, float temperature, const LossMasks& masks, int siblings,
-                                 const std::tuple<Address, Address, Address, Address, Address>& out,
-                                 Address workspace, int64_t bytes, Address stream) {
-    const auto& [loss, lse_all, lse_positive, own_weight, grad_query] = out;
-    check(mil_nce_sweep_cuda(loss_args(features, dtype, sizes, positives, temperature, masks, siblings),
-                             {at<float>(loss), at<float>(lse_all), at<float>(lse_positive),
-                              at<float>(own_weight), at<float>(grad_query)},
-                             at<void>(workspace), bytes, at<void>(stream)));
-  });
-  m.def("cuda_mil_nce_keys_gradient",
-        [](const LossFeatures& features, int dtype, const LossSizes& sizes, Address positives,
-           float temperature, const LossMasks& masks, int siblings,
-           const std::tuple<Address, Address, Address, Address>& given, Address workspace, int64_t bytes,
-           Address stream) {
-          const auto& [grad_loss, lse_all, lse_positive, grad_keys] = given;
-          check(mil_nce_keys_gradient_cuda(
-              loss_args(features, dtype, sizes, positives, temperature, masks, siblings),
-              at<const float>(grad_loss), at<const float>(lse_all), at<const float>(lse_positive),
-              at<float>(grad_keys), at<void>(workspace), bytes, at<void>(stream)));
+  m.def("cuda_mil_nce_sweep",
+        [](const LossFeatures& features, int dtype, const LossSizes& sizes, const LossLists& lists,
+           float temperature, const LossMasks& masks, int siblings, const LossResults& out, Address workspace,
+           int64_t bytes, Address stream) {
+          check(mil_nce_sweep_cuda(loss_args(features, dtype, sizes, lists, temperature, masks, siblings),
+                                   loss_out(out), at<void>(workspace), bytes, at<void>(stream)));
         });
+  m.def("cuda_mil_nce_keys_gradient", [](const LossFeatures& features, int dtype, const LossSizes& sizes,
+                                         const LossLists& lists, float temperature, const LossMasks& masks,
+                                         int siblings,
+                                         const std::tuple<Address, Address, Address, Address>& given,
+                                         Address workspace, int64_t bytes, Address stream) {
+    const auto& [grad_loss, lse_all, lse_positive, grad_keys] = given;
+    check(mil_nce_keys_gradient_cuda(loss_args(features, dtype, sizes, lists, temperature, masks, siblings),
+                                     at<const float>(grad_loss), at<const float>(lse_all),
+                                     at<const float>(lse_positive), at<float>(grad_keys), at<void>(workspace),
+                                     bytes, at<void>(stream)));
+  });
 }
 
 inline void bind(py::module_& m) {

@@ -69,37 +69,37 @@ PYBIND11_MODULE(_core, m) {
   m.doc() = "Native kernels of cpr_kernels: raw addresses in, results in place. Use cpr_kernels, not this.";
   m.def("cascade_topk", &cascade_topk, "Returns how many queries took the exhaustive fallback.");
   m.def("cascade_rerank", &cascade_rerank);
-  m.def("mil_nce_sweep", [](const LossFeatures& features, int dtype, const LossSizes& sizes,
-                            Address positives, float temperature, const LossMasks& masks, int siblings,
-                            int threads, const std::tuple<Address, Address, Address, Address, Address>& out) {
-    const py::gil_scoped_release unlocked;
-    const auto& [loss, lse_all, lse_positive, own_weight, grad_query] = out;
-    if (!mil_nce_sweep_cpu(
-            on_threads(loss_args(features, dtype, sizes, positives, temperature, masks, siblings), threads),
-            {at<float>(loss), at<float>(lse_all), at<float>(lse_positive), at<float>(own_weight),
-             at<float>(grad_query)}))
-      throw std::bad_alloc();
-  });
+  m.def("mil_nce_sweep",
+        [](const LossFeatures& features, int dtype, const LossSizes& sizes, const LossLists& lists,
+           float temperature, const LossMasks& masks, int siblings, int threads, const LossResults& out) {
+          const py::gil_scoped_release unlocked;
+          if (!mil_nce_sweep_cpu(
+                  on_threads(loss_args(features, dtype, sizes, lists, temperature, masks, siblings), threads),
+                  loss_out(out)))
+            throw std::bad_alloc();
+        });
   m.def("mil_nce_share", [](const LossFeatures& features, int dtype, const LossSizes& sizes,
-                            Address positives, float temperature, const LossMasks& masks, int siblings,
-                            int threads, Address sums, Address attended) {
+                            const LossLists& lists, float temperature, const LossMasks& masks, int siblings,
+                            int threads, const LossShares& out) {
     const py::gil_scoped_release unlocked;
-    if (!mil_nce_share_cpu(
-            on_threads(loss_args(features, dtype, sizes, positives, temperature, masks, siblings), threads),
-            {at<float>(sums), at<float>(attended)}))
+    const auto& [sums, attended, own, ranks, best] = out;
+    LossArgs args =
+        on_threads(loss_args(features, dtype, sizes, lists, temperature, masks, siblings), threads);
+    args.own = at<const float>(own);
+    if (!mil_nce_share_cpu(args, {at<float>(sums), at<float>(attended), at<int32_t>(ranks), at<float>(best)}))
       throw std::bad_alloc();
   });
-  m.def("mil_nce_keys_gradient", [](const LossFeatures& features, int dtype, const LossSizes& sizes,
-                                    Address positives, float temperature, const LossMasks& masks,
-                                    int siblings, int threads, Address grad_loss, Address lse_all,
-                                    Address lse_positive, Address grad_keys) {
-    const py::gil_scoped_release unlocked;
-    if (!mil_nce_keys_gradient_cpu(
-            on_threads(loss_args(features, dtype, sizes, positives, temperature, masks, siblings), threads),
-            at<const float>(grad_loss), at<const float>(lse_all), at<const float>(lse_positive),
-            at<float>(grad_keys)))
-      throw std::bad_alloc();
-  });
+  m.def("mil_nce_keys_gradient",
+        [](const LossFeatures& features, int dtype, const LossSizes& sizes, const LossLists& lists,
+           float temperature, const LossMasks& masks, int siblings, int threads, Address grad_loss,
+           Address lse_all, Address lse_positive, Address grad_keys) {
+          const py::gil_scoped_release unlocked;
+          if (!mil_nce_keys_gradient_cpu(
+                  on_threads(loss_args(features, dtype, sizes, lists, temperature, masks, siblings), threads),
+                  at<const float>(grad_loss), at<const float>(lse_all), at<const float>(lse_positive),
+                  at<float>(grad_keys)))
+            throw std::bad_alloc();
+        });
   m.def("enqueue", &enqueue);
   shard_bindings::bind(m);
   plan_bindings::bind(m);
@@ -109,8 +109,10 @@ PYBIND11_MODULE(_core, m) {
   m.def(
       "limits",
       [] {
-        return std::map<std::string, int64_t>{{"views", MAX_VIEWS},     {"rows", MAX_ROWS},
-                                              {"stages", MAX_STAGES},   {"columns", MAX_COLUMNS},
+        return std::map<std::string, int64_t>{{"views", MAX_VIEWS},
+                                              {"rows", MAX_ROWS},
+                                              {"stages", MAX_STAGES},
+                                              {"columns", MAX_COLUMNS},
                                               {"list_slack", LIST_SLACK}};
       },
       "What fits the arguments of the CUDA kernels, and the room that lists need beyond their entries.");

@@ -78,7 +78,7 @@ inline void bind(py::module_& m) {
         args.dtype = static_cast<DType>(dtype);
         std::tie(args.num_queries, args.num_keys, args.dim) = sizes;
         LossLayout layout;
-        if (const char* reason = plan_loss(args, true, gradient, limits_of(limits), nullptr, layout))
+        if (const char* reason = plan_loss(args, {true, gradient, false}, limits_of(limits), nullptr, layout))
           throw std::invalid_argument(reason);
         return std::make_tuple(layout.parts, layout.part_columns, layout.wide, layout.bytes);
       },

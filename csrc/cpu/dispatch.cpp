@@ -6,6 +6,10 @@
 #include <string>
 #include <vector>
 
+#ifdef CPR_HAS_avx2
+#include <cpuid.h>
+#endif
+
 #include "../cpu_info.h"
 #include "cascade/planner.h"
 #include "kernels.h"
@@ -47,6 +51,14 @@ CPR_DECLARE_KERNELS(avx512)
 
 namespace {
 
+#ifdef CPR_HAS_avx2
+// Not by __builtin_cpu_supports, which does not know the name in every clang.
+bool has_f16c() {
+  unsigned eax, ebx, ecx, edx;
+  return __get_cpuid(1, &eax, &ebx, &ecx, &edx) && (ecx & bit_F16C);
+}
+#endif
+
 // What this machine can run, best first.
 std::vector<Isa> runnable() {
   std::vector<Isa> found;
@@ -60,7 +72,7 @@ std::vector<Isa> runnable() {
 #endif
 #ifdef CPR_HAS_avx2
   if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi2") &&
-      __builtin_cpu_supports("f16c"))
+      has_f16c())
     found.push_back(CPR_KERNELS_OF("avx2", avx2, 4096));
 #endif
   found.push_back(CPR_KERNELS_OF("generic", generic, NEVER));

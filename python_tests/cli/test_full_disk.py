@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from limits import address_space, limited
 
-from cpr_kernels import __main__
+import cpr_command
 from cpr_kernels.__main__ import main
 from cpr_kernels.cli.videos import Results
 from cpr_kernels.files import replacing
@@ -82,7 +82,7 @@ def test_each_library_s_lack_of_memory_is_known(
     def failing(name: str, argv: list[str]) -> int:
         raise error
 
-    monkeypatch.setattr(__main__, "_call", failing)
+    monkeypatch.setattr(cpr_command, "_call", failing)
     assert main(["mine"]) == 2
     assert "needs more memory than is free" in capsys.readouterr().err
     error = RuntimeError("shape mismatch")

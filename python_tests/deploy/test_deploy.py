@@ -18,12 +18,13 @@ import numpy as np
 import pytest
 import torch
 import train_sets  # noqa: F401  skips without the trainer's packages
-from small_artifact import Means, means
+from small_artifact import Means, small
 
 from cpr_kernels.__main__ import main
 from cpr_kernels.deploy import ClipIndex, Model, artifact
 from cpr_kernels.deploy import clip_index as index_room
 from cpr_kernels.deploy.model import ClipBatch
+from cpr_kernels.reading.seals import sealed
 from cpr_kernels.train import TrainError
 from cpr_kernels.train.batches.dataset import ClipDataset
 from cpr_kernels.train.data.decoding import _jpeg, decode_rgb
@@ -66,12 +67,12 @@ def encoder(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def namer(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return means(tmp_path_factory.mktemp("small") / "namer.cpr", 7)
+    return small(tmp_path_factory.mktemp("small") / "namer.cpr", 7)
 
 
 @pytest.fixture(scope="module")
 def seer(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return means(tmp_path_factory.mktemp("small") / "seer.cpr", 0)
+    return small(tmp_path_factory.mktemp("small") / "seer.cpr", 0)
 
 
 @pytest.fixture
@@ -82,17 +83,23 @@ def clips(clip_folder: Path) -> list[Path]:
 def test_the_program_is_the_model_that_was_trained(tuned: Path, classifier: Path, data: Path) -> None:
     trained = load_classifier(tuned / "classifier.safetensors")
     dataset = ClipDataset(data, 8, 32, views=("rgb",), split="test", cache_mb=0)
-    model = Model(classifier)
-    assert model.classes == trained.classes
+    model, trusted = Model(classifier), Model(classifier, trust=True)
+    assert model.classes == trained.classes and model.manifest.described
     wanted = video_scores(trained, dataset, 3, ten=False)
     for position in (0, 5):
         frames = torch.from_numpy(dataset.test_crops(position, 3, "rgb", ten=False)).flatten(0, 1)
-        embeddings, probabilities = model(ClipBatch({"rgb": frames}, [(0.0, 1.0)] * 3))
+        batch = ClipBatch({"rgb": frames}, [(0.0, 1.0)] * 3)
+        embeddings, probabilities = model(batch)
         assert torch.allclose(probabilities.mean(0), wanted[position], atol=1e-6)
         assert torch.allclose(embeddings.norm(dim=1), torch.ones(3))
+        for rebuilt, exported in zip((embeddings, probabilities), trusted(batch)):
+            assert torch.allclose(rebuilt, exported, atol=1e-6)
     with torch.no_grad():
-        for batch in (1, 5):
-            assert model._module(frames[:1].repeat(batch, 1, 1, 1, 1))[1].shape == (batch, len(model.classes))
+        for count in (1, 5):
+            assert trusted._module(frames[:1].repeat(count, 1, 1, 1, 1))[1].shape == (
+                count,
+                len(model.classes),
+            )
 
 
 def test_a_video_gives_what_its_prepared_frames_gave(
@@ -124,7 +131,7 @@ def as_stored(clips: torch.Tensor, quality: int) -> torch.Tensor:
 
 def test_two_views_and_their_flow(run: Path, encoder: Path, clips: list[Path]) -> None:
     model = Model(encoder)
-    assert [view["name"] for view in model.views] == ["rgb", "flow"] and model.classes == []
+    assert [view.name for view in model.views] == ["rgb", "flow"] and model.classes == []
     seen = model.video(clips[0])
     assert seen.probabilities is None and seen.embeddings.shape == (2, model.embedding)
     rgb = load_encoder(encoder_files(run)[-1][1]["rgb"]).eval()
@@ -139,10 +146,10 @@ def test_two_views_and_their_flow(run: Path, encoder: Path, clips: list[Path]) -
 def test_long_videos_are_read_in_parts(seer: Path, clips: list[Path]) -> None:
     model = Model(seer)
     every = [second for _, second in timed_frames(clips[0], 32)]
-    model.clip = {**model.clip, "limit": 10}  # 14 frames: a part of 10, and 4 that hold no clip
+    model.clip = replace(model.clip, limit=10)  # 14 frames: a part of 10, and 4 that hold no clip
     seen = model.video(clips[0])
     assert seen.times == [(every[0], every[8]), (every[1], every[9])]
-    model.clip = {**model.clip, "limit": 8}
+    model.clip = replace(model.clip, limit=8)
     with pytest.raises(UnreadableVideo, match="too short: 14 frames, at least 9 are needed"):
         model.video(clips[0])
 
@@ -247,8 +254,9 @@ def test_an_index_grows_and_finds(seer: Path, clips: list[Path], tmp_path: Path,
     for path in lost:
         path.write_bytes(b"half")
     assert main([*index, str(clips[0]), "--prune"]) == 0
-    told = capsys.readouterr().out.splitlines()
-    assert told[0] == f"{changed.resolve()}: gone, dropped from the index" and told[1].endswith("; 10 clips")
+    printed = capsys.readouterr()
+    assert f"{changed.resolve()}: gone, dropped from the index" in printed.err.splitlines()
+    assert printed.out.splitlines()[0].endswith("; 10 clips")
     assert not any(path.exists() for path in lost)
     _refused_indexes(known, seer, str(copy), capsys)
 
@@ -282,10 +290,11 @@ def test_a_kill_while_an_index_is_written_leaves_the_old_one(
 
 def _refused_indexes(known: Path, seer: Path, video: str, capsys: Any) -> None:
     manifest = json.loads((known / "manifest.json").read_text())
+    del manifest["sha256"]
     vectors = next(known.glob("vectors.*"))
 
     def sentence(**changes: Any) -> str:
-        (known / "manifest.json").write_text(json.dumps({**manifest, **changes}))
+        (known / "manifest.json").write_text(json.dumps(sealed({**manifest, **changes})))
         assert main(["search", str(seer), str(known), video]) == 2
         return capsys.readouterr().err
 
@@ -300,10 +309,11 @@ def _refused_indexes(known: Path, seer: Path, video: str, capsys: Any) -> None:
 
 
 def rewritten(source: Path, out: Path, **changes: Any) -> Path:
-    """An artifact whose manifest says something else."""
+    """An artifact whose manifest says something else, its hash right."""
     with zipfile.ZipFile(source) as archive:
         members = {name: archive.read(name) for name in archive.namelist()}
     manifest = {**json.loads(members[artifact.MANIFEST]), **changes}
+    manifest = sealed({name: value for name, value in manifest.items() if name != "sha256"})
     with zipfile.ZipFile(out, "w") as archive:
         for name, body in {**members, artifact.MANIFEST: json.dumps(manifest).encode()}.items():
             archive.writestr(name, body)
@@ -320,20 +330,19 @@ def test_artifacts_that_lie_are_refused_in_one_line(
         return told.err
 
     lie = tmp_path / "lie.cpr"
-    manifest = Model(namer).manifest
+    with zipfile.ZipFile(namer) as archive:
+        manifest = json.loads(archive.read(artifact.MANIFEST))
     assert "does not exist; make one with `cpr export`" in sentence(tmp_path / "none.cpr")
     assert "has version 2, this cpr_kernels reads version 1" in sentence(rewritten(namer, lie, version=2))
     assert "not written by `cpr export`" in sentence(rewritten(namer, lie, format="other"))
-    assert "classes, its program gives" in sentence(rewritten(namer, lie, classes=["one"]))
-    wrong = {**manifest["clip"], "frames": 9}
-    assert "does not take the clips that its manifest describes" in sentence(
-        rewritten(namer, lie, clip=wrong)
+    assert "promises 9 numbers and 7 classes, its model gives 8 and 7" in sentence(
+        rewritten(namer, lie, embedding=9)
     )
     wrong = {key: value for key, value in manifest["clip"].items() if key != "size"}
-    assert "lacks clip.size" in sentence(rewritten(namer, lie, clip=wrong))
+    assert "Object missing required field `size` - at `$.clip`" in sentence(rewritten(namer, lie, clip=wrong))
     files = {**manifest["files"], artifact.WEIGHTS: {"bytes": 3, "sha256": "0" * 64}}
     assert "is not the one that the manifest describes" in sentence(rewritten(namer, lie, files=files))
-    sound = [{"name": "audio", "record": "audio"}]
+    sound = [{"name": "audio", "record": "audio", "architecture": "resnet18"}]
     assert "is fed by audio" in sentence(rewritten(namer, lie, views=sound))
     lie.write_bytes(namer.read_bytes()[:-500])
     assert "cut short or no artifact" in sentence(lie)

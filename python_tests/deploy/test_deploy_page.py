@@ -10,7 +10,7 @@ import pytest
 import train_sets  # noqa: F401  skips without the trainer's packages
 from pages import run_python
 from places import ROOT
-from small_artifact import means
+from small_artifact import small
 
 from cpr_kernels.__main__ import main
 from cpr_kernels.train.data.synthetic import SyntheticSettings, generate
@@ -26,7 +26,7 @@ def test_its_code_finds_the_video_itself_and_its_nearest(
     pytest.importorskip("faiss", reason="the index is searched by FAISS: pip install 'cpr_kernels[deploy]'")
     monkeypatch.chdir(tmp_path)
     generate(Path("archive"), SyntheticSettings(sources=2, test_sources=1, clips=1, frames=14, size=40))
-    means(Path("model.cpr"), 7)
+    small(Path("model.cpr"), 7)
     videos = sorted(Path("archive").rglob("*.mp4"))
     shutil.copy(videos[3], "holiday.mp4")
     assert main(["index", "model.cpr", "archive", "--out", "known"]) == 0

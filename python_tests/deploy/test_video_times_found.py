@@ -5,13 +5,14 @@ from __future__ import annotations
 import csv
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import train_sets  # noqa: F401  skips without the trainer's packages
 from odd_videos import av, pictures, write
-from small_artifact import means
+from small_artifact import small
 
 from cpr_kernels.__main__ import main
 from cpr_kernels.deploy import ClipIndex, Model
@@ -19,7 +20,7 @@ from cpr_kernels.deploy import ClipIndex, Model
 
 @pytest.fixture(scope="module")
 def namer(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return means(tmp_path_factory.mktemp("small") / "namer.cpr", 7)
+    return small(tmp_path_factory.mktemp("small") / "namer.cpr", 7)
 
 
 def bare(path: Path, frames: int, rate: int) -> Path:
@@ -58,7 +59,7 @@ def test_clips_begin_at_the_video_s_first_frame(namer: Path, tmp_path: Path, cap
 
 def test_an_artifact_with_a_rate_resamples(namer: Path, tmp_path: Path) -> None:
     model = Model(namer)
-    model.clip = {**model.clip, "fps": 12.5}
+    model.clip = replace(model.clip, fps=12.5)
     path = write(tmp_path / "a.mkv", pictures(30))
     assert [(round(a, 3), round(b, 3)) for a, b in model.video(path).times] == [(0.0, 0.64), (0.48, 1.12)]
     assert model.video(path).note == ""

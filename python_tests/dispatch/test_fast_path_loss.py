@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from cases import LOSS_CASES, LossCase
+from cases import DRAWN_CASES, LOSS_CASES, LossCase
 from torch import Tensor
 
 from cpr_kernels import mil_nce
@@ -39,7 +39,7 @@ def assert_same(ours: Tensor | None, theirs: Tensor | None) -> None:
     assert torch.equal(ours, theirs)
 
 
-@pytest.mark.parametrize("case", LOSS_CASES, ids=lambda case: case.name)
+@pytest.mark.parametrize("case", LOSS_CASES + DRAWN_CASES, ids=lambda case: case.name)
 @pytest.mark.parametrize("names", [("query",), FEATURES], ids=["query", "all"])
 def test_same_bits_as_the_op(case: LossCase, names: tuple[str, ...]) -> None:
     ours, theirs = wanting(case.call(), names), wanting(case.call(), names)

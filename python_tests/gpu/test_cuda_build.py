@@ -25,7 +25,8 @@ REGISTERS = {
     "tiny_kernel<0,2>": 128, "tiny_kernel<0,1>": 128, "tiny_kernel<1,1>": 128, "select_kernel": 64,
     "prepare_kernel": 64, "attend_kernel<64,0>": 168, "attend_kernel<128,0>": 255, "attend_kernel<256,0>": 255,
     "attend_kernel<64,1>": 168, "attend_kernel<128,1>": 255, "attend_kernel<256,1>": 255, "finish_kernel": 96,
-    "attend_wide_kernel<0>": 255, "attend_wide_kernel<1>": 255,
+    "attend_wide_kernel<0>": 255, "attend_wide_kernel<1>": 255, "attend_wide_kernel<2>": 255, "own_kernel": 64,
+    "attend_kernel<64,2>": 255, "attend_kernel<128,2>": 255, "attend_kernel<256,2>": 255,
     "gather_kernel<0>": 64, "gather_kernel<1>": 64, "gather_kernel<2>": 64, "copy_rows_kernel": 64, "advance_kernel": 64,
 }  # fmt: skip
 

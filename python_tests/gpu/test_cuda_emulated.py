@@ -272,6 +272,8 @@ def test_what_the_sanitizers_watch_runs_every_kernel() -> None:
     for loss in gpu_small.losses_of(quick=True):
         call = loss.call()
         swept = loss_native.sweep_on_stream(call, True, core, 0)
+        ranked = loss_native.sweep_on_stream(call, True, core, 0, True)
+        assert all(torch.equal(a, b) for a, b in zip(swept[:-1], ranked[:-1]))
         given = (torch.ones_like(swept.loss), swept.lse_all, swept.lse_positive)
         loss_native.keys_gradient_on_stream(call, given, core, 0)
     enqueue.on_stream([torch.zeros(8, 5)], torch.tensor(3), torch.tensor(3), [torch.ones(11, 5)], core, 0)

@@ -126,26 +126,41 @@ LOSS_SIZES = integers(
 
 
 @pytest.mark.parametrize("arch", ARCHES)
-@pytest.mark.parametrize(("dtype", "wide"), [("*fp32", False), ("*bf16", False), ("*fp32", True)])
-def test_loss_sweep_and_keys_gradient(arch: int, dtype: str, wide: bool, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("dtype", "wide", "stats"),
+    [("*fp32", False, False), ("*bf16", False, False), ("*fp32", True, False), ("*fp32", False, True)],
+)
+def test_loss_sweep_and_keys_gradient(arch: int, dtype: str, wide: bool, stats: bool, tmp_path: Path) -> None:
     import triton
 
     from cpr_kernels.losses import triton_kernels as kernels
 
     floats = dict.fromkeys(
-        ("top_out", "mass_out", "attended_out", "grad_loss", "lse_all", "lse_positive", "grad_out"), "*fp32"
+        (
+            "top_out",
+            "mass_out",
+            "attended_out",
+            "grad_loss",
+            "lse_all",
+            "lse_positive",
+            "grad_out",
+            "own_scores",
+        ),
+        "*fp32",
     )
     types = {
         "query": dtype,
         "keys": dtype,
         "positives": "*i64",
+        "above_out": "*i32",
+        "best_out": "*i64",
         "scale": "fp32",
         **MASKS,
         **floats,
         **LOSS_SIZES,
     }
     constants = {
-        "LEAVE_OUT": False, "GRADIENT": True, "SIBLINGS": 1, "EXACT": "tf32x3", "WIDE": wide,
+        "LEAVE_OUT": False, "GRADIENT": True, "STATS": stats, "SIBLINGS": 1, "EXACT": "tf32x3", "WIDE": wide,
         "BLOCK_D": kernels.CHUNK_DIM if wide else 128,
         "PRECISION": "tf32x3" if dtype == "*fp32" else "tf32", **FLAGS,
     }  # fmt: skip
@@ -176,12 +191,12 @@ def test_loss_finish(arch: int, tmp_path: Path) -> None:
 
     outs = ("tops", "masses", "attended", "loss_out", "all_out", "positive_out", "weight_out", "grad_out")
     types = {
-        "query": "*fp32", "positive": "*fp32", "keys": "*fp32", "positives": "*i64", "use_own": "*u8", "scale": "fp32",
+        "query": "*fp32", "positive": "*fp32", "keys": "*fp32", "positives": "*i64", "use_own": "*u8", "own_counts_out": "*i8", "scale": "fp32",
         "positive_stride": "i32", "parts": "i32", **MASKS, **dict.fromkeys(outs, "*fp32"), **LOSS_SIZES,
     }  # fmt: skip
     del types["part_keys"]
     constants = {
-        "HAS_USE_OWN": True, "SIBLINGS": 1, "GRADIENT": True, "BLOCK_P": 8, "BLOCK_D": 128, "SCAN": kernels.SCANNED, "TAKEN": 16,
+        "HAS_USE_OWN": True, "SIBLINGS": 1, "GRADIENT": True, "STATS": True, "BLOCK_P": 8, "BLOCK_D": 128, "SCAN": kernels.SCANNED, "TAKEN": 16,
         **FLAGS,
     }  # fmt: skip
     check(
@@ -193,3 +208,17 @@ def test_loss_finish(arch: int, tmp_path: Path) -> None:
         tmp_path,
         SCALARS,
     )
+
+
+@pytest.mark.parametrize("arch", ARCHES)
+def test_loss_statistics(arch: int, tmp_path: Path) -> None:
+    import triton
+
+    from cpr_kernels.losses import triton_stats as kernels
+
+    types = {
+        "own_scores": "*fp32", "own_counts": "*i8", "positives": "*i64", "above": "*i32", "best": "*i64",
+        "stats_out": "*i64", **MASKS, **integers("num_queries", "num_positives", "parts"),
+    }  # fmt: skip
+    constants = {"HAS_QUERY_IDS": True, "SIBLINGS": 1, "BLOCK_P": 8}
+    check(kernels.finish_stats, arch, types, constants, triton.Config({}, num_warps=1), tmp_path, SCALARS)

@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from cases import LOSS_CASES, LossCase, name_of
+from cases import DRAWN_CASES, LOSS_CASES, LossCase, name_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -37,8 +37,10 @@ def oracle(call: LossCall) -> list[float]:
                 if sibling and call.siblings == 2:
                     continue
                 listed = listed or bool(sibling and call.siblings == 1)
-            logits.append(logit(call.keys[j]))
-            positive.append(listed)
+            drawn = 1 if call.negatives is None else call.negatives[b].tolist().count(j)
+            times = 1 if j in call.positives[b].tolist() else drawn
+            logits += [logit(call.keys[j])] * times
+            positive += [listed] * times
         own_counts = call.use_own is None or bool(call.use_own[b]) or not any(positive)
         logits.append(logit(call.positive[b]))
         positive.append(own_counts)
@@ -72,7 +74,7 @@ def within_budget(result: Tensor, exact: Tensor, honest: Tensor, scale: float = 
     assert error <= budget, f"error {error:.3g} beyond the budget {budget:.3g}"
 
 
-@pytest.mark.parametrize("case", LOSS_CASES, ids=name_of)
+@pytest.mark.parametrize("case", LOSS_CASES + DRAWN_CASES, ids=name_of)
 def test_reference_equals_the_oracle(case: LossCase) -> None:
     call = case.call(dtype=torch.float64)
     torch.testing.assert_close(
@@ -80,7 +82,7 @@ def test_reference_equals_the_oracle(case: LossCase) -> None:
     )
 
 
-@pytest.mark.parametrize("case", LOSS_CASES, ids=name_of)
+@pytest.mark.parametrize("case", LOSS_CASES + DRAWN_CASES, ids=name_of)
 def test_native_value_and_gradients(case: LossCase, isa: str) -> None:
     call, exact_call, honest_call = (with_gradients(case.call(dtype=d)) for d in (None, torch.float64, None))
     loss = torch.ops.cpr.mil_nce(*call)
@@ -94,7 +96,7 @@ def test_native_value_and_gradients(case: LossCase, isa: str) -> None:
         within_budget(gradient, exact_gradient, honest_gradient, scale)
 
 
-@pytest.mark.parametrize("case", LOSS_CASES, ids=name_of)
+@pytest.mark.parametrize("case", LOSS_CASES + DRAWN_CASES, ids=name_of)
 def test_reference_sweep_is_its_autograd(case: LossCase) -> None:
     call = with_gradients(case.call(dtype=torch.float64))
     by_op = torch.ops.cpr.mil_nce(*call)

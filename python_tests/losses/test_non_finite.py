@@ -45,8 +45,8 @@ def test_shares_of_the_keys(case: NonFiniteCase, isa: str) -> None:
             )
             part = call._replace(keys=call.keys[rows], key_ids=call.key_ids[rows], positives=local)
             parts.append(native.share(part, want_gradient))
-        sums, attended = (torch.stack(tensors).double() for tensors in zip(*parts))
-        return Sweep(*sharded._reduce(call, sums, attended))
+        sums, attended, ranks, best = (torch.stack(tensors) for tensors in zip(*parts))
+        return sharded._reduce(call, native.Share(sums.double(), attended.double(), ranks[:, :, :0], best))
 
     assert non_finite.wrong(case, sweep, None) == ""
 

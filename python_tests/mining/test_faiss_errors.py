@@ -22,6 +22,7 @@ from cpr_kernels import (
     faiss_recall,
     parse_schedule,
 )
+from cpr_kernels.reading.seals import sealed
 
 faiss = pytest.importorskip("faiss", reason="FAISS is not installed (extra [faiss])")
 
@@ -115,36 +116,59 @@ def test_damaged_or_mixed_files_are_refused(tmp_path: Path) -> None:
         FaissIndex.load(tmp_path)
     FaissIndex(keys, "flow").save(tmp_path)
     about = json.loads((tmp_path / "about.json").read_text())
-    (tmp_path / "about.json").write_text(json.dumps(about | {"held": 299}))
-    with pytest.raises(ValueError, match=r"holds 300 vectors, but about.json counts 299"):
-        FaissIndex.load(tmp_path)
-    (tmp_path / "about.json").write_text(json.dumps(about | {"dims": [15]}))
-    with pytest.raises(ValueError, match="vectors of 16 numbers, but its views have 15"):
-        FaissIndex.load(tmp_path)
-    (tmp_path / "about.json").write_text(json.dumps(about | {"format": 9}))
-    with pytest.raises(ValueError, match="format 9, expected 1"):
-        FaissIndex.load(tmp_path)
-    (tmp_path / "about.json").write_text("{")
-    with pytest.raises(ValueError, match=r"about.json is not JSON"):
-        FaissIndex.load(tmp_path)
-    (tmp_path / "about.json").write_text(json.dumps(about))
+    entries = (tmp_path / "entries.npz").read_bytes()
+    del (
+        about["sha256"],
+        about["files"],
+    )  # as older versions wrote it, and so that each change is seen for itself
+
+    def refused(body: object, sentence: str) -> None:
+        text = body if isinstance(body, str) else json.dumps(sealed(body) if isinstance(body, dict) else body)
+        (tmp_path / "about.json").write_text(text)
+        with pytest.raises(ValueError, match=sentence) as caught:
+            FaissIndex.load(tmp_path)
+        assert "\n" not in str(caught.value)
+
+    refused(about | {"held": 299}, "holds 300 vectors, but about.json counts 299")
+    refused(about | {"dims": [15]}, "vectors of 16 numbers, but its views have 15")
+    refused(about | {"format": 9}, "format 9, expected 1")
+    refused("{", r"about.json is damaged: it is no JSON")
+    refused("[1]", "format None, expected 1")
+    refused({"format": 1, "views": ["flow"]}, "Object missing required field `dims`")
+    refused(about | {"size": 299}, r"holds ids of shape \[300\], but about.json counts 299 entries")
+    refused(about | {"size": "300"}, r"Expected `int`, got `str` - at `\$.size`")
+    refused(about | {"settings": about["settings"] | {"spare": 0}}, "spare must be >= 1")
+    refused(about | {"longest": -1.0}, r"\$.longest")
+    refused(about | {"views": ["flow", "flow"]}, "names views")
     (tmp_path / "index.faiss").write_bytes(b"IxFI" + b"\0" * 9)
-    with pytest.raises(ValueError, match="not a whole FAISS index"):
-        FaissIndex.load(tmp_path)
-    (tmp_path / "about.json").write_text(json.dumps({"format": 1, "views": ["flow"]}))
-    with pytest.raises(ValueError, match=r"about.json lacks dims, size, factory, policy"):
-        FaissIndex.load(tmp_path)
-    (tmp_path / "about.json").write_text("[1]")
-    with pytest.raises(ValueError, match="format None, expected 1"):
-        FaissIndex.load(tmp_path)
+    refused(about, "not a whole FAISS index")
     FaissIndex(keys, "flow").save(tmp_path)
-    (tmp_path / "about.json").write_text(json.dumps(about | {"size": 299}))
-    with pytest.raises(ValueError, match=r"holds ids of shape \[300\], but about.json counts 299 entries"):
+    for name in ("index.faiss", "entries.npz"):
+        whole = (tmp_path / name).read_bytes()
+        (tmp_path / name).write_bytes(flipped(whole, len(whole) // 2))
+        with pytest.raises(ValueError, match=f"{name} is not the file that about.json names"):
+            FaissIndex.load(tmp_path)
+        (tmp_path / name).write_bytes(whole)
+    text = (tmp_path / "about.json").read_text()
+    (tmp_path / "about.json").write_text(text.replace('"size": 300', '"size": 301'))
+    with pytest.raises(ValueError, match=r"about.json is damaged: its content is not what its sha256 says"):
         FaissIndex.load(tmp_path)
+    (tmp_path / "entries.npz").write_bytes(entries[:200])
+    refused(about, r"entries.npz is damaged: .*; save the index again")
+
+
+def flipped(body: bytes, at: int) -> bytes:
+    """A file with one bit turned."""
+    return body[:at] + bytes([body[at] ^ 1]) + body[at + 1 :]
+
+
+def test_a_folder_of_an_older_version_is_read_with_a_warning(tmp_path: Path) -> None:
+    FaissIndex(clustered(300), "flow").save(tmp_path)
+    about = json.loads((tmp_path / "about.json").read_text())
+    del about["sha256"], about["files"]
     (tmp_path / "about.json").write_text(json.dumps(about))
-    (tmp_path / "entries.npz").write_bytes((tmp_path / "entries.npz").read_bytes()[:200])
-    with pytest.raises(ValueError, match=r"entries.npz is damaged .*; save the index again"):
-        FaissIndex.load(tmp_path)
+    with pytest.warns(UserWarning, match="holds no content hash"):
+        assert len(FaissIndex.load(tmp_path)) == 300
 
 
 def test_without_faiss_the_errors_name_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -154,3 +178,9 @@ def test_without_faiss_the_errors_name_the_extra(monkeypatch: pytest.MonkeyPatch
         FaissIndex(keys, "flow")
     with pytest.raises(ValueError, match=r"FAISS is not installed; pip install 'cpr_kernels\[faiss\]'"):
         cascade_topk(clustered(2), keys, SCHEDULE, backend="faiss")
+
+
+def test_an_index_of_huge_features_is_saved_and_read(tmp_path: Path) -> None:
+    keys = {"flow": torch.full((300, 4), 1e19)}  # squares of their lengths are infinite in float32
+    FaissIndex(keys, "flow").save(tmp_path)
+    assert len(FaissIndex.load(tmp_path)) == 300

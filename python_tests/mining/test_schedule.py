@@ -206,3 +206,18 @@ def test_too_few_entries_name_everything_that_could_change(num_keys, stages, rat
 def test_an_unknown_view_is_named_with_those_that_are_there():
     with pytest.raises(ValueError, match=r"stage 2 \(depth:5\) judges by view 'depth'.*'flow', 'rgb'"):
         Schedule([("flow", 9), ("depth", 5)]).table(("flow", "rgb"))
+
+
+@pytest.mark.parametrize(
+    "text", ["a:1e999999999", "a:1e-999999999", "a:1e99", "a:" + "9" * 10_000, "a:1/1e9999999"]
+)
+def test_amounts_that_would_take_for_ever_are_refused(text: str) -> None:
+    with pytest.raises(ValueError, match=r"cannot read|must be an integer >= 1|keeps less than one"):
+        parse_schedule(text, 100)
+
+
+def test_ratios_and_stages_that_would_take_for_ever_are_refused() -> None:
+    with pytest.raises(ValueError, match="ratio must lie in"):
+        cpr_schedule(ratio="1e-999999999")
+    with pytest.raises(ValueError, match="stages must be at most 1000"):
+        cpr_schedule(stages=10**9)

@@ -108,7 +108,7 @@ def test_every_source_file_is_in_and_nothing_else(names):
 
 def test_the_metadata_asks_for_torch_without_an_upper_limit(metadata):
     required = [text for text in metadata.get_all("Requires-Dist") if "extra ==" not in text]
-    assert sorted(required) == ["numpy>=1.26", "torch>=2.11", "tqdm>=4.66", "tyro>=0.9"]
+    assert sorted(required) == ["msgspec>=0.19", "numpy>=1.26", "torch>=2.11", "tqdm>=4.66", "tyro>=0.9"]
     assert metadata["Requires-Python"] == ">=3.10"
     assert metadata["Version"] == cpr_kernels.__version__
     assert metadata["License-Expression"] == "Apache-2.0"

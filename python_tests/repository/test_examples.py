@@ -67,6 +67,48 @@ def test_with_lightly(example):
         assert lightly_moco.main() > 4 * CHANCE
 
 
+def test_in_the_published_order(example):
+    coclr = example("coclr")
+    with torch.random.fork_rng():
+        published, ours, mixed = (
+            coclr.main(step, 12, precision)
+            for step, precision in (
+                ("published_step", torch.float32),
+                ("step", torch.float32),
+                ("step", torch.bfloat16),
+            )
+        )
+    assert published[:, 0].std() > 0.1  # steps differ
+    torch.testing.assert_close(ours[:, 0], published[:, 0], atol=1e-5, rtol=0)
+    assert torch.equal(ours[:, 1:], published[:, 1:])
+    torch.testing.assert_close(mixed[:, 0], published[:, 0], atol=0.05, rtol=0)
+
+
+def test_the_patch_is_five_lines():
+    assert (EXAMPLES / "coclr.py").read_text().count("  # CPR") == 5
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_as_a_lightning_module(example, precision):
+    lightning_module = example("lightning_module", needs="lightning.pytorch")
+    with torch.random.fork_rng():
+        logged = lightning_module.main(steps=40, precision=precision)
+    assert logged.keys() == {"loss/rgb", "loss/flow", "top5/rgb", "top5/flow"}
+    assert logged["top5/rgb"] > 0.3 and logged["top5/flow"] > 0.3  # by chance: 5 of 513
+
+
+@pytest.mark.parametrize("precision", ["no", "bf16"])
+def test_in_an_accelerate_script(example, precision):
+    accelerate_script = example("accelerate_script", needs="accelerate")
+    state = importlib.import_module("accelerate.state").AcceleratorState
+    try:
+        with torch.random.fork_rng():
+            top5 = accelerate_script.main(steps=48, mixed_precision=precision)
+    finally:
+        state._reset_state(reset_partial_state=True)  # of the process: it holds one precision
+    assert top5["end"] > 0.3 and top5["start"] > 0.1
+
+
 def test_under_compile(example):
     same, difference = example("compiled").main(backend="aot_eager")
     assert same and difference < 1e-5

@@ -263,6 +263,8 @@ class LossCase:
     use_own: bool = False
     scale: float = 1.0
     strided: bool = False
+    negatives: int | None = None
+    integers: bool = False  # features whose products are exact, so that ties are real
     seed: int = field(default=0)
 
     def call(self, device: str = "cpu", dtype: torch.dtype | None = None) -> LossCall:
@@ -270,6 +272,8 @@ class LossCase:
         g = torch.Generator().manual_seed(self.seed + 31 * self.keys + self.queries)
 
         def unit(rows: int) -> Tensor:
+            if self.integers:
+                return integers(g, rows, self.dim, high=2).to(dtype or self.dtype).to(device)
             raw = torch.randn(rows, self.dim, generator=g)
             made = (self.scale * torch.nn.functional.normalize(raw, dim=1)).to(self.dtype)
             return made.to(dtype or self.dtype).to(device)
@@ -287,9 +291,14 @@ class LossCase:
             masks[2] = torch.rand(self.queries, generator=g) < 0.4
         place, space = (strided, spaced) if self.strided else (lambda t: t, lambda t: t)
         moved = [None if m is None else space(m.to(device)) for m in masks]
+        drawn = None
+        if self.negatives is not None:
+            drawn = torch.randint(-1, max(self.keys, 0), (self.queries, self.negatives), generator=g)
+            drawn[:, :2] = listed[:, :1]  # a positive among them
+            drawn = space(drawn.to(device))
         query, positive, keys = map(place, (query, positive, keys))
         listed = space(listed.to(device))
-        return LossCall(query, positive, keys, listed, self.temperature, *moved, self.siblings)
+        return LossCall(query, positive, keys, listed, self.temperature, *moved, self.siblings, drawn)
 
 
 LOSS_CASES = [
@@ -314,6 +323,28 @@ LOSS_CASES = [
     LossCase("wide features, siblings left out", 5, 33, 600, ids=5, siblings=2, use_own=True),
     LossCase("everything", 70, 1500, 40, positives=6, ids=40, use_own=True),
     LossCase("paper, UCF101", 16, 2048, 128, positives=5, ids=500),
+]
+
+# negatives of each query's own, on the backends that gather them
+DRAWN_CASES = [
+    LossCase("drawn", 7, 50, 16, positives=1, negatives=31),
+    LossCase("drawn, none", 3, 50, 16, negatives=0),
+    LossCase("drawn, siblings are positives", 9, 60, 8, ids=5, negatives=90),
+    LossCase("drawn, siblings are left out", 9, 60, 8, ids=5, siblings=2, negatives=90, use_own=True),
+    LossCase(
+        "drawn, siblings are negatives, strided", 9, 60, 8, ids=5, siblings=0, negatives=90, strided=True
+    ),
+    LossCase("drawn, bf16", 5, 60, 19, dtype=BF16, ids=5, negatives=70),
+    LossCase("drawn, fp16, wide", 5, 60, 300, dtype=HALF, ids=5, negatives=70, use_own=True),
+    LossCase("drawn, many", 40, 900, 40, positives=6, ids=40, negatives=300),
+]
+# logits that tie, for their statistics
+TIED_CASES = [
+    LossCase("ties", 19, 60, 3, temperature=3.0, integers=True),
+    LossCase("ties, few entries", 9, 3, 2, positives=1, integers=True),
+    LossCase("ties, positives by id", 19, 400, 2, ids=7, temperature=3.0, integers=True),
+    LossCase("ties, siblings left out", 19, 300, 2, ids=7, siblings=2, use_own=True, integers=True),
+    LossCase("ties, own pair dropped, bf16", 33, 2100, 4, ids=70, use_own=True, integers=True, dtype=BF16),
 ]
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from cases import LOSS_CASES, few
+from cases import LOSS_CASES, TIED_CASES, few
 from sharded_parts import (
     CASES,
     TWO,
@@ -87,6 +87,13 @@ def check_the_loss(rank: int, world: int, folder: Path) -> None:
             )
             worst = (got - exact[cut]).abs().max() if got.numel() else 0
             assert worst <= allowed, f"{case.name}: {name} is off by {worst}, allowed {allowed}"
+    for turn, case in enumerate(TIED_CASES):
+        call = case.call()
+        part, mine, _ = shard_loss(call, rank, world, turn)
+        loss, stats = mil_nce(**part._asdict(), return_stats=True)
+        assert torch.equal(loss, mil_nce(**part._asdict())), f"{case.name}: statistics changed the loss"
+        expected = losses_reference.sweep(call, False, True).stats[mine]
+        assert torch.equal(torch.stack(stats, dim=1), expected), f"{case.name}: statistics"
 
 
 def check_little_memory(rank: int, world: int, folder: Path) -> None:

@@ -11,9 +11,9 @@ import torch
 for package in ("av", "cv2", "lmdb", "torchmetrics", "matplotlib", "jinja2"):
     pytest.importorskip(package, reason="the trainer's packages: pip install 'cpr_kernels[train]'")
 
+from cpr_kernels.networks.s3d import Encoder  # noqa: E402
 from cpr_kernels.train.data.decoding import FrameSettings  # noqa: E402
 from cpr_kernels.train.encoders.forward import calibrate_  # noqa: E402
-from cpr_kernels.train.encoders.s3d import Encoder  # noqa: E402
 from cpr_kernels.train.pretrain.config import Clips, Mining, Optim, TrainConfig  # noqa: E402
 from cpr_kernels.train.pretrain.loop import Trainer, _batches, run_step  # noqa: E402
 from cpr_kernels.train.pretrain.phases import locate  # noqa: E402

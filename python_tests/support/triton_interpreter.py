@@ -17,7 +17,7 @@ from typing import Any
 import non_finite
 import numpy
 import torch
-from cases import LARGE_CASES, LOSS_CASES, SMALL_CASES, CascadeCase, LossCase, listed, shortened
+from cases import LARGE_CASES, LOSS_CASES, SMALL_CASES, TIED_CASES, CascadeCase, LossCase, listed, shortened
 
 RERANKED = (
     "one of each", "no query", "empty queue", "k beyond the queue", "primes", "mixed weights", "bf16", "strided",
@@ -37,7 +37,7 @@ LOSSES = [
     else replace(c, queries=40, keys=300)
     if c.queries > 32
     else replace(c, queries=3)
-    for c in LOSS_CASES
+    for c in LOSS_CASES + TIED_CASES
 ]
 
 
@@ -78,8 +78,10 @@ def loss(case: LossCase) -> str:
     reason = triton_backend.why_not(call)
     if reason:
         return reason
-    exact = reference.sweep(case.call(dtype=torch.float64), True)
-    got = triton_backend.sweep(call, True)
+    exact = reference.sweep(case.call(dtype=torch.float64), True, True)
+    got = triton_backend.sweep(call, True, True)
+    if not torch.equal(got.stats, exact.stats):
+        return f"statistics {got.stats.tolist()} instead of {exact.stats.tolist()}"
     grad_loss = torch.linspace(-1, 1, call.query.shape[0])
     exact_keys = reference.keys_gradient(
         case.call(dtype=torch.float64), grad_loss.double(), exact.lse_all, exact.lse_positive

@@ -36,7 +36,13 @@ def parquet(path: Path, name: str) -> list[Column]:
 
 def feather(path: Path, name: str) -> list[Column]:
     """Returns the columns of a Feather file, mapped where it is not compressed."""
-    table = pyarrow.feather.read_table(path, memory_map=True)
+    try:
+        table = pyarrow.feather.read_table(path, memory_map=True)
+        table.validate(full=True)  # offsets and lengths of a damaged file would be followed out of it
+    except MemoryError as error:
+        raise Unfit(
+            f"{path}: wants more memory than there is ({error}); it is damaged, or too large"
+        ) from error
     return _columns(path, name, table.schema, len(table), table.select)
 
 

@@ -2,30 +2,18 @@
 
 from __future__ import annotations
 
-import zipfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from ...reading.arrays import npy_file, npz_headers
 from .column import Column, Unfit, dtype_name, guarded
-
-HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 
 
 def npz(path: Path, _name: str) -> list[Column]:
     """Returns the arrays of an archive; each is read whole on use."""
-    found = []
-    with zipfile.ZipFile(path) as archive:
-        for member in archive.namelist():
-            with archive.open(member) as file:
-                version = np.lib.format.read_magic(file)
-                if version not in HEADERS:  # field names outside latin-1: no table of ours
-                    continue
-                shape, _, dtype = HEADERS[version](file)
-            name = member.removesuffix(".npy")
-            found.append(_member(path, name, shape, dtype))
-    return found
+    return [_member(path, name, header.shape, header.dtype) for name, header in npz_headers(path).items()]
 
 
 def _member(path: Path, name: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Column:
@@ -42,10 +30,7 @@ def npy(path: Path, name: str) -> list[Column]:
     def load() -> Any:
         return np.load(path, mmap_mode="r", allow_pickle=False)
 
-    try:
-        array = load()
-    except ValueError as error:
-        if "object" not in str(error).lower():
-            raise
-        raise Unfit(f"{path}: holds Python objects; save plain numbers or strings") from error
-    return [Column(name, str(path), array.shape, dtype_name(array.dtype), guarded(path, load))]
+    header = npy_file(path)
+    if header is None or header.dtype.hasobject:
+        raise Unfit(f"{path}: holds Python objects or named fields; save plain numbers or strings")
+    return [Column(name, str(path), header.shape, dtype_name(header.dtype), guarded(path, load))]

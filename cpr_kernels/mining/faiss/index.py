@@ -353,6 +353,8 @@ class FaissIndex:
         store = VectorStore.around(
             saved.vectors, saved.factory, sum(saved.dims), saved.size, saved.entry_of_label
         )
+        if not mmap:
+            store.check_labels(saved.size)
         made = cls.__new__(cls)
         made._restore(saved, store, read_only=mmap, on_disk=mmap)
         return made

@@ -148,8 +148,19 @@ class VectorStore:
         labelled = entry_of_label is not None and len(entry_of_label) > 0
         made.gpu, made.by_slot = False, made.kind == "ivf" and not labelled
         if entry_of_label is not None and labelled:
+            if len(entry_of_label) != index.ntotal or entry_of_label.max() >= size:
+                raise ValueError("FaissIndex: its labels are not those of the vectors")
             made.place_labels(entry_of_label)
         return made
+
+    def check_labels(self, size: int) -> None:
+        """Raises `ValueError` where a vector of an IVF index, whose labels are entries, names none of the queue's."""
+        labels = _ids_of_lists(self.faiss, self.index) if self.by_slot else np.zeros(0, np.int64)
+        outside = len(labels) > 0 and not 0 <= labels.min() <= labels.max() < size
+        if outside or len(np.unique(labels)) < len(labels):
+            raise ValueError(
+                "FaissIndex: a vector of it is of no entry, or an entry has two; save the index again"
+            )
 
     @classmethod
     def adopt(cls, index: Any, dim: int, size: int) -> VectorStore:

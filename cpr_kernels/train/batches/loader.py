@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import resource
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -46,6 +46,21 @@ def clip_loader(dataset: ClipDataset, sampler: ClipSampler, workers: int) -> Dat
         persistent_workers=workers > 0,
         generator=torch.Generator(),  # the loader's own draws do not touch torch's global generator
     )
+
+
+def clip_batches(dataset: ClipDataset, sampler: ClipSampler, workers: int, steps: int) -> Iterator[Batch]:
+    """Yields the next `steps` batches in the sampler's order; `workers` below 0 takes `default_workers`.
+
+    Raises:
+        TrainError: a video whose stored record is damaged, in one line also where a worker read it.
+    """
+    if steps < 1:
+        return
+    loader = clip_loader(dataset, sampler, default_workers() if workers < 0 else workers)
+    try:
+        yield from (batch for batch, _ in zip(loader, range(steps)))
+    except TrainError as error:
+        raise TrainError(str(error).rpartition("TrainError: ")[2].strip()) from None
 
 
 def augmented(

@@ -18,6 +18,7 @@ from .segments import WHOLE, Segment
 Frame = npt.NDArray[np.uint8]
 Knots = tuple[tuple[int, float], ...]  # (frame, second): a polyline
 
+MOST = 1_000_000  # of every number of FrameSettings
 EVEN = 0.005  # seconds by which a time may be off the polyline: half a column of a spectrogram
 REPEATED = 0.9  # a video of fewer frames a second than this share of `fps` is said to be repeated
 
@@ -57,8 +58,8 @@ class FrameSettings:
         }
         for name, least in least_values.items():
             value = getattr(self, name)
-            if value < least:
-                raise ValueError(f"{name} must be at least {least}, got {value}")
+            if not least <= value <= MOST:
+                raise ValueError(f"{name} must be at least {least} and at most {MOST}, got {value}")
         if self.fps and self.fps_stride > 1:
             raise ValueError(
                 f"fps and fps_stride both say which frames are kept, got {self.fps:g} and {self.fps_stride}; give one"
@@ -183,19 +184,38 @@ def knots(times: Sequence[float]) -> Knots:
     return tuple((corner, round(float(seconds[corner]), 4)) for corner in sorted(corners))
 
 
+class DamagedRecord(Exception):
+    """Says how a stored picture is damaged."""
+
+
 def decode_rgb(jpeg: bytes | memoryview) -> Frame:
-    """A stored RGB frame [H, W, 3]."""
+    """A stored RGB frame [H, W, 3]; raises `DamagedRecord`."""
     import cv2
 
-    return np.asarray(cv2.imdecode(np.frombuffer(jpeg, np.uint8), cv2.IMREAD_COLOR_RGB), np.uint8)
+    return decode_picture(jpeg, cv2.IMREAD_COLOR_RGB)
 
 
 def decode_flow(jpeg: bytes | memoryview) -> Frame:
-    """A stored flow frame [H, W, 2], components u and v, 0..255."""
+    """A stored flow frame [H, W, 2], components u and v, 0..255; raises `DamagedRecord`."""
     import cv2
 
-    stacked = np.asarray(cv2.imdecode(np.frombuffer(jpeg, np.uint8), cv2.IMREAD_GRAYSCALE), np.uint8)
+    stacked = decode_picture(jpeg, cv2.IMREAD_GRAYSCALE)
+    if len(stacked) % 2:
+        raise DamagedRecord("is damaged: a flow frame has an odd height")
     return np.stack(np.split(stacked, 2), axis=-1)
+
+
+def decode_picture(body: bytes | memoryview, flags: int) -> Frame:
+    """A stored picture, uint8; raises `DamagedRecord`."""
+    import cv2
+
+    try:
+        picture = cv2.imdecode(np.frombuffer(body, np.uint8), flags)
+    except cv2.error as error:
+        raise DamagedRecord(f"is damaged: a picture cannot be decoded ({error.err})") from None
+    if picture is None:
+        raise DamagedRecord("is damaged: a picture cannot be decoded")
+    return np.asarray(picture, np.uint8)
 
 
 def _jpeg(image: Any, quality: int) -> bytes:

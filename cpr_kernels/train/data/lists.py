@@ -5,11 +5,12 @@ from __future__ import annotations
 import codecs
 import csv
 import io
-import json
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ...reading.records import as_record, read_json
 from ...video_files import ENDINGS, PassedOver, walk
 from .. import TrainError
 from .kinds.annotations import (
@@ -54,16 +55,18 @@ def read_list(table: Path, labels: Labels, root: Path | None = None) -> tuple[li
     try:
         text = text_of(table)
         if table.suffix.lower() == ".json":
-            body = json.loads(text)
+            body = read_json(text)
             public = json_lines(body, files_by_id(root or table.parent), labels != "none")
-            return _activity_net(table, body, labels) if public is None else _public(table, *public, labels)
+            if public is None:
+                return _activity_net(table, _database(table, body), labels)
+            return _public(table, *public, labels)
         if (plain := list_lines(text)) is not None:
             return _public(table, plain, [], labels)
         lines = list(_lines(table, text))
         if lines and lines[0][1].keys() >= KINETICS:
             files = files_by_id(root or table.parent)
             return _public(table, *kinetics_lines((line for _, line in lines), files), labels)
-    except (UnicodeError, csv.Error, json.JSONDecodeError):
+    except (ValueError, csv.Error):
         raise TrainError(
             f"videos: {table} is a file, and no CSV in UTF-8; give a folder of videos, a CSV with the columns "
             f"{COLUMNS}, or ActivityNet's JSON"
@@ -129,29 +132,59 @@ def _lines(table: Path, text: str) -> Iterator[tuple[int, dict[str, str]]]:
         yield reader.line_num, {(k or "").strip().lower(): (v or "").strip() for k, v in row.items() if k}
 
 
-def _activity_net(table: Path, body: Any, labels: Labels) -> tuple[list[Row], PassedOver]:
-    """The segments of ``{"database": {id: {"subset", "annotations": [{"label", "segment": [start, end]}]}}}``.
+@dataclass(frozen=True)
+class _Annotation:
+    """Holds one segment of a video in ActivityNet's JSON; other fields are passed over."""
 
-    The videos are files called `<id>` or `v_<id>` with a video's ending, anywhere below the list's folder.
+    label: str = ""
+    segment: list[float | int | str | None] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class _Facts:
+    """Holds what ActivityNet's JSON says of a video."""
+
+    subset: str = ""
+    annotations: list[_Annotation] | None = None
+
+
+def _database(table: Path, body: Any) -> dict[str, _Facts]:
+    """Returns the videos of ActivityNet's JSON, every field checked.
+
+    Raises:
+        TrainError: another JSON.
     """
     database = body.get("database") if isinstance(body, dict) else None
     if not isinstance(database, dict):
         raise TrainError(f'videos: {table} is a JSON file without ActivityNet\'s "database" of videos')
+    try:
+        return as_record(database, dict[str, _Facts])
+    except ValueError as error:
+        raise TrainError(
+            f"videos: {table} is no JSON file of ActivityNet's: {error}, in its database"
+        ) from None
+
+
+def _activity_net(table: Path, database: dict[str, _Facts], labels: Labels) -> tuple[list[Row], PassedOver]:
+    """The segments of ``{"database": {id: {"subset", "annotations": [{"label", "segment": [start, end]}]}}}``.
+
+    The videos are files called `<id>` or `v_<id>` with a video's ending, anywhere below the list's folder.
+    """
     files = {path.stem: path.relative_to(table.parent).as_posix() for path in walk(table.parent)[0]}
     rows: dict[str, Row] = {}
     passed_over: PassedOver = []
     for video, facts in database.items():
         name = files.get(video) or files.get(f"v_{video}")
-        annotations = facts.get("annotations") or []
-        split = split_named(str(facts.get("subset", "")))
+        annotations = facts.annotations or []
+        split = split_named(facts.subset)
         if name is None or not annotations or split is None:
             reason = "missing file" if name is None else "no segments" if not annotations else "in no split"
             passed_over.append((video, reason))
             continue
         for note in annotations:
-            times = (*(note.get("segment") or ()), None, None)[:2]
+            times = (*note.segment, None, None)[:2]
             segment = segment_of(*times)
-            label = str(note.get("label", "")) if labels != "none" else ""
+            label = note.label if labels != "none" else ""
             if segment is None or (labels != "none" and not label):
                 passed_over.append((video, f"segment or label is none: {list(times)} {label}"))
             elif segment.id(name) in rows:

@@ -5,12 +5,16 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+from msgspec import Meta
 
+from ...progress import say
+from ...reading.records import as_record, read_json
+from ...reading.seals import UNSEALED, check_seal, sealed
 from .. import TrainError
-from ..runtime.files import read_json, write_atomically
+from ..runtime.files import write_atomically
 from .decoding import FrameSettings, Knots
 
 VERSION, READABLE = 2, (1, 2)  # 1 had no sound
@@ -31,14 +35,14 @@ class Video:
     """
 
     id: str
-    label: int
-    group: int
-    split: str
-    frames: int
+    label: Annotated[int, Meta(ge=NO_CLASS)]
+    group: Annotated[int, Meta(ge=0)]
+    split: Annotated[str, Meta(pattern="^(train|test|val)$")]
+    frames: Annotated[int, Meta(ge=1, le=1 << 24)]
     silence: str = "prepared before sound was kept"
-    start: float = 0.0  # seconds, of a segment
+    start: Annotated[float, Meta(ge=0)] = 0.0  # seconds, of a segment
     end: float | None = None  # of a segment; None: the video's end
-    fps: float = 0.0
+    fps: Annotated[float, Meta(ge=0)] = 0.0
     knots: Knots = ()
     note: str = ""
 
@@ -93,7 +97,7 @@ class Manifest:
         write_atomically(
             folder / "skipped.txt", "".join(f"{name}\t{reason}\n" for name, reason in self.skipped).encode()
         )
-        write_atomically(folder / "manifest.json", json.dumps(body, indent=1).encode())
+        write_atomically(folder / "manifest.json", json.dumps(sealed(body), indent=1).encode())
 
     @classmethod
     def load(cls, folder: Path) -> Manifest:
@@ -108,21 +112,30 @@ class Manifest:
                 f"data: {folder} holds no prepared data set; make one with `cpr prepare`, or say where it is "
                 "by --data"
             )
-        body = read_json(path, "data", "run the same `cpr prepare` again")
-        if body.get("version") not in READABLE:
-            known = " or ".join(map(str, READABLE))
-            raise TrainError(
-                f"data: {path} has version {body.get('version')}, expected {known}; prepare it again with this version"
-            )
         try:
-            return cls(
-                FrameSettings(**body["settings"]),
-                list(body["classes"]),
-                [Video(**video) for video in body["videos"]],
-                [(name, reason) for name, reason in body["skipped"]],
-            )
-        except (KeyError, TypeError, ValueError) as error:
+            body = read_json(path.read_bytes())
+            if not isinstance(body, dict):
+                raise ValueError(f"a {type(body).__name__} where an object belongs")
+            if body.get("version") not in READABLE:
+                known = " or ".join(map(str, READABLE))
+                raise ValueError(f"it has version {body.get('version')}, expected {known}")
+            if not check_seal(body):
+                say(f"data: {path} {UNSEALED}")
+            made = as_record(body, cls)
+            made.check()
+        except (ValueError, OSError) as error:
             raise TrainError(f"data: {path} is damaged ({error}); run the same `cpr prepare` again") from None
+        return made
+
+    def check(self) -> None:
+        """Raises `ValueError` for videos of no known class, and for two of one id."""
+        for video in self.videos:
+            if video.label >= max(len(self.classes), 1) or (not self.classes and video.label >= 0):
+                raise ValueError(
+                    f"{video.id} has label {video.label}, and there are {len(self.classes)} classes"
+                )
+        if len({video.id for video in self.videos}) < len(self.videos):
+            raise ValueError("two of its videos have one id")
 
 
 def rate_warning(manifest: Manifest) -> str:

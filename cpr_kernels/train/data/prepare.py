@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from ...progress import ProgressBar, say, table
+from ...reading.seals import sealed
 from ...video_files import by_reason, folded
 from .. import TrainError
 from ..runtime.lock import exclusive
@@ -134,6 +135,7 @@ def _prepare(
     """`prepare` of listed videos; `skipped` is added to."""
     store, passed_over = FrameStore(out, writable=True), len(skipped)
     try:
+        store.check()
         _same_settings(store, settings)
         entries = {source.id: entry for source in sources if (entry := _stored_entry(store, source))}
         kept = len(entries)
@@ -143,11 +145,12 @@ def _prepare(
                 if isinstance(outcome, str):
                     skipped.append((source.id, outcome))
                 else:
+                    rgb, flow = record_key("rgb", source.id), record_key("flow", source.id)
                     store.put({
-                        record_key("rgb", source.id): packed(outcome.rgb),
-                        record_key("flow", source.id): packed(outcome.flow),
+                        rgb: packed(outcome.rgb, rgb),
+                        flow: packed(outcome.flow, flow),
                         **({record_key("audio", source.id): outcome.audio} if outcome.audio else {}),
-                        record_key("entry", source.id): json.dumps(outcome.entry).encode(),
+                        record_key("entry", source.id): json.dumps(sealed(outcome.entry)).encode(),
                     })  # fmt: skip
                     entries[source.id] = outcome.entry
                 bar.advance()

@@ -35,11 +35,11 @@ class Segment(NamedTuple):
 WHOLE = Segment()
 
 
-def segment_of(start: str | float, end: str | float) -> Segment | None:
+def segment_of(start: str | float | None, end: str | float | None) -> Segment | None:
     """The part from `start` to `end`, numbers or text, where empty is the video's own; None where they are none."""
     try:
-        first = float(start) if start != "" else 0.0
-        last = float(end) if end != "" else math.inf
-    except (TypeError, ValueError):
+        first = 0.0 if start == "" else float(start)  # type: ignore[arg-type]
+        last = math.inf if end == "" else float(end)  # type: ignore[arg-type]
+    except (TypeError, ValueError, OverflowError):
         return None
     return Segment(first, last) if 0 <= first < last and math.isfinite(first) else None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import struct
+import zlib
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -11,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ...video import BACK, longest_gap, opened
+from .decoding import DamagedRecord, decode_picture
 
 Samples = npt.NDArray[np.float32]
 Spectrogram = npt.NDArray[np.uint8]
@@ -128,10 +131,26 @@ def packed_spectrogram(spectrogram: Spectrogram) -> bytes:
 
 
 def unpacked_spectrogram(record: bytes | memoryview) -> Spectrogram:
-    """The inverse of `packed_spectrogram`."""
+    """The inverse of `packed_spectrogram`; raises `DamagedRecord`, also by the checksums that a PNG holds."""
     import cv2
 
-    return np.asarray(cv2.imdecode(np.frombuffer(record, np.uint8), cv2.IMREAD_GRAYSCALE), np.uint8)
+    _check_png(memoryview(record))
+    return decode_picture(record, cv2.IMREAD_GRAYSCALE)
+
+
+def _check_png(record: memoryview) -> None:
+    """Raises `DamagedRecord` where a part of a PNG has another CRC-32 than it says."""
+    at = 8
+    while at + 12 <= len(record):
+        (length,) = struct.unpack_from(">I", record, at)
+        if at + 12 + length > len(record):
+            break
+        (check,) = struct.unpack_from(">I", record, at + 8 + length)
+        if zlib.crc32(record[at + 4 : at + 8 + length]) != check:
+            break
+        at += 12 + length
+    if at != len(record):
+        raise DamagedRecord("is damaged: its picture has another checksum, or is cut short")
 
 
 def _placed(frames: Iterator[Any], begin: float | None, longest: float) -> Iterator[tuple[int, Samples]]:

@@ -42,7 +42,7 @@ def official_splits(lists: Path, fold: int = 1) -> dict[str, str]:
 
 def _ucf_entries(path: Path, split: str, classes: set[str]) -> list[tuple[str, str]]:
     entries = []
-    for number, line in enumerate(path.read_text().splitlines(), start=1):
+    for number, line in enumerate(_text(path).splitlines(), start=1):
         name = line.strip().rsplit(" ", 1)[0] if split == "train" else line.strip()
         if not name:
             continue
@@ -56,7 +56,7 @@ def _ucf_entries(path: Path, split: str, classes: set[str]) -> list[tuple[str, s
 
 def _hmdb_entries(path: Path) -> list[tuple[str, str]]:
     entries = []
-    for number, line in enumerate(path.read_text().splitlines(), start=1):
+    for number, line in enumerate(_text(path).splitlines(), start=1):
         if not line.strip():
             continue
         name, _, mark = line.strip().rpartition(" ")
@@ -72,4 +72,11 @@ def _classes(lists: Path) -> set[str]:
     path = lists / "classInd.txt"
     if not path.is_file():
         return set()
-    return {line.split(" ", 1)[1].strip() for line in path.read_text().splitlines() if " " in line.strip()}
+    return {line.split(" ", 1)[1].strip() for line in _text(path).splitlines() if " " in line.strip()}
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeError:
+        raise TrainError(f"splits: {path} is no text in UTF-8; take the official list again") from None

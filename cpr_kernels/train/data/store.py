@@ -1,17 +1,20 @@
 """Where do the frames lie? One LMDB a data set, one record a video and view, and a manifest beside it.
 
 Record `<view>/<key>`: the count and the end offsets of the frames as little-endian uint32, then the JPEGs one
-after the other, so a clip is read without touching the rest of the video. Record `audio/<key>`: the spectrogram
-as a PNG, where there is sound. Record `entry/<key>`: JSON about the video, written in the same transaction: a video
-is stored whole or not at all. `manifest.json` is written last, when all are in.
+after the other and a CRC-32 of each, so a clip is read and checked without touching the rest of the video. Record
+`audio/<key>`: the spectrogram as a PNG, where there is sound. Record `entry/<key>`: JSON about the video, written in
+the same transaction: a video is stored whole or not at all. `manifest.json` is written last, when all are in.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import struct
+import subprocess
+import sys
+import zlib
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -19,17 +22,32 @@ import lmdb
 import numpy as np
 import numpy.typing as npt
 
+from ...reading.records import read_json
+from ...reading.seals import SEAL, check_seal
 from .. import TrainError
-from .decoding import decode_flow, decode_rgb
+from .decoding import DamagedRecord, decode_flow, decode_rgb
 from .sound import unpacked_spectrogram
 
 FIRST_MAP_SIZE = 1 << 28
+COPY = "take a whole copy of data.mdb, or prepare the videos into a new folder"
 LOCK_BYTES = 8192  # of LMDB's lock file, for its default of 126 readers
 SPARE_PAGES = 16  # at the end of a whole file, LMDB may count a few pages that it never wrote
 
 
 # LMDB allows one open environment a file and process; stores of one folder share it, and a fork opens its own.
 _OPEN: dict[tuple[int, Path], lmdb.Environment] = {}
+_CHECKED: set[tuple[str, int, int]] = set()  # files whose tables are whole
+WALK = """
+import resource, sys
+resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+sys.path += sys.argv[2:]
+import lmdb
+with lmdb.open(sys.argv[1], readonly=True, lock=False, readahead=False) as env, env.begin(buffers=True) as reading:
+    count = 0
+    for key, value in reading.cursor():
+        count += len(key) > 0 and len(value) > 0 and value[0] + value[-1] >= 0
+    sys.exit(count != env.stat()["entries"])
+"""
 
 
 class FrameStore:
@@ -90,8 +108,28 @@ class FrameStore:
                 ) from error
 
     def check(self) -> None:
-        """Raises `TrainError` where the file is missing or damaged."""
+        """Raises `TrainError` where the file is missing, or its tables of records are damaged.
+
+        LMDB follows damaged pages out of its memory, which ends the process. So a process of its own looks at the
+        place of every record first, once for each file.
+        """
+        path = self.folder / "data.mdb"
         self.env.info()
+        status = path.stat()
+        seen = (str(path), status.st_size, status.st_mtime_ns)
+        if seen not in _CHECKED:
+            walked = subprocess.run(
+                [sys.executable, "-I", "-c", WALK, str(self.folder), *_paths_of(lmdb)],
+                capture_output=True,
+                check=False,
+            )
+            if walked.returncode:
+                why = walked.stderr.decode(errors="replace").strip().rpartition("\n")[2]
+                raise TrainError(
+                    f"data: {path} is damaged: its tables of records cannot be followed"
+                    f"{f' ({why})' if why else ''}; {COPY}"
+                )
+            _CHECKED.add(seen)
 
     def put(self, records: dict[str, bytes]) -> None:
         """Stores all records or none; the file grows as needed."""
@@ -112,7 +150,17 @@ class FrameStore:
         """The JSON record under `key`, or None."""
         with self.env.begin() as transaction:
             value = transaction.get(key.encode())
-        return None if value is None else json.loads(value)
+        try:
+            body = None if value is None else read_json(bytes(value))
+            if body is not None and not isinstance(body, dict):
+                raise ValueError(f"a {type(body).__name__} where an object belongs")
+            if body is not None and check_seal(body):
+                del body[SEAL]
+        except ValueError as error:
+            raise TrainError(
+                f"data: record {key} of {self.folder / 'data.mdb'} is damaged ({error}); {COPY}"
+            ) from None
+        return body
 
     def frames(self, video_id: str, view: str, start: int, count: int) -> npt.NDArray[np.uint8]:
         """Frames start .. start+count-1 of a view, [count, H, W, 3] for rgb and [count, H, W, 2] for flow,
@@ -120,19 +168,17 @@ class FrameStore:
         """
         decode = decode_rgb if view == "rgb" else decode_flow
         with self.env.begin(buffers=True) as transaction:
-            record = transaction.get(record_key(view, video_id).encode())
+            key = record_key(view, video_id)
+            record = transaction.get(key.encode())
             if record is None:
                 raise TrainError(f"data: {video_id} is not stored in {self.folder}; run `cpr prepare` again")
-            (total,) = struct.unpack_from("<I", record)
-            if not 0 <= start <= start + count <= total:
-                raise IndexError(
-                    f"{video_id} has {total} {view} frames, wanted {start} to {start + count - 1}"
-                )
-            ends = (
-                4 * (total + 1),
-                *(4 * (total + 1) + end for end in struct.unpack_from(f"<{total}I", record, 4)),
-            )
-            return np.stack([decode(record[ends[i] : ends[i + 1]]) for i in range(start, start + count)])
+            try:
+                pictures = _pictures(record, key, start, count)
+                return np.stack([decode(picture) for picture in pictures])
+            except DamagedRecord as error:
+                raise TrainError(
+                    f"data: {view} of {video_id} in {self.folder / 'data.mdb'} {error}; {COPY}"
+                ) from None
 
     def spectrogram(self, video_id: str) -> npt.NDArray[np.uint8]:
         """The log-mel spectrogram [BANDS, L] of a video that has sound, uint8."""
@@ -142,7 +188,12 @@ class FrameStore:
                 raise TrainError(
                     f"data: no sound of {video_id} is stored in {self.folder}; run `cpr prepare` again"
                 )
-            return unpacked_spectrogram(record)
+            try:
+                return unpacked_spectrogram(record)
+            except DamagedRecord as error:
+                raise TrainError(
+                    f"data: sound of {video_id} in {self.folder / 'data.mdb'} {error}; {COPY}"
+                ) from None
 
     def close(self) -> None:
         """Closes this process's environment; a store that is used again opens it again."""
@@ -156,7 +207,41 @@ def record_key(kind: str, video_id: str) -> str:
     return f"{kind}/{hashlib.sha1(video_id.encode()).hexdigest()}"
 
 
-def packed(frames: list[bytes]) -> bytes:
-    """One record of many JPEGs: count, end offsets, JPEGs."""
+def _paths_of(module: Any) -> list[str]:
+    """Returns the folder that a package is imported from, for a process without this one's paths."""
+    return [str(Path(module.__file__).parents[1])]
+
+
+def packed(frames: list[bytes], key: str) -> bytes:
+    """One record of many JPEGs: count, end offsets, JPEGs, and the CRC-32 of each after the record's key."""
     ends = np.cumsum([len(frame) for frame in frames]).tolist()
-    return b"".join([struct.pack(f"<{1 + len(ends)}I", len(frames), *ends), *frames])
+    own = zlib.crc32(key.encode())
+    checks = struct.pack(f"<{len(frames)}I", *(zlib.crc32(frame, own) for frame in frames))
+    return b"".join([struct.pack(f"<{1 + len(ends)}I", len(frames), *ends), *frames, checks])
+
+
+def _pictures(record: memoryview, key: str, start: int, count: int) -> list[memoryview]:
+    """Returns JPEGs start .. start+count-1 of a record; older records end without their CRC-32s.
+
+    Raises:
+        DamagedRecord: offsets that do not fit, or a JPEG with another CRC-32.
+    """
+    size = len(record)
+    total = struct.unpack_from("<I", record)[0] if size >= 4 else 0
+    first = 4 * (total + 1)
+    if not total > 0 or first > size:
+        raise DamagedRecord("is damaged: its count of frames does not fit its length")
+    if not 0 <= start <= start + count <= total:
+        raise DamagedRecord(f"has {total} frames, wanted {start} to {start + count - 1}")
+    ends = (0, *struct.unpack_from(f"<{total}I", record, 4))
+    end = first + ends[-1]
+    if any(a > b for a, b in pairwise(ends)) or size - end not in (0, 4 * total):
+        raise DamagedRecord("is damaged: its offsets do not fit its length")
+    found = [record[first + ends[i] : first + ends[i + 1]] for i in range(start, start + count)]
+    if size > end:
+        wanted = struct.unpack_from(f"<{count}I", record, end + 4 * start)
+        own = zlib.crc32(key.encode())
+        for number, (picture, check) in enumerate(zip(found, wanted), start=start):
+            if zlib.crc32(picture, own) != check:
+                raise DamagedRecord(f"is damaged: frame {number} has another checksum")
+    return found

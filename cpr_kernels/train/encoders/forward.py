@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from ...networks.inputs import channels_last
 from ..runtime.device import Amp, autocast
 
 
@@ -37,18 +38,8 @@ def calibrate_(encoder: nn.Module, clips: Tensor) -> None:
             module.momentum = momentum
 
 
-# By dimensions. Not the 4 of images: torch 2.13's weight gradient of a strided 1 x 1 convolution over channels-last
-# images ends the process on the CPU where it has 8 channels and an odd batch.
-CHANNELS_LAST = {5: torch.channels_last_3d}
-
-
 def embeddings_of(encoder: nn.Module, clips: Tensor, amp: Amp) -> Tensor:
     """Returns L2-normalised embeddings [B, D], float32 whatever the convolutions run in."""
     with autocast(clips.device, amp):
         embeddings: Tensor = encoder(channels_last(clips))
     return embeddings if amp == "off" else functional.normalize(embeddings.float(), dim=1)
-
-
-def channels_last(tensor: Tensor) -> Tensor:
-    """Returns the tensor in the memory layout in which 3D convolutions are fastest; other tensors as they are."""
-    return tensor.contiguous(memory_format=CHANNELS_LAST.get(tensor.dim(), torch.contiguous_format))

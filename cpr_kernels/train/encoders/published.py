@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...networks.r3d import CHANNELS, R3D, R3D18
+from ...networks.s3d import Encoder
 from .. import TrainError
 from ..runtime.checkpoint import State, load
-from .r3d import CHANNELS, R3D, R3D18
-from .s3d import Encoder
 
 PARTS = ("encoder_q", "encoder_k", "sampler")
 

@@ -3,20 +3,35 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import Tensor, nn
 
+from ...networks import new_encoder
+from ...progress import say
+from ...reading.records import as_record, read_json
+from ...reading.seals import SEAL, UNSEALED, file_hash, tensors_hash
 from .. import TrainError
 from ..runtime.checkpoint import load
 from ..runtime.files import write_atomically
-from . import new_encoder
 from .published import encoder_of_iic, is_iic, load_published
 
 ENCODER_KIND = "cpr_kernels encoder"
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class EncoderFacts:
+    """Holds what `new_encoder` needs, as a file's header has it."""
+
+    architecture: str
+    width: float
+    embedding: int
 
 
 def save_tensors(path: Path, module: nn.Module, facts: Mapping[str, Any]) -> None:
@@ -31,7 +46,9 @@ def save_tensors(path: Path, module: nn.Module, facts: Mapping[str, Any]) -> Non
         name: value.detach().cpu().contiguous()
         for name, value in module.state_dict().items() if first[name] == name
     }  # fmt: skip
-    write_atomically(path, save(tensors, {name: json.dumps(value) for name, value in facts.items()}))
+    texts = {name: json.dumps(value) for name, value in facts.items()}
+    texts[SEAL] = json.dumps(tensors_hash(io.BytesIO(save(tensors, texts))))
+    write_atomically(path, save(tensors, texts))
 
 
 def read_facts(path: Path) -> dict[str, Any]:
@@ -47,19 +64,43 @@ def read_facts(path: Path) -> dict[str, Any]:
     try:
         with safe_open(str(path), framework="pt") as file:
             header = file.metadata() or {}
-        return {name: json.loads(value) for name, value in header.items()}
+        return {name: read_json(value) for name, value in header.items()}
     except (SafetensorError, ValueError, OSError) as error:
         raise TrainError(
-            f"checkpoint: {path} cannot be read: cut short, or not written by cpr_kernels ({error})"
+            f"checkpoint: {path} cannot be read: cut short, damaged, or not written by cpr_kernels "
+            f"({' '.join(str(error).split())})"
         ) from None
+
+
+def checked_facts(path: Path, kind: type[T]) -> T:
+    """Returns the facts in a file's header as a record, after the file's content hash and every field were checked.
+
+    Raises:
+        TrainError: see `read_facts`; another hash than the file's; a field that is missing or of another type or range.
+    """
+    facts = read_facts(path)
+    try:
+        if SEAL not in facts:
+            say(f"checkpoint: {path} {UNSEALED}")
+        else:
+            with path.open("rb") as file:
+                if tensors_hash(file) != facts[SEAL]:
+                    raise ValueError("its content is not what its hash says; take a whole copy of it")
+        return as_record(facts, kind)
+    except (ValueError, OSError) as error:
+        raise TrainError(f"checkpoint: {path} is damaged: {error}") from None
 
 
 def load_tensors(path: Path, module: nn.Module) -> None:
     """Loads a file's tensors into a module, strictly: a name missing, left over or of another shape is an error."""
+    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     first = _first_names(module)
-    stored: dict[str, Tensor] = load_file(str(path))
+    try:
+        stored: dict[str, Tensor] = load_file(str(path))
+    except (SafetensorError, ValueError, OSError, KeyError) as error:
+        raise TrainError(f"checkpoint: {path} cannot be read ({' '.join(str(error).split())})") from None
     state = {name: stored[first[name]] for name in first if first[name] in stored}
     unknown = {name: value for name, value in stored.items() if name not in first}
     try:
@@ -79,15 +120,6 @@ def weights_hash(path: Path) -> str:
     digest = hashlib.sha256(str(read_facts(path).get("architecture")).encode())
     with path.open("rb") as file:
         file.seek(8 + int.from_bytes(file.read(8), "little"))
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
-
-
-def file_hash(path: Path) -> str:
-    """Returns the SHA-256 of a file, hexadecimal."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
@@ -130,11 +162,9 @@ def load_encoder(path: Path, say: Callable[[str], None] | None = None) -> Any:
         if say is not None:
             say(f"{path}: {report}")
         return encoder
-    facts = read_facts(path)
-    if facts.get("kind") != ENCODER_KIND:
-        raise TrainError(
-            f"checkpoint: {path} holds a {facts.get('kind', 'file of another program')}, no encoder"
-        )
-    encoder = new_encoder(facts["architecture"], facts["width"], facts["embedding"])
+    if (kind := read_facts(path).get("kind", "file of another program")) != ENCODER_KIND:
+        raise TrainError(f"checkpoint: {path} holds a {kind}, no encoder")
+    facts = checked_facts(path, EncoderFacts)
+    encoder = new_encoder(facts.architecture, facts.width, facts.embedding)
     load_tensors(path, encoder)
     return encoder

@@ -4,15 +4,23 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from msgspec import Meta
 from torch import Tensor, nn
 
+from ...networks import new_encoder
+from ...networks.inputs import CHANNELS_LAST, channels_last
 from .. import TrainError
-from ..encoders import new_encoder
-from ..encoders.forward import CHANNELS_LAST, channels_last
-from ..encoders.weights import encoder_facts, load_tensors, read_facts, save_tensors
+from ..encoders.weights import (
+    EncoderFacts,
+    checked_facts,
+    encoder_facts,
+    load_tensors,
+    read_facts,
+    save_tensors,
+)
 
 CLASSIFIER_KIND = "cpr_kernels classifier"
 
@@ -24,6 +32,16 @@ class ClipSettings:
     view: str
     frames: int
     crop: int
+
+
+@dataclass(frozen=True)
+class ClassifierFacts(EncoderFacts):
+    """Holds what the header of a classifier's file says."""
+
+    view: str
+    frames: Annotated[int, Meta(ge=1, le=4096)]
+    crop: Annotated[int, Meta(ge=1, le=4096)]
+    classes: Annotated[list[str], Meta(min_length=1)]
 
 
 class Classifier(nn.Module):
@@ -67,14 +85,10 @@ def load_classifier(path: Path) -> Classifier:
     Raises:
         TrainError: missing, damaged, or a file of something else.
     """
-    facts = read_facts(path)
-    if facts.get("kind") != CLASSIFIER_KIND:
-        raise TrainError(
-            f"checkpoint: {path} holds a {facts.get('kind', 'file of another program')}, no classifier; "
-            "make one with `cpr finetune`"
-        )
-    encoder = new_encoder(facts["architecture"], facts["width"], facts["embedding"])
-    clip = ClipSettings(facts["view"], facts["frames"], facts["crop"])
-    classifier = Classifier(encoder, facts["classes"], clip)
+    if (kind := read_facts(path).get("kind", "file of another program")) != CLASSIFIER_KIND:
+        raise TrainError(f"checkpoint: {path} holds a {kind}, no classifier; make one with `cpr finetune`")
+    facts = checked_facts(path, ClassifierFacts)
+    encoder = new_encoder(facts.architecture, facts.width, facts.embedding)
+    classifier = Classifier(encoder, facts.classes, ClipSettings(facts.view, facts.frames, facts.crop))
     load_tensors(path, classifier)
     return classifier.eval()

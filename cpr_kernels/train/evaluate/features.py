@@ -14,10 +14,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from ...networks.inputs import channels_last
 from ...progress import say, track
+from ...reading.arrays import read_npz
+from ...reading.seals import file_hash
+from .. import TrainError
 from ..batches.dataset import ClipDataset
-from ..encoders.forward import channels_last
-from ..encoders.weights import file_hash, load_encoder, weights_hash
+from ..encoders.weights import load_encoder, weights_hash
 from ..runtime.device import device_of
 from ..runtime.files import write_atomically
 from ..views import chosen
@@ -145,8 +148,7 @@ def cached_features(
     what += [str(asdict(protocol)[name]) for name in ("frames", "crop", "clips")]
     kept = cache / f"{hashlib.sha256(' '.join(what).encode()).hexdigest()[:32]}.npz"
     if kept.is_file():
-        with np.load(kept) as file:
-            arrays = {name: torch.from_numpy(file[name]) for name in file.files}
+        arrays = _read_features(kept)
     else:
         found = measured(data, {view: load_encoder(path)}, protocol, device)
         arrays = {f"features_{split}": found.features[view][split] for split in SPLITS}
@@ -158,3 +160,22 @@ def cached_features(
         {split: arrays[f"features_{split}"] for split in SPLITS},
         {split: arrays[f"labels_{split}"] for split in SPLITS},
     )
+
+
+def _read_features(path: Path) -> dict[str, Tensor]:
+    """Returns the tables that `cached_features` kept; the file's own checksums find damage.
+
+    Raises:
+        TrainError: a damaged file.
+    """
+    wanted = {f"features_{split}": ("f", 2) for split in SPLITS} | {
+        f"labels_{split}": ("iu", 1) for split in SPLITS
+    }
+    try:
+        arrays = {name: torch.from_numpy(array) for name, array in read_npz(path, wanted).items()}
+        for split in SPLITS:
+            if len(arrays[f"features_{split}"]) != len(arrays[f"labels_{split}"]):
+                raise ValueError(f"its {split} features and labels differ in number")
+        return arrays
+    except (ValueError, OSError) as error:
+        raise TrainError(f"features: {path} is damaged ({error}); delete it, and it is made again") from None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -15,20 +14,21 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ...files import relocated
+from ...networks import new_encoder
+from ...networks.inputs import channels_last
 from ...progress import ProgressBar
 from .. import Interrupted, TrainError
 from ..batches.dataset import Batch, ClipDataset
-from ..batches.loader import augmented, clip_loader, default_workers
+from ..batches.loader import augmented, clip_batches
 from ..batches.sampler import ClipSampler
 from ..data.manifest import Manifest
-from ..encoders import new_encoder
-from ..encoders.forward import calibrate_, channels_last
+from ..encoders.forward import calibrate_
 from ..encoders.weights import load_encoder
 from ..pretrain.config import Clips
 from ..pretrain.run_folder import config_of, encoder_files
 from ..runtime.checkpoint import load, save
 from ..runtime.device import Amp, autocast, device_to_train_on
-from ..runtime.files import write_atomically
+from ..runtime.files import read_json, write_atomically
 from ..runtime.lock import exclusive
 from ..runtime.run_log import RunLog
 from ..runtime.signals import stop_flag
@@ -199,7 +199,9 @@ def _fit(classifier: Classifier, dataset: ClipDataset, settings: Finetune, devic
         torch.random.fork_rng(cuda),
         RunLog(settings.out, start, logger=settings.logger, settings=_as_json(settings)) as log,
     ):
-        for step, batch in enumerate(_batches(dataset, sampler, settings, end - start), start=start):
+        for step, batch in enumerate(
+            clip_batches(dataset, sampler, settings.workers, end - start), start=start
+        ):
             for group in optimizer.param_groups:
                 group["lr"] = group["full_lr"] * decay(step / end)
             figures = _step(classifier, batch, classes, optimizer, settings, step)
@@ -285,12 +287,6 @@ def _dataset(settings: Finetune, split: str) -> ClipDataset:
     )  # fmt: skip
 
 
-def _batches(dataset: ClipDataset, sampler: ClipSampler, settings: Finetune, steps: int) -> Iterator[Batch]:
-    workers = default_workers() if settings.workers < 0 else settings.workers
-    if steps > 0:
-        yield from (batch for batch, _ in zip(clip_loader(dataset, sampler, workers), range(steps)))
-
-
 def _as_json(settings: Finetune) -> dict[str, Any]:
     return dict(json.loads(json.dumps(asdict(settings), default=str)))
 
@@ -318,7 +314,11 @@ def _refuse_another(settings: Finetune) -> dict[str, Any]:
 
 def settings_of(folder: Path) -> dict[str, Any]:
     """Returns the settings that a fine-tuning was begun with, its paths where they are since it was moved."""
-    before = json.loads((folder / "finetune.json").read_text())
+    before = read_json(folder / "finetune.json", "source", "run the same `cpr finetune` again")
+    if not isinstance(before.get("data"), str):
+        raise TrainError(
+            f"source: {folder / 'finetune.json'} names no data set; run the same `cpr finetune` again"
+        )
     recorded = before.pop("folder", None)
     found = {name: relocated(before[name], recorded, folder).resolve() for name in PLACES if before.get(name)}
     return {**before, **{name: str(path) for name, path in found.items()}}

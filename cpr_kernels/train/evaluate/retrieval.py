@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from msgspec import Meta
 from torch import Tensor, nn
 
 from ... import retrieval_recall_at_k
@@ -23,6 +24,23 @@ from .features import SPLITS, Measured, Protocol, cached_features, measured, uni
 from .probe import probe
 
 Recall = dict[str, dict[int, float]]  # {view, and both or all: {k: share}}
+
+
+@dataclass(frozen=True)
+class Phase:
+    """Holds what was measured after a phase: {view: {k: share}}, and {view: accuracy} of the probe."""
+
+    phase: str
+    recall: dict[str, dict[str, float]]
+    probe: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Holds the fields of `eval.json`."""
+
+    protocol: Protocol
+    phases: Annotated[list[Phase], Meta(min_length=1)]
 
 
 def retrieval(

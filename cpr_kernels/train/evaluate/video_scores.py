@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from ...progress import track
+from ...reading.arrays import npz_headers, read_npz
 from .. import TrainError
 from ..batches.dataset import ClipDataset
 from ..runtime.device import Amp, autocast
@@ -93,8 +94,15 @@ def _scores_in(folder: Path) -> dict[str, Any]:
     path = Path(folder) / "test.npz"
     if not path.is_file():
         raise TrainError(f"fuse: {folder} holds no test.npz; finish `cpr finetune` there first")
-    with np.load(path) as file:
-        return {name: file[name] for name in file.files}
+    try:
+        names = npz_headers(path)
+        wanted = {"ids": ("U", 1), "labels": ("iu", 1)}
+        scores = {name: ("f", 2) for name in names if name not in wanted}
+        return dict(read_npz(path, wanted | scores))
+    except (ValueError, OSError) as error:
+        raise TrainError(
+            f"fuse: {path} is damaged ({error}); run the same `cpr finetune` there again"
+        ) from None
 
 
 def names_and_labels(test: ClipDataset) -> tuple[np.ndarray, np.ndarray]:

@@ -147,16 +147,23 @@ def queue_of(run: Path, config: TrainConfig) -> dict[str, Tensor]:
             f"run: {run} has no checkpoint.pt, so there is no queue to look into; it is written after each epoch of "
             f"`cpr pretrain`, and `cpr pretrain --resume {run}` continues"
         )
-    state = load(path)["model"]
-    memory = "bank" if "bank.ids" in state else "queue"  # IIC keeps a row for each video
-    filled = state[f"{memory}.ids"] >= 0
+    try:
+        state = load(path)["model"]
+        memory = "bank" if "bank.ids" in state else "queue"  # IIC keeps a row for each video
+        ids, videos = state[f"{memory}.ids"], state[f"{memory}.labels"]
+        filled = ids >= 0
+        views = {view: state[f"{memory}.view_{view}"][filled].float() for view in config.views}
+        entries = {"videos": videos[filled], "sources": ids[filled]}
+    except (KeyError, TypeError, AttributeError, IndexError) as error:
+        raise TrainError(
+            f"run: {path} holds no queue of the run's views ({type(error).__name__}: {error})"
+        ) from None
     if int(filled.sum()) < FEWEST:
         raise TrainError(
             f"run: the queue of {run} holds {int(filled.sum())} entries, at least {FEWEST} are needed; train on for an "
             "epoch"
         )
-    views = {view: state[f"{memory}.view_{view}"][filled].float() for view in config.views}
-    return {**views, "videos": state[f"{memory}.labels"][filled], "sources": state[f"{memory}.ids"][filled]}
+    return {**views, **entries}
 
 
 def _default_schedule(views: Sequence[str], entries: int, topk: int) -> Schedule:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import platform
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -14,6 +13,7 @@ from .. import TrainError
 from ..data.manifest import Manifest
 from ..evaluate.features import Protocol
 from ..evaluate.modality_gain import gain_per_modality
+from ..evaluate.retrieval import Evaluation
 from ..pretrain.config import TrainConfig
 from ..pretrain.phases import make_plan
 from ..pretrain.run_folder import config_of
@@ -98,7 +98,7 @@ def _evaluation(run: Path) -> dict[str, Any]:
     """What `cpr evaluate` found."""
     if not (run / "eval.json").is_file():
         raise TrainError(f"run: {run} has no eval.json; run `cpr evaluate --run {run}` first")
-    return read_json(run / "eval.json", "run", f"run `cpr evaluate {run}` again")
+    return read_json(run / "eval.json", "run", f"run `cpr evaluate {run}` again", Evaluation)
 
 
 def method_name(config: TrainConfig) -> str:
@@ -276,7 +276,8 @@ def _lead(sections: list[dict[str, Any]]) -> list[str]:
 def _settings(run: Path, config: TrainConfig, manifest: Manifest) -> list[tuple[str, str]]:
     steps = [line for line in read_lines(run / "log.jsonl") if line["kind"] == "step"]
     counts = {split: sum(video.split == split for video in manifest.videos) for split in ("train", "test")}
-    timings = json.loads((run / "timings.json").read_text()) if (run / "timings.json").is_file() else {}
+    spent = run / "timings.json"
+    timings = read_json(spent, "run", "delete it", dict[str, float]) if spent.is_file() else {}
     rows = [
         ("videos", f"{counts['train']} train, {counts['test']} test, {len(manifest.skipped)} files skipped"),
         ("frames", ", ".join(f"{name} {value}" for name, value in asdict(manifest.settings).items())),

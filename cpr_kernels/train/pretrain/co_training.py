@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from ... import Schedule, cascade_topk, ema_update_, mil_nce
-from ..encoders.forward import CHANNELS_LAST, calibrate_, channels_last, embeddings_of
+from ...networks.inputs import CHANNELS_LAST, channels_last
+from ..encoders.forward import calibrate_, embeddings_of
 from ..runtime.ranks import averaged, buffers_of_first_rank, shuffled, unsynchronised
 from ..views import chosen
 from .config import SIBLINGS, TrainConfig

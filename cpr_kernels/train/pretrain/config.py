@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Literal
 
+from ...networks.s3d import SMALLEST_CLIP
+from ...reading.records import as_record, read_json
 from .. import TrainError
-from ..encoders.s3d import SMALLEST_CLIP
 from ..runtime.device import Amp
 from ..runtime.trackers import Logger, check_logger
 from ..views import chosen
@@ -246,23 +247,33 @@ def to_json(config: TrainConfig) -> str:
 
 
 def from_json(text: str) -> TrainConfig:
-    """Returns the config of a JSON text, also one that an older version wrote."""
-    body = json.loads(text)
+    """Returns the config of a JSON text, also one that an older version wrote.
+
+    Raises:
+        ValueError: no JSON, an unknown setting, or one of another type.
+    """
+    body = read_json(text)
+    if not isinstance(body, dict):
+        raise ValueError(f"a {type(body).__name__} where an object belongs")
     for name in ("folder", "videos"):  # of the run, not of its settings
         body.pop(name, None)
-    mining = body.get("mining", {})
-    if "own_drop" in mining:  # as version 0.1 wrote it
+    mining = body.get("mining")
+    if isinstance(mining, dict) and "own_drop" in mining:  # as version 0.1 wrote it
         mining["drop_own_positive"] = mining.pop("own_drop")
-    kinds = {"clips": Clips, "mining": Mining, "optim": Optim, "augment": Augment, "iic": Iic}
-    for name, kind in kinds.items():
-        body[name] = kind(**body.get(name, {}))
-    body["optim"] = replace(body["optim"], steps=tuple(body["optim"].steps))
-    for name in ("data", "out"):
-        body[name] = Path(body[name])
     if "views" not in body:  # written when there were always two
         old = {view: body.pop(f"init_{view}", None) for view in ("rgb", "flow")}
         body["init"] = {view: path for view, path in old.items() if path is not None}
-    body["init"] = {view: Path(path) for view, path in body["init"].items()}
-    body["views"] = tuple(body.get("views", ("rgb", "flow")))
-    body["goes_on"] = Path(body["goes_on"]) if body.get("goes_on") else None
-    return TrainConfig(**body)
+    parts = {
+        "clips": Clips,
+        "mining": Mining,
+        "optim": Optim,
+        "augment": Augment,
+        "iic": Iic,
+        "": TrainConfig,
+    }
+    for name, kind in parts.items():
+        held = body.get(name, {}) if name else body
+        known = {field.name for field in fields(kind)}
+        if isinstance(held, dict) and (unknown := [one for one in held if one not in known]):
+            raise ValueError(f"it has an unknown setting {name}{'.' * bool(name)}{unknown[0]}")
+    return as_record(body, TrainConfig)

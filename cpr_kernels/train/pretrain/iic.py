@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from ... import MemoryBank, Schedule, cascade_topk
-from ..encoders.forward import CHANNELS_LAST, calibrate_, channels_last, embeddings_of
+from ...networks.inputs import CHANNELS_LAST, channels_last
+from ..encoders.forward import calibrate_, embeddings_of
 from .co_training import Inputs, StepResult
 from .config import TrainConfig
 from .iic_loss import drawn_nce, intra_negatives

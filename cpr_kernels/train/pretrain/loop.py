@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from ...progress import ProgressBar, say
 from .. import Interrupted, TrainError
 from ..batches.dataset import Batch, ClipDataset
-from ..batches.loader import augmented, clip_loader, default_workers
+from ..batches.loader import augmented, clip_batches
 from ..batches.sampler import ClipSampler, MixedSampler
 from ..encoders.weights import load_encoder, save_encoder
 from ..runtime import ranks
@@ -27,11 +27,11 @@ from ..runtime.lock import exclusive
 from ..runtime.run_log import RunLog
 from ..runtime.signals import stop_flag
 from .co_training import Inputs, MultiViewModel, new_encoders
-from .config import Optim, TrainConfig, same_settings, to_json
+from .config import TrainConfig, same_settings, to_json
 from .iic import BankModel
 from .mining_meter import MiningMeter, baseline_schedules
 from .missing_views import MissingViewsModel, ViewMask
-from .phases import Moment, Phase, locate, make_plan, total_steps
+from .phases import Moment, Phase, learning_rate, locate, make_plan, total_steps
 from .run_folder import WarmStart, config_of, encoder_file, save_config, warm_start
 
 
@@ -90,7 +90,7 @@ def _train(trainer: Trainer, state: dict[str, Any] | None, start: int, writes: b
         _seed(trainer, state)
         if writes:
             _print_left_out(trainer, say)
-        for step, batch in enumerate(_batches(trainer, start, end), start=start):
+        for step, batch in _steps(trainer, start, end, log):
             moment = locate(trainer.plan, trainer.sampler.steps_per_pass, step)
             with compiling(config.compile):
                 figures = run_step(trainer, moment, step, batch, log)
@@ -229,15 +229,6 @@ def _inputs(trainer: Trainer, batch: Batch, step: int) -> tuple[Inputs, torch.Ge
     return Inputs(clips, trainer.sources[videos], videos, common), generator
 
 
-def learning_rate(optim: Optim, phase: Phase, moment: Moment) -> float:
-    """Returns the rate at a training step of a phase: warm-up, then constant, then a tenth."""
-    full = optim.lr if phase.pretrains or optim.cycle_lr is None else optim.cycle_lr
-    if optim.steps:
-        return full * optim.step_factor ** sum(moment.overall >= step for step in optim.steps)
-    grown = min(1.0, (moment.step_in_phase - phase.fill_steps + 1) / max(optim.warmup, 1))
-    return full * grown * (0.1 if moment.progress >= optim.decay_at else 1.0)
-
-
 def mined_videos(indices: Tensor, entries: Tensor) -> Tensor:
     """Returns the videos [B, k] of mined entries [B, k]; padding stays -1."""
     return torch.where(indices >= 0, entries[indices.clamp(min=0)], -1)
@@ -266,7 +257,9 @@ def restore(trainer: Trainer, state: dict[str, Any]) -> int:
     """Loads a snapshot; returns the step to resume at."""
     try:
         return _restore(trainer, state)
-    except (RuntimeError, KeyError, ValueError, IndexError) as error:
+    except Exception as error:  # torch raises many kinds for a state of another shape
+        if isinstance(error, TrainError):
+            raise
         reason = " ".join(str(error).split())[:200]
         raise TrainError(
             f"resume: {trainer.config.out / 'checkpoint.pt'} is not of this run's model ({reason})"
@@ -274,7 +267,10 @@ def restore(trainer: Trainer, state: dict[str, Any]) -> int:
 
 
 def _restore(trainer: Trainer, state: dict[str, Any]) -> int:
-    step = int(state["step"])
+    step, last = state["step"], total_steps(trainer.plan, trainer.sampler.steps_per_pass)
+    if not isinstance(step, int) or not 0 < step <= last or not isinstance(state["rng"], Tensor):
+        raise ValueError(f"step {step!r} is none of 1 to {last}, or the random state is missing")
+    torch.Generator().set_state(state["rng"])  # refuses what `_seed` could not use
     trainer.sampler.load_state_dict(state["sampler"])
     trainer.model.load_state_dict(state["model"])
     phase = trainer.plan[locate(trainer.plan, trainer.sampler.steps_per_pass, step - 1).phase]
@@ -359,11 +355,25 @@ def _optimizer(config: TrainConfig, model: MultiViewModel | BankModel, phase: Ph
 
 
 def _batches(trainer: Trainer, start: int, end: int) -> Iterator[Batch]:
-    workers = trainer.config.clips.workers
     trainer.sampler.position = start
-    loader = clip_loader(trainer.dataset, trainer.sampler, default_workers() if workers < 0 else workers)
-    if start < end:
-        yield from (batch for batch, _ in zip(loader, range(start, end)))
+    return clip_batches(trainer.dataset, trainer.sampler, trainer.config.clips.workers, end - start)
+
+
+def _steps(trainer: Trainer, start: int, end: int, log: RunLog) -> Iterator[tuple[int, Batch]]:
+    """Yields (step, batch). Where stored data are damaged, a run of one process saves a checkpoint first."""
+    step = start
+    try:
+        for batch in _batches(trainer, start, end):
+            yield step, batch
+            step += 1
+    except TrainError as error:
+        if step == start or ranks.world() > 1:  # nothing new, or the other ranks are at work
+            raise
+        log.flush()
+        save((run := Path(trainer.config.out)) / "checkpoint.pt", snapshot(trainer, step))
+        raise TrainError(
+            f"{error}; step {step} is saved: then continue with cpr pretrain --resume {run}"
+        ) from None
 
 
 def _save_encoders(trainer: Trainer, moment: Moment, run: Path) -> None:

@@ -7,7 +7,7 @@ from math import ceil
 
 from ... import Schedule
 from .. import TrainError
-from .config import TrainConfig
+from .config import Optim, TrainConfig
 from .methods import method_of
 
 Views = tuple[str, ...]
@@ -141,3 +141,12 @@ def locate(plan: list[Phase], steps_per_epoch: int, step: int) -> Moment:
 def total_steps(plan: list[Phase], steps_per_epoch: int) -> int:
     """Returns the number of steps of the whole run."""
     return sum(phase.steps(steps_per_epoch) for phase in plan)
+
+
+def learning_rate(optim: Optim, phase: Phase, moment: Moment) -> float:
+    """Returns the rate at a training step of a phase: warm-up, then constant, then a tenth."""
+    full = optim.lr if phase.pretrains or optim.cycle_lr is None else optim.cycle_lr
+    if optim.steps:
+        return full * optim.step_factor ** sum(moment.overall >= step for step in optim.steps)
+    grown = min(1.0, (moment.step_in_phase - phase.fill_steps + 1) / max(optim.warmup, 1))
+    return full * grown * (0.1 if moment.progress >= optim.decay_at else 1.0)

@@ -6,10 +6,13 @@ import hashlib
 import json
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Annotated
 
+from msgspec import Meta
 from torch import nn
 
 from ...files import relocated
+from ...reading.records import as_record, read_json
 from .. import TrainError
 from ..data.manifest import Manifest
 from ..runtime.checkpoint import load
@@ -38,6 +41,13 @@ def save_config(config: TrainConfig, manifest: Manifest) -> None:
     write_atomically(config.out / "config.json", json.dumps(body, indent=1).encode())
 
 
+@dataclass(frozen=True)
+class _Place:
+    """Holds where a file of a run was written."""
+
+    folder: str | None = None
+
+
 def config_of(run: Path, data: Path | None = None) -> TrainConfig:
     """Returns the config that a run was started with, its paths where they are since the run was moved or copied.
 
@@ -50,23 +60,24 @@ def config_of(run: Path, data: Path | None = None) -> TrainConfig:
     if not path.is_file():
         raise TrainError(f"run: {run} holds no run (no config.json)")
     try:
-        config, recorded = from_json(path.read_text()), json.loads(path.read_text()).get("folder")
-        if data is not None and is_own_data(run, data) is False:
-            raise TrainError(f"data: {data} holds other videos than {run} learnt from")
-        return replace(
+        config, recorded = from_json(path.read_text()), as_record(read_json(path.read_text()), _Place).folder
+        config.check()
+    except (ValueError, OSError, TrainError) as error:
+        raise TrainError(
+            f"run: {path} is damaged, or of another version ({error}); take a whole copy of it"
+        ) from None
+    if data is not None and is_own_data(run, data) is False:
+        raise TrainError(f"data: {data} holds other videos than {run} learnt from")
+    return replace(
             config, data=data or relocated(config.data, recorded, run), out=run,
             init={view: relocated(file, recorded, run) for view, file in config.init.items()},
             goes_on=config.goes_on and relocated(config.goes_on, recorded, run),
         )  # fmt: skip
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise TrainError(
-            f"run: {path} is damaged, or of another version ({error}); take a whole copy of it"
-        ) from None
 
 
 def is_own_data(run: Path, data: Path) -> bool | None:
     """Whether a data set holds the videos that a run learnt from; None for a run that does not note them."""
-    noted = json.loads((run / "config.json").read_text()).get("videos")
+    noted = read_json((run / "config.json").read_bytes()).get("videos")
     return noted and bool(noted == videos_hash(Manifest.load(data)))
 
 
@@ -85,8 +96,8 @@ class WarmStart:
     """
 
     run: str
-    old_videos: int
-    old_share: float
+    old_videos: Annotated[int, Meta(ge=1)]
+    old_share: Annotated[float, Meta(ge=0, le=1)]
 
     def save(self, path: Path) -> None:
         """Writes it as JSON, atomically."""
@@ -98,9 +109,14 @@ class WarmStart:
         """Reads what `save` wrote."""
         if not path.is_file():
             raise TrainError(f"goes-on: {path} is missing; run the same `cpr update` again")
-        body = json.loads(path.read_text())
-        run = relocated(body["run"], body.pop("folder", None), path.parent)
-        return cls(**{**body, "run": str(run)})
+        try:
+            body = read_json(path.read_bytes())
+            note, place = as_record(body, cls), as_record(body, _Place)
+        except (ValueError, OSError) as error:
+            raise TrainError(
+                f"goes-on: {path} is damaged ({error}); run the same `cpr update` again"
+            ) from None
+        return replace(note, run=str(relocated(note.run, place.folder, path.parent)))
 
 
 def warm_start(model: nn.Module, note: WarmStart) -> None:
@@ -109,6 +125,6 @@ def warm_start(model: nn.Module, note: WarmStart) -> None:
     state = load(path)
     try:
         model.load_state_dict(state["model"])
-    except (RuntimeError, KeyError) as error:
+    except (RuntimeError, KeyError, TypeError, AttributeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise TrainError(f"run: {path} does not fit the model of its own settings ({reason})") from None

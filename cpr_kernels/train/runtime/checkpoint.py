@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from ...reading.seals import check_zip, sealed_zip
 from .. import TrainError
 from .files import write_atomically
 
@@ -18,10 +19,10 @@ State = dict[str, Any]
 
 
 def save(path: Path, state: State) -> None:
-    """Writes `torch.save`'s bytes, atomically: a kill at any moment leaves the old file or the new one."""
+    """Writes `torch.save`'s bytes and their hash, atomically: a kill leaves the old file or the new one."""
     buffer = io.BytesIO()
     torch.save(state, buffer)
-    write_atomically(path, buffer.getvalue())
+    write_atomically(path, sealed_zip(buffer.getvalue()))
 
 
 def load(path: Path) -> State:
@@ -32,6 +33,7 @@ def load(path: Path) -> State:
     """
     if not path.is_file():
         raise TrainError(f"checkpoint: {path} does not exist")
+    _check_hash(path)
     try:
         with torch.serialization.safe_globals([argparse.Namespace]):  # plain settings, in IIC's files
             state = torch.load(path, map_location="cpu", weights_only=True)
@@ -48,7 +50,7 @@ def load(path: Path) -> State:
             else ""
         )
         raise TrainError(f"checkpoint: {path} {what}{hint}") from None
-    except (RuntimeError, EOFError, OSError, zipfile.BadZipFile, ValueError, KeyError) as error:
+    except Exception as error:  # torch raises many kinds for a damaged file
         reason = str(error).splitlines()[0].split(". ")[0] if str(error) else type(error).__name__
         raise TrainError(
             f"checkpoint: {path} cannot be read: cut short, or not a torch checkpoint ({reason})"
@@ -56,6 +58,19 @@ def load(path: Path) -> State:
     if not isinstance(state, dict):
         raise TrainError(f"checkpoint: {path} holds a {type(state).__name__}, expected a dictionary")
     return state
+
+
+def _check_hash(path: Path) -> None:
+    """Raises `TrainError` where a zip file is damaged: by its hash, or in an older file by its members' checksums."""
+    try:
+        with path.open("rb") as file:
+            zipped = file.read(4) == b"PK\x03\x04"
+        if zipped and not check_zip(path):
+            with zipfile.ZipFile(path) as archive:
+                if (damaged := archive.testzip()) is not None:
+                    raise ValueError(f"the checksum of {damaged} is another")
+    except (ValueError, zipfile.BadZipFile, OSError, EOFError, RuntimeError) as error:
+        raise TrainError(f"checkpoint: {path} cannot be read: cut short or damaged ({error})") from None
 
 
 def _refused_global(message: str) -> str:

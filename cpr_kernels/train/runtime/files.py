@@ -3,27 +3,30 @@
 from __future__ import annotations
 
 import errno
-import json
 from pathlib import Path
 from typing import Any
 
 from ...files import replacing
+from ...reading.records import as_record
+from ...reading.records import read_json as json_of
 from .. import TrainError
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # no space, a used-up quota, a limit on file sizes
 
 
-def read_json(path: Path, kind: str, advice: str) -> dict[str, Any]:
-    """Returns the JSON object that a file of the trainer holds.
+def read_json(path: Path, kind: str, advice: str, schema: Any = None) -> dict[str, Any]:
+    """Returns the JSON object that a file of the trainer holds, checked against a type where one is given.
 
     Raises:
         TrainError: it holds something else; the sentence begins with `kind` and ends with `advice`.
     """
     try:
-        body = json.loads(path.read_text())
+        body = json_of(path.read_bytes())
         if not isinstance(body, dict):
             raise ValueError(f"a {type(body).__name__} where an object belongs")
-    except ValueError as error:
+        if schema is not None:
+            as_record(body, schema)
+    except (ValueError, OSError) as error:
         raise TrainError(f"{kind}: {path} is damaged ({error}); {advice}") from None
     return body
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -88,21 +88,31 @@ def truncate(path: Path, step: int) -> None:
     """Drops the lines of a JSON-lines log written at `step` or later, and a last line cut short by a kill."""
     if not path.is_file():
         return
-    lines = [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
-    write_atomically(path, "".join(line for line in lines if json.loads(line)["step"] < step).encode())
+    kept = [line for line in _lines(path) if line[1]["step"] < step]
+    write_atomically(path, "".join(text for text, _ in kept).encode())
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
     """Returns the lines of a JSON-lines log; a last line cut short is left out."""
     if not path.is_file():
         raise TrainError(f"run: {path} is missing; is {path.parent} the folder of a run?")
-    lines = []
-    for number, line in enumerate(path.read_text().splitlines(keepends=True), start=1):
-        if line.endswith("\n"):
+    return [body for _, body in _lines(path)]
+
+
+def _lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yields the whole lines of a log, and what each holds: an object with a step.
+
+    Raises:
+        TrainError: a damaged line.
+    """
+    for number, line in enumerate(path.read_bytes().splitlines(keepends=True), start=1):
+        if line.endswith(b"\n"):
             try:
-                lines.append(json.loads(line))
-            except ValueError as error:
+                body = json.loads(line)  # a figure of a log may be no number
+                if not isinstance(body, dict) or not isinstance(body.get("step"), int):
+                    raise ValueError("it holds no step")
+                yield line.decode(), body
+            except (ValueError, RecursionError) as error:
                 raise TrainError(
                     f"run: {path} line {number} is damaged ({error}); take that line out"
                 ) from None
-    return lines

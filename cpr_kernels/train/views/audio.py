@@ -10,13 +10,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from ...networks import new_encoder
+from ...networks.inputs import unit
+from ...networks.resnet import SpectrogramEncoder
 from ..data.manifest import Video
 from ..data.sound import BANDS, COLUMNS, HOP, RATE
 from ..data.store import FrameStore
-from ..encoders import new_encoder
-from ..encoders.resnet import SpectrogramEncoder
 from .augment import Augment, Draws
-from .base import View, unit
+from .base import View
 from .crops import Frames
 from .pictures import spectrogram_picture
 

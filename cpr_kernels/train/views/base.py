@@ -7,12 +7,14 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from ...networks import new_encoder
+from ...networks.inputs import unit
 from ..data.manifest import Video
 from ..data.store import FrameStore
-from ..encoders import new_encoder
-from ..encoders.s3d import MEAN, STD
 from .augment import Augment, Draws
 from .crops import Frames, corners, resized_crop
+
+__all__ = ["Frames", "View", "unit", "where_clip"]
 
 
 class View:
@@ -77,17 +79,6 @@ class View:
         return new_encoder(backbone, width, embedding)
 
 
-def unit(clips: Tensor) -> Tensor:
-    """Converts uint8 to float32 in 0..1."""
-    return clips.float() / 255
-
-
 def where_clip(chosen: Tensor, yes: Tensor, no: Tensor) -> Tensor:
     """Returns `yes` for the clips [2, B] that were chosen, `no` for the others; both [2, B, ...]."""
     return torch.where(chosen.view(*chosen.shape, *[1] * (yes.dim() - chosen.dim())), yes, no)
-
-
-def as_input(frames: Tensor) -> Tensor:
-    """Normalises [..., T, H, W, 3] in 0..1 to [..., 3, T, H, W]."""
-    mean, std = frames.new_tensor(MEAN), frames.new_tensor(STD)
-    return ((frames - mean) / std).movedim(-1, -4)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
+from ...networks.inputs import flow_as_input, unit
 from .augment import Augment, Draws
-from .base import View, as_input, unit, where_clip
+from .base import View, where_clip
 
 
 class Flow(View):
@@ -18,12 +18,12 @@ class Flow(View):
     def augmented(self, clips: Tensor, draws: Draws, how: Augment) -> Tensor:
         """Maps [2, B, T, H, W, 2] uint8 to [2, B, 3, T, H, W]."""
         flow = unit(clips)
-        return as_input(functional.pad(where_clip(draws.flip(how), mirrored(flow), flow), (0, 1)))
+        return flow_as_input(where_clip(draws.flip(how), mirrored(flow), flow))
 
     def plain(self, clips: Tensor, mirror: bool = False) -> Tensor:
         """Maps [..., T, H, W, 2] uint8 to [..., 3, T, H, W]."""
         flow = unit(clips)
-        return as_input(functional.pad(mirrored(flow) if mirror else flow, (0, 1)))
+        return flow_as_input(mirrored(flow) if mirror else flow)
 
 
 def mirrored(flow: Tensor) -> Tensor:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
-from ..encoders.s3d import STD
+from ...networks.inputs import differences, differences_as_input, unit
 from .augment import Augment, Draws
-from .base import View, unit, where_clip
+from .base import View, where_clip
 
 
 class Residual(View):
@@ -21,19 +20,9 @@ class Residual(View):
     def augmented(self, clips: Tensor, draws: Draws, how: Augment) -> Tensor:
         """Maps [2, B, T, H, W, 3] uint8 to [2, B, 3, T, H, W]."""
         moved = differences(unit(clips))
-        return _as_input(where_clip(draws.flip(how), moved.flip(-2), moved))
+        return differences_as_input(where_clip(draws.flip(how), moved.flip(-2), moved))
 
     def plain(self, clips: Tensor, mirror: bool = False) -> Tensor:
         """Maps [..., T, H, W, 3] uint8 to [..., 3, T, H, W]."""
         moved = differences(unit(clips))
-        return _as_input(moved.flip(-2) if mirror else moved)
-
-
-def differences(rgb: Tensor) -> Tensor:
-    """Returns the changes from each frame of [..., T, H, W, 3] in 0..1 to the next, -1..1, the last one twice."""
-    moved = rgb[..., 1:, :, :, :] - rgb[..., :-1, :, :, :]
-    return torch.cat((moved, moved[..., -1:, :, :, :]), dim=-4)
-
-
-def _as_input(moved: Tensor) -> Tensor:
-    return (moved / moved.new_tensor(STD)).movedim(-1, -4)
+        return differences_as_input(moved.flip(-2) if mirror else moved)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ...networks.inputs import as_input, unit
 from .augment import Augment, Draws
-from .base import View, as_input, unit, where_clip
+from .base import View, where_clip
 
 GREY = (0.299, 0.587, 0.114)
 TO_YIQ = ((0.299, 0.587, 0.114), (0.596, -0.274, -0.322), (0.211, -0.523, 0.312))

@@ -3,7 +3,7 @@
 #include "../../mil_nce.h"
 
 #include "../kernels.h"
-#include "mil_nce_sweep.h"
+#include "mil_nce_drawn.h"
 
 namespace cpr {
 namespace CPR_ISA_NAMESPACE {
@@ -14,6 +14,35 @@ void write_nan(const Sweep& sweep, int64_t q, const LossOut& out) {
   const int64_t dim = sweep.args.dim;
   out.loss[q] = out.lse_all[q] = out.lse_positive[q] = out.own_weight[q] = NAN;
   for (int64_t d = 0; sweep.gradient && d < dim; ++d) out.grad_query[q * dim + d] = NAN;
+  for (int64_t i = 0; sweep.stats && i < 3; ++i) out.stats[q * 3 + i] = -1;
+}
+
+// A query's ranks over all chunks, in order; the entries in `best` beyond those already there.
+int64_t merge_ranks(const Sweep& sweep, int64_t q, const BestOfQuery& best) {
+  const int lane = static_cast<int>(q % WIDTH);
+  int64_t above = 0;
+  for (int64_t c = 0; c < sweep.chunks; ++c) {
+    const BlockRanks ranks = sweep.ranks(q / WIDTH, c);
+    const BestOfQuery of_chunk = ranks.best(lane);
+    above += ranks.above[lane];
+    for (int64_t i = 0; i < BEST; ++i) best.insert(of_chunk.scores[i * WIDTH], of_chunk.keys[i * WIDTH]);
+  }
+  return above;
+}
+
+void write_stats(const Sweep& sweep, int64_t q, bool own_positive, int64_t* out) {
+  float scores[BEST];
+  int32_t keys[BEST];
+  const BestOfQuery best{scores, keys, 1};
+  best.clear();
+  best.insert(sweep.own[q], OWN);
+  out[0] = merge_ranks(sweep, q, best);
+  out[1] = out[2] = 0;
+  for (int64_t i = 0; i < BEST; ++i) {
+    if (keys[i] == NONE || !is_positive(sweep.args, q, keys[i], own_positive)) continue;
+    out[1] += i == 0;
+    out[2] += 1;
+  }
 }
 
 bool is_spoilt(const Sweep& sweep, int64_t block, int lane) {
@@ -30,13 +59,7 @@ void combine(const Sweep& sweep, int64_t q, float* row, const LossOut& out) {
   float* own_row = row + dim;  // [dim] the own positive, then sums
   widen_row(row_at(args.positive, args.dtype, args.positive_stride, q), args.dtype, dim, own_row);
   const float* packed = sweep.packed + block * dim * WIDTH;
-  float own = 0;
-  for (int64_t d = 0; d < dim; d += DEPTH) {
-    float chain = 0;
-    for (int64_t e = d; e < dim && e < d + DEPTH; ++e)
-      chain = std::fma(own_row[e], packed[e * WIDTH + lane], chain);
-    own += chain;
-  }
+  const float own = own_score(own_row, packed, lane, dim);
   if (!std::isfinite(own) || is_spoilt(sweep, block, lane)) return write_nan(sweep, q, out);
   float top = own, positive_top = LOWEST;
   bool others = false;
@@ -67,6 +90,7 @@ void combine(const Sweep& sweep, int64_t q, float* row, const LossOut& out) {
   out.lse_positive[q] = positive_top * sweep.scale + log_positive;
   const float own_weight = own_mass / mass - own_positive_mass / positive_mass;
   out.own_weight[q] = own_weight;
+  if (sweep.stats) write_stats(sweep, q, own_positive, out.stats + q * 3);
   if (!sweep.gradient) return;
   for (int64_t d = 0; d < dim; ++d) row[d] = own_weight * own_row[d];
   for (int64_t c = 0; c < sweep.chunks; ++c) {
@@ -83,7 +107,8 @@ void combine(const Sweep& sweep, int64_t q, float* row, const LossOut& out) {
 
 bool mil_nce_sweep(const LossArgs& args, const LossOut& out) {
   const auto finish = [&out](const Sweep& sweep, int64_t q, float* row) { combine(sweep, q, row, out); };
-  return sweep_keys(args, out.grad_query != nullptr, finish);
+  const Wanted wanted{out.grad_query != nullptr, out.stats != nullptr};
+  return args.drawn() ? sweep_all_drawn(args, wanted, finish) : sweep_keys(args, wanted, finish);
 }
 
 // The chunks' sums of one query over this share of the keys, in order; its own pair is left to others.
@@ -120,11 +145,19 @@ void merge_chunks(const Sweep& sweep, int64_t q, const LossShare& out) {
     for (int64_t d = 0; sweep.gradient && d < 2 * dim; ++d) attended[d] = NAN;
   }
   std::memcpy(out.sums + q * 4, sums, sizeof sums);
+  if (!sweep.stats) return;
+  int32_t keys[BEST];
+  const BestOfQuery best{out.best + q * BEST, keys, 1};
+  best.clear();
+  out.ranks[q * 2] = static_cast<int32_t>(merge_ranks(sweep, q, best));
+  out.ranks[q * 2 + 1] = 0;
+  for (int i = 0; i < BEST; ++i)
+    if (keys[i] != NONE && is_positive(sweep.args, q, keys[i], false)) out.ranks[q * 2 + 1] |= 1 << i;
 }
 
 bool mil_nce_share(const LossArgs& args, const LossShare& out) {
   const auto finish = [&out](const Sweep& sweep, int64_t q, float*) { merge_chunks(sweep, q, out); };
-  return sweep_keys(args, out.attended != nullptr, finish);
+  return sweep_keys(args, {out.attended != nullptr, out.ranks != nullptr}, finish);
 }
 
 // d loss / d logit of a panel against one block, scaled by grad_loss / T: in place of the scores.
@@ -188,7 +221,8 @@ void grade_panel(const Sweep& sweep, int64_t first, int64_t count, PanelMemory& 
 
 bool mil_nce_keys_gradient(const LossArgs& args, const float* grad_loss, const float* lse_all,
                            const float* lse_positive, float* grad_keys) {
-  Sweep sweep = plan_sweep(args, false);
+  if (args.drawn()) return drawn_keys_gradient(args, grad_loss, lse_all, lse_positive, grad_keys);
+  Sweep sweep = plan_sweep(args, {false, false});
   return in_every_thread(sweep, false, WIDTH * args.dim, [&](PanelMemory& m, float* queries) {
 #pragma omp for schedule(dynamic)
     for (int64_t first = 0; first < args.num_keys; first += LOSS_PANEL)
@@ -198,7 +232,7 @@ bool mil_nce_keys_gradient(const LossArgs& args, const float* grad_loss, const f
 }
 
 LossPlan describe_plan(const LossArgs& args) {
-  const Sweep sweep = plan_sweep(args, false);
+  const Sweep sweep = plan_sweep(args, {false, false});
   return {W, WIDTH, sweep.blocks, sweep.chunks};
 }
 

@@ -7,7 +7,7 @@
 
 #include "../select/radix_sort.h"
 #include "../workspace.h"
-#include "mil_nce_panel.h"
+#include "mil_nce_stats.h"
 
 namespace cpr {
 namespace CPR_ISA_NAMESPACE {
@@ -32,7 +32,8 @@ inline F exp_nonpositive(F x) {
   return select(live, scale_by_power(p, n), zero());
 }
 
-// A listed positive: key, and the query's lane in its block.
+// A listed positive: key, and the query's lane in its block; of drawn entries (mil_nce_drawn.h), 1 for a
+// positive.
 struct Pair {
   int32_t key;
   int32_t lane;
@@ -60,28 +61,61 @@ struct Partial {
   }
 };
 
+// What a call wants of a sweep beside the loss.
+struct Wanted {
+  bool gradient, stats;
+};
+
 struct Sweep {
   const LossArgs& args;
   bool gradient;
   float scale;  // 1 / temperature
   int64_t blocks, chunks, chunk_size;
+  bool stats;
   float* packed;        // [blocks][dim, WIDTH]
-  Pair* pairs;          // [blocks][WIDTH * P], by key
-  int64_t* pair_count;  // [blocks]
+  Pair* pairs;          // [blocks][WIDTH * P], by key; drawn: [B][P + M]
+  int64_t* pair_count;  // [blocks]; drawn: [B]
   float* partials;      // [blocks, chunks]
+  float* own;           // [blocks][WIDTH] scores of the own pairs, where statistics are wanted
 
-  Partial partial(int64_t block, int64_t chunk) const {
-    return Partial::at(
-        partials + (block * chunks + chunk) * round_up(Partial::floats(args.dim, gradient), 16), args.dim);
+  int64_t partial_floats() const {
+    return round_up(Partial::floats(args.dim, gradient) + (stats ? BlockRanks::floats() : 0), 16);
   }
+  float* partial_memory(int64_t block, int64_t chunk) const {
+    return partials + (block * chunks + chunk) * partial_floats();
+  }
+  Partial partial(int64_t block, int64_t chunk) const {
+    return Partial::at(partial_memory(block, chunk), args.dim);
+  }
+  BlockRanks ranks(int64_t block, int64_t chunk) const {
+    return BlockRanks::at(partial_memory(block, chunk) + Partial::floats(args.dim, gradient));
+  }
+  int64_t listed() const { return args.num_positives + (args.drawn() ? args.num_negatives : 0); }
   const Pair* pairs_of(int64_t block) const { return pairs + block * WIDTH * args.num_positives; }
 
   void prepare(int64_t block) const {
     const View view{args.query, args.keys, args.query_stride, args.key_stride, args.dim};
     const int64_t first = block * WIDTH, left = args.num_queries - first;
     pack_queries(view, args.dtype, first, left, WIDTH, packed + block * args.dim * WIDTH);
-    pair_count[block] =
-        list_pairs(first, left < WIDTH ? left : WIDTH, pairs + block * WIDTH * args.num_positives);
+    if (!args.drawn())
+      pair_count[block] =
+          list_pairs(first, left < WIDTH ? left : WIDTH, pairs + block * WIDTH * args.num_positives);
+  }
+
+  // The own pairs' scores of a block; room: [dim].
+  void score_own(int64_t block, float* room) const {
+    for (int lane = 0; lane < WIDTH; ++lane) {
+      const int64_t q = block * WIDTH + lane;
+      float& score = own[q];
+      score = 0;
+      if (q >= args.num_queries) continue;
+      if (args.own) {
+        score = args.own[q];
+        continue;
+      }
+      widen_row(row_at(args.positive, args.dtype, args.positive_stride, q), args.dtype, args.dim, room);
+      score = own_score(room, packed + block * args.dim * WIDTH, lane, args.dim);
+    }
   }
 
   // The block's listed positives by (key, lane), each once; those that ids make positive are left to the
@@ -222,6 +256,7 @@ inline void sweep_chunk(const Sweep& sweep, int64_t block, int64_t chunk, PanelM
   const Partial out = sweep.partial(block, chunk);
   std::memset(out.top, 0, sizeof(float) * static_cast<size_t>(Partial::floats(args.dim, sweep.gradient)));
   for (int i = 0; i < WIDTH; ++i) out.top[i] = out.positive_top[i] = LOWEST;
+  if (sweep.stats) sweep.ranks(block, chunk).clear();
   const SiblingFinder finder(args, block * WIDTH);
   const Pair* pair = sweep.pairs_of(block);
   const Pair* pairs_end = pair + sweep.pair_count[block];
@@ -238,41 +273,45 @@ inline void sweep_chunk(const Sweep& sweep, int64_t block, int64_t chunk, PanelM
       add_positive(sweep, out, pair->lane, m.scores[j * WIDTH + pair->lane], keys.rows + j * keys.stride);
     }
     if (args.key_ids) apply_ids(sweep, keys, m, finder, out);
+    if (sweep.stats) sweep.ranks(block, chunk).take_panel(first, count, m.scores, sweep.own + block * WIDTH);
     absorb(sweep, count, m.scores, out);
     if (sweep.gradient) attend(keys, m.scores, args.dim, out.attended);
   }
 }
 
-inline Sweep plan_sweep(const LossArgs& args, bool gradient) {
+inline Sweep plan_sweep(const LossArgs& args, Wanted wanted) {
   const int64_t blocks = (args.num_queries + WIDTH - 1) / WIDTH;
   // chunks depend on sizes alone, so the sums do not depend on the number of threads
   int64_t chunks = (MAX_CHUNKS + blocks - 1) / blocks;
   const int64_t panels = (args.num_keys + LOSS_PANEL - 1) / LOSS_PANEL;
   if (chunks > (panels + 7) / 8) chunks = (panels + 7) / 8;
-  if (chunks < 1) chunks = 1;
+  if (chunks < 1 || args.drawn()) chunks = 1;
   const int64_t chunk_size = round_up((args.num_keys + chunks - 1) / chunks, LOSS_PANEL);
   const float scale = 1.0f / args.temperature;
-  return {args,    gradient, scale < FLT_MAX ? scale : FLT_MAX, blocks, chunks, chunk_size, nullptr, nullptr,
-          nullptr, nullptr};
+  return {args,         wanted.gradient, scale < FLT_MAX ? scale : FLT_MAX,
+          blocks,       chunks,          chunk_size,
+          wanted.stats, nullptr,         nullptr,
+          nullptr,      nullptr,         nullptr};
 }
 
 // Shared memory of a call, and `thread_bytes` for each thread behind it; null when there is none to be had.
 inline char* allocate(Sweep& sweep, bool with_partials, int64_t thread_bytes, char** threads_at) {
   const int64_t dim = sweep.args.dim;
   const int64_t packed = round_up(sweep.blocks * dim * WIDTH * 4, 64);
-  const int64_t pairs = round_up(sweep.blocks * WIDTH * sweep.args.num_positives * 8, 64);
-  const int64_t counts = round_up(sweep.blocks * 8, 64);
-  const int64_t partials =
-      with_partials ? sweep.blocks * sweep.chunks * round_up(Partial::floats(dim, sweep.gradient), 16) * 4
-                    : 0;
-  const int64_t total = packed + pairs + counts + partials + round_up(thread_bytes, 64) * sweep.args.threads;
+  const int64_t pairs = round_up(sweep.blocks * WIDTH * sweep.listed() * 8, 64);
+  const int64_t counts = round_up((sweep.args.drawn() ? sweep.args.num_queries : sweep.blocks) * 8, 64);
+  const int64_t own = sweep.stats ? round_up(sweep.blocks * WIDTH * 4, 64) : 0;
+  const int64_t partials = with_partials ? sweep.blocks * sweep.chunks * sweep.partial_floats() * 4 : 0;
+  const int64_t total =
+      packed + pairs + counts + own + partials + round_up(thread_bytes, 64) * sweep.args.threads;
   char* memory = take_workspace(total);
   if (!memory) return nullptr;
   sweep.packed = reinterpret_cast<float*>(memory);
   sweep.pairs = reinterpret_cast<Pair*>(memory + packed);
   sweep.pair_count = reinterpret_cast<int64_t*>(memory + packed + pairs);
-  sweep.partials = reinterpret_cast<float*>(memory + packed + pairs + counts);
-  *threads_at = memory + packed + pairs + counts + partials;
+  sweep.own = reinterpret_cast<float*>(memory + packed + pairs + counts);
+  sweep.partials = reinterpret_cast<float*>(memory + packed + pairs + counts + own);
+  *threads_at = memory + packed + pairs + counts + own + partials;
   return memory;
 }
 
@@ -298,7 +337,10 @@ bool in_every_thread(Sweep& sweep, bool with_partials, int64_t own_floats, const
     m.wide = reinterpret_cast<float*>(place);
     m.scores = m.wide + LOSS_PANEL * args.dim;
 #pragma omp for schedule(static)
-    for (int64_t b = 0; b < sweep.blocks; ++b) sweep.prepare(b);
+    for (int64_t b = 0; b < sweep.blocks; ++b) {
+      sweep.prepare(b);
+      if (sweep.stats) sweep.score_own(b, m.wide);
+    }
     work(m, reinterpret_cast<float*>(place + panel_bytes));
   }
   give_back_workspace(memory);
@@ -307,8 +349,8 @@ bool in_every_thread(Sweep& sweep, bool with_partials, int64_t own_floats, const
 
 // The keys once, for all queries; then finish(sweep, q, row) of each query, with room [2 dim] for sums.
 template <class Finish>
-bool sweep_keys(const LossArgs& args, bool gradient, const Finish& finish) {
-  Sweep sweep = plan_sweep(args, gradient);
+bool sweep_keys(const LossArgs& args, Wanted wanted, const Finish& finish) {
+  Sweep sweep = plan_sweep(args, wanted);
   return in_every_thread(sweep, true, 2 * args.dim, [&](PanelMemory& m, float* row) {
 #pragma omp for schedule(dynamic)
     for (int64_t t = 0; t < sweep.blocks * sweep.chunks; ++t)

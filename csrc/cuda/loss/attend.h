@@ -6,7 +6,7 @@
 // high*high + high*low + low*high. Weights are split the same way, scaled by a running power of two a row.
 #pragma once
 #include "../score.h"
-#include "layout.h"
+#include "attend_ranks.h"
 
 namespace cpr {
 
@@ -28,6 +28,7 @@ struct AttendArgs {
   int64_t num_positives;
   float* grad;  // [num_rows, dim]
   int chunks;   // of OUT_DEPTH features, where a block cannot hold all of a row's (attend_wide.h)
+  RankRoom ranks;
 };
 
 // Where piece `piece` of 8 features is in a tile of rows of DEPTHS: eight rows' pieces hit all banks.
@@ -231,9 +232,9 @@ struct LaneRows {
 
 // Scores of the columns [first, ..) become weights of their features, in the columns' own scale; `shrink` is
 // what the sums so far are worth then.
-template <bool GRADIENT>
+template <bool GRADIENT, class R>
 CPR_DEVICE void weigh(const AttendArgs& args, const ColumnFacts& facts, uint32_t first, uint32_t end,
-                      int row_in_tile, LaneRows& rows, float (&weights)[ATTEND_COLUMNS / 8][4],
+                      int row_in_tile, LaneRows& rows, R& ranks, float (&weights)[ATTEND_COLUMNS / 8][4],
                       float (&shrink)[2]) {
   constexpr int N8 = ATTEND_COLUMNS / 8;
   const int lane = thread_index() & 31;
@@ -249,7 +250,13 @@ CPR_DEVICE void weigh(const AttendArgs& args, const ColumnFacts& facts, uint32_t
       const float score = of_row == ODD || of_column == ODD ? float_of(0x7FC00000u)
                                                             : scaled(weights[n][c], of_row + of_column);
       weights[n][c] = fmaf(score, 0.0f, score);  // NaN where it overflowed: the sums it takes part in are NaN
-      if (filled >= 0 && !(args.siblings == 2 && id == rows.id[c / 2])) taking |= 1u << (4 * n + c);
+      if (filled >= 0 && !(args.siblings == 2 && id == rows.id[c / 2])) {
+        taking |= 1u << (4 * n + c);
+        if (c < 2)
+          ranks.template add<0>(weights[n][c], first + static_cast<uint32_t>(column));
+        else
+          ranks.template add<1>(weights[n][c], first + static_cast<uint32_t>(column));
+      }
     }
   shrink[0] = shrink[1] = 1.0f;
   if constexpr (!GRADIENT) {
@@ -316,12 +323,13 @@ CPR_DEVICE void write_rows(const AttendArgs& args, const A& attention, const Lan
   }
 }
 
-// The query's sums over a part of the keys (GRADIENT false: rows are queries, columns keys), or a key's
-// gradient over all queries (GRADIENT true: rows are keys, columns queries). Grid: x over row tiles, y over
-// parts, z over features.
-template <int DEPTHS, bool GRADIENT>
+// The query's sums over a part of the keys (rows are queries, columns keys), with or without ranks, or a
+// key's gradient over all queries (rows are keys, columns queries). Grid: x over row tiles, y over parts, z
+// over features.
+template <int DEPTHS, int MODE>
 CPR_DEVICE void attend(const AttendArgs& args, unsigned char* shared) {
   using A = Attention<DEPTHS>;
+  constexpr bool GRADIENT = MODE == ATTEND_GRADIENT;
   uint16_t* row_tile = reinterpret_cast<uint16_t*>(shared);
   uint16_t* stages = row_tile + ATTEND_ROW_TILE<DEPTHS>;
   ColumnFacts& facts = *reinterpret_cast<ColumnFacts*>(stages + 2 * ATTEND_COLUMN_TILE<DEPTHS>);
@@ -334,6 +342,7 @@ CPR_DEVICE void attend(const AttendArgs& args, unsigned char* shared) {
   const int out0 = static_cast<int>(block_index_z()) * A::OUT;
   A attention{row_tile, nullptr, lane, warp * 16, out0, {}, {-120, -120}};
   LaneRows rows(args, row0 + static_cast<uint32_t>(row_in_tile));
+  Ranks<MODE> ranks(args.ranks, args.num_rows, row0 + static_cast<uint32_t>(row_in_tile));
   fetch_rows<DEPTHS>(args.rows, row0, args.num_rows, ATTEND_ROWS, 0, row_tile);
   if (begin < end) fetch_rows<DEPTHS>(args.columns, begin, args.num_columns, ATTEND_COLUMNS, 0, stages);
   copy_commit();
@@ -351,11 +360,12 @@ CPR_DEVICE void attend(const AttendArgs& args, unsigned char* shared) {
     attention.column_tile = stages + turn * ATTEND_COLUMN_TILE<DEPTHS>;
     float weights[A::N8][4], shrink[2];
     attention.scores(weights);
-    weigh<GRADIENT>(args, facts, first, end, row_in_tile, rows, weights, shrink);
+    weigh<GRADIENT>(args, facts, first, end, row_in_tile, rows, ranks, weights, shrink);
     if (summing) attention.add(weights, shrink);
   }
   copy_wait<0>();
   write_rows<GRADIENT>(args, attention, rows, row0 + static_cast<uint32_t>(row_in_tile), part, out0);
+  if (out0 == 0) ranks.write(args.ranks, args.num_rows, row0 + static_cast<uint32_t>(row_in_tile), part);
 }
 
 }  // namespace cpr

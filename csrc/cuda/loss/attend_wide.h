@@ -22,9 +22,10 @@ CPR_DEVICE void fetch_item(const AttendArgs& args, uint32_t row0, uint32_t first
 }
 
 // As attend(); grid z over chunks of features.
-template <bool GRADIENT>
+template <int MODE>
 CPR_DEVICE void attend_wide(const AttendArgs& args, unsigned char* shared) {
   using A = Attention<OUT_DEPTH>;
+  constexpr bool GRADIENT = MODE == ATTEND_GRADIENT;
   uint16_t* stages = reinterpret_cast<uint16_t*>(shared);
   ColumnFacts& facts = *reinterpret_cast<ColumnFacts*>(stages + 2 * WIDE_STAGE);
   const int lane = thread_index() & 31, warp = thread_index() >> 5, row_in_tile = warp * 16 + lane / 4;
@@ -36,6 +37,7 @@ CPR_DEVICE void attend_wide(const AttendArgs& args, unsigned char* shared) {
   const int items = args.chunks + (GRADIENT || args.attended ? 1 : 0);
   A attention{nullptr, nullptr, lane, warp * 16, 0, {}, {-120, -120}};
   LaneRows rows(args, row0 + static_cast<uint32_t>(row_in_tile));
+  Ranks<MODE> ranks(args.ranks, args.num_rows, row0 + static_cast<uint32_t>(row_in_tile));
   float weights[A::N8][4] = {}, cross[A::N8][4] = {}, shrinks[2] = {1.0f, 1.0f};
 
   if (begin < end) fetch_item(args, row0, begin, 0, out, stages);
@@ -59,7 +61,7 @@ CPR_DEVICE void attend_wide(const AttendArgs& args, unsigned char* shared) {
         for (int n = 0; n < A::N8; ++n)
 #pragma unroll
           for (int c = 0; c < 4; ++c) weights[n][c] += cross[n][c];
-        weigh<GRADIENT>(args, facts, first, end, row_in_tile, rows, weights, shrinks);
+        weigh<GRADIENT>(args, facts, first, end, row_in_tile, rows, ranks, weights, shrinks);
       }
       if (item == args.chunks) attention.add(weights, shrinks);
       if (last) {
@@ -72,6 +74,7 @@ CPR_DEVICE void attend_wide(const AttendArgs& args, unsigned char* shared) {
   copy_wait<0>();
   write_rows<GRADIENT>(args, attention, rows, row0 + static_cast<uint32_t>(row_in_tile), part,
                        out * OUT_DEPTH);
+  if (out == 0) ranks.write(args.ranks, args.num_rows, row0 + static_cast<uint32_t>(row_in_tile), part);
 }
 
 }  // namespace cpr

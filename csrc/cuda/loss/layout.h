@@ -22,12 +22,38 @@ struct LossPlanes {
   int32_t* exponents;
 };
 
+constexpr int RANK_LISTS = 4;  // lanes that share a row of a tile, each with a list of its own
+
+// Where statistics are gathered; null without them.
+struct RankRoom {
+  float* own;           // [B] scores of the own pairs
+  uint32_t* above;      // [parts, B, RANK_LISTS] scores above it
+  float* best_scores;   // [parts, B, RANK_LISTS, BEST]
+  uint32_t* best_keys;  // likewise
+};
+
+inline RankRoom plan_ranks(int64_t queries, int64_t parts, Carver& carver) {
+  RankRoom room;
+  const int64_t lists = parts * queries * RANK_LISTS;
+  room.own = carver.take<float>(queries);
+  room.above = carver.take<uint32_t>(lists);
+  room.best_scores = carver.take<float>(lists * BEST);
+  room.best_keys = carver.take<uint32_t>(lists * BEST);
+  return room;
+}
+
+// What a call wants of a sweep beside the loss.
+struct LossWanted {
+  bool sweep, gradient, stats;
+};
+
 struct LossLayout {
   int depths;  // features of a padded row
   bool wide;   // more than a block holds
   LossPlanes queries, keys;
   int64_t parts, part_columns;  // of the keys
   float *top, *mass, *attended;
+  RankRoom ranks;
   int64_t bytes;  // of workspace
 
   int chunks() const { return (depths + OUT_DEPTH - 1) / OUT_DEPTH; }
@@ -42,9 +68,10 @@ inline LossPlanes plan_planes(int64_t count, int depths, Carver& carver) {
 
 // Null, or why the call cannot run. Parts of the keys: enough blocks to fill a large device, none of fewer
 // keys than two steps.
-inline const char* plan_loss(const LossArgs& args, bool sweep, bool gradient, const DeviceLimits& limits,
+inline const char* plan_loss(const LossArgs& args, LossWanted wanted, const DeviceLimits& limits,
                              void* workspace, LossLayout& layout) {
   layout = {};
+  if (args.drawn()) return "negatives for each query";
   if (args.dim > INT32_MAX - OUT_DEPTH) return "features of more than 2^31 numbers";
   layout.depths =
       args.dim <= 64 ? 64 : static_cast<int>(rounded_up(std::max<int64_t>(args.dim, 1), OUT_DEPTH));
@@ -53,15 +80,16 @@ inline const char* plan_loss(const LossArgs& args, bool sweep, bool gradient, co
   Carver carver{static_cast<char*>(workspace)};
   layout.queries = plan_planes(args.num_queries, layout.depths, carver);
   layout.keys = plan_planes(args.num_keys, layout.depths, carver);
-  if (sweep) {
+  if (wanted.sweep) {
     const int64_t tiles = (args.num_queries + ATTEND_ROWS - 1) / ATTEND_ROWS * layout.chunks();
-    const int64_t wanted = std::max<int64_t>(1, BLOCKS_WANTED / std::max<int64_t>(tiles, 1));
+    const int64_t share = std::max<int64_t>(1, BLOCKS_WANTED / std::max<int64_t>(tiles, 1));
     layout.part_columns = rounded_up(
-        std::max<int64_t>((args.num_keys + wanted - 1) / wanted, 2 * ATTEND_COLUMNS), ATTEND_COLUMNS);
+        std::max<int64_t>((args.num_keys + share - 1) / share, 2 * ATTEND_COLUMNS), ATTEND_COLUMNS);
     layout.parts = (args.num_keys + layout.part_columns - 1) / layout.part_columns;
     layout.top = carver.take<float>(layout.parts * args.num_queries);
     layout.mass = carver.take<float>(layout.parts * args.num_queries);
-    if (gradient) layout.attended = carver.take<float>(layout.parts * args.num_queries * args.dim);
+    if (wanted.gradient) layout.attended = carver.take<float>(layout.parts * args.num_queries * args.dim);
+    if (wanted.stats) layout.ranks = plan_ranks(args.num_queries, layout.parts, carver);
   }
   layout.bytes = carver.used;
   return nullptr;

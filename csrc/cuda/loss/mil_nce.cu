@@ -24,6 +24,7 @@ struct FinishArgs {
   LossOut out;
   int parts;
   const float *top, *mass, *attended;  // of the sweep
+  RankRoom ranks;
 };
 
 struct FinishMemory {
@@ -93,6 +94,73 @@ CPR_DEVICE void add_positives(const LossArgs& args, int64_t query, int warp, int
   }
 }
 
+struct OwnArgs {
+  LossArgs loss;
+  float* own;
+};
+
+// A warp a query.
+CPR_KERNEL(FINISH_THREADS, 1) own_kernel(OwnArgs args) {
+  const int64_t query = static_cast<int64_t>(block_index()) * FINISH_WARPS + (thread_index() >> 5);
+  if (query >= args.loss.num_queries) return;
+  const float own = own_score(args.loss, query, thread_index() & 31);
+  if ((thread_index() & 31) == 0) args.own[query] = own;
+}
+
+// The statistics of one query by one warp: the best of all lists and the own pair, one after the other.
+CPR_DEVICE void write_stats(const FinishArgs& args, int64_t query, float own, bool own_counts, bool spoilt,
+                            int lane) {
+  const LossArgs& loss = args.loss;
+  const int64_t lists = static_cast<int64_t>(args.parts) * RANK_LISTS;
+  uint32_t above = 0;
+  for (int64_t i = lane; i < lists; i += 32)
+    above += args.ranks.above[(i / RANK_LISTS * loss.num_queries + query) * RANK_LISTS + i % RANK_LISTS];
+#pragma unroll
+  for (int step = 16; step; step >>= 1) above += shuffle_xor(above, step);
+  float last_score =
+      float_of(0x7F800000u);  // +inf: what was taken last, by (score descending, key ascending)
+  int64_t last_key = -2, positives = 0, best_is_positive = 0;
+  for (int taken = 0; taken < BEST; ++taken) {
+    float score = float_of(0xFF800000u);
+    int64_t key = INT64_MAX;
+    const auto offer = [&](float candidate, int64_t at) {
+      const bool left = candidate < last_score || (candidate == last_score && at > last_key);
+      if (left && (candidate > score || (candidate == score && at < key))) {
+        score = candidate;
+        key = at;
+      }
+    };
+    if (lane == 0) offer(own, -1);
+    for (int64_t i = lane; i < lists * BEST; i += 32) {
+      const int64_t list = i / BEST;
+      const int64_t at =
+          ((list / RANK_LISTS * loss.num_queries + query) * RANK_LISTS + list % RANK_LISTS) * BEST + i % BEST;
+      if (args.ranks.best_keys[at] != UINT32_MAX) offer(args.ranks.best_scores[at], args.ranks.best_keys[at]);
+    }
+#pragma unroll
+    for (int step = 16; step; step >>= 1) {
+      const float other = shuffle_xor(score, step);
+      const int low = shuffle_xor(static_cast<int>(key & 0xFFFFFFFF), step),
+                high = shuffle_xor(static_cast<int>(key >> 32), step);
+      const int64_t other_key = static_cast<int64_t>(high) << 32 | static_cast<uint32_t>(low);
+      if (other > score || (other == score && other_key < key)) {
+        score = other;
+        key = other_key;
+      }
+    }
+    if (key == INT64_MAX) break;
+    last_score = score;
+    last_key = key;
+    const bool positive = key < 0 ? own_counts : is_positive(loss, query, key);
+    positives += positive;
+    if (taken == 0) best_is_positive = positive;
+  }
+  if (lane != 0) return;
+  args.out.stats[query * 3] = spoilt ? -1 : static_cast<int64_t>(above);
+  args.out.stats[query * 3 + 1] = spoilt ? -1 : best_is_positive;
+  args.out.stats[query * 3 + 2] = spoilt ? -1 : positives;
+}
+
 // Grid: x over queries, y over features, 256 a block; each block forms the query's own numbers, and the first
 // writes them.
 CPR_KERNEL(FINISH_THREADS, 1) finish_kernel(FinishArgs args) {
@@ -114,12 +182,7 @@ CPR_KERNEL(FINISH_THREADS, 1) finish_kernel(FinishArgs args) {
 #pragma unroll
   for (int i = 0; i < FINISH_DIM / 32; ++i) memory.positive_sum[warp][lane + 32 * i] = positives.sum[i];
   if (warp == 0) {
-    float own = 0.0f;
-    for (int64_t d = lane; d < loss.dim; d += 32)
-      own += element(loss.query, loss.dtype, query * loss.query_stride + d) *
-             element(loss.positive, loss.dtype, query * loss.positive_stride + d);
-    for (int step = 16; step; step >>= 1) own += shuffle_xor(own, step);
-    own = fmaf(own, 0.0f, own);  // NaN where it is infinite, and with it all that the query gets
+    const float own = own_score(loss, query, lane);  // NaN: all that the query gets is
     float top = own;
     for (int p = lane; p < args.parts; p += 32) top = fmaxf(top, args.top[p * rows + query]);
     for (int step = 16; step; step >>= 1) top = fmaxf(top, shuffle_xor(top, step));
@@ -156,6 +219,8 @@ CPR_KERNEL(FINISH_THREADS, 1) finish_kernel(FinishArgs args) {
     args.out.lse_positive[query] = positive_top * scale + logf(positive_mass) + mass * 0.0f;
     args.out.own_weight[query] = own_of_all - own_of_positive;
   }
+  if (args.out.stats && warp == 0 && first_feature == 0)
+    write_stats(args, query, own, own_counts, mass != mass, lane);
   if (!args.out.grad_query) return;
   const int64_t d = first_feature + thread;
   if (d < loss.dim) {
@@ -172,22 +237,22 @@ CPR_KERNEL(FINISH_THREADS, 1) finish_kernel(FinishArgs args) {
 
 static_assert(FINISH_DIM == FINISH_THREADS, "a thread a feature");
 
-template <bool GRADIENT>
+template <int MODE>
 CPR_KERNEL(ATTEND_THREADS, 1)
 attend_wide_kernel(AttendArgs args) {
   CPR_SHARED_MEMORY(shared);
   await_previous_kernel();
   let_next_kernel_start();
-  attend_wide<GRADIENT>(args, shared);
+  attend_wide<MODE>(args, shared);
 }
 
-template <int DEPTHS, bool GRADIENT>
+template <int DEPTHS, int MODE>
 CPR_KERNEL(ATTEND_THREADS, 1)
 attend_kernel(AttendArgs args) {
   CPR_SHARED_MEMORY(shared);
   await_previous_kernel();
   let_next_kernel_start();
-  attend<DEPTHS, GRADIENT>(args, shared);
+  attend<DEPTHS, MODE>(args, shared);
 }
 
 PrepareArgs prepare_args(const LossArgs& args, const void* rows, int64_t stride, int64_t count, int depths,
@@ -208,22 +273,22 @@ Operand operand(const LossPlanes& planes, int64_t count, int depths) {
   return {planes.planes, depths, count * depths, planes.exponents, nullptr, 0};
 }
 
-template <bool GRADIENT>
+template <int MODE>
 const char* launch_attend(AttendArgs args, const LossLayout& layout, int64_t parts, void* stream) {
   Grid grid;
   grid.x = (args.num_rows + ATTEND_ROWS - 1) / ATTEND_ROWS;
   grid.y = static_cast<uint32_t>(parts);
   args.chunks = layout.chunks();
-  grid.z = GRADIENT || args.attended ? static_cast<uint32_t>(args.chunks) : 1;
+  grid.z = MODE == ATTEND_GRADIENT || args.attended ? static_cast<uint32_t>(args.chunks) : 1;
   grid.threads = ATTEND_THREADS;
   grid.follows = true;
   if (layout.wide)
-    return grid.shared = WIDE_SHARED_BYTES, launch(attend_wide_kernel<GRADIENT>, grid, args, stream);
+    return grid.shared = WIDE_SHARED_BYTES, launch(attend_wide_kernel<MODE>, grid, args, stream);
   if (layout.depths == 64)
-    return grid.shared = ATTEND_SHARED_BYTES<64>, launch(attend_kernel<64, GRADIENT>, grid, args, stream);
+    return grid.shared = ATTEND_SHARED_BYTES<64>, launch(attend_kernel<64, MODE>, grid, args, stream);
   if (layout.depths == 128)
-    return grid.shared = ATTEND_SHARED_BYTES<128>, launch(attend_kernel<128, GRADIENT>, grid, args, stream);
-  return grid.shared = ATTEND_SHARED_BYTES<256>, launch(attend_kernel<256, GRADIENT>, grid, args, stream);
+    return grid.shared = ATTEND_SHARED_BYTES<128>, launch(attend_kernel<128, MODE>, grid, args, stream);
+  return grid.shared = ATTEND_SHARED_BYTES<256>, launch(attend_kernel<256, MODE>, grid, args, stream);
 }
 
 AttendArgs attend_args(const LossArgs& args) {
@@ -236,9 +301,10 @@ AttendArgs attend_args(const LossArgs& args) {
 
 }  // namespace
 
-const char* mil_nce_cuda_workspace(const LossArgs& args, bool sweep, bool gradient, int64_t* bytes) {
+const char* mil_nce_cuda_workspace(const LossArgs& args, bool sweep, bool gradient, bool stats,
+                                   int64_t* bytes) {
   LossLayout layout;
-  const char* reason = plan_loss(args, sweep, gradient, limits_of_current_device(), nullptr, layout);
+  const char* reason = plan_loss(args, {sweep, gradient, stats}, limits_of_current_device(), nullptr, layout);
   *bytes = layout.bytes;
   return reason;
 }
@@ -247,8 +313,8 @@ const char* mil_nce_sweep_cuda(const LossArgs& args, const LossOut& out, void* w
                                void* stream) {
   if (args.num_queries == 0) return nullptr;
   LossLayout layout;
-  if (const char* reason =
-          plan_loss(args, true, out.grad_query != nullptr, limits_of_current_device(), workspace, layout))
+  const LossWanted wanted{true, out.grad_query != nullptr, out.stats != nullptr};
+  if (const char* reason = plan_loss(args, wanted, limits_of_current_device(), workspace, layout))
     return reason;
   if (layout.bytes > bytes) return "the workspace is smaller than mil_nce_cuda_workspace says";
   if (args.num_keys > 0) {
@@ -264,7 +330,16 @@ const char* mil_nce_sweep_cuda(const LossArgs& args, const LossOut& out, void* w
     attend.top = layout.top;
     attend.mass = layout.mass;
     attend.attended = layout.attended;
-    if (const char* error = launch_attend<false>(attend, layout, layout.parts, stream)) return error;
+    attend.ranks = layout.ranks;
+    if (wanted.stats) {
+      Grid grid;
+      grid.x = static_cast<uint32_t>((args.num_queries + FINISH_WARPS - 1) / FINISH_WARPS);
+      grid.threads = FINISH_THREADS;
+      if (const char* error = launch(own_kernel, grid, OwnArgs{args, layout.ranks.own}, stream)) return error;
+    }
+    const char* const error = wanted.stats ? launch_attend<ATTEND_RANKS>(attend, layout, layout.parts, stream)
+                                           : launch_attend<ATTEND_SUMS>(attend, layout, layout.parts, stream);
+    if (error) return error;
   }
   Grid grid;
   grid.x = static_cast<uint32_t>(args.num_queries);
@@ -273,10 +348,10 @@ const char* mil_nce_sweep_cuda(const LossArgs& args, const LossOut& out, void* w
   grid.y = out.grad_query ? static_cast<uint32_t>(pieces) : 1;
   grid.shared = sizeof(FinishMemory);
   grid.follows = args.num_keys > 0;
-  return launch(
-      finish_kernel, grid,
-      FinishArgs{args, out, static_cast<int>(layout.parts), layout.top, layout.mass, layout.attended},
-      stream);
+  return launch(finish_kernel, grid,
+                FinishArgs{args, out, static_cast<int>(layout.parts), layout.top, layout.mass,
+                           layout.attended, layout.ranks},
+                stream);
 }
 
 const char* mil_nce_keys_gradient_cuda(const LossArgs& args, const float* grad_loss, const float* lse_all,
@@ -285,7 +360,8 @@ const char* mil_nce_keys_gradient_cuda(const LossArgs& args, const float* grad_l
   if (args.num_keys == 0) return nullptr;
   if (args.num_queries == 0) return fill_zero(grad_keys, args.num_keys * args.dim * 4, stream);
   LossLayout layout;
-  if (const char* reason = plan_loss(args, false, true, limits_of_current_device(), workspace, layout))
+  if (const char* reason =
+          plan_loss(args, {false, true, false}, limits_of_current_device(), workspace, layout))
     return reason;
   if (layout.bytes > bytes) return "the workspace is smaller than mil_nce_cuda_workspace says";
   if (const char* error = launch_both(args, layout, stream)) return error;
@@ -304,7 +380,7 @@ const char* mil_nce_keys_gradient_cuda(const LossArgs& args, const float* grad_l
   attend.positives = args.positives;
   attend.num_positives = args.num_positives;
   attend.grad = grad_keys;
-  return launch_attend<true>(attend, layout, 1, stream);
+  return launch_attend<ATTEND_GRADIENT>(attend, layout, 1, stream);
 }
 
 }  // namespace cpr

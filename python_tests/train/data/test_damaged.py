@@ -8,22 +8,27 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from limits import limited
 from train_sets import DRAFT, lively, tiny
 
+from cpr_kernels.reading.seals import sealed
 from cpr_kernels.train import TrainError
 from cpr_kernels.train.batches.dataset import ClipDataset
-from cpr_kernels.train.batches.loader import clip_loader
+from cpr_kernels.train.batches.loader import clip_batches, clip_loader
 from cpr_kernels.train.batches.sampler import ClipSampler
+from cpr_kernels.train.data.decoding import DamagedRecord
+from cpr_kernels.train.data.manifest import Manifest
 from cpr_kernels.train.data.prepare import prepare
-from cpr_kernels.train.data.store import FrameStore
+from cpr_kernels.train.data.store import FrameStore, _pictures, packed, record_key
 from cpr_kernels.train.encoders.weights import load_encoder, save_encoder
 from cpr_kernels.train.evaluate import retrieval as evaluate
 from cpr_kernels.train.evaluate.retrieval import evaluate_run, measurable_views
-from cpr_kernels.train.pages.report import write_report
+from cpr_kernels.train.pages.report import _evaluation, write_report
 from cpr_kernels.train.pretrain.loop import pretrain
 from cpr_kernels.train.pretrain.run_folder import config_of
+from cpr_kernels.train.runtime.checkpoint import load
 
 pytest_plugins = ["train_fixtures"]
 
@@ -37,10 +42,10 @@ def copied(data: Path, tmp_path: Path) -> Path:
 @pytest.mark.parametrize(
     ("body", "words"),
     [
-        ('{"version": 2', r"is damaged \(Expecting"),
-        ('{"version": 2}', r"is damaged \('settings'\)"),
+        ('{"version": 2', r"is damaged \(it is no JSON: Expecting"),
+        ('{"version": 2}', r"is damaged \(Object missing required field `settings`\)"),
         ("[]", "a list where an object belongs"),
-        ('{"version": 7}', "has version 7, expected 1 or 2; prepare it again"),
+        ('{"version": 7}', "has version 7, expected 1 or 2"),
     ],
 )
 def test_a_manifest_that_is_none(body: str, words: str, copied: Path, tmp_path: Path) -> None:
@@ -84,6 +89,111 @@ def test_a_store_that_is_missing(copied: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "run").exists()
 
 
+def test_a_manifest_whose_fields_are_wrong(copied: Path) -> None:
+    whole = json.loads((copied / "manifest.json").read_text())
+    del whole["sha256"]
+    first = whole["videos"][0]
+
+    def sentence(**changes: Any) -> str:
+        (copied / "manifest.json").write_text(json.dumps(sealed({**whole, **changes})))
+        with pytest.raises(TrainError, match=r"manifest\.json is damaged") as caught:
+            Manifest.load(copied)
+        assert "\n" not in str(caught.value)
+        return str(caught.value)
+
+    def of_first(**changes: Any) -> str:
+        return sentence(videos=[{**first, **changes}, *whole["videos"][1:]])
+
+    assert "Expected `int`, got `float` - at `$.videos[0].frames`" in of_first(frames=1e7)
+    assert "holds NaN, which is no number" in sentence(settings={**whole["settings"], "size": float("nan")})
+    assert "size must be at least 16 and at most" in sentence(settings={**whole["settings"], "size": 10**9})
+    assert "has label 9, and there are 9 classes" in of_first(label=9)
+    assert "$.videos[0].split" in of_first(split="both")
+    assert "two of its videos have one id" in sentence(videos=[first, first])
+    (copied / "manifest.json").write_text(
+        json.dumps(sealed(whole)).replace('"label": 0', '"label": 1', 1)  # a flipped bit
+    )
+    with pytest.raises(TrainError, match="its content is not what its sha256 says"):
+        Manifest.load(copied)
+
+
+def test_a_manifest_of_an_older_version_is_read_with_a_note(copied: Path, capsys: Any) -> None:
+    body = json.loads((copied / "manifest.json").read_text())
+    del body["sha256"]
+    (copied / "manifest.json").write_text(json.dumps(body))
+    assert len(Manifest.load(copied).videos) == 72
+    assert "manifest.json holds no content hash" in capsys.readouterr().err
+
+
+def damage(store: Path, video: str, frame: int) -> None:
+    """Turns one bit in the middle of a stored RGB frame."""
+    with FrameStore(store).env.begin() as transaction:
+        record = transaction.get(record_key("rgb", video).encode())
+    FrameStore(store).close()
+    total = int.from_bytes(record[:4], "little")
+    ends = np.frombuffer(record, "<u4", total, 4)
+    inside = 4 * (total + 1) + int(ends[frame]) - 20
+    body = bytearray((store / "data.mdb").read_bytes())
+    place = body.index(record) + inside
+    body[place] ^= 4
+    (store / "data.mdb").write_bytes(body)
+
+
+def test_a_damaged_frame_is_named_and_the_run_stops_at_a_checkpoint(copied: Path, tmp_path: Path) -> None:
+    config = tiny(copied, tmp_path / "run")
+    dataset = ClipDataset(copied, config.clips.frames, config.clips.crop, views=config.views)
+    sampler = ClipSampler(len(dataset), config.clips.batch, config.seed)
+    video = dataset.manifest.videos[dataset.videos[sampler.sample_keys(1)[0][0]]].id
+    damage(copied, video, 0)
+    with pytest.raises(
+        TrainError, match=rf"rgb of {video} in .*data\.mdb is damaged: frame 0 has another checksum"
+    ):
+        FrameStore(copied).frames(video, "rgb", 0, 2)
+    FrameStore(copied).frames(video, "rgb", 1, 2)  # the others are whole
+    with pytest.raises(TrainError, match=rf"{video} .*step 1 is saved: then continue with") as caught:
+        pretrain(config)
+    assert "\n" not in str(caught.value)
+    assert load(tmp_path / "run" / "checkpoint.pt")["step"] == 1
+    [error] = _of_a_worker(dataset, sampler)
+    assert error.startswith("data: rgb of ") and "\n" not in error
+
+
+def _of_a_worker(dataset: ClipDataset, sampler: ClipSampler) -> list[str]:
+    """What is said where a loader's process reads the damaged frame."""
+    try:
+        for _ in clip_batches(dataset, sampler, 1, 2):
+            pass
+    except TrainError as error:
+        return [str(error)]
+    return []
+
+
+def test_damaged_tables_of_a_store_are_refused_and_do_not_end_the_process(copied: Path) -> None:
+    path = copied / "data.mdb"
+    body = bytearray(path.read_bytes())
+    page = 4096
+    leaves = [at for at in range(2 * page, len(body), page) if body[at + 10] == 2]  # P_LEAF
+    for at in leaves:  # where each node lies in its page
+        body[at + 16 : at + 40] = b"\xff" * 24
+    path.write_bytes(body)
+    with pytest.raises(TrainError, match=r"data\.mdb is damaged: its tables of records cannot be followed"):
+        ClipDataset(copied, 8, 32)
+
+
+def test_records_without_checksums_are_read(copied: Path) -> None:
+    frames = [b"one", b"four", b"seven"]
+    record = packed(frames, "rgb/x")
+    assert [bytes(one) for one in _pictures(memoryview(record), "rgb/x", 1, 2)] == frames[1:]
+    assert [bytes(one) for one in _pictures(memoryview(record[:-12]), "rgb/x", 1, 2)] == frames[
+        1:
+    ]  # as older versions wrote
+    for broken in (record[:-1], record[:-13], record[:3], b"", b"\xff" * 20, b"\0" * 8):
+        with pytest.raises(DamagedRecord, match="is damaged"):
+            _pictures(memoryview(broken), "rgb/x", 1, 2)
+    with pytest.raises(DamagedRecord, match="frame 1 has another checksum"):  # the record of another video
+        _pictures(memoryview(record), "rgb/y", 1, 2)
+
+
 def test_a_run_s_own_files(cascade_run: Path, tmp_path: Path) -> None:
     run = Path(shutil.copytree(cascade_run, tmp_path / "run"))
     evaluate_run(run, clips=1, last=True)
@@ -105,8 +215,23 @@ def test_a_run_s_own_files(cascade_run: Path, tmp_path: Path) -> None:
         load_encoder(run / "checkpoint.pt")
 
 
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        ('{"protocol": {}, "phases": "x"}', r"Expected `array`, got `str` - at `\$\.phases`"),
+        ('{"phases": [{"phase": "a", "recall": {}, "probe": {}}]}', "missing required field `protocol`"),
+        ('{"protocol": {}, "phases": [{"phase": "a", "recall": {"rgb": 1}, "probe": {}}]}', r"\.recall"),
+    ],
+)  # fmt: skip
+def test_an_evaluation_of_another_shape(body: str, words: str, tmp_path: Path) -> None:
+    (tmp_path / "eval.json").write_text(body)
+    with pytest.raises(TrainError, match=rf"eval\.json is damaged .*{words}"):
+        _evaluation(tmp_path)
+
+
 def test_a_split_without_videos(data: Path, copied: Path) -> None:
     manifest = json.loads((copied / "manifest.json").read_text())
+    del manifest["sha256"]  # changed by hand
     manifest["videos"] = [video for video in manifest["videos"] if video["split"] == "test"]
     (copied / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(TrainError, match="has no train video; prepare it with both splits"):

@@ -141,6 +141,18 @@ def test_activity_nets_json(tmp_path: Path) -> None:
         list_sources(tmp_path / "cut.json")
 
 
+@pytest.mark.parametrize(
+    "facts",
+    [3, [], {"annotations": 7}, {"annotations": [7]}, {"annotations": [{"segment": "x"}]}, {"subset": None}, {"annotations": [{"segment": [[1], 2]}]}],
+)  # fmt: skip
+def test_activity_nets_json_of_other_types_is_an_error(facts: object, tmp_path: Path) -> None:
+    (tmp_path / "net.json").write_text(json.dumps({"database": {"abc": facts}}))
+    (tmp_path / "abc.mp4").write_text("x")
+    with pytest.raises(TrainError, match=r"net\.json is no JSON file of ActivityNet's: Expected") as caught:
+        list_sources(tmp_path / "net.json")
+    assert "\n" not in str(caught.value)
+
+
 def test_an_update_knows_the_siblings_of_old_segments(tmp_path: Path) -> None:
     long_video(tmp_path / "a.mkv")
     table = listed(tmp_path, "a.mkv,Run,0,1")

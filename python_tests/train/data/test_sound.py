@@ -8,6 +8,7 @@ import torch
 from places import SHARED_DATA
 from sound_files import av, sine, write
 
+from cpr_kernels.networks.resnet import ResNet18, SpectrogramEncoder
 from cpr_kernels.train.data.sound import (
     BANDS,
     RATE,
@@ -20,7 +21,6 @@ from cpr_kernels.train.data.sound import (
     read_sound,
     unpacked_spectrogram,
 )  # fmt: skip
-from cpr_kernels.train.encoders.resnet import ResNet18, SpectrogramEncoder
 
 
 def loudest_hz(spectrogram):

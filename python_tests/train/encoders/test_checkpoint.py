@@ -9,9 +9,9 @@ import torch
 import train_sets  # noqa: F401  (skips where the packages of the trainer are absent)
 from torch import Tensor
 
+from cpr_kernels.networks.s3d import S3D, Encoder
 from cpr_kernels.train import TrainError
 from cpr_kernels.train.encoders.published import load_published
-from cpr_kernels.train.encoders.s3d import S3D, Encoder
 from cpr_kernels.train.encoders.weights import load_encoder, save_encoder
 from cpr_kernels.train.runtime.checkpoint import load, save
 

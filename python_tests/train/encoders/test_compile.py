@@ -13,8 +13,8 @@ from toy_view import SmallNet
 from train_sets import tiny
 from train_steps import one_step, settings
 
+from cpr_kernels.networks import ENCODERS
 from cpr_kernels.train import TrainError
-from cpr_kernels.train.encoders import ENCODERS
 from cpr_kernels.train.encoders.weights import load_encoder
 from cpr_kernels.train.pretrain.config import Clips, Iic, Mining, TrainConfig
 from cpr_kernels.train.pretrain.loop import build, pretrain, restore

@@ -12,10 +12,10 @@ import pytest
 import torch
 from train_sets import lively, tiny
 
+from cpr_kernels.networks import new_encoder
 from cpr_kernels.train import Interrupted, TrainError
 from cpr_kernels.train.batches.dataset import ClipDataset
 from cpr_kernels.train.data.manifest import Manifest
-from cpr_kernels.train.encoders import new_encoder
 from cpr_kernels.train.encoders.weights import load_encoder, read_facts, save_encoder
 from cpr_kernels.train.evaluate import finetune
 from cpr_kernels.train.evaluate.classifier import Classifier, ClipSettings, load_classifier

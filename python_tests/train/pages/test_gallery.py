@@ -16,9 +16,9 @@ from train_sets import tiny
 from train_steps import Toy
 
 from cpr_kernels import MultiViewQueue, parse_schedule
+from cpr_kernels.networks import ENCODERS
 from cpr_kernels.train.data.manifest import Manifest
 from cpr_kernels.train.data.store import FrameStore
-from cpr_kernels.train.encoders import ENCODERS
 from cpr_kernels.train.evaluate.retrieval import evaluate_run
 from cpr_kernels.train.pages.explore import explore, int16_rows
 from cpr_kernels.train.pages.report import write_report

@@ -12,7 +12,7 @@ import pytest
 import torch
 from train_steps import BATCH, LR, QUEUE, TOPK, M, T, Toy, batches, settings, trained
 
-from cpr_kernels.train.encoders import ENCODERS
+from cpr_kernels.networks import ENCODERS
 from cpr_kernels.train.encoders.forward import calibrate_
 from cpr_kernels.train.pretrain.co_training import new_encoders
 

@@ -12,8 +12,8 @@ from train_sets import steps, tiny
 from train_steps import Toy, batches, trained
 
 from cpr_kernels import MemoryBank
+from cpr_kernels.networks import ENCODERS, new_encoder
 from cpr_kernels.train import TrainError
-from cpr_kernels.train.encoders import ENCODERS, new_encoder
 from cpr_kernels.train.encoders.forward import calibrate_
 from cpr_kernels.train.pretrain.config import Clips, Iic, Mining, Optim
 from cpr_kernels.train.pretrain.iic import BROKEN, BankModel

@@ -10,8 +10,8 @@ import torch
 from torch.nn.functional import normalize
 
 from cpr_kernels import MemoryBank, mil_nce
+from cpr_kernels.networks.r3d import R3D, R3D18
 from cpr_kernels.train import TrainError
-from cpr_kernels.train.encoders.r3d import R3D, R3D18
 from cpr_kernels.train.encoders.weights import load_encoder
 from cpr_kernels.train.pretrain.iic_loss import drawn_nce, intra_negatives
 from cpr_kernels.train.views import KNOWN

@@ -8,10 +8,10 @@ import torch
 from torch.nn.functional import normalize
 
 from cpr_kernels import MultiViewQueue, cascade_topk, coclr_schedule, oracle_schedule, parse_schedule
+from cpr_kernels.networks import new_encoder
 from cpr_kernels.train import TrainError
 from cpr_kernels.train.batches.dataset import ClipDataset, starts_apart
 from cpr_kernels.train.data.manifest import Manifest
-from cpr_kernels.train.encoders import new_encoder
 from cpr_kernels.train.evaluate.features import Protocol, encode
 from cpr_kernels.train.evaluate.retrieval import retrieval
 from cpr_kernels.train.pretrain.missing_views import ViewMask, drop_views

@@ -12,8 +12,8 @@ from toy_view import Edges, SmallNet
 from train_sets import steps, tiny
 from train_steps import Toy
 
+from cpr_kernels.networks import ENCODERS
 from cpr_kernels.train import TrainError
-from cpr_kernels.train.encoders import ENCODERS
 from cpr_kernels.train.evaluate.retrieval import evaluate_run
 from cpr_kernels.train.pages.report import write_report
 from cpr_kernels.train.pretrain import missing_views

@@ -14,8 +14,8 @@ from places import ROOT
 from train_sets import tiny
 from train_steps import assert_same_run, one_step
 
+from cpr_kernels.networks import ENCODERS
 from cpr_kernels.train import TrainError
-from cpr_kernels.train.encoders import ENCODERS
 from cpr_kernels.train.pretrain import loop
 from cpr_kernels.train.pretrain.config import Mining, Optim, TrainConfig, from_json, to_json
 from cpr_kernels.train.pretrain.loop import build, pretrain

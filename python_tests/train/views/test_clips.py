@@ -10,16 +10,16 @@ import pytest
 import torch
 from train_sets import DRAFT  # noqa: F401  (skips where the trainer's packages are absent)
 
+from cpr_kernels.networks.inputs import differences
+from cpr_kernels.networks.s3d import MEAN, STD
 from cpr_kernels.train import TrainError
 from cpr_kernels.train.batches.dataset import ClipDataset
 from cpr_kernels.train.batches.loader import augmented, clip_loader
 from cpr_kernels.train.batches.sampler import ClipSampler
-from cpr_kernels.train.encoders.s3d import MEAN, STD
 from cpr_kernels.train.views import base, chosen
 from cpr_kernels.train.views.augment import Augment
 from cpr_kernels.train.views.crops import resized_crop
 from cpr_kernels.train.views.flow import mirrored
-from cpr_kernels.train.views.residual import differences
 
 pytest_plugins = ["train_fixtures"]
 
