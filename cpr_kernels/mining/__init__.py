@@ -129,7 +129,7 @@ def cascade_topk(
             )
         tables = cast(Mapping[str, Tensor], keys)
         masks = {"query_ids": query_ids, "key_ids": key_ids, "exclude": exclude, "key_bias": key_bias}
-        return backend.cascade_topk(queries, tables, schedule, **masks)
+        return backend.cascade_topk(queries, tables, schedule, None, **masks)
     call = as_call(queries, keys, schedule, query_ids, key_ids, exclude, key_bias)
     if backend == "auto":
         return torch.ops.cpr.cascade_topk.default(*call)
@@ -184,8 +184,8 @@ def cascade_rerank(
     Raises:
         ValueError: an argument that does not fit, or a candidate out of range.
     """
-    masks = {"query_ids": query_ids, "key_ids": key_ids, "exclude": exclude, "key_bias": key_bias}
-    call = as_rerank_call(queries, keys, schedule, candidates, **masks)
+    masks = {"query_ids": query_ids, "key_ids": key_ids, "exclude": exclude}
+    call = as_rerank_call(queries, keys, schedule, candidates, key_bias, **masks)
     if backend == "auto":
         return torch.ops.cpr.cascade_rerank.default(*call)
     return torch.ops.cpr._cascade_rerank_on(*call, backend=backend)

@@ -27,7 +27,6 @@ def as_call(
     key_ids: Tensor | None = None,
     exclude: Tensor | None = None,
     key_bias: Tensor | None = None,
-    op: str = "cascade_topk",
 ) -> CascadeCall:
     """Returns the op's arguments; only the views that the schedule weighs take part, in order of first use.
 
@@ -38,7 +37,7 @@ def as_call(
     if not isinstance(schedule, Schedule):
         schedule = Schedule(schedule)
     if queries.keys() != keys.keys():
-        raise ValueError(f"{op}: queries hold views {sorted(queries)}, but keys hold {sorted(keys)}")
+        raise ValueError(f"cascade_topk: queries hold views {sorted(queries)}, but keys hold {sorted(keys)}")
     views = schedule.views
     for view in views:
         if view not in queries:
@@ -48,12 +47,12 @@ def as_call(
     for table in (*of_queries, *of_keys):
         if not isinstance(table, (Tensor, ShardedKeys)):
             raise ValueError(
-                f"{op}: queries and keys must hold torch tensors, got {type(table).__name__}; "
+                f"cascade_topk: queries and keys must hold torch tensors, got {type(table).__name__}; "
                 "torch.as_tensor makes one"
             )
-    check_one_kind(op, (*of_queries, *of_keys, query_ids, key_ids, exclude, key_bias))
+    check_one_kind("cascade_topk", (*of_queries, *of_keys, query_ids, key_ids, exclude, key_bias))
     call = CascadeCall(of_queries, of_keys, weights, keep, query_ids, key_ids, exclude)
-    return call if key_bias is None else _with_key_bias(call, key_bias, op)
+    return call if key_bias is None else _with_key_bias(call, key_bias, "cascade_topk")
 
 
 def _with_key_bias(call: CascadeCall, key_bias: Tensor, op: str) -> CascadeCall:
@@ -115,20 +114,23 @@ def as_rerank_call(
     keys: Keys,
     schedule: Schedule,
     candidates: Tensor,
+    key_bias: Tensor | None = None,
     **masks: Tensor | None,
 ) -> RerankCall:
-    """Returns the arguments of `cascade_rerank`; `masks` are :func:`cascade_topk`'s, and its key_bias.
+    """Returns the arguments of `cascade_rerank`; `masks` and `key_bias` as :func:`cascade_topk`'s.
 
     Raises:
         ValueError: as :func:`as_call`, sharded keys, or candidates that are no tensor.
     """
-    call = as_call(queries, keys, schedule, **masks, op="cascade_rerank")
+    call = as_call(queries, keys, schedule, **masks)
     if call.sharded:
         raise ValueError(f"cascade_rerank: {call.sharded}; only cascade_topk and mil_nce read shards")
     if not isinstance(candidates, Tensor):
         raise ValueError(
             f"cascade_rerank: candidates must be an int64 tensor [B, C], got {type(candidates).__name__}"
         )
+    if key_bias is not None:
+        call = _with_key_bias(call, key_bias, "cascade_rerank")
     return RerankCall(call.queries, call.keys, candidates, *call[2:])
 
 
