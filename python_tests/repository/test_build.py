@@ -16,7 +16,7 @@ from places import ROOT
 import cpr_kernels
 
 SOURCES = (
-    "cpr_kernels", "csrc", "python_tests", "CMakeLists.txt", "Makefile", "pyproject.toml", "README.md", "CHANGELOG.md",
+    "cpr_kernels", "cpr_command", "csrc", "python_tests", "CMakeLists.txt", "Makefile", "pyproject.toml", "README.md", "CHANGELOG.md",
     "CITATION.cff", "LICENSE", ".gitignore",
 )  # fmt: skip
 STALE = "cpr_kernels/_core.cpython-30-stale.so"

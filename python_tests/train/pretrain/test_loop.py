@@ -260,6 +260,7 @@ def test_config_text_and_presets_come_back(data: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["own-drop", "own_drop", "drop-own-positive"])
 def test_an_option_keeps_its_old_name(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     configs: list[TrainConfig] = []
+    (tmp_path / "log.jsonl").write_text("{}\n")
     monkeypatch.setattr(loop, "pretrain", lambda config: configs.append(config) or tmp_path)
     assert commands.pretrain(["--data", str(tmp_path), f"--mining.{name}", "0.9"]) == 0
     assert configs[0].mining.drop_own_positive == 0.9
