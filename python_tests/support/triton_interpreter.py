@@ -30,15 +30,18 @@ SHORT_CASES = [c if c.name in TWO_BLOCKS else replace(c, queries=min(c.queries, 
 LONG_CASES = [shortened(case, 1, 4500) for case in LARGE_CASES]
 LONG_RERANKED = ("long last stage", "mixed weights, long", "two-valued, long")
 SWEPT = ("no query", "ids and empty slots", "exclude some", "everything at once")
-# as many queries as make two blocks of the keys' gradient, or as many keys as make many parts
-LOSSES = [
-    c
-    if c.queries * c.keys <= 3000
-    else replace(c, queries=40, keys=300)
-    if c.queries > 32
-    else replace(c, queries=3)
-    for c in LOSS_CASES + TIED_CASES
-]
+
+
+def few_queries(case: LossCase) -> LossCase:
+    """The same kind of case with few queries; as many as make two blocks where it has more than a block holds, or as
+    many keys as make many parts.
+    """
+    if case.queries * case.keys > 3000:
+        return replace(case, queries=40, keys=300) if case.queries > 32 else replace(case, queries=3)
+    return replace(case, queries=5) if 5 < case.queries <= 16 else case
+
+
+LOSSES = [few_queries(case) for case in LOSS_CASES + TIED_CASES]
 
 
 def cascade(case: CascadeCase) -> str:
