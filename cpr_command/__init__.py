@@ -148,7 +148,12 @@ def _call(name: str, argv: list[str]) -> int:
     command = COMMANDS[name]
     module = importlib.import_module(f"cpr_kernels.cli.{command.module}")
     function: Callable[[list[str]], int] = getattr(module, command.function)
-    return function(argv)
+    try:
+        return function(argv)
+    finally:  # --quiet and --json are of this command, not of what the process does next
+        from cpr_kernels.progress import set_output
+
+        set_output(quiet=False, json=False)
 
 
 def _run(name: str, argv: list[str]) -> int:

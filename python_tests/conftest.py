@@ -11,6 +11,7 @@ from places import SHARED_DATA
 
 import cpr_kernels
 from cpr_kernels import _core
+from cpr_kernels.progress import set_output
 
 THREADS = torch.get_num_threads()
 NETWORKS = {"bench", "cli", "deploy", "train"}  # folders whose tests run networks rather than kernels
@@ -28,6 +29,12 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     else:
         torch.set_num_threads(THREADS)
         os.environ.pop("OMP_NUM_THREADS", None)
+
+
+@pytest.fixture(autouse=True)
+def plain_output() -> None:
+    """No test is quiet because an earlier one parsed `--quiet` or `--json`."""
+    set_output(quiet=False, json=False)
 
 
 @pytest.fixture(autouse=True)

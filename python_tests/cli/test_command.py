@@ -162,3 +162,11 @@ def test_an_extra_that_is_missing_leaves_its_command_without_options(monkeypatch
     monkeypatch.setattr(train, "report", lambda argv: importlib.import_module("no_such_package"))
     assert completion.settings_of("report") is completion.Bare
     assert completion.settings_of("mine").__name__ == "Mine"
+
+
+def test_a_quiet_command_leaves_the_process_as_loud_as_it_was(capsys: pytest.CaptureFixture[str]) -> None:
+    from cpr_kernels.progress import say
+
+    assert main(["doctor", "--no-test", "--quiet"]) == 0
+    say("heard")
+    assert capsys.readouterr().err == "heard\n"
