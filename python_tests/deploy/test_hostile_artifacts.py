@@ -18,6 +18,7 @@ import pytest
 import torch
 import train_sets  # noqa: F401  skips without the trainer's packages
 from small_artifact import EXAMPLE, means, small
+from zip_members import members_of, zipped
 
 from cpr_kernels.__main__ import main
 from cpr_kernels.deploy import ArtifactError, Model, artifact
@@ -37,19 +38,6 @@ class Touch:
 
     def __reduce__(self) -> Any:
         return os.mkdir, (str(self.mark),)
-
-
-def members_of(file: Path | io.BytesIO) -> dict[str, bytes]:
-    with zipfile.ZipFile(file) as archive:
-        return {name: archive.read(name) for name in archive.namelist()}
-
-
-def zipped(members: dict[str, bytes]) -> bytes:
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w") as archive:
-        for name, body in members.items():
-            archive.writestr(name, body)
-    return buffer.getvalue()
 
 
 def resealed(path: Path, out: Path, program: bytes) -> Path:

@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import importlib.util
-import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from cpr_kernels.cli.tables import open_columns
-from cpr_kernels.reading.seals import sealed
-
+from .reading import read_table, resealed_json
 from .runner import Target
 
 ROWS = np.random.default_rng(0).standard_normal((6, 4)).astype(np.float32)
@@ -44,13 +40,6 @@ def write_csv(folder: Path) -> None:
     (folder / "a.csv").write_text("\n".join(["name,ids,f0,f1,f2,f3", *lines]))
 
 
-def read_table(name: str) -> Callable[[Path], dict[str, Any]]:
-    """Reads all columns, whole, as arrays."""
-    return lambda folder: {
-        column: np.asarray(found.load()) for column, found in open_columns(folder / name).items()
-    }
-
-
 def as_arrays(whole: Any, got: Any, folder: Path) -> bool:
     """A user's table has no hash: a changed number cannot be seen; a crash, a traceback or columns of unequal lengths can."""
     return all(isinstance(value, np.ndarray) and value.ndim in (1, 2) for value in got.values())
@@ -71,14 +60,6 @@ def read_plan(folder: Path) -> Any:
     return MiningPlan.load(folder / "plan.json")
 
 
-def changed_plan(body: bytes, change: Callable[[Any], Any]) -> bytes:
-    """JSON with its hash made right after a change, where it has one."""
-    held = json.loads(body)
-    had_seal = held.pop("sha256", None) is not None
-    made = change(held)
-    return json.dumps(sealed(made) if had_seal and isinstance(made, dict) else made).encode()
-
-
 def is_plan(whole: Any, got: Any, folder: Path) -> bool:
     """Right is a plan that prints, and mines what it is given or says why not."""
     return type(got) is type(whole) and bool(str(got))
@@ -95,7 +76,7 @@ def targets() -> list[Target]:
             ("plan.json", "plan.safetensors"),
             read_plan,
             is_plan,
-            {"plan.json": changed_plan},
+            {"plan.json": resealed_json},
         ),
     ]
     if importlib.util.find_spec("h5py"):

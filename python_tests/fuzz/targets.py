@@ -4,30 +4,20 @@ from __future__ import annotations
 
 import io
 import json
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from zip_members import members_of, zipped
 
 from cpr_kernels import FaissIndex, parse_schedule
-from cpr_kernels.cli.tables import open_columns
 from cpr_kernels.reading.seals import sealed
 
+from .reading import Change, read_table, resealed_json
 from .runner import Target
 from .table_targets import targets as table_targets
-
-Change = Callable[[Any], Any]
-
-
-def resealed_json(body: bytes, change: Change) -> bytes:
-    """JSON with its hash made right after a change."""
-    held = json.loads(body)
-    had_seal = held.pop("sha256", None) is not None
-    made = change(held)
-    return json.dumps(sealed(made) if had_seal and isinstance(made, dict) else made).encode()
 
 
 def same_arrays(one: dict[str, Any], other: dict[str, Any]) -> bool:
@@ -50,12 +40,6 @@ def write_tables(folder: Path) -> None:
     from safetensors.numpy import save_file
 
     save_file({"flow": rows, "ids": np.arange(6)}, folder / "a.safetensors")
-
-
-def read_table(name: str) -> Callable[[Path], dict[str, Any]]:
-    return lambda folder: {
-        column: np.asarray(found.load()) for column, found in open_columns(folder / name).items()
-    }
 
 
 def as_numpy_reads(name: str) -> Callable[[Any, Any, Path], bool]:
@@ -160,14 +144,9 @@ def read_artifact(folder: Path) -> Any:
 
 def changed_artifact(body: bytes, change: Change) -> bytes:
     """An artifact with another manifest, every hash right."""
-    with zipfile.ZipFile(io.BytesIO(body)) as archive:
-        members = {name: archive.read(name) for name in archive.namelist()}
+    members = members_of(io.BytesIO(body))
     members["manifest.json"] = resealed_json(members["manifest.json"], change)
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w") as archive:
-        for name, member in members.items():
-            archive.writestr(name, member)
-    return buffer.getvalue()
+    return zipped(members)
 
 
 def described_alike(whole: Any, got: Any, folder: Path) -> bool:
