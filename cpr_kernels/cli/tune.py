@@ -64,7 +64,7 @@ def main(argv: Sequence[str]) -> int:
     table = Mine(input=args.input, view=args.view, views=args.views, ids=args.ids, labels=args.labels)
     entries, _ = open_sides(table)
     ids, labels = (find_names(kind, entries, None, table) for kind in ("ids", "labels"))
-    views = {name: raw_rows(column.load()) for name, column in entries.views.items()}
+    views = {name: raw_rows(column.load(), table.scratch) for name, column in entries.views.items()}
     sources = None if ids.codes is None else ids.codes.of_keys
     started = time.perf_counter()
     plan = tune_schedule(

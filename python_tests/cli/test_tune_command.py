@@ -122,3 +122,12 @@ def test_errors_are_one_line(folder, capsys, monkeypatch, words, said):
     assert main(words) == 2
     shown = capsys.readouterr().err
     assert said in shown and shown.count("\n") == 1
+
+
+def test_a_plan_s_rows_go_where_scratch_says(folder, monkeypatch, capsys):
+    from cpr_kernels.cli.mine import embeddings
+
+    monkeypatch.setattr(embeddings, "free_memory", lambda: 0)
+    plan, missing = folder / "plan.json", folder / "nowhere"
+    assert main(["mine", str(folder / "clips.npz"), "--plan", str(plan), "--scratch", str(missing)]) == 2
+    assert f"--scratch: the folder {missing} does not exist" in capsys.readouterr().err

@@ -162,12 +162,11 @@ def _prepare(args: Mine, entries: Side, queries: Side | None, schedule: Schedule
 def _prepare_plan(args: Mine, plan: MiningPlan, entries: Side, queries: Side | None, ids: Names) -> Problem:
     """The table as the plan compares it, mined by the plan's cascade."""
     arrays = {name: (queries or entries).views[name].load() for name in plan.whiten}
-    tables = {name: raw_rows(entries.views[name].load()) for name in plan.whiten}
+    tables = {name: raw_rows(entries.views[name].load(), args.scratch) for name in plan.whiten}
     key_ids, query_ids = _sources(entries, queries, ids)
     keys = plan.prepare_keys(tables, key_ids)
-    dtype = DTYPES[args.dtype]
-    features = {name: rows.to(dtype) for name, rows in plan.key_features(keys).items()}
-    made = PlannedQueries(plan, keys, arrays, query_ids, dtype)
+    features = {name: rows.to(DTYPES[args.dtype]) for name, rows in plan.key_features(keys).items()}
+    made = PlannedQueries(plan, keys, arrays, query_ids, args)
     return Problem(plan.cascade, features, made, keys.ids, query_ids, [f"mined by the plan {args.plan}"])
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from torch import Tensor
 
 from ...tuning import MiningPlan, PlanKeys
 from .embeddings import Preparing, prepare
-from .options import Mine
+from .options import DTYPES, Mine
 
 SHAPING = ("schedule", "preset", "order", "stages", "ratio", "topk")
 
@@ -37,9 +36,9 @@ def load_plan(args: Mine, views: Sequence[str]) -> MiningPlan:
     return plan
 
 
-def raw_rows(array: Any) -> Tensor:
+def raw_rows(array: Any, scratch: Path) -> Tensor:
     """Returns rows of a view [N, D] in float32; a row that is not finite is NaN throughout."""
-    return prepare(array, Preparing(None, False, torch.float32, Path(tempfile.gettempdir()))).rows
+    return prepare(array, Preparing(None, False, torch.float32, scratch)).rows
 
 
 class PlannedQueries:
@@ -51,9 +50,10 @@ class PlannedQueries:
         keys: PlanKeys,
         arrays: Mapping[str, Any],
         ids: Tensor | None,
-        dtype: torch.dtype,
+        args: Mine,
     ) -> None:
-        self.plan, self.keys, self.arrays, self.ids, self.dtype = plan, keys, arrays, ids, dtype
+        self.plan, self.keys, self.arrays, self.ids = plan, keys, arrays, ids
+        self.dtype, self.scratch = DTYPES[args.dtype], args.scratch
         self.not_finite = dict.fromkeys(arrays, 0)
 
     def __len__(self) -> int:
@@ -65,6 +65,6 @@ class PlannedQueries:
 
     def pick(self, rows: Tensor) -> dict[str, Tensor]:
         """``{view: [R, D]}`` of scattered rows."""
-        views = {name: raw_rows(array[rows.numpy()]) for name, array in self.arrays.items()}
+        views = {name: raw_rows(array[rows.numpy()], self.scratch) for name, array in self.arrays.items()}
         made = self.plan.query_features(views, self.keys, None if self.ids is None else self.ids[rows])
         return {name: view.to(self.dtype) for name, view in made.items()}
