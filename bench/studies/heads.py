@@ -1,6 +1,6 @@
 """Compares the papers' ways of mining where many runs can be afforded: heads over tables of real embeddings.
 
-    python -m bench heads FOLDER --out OUT [--seeds 0 1 2 3 4] [--name RESULT]
+    python -m bench heads FOLDER --out OUT [--head residual] [--seeds 0 1 2 3 4]
 
 FOLDER holds .npz tables as for `bench tuning`; those of at least 1,000 rows and 10 classes take part. Each seed draws
 which groups (or rows) are trained on and which are the test, trains a common InfoNCE warm-up by `cpr adapt`'s trainer,
@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from cpr_kernels.train.adapt import AdaptConfig, Heads, HeadTrainer, Table
+from cpr_kernels.train.adapt.config import HeadKind
 from cpr_kernels.train.adapt.heads import new_heads
 from cpr_kernels.train.adapt.measure import hits, recall
 from cpr_kernels.train.runtime.files import write_atomically
@@ -49,7 +50,10 @@ METHODS: dict[str, dict[str, Any]] = {
     "tuned": {"method": "auto"},
     "ubernce": {"method": "ubernce"},
 }
-DEFAULT = AdaptConfig(head="projection", dropout=0.2)
+SETTINGS: dict[HeadKind, AdaptConfig] = {
+    "projection": AdaptConfig(head="projection", lr=1e-3, dropout=0.2),
+    "residual": AdaptConfig(),
+}
 
 Document = dict[str, Any]
 
@@ -192,21 +196,13 @@ def main(argv: Sequence[str]) -> int:
     )
     parser.add_argument("folder", type=Path, help="folder of .npz tables with views, label and perhaps group")
     parser.add_argument("--out", type=Path, required=True, help="folder of the results")
-    parser.add_argument("--name", default="heads", help="what the results are called")
+    parser.add_argument("--head", choices=list(SETTINGS), default="projection", help="what is trained")
+    parser.add_argument("--name", default=None, help="what the results are called (default: as the head)")
     parser.add_argument(
         "--seeds", type=int, nargs="+", default=list(range(5)), help="of splits, heads and noise"
     )
     parser.add_argument("--tables", nargs="+", default=None, metavar="NAME", help="only these tables")
-    parser.add_argument(
-        "--dropout", type=float, default=DEFAULT.dropout, help="share of a row's numbers set to 0"
-    )
-    parser.add_argument(
-        "--epochs",
-        type=int,
-        nargs=2,
-        default=(DEFAULT.warm_up, DEFAULT.epochs),
-        metavar=("WARM_UP", "METHOD"),
-    )
+    parser.add_argument("--epochs", type=int, nargs=2, metavar=("WARM_UP", "METHOD"), help="default: 6 25")
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args(argv)
     torch.set_num_threads(args.threads)
@@ -215,7 +211,9 @@ def main(argv: Sequence[str]) -> int:
     ]
     if not paths:
         raise ValueError(f"{args.folder}: holds no such .npz table")
-    config = replace(DEFAULT, dropout=args.dropout, warm_up=args.epochs[0], epochs=args.epochs[1])
-    run(paths, config, args.seeds, args.out, args.name)
-    print((args.out / f"{args.name}.md").read_text())
+    config, name = SETTINGS[args.head], args.name or args.head
+    if args.epochs:
+        config = replace(config, warm_up=args.epochs[0], epochs=args.epochs[1])
+    run(paths, config, args.seeds, args.out, name)
+    print((args.out / f"{name}.md").read_text())
     return 0

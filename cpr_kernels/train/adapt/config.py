@@ -38,14 +38,14 @@ class AdaptConfig:
     batch: int = 256
     queue: int | None = None
     """Past rows that positives and negatives come from (default: a power of two, at most half of the rows)."""
-    lr: float = 1e-3
+    lr: float = 1e-4
     """Of Adam; it falls to a tenth for the last fifth of the epochs."""
     temperature: float = 0.07
     momentum: float = 0.99
     """Of the momentum heads, which encode the queue."""
     noise: float = 0.5
     """Length of the Gaussian noise added to a row of length 1."""
-    dropout: float = 0.2
+    dropout: float = 0.0
     """Share of a row's numbers that are set to 0."""
     seed: int = 0
 
