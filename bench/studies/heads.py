@@ -21,9 +21,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from cpr_kernels.networks.heads import HeadKind, new_heads
 from cpr_kernels.train.adapt import AdaptConfig, Heads, HeadTrainer, Table
-from cpr_kernels.train.adapt.config import HeadKind
-from cpr_kernels.train.adapt.heads import new_heads
 from cpr_kernels.train.adapt.measure import hits, recall
 from cpr_kernels.train.runtime.files import write_atomically
 

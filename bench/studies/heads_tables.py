@@ -117,9 +117,10 @@ class Resampled:
 
 
 def interval(resampled: Tensor) -> Interval:
-    """Returns the first number with the 95 % percentile interval of the others."""
-    low, high = resampled[1:].double().quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
-    return Interval(float(resampled[0]), low, high, float((resampled[1:] > 0).double().mean()))
+    """Returns the first number with the 95 % percentile interval of the others; those without a row are left out."""
+    others = resampled[1:][resampled[1:].isfinite()].double()
+    low, high = others.quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
+    return Interval(float(resampled[0]), low, high, float((others > 0).double().mean()))
 
 
 def views_of(seeds: Seeds) -> list[str]:

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
+from ...networks.heads import HeadKind
 from .. import TrainError
-
-HeadKind = Literal["residual", "projection"]
 
 
 @dataclass(frozen=True)

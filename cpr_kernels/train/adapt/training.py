@@ -21,10 +21,10 @@ from ... import (
     tune_schedule,
 )
 from ...metrics import true_positives
+from ...networks.heads import Heads, new_heads
 from ...tuning import Miner
 from .. import TrainError
 from .config import AdaptConfig
-from .heads import Heads, new_heads
 from .positives import Positives, positives_of, topk_of_epoch
 from .table import Table
 
@@ -203,7 +203,7 @@ class HeadTrainer:
         self.queue.enqueue(self._embedded(self.momentum, rows), self.table.sources[rows], labels)
 
     def state_dict(self) -> dict[str, Any]:
-        """Returns all that later epochs depend on, but for the plan."""
+        """Returns all that later epochs depend on, but for the plan: the tensors themselves, no copies."""
         return {
             "epoch": self.epoch,
             "heads": self.heads.state_dict(),

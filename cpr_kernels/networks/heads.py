@@ -1,14 +1,15 @@
-"""The modules: one head a view, which maps an embedding to a better one."""
+"""Heads over embeddings: one a view, which maps a row to a better one."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from .config import HeadKind
+HeadKind = Literal["residual", "projection"]
 
 
 class Head(nn.Module):
