@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from statistics import mean
 from typing import Any, NamedTuple
@@ -12,7 +13,6 @@ from torch import Tensor
 from cpr_kernels.train.adapt.measure import ALL
 
 from ..harness.text import markdown as table
-from .tuning import rank_correlation
 
 RESAMPLES = 4000
 MINED = (
@@ -112,13 +112,23 @@ class Resampled:
         """Returns the rank correlation of PMR with R@1 over the methods :data:`MINED`, as an interval."""
         pmr = torch.stack([self.pmr(method) for method in MINED])
         gained = torch.stack([self.recalls(method, view) for method in MINED])
-        ranks = [rank_correlation(a, b) for a, b in zip(pmr.T[:1001].tolist(), gained.T[:1001].tolist())]
-        return interval(torch.tensor(ranks))
+        pair = [_centred_ranks(pmr), _centred_ranks(gained)]
+        lengths = [ranks.norm(dim=0) for ranks in pair]
+        return interval((pair[0] * pair[1]).sum(dim=0) / (lengths[0] * lengths[1]))
+
+
+def _centred_ranks(numbers: Tensor) -> Tensor:
+    """Returns the rank of each of M numbers in its column [M, R], less the mean; equal numbers share theirs."""
+    above = (numbers[:, None] > numbers).double() + 0.5 * (numbers[:, None] == numbers).double()
+    ranks = above.sum(dim=1)
+    return ranks - ranks.mean(dim=0)
 
 
 def interval(resampled: Tensor) -> Interval:
     """Returns the first number with the 95 % percentile interval of the others; those without a row are left out."""
     others = resampled[1:][resampled[1:].isfinite()].double()
+    if not len(others):
+        return Interval(float(resampled[0]), math.nan, math.nan, math.nan)
     low, high = others.quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
     return Interval(float(resampled[0]), low, high, float((others > 0).double().mean()))
 
