@@ -20,6 +20,7 @@ from torch import Tensor
 from cpr_kernels import MiningPlan, Schedule, coclr_schedule, cpr_schedule, tune_schedule
 from cpr_kernels.metrics import class_mining_recall, median_recall, positive_mining_recall
 from cpr_kernels.tuning import Expansion
+from cpr_kernels.tuning.agreement import rank_correlation
 from cpr_kernels.tuning.candidates import CASCADES, Settings, tuned_settings
 from cpr_kernels.tuning.steps import joint_schedule
 from cpr_kernels.tuning.whitening import PrincipalAxes, principal_axes
@@ -100,15 +101,6 @@ def cascades(table: Table, order: Sequence[str]) -> Iterator[Schedule]:
     for stages in CASCADES:
         if rows // 2 ** (stages - 1) >= TOPK:
             yield cpr_schedule(order, rows, stages, 0.5, TOPK)
-
-
-def rank_correlation(first: Sequence[float], second: Sequence[float]) -> float:
-    """Returns Spearman's rank correlation; equal numbers share the mean of their ranks."""
-    ranks = []
-    for numbers in (first, second):
-        x = torch.tensor(numbers, dtype=torch.float64)
-        ranks.append((x[:, None] > x).double().sum(1) + 0.5 * (x[:, None] == x).double().sum(1))
-    return float(torch.corrcoef(torch.stack(ranks))[0, 1])
 
 
 class Row(NamedTuple):

@@ -23,6 +23,7 @@ STYLES: dict[str, tuple[str, Any]] = {
     "residual": ("#56B4E9", (0, (5, 1))),
     "both": ("#888888", ":"),
     "all": ("#888888", ":"),
+    "agreement": ("#D55E00", (0, (1, 1))),
 }
 MORE = (
     "#0072B2",

@@ -21,6 +21,7 @@ from ..runtime.files import read_json, write_atomically
 from ..runtime.run_log import read_lines
 from ..views.names import label, name_of_all_views
 from . import plots
+from .agreement import tracking
 from .policy import content_policy, isolated
 from .thumbnails import Album
 
@@ -77,7 +78,8 @@ def _section(run: Path, shown: int, data: Path | None) -> dict[str, Any]:
         "epochs": epochs,
         "evaluation": evaluation["phases"],
         "protocol": Protocol(**evaluation["protocol"]),
-        "pmr_plot": _curves(epochs, names, "pmr", "PMR, % of mined positives"),
+        "pmr_plot": _curves(epochs, names, "pmr", "PMR and agreement, %"),
+        "tracking": tracking(epochs),
         "cmr_plot": _curves(epochs, names, "cmr_median", "median CMR, % of a class's videos"),
         "cmr_plots": [
             {
@@ -150,6 +152,9 @@ def _curves(epochs: list[dict[str, Any]], names: dict[str, str], metric: str, la
             phases.append((number, line["phase"]))
         for way, figures in line["mining"].items():
             lines.setdefault(way, []).append((number, figures[metric]))
+        if metric == "pmr" and "mined" in line.get("agreement", {}):  # version 0.1 wrote none
+            lines.setdefault("agreement", []).append((number, line["agreement"]["mined"]))
+    names = {**names, "agreement": "agreement of the views (no labels)"}
     ordered = {way: lines[way] for way in names if way in lines}
     return plots.curves(ordered, names, phases, label) if ordered else ""
 

@@ -13,8 +13,11 @@ from torch import Tensor, nn
 
 from ... import Schedule, cascade_topk, ema_update_, mil_nce
 from ...networks.inputs import CHANNELS_LAST, channels_last
+from ...progress import say
+from .. import TrainError
 from ..encoders.forward import calibrate_, embeddings_of
-from ..runtime.ranks import averaged, buffers_of_first_rank, shuffled, unsynchronised
+from ..encoders.weights import load_encoder
+from ..runtime.ranks import averaged, buffers_of_first_rank, rank, shuffled, unsynchronised
 from ..views import chosen
 from .config import SIBLINGS, TrainConfig
 from .phases import Phase
@@ -109,6 +112,11 @@ class MultiViewModel(nn.Module):
     def held_videos(self) -> Tensor:
         """Returns the video of each entry that mining chooses from, [N] int64, -1 for an empty slot."""
         return self.queue.videos
+
+    @property
+    def entries(self) -> tuple[dict[str, Tensor], Tensor]:
+        """Returns what mining chooses from: {view: [N, D]}, and the source of each entry [N]."""
+        return self.queue.views, self.queue.ids
 
     def shared_state(self) -> dict[str, nn.Module]:
         """Returns the modules that must be equal on all ranks, by name."""
@@ -267,3 +275,25 @@ def new_encoders(config: TrainConfig) -> dict[str, nn.Module]:
         torch.manual_seed(config.seed)
         kind = (config.backbone, config.width, config.embedding)
         return {name: view.encoder(*kind) for name, view in chosen(config.views).items()}
+
+
+def initial_encoders(config: TrainConfig) -> dict[str, nn.Module]:
+    """Returns the encoders that a run starts from: new ones, or those that `init` names.
+
+    Raises:
+        TrainError: a file whose encoder is of another architecture, width or embedding.
+    """
+    encoders = new_encoders(config)
+    for view, path in config.init.items():
+        loaded = load_encoder(path, say=say if rank() == 0 else None)
+        got, wanted = (
+            [getattr(encoder, name) for name in ("architecture", "width", "embedding")]
+            for encoder in (loaded, encoders[view])
+        )
+        if got != wanted:
+            raise TrainError(
+                f"init: {path} is a {got[0]} of width {got[1]} and embedding {got[2]}, the run's {view} encoder "
+                f"a {wanted[0]} of {wanted[1]} and {wanted[2]}; set --backbone, --width and --embedding to match"
+            )
+        encoders[view] = loaded
+    return encoders

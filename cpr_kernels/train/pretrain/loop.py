@@ -12,24 +12,25 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ...progress import ProgressBar, say
 from .. import Interrupted, TrainError
 from ..batches.dataset import Batch, ClipDataset
 from ..batches.loader import augmented, clip_batches
 from ..batches.sampler import ClipSampler, MixedSampler
-from ..encoders.weights import load_encoder, save_encoder
+from ..encoders.weights import save_encoder
 from ..runtime import ranks
 from ..runtime.checkpoint import load, save
 from ..runtime.device import check_finite, compiling, device_to_train_on
 from ..runtime.lock import exclusive
 from ..runtime.run_log import RunLog
 from ..runtime.signals import stop_flag
-from .co_training import Inputs, MultiViewModel, new_encoders
+from .co_training import Inputs, MultiViewModel, initial_encoders
 from .config import TrainConfig, same_settings, to_json
 from .iic import BankModel
-from .mining_meter import MiningMeter, baseline_schedules
+from .mining.agreement import measured_agreement
+from .mining.meter import MiningMeter, baseline_schedules
 from .missing_views import MissingViewsModel, ViewMask
 from .phases import Moment, Phase, learning_rate, locate, make_plan, total_steps
 from .run_folder import WarmStart, config_of, encoder_file, save_config, warm_start
@@ -212,7 +213,8 @@ def run_step(trainer: Trainer, moment: Moment, step: int, batch: Batch, log: Run
         facts["missing"] = trainer.view_mask.missing
     log.step(facts, figures)
     if moment.ends_epoch:
-        log.epoch(facts, trainer.meter.summary())
+        agreed = measured_agreement(phase.schedule, *model.entries, config.seed) if full else {}
+        log.epoch(facts, trainer.meter.summary(), agreed)
         log.mined(facts, videos, {name: mined_videos(indices, entries) for name, indices in mined.items()})
         trainer.meter.reset()
     return figures
@@ -313,25 +315,8 @@ def _refuse_another(run: Path, config: TrainConfig, resume: bool) -> dict[str, A
     return load(run / "checkpoint.pt") if (run / "checkpoint.pt").is_file() else None
 
 
-def _initial_encoders(config: TrainConfig) -> dict[str, nn.Module]:
-    encoders = new_encoders(config)
-    for view, path in config.init.items():
-        loaded = load_encoder(path, say=say if ranks.rank() == 0 else None)
-        got, wanted = (
-            [getattr(encoder, name) for name in ("architecture", "width", "embedding")]
-            for encoder in (loaded, encoders[view])
-        )
-        if got != wanted:
-            raise TrainError(
-                f"init: {path} is a {got[0]} of width {got[1]} and embedding {got[2]}, the run's {view} encoder "
-                f"a {wanted[0]} of {wanted[1]} and {wanted[2]}; set --backbone, --width and --embedding to match"
-            )
-        encoders[view] = loaded
-    return encoders
-
-
 def _model(config: TrainConfig, dataset: ClipDataset, view_mask: ViewMask) -> MultiViewModel | BankModel:
-    videos, encoders = dataset.manifest.videos, _initial_encoders(config)
+    videos, encoders = dataset.manifest.videos, initial_encoders(config)
     if ranks.world() > 1 and (config.framework == "iic" or view_mask.missing):
         what = (
             "framework iic" if config.framework == "iic" else f"videos without {', '.join(view_mask.missing)}"

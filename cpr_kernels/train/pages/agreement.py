@@ -1,0 +1,33 @@
+"""Shows how mining fares without labels: the agreement of the views, epoch by epoch, beside PMR."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from ...tuning.agreement import rank_correlation
+
+
+def tracking(epochs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Returns, for each phase with agreement, how many epochs have it and its last value.
+
+    Where three epochs or more have PMR too, `rho` is the rank correlation of the two over these epochs, else None.
+    """
+    phases: dict[str, list[tuple[float, float | None]]] = {}
+    for line in epochs:
+        if "mined" in line.get("agreement", {}):
+            pmr = line["mining"].get("mined", {}).get("pmr")
+            phases.setdefault(line["phase"], []).append((line["agreement"]["mined"], pmr))
+    rows = []
+    for phase, pairs in phases.items():
+        known = [(agreed, pmr) for agreed, pmr in pairs if pmr is not None]
+        rho = rank_correlation(*zip(*known)) if len(known) >= 3 else math.nan
+        rows.append(
+            {
+                "phase": phase,
+                "epochs": len(pairs),
+                "last": pairs[-1][0],
+                "rho": None if math.isnan(rho) else rho,
+            }
+        )
+    return rows

@@ -1,0 +1,1 @@
+"""How good is what a run mines, by labels and without them?"""
