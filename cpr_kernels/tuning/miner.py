@@ -95,7 +95,7 @@ class Miner(nn.Module):
 
         Args:
             features: ``{view: [B, D]}``, what :meth:`enqueue` will write (momentum embeddings); a row of zeros, or
-                with NaN, is a missing view.
+                with NaN, is a missing view, and without any of them nothing is mined.
             ids: [B] int64 source of each row; entries of the same source are never selected.
         """
         plan, keys = self.plan, self.keys
@@ -112,7 +112,9 @@ class Miner(nn.Module):
         if keys.hub is not None:
             kept[HUB] = plan.hub_terms(near, keys)[:, None]
             near = less_hubs(near, keys.hub, plan.topk)
-        return Mined(near.indices, near.scores, dict(features), kept)
+        lost = ~torch.stack([table.any(dim=1) for table in whitened.values()]).any(dim=0)[:, None]
+        indices, scores = near.indices.masked_fill(lost, -1), near.scores.masked_fill(lost, -torch.inf)
+        return Mined(indices, scores, dict(features), kept)
 
     @torch.no_grad()
     def enqueue(self, mined: Mined, ids: Tensor | None = None, labels: Tensor | None = None) -> None:

@@ -30,6 +30,7 @@ class BankModel(nn.Module):
     """
 
     row_of: Tensor
+    tuned = None  # a bank's phases mine by schedules only
 
     def __init__(self, config: TrainConfig, encoder: nn.Module, videos: Tensor, total: int) -> None:
         super().__init__()
@@ -75,6 +76,10 @@ class BankModel(nn.Module):
     def encoder(self) -> nn.Module:
         """Returns the encoder of both views."""
         return self.online[self.config.views[0]]
+
+    def mines_by(self, phase: Phase) -> Schedule | None:
+        """Returns the schedule that positives are mined by in a phase."""
+        return phase.schedule
 
     def start_phase(self, phase: Phase) -> None:
         """Sets the modes; encoder and bank stay as they are."""

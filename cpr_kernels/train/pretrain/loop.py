@@ -33,7 +33,7 @@ from .mining.agreement import measured_agreement
 from .mining.meter import MiningMeter, baseline_schedules
 from .missing_views import MissingViewsModel, ViewMask
 from .phases import Moment, Phase, learning_rate, locate, make_plan, total_steps
-from .run_folder import WarmStart, config_of, encoder_file, save_config, warm_start
+from .run_folder import WarmStart, config_of, encoder_file, plan_file, save_config, warm_start
 
 
 @dataclass
@@ -190,12 +190,15 @@ def run_step(trainer: Trainer, moment: Moment, step: int, batch: Batch, log: Run
     if moment.epoch < 0:
         model.fill_step(inputs, phase)
         return {}
+    if phase.tuned and model.tuned:
+        file = plan_file(config.out, moment.phase, phase.name)
+        model.tuned.prepare(phase, moment.step_in_phase - phase.fill_steps, file)
     own = torch.rand(len(inputs.videos), generator=generator) >= config.mining.drop_own_positive
     full = model.is_full(moment.step_in_phase * config.clips.batch, moment.phase)
     measured = baseline_schedules(config.views, phase.topk) if full else {}
     entries = model.held_videos.clone()  # before this batch replaces some
     trainer.optimizer.zero_grad(set_to_none=True)
-    result = model.train_step(inputs, phase, measured, own.to(trainer.device) if phase.schedule else None)
+    result = model.train_step(inputs, phase, measured, own.to(trainer.device) if phase.mines else None)
     losses = ranks.means([float(loss) for loss in result.losses.values()], trainer.device)
     figures = {f"loss_{view}": loss for view, loss in zip(result.losses, losses)}
     check_finite(step, figures, model.trained_parameters(phase))
@@ -213,7 +216,7 @@ def run_step(trainer: Trainer, moment: Moment, step: int, batch: Batch, log: Run
         facts["missing"] = trainer.view_mask.missing
     log.step(facts, figures)
     if moment.ends_epoch:
-        agreed = measured_agreement(phase.schedule, *model.entries, config.seed) if full else {}
+        agreed = measured_agreement(model.mines_by(phase), *model.entries, config.seed) if full else {}
         log.epoch(facts, trainer.meter.summary(), agreed)
         log.mined(facts, videos, {name: mined_videos(indices, entries) for name, indices in mined.items()})
         trainer.meter.reset()
@@ -246,6 +249,7 @@ def snapshot(trainer: Trainer, step: int) -> dict[str, Any]:
         "step": step,
         "config": to_json(trainer.config),
         "model": trainer.model.state_dict(),
+        "tuned": trainer.model.tuned.state_dict() if trainer.model.tuned else {},
         "optimizer": trainer.optimizer.state_dict(),
         "meter": trainer.meter.state_dict(),
         "sampler": trainer.sampler.state_dict(),
@@ -275,6 +279,8 @@ def _restore(trainer: Trainer, state: dict[str, Any]) -> int:
     torch.Generator().set_state(state["rng"])  # refuses what `_seed` could not use
     trainer.sampler.load_state_dict(state["sampler"])
     trainer.model.load_state_dict(state["model"])
+    if trainer.model.tuned:
+        trainer.model.tuned.load_state_dict(state.get("tuned", {}))  # version 0.1 wrote none
     phase = trainer.plan[locate(trainer.plan, trainer.sampler.steps_per_pass, step - 1).phase]
     trainer.model.set_modes(phase)
     trainer.optimizer = _optimizer(trainer.config, trainer.model, phase)

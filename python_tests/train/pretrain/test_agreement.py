@@ -10,7 +10,7 @@ from train_sets import tiny
 
 from cpr_kernels import coclr_schedule, estimate_agreement
 from cpr_kernels.train.pages.agreement import tracking
-from cpr_kernels.train.pages.explore import queue_of
+from cpr_kernels.train.pages.explore import memory_of
 from cpr_kernels.train.pretrain.mining.agreement import SAMPLE, measured_agreement
 from cpr_kernels.train.pretrain.phases import make_plan
 from cpr_kernels.train.pretrain.run_folder import config_of
@@ -22,7 +22,7 @@ pytest_plugins = ["train_fixtures"]
 def test_the_last_epoch_s_agreement_is_that_of_the_queue_it_leaves(cascade_run: Path, data: Path) -> None:
     epochs = [line for line in read_lines(cascade_run / "log.jsonl") if line["kind"] == "epoch"]
     assert [set(line["agreement"]) for line in epochs] == [set(), set(), {"mined"}, {"mined"}]
-    queue = queue_of(cascade_run, config_of(cascade_run))
+    queue, _ = memory_of(cascade_run, config_of(cascade_run))
     schedule = make_plan(tiny(data, cascade_run))[-1].schedule
     views = {view: queue[view] for view in ("rgb", "flow")}
     expected = estimate_agreement(views, schedule, queue["sources"], sample=SAMPLE, seed=0)

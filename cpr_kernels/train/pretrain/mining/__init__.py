@@ -1,1 +1,1 @@
-"""How good is what a run mines, by labels and without them?"""
+"""How does a run mine by its own choice, and how good is what it mines?"""
