@@ -1,11 +1,16 @@
-"""Shows how mining fares without labels: the agreement of the views, epoch by epoch, beside PMR."""
+"""Shows how mining fares without labels: the agreement of the views beside PMR, and the plans chosen by it."""
 
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
+from ... import MiningPlan
 from ...tuning.agreement import rank_correlation
+from ...tuning.candidates import COLUMNS
+from .. import TrainError
+from ..pretrain.run_folder import plan_files
 
 
 def tracking(epochs: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -31,3 +36,20 @@ def tracking(epochs: list[dict[str, Any]]) -> list[dict[str, Any]]:
             }
         )
     return rows
+
+
+def plan_tables(run: Path) -> list[dict[str, Any]]:
+    """Returns the plan that each phase chose, in words, and the table of what it was chosen from.
+
+    Raises:
+        TrainError: a plan's file that is damaged.
+    """
+    plans = []
+    for phase, path in plan_files(run):
+        try:
+            plan = MiningPlan.load(path)
+        except ValueError as error:
+            raise TrainError(f"run: {error}") from None
+        rows = [{"cells": tried.row(), "strong": tried.chosen} for tried in plan.candidates]
+        plans.append({"phase": phase, "says": plan.summary(), "columns": COLUMNS, "rows": rows})
+    return plans
