@@ -34,6 +34,15 @@ class Settings:
     hub: int | None
     schedule: Schedule
 
+    def __str__(self) -> str:
+        """Returns them in short: whitening p, expansion by m neighbours to the power a, hub; plain, the schedule."""
+        words = [f"p {self.power:g}"]
+        if self.expand is not None:
+            words.append(f"m {self.expand.neighbors}, a {self.expand.power:g}")
+        if self.hub is not None:
+            words.append("hub")
+        return ", ".join(words) if self.power or len(words) > 1 else schedule_text(self.schedule)
+
 
 @dataclass(frozen=True)
 class Candidate:

@@ -77,6 +77,18 @@ def test_mining_works_from_the_first_step():
     assert ((after.indices >= 0).sum(dim=1) == 4).all() and (after.indices < 4).all()
 
 
+@pytest.mark.parametrize(("expand", "hub"), STEPS)
+def test_a_query_without_views_mines_nothing(expand, hub):
+    plan, queue = plan_of(expand, hub), filled()
+    batch = {view: rows.clone() for view, rows in some(slice(120, 124)).items()}
+    batch["v0"][0], batch["v1"][0], batch["v1"][1] = 0, torch.nan, 0
+    mined = Miner(plan, queue)(batch, IDS[120:124])
+    expected, scores = plan.mine(batch, plan.prepare_keys(queue.views, queue.ids), IDS[120:124])
+    assert torch.equal(mined.indices, expected) and torch.allclose(mined.scores, scores, atol=1e-5)
+    assert (mined.indices[0] == -1).all() and (mined.indices[1:] >= 0).all()
+    assert all(torch.isfinite(kept).all() for kept in mined.kept.values())
+
+
 def run(miner: Miner, first: int, steps: int) -> list[torch.Tensor]:
     found = []
     for step in range(first, first + steps):

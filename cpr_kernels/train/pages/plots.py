@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from unicodedata import category
@@ -53,17 +53,49 @@ def save_curves(path: Path, lines: Mapping[str, Curve], label: str) -> None:
     write_atomically(path, _curves(lines, {key: key for key in lines}, [], label))
 
 
+def save_dots(
+    path: Path, rows: Sequence[str], series: Mapping[str, Sequence[float]], marked: int | None, label: str
+) -> None:
+    """Writes shares as dots, a row a name and a colour for each key of `series`, as SVG or PNG by the path's end.
+
+    The row `marked` has a star and its name in bold.
+    """
+    kind = path.suffix.removeprefix(".").lower()
+    write_atomically(path, _drawn(lambda: _dots(rows, series, marked, label), kind))
+
+
+def _dots(rows: Sequence[str], series: Mapping[str, Sequence[float]], marked: int | None, label: str) -> Any:
+    figure, axes = _canvas(6.4, 0.9 + 0.19 * len(rows))
+    for i, (key, values) in enumerate(series.items()):
+        places = [(100 * value, row) for row, value in enumerate(values)]
+        if marked is not None:
+            axes.plot(*places.pop(marked), "*", color=MORE[i], markersize=11)
+        axes.plot(*zip(*places), "o", color=MORE[i], markersize=4, label=_drawable(key))
+    axes.set_yticks(range(len(rows)), [_drawable(row) for row in rows])
+    axes.invert_yaxis()
+    if marked is not None:
+        axes.get_yticklabels()[marked].set_fontweight("bold")
+    axes.set_xlabel(label)
+    _legend(axes)
+    return figure
+
+
 def _curves(
     lines: Mapping[str, Curve], names: Mapping[str, str], phases: Sequence[tuple[float, str]], label: str
 ) -> bytes:
-    """Returns the SVG. Its text stays text, in the reader's fonts, and `$` is no mathematics."""
+    """Returns the SVG."""
+    return _drawn(lambda: _figure(lines, names, phases, label), "svg")
+
+
+def _drawn(draw: Callable[[], Any], kind: str) -> bytes:
+    """Returns a figure as SVG or PNG. Text in an SVG stays text, in the reader's fonts, and `$` is no mathematics."""
     from matplotlib import rc_context
 
     with rc_context({"svg.fonttype": "none", "text.parse_math": False}), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph", UserWarning)  # the reader's fonts have it, or another
-        figure = _figure(lines, names, phases, label)
         buffer = io.BytesIO()
-        figure.savefig(buffer, format="svg", metadata={"Date": None})
+        metadata = {"Date": None} if kind == "svg" else None
+        draw().savefig(buffer, format=kind, metadata=metadata, dpi=150)
     return buffer.getvalue()
 
 
