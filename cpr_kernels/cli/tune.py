@@ -130,7 +130,7 @@ def _plot(args: Tune, path: Path, plan: MiningPlan, table: _Table) -> None:
 
     if not plan.candidates:
         raise ValueError(f"--plot: there is nothing to draw, since nothing was compared: {plan.doubt}")
-    series = {"agreement, without labels": [tried.agreement for tried in plan.candidates]}
+    series = {"agreement, no labels": [tried.agreement for tried in plan.candidates]}
     if table.labels is not None:
         axes, found = {view: principal_axes(rows) for view, rows in table.views.items()}, []
         with ProgressBar(
@@ -139,9 +139,9 @@ def _plot(args: Tune, path: Path, plan: MiningPlan, table: _Table) -> None:
             for tried in plan.candidates:
                 found.append(table.quality(as_plan(tried.settings, axes))["pmr"])
                 bar.advance()
-        series["PMR, by labels that were not used"] = found
+        series["PMR by labels, not used"] = found
     marked = next((place for place, tried in enumerate(plan.candidates) if tried.chosen), None)
-    save_dots(path, [str(tried.settings) for tried in plan.candidates], series, marked, "% of mined pairs")
+    save_dots(path, [str(tried.settings) for tried in plan.candidates], series, marked)
 
 
 class _Table(NamedTuple):

@@ -41,7 +41,10 @@ class Settings:
             words.append(f"m {self.expand.neighbors}, a {self.expand.power:g}")
         if self.hub is not None:
             words.append("hub")
-        return ", ".join(words) if self.power or len(words) > 1 else schedule_text(self.schedule)
+        if self.power or len(words) > 1:
+            return ", ".join(words)
+        stages = len(self.schedule)
+        return schedule_text(self.schedule) if stages == 1 else f"cascade of {stages} stages"
 
 
 @dataclass(frozen=True)

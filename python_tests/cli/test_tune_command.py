@@ -54,7 +54,7 @@ def test_the_plot_ranks_candidates_and_marks_the_choice(folder, table, monkeypat
     out = folder / "candidates.svg"
     assert main(["tune", str(folder / "clips.npz"), "--plot", str(out), "--no-progress"]) == 0
     plan = cpr.MiningPlan.load(folder / "plan.json")
-    _, rows, series, marked, _ = drawn[0]
+    _, rows, series, marked = drawn[0]
     assert plan.candidates[marked].chosen and rows[marked] == str(plan.candidates[marked].settings)
     agreement, pmr = series.values()
     assert agreement == [tried.agreement for tried in plan.candidates]
@@ -63,11 +63,11 @@ def test_the_plot_ranks_candidates_and_marks_the_choice(folder, table, monkeypat
     labels = clusters(rows=120)[1]
     assert pmr[marked] == float(cpr.positive_mining_recall(mined, labels, labels))
     text = out.read_text()
-    assert "PMR, by labels that were not used" in text and text.count(rows[marked]) >= 1
+    assert "PMR by labels, not used" in text and text.count(rows[marked]) >= 1
     picture = folder / "candidates.png"
     words = ["tune", str(folder / "clips.npz"), "--labels", "none", "--plot", str(picture)]
     assert main(words) == 0 and picture.read_bytes()[:4] == b"\x89PNG"
-    assert list(drawn[1][2]) == ["agreement, without labels"]
+    assert list(drawn[1][2]) == ["agreement, no labels"]
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

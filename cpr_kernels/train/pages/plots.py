@@ -54,29 +54,32 @@ def save_curves(path: Path, lines: Mapping[str, Curve], label: str) -> None:
 
 
 def save_dots(
-    path: Path, rows: Sequence[str], series: Mapping[str, Sequence[float]], marked: int | None, label: str
+    path: Path, rows: Sequence[str], series: Mapping[str, Sequence[float]], marked: int | None
 ) -> None:
-    """Writes shares as dots, a row a name and a colour for each key of `series`, as SVG or PNG by the path's end.
+    """Writes shares as dots, a row a name and a panel for each key of `series`, as SVG or PNG by the path's end.
 
-    The row `marked` has a star and its name in bold.
+    Every panel has its own scale, in %. The row `marked` has stars and its name in bold.
     """
     kind = path.suffix.removeprefix(".").lower()
-    write_atomically(path, _drawn(lambda: _dots(rows, series, marked, label), kind))
+    write_atomically(path, _drawn(lambda: _dots(rows, series, marked), kind))
 
 
-def _dots(rows: Sequence[str], series: Mapping[str, Sequence[float]], marked: int | None, label: str) -> Any:
-    figure, axes = _canvas(6.4, 0.9 + 0.19 * len(rows))
-    for i, (key, values) in enumerate(series.items()):
-        places = [(100 * value, row) for row, value in enumerate(values)]
-        if marked is not None:
-            axes.plot(*places.pop(marked), "*", color=MORE[i], markersize=11)
-        axes.plot(*zip(*places), "o", color=MORE[i], markersize=4, label=_drawable(key))
-    axes.set_yticks(range(len(rows)), [_drawable(row) for row in rows])
-    axes.invert_yaxis()
+def _dots(rows: Sequence[str], series: Mapping[str, Sequence[float]], marked: int | None) -> Any:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(1.8 + 2.6 * len(series), 0.7 + 0.19 * len(rows)), layout="constrained")
+    figure.patch.set_alpha(0)
+    panels = figure.subplots(1, len(series), sharey=True, squeeze=False)[0]
+    for i, (axes, (key, values)) in enumerate(zip(panels, series.items())):
+        _plain(axes)
+        for row, value in enumerate(values):
+            shape, size = ("*", 11) if row == marked else ("o", 4)
+            axes.plot(100 * value, row, shape, color=MORE[i], markersize=size)
+        axes.set_xlabel(f"{_drawable(key)}, %")
+    panels[0].set_yticks(range(len(rows)), [_drawable(row) for row in rows])
+    panels[0].set_ylim(len(rows) - 0.5, -0.5)
     if marked is not None:
-        axes.get_yticklabels()[marked].set_fontweight("bold")
-    axes.set_xlabel(label)
-    _legend(axes)
+        panels[0].get_yticklabels()[marked].set_fontweight("bold")
     return figure
 
 
@@ -155,6 +158,12 @@ def _canvas(width: float, height: float) -> tuple[Any, Any]:
     figure = Figure(figsize=(width, height), layout="constrained")
     figure.patch.set_alpha(0)
     axes = figure.add_subplot()
+    _plain(axes)
+    return figure, axes
+
+
+def _plain(axes: Any) -> None:
+    """Takes the frame away, and draws grid and text so that they can be read on white and on black."""
     axes.patch.set_alpha(0)
     for spine in axes.spines.values():
         spine.set_visible(False)
@@ -163,7 +172,6 @@ def _canvas(width: float, height: float) -> tuple[Any, Any]:
     axes.tick_params(colors=INK, labelsize=9, length=0)
     axes.xaxis.label.set_color(INK)
     axes.yaxis.label.set_color(INK)
-    return figure, axes
 
 
 def _legend(axes: Any) -> None:
