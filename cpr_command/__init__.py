@@ -49,7 +49,7 @@ COMMANDS = {
             "cpr adapt clips.npz --ids video --out model",
             "cpr adapt --view flow=flow.npy --view rgb=rgb.npy --method cpr7 --out model",
             "cpr adapt clips.npz --ids video --out model --resume",
-        ),
+        ), "tables",
     ),
     "prepare": Command(
         "train", "prepare", "a folder of videos becomes stored RGB frames and TV-L1 flow",
