@@ -28,7 +28,8 @@ from .config import AdaptConfig
 from .positives import Positives, positives_of, topk_of_epoch
 from .table import Table
 
-QUEUE = 16384  # the largest by default
+QUEUE = 4096  # the largest by default
+EPOCH_ROWS = 16384  # of a larger table, an epoch is so many rows drawn at random
 SIBLINGS_LEFT_OUT = 2
 SIBLINGS_POSITIVE = 1
 DECAY_AT, DECAY = 0.8, 0.1
@@ -87,7 +88,7 @@ class HeadTrainer:
         return self.config.warm_up + self.config.epochs
 
     def run_epoch(self) -> Epoch:
-        """Trains for the next epoch; a last part of a batch is left out."""
+        """Trains for the next epoch: on all rows, or `EPOCH_ROWS` of them; a last part of a batch is left out."""
         config, number = self.config, self.epoch - self.config.warm_up
         positives = Positives()
         if number >= 0:
@@ -96,8 +97,8 @@ class HeadTrainer:
         rate = config.lr * (DECAY if self.epoch >= DECAY_AT * self.epochs else 1.0)
         self.optimizer.param_groups[0]["lr"] = rate
         total, steps, right = torch.zeros(()), 0, torch.zeros(2)
-        size = min(config.batch, len(self.table))
-        order = torch.randperm(len(self.table), generator=self.generator)
+        order = torch.randperm(len(self.table), generator=self.generator)[:EPOCH_ROWS]
+        size = min(config.batch, len(order))
         for batch in order[: len(order) // size * size].split(size):
             loss, counted = self._step(batch, positives, miner)
             total, right, steps = total + loss, right + counted, steps + 1

@@ -13,7 +13,7 @@ from torch.nn.functional import normalize
 from cpr_kernels import Schedule
 from cpr_kernels.networks.heads import new_heads
 from cpr_kernels.train import TrainError
-from cpr_kernels.train.adapt import HeadTrainer, Table
+from cpr_kernels.train.adapt import HeadTrainer, Table, training
 from cpr_kernels.train.adapt.measure import hits, recall
 from cpr_kernels.train.adapt.positives import positives_of, topk_of_epoch
 from cpr_kernels.train.adapt.table import split_by_source
@@ -96,7 +96,16 @@ def replace_labels(table: Table) -> Table:
 
 
 def test_the_queue_is_at_most_half_of_the_rows() -> None:
-    assert [default_queue(rows) for rows in (2, 3023, 2047, 10**6)] == [1, 1024, 512, 16384]
+    assert [default_queue(rows) for rows in (2, 3023, 2047, 10**6)] == [1, 1024, 512, 4096]
+
+
+def test_an_epoch_of_a_large_table_is_a_part_of_it(table: Table, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(training, "EPOCH_ROWS", 96)
+    trainer = HeadTrainer(table, replace(SMALL, method="infonce", queue=128))
+    trainer.run_epoch()
+    assert (
+        len(trainer.queue) == 96 and len(trainer.queue.ids[:96].unique()) > 48
+    )  # of 240 rows, two of each source
 
 
 def test_positives_grow_evenly() -> None:
