@@ -14,7 +14,7 @@ from cpr_kernels.train.adapt.measure import ALL
 
 from ..harness.text import markdown as table
 
-RESAMPLES = 4000
+RESAMPLES = 2000
 MINED = (
     "coclr",
     "cpr-3",
@@ -74,7 +74,8 @@ class Resampled:
         generator = torch.Generator().manual_seed(seed)
         self.of_seeds = self._weights(len(seeds), generator)
         self.of_sources = self._weights(self.names, generator)
-        self.counts = self._spread({key: body["counts"] for key, body in seeds.items()})
+        self._rows = self._weighed(self._spread({key: body["counts"] for key, body in seeds.items()}))
+        self._found: dict[tuple[str, str], Tensor] = {}
 
     def _weights(self, count: int, generator: torch.Generator) -> Tensor:
         """Returns how often each of `count` things is drawn, [R + 1, count]; the first row is each once."""
@@ -92,12 +93,13 @@ class Resampled:
 
     def recalls(self, method: str, view: str) -> Tensor:
         """Returns R@1 over all seeds, [R + 1]: as it is, then of each resample."""
-        right = self._spread({key: body["methods"][method]["hits"][view] for key, body in self.seeds.items()})
-        return self._mean(right)
+        if (method, view) not in self._found:
+            hits = {key: body["methods"][method]["hits"][view] for key, body in self.seeds.items()}
+            self._found[method, view] = self._weighed(self._spread(hits)) / self._rows
+        return self._found[method, view]
 
-    def _mean(self, right: Tensor) -> Tensor:
-        weighed = (self.of_seeds @ right * self.of_sources).sum(dim=1)
-        return weighed / (self.of_seeds @ self.counts * self.of_sources).sum(dim=1)
+    def _weighed(self, numbers: Tensor) -> Tensor:
+        return (self.of_seeds @ numbers * self.of_sources).sum(dim=1)
 
     def pmr(self, method: str) -> Tensor:
         """Returns the mean PMR over seeds, [R + 1]."""
