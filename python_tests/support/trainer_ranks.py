@@ -19,7 +19,9 @@ from forked import context
 
 from cpr_kernels.train import TrainError
 from cpr_kernels.train.pretrain import loop
-from cpr_kernels.train.pretrain.config import TrainConfig, from_json
+from cpr_kernels.train.pretrain.config import Mining, TrainConfig, from_json
+from cpr_kernels.train.pretrain.mining.tuned import TunedMining
+from cpr_kernels.train.pretrain.phases import Phase
 from cpr_kernels.train.runtime import ranks
 from cpr_kernels.train.runtime.checkpoint import save
 from cpr_kernels.train.runtime.processes import start_method
@@ -55,8 +57,11 @@ def train(out: Path, killed_at: int, resume: bool) -> None:
         config = from_json((out / "wanted.json").read_text())
         loop.pretrain(config, resume=resume)
         if not resume:
-            check_frozen_encoders(config)
+            trainer = loop.build(replace(config, out=out / "none", infonce_epochs=0))
+            check_frozen_encoders(trainer)
             check_shuffled(out)
+            check_one_rank_decides()
+            check_one_plan(out, config, trainer)
             check_differences_are_noticed()
 
 
@@ -76,9 +81,8 @@ def watch(out: Path, killed_at: int) -> None:
     loop.run_step, loop._save_checkpoint = step, keep
 
 
-def check_frozen_encoders(config: TrainConfig) -> None:
+def check_frozen_encoders(trainer: loop.Trainer) -> None:
     """An encoder that stays frozen is the same on all ranks, though each saw its own clips."""
-    trainer = loop.build(replace(config, out=config.out.parent / "none", infonce_epochs=0))
     inputs = loop._inputs(trainer, next(loop._batches(trainer, 0, 1)), 0)[0]
     trainer.model.calibrate(inputs)
     for buffer in trainer.model.online["flow"].buffers():
@@ -94,6 +98,36 @@ def check_shuffled(out: Path) -> None:
     keys = ranks.shuffled(lambda some: seen.append(some) or some * 2, clips, seed=3)
     assert torch.equal(keys, 2 * clips)
     save(out / f"seen{ranks.rank()}.pt", {"seen": seen[0]})
+
+
+def check_one_rank_decides() -> None:
+    """What the first rank makes, or raises, is every rank's."""
+    assert ranks.of_first_rank(lambda: f"made on {ranks.rank()}") == "made on 0"
+    try:
+        ranks.of_first_rank(lambda: 1 // ranks.rank())
+    except ZeroDivisionError:
+        pass
+    else:
+        raise AssertionError("what the first rank raises must be raised on all")
+
+
+def check_one_plan(out: Path, config: TrainConfig, trainer: loop.Trainer) -> None:
+    """One rank chooses the plan, and all keep the same for every key."""
+    tuned = TunedMining(replace(config, mining=Mining("auto", topk=2)), trainer.model.queue)
+
+    def keys(rows: int, step: int) -> dict[str, torch.Tensor]:
+        own = torch.Generator().manual_seed(10 * step + ranks.rank())
+        return {view: torch.randn(rows, 16, generator=own) for view in config.views}
+
+    own = torch.arange(8) + 8 * ranks.rank()
+    tuned.enqueue(keys(8, 0), own, own)
+    phase = Phase("tuned", ("rgb",), 1, 0, None, topk=2, tuned=True)
+    tuned.prepare(phase, 0, out / f"plans{ranks.rank()}" / "plan.json")
+    for step in range(1, 4):
+        tuned.enqueue(keys(2, step), own[:2] + 100 * step, own[:2])
+        tuned.prepare(phase, step, out / "none")
+    ranks.check_same({"tuned miner": tuned.miner}, torch.device("cpu"))
+    save(out / f"tuned{ranks.rank()}.pt", tuned.state_dict())
 
 
 def check_differences_are_noticed() -> None:

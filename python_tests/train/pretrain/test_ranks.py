@@ -96,6 +96,18 @@ def test_keys_are_encoded_in_shuffled_batches(ranks_run: Path) -> None:
     assert any(value >= 10 for value in seen[0])
 
 
+def test_ranks_tune_one_plan(ranks_run: Path) -> None:
+    first, *others = (load(ranks_run / f"tuned{rank}.pt") for rank in range(RANKS))
+    added = {100 * step + 8 * rank + i for step in (1, 2, 3) for rank in range(RANKS) for i in (0, 1)}
+    assert added < set(first["store"]["ids"].tolist())
+    for other in others:
+        assert other["plan"] == first["plan"]
+        assert all(torch.equal(first["store"][name], other["store"][name]) for name in first["store"])
+        for view, white in first["whiten"].items():
+            assert torch.equal(white["mean"], other["whiten"][view]["mean"])
+    assert [(ranks_run / f"plans{rank}").exists() for rank in range(RANKS)] == [True, False, False]
+
+
 def test_one_process_is_left_alone() -> None:
     assert ranks.world() == 1 and ranks.rank() == 0 and ranks.share_of(7) == 7
     module, rows = torch.nn.Linear(2, 2), torch.rand(3, 2)
