@@ -10,7 +10,6 @@ import os
 import shutil
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -95,11 +94,7 @@ CHOSEN = ("paper, UCF101", "one off a block", "long last stage", "clustered, lon
 
 
 @pytest.mark.parametrize("device", [H200_SLICE, RTX], ids=["shared memory", "lists in global memory"])
-@pytest.mark.parametrize(
-    "case",
-    [c if c.queries > 4 else replace(c, queries=2) for c in LARGE_CASES if c.name in CHOSEN],
-    ids=name_of,
-)
+@pytest.mark.parametrize("case", [c for c in LARGE_CASES if c.name in CHOSEN], ids=name_of)
 def test_large_cascades(case: CascadeCase, device: tuple[int, ...], guarded: list[torch.Tensor]) -> None:
     from cuda_tools import emulated
 
