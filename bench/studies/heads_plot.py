@@ -42,11 +42,14 @@ def draw(document: Mapping[str, Any], target: Path) -> None:
 
 
 def _panel(axis: Any, name: str, resampled: Resampled) -> None:
-    for method in MINED:
+    ordered = sorted(MINED, key=lambda method: float(resampled.pmr(method)[0]))
+    for number, method in enumerate(ordered):
         pmr = 100 * float(resampled.pmr(method)[0])
         recall = 100 * float(resampled.recalls(method, ALL)[0])
         axis.plot(pmr, recall, "o", color=POINT, markersize=4)
-        axis.annotate(method, (pmr, recall), xytext=(4, 3), textcoords="offset points", fontsize=7)
+        axis.annotate(
+            method, (pmr, recall), xytext=(4, -9 if number % 2 else 3), textcoords="offset points", fontsize=7
+        )
     for method, colour in (("infonce", LEVEL), ("ubernce", LABELS)):
         level = 100 * float(resampled.recalls(method, ALL)[0])
         axis.axhline(level, color=colour, linewidth=0.8, linestyle="--")
