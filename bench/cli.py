@@ -27,6 +27,10 @@ COMMANDS = {  # name: (the module with its `main(argv)`, what it does)
         "bench.studies.tuning",
         "Compares the plan tuned without labels with fixed schedules, on tables with labels.",
     ),
+    "coverage": (
+        "bench.studies.coverage",
+        "Keeps the surest of the mined pairs, by signs without labels: PMR against coverage.",
+    ),
     "gpu-tune": ("bench.studies.gpu_tune", "Times the CUDA planner's alternatives on a GPU."),
 }
 
