@@ -78,33 +78,33 @@ def test_flow_has_the_direction_and_size_of_the_motion(tmp_path: Path) -> None:
 
 def test_bad_files_are_skipped_with_their_reason(clip_folder: Path, tmp_path: Path) -> None:
     folder = tmp_path / "v"
-    good = sorted((clip_folder / "train" / "SwingRings").glob("*.mp4"))
-    (folder / "SwingRings").mkdir(parents=True)
+    good = sorted((clip_folder / "train" / "SwingRound").glob("*.mp4"))
+    (folder / "SwingRound").mkdir(parents=True)
     for path in good:
-        shutil.copy(path, folder / "SwingRings")
-    (folder / "SwingRings" / "cut.mp4").write_bytes(good[0].read_bytes()[:1500])
+        shutil.copy(path, folder / "SwingRound")
+    (folder / "SwingRound" / "cut.mp4").write_bytes(good[0].read_bytes()[:1500])
     damaged = bytearray(good[1].read_bytes())
     start = damaged.find(b"mdat") + (damaged.find(b"moov") - damaged.find(b"mdat")) * 3 // 4
     damaged[start : damaged.find(b"moov") - 4] = b"\xff" * (damaged.find(b"moov") - 4 - start)
-    (folder / "SwingRings" / "damaged.mp4").write_bytes(damaged)
-    (folder / "SwingRings" / "empty.mp4").touch()
-    (folder / "SwingRings" / "notes.txt").write_text("not a video")
+    (folder / "SwingRound" / "damaged.mp4").write_bytes(damaged)
+    (folder / "SwingRound" / "empty.mp4").touch()
+    (folder / "SwingRound" / "notes.txt").write_text("not a video")
     (folder / "loose.mp4").write_bytes(good[0].read_bytes())
     write_mp4(folder / "Short" / "short.mp4", np.zeros((5, 32, 32, 3), np.uint8))
     write_mp4(folder / "Still" / "still.mp4", np.zeros((12, 32, 32, 3), np.uint8))
     (folder / "Nothing").mkdir()
     prepared = prepare(folder, tmp_path / "d", DRAFT)
     reasons = dict(prepared.manifest.skipped)
-    assert [video.id for video in prepared.manifest.videos] == [f"SwingRings/{path.name}" for path in good]
-    assert prepared.manifest.classes == ["SwingRings"]
+    assert [video.id for video in prepared.manifest.videos] == [f"SwingRound/{path.name}" for path in good]
+    assert prepared.manifest.classes == ["SwingRound"]
     assert reasons["Short/short.mp4"] == "too short: 5 frames, at least 9 are needed"
     assert reasons["Still/still.mp4"] == "no motion: all 12 frames are the same"
     assert reasons["Nothing/"] == "empty folder"
     assert reasons["loose.mp4"] == "not inside a class folder"
-    assert reasons["SwingRings/notes.txt"] == "text"
+    assert reasons["SwingRound/notes.txt"] == "text"
     for name in ("cut.mp4", "empty.mp4"):
-        assert reasons[f"SwingRings/{name}"].startswith("not a video"), reasons
-    assert reasons["SwingRings/damaged.mp4"].startswith("broken after ")
+        assert reasons[f"SwingRound/{name}"].startswith("not a video"), reasons
+    assert reasons["SwingRound/damaged.mp4"].startswith("broken after ")
     assert len((tmp_path / "d" / "skipped.txt").read_text().splitlines()) == 8
 
 
