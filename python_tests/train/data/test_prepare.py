@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from forked import Program
 from places import ROOT, SHARED_DATA
 from train_sets import DRAFT
 
@@ -163,21 +164,27 @@ def test_other_settings_or_nothing_usable_is_an_error(clip_folder: Path, data: P
         prepare(tmp_path / "absent", tmp_path / "d", DRAFT)
 
 
-def start_prepare(videos: Path, out: Path) -> subprocess.Popen[bytes]:
+def start_prepare(videos: Path, out: Path) -> Program:
     """`cpr prepare` with the settings of `DRAFT`, running, with at least two videos stored."""
     options = ["--size", "32", "--frames", "40", "--min-frames", "9", "--flow", "draft", "--flow-bound", "8"]
-    command = [sys.executable, "-m", "cpr_kernels", "prepare", "--videos", str(videos), "--out", str(out)]
-    process = subprocess.Popen([*command, *options], stderr=subprocess.DEVNULL, cwd=ROOT)
+    command = ["-m", "cpr_kernels", "prepare", "--videos", videos, "--out", out]
+    process = Program([*command, *options], cwd=ROOT)
     deadline = time.monotonic() + 100
     while time.monotonic() < deadline and not ((out / "data.mdb").is_file() and len(stored(out)) >= 5):
         time.sleep(0.02)
     return process
 
 
-def workers_of(process: subprocess.Popen[bytes]) -> list[int]:
-    """The decoding processes of a running prepare."""
-    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-    return [int(pid) for pid in children if "spawn_main" in Path(f"/proc/{pid}/cmdline").read_text()]
+def workers_of(process: Program) -> list[int]:
+    """The decoding processes of a running prepare: the children of its server of processes."""
+
+    def children(pid: int) -> list[int]:
+        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+    [server] = [
+        pid for pid in children(process.pid) if "forkserver" in Path(f"/proc/{pid}/cmdline").read_text()
+    ]
+    return children(server)
 
 
 def alive(pid: int) -> bool:
@@ -235,12 +242,14 @@ def test_real_clips_decode(tmp_path: Path) -> None:
 
 
 def test_drawn_clips_are_the_same_in_every_process(tmp_path: Path) -> None:
+    from cpr_kernels.train.data.synthetic import SyntheticSettings, generate
+
     program = (
         "import sys; from pathlib import Path; from cpr_kernels.train.data.synthetic import SyntheticSettings, generate; "
         "generate(Path(sys.argv[1]), SyntheticSettings(sources=2, test_sources=1, clips=1, frames=14, size=40))"
     )
-    for name in ("one", "two"):
-        subprocess.run([sys.executable, "-c", program, tmp_path / name], check=True, capture_output=True)
+    generate(tmp_path / "one", SyntheticSettings(sources=2, test_sources=1, clips=1, frames=14, size=40))
+    subprocess.run([sys.executable, "-c", program, tmp_path / "two"], check=True, capture_output=True)
     one, two = (
         {path.name: path.read_bytes() for path in (tmp_path / name).rglob("*.mp4")} for name in ("one", "two")
     )
