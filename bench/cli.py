@@ -35,6 +35,10 @@ COMMANDS = {  # name: (the module with its `main(argv)`, what it does)
         "bench.studies.heads",
         "Trains heads over tables of embeddings with every way of mining, and compares them in pairs.",
     ),
+    "coverage": (
+        "bench.studies.coverage",
+        "Keeps the surest of the mined pairs, by signs without labels: PMR against coverage.",
+    ),
     "gpu-tune": ("bench.studies.gpu_tune", "Times the CUDA planner's alternatives on a GPU."),
 }
 

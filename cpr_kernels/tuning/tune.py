@@ -34,26 +34,22 @@ class Choice(NamedTuple):
 def choose(ballots: Sequence[Votes], settings: Sequence[Settings], seed: int, thinned: bool) -> Choice:
     """Returns which candidate is chosen: the least whitened joint score that is as good as the best, else the best.
 
-    As good is less than `ALIKE` standard errors behind under resamples of the queries (Breiman et al. 1984, section
-    3.4.3, with 5 % in place of one standard error). Of equal whitening, the one that agrees most; on a thinned
-    sample first the one of most neighbours, as the table holds more of each class than the sample showed.
+    As good is less than `ALIKE` standard errors of the difference behind, queries being drawn at random (Breiman et al.
+    1984, section 3.4.3, with 5 % in place of one standard error). Of equal whitening, the one that agrees most; on a
+    thinned sample first the one of most neighbours, as the table holds more of each class than the sample showed.
 
     Args:
         ballots: the votes for C candidates.
         settings: what they are; those of the joint score come first.
-        seed: of the resamples.
+        seed: of the resamples that the confidence is a share of.
         thinned: whether the sample is a part of the table.
     """
-    rows = ballots[0].pairs.shape[1]
-    drawn = torch.randint(rows, (RESAMPLES, rows), generator=torch.Generator().manual_seed(seed))
-    weights = torch.zeros(RESAMPLES, rows).scatter_add_(1, drawn, torch.ones(RESAMPLES, rows)).T
-    weights = weights.to(ballots[0].pairs)
     agreement = torch.cat([votes.agreement() for votes in ballots]).double()
-    resampled = torch.stack([votes.agreement(weights) for votes in ballots]).double()  # [C, R]
+    influence = torch.stack([votes.influence() for votes in ballots]).double()  # [C, N]
     best = int(agreement.argmax())
-    gaps = resampled[best] - resampled
     gap = agreement[best] - agreement
-    behind = torch.where(gap > 0, gap / gaps.std(dim=1).clamp(min=1e-12), 0.0)
+    errors = torch.linalg.vector_norm(influence[best] - influence, dim=1)
+    behind = torch.where(gap > 0, gap / errors.clamp(min=1e-12), 0.0)
     joint = settings[0].schedule
 
     def rank(c: int) -> tuple[float, int, float]:
@@ -63,9 +59,21 @@ def choose(ballots: Sequence[Votes], settings: Sequence[Settings], seed: int, th
 
     alike = [c for c, tried in enumerate(settings) if tried.schedule == joint and behind[c] <= ALIKE]
     chosen = min(alike, key=rank, default=best)
-    others = gap.masked_fill((gaps == 0).all(dim=1), torch.inf)
-    confidence = float((gaps[int(others.argmin())] > 0).double().mean())
-    return Choice(chosen, agreement, behind, confidence, float(resampled[best].std()))
+    runner_up = int(
+        gap.masked_fill(errors == 0, torch.inf).argmin()
+    )  # others with the same votes are the best itself
+    confidence = _share_ahead(ballots[best], ballots[runner_up], seed)
+    return Choice(chosen, agreement, behind, confidence, float(torch.linalg.vector_norm(influence[best])))
+
+
+def _share_ahead(best: Votes, other: Votes, seed: int) -> float:
+    """Returns the share of resamples of the queries in which one candidate agrees more than another."""
+    rows = best.pairs.shape[1]
+    drawn = torch.randint(rows, (RESAMPLES, rows), generator=torch.Generator().manual_seed(seed))
+    weights = (
+        torch.zeros(RESAMPLES, rows).scatter_add_(1, drawn, torch.ones(RESAMPLES, rows)).T.to(best.pairs)
+    )
+    return float((best.agreement(weights) > other.agreement(weights)).double().mean())
 
 
 def tune_schedule(
@@ -96,7 +104,7 @@ def tune_schedule(
             other. None: each row its own.
         topk: positives per query.
         sample: rows that candidates are tried on, at random. Whiteners are fitted to all rows.
-        seed: of the sample and the resamples; the same seed gives the same plan.
+        seed: of the sample, and of the resamples behind the confidence; the same seed gives the same plan.
         progress: True shows a bar, None one on a terminal and lines elsewhere, False nothing.
 
     Returns:

@@ -197,6 +197,24 @@ def test_leaving_views_out_of_a_schedule():
     assert without_views(cascade, ["a", "c"]) is None  # the last stage decides
 
 
+def test_standard_errors_are_those_of_resamples():
+    g = torch.Generator().manual_seed(3)
+    pairs = torch.randint(3, 6, (2, 80), generator=g).float()
+    pairs[0, :20] = 0  # rows that lack a view
+    rate = torch.tensor([[0.2, 0.5, 0.3], [0.4, 0.6, 0.1]])[:, :, None]
+    votes = Votes((torch.rand(2, 3, 80, generator=g) * pairs[:, None] * 2 * rate).floor(), pairs)
+    influence, plain = votes.influence().double(), votes.agreement()
+    for query in (0, 30, 79):
+        weights = torch.ones(80, 1)
+        weights[query] += 0.01
+        assert float(votes.agreement(weights) - plain) / 0.01 == pytest.approx(
+            float(influence[query]), rel=0.05
+        )
+    drawn = torch.randint(80, (4000, 80), generator=g)
+    weights = torch.zeros(4000, 80).scatter_add_(1, drawn, torch.ones(4000, 80)).T
+    assert float(influence.norm()) == pytest.approx(float(votes.agreement(weights).std()), rel=0.1)
+
+
 def test_the_least_whitening_among_equals_is_chosen():
     joint = joint_schedule(("a", "b"), 5)
     g = torch.Generator().manual_seed(0)
