@@ -19,6 +19,7 @@ struct CascadeArgs {
   const int64_t* key_ids;    // [N] or null
   const uint8_t* exclude;    // [B, N] or null, rows exclude_stride bytes apart
   int64_t exclude_stride;
+  const float* key_bias;  // [N] or null, added to the last stage's scores
   int64_t* indices;  // out [B, k]
   float* scores;     // out [B, k]
   int threads;

@@ -11,7 +11,6 @@ from torch import Tensor
 from ..dispatch.calls import CascadeCall, RerankCall, row_contiguous
 from ..dispatch.fast_path import dispatcher_is_idle
 from ..dispatch.native import DTYPE_CODES, LIMITS, address, core, on_current_stream, why_not_cuda
-from .arguments import biased_weights
 from .candidate_lists import gather_entries, sorted_unique
 from .schedule import Schedule
 from .weightings import plan_rows
@@ -91,13 +90,14 @@ class _Arguments:
             address(call.key_ids),
             address(call.exclude),
             0 if call.exclude is None else call.exclude.stride(0),
+            address(call.key_bias),
         )
         self.out = (self.indices.data_ptr(), self.scores.data_ptr())
 
 
 def _run_on_cpu(call: CascadeCall) -> tuple[Tensor, Tensor]:
     given = _Arguments(call)
-    core.cascade_topk(*given.features, *given.masks, *given.out, torch.get_num_threads())
+    core.cascade_topk(*given.features, given.masks, given.out, torch.get_num_threads())
     return given.indices, given.scores
 
 
@@ -120,20 +120,8 @@ def run_directly(
         of_keys = [keys[view] for view in schedule.views]
     except KeyError:
         return None
-    if key_bias is not None:
-        query = of_queries[0]
-        if (
-            type(key_bias) is not Tensor
-            or type(query) is not Tensor
-            or key_bias.dim() != 1
-            or query.dim() != 2
-        ):
-            return None
-        of_queries.append(torch.ones(query.shape[0], 1, dtype=torch.float32))
-        of_keys.append(key_bias[:, None])
-        weights = biased_weights(weights, len(keep))
-    threads = torch.get_num_threads()
-    return core.cascade_topk_of_tensors(of_queries, of_keys, weights, keep, query_ids, key_ids, threads)
+    masks = (query_ids, key_ids, key_bias)
+    return core.cascade_topk_of_tensors(of_queries, of_keys, weights, keep, *masks, torch.get_num_threads())
 
 
 def run_on_stream(call: CascadeCall, core: Any, stream: int) -> tuple[Tensor, Tensor]:
