@@ -78,15 +78,15 @@ def count_digits(
 def keep_above(lists: Lists, row: int, cut: Address, ties: Address, threads: int, /) -> None: ...
 def plan_cuda_cascade(
     views: Views, dtype: int, num_queries: int, num_keys: int, weights: Sequence[float], keep: Sequence[int],
-    limits: Limits, gathered: bool, /,
+    key_bias: Address, limits: Limits, gathered: bool, /,
 ) -> tuple[str, int, int, int, int, bool, str]: ...  # fmt: skip
 def plan_cuda_mil_nce(
     dtype: int, sizes: tuple[int, int, int], limits: Limits, gradient: bool, /
 ) -> tuple[int, int, bool, int]: ...
 def plan_cpu_cascade(
     views: Views, dtype: int, num_queries: int, num_keys: int, weights: Sequence[float], keep: Sequence[int],
-    threads: int, /,
-) -> tuple[int, int, int, int, int, int, int, bool]: ...  # fmt: skip
+    key_bias: Address, threads: int, /,
+) -> tuple[int, int, int, int, int, int, int, bool, str]: ...  # fmt: skip
 def plan_cpu_mil_nce(
     dtype: int, sizes: tuple[int, int, int], threads: int, /
 ) -> tuple[int, int, int, int]: ...

@@ -20,6 +20,7 @@ struct CascadeArgs {
   const uint8_t* exclude;    // [B, N] or null, rows exclude_stride bytes apart
   int64_t exclude_stride;
   const float* key_bias;  // [N] or null, added to the last stage's scores
+  int64_t bias_stride;    // 0; of a bias [B, N], as cascade_rerank has on CUDA: between its rows
   int64_t* indices;  // out [B, k]
   float* scores;     // out [B, k]
   int threads;
@@ -39,6 +40,7 @@ struct CpuPlan {
   int passes;         // over the keys, the last over those not seen yet
   int levels;         // leading stages that are decided while the keys stream by
   bool int16_scores;  // by 16-bit products first, and exactly what is close
+  const char* bias;   // where key_bias is added; empty without one
 };
 
 CpuPlan cascade_topk_cpu_plan(const CascadeArgs& args);

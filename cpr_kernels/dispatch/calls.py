@@ -55,7 +55,7 @@ class CascadeCall(NamedTuple):
         return why_not_sharded(self.keys[0])
 
     def with_contiguous_rows(self) -> CascadeCall:
-        """The same call as kernels can walk it: features and `exclude` with unit inner stride, all else without gaps."""
+        """The same call as kernels can walk it: features and `exclude` with unit inner stride, all else dense."""
         masks = (self.query_ids, self.key_ids, self.exclude, self.key_bias)
         if _all_contiguous_rows((*self.queries, *self.keys), *masks):
             return self

@@ -152,7 +152,9 @@ def check_key_bias(op: str, key_bias: Any, length: int, what: str, device: torch
             f"{op}: key_bias must be float32 of shape [{length}] (one per {what}), "
             f"got {key_bias.dtype} {shape_of(key_bias)}"
         )
-    require(key_bias.device == device, op, f"key_bias is on {key_bias.device}, expected {device}; move it there")
+    require(
+        key_bias.device == device, op, f"key_bias is on {key_bias.device}, expected {device}; move it there"
+    )
 
 
 def check_rerank(call: RerankCall, op: str = "cascade_rerank") -> None:

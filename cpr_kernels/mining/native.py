@@ -11,7 +11,7 @@ from torch import Tensor
 from ..dispatch.calls import CascadeCall, RerankCall, row_contiguous
 from ..dispatch.fast_path import dispatcher_is_idle
 from ..dispatch.native import DTYPE_CODES, LIMITS, address, core, on_current_stream, why_not_cuda
-from .candidate_lists import gather_entries, sorted_unique
+from .candidate_lists import bias_of_listed, gather_entries, sorted_unique
 from .schedule import Schedule
 from .weightings import plan_rows
 
@@ -150,7 +150,10 @@ def rerank(call: RerankCall) -> tuple[Tensor, Tensor]:
 def rerank_on_stream(call: RerankCall, core: Any, stream: int) -> tuple[Tensor, Tensor]:
     """Queue the CUDA kernels of `core` on a stream of the current device: places in ordered lists, then entries."""
     candidates = sorted_unique(call.candidates, call.keys[0].shape[0])
-    given = _Arguments(call.cascade)
+    cascade = call.cascade
+    if cascade.key_bias is not None:
+        cascade = cascade._replace(key_bias=bias_of_listed(cascade.key_bias, candidates))
+    given = _Arguments(cascade)
     listed = (candidates.data_ptr(), candidates.shape[1], candidates.stride(0))
     arguments = (*given.features, listed, given.masks, given.out)
     size = core.cuda_cascade_rerank_workspace(*arguments)

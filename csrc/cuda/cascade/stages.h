@@ -11,6 +11,8 @@ static_assert((sizeof(SelectMemory) + 127) / 128 * 128 == SELECT_MEMORY_BYTES, "
 struct SelectArgs : Weightings {
   const float* scores;  // [views][queries, pitch], NaN where an entry may never be selected
   int64_t view_stride, pitch;
+  const float* key_bias;  // of the weighting `biased`: [num_keys], or [queries, pitch]
+  bool bias_a_query;      // the latter
   uint32_t num_keys, num_queries;
   uint32_t longest;  // of the lists: what the first stage keeps, a multiple of 4
   uint32_t* lists;   // [queries][rows + 1, longest], null when shared memory holds the longest list
@@ -32,8 +34,8 @@ CPR_DEVICE Four view_scores(const SelectArgs& args, const float* scores, int vie
   return four;
 }
 
-// What weighting `row` gives four neighbouring positions: views weighted and added in order, every step
-// rounded.
+// What weighting `row` gives four neighbouring positions: views weighted and added in order, then the bias,
+// every step rounded.
 CPR_DEVICE Four row_scores(const SelectArgs& args, const float* scores, int row, uint32_t first) {
   if (args.plain[row] >= 0) return view_scores(args, scores, args.plain[row], first);
   Four total{};
@@ -49,6 +51,13 @@ CPR_DEVICE Four row_scores(const SelectArgs& args, const float* scores, int row,
       total.of[i] = bits_of(started ? plus(float_of(total.of[i]), term) : term);
     }
     started = true;
+  }
+  if (row == args.biased) {
+    const float* bias = args.key_bias + (args.bias_a_query ? scores - args.scores : 0);
+#pragma unroll
+    for (uint32_t i = 0; i < 4; ++i)
+      if (first + i < args.num_keys)
+        total.of[i] = bits_of(plus(float_of(total.of[i]), bias[first + i]));
   }
   return total;
 }
