@@ -180,7 +180,7 @@ def test_explain_says_where_it_is_added(capsys: pytest.CaptureFixture[str]) -> N
 def test_adding_it_late_changes_no_bit() -> None:
     """Real values, where the bias waits for the last stage and where an infinite one forces it into the sweep."""
     g = torch.Generator().manual_seed(9)
-    for count, schedule in ((900, few(900, 300, 9)), (9000, cpr.cpr_schedule(num_keys=9000))):
+    for count, schedule in ((900, few(900, 300, 100, 9)), (9000, cpr.cpr_schedule(num_keys=9000))):
         queries, keys = ({v: torch.randn(n, 24, generator=g) for v in ("flow", "rgb")} for n in (17, count))
         added = torch.randn(count, generator=g)
         empty = torch.arange(count)
