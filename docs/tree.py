@@ -34,6 +34,7 @@ INNER = (
     "cli/tables",
     "cli/mine",
     "train/data/kinds",
+    "train/pretrain/mining",
 )  # not shown: one page is short
 OTHERS = {
     "cpr_command": "the table of commands behind `cpr`, read without importing torch",

@@ -20,8 +20,10 @@ from torch import Tensor
 from cpr_kernels import MiningPlan, Schedule, coclr_schedule, cpr_schedule, tune_schedule
 from cpr_kernels.metrics import class_mining_recall, median_recall, positive_mining_recall
 from cpr_kernels.tuning import Expansion
+from cpr_kernels.tuning.agreement import rank_correlation
 from cpr_kernels.tuning.candidates import CASCADES, Settings, tuned_settings
 from cpr_kernels.tuning.steps import joint_schedule
+from cpr_kernels.tuning.tune import as_plan
 from cpr_kernels.tuning.whitening import PrincipalAxes, principal_axes
 
 from ..harness.text import markdown
@@ -83,15 +85,9 @@ def figures(table: Table, plan: MiningPlan) -> Figures:
     return Figures(float(positive_mining_recall(mined, table.labels, table.labels)), median_recall(recall))
 
 
-def plan_of(table: Table, settings: Settings) -> MiningPlan:
-    """Returns settings as a plan with whiteners fitted to the whole table."""
-    whiten = {view: table.axes[view].whitener(settings.power) for view in settings.schedule.views}
-    return MiningPlan(whiten, settings.expand, settings.hub, settings.schedule)
-
-
 def plain(table: Table, schedule: Schedule) -> Figures:
     """Returns the figures of a schedule on centred, normalised rows."""
-    return figures(table, plan_of(table, Settings(0.0, None, None, schedule)))
+    return figures(table, as_plan(Settings(0.0, None, None, schedule), table.axes))
 
 
 def cascades(table: Table, order: Sequence[str]) -> Iterator[Schedule]:
@@ -100,15 +96,6 @@ def cascades(table: Table, order: Sequence[str]) -> Iterator[Schedule]:
     for stages in CASCADES:
         if rows // 2 ** (stages - 1) >= TOPK:
             yield cpr_schedule(order, rows, stages, 0.5, TOPK)
-
-
-def rank_correlation(first: Sequence[float], second: Sequence[float]) -> float:
-    """Returns Spearman's rank correlation; equal numbers share the mean of their ranks."""
-    ranks = []
-    for numbers in (first, second):
-        x = torch.tensor(numbers, dtype=torch.float64)
-        ranks.append((x[:, None] > x).double().sum(1) + 0.5 * (x[:, None] == x).double().sum(1))
-    return float(torch.corrcoef(torch.stack(ranks))[0, 1])
 
 
 class Row(NamedTuple):
@@ -138,12 +125,13 @@ def study(table: Table, seeds: Sequence[int]) -> Row:
     alone = plain(table, joint)
     plans = [tune_schedule(table.views, table.ids, topk=TOPK, seed=seed) for seed in seeds]
     of_settings = {
-        settings: figures(table, plan_of(table, settings)).pmr for settings in tuned_settings(names, TOPK)
+        settings: figures(table, as_plan(settings, table.axes)).pmr
+        for settings in tuned_settings(names, TOPK)
     }
     agreement = {tried.settings: tried.agreement for tried in plans[0].candidates}
     return Row(
         table.name, len(table.labels), len(names), single, given, alone,
-        figures(table, plan_of(table, Settings(*FIXED, joint))),
+        figures(table, as_plan(Settings(*FIXED, joint), table.axes)),
         [figures(table, plan) for plan in plans], chosen_text(plans[0]),
         max((single, alone, *given, *others), key=lambda found: found.pmr),
         rank_correlation([agreement[s] for s in of_settings], list(of_settings.values())) if agreement else np.nan,
@@ -151,16 +139,12 @@ def study(table: Table, seeds: Sequence[int]) -> Row:
 
 
 def chosen_text(plan: MiningPlan) -> str:
-    """Returns the settings of a plan in short: whitening p, expansion m^a, hub term h."""
-    if plan.doubt:
-        return "cannot tell"
-    [tried] = [candidate.settings for candidate in plan.candidates if candidate.chosen]
-    words = [f"p {tried.power:g}"]
-    if tried.expand is not None:
-        words.append(f"m {tried.expand.neighbors}, a {tried.expand.power:g}")
-    if tried.hub is not None:
-        words.append("hub")
-    return ", ".join(words)
+    """Returns the settings of a plan in short."""
+    return (
+        "cannot tell"
+        if plan.doubt
+        else next(str(tried.settings) for tried in plan.candidates if tried.chosen)
+    )
 
 
 def page(rows: Sequence[Row], seeds: Sequence[int]) -> str:

@@ -141,7 +141,7 @@ class MemoryBank(nn.Module):
         rows, ids, labels, *values = gathered([rows, ids, labels, *values])
         if not len(rows):
             return
-        last = _last_of_each(rows)
+        last = last_of_each(rows)
         fresh = (self.ids.index_select(0, rows) < 0)[:, None]
         for held, value in zip(self.views.values(), values):
             mixed = self.momentum * held[rows].to(value.dtype) + (1 - self.momentum) * value
@@ -184,8 +184,8 @@ class MemoryBank(nn.Module):
         return f"{{{views}}}, rows={self.rows}, momentum={self.momentum}"
 
 
-def _last_of_each(rows: Tensor) -> Tensor:
-    """For each place of a batch, the last place with the same row: writing those makes the order of writes moot."""
+def last_of_each(rows: Tensor) -> Tensor:
+    """Returns, for each place of a batch, the last with the same row: written so, the order of writes is moot."""
     same = rows[:, None] == rows[None, :]
     places = torch.arange(len(rows), device=rows.device)
     return torch.where(same, places, -1).amax(dim=1)

@@ -102,3 +102,12 @@ def copies(near: Mapping[str, Tensor]) -> list[tuple[str, ...]]:
         else:
             groups.append((view,))
     return groups
+
+
+def rank_correlation(first: Sequence[float], second: Sequence[float]) -> float:
+    """Returns Spearman's rank correlation; equal numbers share the mean of their ranks, NaN where all are equal."""
+    ranks = []
+    for numbers in (first, second):
+        x = torch.tensor(numbers, dtype=torch.float64)
+        ranks.append((x[:, None] > x).double().sum(1) + 0.5 * (x[:, None] == x).double().sum(1))
+    return float(torch.corrcoef(torch.stack(ranks))[0, 1])

@@ -34,6 +34,18 @@ class Settings:
     hub: int | None
     schedule: Schedule
 
+    def __str__(self) -> str:
+        """Returns them in short: whitening p, expansion by m neighbours to the power a, hub; plain, the schedule."""
+        words = [f"p {self.power:g}"]
+        if self.expand is not None:
+            words.append(f"m {self.expand.neighbors}, a {self.expand.power:g}")
+        if self.hub is not None:
+            words.append("hub")
+        if self.power or len(words) > 1:
+            return ", ".join(words)
+        stages = len(self.schedule)
+        return schedule_text(self.schedule) if stages == 1 else f"cascade of {stages} stages"
+
 
 @dataclass(frozen=True)
 class Candidate:

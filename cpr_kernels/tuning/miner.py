@@ -1,4 +1,4 @@
-"""A mining plan inside a training loop: what each key needs is formed once, when it enters the queue."""
+"""A mining plan inside a training loop: what each key needs is formed once, when it enters the memory."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ..memory.queue import MultiViewQueue
+from ..memory.bank import MemoryBank, last_of_each
+from ..memory.queue import MultiViewQueue, gathered
 from ..mining import cascade_topk
 from .checks import check_features
 from .plan import MiningPlan, PlanKeys
-from .steps import Neighbors, expanded, joint_schedule, less_hubs
+from .steps import Neighbors, expanded, hub_count, hub_terms, joint_schedule, less_hubs
 from .whitening import Whitener
 
 WHITENED, EXPANDED, HUB = "whitened", "expanded", "hub"
@@ -29,15 +30,15 @@ class Mined(NamedTuple):
 
 
 class Miner(nn.Module):
-    """Mines by a plan among the entries of a :class:`MultiViewQueue`, at two calls of the op a step.
+    """Mines by a plan among the entries of a :class:`MultiViewQueue` or :class:`MemoryBank`, at two calls of the op.
 
     Each key's whitened and expanded rows and its hub term are by-products of mining it; they are stored beside the
     queue, enter and leave with their key, and are buffers, so that a resumed run continues bit for bit. Keys keep what
-    they were given on entry until :meth:`refit`.
+    they were given on entry until :meth:`refit`; of a bank, until their row is updated.
 
     Args:
         plan: how to mine; its views are the queue's.
-        queue: what is mined. Write to it by :meth:`enqueue` only.
+        queue: what is mined. Write to a queue by :meth:`enqueue` only, to a bank by :meth:`update` only.
 
     Example:
         >>> mined = miner({"rgb": key_rgb, "flow": key_flow}, ids)
@@ -45,10 +46,12 @@ class Miner(nn.Module):
         >>> miner.enqueue(mined, ids)
     """
 
-    def __init__(self, plan: MiningPlan, queue: MultiViewQueue) -> None:
+    def __init__(self, plan: MiningPlan, queue: MultiViewQueue | MemoryBank) -> None:
         super().__init__()
-        if not isinstance(queue, MultiViewQueue):
-            raise ValueError(f"Miner: queue must be a MultiViewQueue, got {type(queue).__name__}")
+        if not isinstance(queue, MultiViewQueue | MemoryBank):
+            raise ValueError(
+                f"Miner: queue must be a MultiViewQueue or a MemoryBank, got {type(queue).__name__}"
+            )
         sizes = {view: table.shape[1] for view, table in queue.views.items()}
         if any(sizes.get(view) != len(white.mean) for view, white in plan.whiten.items()):
             wanted = {view: len(white.mean) for view, white in plan.whiten.items()}
@@ -63,23 +66,27 @@ class Miner(nn.Module):
             columns |= {f"{EXPANDED} {view}": sizes[view] for view in views}
         if plan.hub is not None:
             columns[HUB] = 1
-        self.store = MultiViewQueue(columns, queue.size, device=device)
+        self.store = MultiViewQueue(columns, len(queue.ids), device=device)
         for number, white in enumerate(plan.whiten.values()):  # by number: a view's name may be any text
             self.register_buffer(f"mean_{number}", white.mean.to(device, copy=True))
             if white.matrix is not None:
                 self.register_buffer(f"matrix_{number}", _square(white.matrix).to(device, copy=True))
         self._plan, self._sizes, self._wide = plan, plan.sizes, plan.wide  # formed once, not at each step
+        self._hub_count = None if plan.hub is None else hub_count(plan.hub, len(queue.ids), plan.topk)
         self._nearest = joint_schedule(tuple(views), 1 if plan.expand is None else plan.expand.neighbors)
         self._fill(self.plan)
 
     @property
     def plan(self) -> MiningPlan:
         """Returns the plan with the whiteners that new rows are given."""
-        whiten = {
+        return replace(self._plan, whiten=self._whiten())
+
+    def _whiten(self) -> dict[str, Whitener]:
+        """Returns the whiteners around the buffers."""
+        return {
             view: Whitener(getattr(self, f"mean_{number}"), getattr(self, f"matrix_{number}", None))
             for number, view in enumerate(self._plan.whiten)
         }
-        return replace(self._plan, whiten=whiten)
 
     @property
     def keys(self) -> PlanKeys:
@@ -95,12 +102,12 @@ class Miner(nn.Module):
 
         Args:
             features: ``{view: [B, D]}``, what :meth:`enqueue` will write (momentum embeddings); a row of zeros, or
-                with NaN, is a missing view.
+                with NaN, is a missing view, and without any of them nothing is mined.
             ids: [B] int64 source of each row; entries of the same source are never selected.
         """
-        plan, keys = self.plan, self.keys
+        plan, keys = self._plan, self.keys
         check_features("Miner", features, self._sizes, values=False)
-        whitened = plan.whitened_unchecked(features)
+        whitened = {view: whitener(features[view]) for view, whitener in self._whiten().items()}
         rows = whitened
         if plan.expand is not None:
             found = cascade_topk(whitened, keys.whitened, self._nearest, query_ids=ids, key_ids=keys.ids)
@@ -110,18 +117,51 @@ class Miner(nn.Module):
         if plan.expand is not None:
             kept |= {f"{EXPANDED} {view}": table for view, table in rows.items()}
         if keys.hub is not None:
-            kept[HUB] = plan.hub_terms(near, keys)[:, None]
+            kept[HUB] = hub_terms(near.scores, self._hub_count)[:, None]
             near = less_hubs(near, keys.hub, plan.topk)
-        return Mined(near.indices, near.scores, dict(features), kept)
+        lost = ~torch.stack([table.any(dim=1) for table in whitened.values()]).any(dim=0)[:, None]
+        indices, scores = near.indices.masked_fill(lost, -1), near.scores.masked_fill(lost, -torch.inf)
+        return Mined(indices, scores, dict(features), kept)
 
     @torch.no_grad()
     def enqueue(self, mined: Mined, ids: Tensor | None = None, labels: Tensor | None = None) -> None:
         """Writes a mined batch over the oldest entries of the queue; arguments as :meth:`MultiViewQueue.enqueue`.
 
         With a process group up every rank must call this; all ranks write all rows in rank order.
+
+        Raises:
+            ValueError: a memory bank, whose rows :meth:`update` writes.
         """
+        if isinstance(self.queue, MemoryBank):
+            raise ValueError("Miner: enqueue writes to a queue; a MemoryBank is written by row, with update")
         self.queue.enqueue(mined.features, ids, labels)
         self.store.enqueue(mined.kept, ids)
+
+    @torch.no_grad()
+    def update(
+        self,
+        rows: Tensor,
+        features: Mapping[str, Tensor],
+        ids: Tensor | None = None,
+        labels: Tensor | None = None,
+    ) -> None:
+        """Averages a batch into its rows of a memory bank; arguments as :meth:`MemoryBank.update`.
+
+        What the rows keep comes from mining their averages, two more calls of the op. With a process group up every
+        rank must call this; each mines the rows of all ranks.
+
+        Raises:
+            ValueError: a queue, which :meth:`enqueue` writes to; or as :meth:`MemoryBank.update`.
+        """
+        if not isinstance(self.queue, MemoryBank):
+            raise ValueError("Miner: update writes to a MemoryBank; a queue is written to with enqueue")
+        self.queue.update(rows, features, ids, labels)
+        [rows] = gathered([rows])
+        averages = {view: self.queue.views[view][rows] for view in self._plan.whiten}
+        mined, last = self(averages, self.queue.ids[rows]), last_of_each(rows)
+        for name, stored in self.store.views.items():
+            stored.index_copy_(0, rows, mined.kept[name][last])
+        self.store.ids.copy_(self.queue.ids)
 
     @torch.no_grad()
     def refit(self) -> None:
@@ -153,9 +193,10 @@ class Miner(nn.Module):
                 stored[f"{EXPANDED} {view}"].copy_(keys.views[view])
         if keys.hub is not None:
             stored[HUB].copy_(keys.hub[:, None])
-        for mine, of_queue in ((self.store.ids, self.queue.ids), (self.store.pointer, self.queue.pointer)):
-            mine.copy_(of_queue)
-        self.store.count.copy_(self.queue.count)
+        self.store.ids.copy_(self.queue.ids)
+        if isinstance(self.queue, MultiViewQueue):
+            self.store.pointer.copy_(self.queue.pointer)
+            self.store.count.copy_(self.queue.count)
 
 
 def _square(matrix: Tensor) -> Tensor:

@@ -218,10 +218,11 @@ class MiningPlan:
             ValueError: a file that is missing, cut, of another kind, or not the one saved with it.
         """
         found, whiten = plan_files.read(Path(path))
-        return plan_files.checked(Path(path), lambda: cls._of(found, whiten))
+        return plan_files.checked(Path(path), lambda: cls.from_dict(found, whiten))
 
     @classmethod
-    def _of(cls, found: Mapping[str, Any], whiten: Mapping[str, Whitener]) -> MiningPlan:
+    def from_dict(cls, found: Mapping[str, Any], whiten: Mapping[str, Whitener]) -> MiningPlan:
+        """Makes a plan of what :meth:`to_dict` returned, and its whiteners."""
         expand, hub, confidence = found["expand"], found["hub"], found["confidence"]
         return cls(
             whiten,

@@ -14,6 +14,7 @@ from .candidates import POWERS, Candidate, Settings, plain_schedules, tuned_sett
 from .checks import LEAST_ROWS, check_count, check_ids, check_varied, check_views
 from .plan import MiningPlan
 from .trial import Sample, Trial, draw_sample
+from .whitening import PrincipalAxes
 
 RESAMPLES = 400
 SURE = 3.0  # standard errors above chance that the best agreement must have
@@ -144,13 +145,16 @@ def _plan(
         return replace(
             _undecided(drawn, settings[0], doubt), candidates=tuple(replace(c, chosen=False) for c in ranked)
         )
-    return replace(_as_plan(drawn, settings[choice.chosen]), candidates=ranked, confidence=choice.confidence)
+    return replace(
+        as_plan(settings[choice.chosen], drawn.axes), candidates=ranked, confidence=choice.confidence
+    )
 
 
-def _as_plan(drawn: Sample, settings: Settings) -> MiningPlan:
-    whiten = {view: drawn.axes[view].whitener(settings.power) for view in settings.schedule.views}
+def as_plan(settings: Settings, axes: Mapping[str, PrincipalAxes]) -> MiningPlan:
+    """Returns settings as a plan, its whiteners those of the views' principal axes."""
+    whiten = {view: axes[view].whitener(settings.power) for view in settings.schedule.views}
     return MiningPlan(whiten, settings.expand, settings.hub, settings.schedule, power=settings.power)
 
 
 def _undecided(drawn: Sample, plain: Settings, doubt: str) -> MiningPlan:
-    return replace(_as_plan(drawn, plain), doubt=doubt)
+    return replace(as_plan(plain, drawn.axes), doubt=doubt)

@@ -45,6 +45,31 @@ def test_the_summary_lists_candidates_and_marks_labels_as_unused(folder, capsys)
     assert kept["candidates"] == summary["candidates"]  # the labels changed nothing
 
 
+def test_the_plot_ranks_candidates_and_marks_the_choice(folder, table, monkeypatch):
+    pytest.importorskip("matplotlib", reason="pip install 'cpr_kernels[train]'")
+    from cpr_kernels.train.pages import plots
+
+    drawn, save_dots = [], plots.save_dots
+    monkeypatch.setattr(plots, "save_dots", lambda *args: drawn.append(args) or save_dots(*args))
+    out = folder / "candidates.svg"
+    assert main(["tune", str(folder / "clips.npz"), "--plot", str(out), "--no-progress"]) == 0
+    plan = cpr.MiningPlan.load(folder / "plan.json")
+    _, rows, series, marked = drawn[0]
+    assert plan.candidates[marked].chosen and rows[marked] == str(plan.candidates[marked].settings)
+    agreement, pmr = series.values()
+    assert agreement == [tried.agreement for tried in plan.candidates]
+    views, ids = table
+    mined, _ = plan.mine(views, plan.prepare_keys(views, ids), ids)
+    labels = clusters(rows=120)[1]
+    assert pmr[marked] == float(cpr.positive_mining_recall(mined, labels, labels))
+    text = out.read_text()
+    assert "PMR by labels, not used" in text and text.count(rows[marked]) >= 1
+    picture = folder / "candidates.png"
+    words = ["tune", str(folder / "clips.npz"), "--labels", "none", "--plot", str(picture)]
+    assert main(words) == 0 and picture.read_bytes()[:4] == b"\x89PNG"
+    assert list(drawn[1][2]) == ["agreement, no labels"]
+
+
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_mining_by_a_plan_is_the_plan(folder, table, capsys, dtype):
     out = folder / f"{dtype}.npz"
@@ -104,6 +129,8 @@ def test_other_queries_mine_by_the_plan(folder, capsys):
         (["tune", "clips.npz", "--out", "plan.npz"], "cpr tune: --out: a plan is written as JSON"),
         (["tune", "clips.npz", "--out", "plan.json"], "add --force to replace it"),
         (["tune", "clips.npz", "--out", "no/plan.json"], "the folder no does not exist"),
+        (["tune", "clips.npz", "--plot", "plan.pdf"], "cpr tune: --plot: is drawn as .svg or .png"),
+        (["tune", "clips.npz", "--plot", "no/p.svg"], "--plot: the folder no does not exist"),
         (["tune", "clips.npz", "--topk", "0"], "cpr tune: --topk: must be >= 1"),
         (
             ["mine", "clips.npz", "--plan", "plan.json", "--topk", "3"],

@@ -15,7 +15,7 @@ from cpr_kernels.train.batches.loader import augmented
 from cpr_kernels.train.pretrain.co_training import MultiViewModel
 from cpr_kernels.train.pretrain.config import Clips, Mining, Optim, TrainConfig
 from cpr_kernels.train.pretrain.loop import _batches, _inputs, build, run_step
-from cpr_kernels.train.pretrain.mining_meter import baseline_schedules
+from cpr_kernels.train.pretrain.mining.meter import baseline_schedules
 from cpr_kernels.train.pretrain.phases import locate
 from cpr_kernels.train.pretrain.run_folder import encoder_files
 from cpr_kernels.train.runtime.checkpoint import load

@@ -27,7 +27,9 @@ def two_runs(run: Path, logger: str) -> None:
             for step in range(first, first + steps):
                 log.step({"step": step}, {"loss_rgb": step / 2, "bad": float("nan")})
             log.epoch(
-                {"step": 3}, {"mined": {"pmr": 0.5, "r1": 0.25, "cmr_median": 0.1, "cmr": {"Träge (a)": 1.0}}}
+                {"step": 3},
+                {"mined": {"pmr": 0.5, "r1": 0.25, "cmr_median": 0.1, "cmr": {"Träge (a)": 1.0}}},
+                {"mined": 0.75},
             )
 
 
@@ -41,6 +43,7 @@ def test_tensorboard_reads_what_is_sent(tmp_path: Path) -> None:
         (2, 1),
         (3, 1.5),
     ]
+    assert board.Scalars("epoch_agreement/mined")[-1].value == 0.75
 
 
 def test_mlflow_reads_what_is_sent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

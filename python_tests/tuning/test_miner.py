@@ -8,8 +8,8 @@ from tuning_data import clusters
 from two_ranks import on_two_ranks
 
 import cpr_kernels as cpr
-from cpr_kernels import Miner, MiningPlan, MultiViewQueue, Schedule, Stage
-from cpr_kernels.tuning import Expansion
+from cpr_kernels import MemoryBank, Miner, MiningPlan, MultiViewQueue, Schedule, Stage
+from cpr_kernels.tuning import Expansion, PlanKeys
 from cpr_kernels.tuning.whitening import principal_axes
 
 VIEWS, _ = clusters()
@@ -77,6 +77,18 @@ def test_mining_works_from_the_first_step():
     assert ((after.indices >= 0).sum(dim=1) == 4).all() and (after.indices < 4).all()
 
 
+@pytest.mark.parametrize(("expand", "hub"), STEPS)
+def test_a_query_without_views_mines_nothing(expand, hub):
+    plan, queue = plan_of(expand, hub), filled()
+    batch = {view: rows.clone() for view, rows in some(slice(120, 124)).items()}
+    batch["v0"][0], batch["v1"][0], batch["v1"][1] = 0, torch.nan, 0
+    mined = Miner(plan, queue)(batch, IDS[120:124])
+    expected, scores = plan.mine(batch, plan.prepare_keys(queue.views, queue.ids), IDS[120:124])
+    assert torch.equal(mined.indices, expected) and torch.allclose(mined.scores, scores, atol=1e-5)
+    assert (mined.indices[0] == -1).all() and (mined.indices[1:] >= 0).all()
+    assert all(torch.isfinite(kept).all() for kept in mined.kept.values())
+
+
 def run(miner: Miner, first: int, steps: int) -> list[torch.Tensor]:
     found = []
     for step in range(first, first + steps):
@@ -113,14 +125,6 @@ def test_refit_is_a_plan_fitted_to_the_queue():
     assert torch.equal(miner(batch, IDS[120:]).indices, expected.mine(batch, keys, IDS[120:])[0])
 
 
-def test_it_compiles_whole():
-    miner = Miner(plan_of(), filled())
-    batch = some(slice(120, 140))
-    compiled = torch.compile(miner, fullgraph=True, backend="eager")
-    mined, expected = compiled(batch, IDS[120:140]), miner(batch, IDS[120:140])
-    assert torch.equal(mined.indices, expected.indices) and torch.equal(mined.scores, expected.scores)
-
-
 def test_no_graph_is_recorded():
     batch = {view: rows.clone().requires_grad_() for view, rows in some(slice(120, 124)).items()}
     mined = Miner(plan_of(), filled())(batch, IDS[120:124])
@@ -128,7 +132,7 @@ def test_no_graph_is_recorded():
 
 
 def test_what_does_not_fit_is_refused():
-    with pytest.raises(ValueError, match="queue must be a MultiViewQueue, got dict"):
+    with pytest.raises(ValueError, match="queue must be a MultiViewQueue or a MemoryBank, got dict"):
         Miner(plan_of(), {})
     with pytest.raises(
         ValueError, match=r"the plan is of views \{'v0': 12, 'v1': 12\}, but the queue holds \{'v0': 9"
@@ -156,6 +160,111 @@ def test_the_public_name():
     assert cpr.Miner is Miner
 
 
+def bank_of(rows: int = 120, momentum: float = 0.5) -> MemoryBank:
+    bank = MemoryBank({"v0": 12, "v1": 12}, rows, momentum=momentum)
+    bank.update(torch.arange(100), some(slice(0, 100)), IDS[:100])  # the last rows were never written
+    return bank
+
+
+@pytest.mark.parametrize(("expand", "hub"), STEPS)
+def test_a_bank_is_mined_as_the_plan_does(expand, hub):
+    plan, bank = plan_of(expand, hub), bank_of()
+    miner, batch = Miner(plan, bank), some(slice(120, 160))
+    expected = plan.mine(batch, plan.prepare_keys(bank.views, bank.ids), IDS[120:])
+    mined = miner(batch, IDS[120:])
+    assert torch.equal(mined.indices, expected[0])
+    assert torch.allclose(mined.scores, expected[1], atol=1e-5)
+    assert not (mined.indices >= 100).any()
+
+
+@pytest.mark.parametrize(("expand", "hub"), STEPS)
+def test_a_bank_s_rows_keep_what_their_averages_need(expand, hub):
+    plan, bank = plan_of(expand, hub), bank_of()
+    miner = Miner(plan, bank)
+    rows = torch.tensor([3, 117, 40, 3])  # one is new, one comes twice
+    before = {name: table.clone() for name, table in miner.store.views.items()}
+    batch = {view: table[rows + 20] for view, table in VIEWS.items()}
+    miner.update(rows, batch, IDS[rows])
+    other = bank_of()
+    other.update(rows, batch, IDS[rows])
+    assert all(torch.equal(bank.views[view], other.views[view]) for view in VIEWS)
+    white = plan.whitened({view: table[rows] for view, table in other.views.items()})
+    old_keys = PlanKeys(
+        {view: before[f"whitened {view}"] for view in VIEWS},
+        {view: before.get(f"expanded {view}", before[f"whitened {view}"]) for view in VIEWS},
+        other.ids, before["hub"][:, 0] if hub else None,
+    )  # fmt: skip
+    expected = plan.expanded(white, old_keys, IDS[rows])
+    untouched = torch.ones(120, dtype=torch.bool).index_fill(0, rows, False)
+    for view in VIEWS:
+        assert torch.allclose(miner.keys.whitened[view][rows], white[view], atol=1e-6)
+        assert torch.allclose(miner.keys.views[view][rows], expected[view], atol=1e-6)
+    for name, table in miner.store.views.items():
+        assert torch.equal(table[untouched], before[name][untouched])
+    assert torch.equal(miner.store.ids, bank.ids) and int(bank.ids[117]) == int(IDS[117])
+
+
+def test_updating_a_bank_by_itself_changes_nothing():
+    miner = Miner(plan_of(), bank_of(momentum=0.0))
+    before = {name: table.clone() for name, table in miner.store.views.items()}
+    order = torch.randperm(100, generator=torch.Generator().manual_seed(0))
+    miner.update(order, {view: table[order] for view, table in miner.queue.views.items()}, IDS[order])
+    for name, table in miner.store.views.items():
+        assert torch.allclose(table[:100], before[name][:100], atol=1e-5), name
+
+
+def test_a_resumed_bank_continues_bit_for_bit():
+    def steps(miner: Miner, first: int, last: int) -> list[torch.Tensor]:
+        found = []
+        for step in range(first, last):
+            rows = (7 * step + torch.arange(10)) % 120
+            batch = some(slice(10 * step, 10 * step + 10))
+            mined = miner(batch, IDS[rows])
+            miner.update(rows, batch, IDS[rows])
+            if step == 4:
+                miner.refit()
+            found += [mined.indices, mined.scores]
+        return found
+
+    whole = steps(Miner(plan_of(), bank_of()), 0, 8)
+    first = Miner(plan_of(), bank_of())
+    steps(first, 0, 3)
+    second = Miner(plan_of(), MemoryBank({"v0": 12, "v1": 12}, 120))
+    second.load_state_dict(first.state_dict())
+    assert all(torch.equal(a, b) for a, b in zip(whole[6:], steps(second, 3, 8), strict=True))
+
+
+def test_memories_are_written_in_their_own_way():
+    batch, rows = some(slice(0, 4)), torch.arange(4)
+    with pytest.raises(ValueError, match="update writes to a MemoryBank; a queue is written to with enqueue"):
+        Miner(plan_of(), filled()).update(rows, batch)
+    miner = Miner(plan_of(), bank_of())
+    with pytest.raises(ValueError, match="a MemoryBank is written by row, with update"):
+        miner.enqueue(miner(batch))
+
+
+def test_a_whole_step_compiles():
+    """Mining, and writing what keys keep."""
+    batch, ids, rows = some(slice(120, 130)), IDS[120:130], torch.arange(10)
+
+    def queue_step(miner: Miner) -> torch.Tensor:
+        mined = miner(batch, ids)
+        miner.enqueue(mined, ids)
+        return mined.indices
+
+    def bank_step(miner: Miner) -> torch.Tensor:
+        mined = miner(batch, ids)
+        miner.update(rows, batch, ids)
+        return mined.indices
+
+    for step, make in ((queue_step, filled), (bank_step, bank_of)):
+        plain, compiled = Miner(plan_of(), make()), Miner(plan_of(), make())
+        run_compiled = torch.compile(step, fullgraph=True, backend="eager")
+        assert torch.equal(run_compiled(compiled), step(plain))
+        for name, value in plain.state_dict().items():
+            assert torch.equal(compiled.state_dict()[name], value), name
+
+
 def uneven_ranks(rank: int) -> dict[str, torch.Tensor]:
     """Each rank mines rows of its own, 6 or 3 of them, and all ranks enqueue all rows."""
     torch.set_num_threads(1)
@@ -163,11 +272,19 @@ def uneven_ranks(rank: int) -> dict[str, torch.Tensor]:
     rows = slice(120, 126) if rank == 0 else slice(126, 129)
     mined = miner(some(rows), IDS[rows])
     miner.enqueue(mined, IDS[rows])
-    return {"indices": mined.indices, **miner.state_dict()}
+    bank = Miner(plan_of(), bank_of())
+    bank.update(torch.arange(120)[rows.start - 120 : rows.stop - 120], some(rows), IDS[rows])
+    return {"indices": mined.indices, **miner.state_dict(), "bank": bank.state_dict()}
 
 
 def test_ranks_keep_the_same_keys(tmp_path):
     first, second = on_two_ranks(uneven_ranks, tmp_path)
+    bank = Miner(plan_of(), bank_of())
+    bank.update(torch.arange(9), some(slice(120, 129)), IDS[120:129])
+    banks = first.pop("bank"), second.pop("bank")
+    for name, value in bank.state_dict().items():
+        assert torch.equal(banks[0][name], banks[1][name]), name
+        assert torch.allclose(banks[0][name], value, atol=1e-6), name
     alone = Miner(plan_of(), filled())
     mined = alone(some(slice(120, 129)), IDS[120:129])
     alone.enqueue(mined, IDS[120:129])

@@ -6,23 +6,20 @@ page, so that any schedule can be tried. Similarities are those of embeddings ro
 
 from __future__ import annotations
 
-import base64
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-import torch
 from torch import Tensor
 
-from ... import Schedule, coclr_schedule, cpr_schedule, oracle_schedule
+from ... import MiningPlan, Schedule, coclr_schedule, cpr_schedule, oracle_schedule
 from ...progress import ProgressBar
 from .. import TrainError
 from ..data.manifest import Manifest
 from ..pretrain.config import TrainConfig
+from ..pretrain.mining.tuned import plan_of_state
 from ..pretrain.phases import make_plan
 from ..pretrain.run_folder import config_of
 from ..runtime.checkpoint import load
@@ -31,6 +28,7 @@ from ..runtime.run_log import read_lines
 from ..views.names import label
 from .policy import content_policy
 from .thumbnails import Album
+from .tuned_views import quantized, tuned_views
 
 VERSION = 1
 FEWEST = 8  # entries; a queue with fewer is refused
@@ -97,7 +95,7 @@ def page(body: dict[str, Any]) -> str:
 def _run(run: Path, albums: dict[Path, Album], data: Path | None) -> dict[str, Any]:
     """Returns one run as the page reads it, and adds its videos to its data set's album."""
     config = config_of(run, data)
-    queue = queue_of(run, config)
+    queue, plan = memory_of(run, config)
     folder = config.data.resolve()
     if folder not in albums:
         albums[folder] = Album(config.data, Manifest.load(config.data))
@@ -110,16 +108,18 @@ def _run(run: Path, albums: dict[Path, Album], data: Path | None) -> dict[str, A
             "restore that data set, or train again"
         )
     last = make_plan(config)[-1]
-    schedule = last.schedule or _default_schedule(config.views, len(videos), last.topk)
+    tuned, by_plan = ([], None) if plan is None else tuned_views(plan, queue, queue["sources"])
+    schedule = by_plan or last.schedule or _default_schedule(config.views, len(videos), last.topk)
     epochs = [line for line in read_lines(run / "log.jsonl") if line["kind"] == "epoch" and line["mining"]]
     return {
         "name": run.name if run.name != "run" else run.absolute().parent.name,
         "album": list(albums).index(folder),
         "phase": last.name,
-        "mines": last.schedule is not None,
+        "mines": by_plan is not None or last.schedule is not None,
         "views": [
-            {"name": view, "label": label(view), **quantized(queue[view])} for view in config.views
+            *({"name": view, "label": label(view), **quantized(queue[view])} for view in config.views), *tuned,
         ],
+        "plain": len(config.views),
         "videos": album.places(videos),
         "sources": queue["sources"].tolist(),
         "schedule": str(schedule),
@@ -135,8 +135,10 @@ def _run(run: Path, albums: dict[Path, Album], data: Path | None) -> dict[str, A
     }  # fmt: skip
 
 
-def queue_of(run: Path, config: TrainConfig) -> dict[str, Tensor]:
-    """Returns the filled entries of a run's memory queue: {view: [N, D]}, `videos` [N] and `sources` [N].
+def memory_of(run: Path, config: TrainConfig) -> tuple[dict[str, Tensor], MiningPlan | None]:
+    """Returns the filled entries of a run's memory queue, {view: [N, D]}, `videos` [N] and `sources` [N], and its plan.
+
+    The plan is the one that the phase of the checkpoint mines by, where it is tuned.
 
     Raises:
         TrainError: no checkpoint, or a queue with nearly nothing in it.
@@ -148,12 +150,14 @@ def queue_of(run: Path, config: TrainConfig) -> dict[str, Tensor]:
             f"`cpr pretrain`, and `cpr pretrain --resume {run}` continues"
         )
     try:
-        state = load(path)["model"]
+        whole = load(path)
+        state, tuned = whole["model"], whole.get("tuned")
         memory = "bank" if "bank.ids" in state else "queue"  # IIC keeps a row for each video
         ids, videos = state[f"{memory}.ids"], state[f"{memory}.labels"]
         filled = ids >= 0
         views = {view: state[f"{memory}.view_{view}"][filled].float() for view in config.views}
         entries = {"videos": videos[filled], "sources": ids[filled]}
+        plan = plan_of_state(tuned) if tuned else None
     except (KeyError, TypeError, AttributeError, IndexError) as error:
         raise TrainError(
             f"run: {path} holds no queue of the run's views ({type(error).__name__}: {error})"
@@ -163,7 +167,7 @@ def queue_of(run: Path, config: TrainConfig) -> dict[str, Tensor]:
             f"run: the queue of {run} holds {int(filled.sum())} entries, at least {FEWEST} are needed; train on for an "
             "epoch"
         )
-    return {**views, **entries}
+    return {**views, **entries}, plan
 
 
 def _default_schedule(views: Sequence[str], entries: int, topk: int) -> Schedule:
@@ -175,17 +179,3 @@ def _default_schedule(views: Sequence[str], entries: int, topk: int) -> Schedule
         if entries // 2 ** (stages - 1) >= topk:
             return cpr_schedule(order, entries, stages, 0.5, topk)
     return oracle_schedule(views, min(topk, entries))
-
-
-def quantized(rows: Tensor) -> dict[str, Any]:
-    """Returns embeddings [N, D] as 16-bit integers: {size, scale, data}; a row is integers * scale."""
-    values: npt.NDArray[np.float32] = rows.detach().cpu().float().numpy()
-    scale = float(np.abs(values).max()) / 32767 or 1.0
-    integers = np.round(values / scale).astype("<i2")
-    return {"size": values.shape[1], "scale": scale, "data": base64.b64encode(integers.tobytes()).decode()}
-
-
-def int16_rows(view: dict[str, Any]) -> Tensor:
-    """Returns the integers [N, D] of a quantised view, float64: products and sums of them are exact."""
-    integers = np.frombuffer(base64.b64decode(view["data"]), "<i2")
-    return torch.from_numpy(integers.astype(np.float64)).view(-1, view["size"])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from unicodedata import category
@@ -23,6 +23,7 @@ STYLES: dict[str, tuple[str, Any]] = {
     "residual": ("#56B4E9", (0, (5, 1))),
     "both": ("#888888", ":"),
     "all": ("#888888", ":"),
+    "agreement": ("#D55E00", (0, (1, 1))),
 }
 MORE = (
     "#0072B2",
@@ -52,17 +53,52 @@ def save_curves(path: Path, lines: Mapping[str, Curve], label: str) -> None:
     write_atomically(path, _curves(lines, {key: key for key in lines}, [], label))
 
 
+def save_dots(
+    path: Path, rows: Sequence[str], series: Mapping[str, Sequence[float]], marked: int | None
+) -> None:
+    """Writes shares as dots, a row a name and a panel for each key of `series`, as SVG or PNG by the path's end.
+
+    Every panel has its own scale, in %. The row `marked` has stars and its name in bold.
+    """
+    kind = path.suffix.removeprefix(".").lower()
+    write_atomically(path, _drawn(lambda: _dots(rows, series, marked), kind))
+
+
+def _dots(rows: Sequence[str], series: Mapping[str, Sequence[float]], marked: int | None) -> Any:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(1.8 + 2.6 * len(series), 0.7 + 0.19 * len(rows)), layout="constrained")
+    figure.patch.set_alpha(0)
+    panels = figure.subplots(1, len(series), sharey=True, squeeze=False)[0]
+    for i, (axes, (key, values)) in enumerate(zip(panels, series.items())):
+        _plain(axes)
+        for row, value in enumerate(values):
+            shape, size = ("*", 11) if row == marked else ("o", 4)
+            axes.plot(100 * value, row, shape, color=MORE[i], markersize=size)
+        axes.set_xlabel(f"{_drawable(key)}, %")
+    panels[0].set_yticks(range(len(rows)), [_drawable(row) for row in rows])
+    panels[0].set_ylim(len(rows) - 0.5, -0.5)
+    if marked is not None:
+        panels[0].get_yticklabels()[marked].set_fontweight("bold")
+    return figure
+
+
 def _curves(
     lines: Mapping[str, Curve], names: Mapping[str, str], phases: Sequence[tuple[float, str]], label: str
 ) -> bytes:
-    """Returns the SVG. Its text stays text, in the reader's fonts, and `$` is no mathematics."""
+    """Returns the SVG."""
+    return _drawn(lambda: _figure(lines, names, phases, label), "svg")
+
+
+def _drawn(draw: Callable[[], Any], kind: str) -> bytes:
+    """Returns a figure as SVG or PNG. Text in an SVG stays text, in the reader's fonts, and `$` is no mathematics."""
     from matplotlib import rc_context
 
     with rc_context({"svg.fonttype": "none", "text.parse_math": False}), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph", UserWarning)  # the reader's fonts have it, or another
-        figure = _figure(lines, names, phases, label)
         buffer = io.BytesIO()
-        figure.savefig(buffer, format="svg", metadata={"Date": None})
+        metadata = {"Date": None} if kind == "svg" else None
+        draw().savefig(buffer, format=kind, metadata=metadata, dpi=150)
     return buffer.getvalue()
 
 
@@ -122,6 +158,12 @@ def _canvas(width: float, height: float) -> tuple[Any, Any]:
     figure = Figure(figsize=(width, height), layout="constrained")
     figure.patch.set_alpha(0)
     axes = figure.add_subplot()
+    _plain(axes)
+    return figure, axes
+
+
+def _plain(axes: Any) -> None:
+    """Takes the frame away, and draws grid and text so that they can be read on white and on black."""
     axes.patch.set_alpha(0)
     for spine in axes.spines.values():
         spine.set_visible(False)
@@ -130,7 +172,6 @@ def _canvas(width: float, height: float) -> tuple[Any, Any]:
     axes.tick_params(colors=INK, labelsize=9, length=0)
     axes.xaxis.label.set_color(INK)
     axes.yaxis.label.set_color(INK)
-    return figure, axes
 
 
 def _legend(axes: Any) -> None:

@@ -21,6 +21,7 @@ from ..runtime.files import read_json, write_atomically
 from ..runtime.run_log import read_lines
 from ..views.names import label, name_of_all_views
 from . import plots
+from .agreement import plan_tables, tracking
 from .policy import content_policy, isolated
 from .thumbnails import Album
 
@@ -77,7 +78,9 @@ def _section(run: Path, shown: int, data: Path | None) -> dict[str, Any]:
         "epochs": epochs,
         "evaluation": evaluation["phases"],
         "protocol": Protocol(**evaluation["protocol"]),
-        "pmr_plot": _curves(epochs, names, "pmr", "PMR, % of mined positives"),
+        "pmr_plot": _curves(epochs, names, "pmr", "PMR and agreement, %"),
+        "tracking": tracking(epochs),
+        "plans": plan_tables(run),
         "cmr_plot": _curves(epochs, names, "cmr_median", "median CMR, % of a class's videos"),
         "cmr_plots": [
             {
@@ -107,7 +110,8 @@ def method_name(config: TrainConfig) -> str:
     if mining.method == "cpr":
         name = f"cascade, {mining.stages} stages"
     else:
-        name = f"schedule {mining.schedule}" if mining.method == "custom" else mining.method
+        named = {"custom": f"schedule {mining.schedule}", "auto": "plan tuned on the queue"}
+        name = named.get(mining.method, mining.method)
     return f"{name}, top 1 to {mining.topk}" if mining.progressive else name
 
 
@@ -150,6 +154,9 @@ def _curves(epochs: list[dict[str, Any]], names: dict[str, str], metric: str, la
             phases.append((number, line["phase"]))
         for way, figures in line["mining"].items():
             lines.setdefault(way, []).append((number, figures[metric]))
+        if metric == "pmr" and "mined" in line.get("agreement", {}):  # version 0.1 wrote none
+            lines.setdefault("agreement", []).append((number, line["agreement"]["mined"]))
+    names = {**names, "agreement": "agreement of the views (no labels)"}
     ordered = {way: lines[way] for way in names if way in lines}
     return plots.curves(ordered, names, phases, label) if ordered else ""
 
@@ -283,7 +290,7 @@ def _settings(run: Path, config: TrainConfig, manifest: Manifest) -> list[tuple[
         ("frames", ", ".join(f"{name} {value}" for name, value in asdict(manifest.settings).items())),
     ]  # fmt: skip
     for phase in make_plan(config):
-        mining = f", mining {phase.schedule}" if phase.schedule else ""
+        mining = f", mining {phase.schedule}" if phase.schedule else ", mining by a tuned plan" * phase.tuned
         rows.append((phase.name, f"{phase.epochs} epochs of {' and '.join(phase.train)}{mining}"))
     for name, value in asdict(config).items():
         if name not in ("data", "out"):

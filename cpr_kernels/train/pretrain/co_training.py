@@ -11,12 +11,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ... import Schedule, cascade_topk, ema_update_, mil_nce
+from ... import MiningPlan, Schedule, cascade_topk, ema_update_, mil_nce
 from ...networks.inputs import CHANNELS_LAST, channels_last
+from ...progress import say
+from .. import TrainError
 from ..encoders.forward import calibrate_, embeddings_of
-from ..runtime.ranks import averaged, buffers_of_first_rank, shuffled, unsynchronised
+from ..encoders.weights import load_encoder
+from ..runtime.ranks import averaged, buffers_of_first_rank, rank, shuffled, unsynchronised
 from ..views import chosen
 from .config import SIBLINGS, TrainConfig
+from .mining.tuned import TunedMining
 from .phases import Phase
 from .video_queue import VideoQueue
 
@@ -74,6 +78,7 @@ class MultiViewModel(nn.Module):
         self.parallel: dict[str, nn.Module] = {}  # the trained encoders, averaging gradients over ranks
         sizes: dict[str, Any] = {view: encoder.embedding for view, encoder in encoders.items()}
         self.queue = VideoQueue(sizes, config.queue)
+        self.tuned = TunedMining(config, self.queue)  # for the phases that choose how to mine
         self.register_buffer("classes", classes, persistent=False)
         for parameter in self.parameters():
             if parameter.dim() in CHANNELS_LAST:
@@ -91,6 +96,7 @@ class MultiViewModel(nn.Module):
         for view in self.online:
             self.momentum[view].load_state_dict(self.online[view].state_dict())
         self.queue.reset()
+        self.tuned.clear()
         self.set_modes(phase)
 
     def calibrate(self, inputs: Inputs) -> None:
@@ -110,9 +116,20 @@ class MultiViewModel(nn.Module):
         """Returns the video of each entry that mining chooses from, [N] int64, -1 for an empty slot."""
         return self.queue.videos
 
+    @property
+    def entries(self) -> tuple[dict[str, Tensor], Tensor]:
+        """Returns what mining chooses from: {view: [N, D]}, and the source of each entry [N]."""
+        return self.queue.views, self.queue.ids
+
     def shared_state(self) -> dict[str, nn.Module]:
         """Returns the modules that must be equal on all ranks, by name."""
-        return {"online encoders": self.online, "momentum encoders": self.momentum, "queue": self.queue}
+        parts: dict[str, nn.Module] = {"online encoders": self.online, "momentum encoders": self.momentum}
+        parts["queue"] = self.queue if self.tuned.miner is None else self.tuned.miner
+        return parts
+
+    def mines_by(self, phase: Phase) -> Schedule | MiningPlan | None:
+        """Returns what positives are mined by in a phase."""
+        return self.tuned.plan or phase.schedule
 
     def set_modes(self, phase: Phase) -> None:
         """Sets trained views to training mode; a frozen view only encodes, with its running batch-norm statistics."""
@@ -157,7 +174,7 @@ class MultiViewModel(nn.Module):
         anchors, mining = dict(keys), self.config.mining
         if mining.query == "online":
             anchors.update({view: query.detach() for view, query in queries.items()})
-        if mining.frozen_query == "online" and phase.schedule:
+        if mining.frozen_query == "online" and phase.mines:
             frozen = [view for view in self.online if view not in phase.train]
             anchors.update({view: self.encode(inputs, view, 0, self._frozen(view)) for view in frozen})
         return anchors
@@ -187,7 +204,7 @@ class MultiViewModel(nn.Module):
             results.append(result)
             all_keys.append(keys)
         whole = {view: torch.cat([keys[view] for keys in all_keys]) for view in self.online}
-        self.queue.enqueue_clips(whole, inputs.sources, inputs.videos)
+        self.tuned.enqueue(whole, inputs.sources, inputs.videos)
         return StepResult(
             {view: torch.stack([result.losses[view] for result in results]).sum() for view in phase.train},
             {name: torch.cat([result.mined[name] for result in results]) for name in results[0].mined},
@@ -233,9 +250,9 @@ class MultiViewModel(nn.Module):
     def mine(
         self, inputs: Inputs, anchors: dict[str, Tensor], schedules: dict[str, Schedule], phase: Phase
     ) -> dict[str, Tensor]:
-        """Returns {schedule: entries [B, k]}, the positives of each clip by every schedule."""
+        """Returns {schedule: entries [B, k]}, the positives of each clip by every schedule, and by a tuned plan."""
         ids = self.queue.ids
-        return {
+        return self.tuned.mine(anchors, inputs.sources) | {
             name: cascade_topk(anchors, self.queue.views, schedule, query_ids=inputs.sources, key_ids=ids)[0]
             for name, schedule in schedules.items()
         }
@@ -257,7 +274,7 @@ class MultiViewModel(nn.Module):
             held = self.queue.videos
             return "positive", self.classes[inputs.videos], torch.where(held >= 0, self.classes[held], -1)
         mining = self.config.mining
-        rule = mining.siblings if phase.schedule else mining.infonce_siblings
+        rule = mining.siblings if phase.mines else mining.infonce_siblings
         return rule, inputs.sources, self.queue.ids
 
 
@@ -267,3 +284,25 @@ def new_encoders(config: TrainConfig) -> dict[str, nn.Module]:
         torch.manual_seed(config.seed)
         kind = (config.backbone, config.width, config.embedding)
         return {name: view.encoder(*kind) for name, view in chosen(config.views).items()}
+
+
+def initial_encoders(config: TrainConfig) -> dict[str, nn.Module]:
+    """Returns the encoders that a run starts from: new ones, or those that `init` names.
+
+    Raises:
+        TrainError: a file whose encoder is of another architecture, width or embedding.
+    """
+    encoders = new_encoders(config)
+    for view, path in config.init.items():
+        loaded = load_encoder(path, say=say if rank() == 0 else None)
+        got, wanted = (
+            [getattr(encoder, name) for name in ("architecture", "width", "embedding")]
+            for encoder in (loaded, encoders[view])
+        )
+        if got != wanted:
+            raise TrainError(
+                f"init: {path} is a {got[0]} of width {got[1]} and embedding {got[2]}, the run's {view} encoder "
+                f"a {wanted[0]} of {wanted[1]} and {wanted[2]}; set --backbone, --width and --embedding to match"
+            )
+        encoders[view] = loaded
+    return encoders

@@ -9,13 +9,14 @@ from typing import Literal
 
 from ...networks.s3d import SMALLEST_CLIP
 from ...reading.records import as_record, read_json
+from ...tuning.checks import LEAST_ROWS
 from .. import TrainError
 from ..runtime.device import Amp
 from ..runtime.trackers import Logger, check_logger
 from ..views import chosen
 from ..views.augment import Augment
 
-Method = Literal["infonce", "ubernce", "coclr", "cpr", "custom"]
+Method = Literal["infonce", "ubernce", "coclr", "cpr", "custom", "auto"]
 Siblings = Literal["positive", "ignore", "negative"]
 SIBLINGS: dict[str, int] = {"negative": 0, "positive": 1, "ignore": 2}  # what `mil_nce` calls them
 
@@ -44,7 +45,8 @@ class Mining:
 
     method: Method = "cpr"
     """cpr: the cascade. coclr: the top-k of the frozen views' sum. custom: `schedule`. infonce: none, for comparison.
-    ubernce: every clip of the same class, by its label, the upper bound.
+    ubernce: every clip of the same class, by its label, the upper bound. auto: a plan that each phase chooses on its
+    filled queue, without labels.
     """
     stages: int = 7
     """Stages of the cascade (S); odd, so that the first and the last use the frozen view."""
@@ -58,6 +60,8 @@ class Mining:
     """For method custom: stages as view:keep, for example frozen:0.5,trained:0.5,flow+rgb:5; `frozen` names the
     sum of all frozen views, `trained` the trained one. The last stage always keeps `topk`.
     """
+    refit: int = 0
+    """For method auto: steps after which whiteners and keys are formed anew; 0 is as many as replace the queue."""
     query: Literal["key", "online"] = "key"
     """A clip's mining query in the trained view. key: its momentum embedding, as the paper writes.
     online: the trained encoder's embedding of the first clip, as the published code does.
@@ -177,7 +181,7 @@ class TrainConfig:
             ("clips.batch", self.clips.batch, 2), ("queue", self.queue, 1), ("embedding", self.embedding, 1),
             ("infonce-epochs", self.infonce_epochs, 0), ("cycles", self.cycles, 0),
             ("cycle-epochs", self.cycle_epochs, 0), ("mining.topk", self.mining.topk, 1),
-            ("mining.stages", self.mining.stages, 1),
+            ("mining.stages", self.mining.stages, 1), ("mining.refit", self.mining.refit, 0),
             ("optim.warmup", self.optim.warmup, 0), ("iic.negatives", self.iic.negatives, 1),
             ("optim.accumulate", self.optim.accumulate, 1),
         ]  # fmt: skip
@@ -207,10 +211,22 @@ class TrainConfig:
                 "mining.schedule: belongs to mining.method custom, and method custom needs it, "
                 f"got method {self.mining.method} and schedule {self.mining.schedule!r}"
             )
+        if self.mining.method == "auto":
+            self._check_auto()
         if self.framework == "iic":
             self._check_iic()
         if unknown := [view for view in self.init if view not in self.views]:
             raise TrainError(f"init: the run has no view {unknown[0]!r}; it has {', '.join(self.views)}")
+
+    def _check_auto(self) -> None:
+        """Raises `TrainError` where no plan could be chosen, before a pretraining that would come to nothing."""
+        least = max(LEAST_ROWS, 2 * self.mining.topk)
+        if len(self.views) < 2:
+            raise TrainError(
+                f"mining.method: auto lets one view judge what others mine, so it needs two views, got {self.views[0]}"
+            )
+        if self.queue < least:
+            raise TrainError(f"queue: mining.method auto needs at least {least} entries, got {self.queue}")
 
     def _check_iic(self) -> None:
         """Raises `TrainError` for what one encoder and a memory bank cannot do."""

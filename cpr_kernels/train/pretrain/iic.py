@@ -30,6 +30,7 @@ class BankModel(nn.Module):
     """
 
     row_of: Tensor
+    tuned = None  # a bank's phases mine by schedules only
 
     def __init__(self, config: TrainConfig, encoder: nn.Module, videos: Tensor, total: int) -> None:
         super().__init__()
@@ -62,6 +63,11 @@ class BankModel(nn.Module):
         """Returns the video of each row that is written, [M] int64, -1 for the others."""
         return self.bank.labels
 
+    @property
+    def entries(self) -> tuple[dict[str, Tensor], Tensor]:
+        """Returns what mining chooses from: {view: [M, D]}, and the source of each row [M]."""
+        return {view: self.bank.views[view] for view in self.config.views}, self.bank.ids
+
     def shared_state(self) -> dict[str, nn.Module]:
         """Returns the modules that must be equal on all ranks, by name."""
         return {"online encoders": self.online, "bank": self.bank}
@@ -70,6 +76,10 @@ class BankModel(nn.Module):
     def encoder(self) -> nn.Module:
         """Returns the encoder of both views."""
         return self.online[self.config.views[0]]
+
+    def mines_by(self, phase: Phase) -> Schedule | None:
+        """Returns the schedule that positives are mined by in a phase."""
+        return phase.schedule
 
     def start_phase(self, phase: Phase) -> None:
         """Sets the modes; encoder and bank stay as they are."""
@@ -134,9 +144,9 @@ class BankModel(nn.Module):
         """Returns {name: rows [B, k]} of the phase's schedule and of those that it is compared with."""
         schedules = {**({"mined": phase.schedule} if phase.schedule else {}), **measured}
         queries = {view: anchors[view].detach() for view in self.config.views}
-        keys = {view: self.bank.views[view] for view in self.config.views}
+        keys, ids = self.entries
         return {
-            name: cascade_topk(queries, keys, schedule, query_ids=sources, key_ids=self.bank.ids)[0]
+            name: cascade_topk(queries, keys, schedule, query_ids=sources, key_ids=ids)[0]
             for name, schedule in schedules.items()
         }
 

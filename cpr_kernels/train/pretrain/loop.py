@@ -12,27 +12,28 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ...progress import ProgressBar, say
 from .. import Interrupted, TrainError
 from ..batches.dataset import Batch, ClipDataset
 from ..batches.loader import augmented, clip_batches
 from ..batches.sampler import ClipSampler, MixedSampler
-from ..encoders.weights import load_encoder, save_encoder
+from ..encoders.weights import save_encoder
 from ..runtime import ranks
 from ..runtime.checkpoint import load, save
 from ..runtime.device import check_finite, compiling, device_to_train_on
 from ..runtime.lock import exclusive
 from ..runtime.run_log import RunLog
 from ..runtime.signals import stop_flag
-from .co_training import Inputs, MultiViewModel, new_encoders
+from .co_training import Inputs, MultiViewModel, initial_encoders
 from .config import TrainConfig, same_settings, to_json
 from .iic import BankModel
-from .mining_meter import MiningMeter, baseline_schedules
+from .mining.agreement import measured_agreement
+from .mining.meter import MiningMeter, baseline_schedules
 from .missing_views import MissingViewsModel, ViewMask
 from .phases import Moment, Phase, learning_rate, locate, make_plan, total_steps
-from .run_folder import WarmStart, config_of, encoder_file, save_config, warm_start
+from .run_folder import WarmStart, config_of, encoder_file, plan_file, save_config, warm_start
 
 
 @dataclass
@@ -189,12 +190,15 @@ def run_step(trainer: Trainer, moment: Moment, step: int, batch: Batch, log: Run
     if moment.epoch < 0:
         model.fill_step(inputs, phase)
         return {}
+    if phase.tuned and model.tuned:
+        file = plan_file(config.out, moment.phase, phase.name)
+        model.tuned.prepare(phase, moment.step_in_phase - phase.fill_steps, file)
     own = torch.rand(len(inputs.videos), generator=generator) >= config.mining.drop_own_positive
     full = model.is_full(moment.step_in_phase * config.clips.batch, moment.phase)
     measured = baseline_schedules(config.views, phase.topk) if full else {}
     entries = model.held_videos.clone()  # before this batch replaces some
     trainer.optimizer.zero_grad(set_to_none=True)
-    result = model.train_step(inputs, phase, measured, own.to(trainer.device) if phase.schedule else None)
+    result = model.train_step(inputs, phase, measured, own.to(trainer.device) if phase.mines else None)
     losses = ranks.means([float(loss) for loss in result.losses.values()], trainer.device)
     figures = {f"loss_{view}": loss for view, loss in zip(result.losses, losses)}
     check_finite(step, figures, model.trained_parameters(phase))
@@ -212,7 +216,8 @@ def run_step(trainer: Trainer, moment: Moment, step: int, batch: Batch, log: Run
         facts["missing"] = trainer.view_mask.missing
     log.step(facts, figures)
     if moment.ends_epoch:
-        log.epoch(facts, trainer.meter.summary())
+        agreed = measured_agreement(model.mines_by(phase), *model.entries, config.seed) if full else {}
+        log.epoch(facts, trainer.meter.summary(), agreed)
         log.mined(facts, videos, {name: mined_videos(indices, entries) for name, indices in mined.items()})
         trainer.meter.reset()
     return figures
@@ -244,6 +249,7 @@ def snapshot(trainer: Trainer, step: int) -> dict[str, Any]:
         "step": step,
         "config": to_json(trainer.config),
         "model": trainer.model.state_dict(),
+        "tuned": trainer.model.tuned.state_dict() if trainer.model.tuned else {},
         "optimizer": trainer.optimizer.state_dict(),
         "meter": trainer.meter.state_dict(),
         "sampler": trainer.sampler.state_dict(),
@@ -273,6 +279,8 @@ def _restore(trainer: Trainer, state: dict[str, Any]) -> int:
     torch.Generator().set_state(state["rng"])  # refuses what `_seed` could not use
     trainer.sampler.load_state_dict(state["sampler"])
     trainer.model.load_state_dict(state["model"])
+    if trainer.model.tuned:
+        trainer.model.tuned.load_state_dict(state.get("tuned", {}))  # version 0.1 wrote none
     phase = trainer.plan[locate(trainer.plan, trainer.sampler.steps_per_pass, step - 1).phase]
     trainer.model.set_modes(phase)
     trainer.optimizer = _optimizer(trainer.config, trainer.model, phase)
@@ -313,25 +321,8 @@ def _refuse_another(run: Path, config: TrainConfig, resume: bool) -> dict[str, A
     return load(run / "checkpoint.pt") if (run / "checkpoint.pt").is_file() else None
 
 
-def _initial_encoders(config: TrainConfig) -> dict[str, nn.Module]:
-    encoders = new_encoders(config)
-    for view, path in config.init.items():
-        loaded = load_encoder(path, say=say if ranks.rank() == 0 else None)
-        got, wanted = (
-            [getattr(encoder, name) for name in ("architecture", "width", "embedding")]
-            for encoder in (loaded, encoders[view])
-        )
-        if got != wanted:
-            raise TrainError(
-                f"init: {path} is a {got[0]} of width {got[1]} and embedding {got[2]}, the run's {view} encoder "
-                f"a {wanted[0]} of {wanted[1]} and {wanted[2]}; set --backbone, --width and --embedding to match"
-            )
-        encoders[view] = loaded
-    return encoders
-
-
 def _model(config: TrainConfig, dataset: ClipDataset, view_mask: ViewMask) -> MultiViewModel | BankModel:
-    videos, encoders = dataset.manifest.videos, _initial_encoders(config)
+    videos, encoders = dataset.manifest.videos, initial_encoders(config)
     if ranks.world() > 1 and (config.framework == "iic" or view_mask.missing):
         what = (
             "framework iic" if config.framework == "iic" else f"videos without {', '.join(view_mask.missing)}"

@@ -17,10 +17,14 @@ FROZEN, TRAINED = "frozen", "trained"  # in a schedule's text: the frozen views 
 
 @dataclass(frozen=True)
 class Positives:
-    """Says how a phase finds positives: by a mining schedule, by labels (`supervised`), or not at all."""
+    """Says how a phase finds positives: by a mining schedule, by labels (`supervised`), or not at all.
+
+    `tuned`: by a plan that is chosen on the filled queue.
+    """
 
     schedule: Schedule | None = None
     supervised: bool = False
+    tuned: bool = False
 
 
 def infonce(config: TrainConfig, trained: str, topk: int) -> Positives:
@@ -65,8 +69,14 @@ def custom(config: TrainConfig, trained: str, topk: int) -> Positives:
     return Positives(_named(made, frozen_views(config, trained), trained))
 
 
+def auto(config: TrainConfig, trained: str, topk: int) -> Positives:
+    """Mines by a plan that the views choose on the filled queue of each phase, without labels: `tune_schedule`."""
+    return Positives(tuned=True)
+
+
 METHODS: dict[str, Callable[[TrainConfig, str, int], Positives]] = {
     "infonce": infonce, "ubernce": ubernce, "coclr": coclr, "cpr": cpr, "custom": custom,
+    "auto": auto,
 }  # fmt: skip
 
 

@@ -165,7 +165,8 @@ class MissingViewsModel(MultiViewModel):
         self, inputs: Inputs, anchors: dict[str, Tensor], schedules: dict[str, Schedule], phase: Phase
     ) -> dict[str, Tensor]:
         """Returns {schedule: entries [B, k]}; a stage is skipped for clips that lack all its views."""
-        mined = self.view_mask.mine(anchors, self.queue, schedules, inputs.sources, inputs.videos)
+        mined = self.tuned.mine(anchors, inputs.sources)
+        mined |= self.view_mask.mine(anchors, self.queue, schedules, inputs.sources, inputs.videos)
         if "mined" in mined:
             mined["mined"] = self.view_mask.drop_queries(phase.train[0], mined["mined"], inputs.videos)
         return mined

@@ -18,9 +18,9 @@ class Phase:
     """Describes epochs in which the same views are trained in the same way; the others are frozen.
 
     The first `fill_steps` steps only fill the queue: mining in a queue that is nearly empty finds nothing
-    good. `schedule` None means that nothing is mined. `supervised`: entries of a clip's class are its
-    positives. `pretrains`: this is the InfoNCE pretraining of all views, not a part of a cycle. `topk` is
-    how many this phase's mining, and its baselines, pick.
+    good. `schedule` None means that nothing is mined, or with `tuned` that a plan is chosen when the queue is
+    filled. `supervised`: entries of a clip's class are its positives. `pretrains`: this is the InfoNCE pretraining
+    of all views, not a part of a cycle. `topk` is how many this phase's mining, and its baselines, pick.
     """
 
     name: str
@@ -31,6 +31,12 @@ class Phase:
     topk: int = 5
     supervised: bool = False
     pretrains: bool = False
+    tuned: bool = False
+
+    @property
+    def mines(self) -> bool:
+        """Returns whether positives are mined."""
+        return self.tuned or self.schedule is not None
 
     def steps(self, steps_per_epoch: int) -> int:
         """Returns the number of steps of the phase, filling included."""
@@ -76,7 +82,7 @@ def make_plan(config: TrainConfig) -> list[Phase]:
             phases.append(
                 Phase(
                     f"cycle{cycle}-{trained}", (trained,), config.cycle_epochs, fill_steps, method.schedule,
-                    topk=topk, supervised=method.supervised,
+                    topk=topk, supervised=method.supervised, tuned=method.tuned,
                 )
             )  # fmt: skip
     if not phases:

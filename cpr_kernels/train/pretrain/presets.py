@@ -69,6 +69,7 @@ METHOD_PRESETS: dict[str, dict[str, Any]] = {
     "infonce": {"method": "infonce"},
     "ubernce": {"method": "ubernce"},
     "coclr": {"method": "coclr"},
+    "auto": {"method": "auto"},
     "cpr3": {"method": "cpr", "stages": 3},
     "cpr5": {"method": "cpr", "stages": 5},
     "cpr7": {"method": "cpr", "stages": 7},

@@ -34,6 +34,16 @@ def encoder_file(run: Path, number: int, phase: str, view: str) -> Path:
     return run / "encoders" / f"{number:02}-{phase}.{view}.safetensors"
 
 
+def plan_file(run: Path, number: int, phase: str) -> Path:
+    """Returns the path of the mining plan that a phase chose; its whiteners are beside it."""
+    return run / "plans" / f"{number:02}-{phase}.json"
+
+
+def plan_files(run: Path) -> list[tuple[str, Path]]:
+    """Returns the plans that the phases of a run chose, in order: (phase name, file)."""
+    return [(path.stem.partition("-")[2], path) for path in sorted((run / "plans").glob("*.json"))]
+
+
 def save_config(config: TrainConfig, manifest: Manifest) -> None:
     """Writes `config.json` of a run: its settings, where it is, and which videos it learns from."""
     body = json.loads(to_json(with_absolute_paths(config)))

@@ -12,6 +12,7 @@ import os
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -19,6 +20,8 @@ from torch import Tensor, nn
 
 from ...memory import queue
 from .. import TrainError
+
+T = TypeVar("T")
 
 
 @contextmanager
@@ -134,7 +137,7 @@ def unsynchronised(modules: list[nn.Module]) -> Iterator[None]:
 
 
 def buffers_of_first_rank(module: nn.Module) -> None:
-    """Copies rank 0's running batch-norm statistics to all ranks."""
+    """Copies rank 0's buffers, such as running batch-norm statistics, to all ranks."""
     if world() > 1:
         for buffer in module.buffers():
             dist.broadcast(buffer, src=0)
@@ -147,6 +150,22 @@ def means(values: list[float], device: torch.device) -> list[float]:
     total = torch.tensor(values, dtype=torch.float64, device=device)
     dist.all_reduce(total)
     return (total / world()).tolist()
+
+
+def of_first_rank(make: Callable[[], T]) -> T:
+    """Returns on every rank what `make` returns on the first one, or raises what it raises there."""
+    if world() == 1:
+        return make()
+    found: list[Any] = [None, None]
+    if rank() == 0:
+        try:
+            found[0] = make()
+        except Exception as error:  # the other ranks would wait for ever
+            found[1] = error
+    dist.broadcast_object_list(found, src=0)
+    if found[1] is not None:
+        raise found[1]
+    return found[0]
 
 
 def any_rank(flag: bool, device: torch.device) -> bool:

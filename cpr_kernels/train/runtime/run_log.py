@@ -54,9 +54,14 @@ class RunLog:
         self._log.write(json.dumps({"kind": "step", **facts, **finite}) + "\n")
         self._scalars(facts["step"], finite)
 
-    def epoch(self, facts: dict[str, Any], summary: dict[str, dict[str, Any]]) -> None:
-        """Writes the epoch's PMR, median CMR and CMR per class, for every way of mining."""
-        self._log.write(json.dumps({"kind": "epoch", **facts, "mining": summary}) + "\n")
+    def epoch(
+        self, facts: dict[str, Any], summary: dict[str, dict[str, Any]], agreement: Mapping[str, float]
+    ) -> None:
+        """Writes the epoch's PMR, median CMR and CMR per class for every way of mining, and the views' agreement."""
+        self._log.write(
+            json.dumps({"kind": "epoch", **facts, "mining": summary, "agreement": dict(agreement)}) + "\n"
+        )
+        self._scalars(facts["step"], {f"epoch_agreement/{name}": value for name, value in agreement.items()})
         for name, figures in summary.items():
             flat = {f"epoch_{key}/{name}": figures[key] for key in ("pmr", "r1", "cmr_median")}
             flat.update({f"cmr_{name}/{label}": value for label, value in figures["cmr"].items()})

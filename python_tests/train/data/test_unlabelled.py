@@ -55,7 +55,9 @@ def test_a_flat_folder_trains_without_classes(run: Path) -> None:
     lines = read_lines(run / "log.jsonl")
     steps = [line for line in lines if line["kind"] == "step"]
     assert steps and not [key for line in steps for key in line if key.startswith("pmr")]
-    assert all(line["mining"] == {} for line in lines if line["kind"] == "epoch")
+    epochs = [line for line in lines if line["kind"] == "epoch"]
+    assert all(line["mining"] == {} for line in epochs)
+    assert [bool(line["agreement"]) for line in epochs] == [False] * 4 + [True] * 2
     assert any(line["picks"].get("mined") for line in read_lines(run / "mined.jsonl"))
 
 
@@ -65,6 +67,7 @@ def test_its_pages_show_what_was_mined_and_judge_nothing(run: Path, tmp_path: Pa
     text = page.read_text()
     assert "The videos have no classes: mining and retrieval are shown, not measured." in text
     assert "mined</div>" in text and "✗" not in text.split("</style>")[1] and not (run / "eval.json").exists()
+    assert "Agreement of the views by epoch" in text and text.count("data:image/svg+xml;base64,") == 1
     inside = tmp_path / "report_inside.html"
     script = (
         "return {title: document.querySelector('.pane h3').textContent, heads: [...document.querySelectorAll('th')]"

@@ -12,13 +12,17 @@ import pytest
 import torch
 import train_sets  # noqa: F401  skips without the trainer's packages
 from chromium import evaluate_in_page
+from tuning_data import clusters
 
-from cpr_kernels import cascade_topk, parse_schedule
+from cpr_kernels import MiningPlan, Schedule, Stage, cascade_topk, parse_schedule
 from cpr_kernels.__main__ import main
 from cpr_kernels.train import TrainError
-from cpr_kernels.train.pages.explore import explore, int16_rows, page, quantized, queue_of
+from cpr_kernels.train.pages.explore import explore, memory_of, page
+from cpr_kernels.train.pages.tuned_views import int16_rows, quantized, tuned_views
 from cpr_kernels.train.pretrain.run_folder import config_of
 from cpr_kernels.train.runtime.checkpoint import load, save
+from cpr_kernels.tuning import Expansion
+from cpr_kernels.tuning.whitening import principal_axes
 
 pytest_plugins = ["train_fixtures"]
 
@@ -45,11 +49,12 @@ def exact(run: dict[str, Any], stages: list[tuple[dict[str, float], int]], query
     """Survivors of each stage by the definition, on the page's own integers."""
     names = [view["name"] for view in run["views"]]
     rows = {name: int16_rows(view).numpy() for name, view in zip(names, run["views"])}
-    scales = {view["name"]: view["scale"] ** 2 for view in run["views"]}
+    scales = {view["name"]: view["scale"] ** (1 if "bias" in view else 2) for view in run["views"]}
+    asks = {view["name"]: [1] if "bias" in view else rows[view["name"]][query] for view in run["views"]}
     alive = [i for i, source in enumerate(run["sources"]) if source != run["sources"][query]]
     survivors = []
     for weights, keep in stages:
-        score = sum(w * scales[name] * (rows[name] @ rows[name][query]) for name, w in weights.items())
+        score = sum(w * scales[name] * (rows[name] @ asks[name]) for name, w in weights.items())
         alive = sorted(alive, key=lambda i: (-score[i], i))[:keep]
         survivors.append(alive)
     return survivors
@@ -58,7 +63,8 @@ def exact(run: dict[str, Any], stages: list[tuple[dict[str, float], int]], query
 def test_the_page_is_whole_and_holds_the_queue(run: Path, written: Path) -> None:
     text, [held] = written.read_text(), body_of(written)["runs"]
     assert not re.search(r"(src|href)=[\"']?(https?:|//|file:)", text) and "/*" not in text[:200]
-    queue = queue_of(run, config_of(run))
+    queue, plan = memory_of(run, config_of(run))
+    assert plan is None
     for view in held["views"]:
         kept = int16_rows(view) * view["scale"]
         assert torch.allclose(kept.float(), queue[view["name"]], atol=2 * view["scale"])
@@ -173,7 +179,7 @@ def big(entries: int) -> dict[str, Any]:
     run = {
         "name": "big", "album": 0, "phase": "cycle", "mines": True, "views": views,
         "videos": list(range(entries)), "sources": list(range(entries)),
-        "schedule": f"flow:{entries // 2},rgb:{entries // 4},flow:5", "topk": 5, "epochs": [],
+        "schedule": f"flow:{entries // 2},rgb:{entries // 4},flow:5", "topk": 5, "epochs": [], "plain": 2,
     }  # fmt: skip
     album = {"classes": [f"class {i}" for i in range(50)], "frames": 1, "flow": False, "videos": videos}
     return {"version": 1, "title": "</script> & <b>", "albums": [album], "runs": [run]}
@@ -209,8 +215,8 @@ def test_three_views_and_one(tmp_path: Path) -> None:
     [run] = body["runs"]
     torch.manual_seed(1)
     run["views"].append({"name": "audio", "label": "sound", **quantized(torch.randn(40, 8))})
-    run["schedule"] = "audio:20,flow:10,rgb+audio:5"
-    alone = {**run, "name": "alone", "views": run["views"][:1], "schedule": "rgb:5"}
+    run["schedule"], run["plain"] = "audio:20,flow:10,rgb+audio:5", 3
+    alone = {**run, "name": "alone", "views": run["views"][:1], "schedule": "rgb:5", "plain": 1}
     body["runs"] = [run, alone]
     path = tmp_path / "three.html"
     path.write_text(page(body))
@@ -225,6 +231,37 @@ def test_three_views_and_one(tmp_path: Path) -> None:
     """
     result = evaluate_in_page(path, script, tmp_path)
     assert result == {"before": ["2", "0"], "rows": 3, "after": ["1", "0"], "alone": 1}
+
+
+def test_a_plan_is_mined_in_the_page(tmp_path: Path) -> None:
+    rows, _ = clusters(rows=120, nuisance=2.0)
+    views, sources = dict(zip(("rgb", "flow"), rows.values())), torch.arange(120) // 2
+    whiten = {view: principal_axes(table).whitener(0.5) for view, table in views.items()}
+    plan = MiningPlan(whiten, Expansion(5, 3), 50, Schedule([Stage({"rgb": 0.5, "flow": 0.5}, 5)]))
+    mined, scores = plan.mine(views, plan.prepare_keys(views, sources), sources)
+    tuned, schedule = tuned_views(plan, views, sources)
+    assert str(schedule) == "tuned_rgb+tuned_flow:50,tuned_rgb+tuned_flow+2*hub:5"
+    body = big(120)
+    [run] = body["runs"]
+    plain = [{"name": view, "label": view, **quantized(table)} for view, table in views.items()]
+    run |= {"views": [*plain, *tuned], "sources": sources.tolist(), "schedule": str(schedule)}
+    path = tmp_path / "tuned.html"
+    path.write_text(page(body))
+    script = """
+        const found = runs[0].sources.map((_, query) => cascade(runs[0], parseSchedule(runs[0].schedule, runs[0]), query).at(-1));
+        return {kept: found.map((stage) => stage.kept), score: found[3].score[found[3].kept[0]],
+                axes: [...document.querySelectorAll("#panes select[aria-label^=view]")].map((one) => one.selectedOptions[0].textContent),
+                choices: document.querySelectorAll("#panes select[aria-label^=view] option").length,
+                named: [...document.querySelector("select[aria-label='schedule by name']").options].map((one) => one.value)};
+    """
+    result = evaluate_in_page(path, script, tmp_path)
+    stages = [(stage.weights, stage.keep) for stage in schedule]
+    assert result["kept"][::10] == [exact(run, stages, query)[-1] for query in range(0, 120, 10)]
+    same = [set(kept) == set(expected) for kept, expected in zip(result["kept"], mined.tolist())]
+    assert np.mean(same) >= 0.9  # entries closer than 16 bits may change places
+    assert result["score"] == pytest.approx(2 * float(scores[3, 0]), abs=1e-3)
+    assert result["axes"] == ["flow, tuned", "RGB, tuned"] and result["choices"] == 8
+    assert result["named"] == [str(schedule), "rgb:5", "flow:5", "rgb+flow:5"]
 
 
 def test_runs_without_traces_are_refused_in_one_line(run: Path, tmp_path: Path, capsys: Any) -> None:

@@ -20,9 +20,10 @@ from cpr_kernels.networks import ENCODERS
 from cpr_kernels.train.data.manifest import Manifest
 from cpr_kernels.train.data.store import FrameStore
 from cpr_kernels.train.evaluate.retrieval import evaluate_run
-from cpr_kernels.train.pages.explore import explore, int16_rows
+from cpr_kernels.train.pages.explore import explore
 from cpr_kernels.train.pages.report import write_report
 from cpr_kernels.train.pages.thumbnails import extra_pictures
+from cpr_kernels.train.pages.tuned_views import int16_rows
 from cpr_kernels.train.pretrain.config import Clips, Mining
 from cpr_kernels.train.pretrain.loop import pretrain
 from cpr_kernels.train.pretrain.missing_views import ViewMask

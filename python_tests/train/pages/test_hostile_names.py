@@ -18,10 +18,11 @@ from chromium import evaluate_in_page
 from hostile_names import NAMES
 
 from cpr_kernels.train.evaluate.retrieval import evaluate_run
-from cpr_kernels.train.pages.explore import page, quantized
+from cpr_kernels.train.pages.explore import page
 from cpr_kernels.train.pages.plots import curves, save_curves
 from cpr_kernels.train.pages.report import write_report
 from cpr_kernels.train.pages.thumbnails import thumbnail
+from cpr_kernels.train.pages.tuned_views import quantized
 
 pytest_plugins = ["train_fixtures"]
 
@@ -46,7 +47,7 @@ def test_the_explorer_shows_hostile_names(tmp_path: Path) -> None:
     epoch = {"phase": NAMES[1], "pmr": {"mined": 0.4, "rgb": 0.2}, "cmr": {"mined": cmr, "rgb": cmr}}
     run = {
         "name": NAMES[2], "album": 0, "phase": NAMES[0], "mines": True, "views": views,
-        "videos": list(range(entries)), "sources": list(range(entries)), "schedule": "flow:8,rgb:3", "topk": 3,
+        "videos": list(range(entries)), "sources": list(range(entries)), "schedule": "flow:8,rgb:3", "topk": 3, "plain": 2,
         "epochs": [epoch, epoch],
     }  # fmt: skip
     album = {"classes": NAMES, "frames": 1, "flow": False, "videos": videos}

@@ -129,7 +129,11 @@ def test_report_is_one_page_with_its_pictures(run: Path, tmp_path: Path) -> None
     thumbnails = pictures(page)
     assert len(thumbnails) >= 2 * 6 * 3
     assert all(cv2.imdecode(np.frombuffer(body, np.uint8), cv2.IMREAD_COLOR).std() > 1 for body in thumbnails)
-    assert page.count("data:image/svg+xml;base64,") == 2  # PMR and CMR by epoch
+    plots = re.findall(r"data:image/svg\+xml;base64,([^\"]+)", page)
+    assert len(plots) == 2  # PMR and agreement, and CMR, by epoch
+    drawn = [base64.b64decode(plot).decode().count("agreement of the views (no labels)") for plot in plots]
+    assert drawn == [1, 0]
+    assert "Agreement: share of mined pairs" in page and "Agreement of the views by epoch" not in page
     assert page.count('<div class="bars">') == 2  # CMR of each cycle by class
     mined = page[: page.index("What each modality adds")]
     assert mined.count('class="clip right"') + mined.count('class="clip wrong"') == 2 * 6 * 3 * 2

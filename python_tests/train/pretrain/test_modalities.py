@@ -138,3 +138,19 @@ def test_what_cannot_be_is_said_in_a_sentence(data, sound_data, tmp_path):
         build(settings(sound_data, tmp_path, mining=unknown))
     with pytest.raises(TrainError, match="no view 'smell'; expected some of rgb, flow"):
         build(replace(settings(sound_data, tmp_path), views=("rgb", "smell")))
+
+
+def test_a_tuned_plan_mines_nothing_for_videos_without_the_trained_view(sound_data, tmp_path):
+    config = settings(
+        sound_data, tmp_path, ("rgb", "audio"), infonce_epochs=0, cycles=1, cycle_epochs=1, queue=12,
+        mining=Mining("auto", topk=2),
+    )  # fmt: skip
+    trainer = build(config)
+    steps(trainer, 0, 12, tmp_path)
+    lines = {line["phase"]: line for line in read_lines(tmp_path / "mined.jsonl")}
+    has = trainer.view_mask.has["audio"].tolist()
+    mined = lines["cycle1-rgb"]
+    assert all(pick >= 0 for row in mined["picks"]["mined"] for pick in row)  # RGB is enough to mine by
+    mined = lines["cycle1-audio"]
+    filled = [all(pick >= 0 for pick in row) for row in mined["picks"]["mined"]]
+    assert filled == [has[video] for video in mined["videos"]] and set(filled) == {True, False}

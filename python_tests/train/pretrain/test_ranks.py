@@ -33,8 +33,10 @@ import torch.distributed as dist
 from dataclasses import replace
 from pathlib import Path
 from cpr_kernels.train.runtime import ranks
-from cpr_kernels.train.pretrain.config import from_json
+from cpr_kernels.train.pretrain.config import Mining, from_json
 from cpr_kernels.train.pretrain.loop import pretrain
+from cpr_kernels.train.pretrain.mining.tuned import TunedMining
+from cpr_kernels.train.pretrain.phases import Phase
 import cpr_kernels.train.pretrain.loop as loop
 from cpr_kernels.train.runtime.checkpoint import save
 
@@ -68,6 +70,27 @@ with ranks.process_group("cpu"):  # one group for all that follows: a second on 
     keys = ranks.shuffled(lambda some: seen.append(some) or some * 2, clips, seed=3)
     assert torch.equal(keys, 2 * clips)
     save(out / f"seen{ranks.rank()}.pt", {"seen": seen[0]})
+    # one rank chooses the plan, and all keep the same for every key
+    assert ranks.of_first_rank(lambda: f"made on {ranks.rank()}") == "made on 0"
+    try:
+        ranks.of_first_rank(lambda: 1 // ranks.rank())
+    except ZeroDivisionError:
+        pass
+    else:
+        raise AssertionError("what the first rank raises must be raised on all")
+    tuned = TunedMining(replace(config, mining=Mining("auto", topk=2)), trainer.model.queue)
+    def keys(rows, step):
+        own = torch.Generator().manual_seed(10 * step + ranks.rank())
+        return {view: torch.randn(rows, 16, generator=own) for view in config.views}
+    own = torch.arange(8) + 8 * ranks.rank()
+    tuned.enqueue(keys(8, 0), own, own)
+    phase = Phase("tuned", ("rgb",), 1, 0, None, topk=2, tuned=True)
+    tuned.prepare(phase, 0, out / f"plans{ranks.rank()}" / "plan.json")
+    for step in range(1, 4):
+        tuned.enqueue(keys(2, step), own[:2] + 100 * step, own[:2])
+        tuned.prepare(phase, step, out / "none")
+    ranks.check_same({"tuned miner": tuned.miner}, torch.device("cpu"))
+    save(out / f"tuned{ranks.rank()}.pt", tuned.state_dict())
     odd = torch.nn.Linear(1, 1)
     torch.nn.init.constant_(odd.weight, ranks.rank())
     try:
@@ -140,6 +163,18 @@ def test_keys_are_encoded_in_shuffled_batches(ranks_run: Path) -> None:
         10 * rank + i for rank in range(RANKS) for i in range(4)
     ]
     assert any(value >= 10 for value in seen[0])
+
+
+def test_ranks_tune_one_plan(ranks_run: Path) -> None:
+    first, *others = (load(ranks_run / f"tuned{rank}.pt") for rank in range(RANKS))
+    added = {100 * step + 8 * rank + i for step in (1, 2, 3) for rank in range(RANKS) for i in (0, 1)}
+    assert added < set(first["store"]["ids"].tolist())
+    for other in others:
+        assert other["plan"] == first["plan"]
+        assert all(torch.equal(first["store"][name], other["store"][name]) for name in first["store"])
+        for view, white in first["whiten"].items():
+            assert torch.equal(white["mean"], other["whiten"][view]["mean"])
+    assert [(ranks_run / f"plans{rank}").exists() for rank in range(RANKS)] == [True, False, False]
 
 
 def test_one_process_is_left_alone() -> None:

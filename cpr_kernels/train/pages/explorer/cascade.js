@@ -18,7 +18,8 @@ function openRun(run, albums) {
 function similarities(run, view, query) {
   const key = view + ":" + query;
   if (run.kept.has(key)) return run.kept.get(key);
-  const { rows, size, scale } = run.views[view];
+  const { rows, size, scale, bias } = run.views[view];
+  if (bias) return Float64Array.from(rows, (value) => value * scale); // a score of its own, whatever the query
   const found = new Float64Array(run.entries);
   const ask = Float64Array.from(rows.subarray(query * size, (query + 1) * size));
   for (let entry = 0, at = 0; entry < run.entries; entry++) {
@@ -64,7 +65,7 @@ function parseSchedule(text, run) {
 // As in training: a stage that only views judge which the query lacks (its row is 0) is left out, and the last one left
 // keeps as many as the last was to.
 function answering(run, stages, query) {
-  const has = run.views.map(({ rows, size }) => rows.subarray(query * size, (query + 1) * size).some((value) => value));
+  const has = run.views.map(({ rows, size, bias }) => !bias && rows.subarray(query * size, (query + 1) * size).some((value) => value));
   const left = stages.filter((stage) => stage.weights.some(([view]) => has[view]));
   return left.map((stage, s) => (s === left.length - 1 ? { ...stage, keep: stages[stages.length - 1].keep } : stage));
 }

@@ -8,7 +8,7 @@ const SHOWN = 12; // thumbnails of a group before "more"
 const choice = { query: 0, stage: 0, axes: null, compare: false, class: "", panes: [{ run: 0, schedule: runs[0].schedule }, { run: Math.min(1, runs.length - 1), schedule: null }] };
 
 const alternatives = (run) => {
-  const names = run.views.map((view) => view.name);
+  const names = run.views.slice(0, run.plain).map((view) => view.name);
   const list = [["as trained", run.schedule], ...names.map((name) => [`${name} alone`, `${name}:${run.topk}`])];
   if (!run.mines) list[0][0] = "a cascade";
   if (names.length > 1) list.push(["all views together", `${names.join("+")}:${run.topk}`]);
@@ -166,12 +166,12 @@ function stageTable(run, traced, shown) {
 
 function scatterOf(run, traced, query, shown) {
   const holder = make("div"), canvas = make("canvas", { tabIndex: -1 });
-  const many = run.views.length;
-  const axes = many < 2 ? [0, -1] : (choice.axes ?? [many - 1, 0]).map((view) => Math.min(view, many - 1));
+  const judges = run.views.filter((view) => !view.bias), many = judges.length;
+  const axes = many < 2 ? [0, -1] : (choice.axes ?? [many - 1, many - run.plain]).map((view) => Math.min(view, many - 1));
   if (many > 2) {
     const line = make("p", { className: "soft", textContent: "across, up: " });
     axes.forEach((view, i) => {
-      const pick = make("select", { ariaLabel: i ? "view going up" : "view going across", onchange: () => { choice.axes = axes.map((old, k) => (k === i ? +pick.value : old)); draw(); } }, ...run.views.map((one, v) => make("option", { value: v, textContent: one.label, selected: v === view })));
+      const pick = make("select", { ariaLabel: i ? "view going up" : "view going across", onchange: () => { choice.axes = axes.map((old, k) => (k === i ? +pick.value : old)); draw(); } }, ...judges.map((one, v) => make("option", { value: v, textContent: one.label, selected: v === view })));
       line.append(pick, " ");
     });
     holder.append(line, make("p", { className: "soft", textContent: "stages by other views have no line here" }));
@@ -193,7 +193,7 @@ function scatterOf(run, traced, query, shown) {
       hide();
       const entry = near(event);
       if (entry === null) return;
-      const values = run.views.map((view, i) => `${view.label} ${similarities(run, i, query)[entry].toFixed(3)}`).join(", ");
+      const values = judges.map((view, i) => `${view.label} ${similarities(run, i, query)[entry].toFixed(3)}`).join(", ");
       tip = make("div", { className: "tip" }, thumb(run, entry, query), values);
       tip.style.left = Math.min(event.clientX + 14, innerWidth - 135) + "px";
       tip.style.top = Math.min(event.clientY + 12, innerHeight - 230) + "px";

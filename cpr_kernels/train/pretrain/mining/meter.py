@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from ... import Schedule, coclr_schedule, oracle_schedule
-from ...metrics import ClassMiningRecall, PositiveMiningRecall, median_recall
-from ..data.manifest import Manifest
-from ..views.names import name_of_all_views
+from .... import Schedule, coclr_schedule, oracle_schedule
+from ....metrics import ClassMiningRecall, PositiveMiningRecall, median_recall
+from ...data.manifest import Manifest
+from ...views.names import name_of_all_views
 
 
 def baseline_schedules(views: Sequence[str], topk: int) -> dict[str, Schedule]:
