@@ -116,7 +116,7 @@ class Miner(nn.Module):
         kept = {f"{WHITENED} {view}": table for view, table in whitened.items()}
         if plan.expand is not None:
             kept |= {f"{EXPANDED} {view}": table for view, table in rows.items()}
-        if keys.hub is not None:
+        if keys.hub is not None and self._hub_count is not None:
             kept[HUB] = hub_terms(near.scores, self._hub_count)[:, None]
             near = less_hubs(near, keys.hub, plan.topk)
         lost = ~torch.stack([table.any(dim=1) for table in whitened.values()]).any(dim=0)[:, None]

@@ -186,7 +186,9 @@ def test_the_core_believes_no_schedule() -> None:
         views = [(queries[0].data_ptr(), 8, keys[0].data_ptr(), 8, 8)]
         out = torch.empty(4, 9, dtype=torch.int64), torch.empty(4, 9)
         with pytest.raises(ValueError, match=r"weights must be \[S, V\]|keep must hold at least one count"):
-            _core.cascade_topk(views, 0, 4, 50, weights, keep, (0, 0, 0, 0, 0), tuple(t.data_ptr() for t in out), 1)
+            _core.cascade_topk(
+                views, 0, 4, 50, weights, keep, (0, 0, 0, 0, 0), tuple(t.data_ptr() for t in out), 1
+            )
 
 
 @pytest.mark.parametrize("flush", [False, True])
