@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -139,14 +138,12 @@ def _check_cascade_masks(op: str, call: CascadeCall) -> None:
             raise ValueError(f"{op}: exclude is on {mask.device}, expected {device}; move it there")
 
 
-def check_key_bias(op: str, key_bias: Any, length: int, what: str, device: torch.device) -> None:
+def check_key_bias(op: str, key_bias: Tensor, length: int, what: str, device: torch.device) -> None:
     """Checks that a bias is a float32 tensor [length] on `device`.
 
     Raises:
         ValueError: naming what was expected and what came.
     """
-    if not isinstance(key_bias, Tensor):
-        raise ValueError(f"{op}: key_bias must be a float32 tensor [{length}], got {type(key_bias).__name__}")
     if key_bias.dtype != torch.float32 or tuple(key_bias.shape) != (length,):
         raise ValueError(
             f"{op}: key_bias must be float32 of shape [{length}] (one per {what}), "

@@ -25,11 +25,13 @@ def as_call(
     key_ids: Tensor | None = None,
     exclude: Tensor | None = None,
     key_bias: Tensor | None = None,
+    op: str = "cascade_topk",
 ) -> CascadeCall:
     """Returns the op's arguments; only the views that the schedule weighs take part, in order of first use.
 
     Raises:
-        ValueError: queries and keys of different views, or a schedule that names a view they do not hold.
+        ValueError: queries and keys of different views, a schedule that names a view they do not hold, or a
+            `key_bias` that is no tensor.
     """
     if not isinstance(schedule, Schedule):
         schedule = Schedule(schedule)
@@ -47,6 +49,10 @@ def as_call(
                 f"cascade_topk: queries and keys must hold torch tensors, got {type(table).__name__}; "
                 "torch.as_tensor makes one"
             )
+    if not isinstance(key_bias, Tensor | None):  # the op itself takes no other, and says so in other words
+        raise ValueError(
+            f"{op}: key_bias must be a float32 tensor [{of_keys[0].shape[0]}], got {type(key_bias).__name__}"
+        )
     check_one_kind("cascade_topk", (*of_queries, *of_keys, query_ids, key_ids, exclude, key_bias))
     return CascadeCall(of_queries, of_keys, weights, keep, query_ids, key_ids, exclude, key_bias)
 
@@ -63,7 +69,7 @@ def as_rerank_call(
     Raises:
         ValueError: as :func:`as_call`, sharded keys, or candidates that are no tensor.
     """
-    call = as_call(queries, keys, schedule, **masks)
+    call = as_call(queries, keys, schedule, **masks, op="cascade_rerank")
     if call.sharded:
         raise ValueError(f"cascade_rerank: {call.sharded}; only cascade_topk and mil_nce read shards")
     if not isinstance(candidates, Tensor):
