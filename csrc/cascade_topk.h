@@ -21,8 +21,8 @@ struct CascadeArgs {
   int64_t exclude_stride;
   const float* key_bias;  // [N] or null, added to the last stage's scores
   int64_t bias_stride;    // 0; of a bias [B, N], as cascade_rerank has on CUDA: between its rows
-  int64_t* indices;  // out [B, k]
-  float* scores;     // out [B, k]
+  int64_t* indices;       // out [B, k]
+  float* scores;          // out [B, k]
   int threads;
 };
 

@@ -25,7 +25,7 @@ T* at(Address address) {
 using Views = std::vector<std::tuple<Address, int64_t, Address, int64_t, int64_t>>;
 // query ids, key ids, exclude, its stride, key bias
 using CascadeMasks = std::tuple<Address, Address, Address, int64_t, Address>;
-using Mined = std::tuple<Address, Address>;          // indices, scores
+using Mined = std::tuple<Address, Address>;  // indices, scores
 
 // CascadeArgs with the list of views that they point to; weights and counts stay the caller's. Refuses
 // numbers with which kernels would leave their memory.

@@ -98,8 +98,7 @@ void rerank_query(const RerankArgs& args, const CascadePlan& plan, int64_t q, co
           cascade.key_bias, count, [&](int64_t i) { return panel.which[i]; }, m.bias);
     for (int x = 0; x < plan.mixes; ++x)
       mix_scores(plan.mix_weights + x * cascade.num_views, cascade.num_views, m.scores, BLOCK + 16, count,
-                 x == plan.biased_mix ? m.bias : nullptr,
-                 m.scores + (cascade.num_views + x) * (BLOCK + 16));
+                 x == plan.biased_mix ? m.bias : nullptr, m.scores + (cascade.num_views + x) * (BLOCK + 16));
     m.eligible.load_panel(panel);
     filter_panel<0>(plan, panel, q, nullptr, m.rows, m.eligible, collected);
   }

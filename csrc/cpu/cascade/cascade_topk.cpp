@@ -172,9 +172,9 @@ CpuPlan describe_plan(const CascadeArgs& args, const CascadePlan& whole) {
           plan.passes,
           plan.levels,
           plan.int16_scores,
-          plan.biased_late        ? "to what reaches the last stage"
+          plan.biased_late       ? "to what reaches the last stage"
           : plan.biased_mix >= 0 ? "while the keys stream by"
-                                  : ""};
+                                 : ""};
 }
 
 }  // namespace

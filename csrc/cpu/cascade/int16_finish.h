@@ -273,8 +273,8 @@ struct CodeQuery {
     return true;
   }
 
-  // Of what is alive, `w.places` of all that may be among the `keep` best once the bias is added; how many they
-  // are. -1: too many are alive, or one is past an end of its quantizer, and may be among them or not.
+  // Of what is alive, `w.places` of all that may be among the `keep` best once the bias is added; how many
+  // they are. -1: too many are alive, or one is past an end of its quantizer, and may be among them or not.
   int64_t best_biased(int row, int64_t keep, const float* key_bias) const {
     const CodeList& alive = w.lists[parts];
     const int16_t* const codes = alive.row(row);

@@ -200,7 +200,8 @@ CascadePlan plan_cascade(const CascadeArgs& args, PlanStorage& store, int64_t in
     return plan;
   };
   const CascadePlan plan = plan_with(args.key_bias && can_bias_late(args));
-  const bool too_late = plan.biased_late && plan.levels == args.num_stages;  // the sweep decides the last stage
+  const bool too_late =
+      plan.biased_late && plan.levels == args.num_stages;  // the sweep decides the last stage
   return too_late ? plan_with(false) : plan;
 }
 

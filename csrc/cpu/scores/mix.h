@@ -1,5 +1,5 @@
-// Rows of scores that weigh several views. One order of steps, each rounded, so that a score has the same bits
-// wherever it is formed.
+// Rows of scores that weigh several views. One order of steps, each rounded, so that a score has the same
+// bits wherever it is formed.
 #pragma once
 #include "../simd/simd.h"
 

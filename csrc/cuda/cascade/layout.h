@@ -40,7 +40,7 @@ struct Weightings {
   float weights[MAX_ROWS * MAX_VIEWS];  // [rows, num_views]
   int8_t plain[MAX_ROWS];               // the view that a row judges by alone with weight 1, or -1
   uint8_t row_of_stage[MAX_STAGES];
-  int biased;                           // the row of the last stage alone that key_bias is added to, or -1
+  int biased;                 // the row of the last stage alone that key_bias is added to, or -1
   uint32_t keep[MAX_STAGES];  // at most num_keys
   int first;                  // the first stage that keeps fewer than num_keys; `stages` when none does
 };

@@ -56,8 +56,7 @@ CPR_DEVICE Four row_scores(const SelectArgs& args, const float* scores, int row,
     const float* bias = args.key_bias + (args.bias_a_query ? scores - args.scores : 0);
 #pragma unroll
     for (uint32_t i = 0; i < 4; ++i)
-      if (first + i < args.num_keys)
-        total.of[i] = bits_of(plus(float_of(total.of[i]), bias[first + i]));
+      if (first + i < args.num_keys) total.of[i] = bits_of(plus(float_of(total.of[i]), bias[first + i]));
   }
   return total;
 }
