@@ -19,7 +19,7 @@ struct CascadeArgs {
   const int64_t* key_ids;    // [N] or null
   const uint8_t* exclude;    // [B, N] or null, rows exclude_stride bytes apart
   int64_t exclude_stride;
-  const float* key_bias;  // [N] or null, added to the last stage's scores
+  const float* key_bias;  // [N] or null, added to the last stage's scores; on 16 bytes for CUDA
   int64_t bias_stride;    // 0; of a bias [B, N], as cascade_rerank has on CUDA: between its rows
   int64_t* indices;       // out [B, k]
   float* scores;          // out [B, k]

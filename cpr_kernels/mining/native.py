@@ -16,6 +16,7 @@ from .schedule import Schedule
 from .weightings import plan_rows
 
 NAME = "native"
+BIAS_ALIGNMENT = 16  # bytes: the CUDA kernels read four numbers at once
 MAX_STAGES, MAX_VIEWS, MAX_ROWS = LIMITS["stages"], LIMITS["views"], LIMITS["rows"]
 
 
@@ -126,6 +127,8 @@ def run_directly(
 
 def run_on_stream(call: CascadeCall, core: Any, stream: int) -> tuple[Tensor, Tensor]:
     """Queue the CUDA kernels of `core` on a stream of the current device; the workspace is torch's memory."""
+    if call.key_bias is not None and call.key_bias.data_ptr() % BIAS_ALIGNMENT:
+        call = call._replace(key_bias=call.key_bias.clone())
     given = _Arguments(call)
     arguments = (*given.features, given.masks, given.out)
     size = core.cuda_cascade_topk_workspace(*arguments)

@@ -240,8 +240,8 @@ class FaissIndex:
         """Runs the cascade with this index as stage 1; arguments and results as :func:`cpr_kernels.cascade_topk`.
 
         `settings` serve this call in place of the index's own, unmeasured. A `key_bias` is added exactly to the scores
-        of what the index proposes. Where stage 1 is the only one, the search goes on until the greatest bias could
-        not raise an entry that was not fetched into the result, or answers the query exactly: a flat index stays exact.
+        of what the index proposes. Where stage 1 is the only one, more are fetched until the greatest bias could
+        not raise one of the others into the result, or the query is computed exactly: a flat index stays exact.
 
         Raises:
             ValueError: keys of another shape than the index's, no key_ids where the index was built with empty slots,

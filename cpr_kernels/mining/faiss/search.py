@@ -55,13 +55,13 @@ class _Bias:
         self.of_entry = key_bias.numpy()
         self.greatest = np.nanmax(self.of_entry, initial=-np.inf)
 
-    def settles(
+    def decides(
         self, entries: np.ndarray, good: np.ndarray, scores: np.ndarray, keep: int, error: np.ndarray
     ) -> np.ndarray:
         """Returns True [n] where no entry that was not fetched can be among the `keep` best; as `_clear_margin`."""
         if entries.shape[1] < keep:
             return np.zeros(len(entries), bool)
-        with np.errstate(invalid="ignore"):  # inf - inf settles nothing
+        with np.errstate(invalid="ignore"):  # inf - inf decides nothing
             biased = scores + self.of_entry[entries.clip(min=0)]
             biased[~good | np.isnan(biased)] = -np.inf
             last = np.partition(biased, -keep, axis=1)[:, -keep]
@@ -102,7 +102,7 @@ def propose(
         done = np.full(len(pending), True) if whole else _filled(good.numpy(), keep)
         error = SCORE_ERROR * norms[pending] * longest
         if bias is not None and not whole:
-            done &= bias.settles(slots, good.numpy(), scores, keep, error)
+            done &= bias.decides(slots, good.numpy(), scores, keep, error)
         elif store.exact and not whole:
             done &= _clear_margin(good.numpy(), scores, keep, error)
         answered = torch.from_numpy(done)
