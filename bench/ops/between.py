@@ -84,8 +84,10 @@ def _on_one_thread(table: Table) -> Call:
 
 def _ours(table: Table, key_bias: torch.Tensor | None = None) -> Call:
     queries, keys, query_ids, key_ids = table[1:]
-    schedule, masks = table.workload.schedule, {"query_ids": query_ids, "key_ids": key_ids}
-    return lambda: cascade_topk(queries, keys, schedule, **masks, key_bias=key_bias)
+    schedule = table.workload.schedule
+    return lambda: cascade_topk(
+        queries, keys, schedule, query_ids=query_ids, key_ids=key_ids, key_bias=key_bias
+    )
 
 
 def _biased(table: Table) -> Call:

@@ -25,7 +25,6 @@ def as_call(
     key_ids: Tensor | None = None,
     exclude: Tensor | None = None,
     key_bias: Tensor | None = None,
-    op: str = "cascade_topk",
 ) -> CascadeCall:
     """Returns the op's arguments; only the views that the schedule weighs take part, in order of first use.
 
@@ -49,12 +48,16 @@ def as_call(
                 f"cascade_topk: queries and keys must hold torch tensors, got {type(table).__name__}; "
                 "torch.as_tensor makes one"
             )
-    if not isinstance(key_bias, Tensor | None):  # the op itself takes no other, and says so in other words
-        raise ValueError(
-            f"{op}: key_bias must be a float32 tensor [{of_keys[0].shape[0]}], got {type(key_bias).__name__}"
-        )
+    _check_bias_kind("cascade_topk", key_bias, of_keys[0].shape[0])
     check_one_kind("cascade_topk", (*of_queries, *of_keys, query_ids, key_ids, exclude, key_bias))
     return CascadeCall(of_queries, of_keys, weights, keep, query_ids, key_ids, exclude, key_bias)
+
+
+def _check_bias_kind(op: str, key_bias: object, num_keys: int) -> None:
+    if not isinstance(key_bias, Tensor | None):  # the op's schema takes no other, and says so in other words
+        raise ValueError(
+            f"{op}: key_bias must be a float32 tensor [{num_keys}], got {type(key_bias).__name__}"
+        )
 
 
 def as_rerank_call(
@@ -69,7 +72,9 @@ def as_rerank_call(
     Raises:
         ValueError: as :func:`as_call`, sharded keys, or candidates that are no tensor.
     """
-    call = as_call(queries, keys, schedule, **masks, op="cascade_rerank")
+    for table in keys.values():
+        _check_bias_kind("cascade_rerank", masks.get("key_bias"), table.shape[0])
+    call = as_call(queries, keys, schedule, **masks)
     if call.sharded:
         raise ValueError(f"cascade_rerank: {call.sharded}; only cascade_topk and mil_nce read shards")
     if not isinstance(candidates, Tensor):

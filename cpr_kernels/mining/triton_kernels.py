@@ -345,7 +345,7 @@ def select_and_order(
         if length:
             score(call.part(first, part), first, ring[:, :part])
         select_query[(part,)](
-            ring, lists, bias[first:] if bias_stride else bias, indices[first:], scores[first:],
+            ring, lists, bias if bias is None or not bias_stride else bias[first:], indices[first:], scores[first:],
             length, ring.stride(0), ring.stride(1), pitch, bias_stride,
             KEEP=tuple(min(keep, 2**31 - 1) for keep in call.stage_keep), JUDGE=rows.row_of_stage,
             WEIGHTS=rows.weights, STAGES=len(call.stage_keep), ROWS=count, VIEWS=slots,
