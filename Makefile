@@ -62,10 +62,13 @@ clean:  ## remove what these commands made, except runs/
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-$(VENV)/.torch:
+$(VENV)/.made:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and \
 	  f"Python 3.10 or newer is needed; {sys.executable} is {sys.version.split()[0]}: set PYTHON=")'
 	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv $(VENV)
+	@touch $@
+
+$(VENV)/.torch: | $(VENV)/.made
 	@echo "installing torch into $(VENV)"
 	@if $(BIN)/python -c 'import torch' 2>/dev/null; then \
 	  echo "already installed"; \
@@ -86,9 +89,19 @@ $(VENV)/.train: $(VENV)/.torch $(BUILT)
 	@$(PIP) -e '.[train]' $(DEMO_BUILD)
 	@touch $@
 
-$(VENV)/.dev: $(VENV)/.torch $(BUILT)
-	@echo "building and installing cpr_kernels, with all that its tests need, into $(VENV): about a minute"
-	@mkdir -p build && rm -f build/install.log  # what ptxas reports in it is read by the tests
-	@$(PIP) --log build/install.log -e '.[train,dev,faiss]' $(DEV_BUILD)
-	@$(BIN)/python -c 'import triton' 2>/dev/null || $(PIP) '$(TRITON)' || echo "no $(TRITON) here: its tests will skip"
+$(VENV)/.dev: $(BUILT) | $(VENV)/.made
+	@echo "building and installing cpr_kernels, with all that its tests need, into $(VENV): some minutes"
+	@$(MAKE) --no-print-directory -j2 $(VENV)/.core $(VENV)/.needed
 	@touch $@ $(VENV)/.train
+
+# What the tests need is downloaded while the core compiles, which needs nothing of it.
+$(VENV)/.core: $(BUILT) | $(VENV)/.made
+	@mkdir -p build && rm -f build/install.log  # what ptxas reports in it is read by the tests
+	@$(PIP) --log build/install.log --no-deps -e . $(DEV_BUILD)
+	@touch $@
+
+$(VENV)/.needed: pyproject.toml $(VENV)/.torch
+	@$(BIN)/python python_tests/support/requirements.py train dev faiss > $(VENV)/requirements.txt
+	@$(PIP) -r $(VENV)/requirements.txt
+	@$(BIN)/python -c 'import triton' 2>/dev/null || $(PIP) '$(TRITON)' || echo "no $(TRITON) here: its tests will skip"
+	@touch $@

@@ -25,6 +25,10 @@ COMMANDS = {  # name: (the module with its `main(argv)`, what it does)
     ),
     "scale": ("bench.scale.run", "Measures queues of 1e5 entries and more: exact, in shares and by FAISS."),
     "sharded": ("bench.sharded.model_tables", "Prints a cost model of a queue shared by many ranks."),
+    "demo": (
+        "bench.studies.demo",
+        "Repeats the demo with several seeds, with and without mining, and compares.",
+    ),
     "protocol": ("bench.studies.protocol", "Trains every mining method under one budget and compares them."),
     "modalities": ("bench.studies.modalities", "Trains with one, two and three modalities, and CPR on IIC."),
     "tuning": (

@@ -109,6 +109,8 @@ class Report:
     force: bool = False
     """Replace --out if it is there."""
     title: str = "Cascade positive retrieval"
+    baseline: Path | None = None
+    """A run to compare the first one with: R@1 on the same test videos, with the difference's 95 % interval."""
     data: Path | None = None
     """Where the runs' data set is, if it was moved."""
 
@@ -234,14 +236,16 @@ def report(argv: list[str]) -> int:
     from ..train.pages.report import write_report
     from ..train.pretrain.run_folder import config_of
 
-    for run in options.runs:
+    for run in [*options.runs, *([options.baseline] if options.baseline else [])]:
         if not (run / "eval.json").is_file() and Manifest.load(config_of(run, options.data).data).classes:
             evaluate_run(run, data=options.data)
     inside = ""
     if all((run / "checkpoint.pt").is_file() for run in options.runs):
         page = options.out.with_name(f"{options.out.stem}_inside.html")
         inside = explore(options.runs, page, data=options.data).name
-    page = write_report(options.runs, options.out, options.title, inside, data=options.data)
+    page = write_report(
+        options.runs, options.out, options.title, inside, data=options.data, baseline=options.baseline
+    )
     result({"page": page}, str(page))
     return 0
 

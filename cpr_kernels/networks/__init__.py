@@ -10,12 +10,13 @@ from collections.abc import Callable
 from typing import Any
 
 from ..errors import TrainError
+from .conv4 import Conv4
 from .r3d import R3D, R3D18
 from .resnet import SpectrogramEncoder
 from .s3d import Encoder
 
 ENCODERS: dict[str, Callable[[float, int], Any]] = {
-    kind.architecture: kind for kind in (Encoder, R3D, R3D18, SpectrogramEncoder)
+    kind.architecture: kind for kind in (Encoder, R3D, R3D18, Conv4, SpectrogramEncoder)
 }
 MAX_WIDTH, MAX_EMBEDDING = 64.0, 1 << 16
 

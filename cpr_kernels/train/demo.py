@@ -1,11 +1,12 @@
-"""Runs everything in one command: frames and flow, InfoNCE, cascade co-training, retrieval, report."""
+"""Runs everything in one command: frames and flow, InfoNCE, cascade co-training and its baseline, retrieval, report."""
 
 from __future__ import annotations
 
 import json
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -20,29 +21,31 @@ from .pages.explore import explore
 from .pages.report import write_report
 from .pretrain.config import Clips, Mining, Optim, TrainConfig
 from .pretrain.loop import pretrain
-from .pretrain.run_folder import config_of
+from .pretrain.run_folder import config_of, encoder_files
 from .runtime.files import read_json, write_atomically
 from .views.augment import Augment
 
 T = TypeVar("T")
-FRAMES = FrameSettings(size=64, frames=60, min_frames=9, flow="draft", flow_bound=8.0)
+FRAMES = FrameSettings(size=48, frames=60, min_frames=9, flow="draft", flow_bound=8.0)
+CLIPS = 4  # of a video, whose features are averaged in retrieval
 
 
 @dataclass(frozen=True)
 class Demo:
     """Mine positives from real video files, learn from them, and write a report to look at.
 
-    Without --videos it draws a small labelled clip set whose classes need both views. Run again, it
-    resumes where it was stopped.
+    Without --videos it draws a small labelled clip set whose classes need both views. InfoNCE is trained first; from
+    there once with positives mined by the cascade, and once as long without any, to compare. Run again, it resumes
+    where it was stopped.
     """
 
     videos: Path | None = None
     """Your own videos: a folder with one folder per class, or a CSV (path,label[,split,group])."""
     out: Path = Path("runs/demo")
     """Folder of all results; the report is out/report.html."""
-    infonce_epochs: int = 42
+    infonce_epochs: int = 30
     """Epochs of InfoNCE pretraining, both views together."""
-    cycle_epochs: int = 8
+    cycle_epochs: int = 10
     """Epochs of cascade co-training, for each view."""
     seed: int = 0
 
@@ -59,17 +62,28 @@ def demo(settings: Demo) -> Path:
         )
     prepared = timings.measure("decode and TV-L1 flow", lambda: prepare(videos, out / "data", FRAMES))
     print_summary(prepared, out / "data")
-    run = out / "run"
-    resume = (run / "config.json").is_file()
-    config = config_of(run) if resume else demo_config(settings, prepared.manifest)
-    timings.measure("pretrain and co-train", lambda: pretrain(config, resume=resume))
+    run, baseline = out / "run", out / "infonce"
+    config = _pretrained(
+        run, lambda: demo_config(settings, prepared.manifest), "pretrain and co-train", timings
+    )
+    _pretrained(baseline, lambda: baseline_config(config, baseline), "the same length of InfoNCE", timings)
     if prepared.manifest.classes:
-        timings.measure("retrieval", lambda: evaluate_run(run, clips=4))
+        for folder in (run, baseline):
+            timings.measure("retrieval", partial(evaluate_run, folder, clips=CLIPS))
     write_atomically(run / "timings.json", json.dumps(timings.seconds).encode())
     inside = explore([run], out / "report_inside.html").name
-    report = write_report([run], out / "report.html", "Cascade positive retrieval: demo", inside)
+    title = "Cascade positive retrieval: demo"
+    report = write_report([run], out / "report.html", title, inside, baseline=baseline)
     say(f"report: {report}")
     return report
+
+
+def _pretrained(run: Path, first: Callable[[], TrainConfig], part: str, timings: _Timings) -> TrainConfig:
+    """Runs a new training by the config that `first` returns, or the rest of the one in `run`; returns its config."""
+    resume = (run / "config.json").is_file()
+    config = config_of(run) if resume else first()
+    timings.measure(part, lambda: pretrain(config, resume=resume))
+    return config
 
 
 def demo_config(settings: Demo, manifest: Manifest) -> TrainConfig:
@@ -92,13 +106,25 @@ def demo_config(settings: Demo, manifest: Manifest) -> TrainConfig:
         cycles=1,
         cycle_epochs=settings.cycle_epochs,
         queue=queue,
+        backbone="conv4",
         width=0.25,
-        clips=Clips(frames=frames, crop=64, batch=batch),
-        mining=Mining(stages=stages, topk=min(5, queue // 2 ** (stages - 1)), infonce_siblings="positive"),
-        optim=Optim(momentum=0.97, cycle_lr=2e-4, warmup=10),
-        augment=Augment(min_area=0.5),
+        clips=Clips(frames=frames, crop=48, batch=batch),
+        mining=Mining(
+            stages=stages, topk=min(5, queue // 2 ** (stages - 1)), infonce_siblings="positive",
+            drop_own_positive=0.9,
+        ),
+        optim=Optim(momentum=0.97, cycle_lr=3e-3, warmup=10),
+        augment=Augment(min_area=0.5, blur=0),
         seed=settings.seed,
-    )
+    )  # fmt: skip
+
+
+def baseline_config(config: TrainConfig, out: Path) -> TrainConfig:
+    """Returns the same training from the run's own InfoNCE encoders on, its cycles without mined positives."""
+    return replace(
+        config, out=out, infonce_epochs=0, init=encoder_files(config.out)[0][1],
+        mining=replace(config.mining, method="infonce"),
+    )  # fmt: skip
 
 
 class _Timings:

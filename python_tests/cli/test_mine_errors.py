@@ -8,6 +8,7 @@ import sys
 
 import numpy as np
 import pytest
+from forked import run_python
 from mine_data import N, make_data, run
 
 from cpr_kernels.__main__ import COMMANDS, main
@@ -171,8 +172,7 @@ def test_traceback_and_interrupt(data, capsys, monkeypatch):
 
 def test_as_a_program(data):
     def program(*arguments):
-        words = [sys.executable, "-m", "cpr_kernels", *arguments]
-        return subprocess.run(words, capture_output=True, text=True, cwd=data.folder)
+        return run_python("-m", "cpr_kernels", *arguments, cwd=data.folder)
 
     made = program("mine", "t.npz", "--stages", "3", "--topk", "4", "--out", "mined.npz")
     assert (made.returncode, made.stderr) == (0, "")
@@ -181,4 +181,5 @@ def test_as_a_program(data):
     assert wrong.returncode == 2
     assert wrong.stderr.startswith("cpr mine: Error parsing --stages: ") and "'many'" in wrong.stderr
     assert wrong.stderr.endswith(" (see cpr mine --help)\n") and wrong.stderr.count("\n") == 1
-    assert program("--version").stdout.startswith("cpr_kernels ")
+    words = [sys.executable, "-m", "cpr_kernels", "--version"]
+    assert subprocess.run(words, capture_output=True, text=True).stdout.startswith("cpr_kernels ")

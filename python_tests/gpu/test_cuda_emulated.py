@@ -194,17 +194,9 @@ def test_shapes_go_where_the_rules_say(
     assert size < queries * keys * 2 * 4 * 0.75 or path != "huge"
 
 
-@pytest.mark.parametrize(
-    "choice",
-    [
-        {"sweep": 20},
-        {"score_queries": 128},
-        {"score_queries": 64, "select_threads": 1024},
-        {"early_start": True},
-    ],
-    ids=str,
-)
-def test_what_is_tuned_changes_no_bit(choice: dict[str, Any]) -> None:
+@pytest.fixture(scope="module")
+def untuned() -> tuple[CascadeCall, Any]:
+    """A call of several tiles, and its result with nothing tuned."""
     from cuda_tools import emulated
 
     core = emulated()
@@ -215,7 +207,25 @@ def test_what_is_tuned_changes_no_bit(choice: dict[str, Any]) -> None:
     call = CascadeCall(
         [query, query], [keys, keys.flip(0)], [1.0, 0.0, 0.0, 1.0], [2000, 9], None, None, None
     )
-    expected = native.run_on_stream(call, core, 0)
+    return call, native.run_on_stream(call, core, 0)
+
+
+@pytest.mark.parametrize(
+    "choice",
+    [
+        {"sweep": 20},
+        {"score_queries": 128},
+        {"score_queries": 64, "select_threads": 1024},
+        {"early_start": True},
+    ],
+    ids=str,
+)
+def test_what_is_tuned_changes_no_bit(choice: dict[str, Any], untuned: tuple[CascadeCall, Any]) -> None:
+    from cuda_tools import emulated
+
+    core, (call, expected) = emulated(), untuned
+    core.set_seed(5)
+    core.set_limits(*H200_SLICE)
     core.cuda_tune(**choice)
     try:
         same(native.run_on_stream(call, core, 0), expected)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -23,11 +24,14 @@ class NonFiniteCase(NamedTuple):
     changes: list[tuple[str, int, int, float]]
     siblings: int = 1
     dtype: torch.dtype = torch.float32
+    queries: int = BASE.queries
 
     def call(self) -> LossCall:
-        call = BASE.call(dtype=self.dtype)
+        call = replace(BASE, queries=self.queries).call(dtype=self.dtype)
         features = {name: getattr(call, name).clone() for name in ("query", "positive", "keys")}
         for name, row, feature, value in self.changes:
+            if name != "keys":
+                row = min(row, self.queries - 1)
             if feature < 0:
                 features[name][row] *= value
             else:

@@ -9,6 +9,9 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from forked import context
+
+from cpr_kernels.train.runtime.processes import start_method
 
 
 def _rank(rank: int, work: Callable[[int], Any], folder: Path) -> None:
@@ -21,5 +24,6 @@ def _rank(rank: int, work: Callable[[int], Any], folder: Path) -> None:
 
 def on_two_ranks(work: Callable[[int], Any], folder: Path) -> list[Any]:
     """What `work(rank)`, a function of a test file, returns on each of two ranks of a group."""
-    mp.spawn(_rank, args=(work, folder), nprocs=2)
+    context()  # what the processes have imported
+    mp.start_processes(_rank, args=(work, folder), nprocs=2, start_method=start_method())
     return [torch.load(folder / f"rank{rank}.pt") for rank in (0, 1)]

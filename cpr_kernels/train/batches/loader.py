@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from .. import TrainError
+from ..runtime.processes import process_context
 from ..views import View
 from ..views.augment import Augment, Draws
 from .dataset import Batch, ClipDataset
@@ -42,7 +43,7 @@ def clip_loader(dataset: ClipDataset, sampler: ClipSampler, workers: int) -> Dat
         dataset,
         batch_sampler=sampler,
         num_workers=workers,
-        multiprocessing_context="spawn" if workers else None,
+        multiprocessing_context=process_context(ClipDataset.__module__) if workers else None,
         persistent_workers=workers > 0,
         generator=torch.Generator(),  # the loader's own draws do not touch torch's global generator
     )

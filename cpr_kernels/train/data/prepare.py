@@ -22,6 +22,7 @@ from ...reading.seals import sealed
 from ...video_files import by_reason, folded
 from .. import TrainError
 from ..runtime.lock import exclusive
+from ..runtime.processes import process_context
 from .decoding import FrameSettings, Pictures, UnreadableVideo, knots, read_views
 from .kinds.shards import extracted
 from .layouts import Labels
@@ -325,8 +326,8 @@ def _working_pool() -> ProcessPoolExecutor:
 
 
 def _pool(processes: int) -> ProcessPoolExecutor:
-    # Spawned, not forked: torch is loaded here, and a fork of its threads can hang.
-    return ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), _start_worker)
+    # Never forked from here: torch is loaded, and a fork of its threads can hang.
+    return ProcessPoolExecutor(processes, process_context(__name__), _start_worker)
 
 
 def _read_source(source: Source, settings: FrameSettings) -> Reading | str:

@@ -50,18 +50,23 @@ def retrieval(
     return recall_of(measured(data, encoders, protocol, device), protocol)
 
 
-def recall_of(found: Measured, protocol: Protocol) -> Recall:
-    """Returns R@k by view, on the videos that have it, and of all views' sum when there are several.
-
-    In the sum, a view that a video lacks counts 0.
-    """
+def units_of(found: Measured, protocol: Protocol) -> dict[str, dict[str, Tensor]]:
+    """Returns {view: {split: rows}} as retrieval compares them, and the concatenation of several views by its name."""
     unit = {view: unit_features(splits, protocol) for view, splits in found.features.items()}
     if len(unit) > 1:
         unit[name_of_all_views(tuple(unit))] = {
             split: torch.cat([unit[view][split] for view in found.features], dim=1) for split in SPLITS
         }
+    return unit
+
+
+def recall_of(found: Measured, protocol: Protocol) -> Recall:
+    """Returns R@k by view, on the videos that have it, and of all views' sum when there are several.
+
+    In the sum, a view that a video lacks counts 0.
+    """
     recall = {}
-    for view, splits in unit.items():
+    for view, splits in units_of(found, protocol).items():
         has = {split: rows.any(dim=1) for split, rows in splits.items()}
         test, train = (
             (splits[split][has[split]], found.labels[split][has[split]]) for split in ("test", "train")
@@ -86,15 +91,22 @@ def probe_of(found: Measured) -> dict[str, float]:
     return accuracy
 
 
-def evaluate_files(
+def measured_files(
     files: Mapping[str, Path], data: Path, protocol: Protocol, cache: Path, device: str = "auto"
-) -> dict[str, Any]:
-    """Returns R@k and linear probe of one encoder per view."""
+) -> Measured:
+    """Returns the features of every video by one encoder per view, from `cache` where they are known."""
     features: dict[str, dict[str, Tensor]] = {}
     labels: dict[str, Tensor] = {}
     for view, path in files.items():
         features[view], labels = cached_features(path, view, data, protocol, cache, device)
-    found = Measured(features, labels)
+    return Measured(features, labels)
+
+
+def evaluate_files(
+    files: Mapping[str, Path], data: Path, protocol: Protocol, cache: Path, device: str = "auto"
+) -> dict[str, Any]:
+    """Returns R@k and linear probe of one encoder per view."""
+    found = measured_files(files, data, protocol, cache, device)
     return {"recall": recall_of(found, protocol), "probe": probe_of(found)}
 
 

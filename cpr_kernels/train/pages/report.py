@@ -13,6 +13,7 @@ from .. import TrainError
 from ..data.manifest import Manifest
 from ..evaluate.features import Protocol
 from ..evaluate.modality_gain import gain_per_modality
+from ..evaluate.paired_gain import paired_gains
 from ..evaluate.retrieval import Evaluation
 from ..pretrain.config import TrainConfig
 from ..pretrain.phases import make_plan
@@ -36,13 +37,14 @@ def write_report(
     inside: str = "",
     says: Sequence[str] = (),
     data: Path | None = None,
+    baseline: Path | None = None,
 ) -> Path:
     """Writes one HTML page, pictures and plots inside, about one run or several; returns its path.
 
     A run on videos with classes must have been evaluated (`eval.json`); one without has no figures, and the page
     states that. `inside` is the name of an explorer's page beside it, to link to.
     `says`: sentences on the results, shown as a list below the page's own. `data`: where the runs' data set is, if it
-    was moved.
+    was moved. `baseline`: an evaluated run to compare the first one with, on the same test videos.
     """
     import jinja2
 
@@ -52,16 +54,35 @@ def write_report(
     sections = [_section(Path(run), QUERIES_OF_MANY if several else QUERIES, data) for run in runs]
     recall = [row for section in sections for row in _recall_rows(section, several)]
     mining = [row for section in sections for row in _mining_rows(section, several)]
+    compared_with = _compared_with(Path(runs[0]), baseline, sections[0], data) if baseline else None
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
     template = environment.from_string(Path(__file__).with_name(TEMPLATE).read_text())
     style = Path(__file__).with_name("report.css").read_text()
     page = template.render(
         style=style, policy=content_policy(style),
-        title=title, lead=_lead(sections), says=says, protocol=sections[0]["protocol"], recall=recall, mining=mining,
+        title=title, lead=_lead(sections), says=says, compared_with=compared_with,
+        protocol=sections[0]["protocol"], recall=recall, mining=mining,
         runs=sections, versions=_versions(), inside=inside, compared=_side_by_side(sections) if several else None,
     )  # fmt: skip
     write_atomically(out, page.encode())
     return out
+
+
+def _compared_with(
+    run: Path, baseline: Path, section: dict[str, Any], data: Path | None
+) -> dict[str, Any] | None:
+    """Returns the baseline's name, the epochs of both after their start, and R@1 beside; None without classes."""
+    if not section["evaluation"]:
+        return None
+    config = config_of(baseline, data)
+    epochs = [
+        [(phase.name, phase.epochs) for phase in make_plan(one) if not phase.pretrains]
+        for one in (section["config"], config)
+    ]
+    return {
+        "name": method_name(config), "as_long": epochs[0] == epochs[1],
+        "gains": paired_gains(run, baseline, section["protocol"], data),
+    }  # fmt: skip
 
 
 def _section(run: Path, shown: int, data: Path | None) -> dict[str, Any]:
@@ -110,7 +131,11 @@ def method_name(config: TrainConfig) -> str:
     if mining.method == "cpr":
         name = f"cascade, {mining.stages} stages"
     else:
-        named = {"custom": f"schedule {mining.schedule}", "auto": "plan tuned on the queue"}
+        named = {
+            "custom": f"schedule {mining.schedule}",
+            "auto": "plan tuned on the queue",
+            "infonce": "InfoNCE",
+        }
         name = named.get(mining.method, mining.method)
     return f"{name}, top 1 to {mining.topk}" if mining.progressive else name
 

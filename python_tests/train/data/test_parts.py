@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import signal
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +14,7 @@ import pytest
 pytest.importorskip("cv2", reason="the trainer's packages: pip install 'cpr_kernels[train]'")
 
 import cv2
+from forked import run_python
 
 from cpr_kernels.__main__ import main
 from cpr_kernels.train import TrainError
@@ -80,7 +79,7 @@ def test_parts_are_one_data_set_whatever_dies(
     ]
     module.prepare(videos, out, SETTINGS, part=Part(1, OF))
     assert "parts 2, 3 of 3 are not finished" in capsys.readouterr().err
-    killed = subprocess.run([sys.executable, "-c", DYING, videos, out], capture_output=True, text=True)
+    killed = run_python("-c", DYING, videos, out)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     module.prepare(videos, out, SETTINGS, part=Part(3, OF))
     assert "parts 2 of 3 are not finished" in capsys.readouterr().err

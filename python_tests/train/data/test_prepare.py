@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from forked import Program
 from places import ROOT, SHARED_DATA
 from train_sets import DRAFT
 
@@ -78,33 +79,33 @@ def test_flow_has_the_direction_and_size_of_the_motion(tmp_path: Path) -> None:
 
 def test_bad_files_are_skipped_with_their_reason(clip_folder: Path, tmp_path: Path) -> None:
     folder = tmp_path / "v"
-    good = sorted((clip_folder / "train" / "SwingRings").glob("*.mp4"))
-    (folder / "SwingRings").mkdir(parents=True)
+    good = sorted((clip_folder / "train" / "SwingRound").glob("*.mp4"))
+    (folder / "SwingRound").mkdir(parents=True)
     for path in good:
-        shutil.copy(path, folder / "SwingRings")
-    (folder / "SwingRings" / "cut.mp4").write_bytes(good[0].read_bytes()[:1500])
+        shutil.copy(path, folder / "SwingRound")
+    (folder / "SwingRound" / "cut.mp4").write_bytes(good[0].read_bytes()[:1500])
     damaged = bytearray(good[1].read_bytes())
     start = damaged.find(b"mdat") + (damaged.find(b"moov") - damaged.find(b"mdat")) * 3 // 4
     damaged[start : damaged.find(b"moov") - 4] = b"\xff" * (damaged.find(b"moov") - 4 - start)
-    (folder / "SwingRings" / "damaged.mp4").write_bytes(damaged)
-    (folder / "SwingRings" / "empty.mp4").touch()
-    (folder / "SwingRings" / "notes.txt").write_text("not a video")
+    (folder / "SwingRound" / "damaged.mp4").write_bytes(damaged)
+    (folder / "SwingRound" / "empty.mp4").touch()
+    (folder / "SwingRound" / "notes.txt").write_text("not a video")
     (folder / "loose.mp4").write_bytes(good[0].read_bytes())
     write_mp4(folder / "Short" / "short.mp4", np.zeros((5, 32, 32, 3), np.uint8))
     write_mp4(folder / "Still" / "still.mp4", np.zeros((12, 32, 32, 3), np.uint8))
     (folder / "Nothing").mkdir()
     prepared = prepare(folder, tmp_path / "d", DRAFT)
     reasons = dict(prepared.manifest.skipped)
-    assert [video.id for video in prepared.manifest.videos] == [f"SwingRings/{path.name}" for path in good]
-    assert prepared.manifest.classes == ["SwingRings"]
+    assert [video.id for video in prepared.manifest.videos] == [f"SwingRound/{path.name}" for path in good]
+    assert prepared.manifest.classes == ["SwingRound"]
     assert reasons["Short/short.mp4"] == "too short: 5 frames, at least 9 are needed"
     assert reasons["Still/still.mp4"] == "no motion: all 12 frames are the same"
     assert reasons["Nothing/"] == "empty folder"
     assert reasons["loose.mp4"] == "not inside a class folder"
-    assert reasons["SwingRings/notes.txt"] == "text"
+    assert reasons["SwingRound/notes.txt"] == "text"
     for name in ("cut.mp4", "empty.mp4"):
-        assert reasons[f"SwingRings/{name}"].startswith("not a video"), reasons
-    assert reasons["SwingRings/damaged.mp4"].startswith("broken after ")
+        assert reasons[f"SwingRound/{name}"].startswith("not a video"), reasons
+    assert reasons["SwingRound/damaged.mp4"].startswith("broken after ")
     assert len((tmp_path / "d" / "skipped.txt").read_text().splitlines()) == 8
 
 
@@ -163,21 +164,27 @@ def test_other_settings_or_nothing_usable_is_an_error(clip_folder: Path, data: P
         prepare(tmp_path / "absent", tmp_path / "d", DRAFT)
 
 
-def start_prepare(videos: Path, out: Path) -> subprocess.Popen[bytes]:
+def start_prepare(videos: Path, out: Path) -> Program:
     """`cpr prepare` with the settings of `DRAFT`, running, with at least two videos stored."""
     options = ["--size", "32", "--frames", "40", "--min-frames", "9", "--flow", "draft", "--flow-bound", "8"]
-    command = [sys.executable, "-m", "cpr_kernels", "prepare", "--videos", str(videos), "--out", str(out)]
-    process = subprocess.Popen([*command, *options], stderr=subprocess.DEVNULL, cwd=ROOT)
+    command = ["-m", "cpr_kernels", "prepare", "--videos", videos, "--out", out]
+    process = Program([*command, *options], cwd=ROOT)
     deadline = time.monotonic() + 100
     while time.monotonic() < deadline and not ((out / "data.mdb").is_file() and len(stored(out)) >= 5):
         time.sleep(0.02)
     return process
 
 
-def workers_of(process: subprocess.Popen[bytes]) -> list[int]:
-    """The decoding processes of a running prepare."""
-    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-    return [int(pid) for pid in children if "spawn_main" in Path(f"/proc/{pid}/cmdline").read_text()]
+def workers_of(process: Program) -> list[int]:
+    """The decoding processes of a running prepare: the children of its server of processes."""
+
+    def children(pid: int) -> list[int]:
+        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+    [server] = [
+        pid for pid in children(process.pid) if "forkserver" in Path(f"/proc/{pid}/cmdline").read_text()
+    ]
+    return children(server)
 
 
 def alive(pid: int) -> bool:
@@ -235,12 +242,14 @@ def test_real_clips_decode(tmp_path: Path) -> None:
 
 
 def test_drawn_clips_are_the_same_in_every_process(tmp_path: Path) -> None:
+    from cpr_kernels.train.data.synthetic import SyntheticSettings, generate
+
     program = (
         "import sys; from pathlib import Path; from cpr_kernels.train.data.synthetic import SyntheticSettings, generate; "
         "generate(Path(sys.argv[1]), SyntheticSettings(sources=2, test_sources=1, clips=1, frames=14, size=40))"
     )
-    for name in ("one", "two"):
-        subprocess.run([sys.executable, "-c", program, tmp_path / name], check=True, capture_output=True)
+    generate(tmp_path / "one", SyntheticSettings(sources=2, test_sources=1, clips=1, frames=14, size=40))
+    subprocess.run([sys.executable, "-c", program, tmp_path / "two"], check=True, capture_output=True)
     one, two = (
         {path.name: path.read_bytes() for path in (tmp_path / name).rglob("*.mp4")} for name in ("one", "two")
     )

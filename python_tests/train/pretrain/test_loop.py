@@ -7,7 +7,6 @@ import json
 import shutil
 import signal
 import subprocess
-import sys
 import threading
 import time
 from dataclasses import replace
@@ -16,6 +15,7 @@ from typing import Any
 
 import pytest
 import torch
+from forked import run_python
 from places import ROOT
 from train_sets import DRAFT, tiny
 from train_steps import assert_same_run, weights
@@ -61,13 +61,12 @@ sys.exit(main(["pretrain", "--resume", out]))
 """
 
 
-def signalled(config: TrainConfig, step: int, number: signal.Signals) -> subprocess.CompletedProcess[bytes]:
+def signalled(config: TrainConfig, step: int, number: signal.Signals) -> subprocess.CompletedProcess[str]:
     """The run in another process, begun or resumed by the command line, which gets a signal as it begins a step."""
     if not config.out.exists():
         config.out.mkdir(parents=True)
         write_atomically(config.out / "config.json", to_json(config).encode())
-    command = [sys.executable, "-c", SIGNALLED, str(config.out), str(step), str(int(number))]
-    return subprocess.run(command, capture_output=True, cwd=ROOT, timeout=200)
+    return run_python("-c", SIGNALLED, config.out, str(step), str(int(number)), cwd=ROOT)
 
 
 def test_plan_follows_algorithm_1(data: Path, tmp_path: Path) -> None:
@@ -146,7 +145,7 @@ def test_a_run_killed_stopped_and_killed_again_ends_bit_for_bit_alike(
     assert signalled(config, 6, signal.SIGKILL).returncode == -signal.SIGKILL
     assert load(config.out / "checkpoint.pt")["step"] == 4
     stopped = signalled(config, 5, signal.SIGINT)
-    assert stopped.returncode == 130 and b"continue with: cpr pretrain --resume" in stopped.stderr
+    assert stopped.returncode == 130 and "continue with: cpr pretrain --resume" in stopped.stderr
     assert load(config.out / "checkpoint.pt")["step"] == 6
     assert signalled(config, 13, signal.SIGKILL).returncode == -signal.SIGKILL
     assert 8 <= load(config.out / "checkpoint.pt")["step"] < 13

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import trainer_ranks
 from places import ROOT
 from train_sets import tiny
 from train_steps import assert_same_run, one_step
@@ -27,97 +28,27 @@ pytest_plugins = ["train_fixtures"]
 
 RANKS = 3  # with two, any order of adding gradients gives the same bits
 KILLED_AT = 5  # in the middle of the second epoch: the last checkpoint is of step 4
-WORKER = """
-import os, signal, sys, torch
-import torch.distributed as dist
-from dataclasses import replace
-from pathlib import Path
-from cpr_kernels.train.runtime import ranks
-from cpr_kernels.train.pretrain.config import Mining, from_json
-from cpr_kernels.train.pretrain.loop import pretrain
-from cpr_kernels.train.pretrain.mining.tuned import TunedMining
-from cpr_kernels.train.pretrain.phases import Phase
-import cpr_kernels.train.pretrain.loop as loop
-from cpr_kernels.train.runtime.checkpoint import save
-
-out, killed_at, resume = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3] == "resume"
-kept, run_step = loop._save_checkpoint, loop.run_step
-def step(trainer, moment, step, batch, log):
-    if step == killed_at and ranks.rank() == 1:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return run_step(trainer, moment, step, batch, log)
-loop.run_step = step
-def keep(trainer, moment, step, log, writes):
-    save(out / f"rank{ranks.rank()}-{step}.pt", {"model": trainer.model.state_dict()})
-    kept(trainer, moment, step, log, writes)
-loop._save_checkpoint = keep
-with ranks.process_group("cpu"):  # one group for all that follows: a second on the same store may wait for ever
-    config = from_json((out / "wanted.json").read_text())
-    pretrain(config, resume=resume)
-    if resume:
-        sys.exit()
-    # an encoder that stays frozen is the same on all ranks, though each saw its own clips
-    trainer = loop.build(replace(config, out=out / "none", infonce_epochs=0))
-    inputs = loop._inputs(trainer, next(loop._batches(trainer, 0, 1)), 0)[0]
-    trainer.model.calibrate(inputs)
-    for buffer in trainer.model.online["flow"].buffers():
-        everyone = ranks.gathered(buffer[None])
-        assert all(torch.equal(one, everyone[0]) for one in everyone)
-    assert buffer.numel() and int(buffer.max())
-    # clips that all differ come back in their places
-    clips = torch.arange(4.0)[:, None] + 10 * ranks.rank()
-    seen = []
-    keys = ranks.shuffled(lambda some: seen.append(some) or some * 2, clips, seed=3)
-    assert torch.equal(keys, 2 * clips)
-    save(out / f"seen{ranks.rank()}.pt", {"seen": seen[0]})
-    # one rank chooses the plan, and all keep the same for every key
-    assert ranks.of_first_rank(lambda: f"made on {ranks.rank()}") == "made on 0"
-    try:
-        ranks.of_first_rank(lambda: 1 // ranks.rank())
-    except ZeroDivisionError:
-        pass
-    else:
-        raise AssertionError("what the first rank raises must be raised on all")
-    tuned = TunedMining(replace(config, mining=Mining("auto", topk=2)), trainer.model.queue)
-    def keys(rows, step):
-        own = torch.Generator().manual_seed(10 * step + ranks.rank())
-        return {view: torch.randn(rows, 16, generator=own) for view in config.views}
-    own = torch.arange(8) + 8 * ranks.rank()
-    tuned.enqueue(keys(8, 0), own, own)
-    phase = Phase("tuned", ("rgb",), 1, 0, None, topk=2, tuned=True)
-    tuned.prepare(phase, 0, out / f"plans{ranks.rank()}" / "plan.json")
-    for step in range(1, 4):
-        tuned.enqueue(keys(2, step), own[:2] + 100 * step, own[:2])
-        tuned.prepare(phase, step, out / "none")
-    ranks.check_same({"tuned miner": tuned.miner}, torch.device("cpu"))
-    save(out / f"tuned{ranks.rank()}.pt", tuned.state_dict())
-    odd = torch.nn.Linear(1, 1)
-    torch.nn.init.constant_(odd.weight, ranks.rank())
-    try:
-        ranks.check_same({"odd layer": odd}, torch.device("cpu"))
-    except ranks.TrainError as error:
-        assert "the odd layer differs" in str(error)
-    else:
-        raise AssertionError("ranks that differ must be noticed")
-"""
 
 
-def in_ranks(out: Path, config: TrainConfig, killed_at: int = -1, resume: bool = False) -> Path:
-    """Runs under torchrun and keeps each rank's state; rank 1 kills itself at a step, or the run is resumed."""
+def in_ranks(out: Path, config: TrainConfig, resume: bool = False) -> Path:
+    """A run in processes of their own, which keep each rank's state."""
     (out / "wanted.json").write_text(to_json(replace(config, out=out / "run")))
-    (out / "worker.py").write_text(WORKER)
+    trainer_ranks.on_ranks(RANKS, out, resume)
+    return out
+
+
+def killed_in_ranks(out: Path, config: TrainConfig) -> Path:
+    """The same under torchrun, where rank 1 kills itself at a step: torchrun ends the others."""
+    (out / "wanted.json").write_text(to_json(replace(config, out=out / "run")))
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(RANKS), "--standalone"]
     ran = subprocess.run(
-        [*command, str(out / "worker.py"), str(out), str(killed_at), "resume" if resume else "anew"],
+        [*command, trainer_ranks.__file__, str(out), str(KILLED_AT)],
         env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
         timeout=240,
     )
-    if killed_at >= 0:
-        assert ran.returncode != 0 and "SIGKILL" in ran.stderr, ran.stderr[-3000:]
-    else:
-        assert ran.returncode == 0, ran.stderr[-3000:]
+    assert ran.returncode != 0 and "SIGKILL" in ran.stderr, ran.stderr[-3000:]
     return out
 
 
@@ -150,7 +81,7 @@ def test_ranks_hold_the_same_queue_and_weights(ranks_run: Path) -> None:
 
 def test_a_killed_rank_s_run_resumes_bit_for_bit(ranks_run: Path, data: Path, tmp_path: Path) -> None:
     config = from_json((ranks_run / "wanted.json").read_text())
-    killed = in_ranks(tmp_path, config, KILLED_AT)
+    killed = killed_in_ranks(tmp_path, config)
     assert load(killed / "run" / "checkpoint.pt")["step"] < KILLED_AT
     in_ranks(killed, config, resume=True)
     assert_same_run(ranks_run / "run", killed / "run")

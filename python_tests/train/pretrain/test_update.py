@@ -41,7 +41,7 @@ def fresh(tmp_path_factory: pytest.TempPathFactory) -> Path:
     drawn, folder = tmp_path_factory.mktemp("drawn"), tmp_path_factory.mktemp("fresh")
     generate(drawn, SyntheticSettings(sources=2, test_sources=1, clips=1, frames=14, size=40, seed=5))
     for path in sorted(drawn.rglob("*.mp4")):
-        label = path.parent.name.replace("SwingRings", "Unheard")
+        label = path.parent.name.replace("SwingRound", "Unheard")
         place = folder / path.parent.parent.name / label / f"new_{path.name.removeprefix('v_')}"
         place.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(path, place)

@@ -143,8 +143,8 @@ def test_workers_change_nothing(data: Path) -> None:
         dataset = ClipDataset(data, frames=5, crop=32)
         return list(islice(clip_loader(dataset, ClipSampler(len(dataset), 8, seed=3), workers), 3))
 
-    for alone, spawned in zip(batches(0), batches(2)):
-        assert all(torch.equal(alone[name], spawned[name]) for name in alone)
+    for here, of_workers in zip(batches(0), batches(2)):
+        assert all(torch.equal(here[name], of_workers[name]) for name in here)
 
 
 def test_too_short_videos_are_named(data: Path) -> None:

@@ -1,0 +1,91 @@
+"""Measures what one run retrieves better than another on the same test videos, and how sure that is."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from .. import TrainError
+from ..data.manifest import Manifest
+from ..pretrain.run_folder import config_of, encoder_files
+from .features import Protocol
+from .retrieval import measurable_views, measured_files, units_of
+
+Z = 1.96  # standard errors on each side of a 95 % interval
+
+
+@dataclass(frozen=True)
+class Gain:
+    """R@1 of a run and of its baseline in a view, as shares; their difference and its 95 % interval."""
+
+    view: str
+    run: float
+    baseline: float
+    low: float
+    high: float
+
+    @property
+    def difference(self) -> float:
+        """By how much the run's R@1 is higher."""
+        return self.run - self.baseline
+
+
+def paired_gains(run: Path, baseline: Path, protocol: Protocol, data: Path | None = None) -> list[Gain]:
+    """Compares R@1 of the last encoders of two runs, video by video.
+
+    The interval is that of a mean of paired differences, 1.96 standard errors wide on each side; videos of one source
+    count as one observation, since their clips succeed and fail together. It knows nothing of other seeds.
+
+    Raises:
+        TrainError: runs of different views.
+    """
+    config, other = config_of(run, data), config_of(baseline, data)
+    if config.views != other.views:
+        raise TrainError(
+            f"baseline: must have the run's views {', '.join(config.views)}, got {', '.join(other.views)}"
+        )
+    manifest = Manifest.load(config.data)
+    sources = torch.tensor([
+        video.group for video in manifest.videos
+        if video.split == "test" and video.frames >= protocol.frames
+    ])  # fmt: skip
+    right = [_right(folder, config.data, config.views, protocol) for folder in (run, baseline)]
+    gains = []
+    for view, mine in right[0].items():
+        theirs = right[1][view]
+        difference = mine - theirs
+        error = clustered_standard_error(difference, sources)
+        middle = difference.mean().item()
+        gains.append(
+            Gain(view, mine.mean().item(), theirs.mean().item(), middle - Z * error, middle + Z * error)
+        )
+    return gains
+
+
+def clustered_standard_error(values: Tensor, clusters: Tensor) -> float:
+    """Returns the standard error of the mean of `values` [M] whose members of one cluster [M] depend on each other.
+
+    It is sqrt(sum over clusters of (sum of the members' deviations)^2) / M, times sqrt(G / (G - 1)) for G clusters.
+    """
+    _, of = clusters.unique(return_inverse=True)
+    count = int(of.max()) + 1
+    if count < 2:
+        return float("inf")
+    sums = torch.zeros(count, dtype=torch.float64).index_add_(0, of, (values - values.mean()).double())
+    return (sums.square().sum() * count / (count - 1)).sqrt().item() / len(values)
+
+
+def _right(run: Path, data: Path, views: tuple[str, ...], protocol: Protocol) -> dict[str, Tensor]:
+    """Returns {view: [M]}: 1.0 where the nearest training video of a test video has its class."""
+    files = encoder_files(run)[-1][1]
+    kept = {view: files[view] for view in measurable_views(data, views)}
+    found = measured_files(kept, data, protocol, run / "features")
+    return {
+        view: (
+            found.labels["train"][(splits["test"] @ splits["train"].T).argmax(dim=1)] == found.labels["test"]
+        ).double()
+        for view, splits in units_of(found, protocol).items()
+    }
