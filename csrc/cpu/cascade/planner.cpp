@@ -129,7 +129,8 @@ void plan_levels(const CascadeArgs& args, PlanStorage& store, CascadePlan& plan,
     pass.possible_rank = ranks + 2 * MAX_LEVELS;
   }
   plan.list_capacity = static_cast<int64_t>(most_held * 1.25) + 2048;
-  if (plan.biased_late && plan.levels > 0)  // the last stage's entries in float32 too, in half as many places
+  if (plan.biased_late && plan.levels > 0 &&
+      plan.levels < args.num_stages)  // the last stage's entries in float32 too, in half as many places
     plan.list_capacity = std::max(plan.list_capacity, 2 * store.keep[args.num_stages - 2] + 64);
   const double listed = plan.int16_scores ? most_held : static_cast<double>(plan.list_capacity);
   if (plan.levels == 0 || (listed >= static_cast<double>(N * 3 / 4) && store.passes.size() <= 2)) {
