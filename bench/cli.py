@@ -35,6 +35,10 @@ COMMANDS = {  # name: (the module with its `main(argv)`, what it does)
         "bench.studies.tuning",
         "Compares the plan tuned without labels with fixed schedules, on tables with labels.",
     ),
+    "heads": (
+        "bench.studies.heads",
+        "Trains heads over tables of embeddings with every way of mining, and compares them in pairs.",
+    ),
     "gpu-tune": ("bench.studies.gpu_tune", "Times the CUDA planner's alternatives on a GPU."),
 }
 

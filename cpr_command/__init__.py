@@ -43,6 +43,14 @@ COMMANDS = {
             "cpr tune --view flow=flow.npy --view rgb=rgb.npy --labels label.npy --out plan.json",
         ),
     ),
+    "adapt": Command(
+        "adapt", "main", "better embeddings: heads trained on such a table, without labels",
+        (
+            "cpr adapt clips.npz --ids video --out model",
+            "cpr adapt --view flow=flow.npy --view rgb=rgb.npy --method cpr7 --out model",
+            "cpr adapt clips.npz --ids video --out model --resume",
+        ), "tables",
+    ),
     "prepare": Command(
         "train", "prepare", "a folder of videos becomes stored RGB frames and TV-L1 flow",
         (

@@ -12,7 +12,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 TITLE = "## Where things are"
 # folders of the package in the order of a call, then of a training; a folder that is not listed is an error
-TRAIN = ("runtime", "data", "encoders", "views", "batches", "pretrain", "evaluate", "pages")
+TRAIN = ("runtime", "data", "encoders", "views", "batches", "pretrain", "evaluate", "adapt", "pages")
 ORDER = (
     *(
         "dispatch",

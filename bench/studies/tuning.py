@@ -42,6 +42,7 @@ class Table(NamedTuple):
     labels: Tensor
     ids: Tensor
     axes: dict[str, PrincipalAxes]
+    groups: Tensor | None = None  # of which sources are made, with the class; None: each row is a source
 
 
 class Figures(NamedTuple):
@@ -68,14 +69,16 @@ def read(path: Path) -> Table:
     if len(tables) < 2:
         raise ValueError(f"{path}: has {len(tables)} arrays [N, D] of floats; two views or more are needed")
     labels = torch.from_numpy(found["label"].astype(np.int64)).reshape(-1)
-    ids = torch.arange(len(labels))
+    ids, groups = torch.arange(len(labels)), None
     if "group" in found:
-        ids = labels * 100_000 + torch.from_numpy(found["group"].astype(np.int64))
+        groups = torch.from_numpy(found["group"].astype(np.int64))
+        ids = labels * 100_000 + groups
     views = {
         name: torch.from_numpy(tables[name]).float()
         for name in sorted(tables, key=lambda v: (v != "flow", v))
     }
-    return Table(path.stem, views, labels, ids, {view: principal_axes(rows) for view, rows in views.items()})
+    axes = {view: principal_axes(rows) for view, rows in views.items()}
+    return Table(path.stem, views, labels, ids, axes, groups)
 
 
 def figures(table: Table, plan: MiningPlan) -> Figures:

@@ -9,8 +9,11 @@ from typing import Annotated, Any, Literal, TypeAlias
 
 from tyro.conf import Positional, arg
 
+from ..deploy.adapter import is_adapter
 from ..deploy.clip_index import ClipIndex, Neighbor
 from ..deploy.model import Model, VideoPrediction
+from ..progress import result
+from .adapted import adapted_table
 from .arguments import at_least, free_file, parse
 from .videos import Results, each, video_files
 
@@ -56,7 +59,8 @@ class Predict(Output):
     nearest known clips. ARTIFACT is a file made by `cpr export`; nothing else of the training is needed.
 
     VIDEO is a file, a folder (searched for videos), or a pattern such as 'clips/**/*.mp4'. A broken video costs a line
-    on stderr and the exit status, not the run.
+    on stderr and the exit status, not the run. Of a file made by `cpr adapt`, VIDEO is a table of embeddings, and
+    --out FILE.npz gets the adapted ones, with the table's other columns.
 
     Exit status 0: all predicted. 1: some videos could not be read. 2: nothing could be done.
     """
@@ -80,6 +84,8 @@ def main(argv: Sequence[str]) -> int:
     args: Predict = parse(Predict, argv, "predict")
     at_least(1, topk=args.topk, clips=args.clips)
     free_file(args.out, args.force)
+    if is_adapter(args.artifact):
+        return _adapt(args)
     paths = video_files("predict", args.videos)
     model = Model(args.artifact, args.trust)
     index = None if args.index is None else ClipIndex(args.index, model.id)
@@ -100,6 +106,17 @@ def main(argv: Sequence[str]) -> int:
             elif kind == "jsonl":
                 results.add([], "", {"path": str(path), "error": reason})
     return 1 if failed else 0
+
+
+def _adapt(args: Predict) -> int:
+    """Writes a table of embeddings, mapped by an artifact of `cpr adapt`."""
+    if len(args.videos) != 1 or args.index is not None:
+        raise ValueError(
+            f"{args.artifact} was made by cpr adapt: give it one table of embeddings, and --out FILE.npz"
+        )
+    rows = adapted_table(args.artifact, Path(args.videos[0]), args.out, args.force)
+    result({"rows": rows, "out": str(args.out)}, f"{args.out}: {rows:,} rows")
+    return 0
 
 
 def format_prediction(

@@ -1,13 +1,15 @@
 """How is a trained model used, without the trainer?
 
-`artifact` (the file that holds it), `model` (clips in, classes and embeddings out), `clip_index` (the nearest known
-clips). Imported by the console script, and by the trainer, which writes artifacts.
+`artifact` (the file that holds it), `model` (clips in, classes and embeddings out), `adapter` (embeddings in, better
+ones out), `clip_index` (the nearest known clips). Imported by the console script, and by the trainer, which writes
+artifacts.
 """
 
 from __future__ import annotations
 
+from .adapter import Adapter
 from .artifact import ArtifactError
 from .clip_index import ClipIndex
 from .model import Model
 
-__all__ = ["ArtifactError", "ClipIndex", "Model"]
+__all__ = ["Adapter", "ArtifactError", "ClipIndex", "Model"]

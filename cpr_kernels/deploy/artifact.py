@@ -74,10 +74,10 @@ class Manifest:
 
     kind: str
     views: Annotated[list[ViewEntry], Meta(min_length=1, max_length=16)]
-    clip: ClipEntry
     embedding: Positive
     classes: list[str]
     files: dict[str, Member]
+    clip: ClipEntry | None = None  # None: the input is rows of embeddings
     torch: str = ""
     cpr_kernels: str = ""
 

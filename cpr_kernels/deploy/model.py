@@ -67,6 +67,11 @@ class Model:
         self.embedding = self.manifest.embedding
         self.id = self.manifest.files[artifact.WEIGHTS].sha256
         self.views = self.manifest.views
+        if self.manifest.clip is None:
+            raise ArtifactError(
+                f"artifact: {path} was made by `cpr adapt`: it takes tables of embeddings, not videos; "
+                "give `cpr predict` a table, or use cpr_kernels.deploy.Adapter"
+            )
         self.clip = self.manifest.clip
         if unknown := [view.record for view in self.views if view.record not in RECORDS]:
             raise ArtifactError(

@@ -61,6 +61,19 @@ def why_not_described(views: Sequence[str], encoders: Sequence[nn.Module]) -> st
     return None
 
 
+def weights_of(model: nn.Module) -> bytes:
+    """Returns a model's state as safetensors; a tensor with two names is stored under the first."""
+    from safetensors.torch import save
+
+    first: dict[int, str] = {}
+    state = model.state_dict(keep_vars=True)
+    names = {name: first.setdefault(id(value), name) for name, value in state.items()}
+    return save(
+        {name: state[name].detach().contiguous() for name, under in names.items() if name == under},
+        {"format": "pt"},
+    )
+
+
 def rebuilt(described: Mapping[str, tuple[str, float, int]], classes: int, weights: bytes) -> Network:
     """Returns the network that a description and its weights (safetensors) give, in evaluation mode.
 

@@ -1,4 +1,4 @@
-"""Loads the exported program of an artifact whose writer is trusted, after a check that no member of it is a pickle.
+"""Makes the exported program of an artifact, and loads one whose writer is trusted, after a check for pickles.
 
 `torch.export.load` unpickles what it finds: legacy weights, opaque constants, tensors marked as pickled, and sample
 inputs that its own safe reader refuses. It also evaluates sizes and guards as Python. `cpr export` writes none of the
@@ -9,10 +9,13 @@ from __future__ import annotations
 
 import io
 import re
+import warnings
 import zipfile
+from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 
 from ..reading.records import read_json
 from ..reading.zips import read_members
@@ -32,6 +35,20 @@ EXPRESSION = re.compile(
 
 GUARD = re.compile(r"(L\['\w+'\]|\[\d+\]|\.size\(\)|[\s\d()+*/%<>=!-]|and|or|not)+")
 NAME = re.compile(r"[\w.]*")
+MOST_CLIPS = 4096  # the program's free batch size
+
+
+def program_of(model: nn.Module, example: Sequence[Tensor]) -> bytes:
+    """Returns the `torch.export` program of a model, its batch size free, as the bytes of a .pt2 file."""
+    batch = torch.export.Dim("clips", min=1, max=MOST_CLIPS)
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        program = torch.export.export(
+            model, tuple(example), dynamic_shapes=(tuple({0: batch} for _ in example),)
+        )
+        buffer = io.BytesIO()
+        torch.export.save(program, buffer)
+    return buffer.getvalue()
 
 
 def load_program(body: bytes) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import math
 import warnings
 from collections.abc import Mapping, Sequence
@@ -16,7 +15,8 @@ from torch import Tensor, nn
 from .. import __version__
 from ..deploy import artifact
 from ..deploy.model import RECORDS
-from ..deploy.network import Network, why_not_described
+from ..deploy.network import Network, weights_of, why_not_described
+from ..deploy.program import MOST_CLIPS, program_of
 from ..progress import say
 from . import TrainError
 from .batches.dataset import ClipDataset
@@ -27,8 +27,6 @@ from .evaluate.features import Protocol, encode
 from .evaluate.finetune import CLASSIFIER, settings_of
 from .pretrain.run_folder import config_of, encoder_files
 from .views import chosen
-
-MOST_CLIPS = 4096  # the program's free batch size
 
 
 @dataclass(frozen=True)
@@ -137,32 +135,6 @@ def _described(encoders: Mapping[str, nn.Module], records: Mapping[str, str]) ->
         say(f"stored as a program only ({reason}): whoever uses this file must trust it (--trust)")
         return views
     return [{**view, **encoder_facts(encoder)} for view, encoder in zip(views, encoders.values())]
-
-
-def program_of(model: nn.Module, example: Sequence[Tensor]) -> bytes:
-    """Returns the `torch.export` program of a model, its batch size free, as the bytes of a .pt2 file."""
-    batch = torch.export.Dim("clips", min=1, max=MOST_CLIPS)
-    with torch.no_grad(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        program = torch.export.export(
-            model, tuple(example), dynamic_shapes=(tuple({0: batch} for _ in example),)
-        )
-        buffer = io.BytesIO()
-        torch.export.save(program, buffer)
-    return buffer.getvalue()
-
-
-def weights_of(model: nn.Module) -> bytes:
-    """Returns a model's state as safetensors; a tensor with two names is stored under the first."""
-    from safetensors.torch import save
-
-    first: dict[int, str] = {}
-    state = model.state_dict(keep_vars=True)
-    names = {name: first.setdefault(id(value), name) for name, value in state.items()}
-    return save(
-        {name: state[name].detach().contiguous() for name, under in names.items() if name == under},
-        {"format": "pt"},
-    )
 
 
 def onnx_of(model: nn.Module, example: Sequence[Tensor], names: Sequence[str]) -> bytes:

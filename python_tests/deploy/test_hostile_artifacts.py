@@ -22,8 +22,8 @@ from zip_members import members_of, zipped
 
 from cpr_kernels.__main__ import main
 from cpr_kernels.deploy import ArtifactError, Model, artifact
+from cpr_kernels.deploy.network import weights_of
 from cpr_kernels.reading.seals import sealed
-from cpr_kernels.train.export import weights_of
 
 WEIGHTS_CONFIG = "archive/data/weights/model_weights_config.json"
 CONSTANTS_CONFIG = "archive/data/constants/model_constants_config.json"

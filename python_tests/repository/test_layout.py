@@ -22,7 +22,7 @@ LAYERS = {
         {"dispatch", "video", "files", "progress", "errors", "reading"}, {"video_files", "_core"},
     ],
     "cpr_kernels.train": [
-        {"demo"}, {"update", "export", "pages"}, {"evaluate"}, {"pretrain"}, {"batches"}, {"views"},
+        {"demo"}, {"update", "export", "pages"}, {"evaluate", "adapt"}, {"pretrain"}, {"batches"}, {"views"},
         {"s3d", "checkpoint"}, {"data", "encoders"}, {"runtime"}, {"__init__"},
     ],
     "bench": [

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 
 from cpr_kernels.deploy import artifact
-from cpr_kernels.deploy.network import Network
+from cpr_kernels.deploy.network import Network, weights_of
+from cpr_kernels.deploy.program import program_of
 from cpr_kernels.networks import new_encoder
 from cpr_kernels.networks.inputs import PLAIN
-from cpr_kernels.train.export import program_of, weights_of
 
 CLIP = {
     "frames": 8, "crop": 32, "size": 32, "fps_stride": 1, "limit": 300, "clips": 2, "flow": "draft", "flow_bound": 8.0,

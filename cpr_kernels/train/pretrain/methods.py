@@ -55,7 +55,7 @@ def cpr(config: TrainConfig, trained: str, topk: int) -> Positives:
     if not frozen:
         return Positives()
     made = cpr_schedule((FROZEN, TRAINED), config.queue, mining.stages, mining.ratio, topk)
-    return Positives(_named(made, frozen, trained))
+    return Positives(with_view_names(made, frozen, trained))
 
 
 def custom(config: TrainConfig, trained: str, topk: int) -> Positives:
@@ -66,7 +66,7 @@ def custom(config: TrainConfig, trained: str, topk: int) -> Positives:
         raise ValueError(
             f"schedule: no view {unknown[0]!r} in this run; it has {', '.join(config.views)}, {FROZEN} and {TRAINED}"
         )
-    return Positives(_named(made, frozen_views(config, trained), trained))
+    return Positives(with_view_names(made, frozen_views(config, trained), trained))
 
 
 def auto(config: TrainConfig, trained: str, topk: int) -> Positives:
@@ -97,7 +97,7 @@ def frozen_views(config: TrainConfig, trained: str) -> tuple[str, ...]:
     return tuple(view for view in config.views if view != trained)
 
 
-def _named(schedule: Schedule, frozen: tuple[str, ...], trained: str) -> Schedule:
+def with_view_names(schedule: Schedule, frozen: tuple[str, ...], trained: str) -> Schedule:
     """Replaces `frozen` and `trained` by the views that they name."""
     stages = []
     for stage in schedule:
