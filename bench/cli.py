@@ -15,6 +15,10 @@ COMMANDS = {  # name: (the module with its `main(argv)`, what it does)
     "loss": ("bench.ops.measure", "Measures the MIL-NCE loss only, forward and backward."),
     "enqueue": ("bench.ops.measure", "Measures writing a batch into the queue only."),
     "train_step": ("bench.ops.measure", "Measures the training step without encoders only."),
+    "between": (
+        "bench.ops.between",
+        "Measures mining between torch's own products: cold caches, threads that sleep or spin.",
+    ),
     "readme": (
         "bench.tables.readme",
         "Rewrites the tables of README.md and docs/benchmarks.md from the kept results.",

@@ -28,8 +28,8 @@ Masks: TypeAlias = tuple[Address, ...]
 Swept: TypeAlias = tuple[Address, ...]
 # sums, attended, own scores, ranks, best
 Shared: TypeAlias = tuple[Address, ...]
-# query ids, key ids, exclude, its stride
-CascadeMasks: TypeAlias = tuple[Address, Address, Address, int]
+# query ids, key ids, exclude, its stride, key bias
+CascadeMasks: TypeAlias = tuple[Address, Address, Address, int, Address]
 # scores, index, length, queries, rows, pitch
 Lists: TypeAlias = tuple[Address, Address, Address, int, int, int]
 # compute capability (90 for 9.0), shared memory a block may have, L2 bytes, has it clusters of 16 blocks
@@ -39,15 +39,14 @@ Mined: TypeAlias = tuple[Address, Address]
 
 def cascade_topk(
     views: Views, dtype: int, num_queries: int, num_keys: int, weights: Sequence[float], keep: Sequence[int],
-    query_ids: Address, key_ids: Address, exclude: Address, exclude_stride: int, indices: Address,
-    scores: Address, threads: int, /,
+    masks: CascadeMasks, out: Mined, threads: int, /,
 ) -> int: ...  # fmt: skip
 def connect_torch(
     tensor: type[Tensor], empty: Callable[..., Tensor], int64: torch.dtype, float32: torch.dtype, cpu: torch.device, /
 ) -> bool: ...  # fmt: skip
 def cascade_topk_of_tensors(
     queries: list[Any], keys: list[Any], stage_weights: tuple[float, ...], stage_keep: tuple[int, ...],
-    query_ids: Any, key_ids: Any, threads: int, /,
+    query_ids: Any, key_ids: Any, key_bias: Any, threads: int, /,
 ) -> tuple[Tensor, Tensor] | None: ...  # fmt: skip
 def are_plain(*tensors: Any) -> bool: ...
 def cascade_rerank(
@@ -79,15 +78,15 @@ def count_digits(
 def keep_above(lists: Lists, row: int, cut: Address, ties: Address, threads: int, /) -> None: ...
 def plan_cuda_cascade(
     views: Views, dtype: int, num_queries: int, num_keys: int, weights: Sequence[float], keep: Sequence[int],
-    limits: Limits, gathered: bool, /,
+    key_bias: Address, limits: Limits, gathered: bool, /,
 ) -> tuple[str, int, int, int, int, bool, str]: ...  # fmt: skip
 def plan_cuda_mil_nce(
     dtype: int, sizes: tuple[int, int, int], limits: Limits, gradient: bool, /
 ) -> tuple[int, int, bool, int]: ...
 def plan_cpu_cascade(
     views: Views, dtype: int, num_queries: int, num_keys: int, weights: Sequence[float], keep: Sequence[int],
-    threads: int, /,
-) -> tuple[int, int, int, int, int, int, int, bool]: ...  # fmt: skip
+    key_bias: Address, threads: int, /,
+) -> tuple[int, int, int, int, int, int, int, bool, str]: ...  # fmt: skip
 def plan_cpu_mil_nce(
     dtype: int, sizes: tuple[int, int, int], threads: int, /
 ) -> tuple[int, int, int, int]: ...

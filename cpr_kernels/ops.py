@@ -33,7 +33,7 @@ LIBRARY = torch.library.Library("cpr", "DEF")  # the ops live as long as this ob
 
 _SCHEDULE_AND_MASKS = (
     "float[] stage_weights, int[] stage_keep, "
-    "Tensor? query_ids=None, Tensor? key_ids=None, Tensor? exclude=None"
+    "Tensor? query_ids=None, Tensor? key_ids=None, Tensor? exclude=None, Tensor? key_bias=None"
 )
 _CASCADE = f"Tensor[] queries, Tensor[] keys, {_SCHEDULE_AND_MASKS}"
 _RERANK = f"Tensor[] queries, Tensor[] keys, Tensor candidates, {_SCHEDULE_AND_MASKS}"
@@ -90,9 +90,14 @@ def _autocast_rule(op: Any, key: str, prepare: Callable[..., tuple[Any, ...]] | 
     return rule
 
 
-def _cascade_topk(*args: Any, backend: str = "auto") -> tuple[Tensor, Tensor]:
+def _cascade_call(args: Sequence[Any]) -> CascadeCall:
     call = CascadeCall(*args, *[None] * (len(CascadeCall._fields) - len(args)))
     check_cascade(call)
+    return call
+
+
+def _cascade_topk(*args: Any, backend: str = "auto") -> tuple[Tensor, Tensor]:
+    call = _cascade_call(args)
     call = call.in_one_dtype()
     chosen = choose(mining.BACKENDS, call, backend)
     with in_profiles("cascade_topk", chosen):
@@ -116,9 +121,7 @@ def _cascade_rerank(*args: Any, backend: str = "auto") -> tuple[Tensor, Tensor]:
 
 
 def _fake_cascade_topk(*args: Any, backend: str = "auto") -> tuple[Tensor, Tensor]:
-    call = CascadeCall(*args, *[None] * (len(CascadeCall._fields) - len(args)))
-    check_cascade(call)
-    return _fake_result(call)
+    return _fake_result(_cascade_call(args))
 
 
 def _fake_cascade_rerank(*args: Any, backend: str = "auto") -> tuple[Tensor, Tensor]:

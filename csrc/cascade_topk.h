@@ -19,8 +19,10 @@ struct CascadeArgs {
   const int64_t* key_ids;    // [N] or null
   const uint8_t* exclude;    // [B, N] or null, rows exclude_stride bytes apart
   int64_t exclude_stride;
-  int64_t* indices;  // out [B, k]
-  float* scores;     // out [B, k]
+  const float* key_bias;  // [N] or null, added to the last stage's scores; on 16 bytes for CUDA
+  int64_t bias_stride;    // 0; of a bias [B, N], as cascade_rerank has on CUDA: between its rows
+  int64_t* indices;       // out [B, k]
+  float* scores;          // out [B, k]
   int threads;
 };
 
@@ -38,6 +40,7 @@ struct CpuPlan {
   int passes;         // over the keys, the last over those not seen yet
   int levels;         // leading stages that are decided while the keys stream by
   bool int16_scores;  // by 16-bit products first, and exactly what is close
+  const char* bias;   // where key_bias is added; empty without one
 };
 
 CpuPlan cascade_topk_cpu_plan(const CascadeArgs& args);

@@ -29,7 +29,8 @@ struct DigitSearch {
 };
 
 // Every entry that a query may select, with its score by each of args.num_stages rows of args.weights, which
-// are distinct. False when there is no memory to be had. args.keep and the outputs of args are unread.
+// are distinct but for the last where args.key_bias is added to it. False when there is no memory to be had.
+// args.keep and the outputs of args are unread.
 bool collect_entries_cpu(const CascadeArgs& args, const EntryLists& out);
 
 // counts [B, 2^bits]: entries of score row `row` by their next digit.

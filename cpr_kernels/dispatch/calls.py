@@ -47,6 +47,7 @@ class CascadeCall(NamedTuple):
     query_ids: Tensor | None  # [B] int64
     key_ids: Tensor | None  # [N] int64
     exclude: Tensor | None  # [B, N] bool
+    key_bias: Tensor | None = None  # [N] float32
 
     @property
     def sharded(self) -> str | None:
@@ -54,8 +55,9 @@ class CascadeCall(NamedTuple):
         return why_not_sharded(self.keys[0])
 
     def with_contiguous_rows(self) -> CascadeCall:
-        """The same call as kernels can walk it: features and `exclude` with unit inner stride, ids without gaps."""
-        if _all_contiguous_rows((*self.queries, *self.keys), self.query_ids, self.key_ids, self.exclude):
+        """The same call as kernels can walk it: features and `exclude` with unit inner stride, all else dense."""
+        masks = (self.query_ids, self.key_ids, self.exclude, self.key_bias)
+        if _all_contiguous_rows((*self.queries, *self.keys), *masks):
             return self
         return self._replace(
             queries=[row_contiguous(query) for query in self.queries],
@@ -63,6 +65,7 @@ class CascadeCall(NamedTuple):
             query_ids=_contiguous(self.query_ids),
             key_ids=_contiguous(self.key_ids),
             exclude=None if self.exclude is None else row_contiguous(self.exclude),
+            key_bias=_contiguous(self.key_bias),
         )
 
     def in_one_dtype(self) -> CascadeCall:
@@ -96,6 +99,7 @@ class RerankCall(NamedTuple):
     query_ids: Tensor | None  # [B] int64
     key_ids: Tensor | None  # [N] int64
     exclude: Tensor | None  # [B, N] bool
+    key_bias: Tensor | None = None  # [N] float32
 
     @property
     def cascade(self) -> CascadeCall:

@@ -81,7 +81,7 @@ def check_cascade(call: CascadeCall, op: str = "cascade_topk") -> None:
     """
     _check_features(op, call)
     masks = {"query_ids": call.query_ids, "key_ids": call.key_ids, "exclude": call.exclude}
-    check_memory(op, queries=call.queries, keys=call.keys, **masks)
+    check_memory(op, queries=call.queries, keys=call.keys, **masks, key_bias=call.key_bias)
     num_views, num_stages = len(call.queries), len(call.stage_keep)
     require(num_stages > 0, op, "stage_keep is empty; a cascade needs at least one stage")
     if len(call.stage_weights) != num_stages * num_views:
@@ -91,6 +91,8 @@ def check_cascade(call: CascadeCall, op: str = "cascade_topk") -> None:
         )
     _check_stages(op, tuple(call.stage_weights), tuple(call.stage_keep))
     _check_cascade_masks(op, call)
+    if call.key_bias is not None:
+        check_key_bias(op, call.key_bias, call.keys[0].shape[0], "entry of keys", call.queries[0].device)
 
 
 @functools.lru_cache(maxsize=256)
@@ -134,6 +136,22 @@ def _check_cascade_masks(op: str, call: CascadeCall) -> None:
             )
         if mask.device != device:
             raise ValueError(f"{op}: exclude is on {mask.device}, expected {device}; move it there")
+
+
+def check_key_bias(op: str, key_bias: Tensor, length: int, what: str, device: torch.device) -> None:
+    """Checks that a bias is a float32 tensor [length] on `device`.
+
+    Raises:
+        ValueError: naming what was expected and what came.
+    """
+    if key_bias.dtype != torch.float32 or tuple(key_bias.shape) != (length,):
+        raise ValueError(
+            f"{op}: key_bias must be float32 of shape [{length}] (one per {what}), "
+            f"got {key_bias.dtype} {shape_of(key_bias)}"
+        )
+    require(
+        key_bias.device == device, op, f"key_bias is on {key_bias.device}, expected {device}; move it there"
+    )
 
 
 def check_rerank(call: RerankCall, op: str = "cascade_rerank") -> None:

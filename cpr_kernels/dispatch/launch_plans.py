@@ -10,7 +10,7 @@ from torch import Tensor
 from torch._subclasses import FakeTensor
 
 from .calls import CascadeCall, LossCall, RerankCall, has_unit_inner_stride
-from .native import DTYPE_CODES, MIN_CAPABILITY, core, on_current_stream
+from .native import DTYPE_CODES, MIN_CAPABILITY, address, core, on_current_stream
 
 
 class CudaLimits(NamedTuple):
@@ -82,6 +82,7 @@ class CpuCascadePlan(NamedTuple):
     passes: int  # over the keys, a sample of them first where there are several
     streamed_stages: int  # decided while the keys stream by
     int16_scores: bool  # by 16-bit products first; what they leave open is scored again exactly
+    bias: str  # where key_bias is added; empty without one
 
     def __str__(self) -> str:
         if self.groups == 0:
@@ -101,6 +102,8 @@ class CpuCascadePlan(NamedTuple):
             )
         if self.int16_scores:
             stages += "; 16-bit products first, and exactly what they leave open"
+        if self.bias:
+            stages += f"; key_bias is added {self.bias}"
         return f"{self.isa}, {self.lanes} numbers a vector; {how}; {stages}"
 
 
@@ -177,7 +180,8 @@ def plan_on_cuda(call: CascadeCall | RerankCall | LossCall, limits: CudaLimits) 
     if isinstance(call, LossCall):
         return CudaLossPlan(*core.plan_cuda_mil_nce(*_loss_sizes(call), limits, True))
     gathered = isinstance(call, RerankCall)
-    return CudaCascadePlan(*core.plan_cuda_cascade(*_cascade_sizes(call), limits, gathered))
+    has_bias = int(call.key_bias is not None)  # an address that is not read
+    return CudaCascadePlan(*core.plan_cuda_cascade(*_cascade_sizes(call), has_bias, limits, gathered))
 
 
 def plan_on_cpu(call: CascadeCall | RerankCall | LossCall) -> Plan:
@@ -188,7 +192,12 @@ def plan_on_cpu(call: CascadeCall | RerankCall | LossCall) -> Plan:
         return CpuLossPlan(isa, lanes, threads, *rest)
     if isinstance(call, RerankCall):
         return CpuRerankPlan(isa, max(1, min(threads, call.queries[0].shape[0])))
-    return CpuCascadePlan(isa, *core.plan_cpu_cascade(*_cascade_sizes(call), threads))
+    bias = call.key_bias
+    if isinstance(bias, FakeTensor):
+        bias = torch.zeros(bias.shape)  # any that is finite
+    if bias is not None:
+        bias = bias.contiguous()
+    return CpuCascadePlan(isa, *core.plan_cpu_cascade(*_cascade_sizes(call), address(bias), threads))
 
 
 def _loss_sizes(call: LossCall) -> tuple[int, tuple[int, int, int]]:

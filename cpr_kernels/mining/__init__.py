@@ -95,11 +95,9 @@ def cascade_topk(
         key_ids: [N] int64 source of each entry; a negative id is an empty slot, never selected. Of a sharded
             queue: of the entries that this rank holds.
         exclude: [B, N] bool; True is never selected. Prefer ids: this is the only B x N array involved.
-        key_bias: [N] float32, added to the last stage's score: minus half of a hub term (CSLS), or a penalty for
-            entries mined often. The same as one more view of D=1 in that stage, ones as queries and the bias as keys.
-            +inf comes first, -inf last; an entry whose bias is NaN is never selected. It is exact beside bfloat16
-            features too (to 9e-41); float16 features are copied to float32. A sharded queue and a
-            :class:`FaissIndex` refuse it.
+        key_bias: [N] float32, added to the last stage's score in float32, as the last operation: minus half of a hub
+            term (CSLS), or a penalty for entries mined often. +inf comes first, -inf last; an entry whose bias is NaN
+            is never selected. Of a sharded queue: of the entries that this rank holds.
         backend: ``"auto"``, or a name of :func:`explain`'s table; one that cannot run is an error. Or a
             :class:`FaissIndex` over these keys, which then proposes the survivors of stage 1.
 
@@ -184,8 +182,8 @@ def cascade_rerank(
     Raises:
         ValueError: an argument that does not fit, or a candidate out of range.
     """
-    masks = {"query_ids": query_ids, "key_ids": key_ids, "exclude": exclude}
-    call = as_rerank_call(queries, keys, schedule, candidates, key_bias, **masks)
+    masks = {"query_ids": query_ids, "key_ids": key_ids, "exclude": exclude, "key_bias": key_bias}
+    call = as_rerank_call(queries, keys, schedule, candidates, **masks)
     if backend == "auto":
         return torch.ops.cpr.cascade_rerank.default(*call)
     return torch.ops.cpr._cascade_rerank_on(*call, backend=backend)

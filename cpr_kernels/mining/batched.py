@@ -18,7 +18,7 @@ def batching_rule(op: Callable[..., Any], kind: type[CascadeCall] | type[RerankC
         missing = (None,) * (len(kind._fields) - len(args))
         call, size = kind(*args, *missing), info.batch_size
         dims: Any = kind(*in_dims, *missing)
-        shared_keys = dims.key_ids is None and all(dim is None for dim in dims.keys)
+        shared_keys = all(dim is None for dim in (*dims.keys, dims.key_ids, dims.key_bias))
         shared_mask = call.exclude is not None and dims.exclude is None  # not to be repeated for each call
         if not shared_keys or shared_mask or size == 0:
             return looped(functools.partial(op, **kwargs), size, in_dims, args)

@@ -19,3 +19,9 @@ def gather_entries(listed: Tensor, positions: Tensor) -> Tensor:
     if listed.shape[1] == 0:
         return positions
     return torch.where(positions >= 0, listed.gather(1, positions.clamp(min=0)), -1)
+
+
+def bias_of_listed(key_bias: Tensor, listed: Tensor) -> Tensor:
+    """Returns the bias of listed entries [B, C], of padding any; rows begin at multiples of four numbers."""
+    at = torch.nn.functional.pad(listed.clamp(min=0), (0, -listed.shape[1] % 4))
+    return key_bias[at] if len(key_bias) else key_bias.new_zeros(at.shape)

@@ -11,12 +11,12 @@ from torch import Tensor
 from ..dispatch.calls import CascadeCall, RerankCall, row_contiguous
 from ..dispatch.fast_path import dispatcher_is_idle
 from ..dispatch.native import DTYPE_CODES, LIMITS, address, core, on_current_stream, why_not_cuda
-from .arguments import biased_weights
-from .candidate_lists import gather_entries, sorted_unique
+from .candidate_lists import bias_of_listed, gather_entries, sorted_unique
 from .schedule import Schedule
 from .weightings import plan_rows
 
 NAME = "native"
+BIAS_ALIGNMENT = 16  # bytes: the CUDA kernels read four numbers at once
 MAX_STAGES, MAX_VIEWS, MAX_ROWS = LIMITS["stages"], LIMITS["views"], LIMITS["rows"]
 
 
@@ -91,13 +91,14 @@ class _Arguments:
             address(call.key_ids),
             address(call.exclude),
             0 if call.exclude is None else call.exclude.stride(0),
+            address(call.key_bias),
         )
         self.out = (self.indices.data_ptr(), self.scores.data_ptr())
 
 
 def _run_on_cpu(call: CascadeCall) -> tuple[Tensor, Tensor]:
     given = _Arguments(call)
-    core.cascade_topk(*given.features, *given.masks, *given.out, torch.get_num_threads())
+    core.cascade_topk(*given.features, given.masks, given.out, torch.get_num_threads())
     return given.indices, given.scores
 
 
@@ -120,24 +121,14 @@ def run_directly(
         of_keys = [keys[view] for view in schedule.views]
     except KeyError:
         return None
-    if key_bias is not None:
-        query = of_queries[0]
-        if (
-            type(key_bias) is not Tensor
-            or type(query) is not Tensor
-            or key_bias.dim() != 1
-            or query.dim() != 2
-        ):
-            return None
-        of_queries.append(torch.ones(query.shape[0], 1, dtype=torch.float32))
-        of_keys.append(key_bias[:, None])
-        weights = biased_weights(weights, len(keep))
-    threads = torch.get_num_threads()
-    return core.cascade_topk_of_tensors(of_queries, of_keys, weights, keep, query_ids, key_ids, threads)
+    masks = (query_ids, key_ids, key_bias)
+    return core.cascade_topk_of_tensors(of_queries, of_keys, weights, keep, *masks, torch.get_num_threads())
 
 
 def run_on_stream(call: CascadeCall, core: Any, stream: int) -> tuple[Tensor, Tensor]:
     """Queue the CUDA kernels of `core` on a stream of the current device; the workspace is torch's memory."""
+    if call.key_bias is not None and call.key_bias.data_ptr() % BIAS_ALIGNMENT:
+        call = call._replace(key_bias=call.key_bias.clone())
     given = _Arguments(call)
     arguments = (*given.features, given.masks, given.out)
     size = core.cuda_cascade_topk_workspace(*arguments)
@@ -162,7 +153,10 @@ def rerank(call: RerankCall) -> tuple[Tensor, Tensor]:
 def rerank_on_stream(call: RerankCall, core: Any, stream: int) -> tuple[Tensor, Tensor]:
     """Queue the CUDA kernels of `core` on a stream of the current device: places in ordered lists, then entries."""
     candidates = sorted_unique(call.candidates, call.keys[0].shape[0])
-    given = _Arguments(call.cascade)
+    cascade = call.cascade
+    if cascade.key_bias is not None:
+        cascade = cascade._replace(key_bias=bias_of_listed(cascade.key_bias, candidates))
+    given = _Arguments(cascade)
     listed = (candidates.data_ptr(), candidates.shape[1], candidates.stride(0))
     arguments = (*given.features, listed, given.masks, given.out)
     size = core.cuda_cascade_rerank_workspace(*arguments)

@@ -28,7 +28,7 @@ def view_scores(query: Tensor, key: Tensor) -> Tensor:
 
 
 def stage_scores(call: CascadeCall) -> list[Tensor]:
-    """Returns the score of every entry at every stage: S tensors [B, N], views added in order."""
+    """Returns the score of every entry at every stage: S tensors [B, N], views added in order, the bias last."""
     num_views = len(call.queries)
     of_view: dict[int, Tensor] = {}
     scores = []
@@ -44,6 +44,8 @@ def stage_scores(call: CascadeCall) -> list[Tensor]:
             total = term if total is None else total + term
         assert total is not None  # checks.py refuses a stage whose weights are all 0
         scores.append(total)
+    if call.key_bias is not None:
+        scores[-1] = scores[-1] + call.key_bias
     return scores
 
 

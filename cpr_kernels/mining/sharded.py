@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from ..dispatch.calls import CascadeCall, row_contiguous
-from ..dispatch.checks import check_cascade
+from ..dispatch.checks import check_cascade, check_key_bias
 from ..dispatch.native import DTYPE_CODES, LIMITS, address, core
 from ..dispatch.sharded_keys import (
     Shard,
@@ -34,7 +34,7 @@ from ..dispatch.sharded_keys import (
     handshake,
     why_not_group,
 )
-from ..dispatch.tensor_checks import check_ids, check_like
+from ..dispatch.tensor_checks import check_ids, check_like, check_memory
 from .reference import ranking
 from .weightings import Rows, plan_rows
 
@@ -61,24 +61,27 @@ def why_not(call: CascadeCall) -> str | None:
 
 
 def check(call: CascadeCall) -> None:
-    """Checks a call as `check_cascade`; key_ids are of this rank's entries, exclude has a column for every entry.
+    """Checks a call as `check_cascade`; key_ids and key_bias are of this rank's entries, exclude has a column for
+    every entry.
 
     Raises:
         ValueError: naming the argument, what was expected and what came.
     """
     op, shard = "cascade_topk", call.keys[0].shard
-    check_cascade(call._replace(query_ids=None, key_ids=None))
+    check_cascade(call._replace(query_ids=None, key_ids=None, key_bias=None))
     for v, tensor in enumerate((*call.queries, *call.keys)):
         name = f"queries[{v}]" if v < len(call.queries) else f"keys[{v - len(call.queries)}]"
         check_like(op, name, tensor, ("queries[0]", call.queries[0]))
+    device, held = call.queries[0].device, "entry that this rank holds"
+    if call.key_bias is not None:
+        check_key_bias(op, call.key_bias, shard.local, held, device)
+        check_memory(op, key_bias=call.key_bias)
     if call.key_ids is not None:
-        check_ids(
-            op, "key_ids", call.key_ids, shard.local, "entry that this rank holds", call.queries[0].device
-        )
+        check_ids(op, "key_ids", call.key_ids, shard.local, held, device)
     if call.query_ids is not None:
         if call.key_ids is None:
             raise ValueError(f"{op}: query_ids is given without key_ids; give both or only key_ids")
-        check_ids(op, "query_ids", call.query_ids, call.queries[0].shape[0], "query", call.queries[0].device)
+        check_ids(op, "query_ids", call.query_ids, call.queries[0].shape[0], "query", device)
 
 
 @torch.no_grad()
@@ -116,11 +119,11 @@ def _facts(call: CascadeCall, shard: Shard) -> list[tuple[str, int]]:
     """Returns what must be equal on all ranks, and its number."""
     schedule = ([float(w) for w in call.stage_weights], list(call.stage_keep))
     features = (str(call.queries[0].dtype), [q.shape[1] for q in call.queries])
-    masks = tuple(mask is not None for mask in (call.query_ids, call.key_ids, call.exclude))
+    masks = tuple(mask is not None for mask in (call.query_ids, call.key_ids, call.exclude, call.key_bias))
     return [
         ("the schedule", fingerprint(schedule)),
         ("the size or dtype of the features", fingerprint(features)),
-        ("the choice of ids and exclude", fingerprint(masks)),
+        ("the choice of ids, exclude and key_bias", fingerprint(masks)),
         ("the layout of the queue, or its working_bytes,", fingerprint(shard.sizes, shard.working_bytes)),
         ("the core's arithmetic (fused multiply-add or not)", int(core.cpu_isa() != "generic")),
     ]
@@ -188,6 +191,7 @@ class _Share:
         self.weightings = len(rows.weights) // len(rows.views)
         self.keys = [row_contiguous(call.keys[v].rows) for v in rows.views]
         self.key_ids = None if call.key_ids is None else call.key_ids.contiguous()
+        self.key_bias = None if call.key_bias is None else call.key_bias.contiguous()
         columns = [call.queries[v] for v in rows.views] + ([] if call.query_ids is None else [call.query_ids])
         gathered = gather_rows(shard, columns, batch, "cascade_topk, gathering the queries")
         self.queries = gathered[: len(rows.views)]  # [M, D_v], M queries of all ranks
@@ -204,6 +208,7 @@ class _Share:
             address(self.key_ids),
             address(exclude),
             0 if exclude is None else exclude.stride(0),
+            address(self.key_bias),
         )
         core.collect_entries(
             [(q.data_ptr(), q.stride(0), key.data_ptr(), key.stride(0), q.shape[1]) for q, key in pairs],

@@ -87,8 +87,13 @@ def score_tile(
 
 
 @triton.jit
-def _row_score(ring, slot_stride, j, inside, ROW: tl.constexpr, WEIGHTS: tl.constexpr, VIEWS: tl.constexpr):
-    """Scores of judging row ROW at positions j: the views weighted and added in order, each step rounded."""
+def _row_score(
+    ring, slot_stride, bias, j, inside, ROW: tl.constexpr, WEIGHTS: tl.constexpr, VIEWS: tl.constexpr,
+    BIASED: tl.constexpr,
+):  # fmt: skip
+    """Scores of judging row ROW at positions j: the views weighted and added in order, each step rounded; row BIASED
+    adds the positions' bias last.
+    """
     total = tl.zeros(j.shape, dtype=tl.float32)
     for view in tl.static_range(VIEWS):
         if WEIGHTS[ROW * VIEWS + view] != 0:
@@ -96,6 +101,8 @@ def _row_score(ring, slot_stride, j, inside, ROW: tl.constexpr, WEIGHTS: tl.cons
             if WEIGHTS[ROW * VIEWS + view] != 1:
                 term = term * WEIGHTS[ROW * VIEWS + view]
             total = total + term  # 0 + x is x, but for the sign of a zero, which no comparison sees
+    if ROW == BIASED:
+        total = total + tl.load(bias + j, mask=inside, other=float("nan"))
     return total
 
 
@@ -178,8 +185,8 @@ def _compact(
 
 @triton.jit
 def _take_eligible(
-    ring, slot_stride, target, list_stride, num_keys, ROWS: tl.constexpr, VIEWS: tl.constexpr,
-    WEIGHTS: tl.constexpr, BLOCK: tl.constexpr,
+    ring, slot_stride, bias, target, list_stride, num_keys, ROWS: tl.constexpr, VIEWS: tl.constexpr,
+    WEIGHTS: tl.constexpr, BIASED: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Entries without a NaN score in any judging row become the first list: keys of each row, then the index."""
     place = tl.arange(0, BLOCK)
@@ -188,12 +195,12 @@ def _take_eligible(
         j = first + place
         alive = j < num_keys
         for row in tl.static_range(ROWS):
-            score = _row_score(ring, slot_stride, j, j < num_keys, row, WEIGHTS, VIEWS)
+            score = _row_score(ring, slot_stride, bias, j, j < num_keys, row, WEIGHTS, VIEWS, BIASED)
             alive = alive & (score == score)
         count = alive.to(tl.int32)
         to = kept + tl.cumsum(count) - 1
         for row in tl.static_range(ROWS):
-            key = _ordered(_row_score(ring, slot_stride, j, alive, row, WEIGHTS, VIEWS))
+            key = _ordered(_row_score(ring, slot_stride, bias, j, alive, row, WEIGHTS, VIEWS, BIASED))
             tl.store(target + row * list_stride + to, key.to(tl.int32, bitcast=True), mask=alive)
         tl.store(target + ROWS * list_stride + to, j, mask=alive)
         kept += tl.sum(count)
@@ -202,11 +209,14 @@ def _take_eligible(
 
 @triton.jit
 def select_query(
-    ring, lists, indices, scores, num_keys, slot_stride, ring_stride, list_stride,
+    ring, lists, bias, indices, scores, num_keys, slot_stride, ring_stride, list_stride, bias_stride,
     KEEP: tl.constexpr, JUDGE: tl.constexpr, WEIGHTS: tl.constexpr, STAGES: tl.constexpr, ROWS: tl.constexpr,
-    VIEWS: tl.constexpr, K: tl.constexpr, RANKED: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK: tl.constexpr,
+    VIEWS: tl.constexpr, BIASED: tl.constexpr, K: tl.constexpr, RANKED: tl.constexpr, BLOCK_K: tl.constexpr,
+    BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """All stages of one query. ring: VIEWS slots of score rows; lists: two lists a query, used in turn."""
+    """All stages of one query. ring: VIEWS slots of score rows; lists: two lists a query, used in turn; bias: a row
+    a query, bias_stride apart, for the score row BIASED (-1: none).
+    """
     query = tl.program_id(0).to(tl.int64)
     slot_stride = query * 0 + slot_stride  # 64 bits, whatever came
     list_stride = query * 0 + list_stride
@@ -214,7 +224,11 @@ def select_query(
     half = (ROWS + 1) * list_stride
     source = lists + query * 2 * half
     target = source + half
-    n = _take_eligible(row, slot_stride, source, list_stride, num_keys, ROWS, VIEWS, WEIGHTS, BLOCK)
+    if BIASED >= 0:
+        bias = bias + query * bias_stride
+    n = _take_eligible(
+        row, slot_stride, bias, source, list_stride, num_keys, ROWS, VIEWS, WEIGHTS, BIASED, BLOCK
+    )
     tl.debug_barrier()  # what one thread wrote another reads
     for stage in tl.static_range(STAGES):
         if n > KEEP[stage]:
@@ -301,12 +315,16 @@ def _in_order(indices: Tensor, scores: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def select_and_order(
-    call: CascadeCall, rows: Rows, length: int, score: Callable[[CascadeCall, int, Tensor], None]
+    call: CascadeCall,
+    rows: Rows,
+    length: int,
+    score: Callable[[CascadeCall, int, Tensor], None],
+    bias: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     """Positions [B, k] and scores [B, k] of the cascade over score rows of `length`, a chunk of queries at a time.
 
     `score(part, first, ring [slots, B of the part, pitch])` writes the scores of a part of the call, whose queries
-    are those from `first` on.
+    are those from `first` on. `bias` [1 or B, length] is of the positions.
     """
     call = call.with_contiguous_rows()
     query = call.queries[0]
@@ -321,14 +339,17 @@ def select_and_order(
     ring = torch.empty(slots, chunk, pitch, dtype=torch.float32, device=query.device)
     lists = torch.empty(chunk, 2, count + 1, pitch, dtype=torch.int32, device=query.device)
     ranked = k <= RANKED_IN_KERNEL
+    bias_stride = 0 if bias is None or bias.shape[0] == 1 else bias.stride(0)
     for first in range(0, num_queries, chunk):
         part = min(chunk, num_queries - first)
         if length:
             score(call.part(first, part), first, ring[:, :part])
         select_query[(part,)](
-            ring, lists, indices[first:], scores[first:], length, ring.stride(0), ring.stride(1), pitch,
+            ring, lists, bias if bias is None or not bias_stride else bias[first:], indices[first:], scores[first:],
+            length, ring.stride(0), ring.stride(1), pitch, bias_stride,
             KEEP=tuple(min(keep, 2**31 - 1) for keep in call.stage_keep), JUDGE=rows.row_of_stage,
-            WEIGHTS=rows.weights, STAGES=len(call.stage_keep), ROWS=count, VIEWS=slots, K=k, RANKED=ranked,
+            WEIGHTS=rows.weights, STAGES=len(call.stage_keep), ROWS=count, VIEWS=slots,
+            BIASED=rows.biased, K=k, RANKED=ranked,
             BLOCK_K=max(16, triton.next_power_of_2(k)) if ranked else 16,
             **select_config(length), num_stages=1,
             enable_fp_fusion=False,  # a weighted view is rounded before it is added, as everywhere
@@ -340,6 +361,7 @@ def select_and_order(
 def run(call: CascadeCall) -> tuple[Tensor, Tensor]:
     """`(indices [B, k], scores [B, k])`; see `reference.run` for the meaning."""
     rows = plan_rows(call)
+    bias = None if call.key_bias is None else call.key_bias.contiguous()[None]
     return select_and_order(
-        call, rows, call.keys[0].shape[0], lambda part, first, ring: _score_part(part, rows, ring)
+        call, rows, call.keys[0].shape[0], lambda part, first, ring: _score_part(part, rows, ring), bias
     )

@@ -9,7 +9,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..dispatch.calls import CascadeCall, RerankCall
-from .candidate_lists import gather_entries, sorted_unique
+from .candidate_lists import bias_of_listed, gather_entries, sorted_unique
 from .triton_kernels import masks_of, select_and_order
 from .weightings import Rows, plan_rows
 
@@ -72,5 +72,6 @@ def rerank(call: RerankCall) -> tuple[Tensor, Tensor]:
     def score(part: CascadeCall, first: int, ring: Tensor) -> None:
         _score_part(part, rows, listed[first : first + ring.shape[1]], ring)
 
-    positions, scores = select_and_order(cascade, rows, listed.shape[1], score)
+    bias = None if cascade.key_bias is None else bias_of_listed(cascade.key_bias, listed)
+    positions, scores = select_and_order(cascade, rows, listed.shape[1], score, bias)
     return gather_entries(listed, positions), scores

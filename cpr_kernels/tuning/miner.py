@@ -14,7 +14,7 @@ from ..memory.queue import MultiViewQueue, gathered
 from ..mining import cascade_topk
 from .checks import check_features
 from .plan import MiningPlan, PlanKeys
-from .steps import Neighbors, expanded, joint_schedule, less_hubs
+from .steps import Neighbors, expanded, hub_count, hub_terms, joint_schedule, less_hubs
 from .whitening import Whitener
 
 WHITENED, EXPANDED, HUB = "whitened", "expanded", "hub"
@@ -72,17 +72,21 @@ class Miner(nn.Module):
             if white.matrix is not None:
                 self.register_buffer(f"matrix_{number}", _square(white.matrix).to(device, copy=True))
         self._plan, self._sizes, self._wide = plan, plan.sizes, plan.wide  # formed once, not at each step
+        self._hub_count = None if plan.hub is None else hub_count(plan.hub, len(queue.ids), plan.topk)
         self._nearest = joint_schedule(tuple(views), 1 if plan.expand is None else plan.expand.neighbors)
         self._fill(self.plan)
 
     @property
     def plan(self) -> MiningPlan:
         """Returns the plan with the whiteners that new rows are given."""
-        whiten = {
+        return replace(self._plan, whiten=self._whiten())
+
+    def _whiten(self) -> dict[str, Whitener]:
+        """Returns the whiteners around the buffers."""
+        return {
             view: Whitener(getattr(self, f"mean_{number}"), getattr(self, f"matrix_{number}", None))
             for number, view in enumerate(self._plan.whiten)
         }
-        return replace(self._plan, whiten=whiten)
 
     @property
     def keys(self) -> PlanKeys:
@@ -101,9 +105,9 @@ class Miner(nn.Module):
                 with NaN, is a missing view, and without any of them nothing is mined.
             ids: [B] int64 source of each row; entries of the same source are never selected.
         """
-        plan, keys = self.plan, self.keys
+        plan, keys = self._plan, self.keys
         check_features("Miner", features, self._sizes, values=False)
-        whitened = plan.whitened_unchecked(features)
+        whitened = {view: whitener(features[view]) for view, whitener in self._whiten().items()}
         rows = whitened
         if plan.expand is not None:
             found = cascade_topk(whitened, keys.whitened, self._nearest, query_ids=ids, key_ids=keys.ids)
@@ -112,8 +116,8 @@ class Miner(nn.Module):
         kept = {f"{WHITENED} {view}": table for view, table in whitened.items()}
         if plan.expand is not None:
             kept |= {f"{EXPANDED} {view}": table for view, table in rows.items()}
-        if keys.hub is not None:
-            kept[HUB] = plan.hub_terms(near, keys)[:, None]
+        if keys.hub is not None and self._hub_count is not None:
+            kept[HUB] = hub_terms(near.scores, self._hub_count)[:, None]
             near = less_hubs(near, keys.hub, plan.topk)
         lost = ~torch.stack([table.any(dim=1) for table in whitened.values()]).any(dim=0)[:, None]
         indices, scores = near.indices.masked_fill(lost, -1), near.scores.masked_fill(lost, -torch.inf)

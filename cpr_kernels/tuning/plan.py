@@ -111,16 +111,12 @@ class MiningPlan:
             ValueError: a view that is not there or of another size, or rows with NaN beside numbers.
         """
         check_features("MiningPlan", views, self.sizes)
-        return self.whitened_unchecked(views)
+        return {view: whitener(views[view]) for view, whitener in self.whiten.items()}
 
     @cached_property
     def sizes(self) -> dict[str, int]:
         """Returns ``{view: D}``."""
         return {view: len(white.mean) for view, white in self.whiten.items()}
-
-    def whitened_unchecked(self, views: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Returns :meth:`whitened` of rows that fit; a row with NaN is a missing view."""
-        return {view: whitener(views[view]) for view, whitener in self.whiten.items()}
 
     def prepare_keys(self, views: Mapping[str, Tensor], ids: Tensor | None = None) -> PlanKeys:
         """Returns the keys as the plan compares them: whitened, expanded by each other, with their hub terms.

@@ -23,9 +23,9 @@ T* at(Address address) {
 
 // (queries, query stride, keys, key stride, D) each.
 using Views = std::vector<std::tuple<Address, int64_t, Address, int64_t, int64_t>>;
-using CascadeMasks =
-    std::tuple<Address, Address, Address, int64_t>;  // query ids, key ids, exclude, its stride
-using Mined = std::tuple<Address, Address>;          // indices, scores
+// query ids, key ids, exclude, its stride, key bias
+using CascadeMasks = std::tuple<Address, Address, Address, int64_t, Address>;
+using Mined = std::tuple<Address, Address>;  // indices, scores
 
 // CascadeArgs with the list of views that they point to; weights and counts stay the caller's. Refuses
 // numbers with which kernels would leave their memory.
@@ -57,6 +57,7 @@ struct CascadeCall {
     args.key_ids = at<const int64_t>(std::get<1>(masks));
     args.exclude = at<const uint8_t>(std::get<2>(masks));
     args.exclude_stride = std::get<3>(masks);
+    args.key_bias = at<const float>(std::get<4>(masks));
     args.indices = at<int64_t>(std::get<0>(out));
     args.scores = at<float>(std::get<1>(out));
   }

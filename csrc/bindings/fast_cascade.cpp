@@ -118,18 +118,27 @@ struct FastCall {
     ids = static_cast<const int64_t*>(tensor.data);
     return true;
   }
+
+  bool take_bias(PyObject* given) {
+    if (given == Py_None) return true;
+    DlTensor tensor;
+    if (!torch.tensors.read(given, tensor) || !holds(tensor, DlCode::floating, 32)) return false;
+    if (tensor.dims != 1 || tensor.shape[0] != args.num_keys) return false;
+    args.key_bias = static_cast<const float*>(tensor.data);
+    return args.num_keys <= 1 || tensor.strides[0] == 1;
+  }
 };
 
-// queries, keys: lists [V]; stage_weights [S * V], stage_keep [S]: tuples; query_ids, key_ids: tensors or
-// None; threads. Returns (indices, scores), or None to fall back to the dispatcher.
+// queries, keys: lists [V]; stage_weights [S * V], stage_keep [S]: tuples; query_ids, key_ids, key_bias:
+// tensors or None; threads. Returns (indices, scores), or None to fall back to the dispatcher.
 PyObject* cascade_topk(PyObject*, PyObject* const* given, Py_ssize_t count) {
   FastCall call;
-  if (count != 7 || !call.take_views(given[0], given[1], given[2], given[3])) Py_RETURN_NONE;
+  if (count != 8 || !call.take_views(given[0], given[1], given[2], given[3])) Py_RETURN_NONE;
   CascadeArgs& args = call.args;
   const bool ids_fit = call.take_ids(given[4], args.num_queries, args.query_ids) &&
                        call.take_ids(given[5], args.num_keys, args.key_ids);
-  if (!ids_fit || (given[4] != Py_None && given[5] == Py_None)) Py_RETURN_NONE;
-  args.threads = static_cast<int>(PyLong_AsLong(given[6]));
+  if (!ids_fit || !call.take_bias(given[6]) || (given[4] != Py_None && given[5] == Py_None)) Py_RETURN_NONE;
+  args.threads = static_cast<int>(PyLong_AsLong(given[7]));
 
   void *indices = nullptr, *scores = nullptr;
   PyObject* const rows = PyLong_FromLongLong(args.num_queries);
@@ -175,7 +184,7 @@ void bind(py::module_& m) {
        METH_FASTCALL,
        "cascade_topk_of_tensors(arg0: list, arg1: list, arg2: tuple, arg3: tuple, arg4: object, arg5: "
        "object, "
-       "arg6: int) -> object\n\nThe cascade on torch's tensors; None: fall back to "
+       "arg6: object, arg7: int) -> object\n\nThe cascade on torch's tensors; None: fall back to "
        "torch.ops.cpr.cascade_topk."},
       {"are_plain", reinterpret_cast<PyCFunction>(reinterpret_cast<void*>(&are_plain)), METH_FASTCALL,
        "are_plain(*args) -> bool\n\nWhether all are None or dense tensors in CPU memory, of torch's own type "

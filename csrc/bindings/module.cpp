@@ -31,11 +31,9 @@ namespace {
 
 std::int64_t cascade_topk(const Views& views, int dtype, int64_t num_queries, int64_t num_keys,
                           const std::vector<float>& weights, const std::vector<int64_t>& keep,
-                          Address query_ids, Address key_ids, Address exclude, int64_t exclude_stride,
-                          Address indices, Address scores, int threads) {
+                          const CascadeMasks& masks, const Mined& out, int threads) {
   const py::gil_scoped_release unlocked;
-  CascadeCall call(views, dtype, num_queries, num_keys, weights, keep,
-                   {query_ids, key_ids, exclude, exclude_stride}, {indices, scores});
+  CascadeCall call(views, dtype, num_queries, num_keys, weights, keep, masks, out);
   call.args.threads = threads;
   const int64_t missed = cascade_topk_cpu(call.args);
   if (missed < 0) throw std::bad_alloc();

@@ -57,9 +57,9 @@ inline void bind(py::module_& m) {
   m.def(
       "plan_cuda_cascade",
       [](const Views& views, int dtype, int64_t num_queries, int64_t num_keys,
-         const std::vector<float>& weights, const std::vector<int64_t>& keep, const Limits& of,
-         bool gathered) {
-        const CascadeCall call(views, dtype, num_queries, num_keys, weights, keep);
+         const std::vector<float>& weights, const std::vector<int64_t>& keep, Address key_bias,
+         const Limits& of, bool gathered) {
+        const CascadeCall call(views, dtype, num_queries, num_keys, weights, keep, {0, 0, 0, 0, key_bias});
         const DeviceLimits limits = limits_of(of);
         CascadeLayout layout;
         if (const char* reason = plan_cascade(call.args, limits, nullptr, gathered, layout))
@@ -86,12 +86,12 @@ inline void bind(py::module_& m) {
   m.def(
       "plan_cpu_cascade",
       [](const Views& views, int dtype, int64_t num_queries, int64_t num_keys,
-         const std::vector<float>& weights, const std::vector<int64_t>& keep, int threads) {
-        CascadeCall call(views, dtype, num_queries, num_keys, weights, keep);
+         const std::vector<float>& weights, const std::vector<int64_t>& keep, Address key_bias, int threads) {
+        CascadeCall call(views, dtype, num_queries, num_keys, weights, keep, {0, 0, 0, 0, key_bias});
         call.args.threads = threads;
         const CpuPlan plan = cascade_topk_cpu_plan(call.args);
         return std::make_tuple(plan.lanes, plan.threads, plan.group, plan.groups, plan.parts, plan.passes,
-                               plan.levels, plan.int16_scores);
+                               plan.levels, plan.int16_scores, plan.bias ? plan.bias : "");
       },
       "As CpuPlan of cascade_topk.h; zeros where there is nothing to do.");
   m.def(

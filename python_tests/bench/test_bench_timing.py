@@ -9,11 +9,14 @@ import pytest
 import torch
 from bench_tools import ROOT
 
+from bench import cli
 from bench.harness import memory, timing
-from bench.harness.peer import OURS, STRONG, Settings
-from bench.harness.workloads import by_name
-from bench.ops import goals, memory_process
+from bench.harness.peer import OURS, STRONG, Peer, Settings
+from bench.harness.workloads import QUICK, by_name
+from bench.ops import between, goals, memory_process
 from cpr_kernels import _core
+
+BRIEFLY = Settings(threads=1, budget_s=0.01, compiled=False)
 
 
 def test_turns_are_interleaved_and_slow_peers_take_fewer():
@@ -90,3 +93,25 @@ def test_memory_kept_between_calls_is_measured_too():
     workload = by_name("cascade", "ucf-b16")
     needed = 2 * workload.num_queries * workload.num_keys * 4  # the scores that it selects from
     assert memory_process.peaks("cascade", workload, [OURS], Settings(threads=2))[OURS] > 0.8 * needed
+
+
+def test_every_peer_in_both_situations() -> None:
+    rows = between.measure(QUICK[0], BRIEFLY, "passive")
+    seen = {(row.situation, row.peer) for row in rows}
+    peers = {*between.COMPARED, between.ONE_THREAD, between.KEY_BIAS}
+    assert seen == {(situation, peer) for situation in ("between products", "in a loop") for peer in peers}
+    assert all(0 < row.least <= row.median <= row.p80 for row in rows)
+    table = between.table_of(rows)
+    assert table.count("cpr_kernels, key_bias") == 2 and "median/ours" in table
+
+
+def test_a_wrong_answer_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    wrong = Peer("shifted", lambda table: lambda: (between._ours(table)()[0] + 1, None))
+    monkeypatch.setattr(between, "compared", lambda settings: [wrong])
+    with pytest.raises(RuntimeError, match="quick: shifted: real-valued features"):
+        between.measure(QUICK[0], BRIEFLY, "passive")
+
+
+def test_an_unknown_workload(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["between", "--quick", "--workload", "nothing"]) == 2
+    assert "--workload 'nothing' is not one of quick" in capsys.readouterr().err

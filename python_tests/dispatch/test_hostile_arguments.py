@@ -176,17 +176,19 @@ def test_weights_that_float32_does_not_hold(weight: float) -> None:
 def test_the_core_believes_no_schedule() -> None:
     """Numbers that come past the Python checks: the fast path leaves them to the op, the plain door refuses."""
     queries, keys = [torch.randn(4, 8)], [torch.randn(50, 8)]
-    fits = _core.cascade_topk_of_tensors(queries, keys, (1.0, 1.0), (9, 5), None, None, 1)
+    fits = _core.cascade_topk_of_tensors(queries, keys, (1.0, 1.0), (9, 5), None, None, None, 1)
     assert fits is not None
     for weights, keep in (
         ((1.0, 1e-46), (9, 5)), ((1.0, 0.0), (9, 5)), ((1e39, 1.0), (9, 5)), ((1.0, 1e-40), (9, 5)),
         ((1.0, 1.0), (5, 9)), ((1.0, 1.0), (9, 0)), ((1.0, 1.0), (9, -1)),
     ):  # fmt: skip
-        assert _core.cascade_topk_of_tensors(queries, keys, weights, keep, None, None, 1) is None
+        assert _core.cascade_topk_of_tensors(queries, keys, weights, keep, None, None, None, 1) is None
         views = [(queries[0].data_ptr(), 8, keys[0].data_ptr(), 8, 8)]
         out = torch.empty(4, 9, dtype=torch.int64), torch.empty(4, 9)
         with pytest.raises(ValueError, match=r"weights must be \[S, V\]|keep must hold at least one count"):
-            _core.cascade_topk(views, 0, 4, 50, weights, keep, 0, 0, 0, 0, *(t.data_ptr() for t in out), 1)
+            _core.cascade_topk(
+                views, 0, 4, 50, weights, keep, (0, 0, 0, 0, 0), tuple(t.data_ptr() for t in out), 1
+            )
 
 
 @pytest.mark.parametrize("flush", [False, True])

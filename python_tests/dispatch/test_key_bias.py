@@ -7,13 +7,14 @@ from typing import Any
 
 import pytest
 import torch
-from cases import SMALL_CASES, CascadeCase, few, integers
+from cases import SMALL_CASES, CascadeCase, few, integers, listed
+from oracles import same
 from torch import Tensor
 
 import cpr_kernels as cpr
-from cpr_kernels import FaissIndex, Schedule, Stage, cascade_rerank, cascade_topk, explain
+from cpr_kernels import Schedule, Stage, cascade_rerank, cascade_topk, explain
 from cpr_kernels.dispatch.sharded_keys import Shard, ShardedKeys
-from cpr_kernels.mining import reference
+from cpr_kernels.mining import reference, sharded
 from cpr_kernels.mining.arguments import as_call
 
 G = torch.Generator().manual_seed(5)
@@ -90,22 +91,11 @@ def test_backends_by_name(backend: str) -> None:
         assert (indices.tolist(), scores.tolist()) == by_loops(schedule)
 
 
-@pytest.mark.parametrize("case", [c for c in SMALL_CASES if c.dtype != torch.float64], ids=lambda c: c.name)
-def test_any_case_on_the_native_backend(case: CascadeCase) -> None:
-    call = case.call()
-    names = [str(v) for v in range(len(call.queries))]
-    queries, keys = dict(zip(names, call.queries)), dict(zip(names, call.keys))
-    width = len(names)
-    stages = [
-        Stage({n: w for n, w in zip(names, call.stage_weights[s * width : (s + 1) * width]) if w}, keep)
-        for s, keep in enumerate(call.stage_keep)
-    ]
-    spaced = torch.full((2 * case.keys,), math.nan)[::2].copy_(integers(G, case.keys))
-    biased = as_call(queries, keys, Schedule(stages), *call[4:], spaced)
-    masks = dict(zip(("query_ids", "key_ids", "exclude"), call[4:]))
-    mined = cascade_topk(queries, keys, Schedule(stages), **masks, key_bias=spaced)
-    expected = reference.run(biased)
-    assert torch.equal(mined[0], expected[0]) and torch.equal(mined[1], expected[1])
+@pytest.mark.parametrize("case", SMALL_CASES, ids=lambda c: c.name)
+def test_any_case_with_a_bias(case: CascadeCase) -> None:
+    added = torch.full((2 * case.keys,), math.nan)[::2].copy_(integers(G, case.keys))
+    call = case.call()._replace(key_bias=added)
+    same(torch.ops.cpr.cascade_topk(*call), reference.run(call))
 
 
 def test_the_fast_path_takes_it(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -123,7 +113,7 @@ def test_float64_features_keep_their_precision() -> None:
     assert scores.dtype == torch.float64 and torch.equal(scores, plain)
 
 
-def test_no_bit_of_the_bias_is_lost_in_bfloat16() -> None:
+def test_no_bit_of_the_bias_is_lost_beside_bfloat16() -> None:
     g = torch.Generator().manual_seed(8)
     added = torch.randn(200, generator=g) * 10.0 ** torch.randint(-30, 38, (200,), generator=g)
     added[:4] = torch.tensor([3.4028235e38, -3.4028235e38, 1 + 2**-23, -math.inf])
@@ -166,14 +156,63 @@ def test_compiled_and_under_vmap() -> None:
         assert torch.equal(mined[0], expected[0]) and torch.equal(mined[1], last[0])
 
 
-def test_explain_counts_it_as_a_view(capsys: pytest.CaptureFixture[str]) -> None:
+def test_explain_says_where_it_is_added(capsys: pytest.CaptureFixture[str]) -> None:
     queries, keys = tables()
-    many = {f"v{i}": queries["flow"] for i in range(8)}, {f"v{i}": keys["flow"] for i in range(8)}
-    schedule = cpr.oracle_schedule(list(many[0]), topk=5)
-    explain(cascade_topk, *many, schedule, device="H200")
-    assert "native on H200: the CUDA kernels weigh" not in capsys.readouterr().out
-    explain(cascade_topk, *many, schedule, device="H200", key_bias=bias())
-    assert "the CUDA kernels weigh at most 8 views, and the schedule weighs 9" in capsys.readouterr().out
+    finite = torch.zeros(KEYS)
+    late = explain(cascade_topk, queries, keys, SCHEDULES[1], key_bias=finite).plan
+    assert late.bias == "to what reaches the last stage"  # type: ignore[union-attr]
+    assert "; key_bias is added to what reaches the last stage" in capsys.readouterr().out
+    for schedule, added in ((SCHEDULES[1], bias()), (SCHEDULES[2], finite)):  # NaN at once; a mix of its own
+        assert explain(cascade_topk, queries, keys, schedule, key_bias=added).plan.bias == (  # type: ignore[union-attr]
+            "while the keys stream by"
+        )
+    capsys.readouterr()
+    explain(cascade_topk, queries, keys, SCHEDULES[1])
+    assert "key_bias" not in capsys.readouterr().out
+    ways = Schedule([Stage({"flow": 1.0, "rgb": 1.0 + i}, 20) for i in range(8)])
+    explain(cascade_topk, queries, keys, ways, device="H200")
+    assert "native on H200: the CUDA kernels judge" not in capsys.readouterr().out
+    explain(cascade_topk, queries, keys, Schedule([*ways, ways[0]]), device="H200", key_bias=finite)
+    refused = "the CUDA kernels judge by at most 8 weightings of the views, and there are 9"
+    assert refused in capsys.readouterr().out
+
+
+def test_adding_it_late_changes_no_bit() -> None:
+    """Real values, where the bias waits for the last stage and where an infinite one forces it into the sweep."""
+    g = torch.Generator().manual_seed(9)
+    for count, schedule in ((900, few(900, 300, 100, 9)), (9000, cpr.cpr_schedule(num_keys=9000))):
+        queries, keys = ({v: torch.randn(n, 24, generator=g) for v in ("flow", "rgb")} for n in (17, count))
+        added = torch.randn(count, generator=g)
+        empty = torch.arange(count)
+        empty[-1] = -1  # an empty slot, whose bias decides nothing
+        late = cascade_topk(queries, keys, schedule, key_ids=empty, key_bias=added)
+        added[-1] = -math.inf
+        at_once = cascade_topk(queries, keys, schedule, key_ids=empty, key_bias=added)
+        same(late, at_once)
+        shown = (queries["flow"].double() @ keys["flow"].double().T + added).gather(1, late[0])
+        assert (late[1] - shown).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("op", ["cascade_topk", "_cascade_topk_on", "cascade_rerank"])
+def test_opcheck(op: str) -> None:
+    call = next(case for case in SMALL_CASES if case.name == "bias, mixed weights").call()
+    given = listed(call, 20) if op == "cascade_rerank" else call
+    keywords = {"backend": "reference"} if op == "_cascade_topk_on" else {}
+    torch.library.opcheck(getattr(torch.ops.cpr, op).default, tuple(given), keywords)
+
+
+def test_an_exported_program_takes_it_as_an_input() -> None:
+    class Mine(torch.nn.Module):
+        def forward(self, q: Tensor, keys: Tensor, added: Tensor) -> tuple[Tensor, Tensor]:
+            return torch.ops.cpr.cascade_topk([q], [keys], [1.0], [4], key_bias=added)
+
+    queries, keys = tables()
+    batch = torch.export.Dim("batch")
+    example = (queries["flow"], keys["flow"], torch.zeros(KEYS))
+    program = torch.export.export(Mine(), example, dynamic_shapes=({0: batch}, None, None)).module()
+    same(
+        program(queries["flow"][:3], keys["flow"], bias()), Mine()(queries["flow"][:3], keys["flow"], bias())
+    )
 
 
 WRONG: list[tuple[Any, str]] = [
@@ -196,13 +235,11 @@ def test_refusals(added: Any, sentence: str) -> None:
         cascade_rerank(queries, keys, SCHEDULES[0], torch.zeros(QUERIES, 1).long(), key_bias=added)
 
 
-def test_an_index_and_a_sharded_queue_refuse_it() -> None:
+def test_a_sharded_queue_takes_the_bias_of_its_own_entries() -> None:
     queries, keys = tables()
-    shard = Shard((KEYS,), 0)
-    sharded = {v: ShardedKeys(t, shard) for v, t in keys.items()}
-    with pytest.raises(ValueError, match="key_bias does not reach a sharded queue"):
-        cascade_topk(queries, sharded, SCHEDULES[1], key_bias=bias())
-    pytest.importorskip("faiss")
-    index = FaissIndex(keys, ["flow"])
-    with pytest.raises(ValueError, match="FaissIndex: an index searches without key_bias"):
-        cascade_topk(queries, keys, few(KEYS, 20, 5), key_bias=bias(), backend=index)
+    shard = Shard((KEYS, 50), 0)
+    call = as_call(queries, {v: ShardedKeys(t, shard) for v, t in keys.items()}, SCHEDULES[1])
+    sharded.check(call._replace(key_bias=torch.zeros(KEYS)))
+    wrong = r"key_bias must be float32 of shape \[90\] \(one per entry that this rank holds\), got .* \[140\]"
+    with pytest.raises(ValueError, match=wrong):
+        sharded.check(call._replace(key_bias=torch.zeros(KEYS + 50)))

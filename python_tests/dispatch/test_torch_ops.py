@@ -142,11 +142,12 @@ def anything(pick: random.Random) -> Any:
 GOOD = {
     torch.ops.cpr.cascade_topk: lambda: [
         [torch.ones(3, 2), torch.ones(3, 7)], [torch.ones(7, 2), torch.ones(7, 7)], [1.0, 0.0, 0.0, 1.0], [5, 2],
-        torch.arange(3), torch.arange(7), torch.zeros(3, 7, dtype=torch.bool),
+        torch.arange(3), torch.arange(7), torch.zeros(3, 7, dtype=torch.bool), torch.ones(7),
     ],
     torch.ops.cpr.cascade_rerank: lambda: [
         [torch.ones(3, 2), torch.ones(3, 7)], [torch.ones(7, 2), torch.ones(7, 7)], torch.arange(12).reshape(3, 4) % 7,
         [1.0, 0.0, 0.0, 1.0], [5, 2], torch.arange(3), torch.arange(7), torch.zeros(3, 7, dtype=torch.bool),
+        torch.ones(7),
     ],
     torch.ops.cpr.mil_nce: lambda: [
         torch.ones(3, 2), torch.ones(3, 2), torch.ones(7, 2), torch.zeros(3, 1).long(), 0.1,

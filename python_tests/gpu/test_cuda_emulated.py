@@ -138,6 +138,13 @@ def test_an_empty_list_and_entries_beyond_the_queue(core: Any) -> None:
     same(native.rerank_on_stream(wild, core, 0), reference.rerank(wild))
 
 
+def test_a_bias_that_begins_anywhere(core: Any) -> None:
+    call = next(case for case in SMALL_CASES if case.name == "bias").call()
+    shifted = call._replace(key_bias=torch.cat([torch.zeros(1), call.key_bias])[1:])
+    assert shifted.key_bias.data_ptr() % native.BIAS_ALIGNMENT == 4
+    same(native.run_on_stream(shifted, core, 0), reference.run(call))
+
+
 def shape(queries: int, keys: int, dtype: torch.dtype = torch.bfloat16, dim: int = 64) -> CascadeCall:
     """A call of two views whose features are never touched."""
     views = [torch.empty(1, dim, dtype=dtype) for _ in range(2)]

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from cases import CascadeCase, all_equal, few, two_valued, with_infinity, with_nan
+from cases import CascadeCase, all_equal, few, odd_bias, two_valued, whole_bias, with_infinity, with_nan
 from oracles import same
 from torch import Tensor
 
@@ -65,6 +65,9 @@ EXACT_CASES = [
     CascadeCase("two-valued", 5, 900, _DIMS, SCHEDULE, prepare=two_valued),
     CascadeCase("NaN", 5, 900, _DIMS, SCHEDULE, prepare=with_nan),
     CascadeCase("infinities", 5, 900, _DIMS, SCHEDULE, prepare=with_infinity),
+    CascadeCase("bias", 9, 900, _DIMS, SCHEDULE, ids=True, bias=odd_bias),
+    CascadeCase("bias, one stage", 9, 900, _DIMS, few(900, 5), ids=True, empty_slots=True, bias=whole_bias),
+    CascadeCase("bias, infinite", 9, 900, _DIMS, few(900, 5), bias=odd_bias, prepare=with_nan),
     CascadeCase("no query", 0, 900, _DIMS, SCHEDULE),
     CascadeCase("empty queue", 3, 0, _DIMS, SCHEDULE),
     CascadeCase("short queue", 3, 7, _DIMS, few(7, 5, 4, 2), ids=True),

@@ -41,6 +41,7 @@ class CascadeCase:
     exclude: float | None = None
     prepare: Callable[[dict[str, Tensor], dict[str, Tensor]], None] | None = None
     strided: bool = False
+    bias: Callable[[torch.Generator, int], Tensor] | None = None  # of the keys
     seed: int = 0
 
     def call(self, device: str = "cpu") -> CascadeCall:
@@ -60,6 +61,8 @@ class CascadeCase:
                 masks["query_ids"] = torch.randint(-1, sources, (self.queries,), generator=g)
         if self.exclude is not None:
             masks["exclude"] = torch.rand(self.queries, self.keys, generator=g) < self.exclude
+        if self.bias:
+            masks["key_bias"] = self.bias(g, self.keys)
         place, space = (strided, spaced) if self.strided else (lambda t: t, lambda t: t)
         queries = {v: place(t.to(device, self.dtype)) for v, t in queries.items()}
         keys = {v: place(t.to(device, self.dtype)) for v, t in keys.items()}
@@ -75,9 +78,29 @@ def strided(t: Tensor) -> Tensor:
 
 
 def spaced(t: Tensor) -> Tensor:
-    """The same ids or flags as every third of a longer tensor, where the others say the opposite: no unit stride."""
-    longer = torch.stack([~t, t, ~t], dim=-1)
+    """The same ids, flags or bias as every third of a longer tensor, where the others say the opposite: no unit stride."""
+    other = torch.full_like(t, torch.nan) if t.is_floating_point() else ~t
+    longer = torch.stack([other, t, other], dim=-1)
     return longer[..., 1]
+
+
+def whole_bias(g: torch.Generator, keys: int) -> Tensor:
+    """Whole numbers of both signs: with whole scores, ties are real."""
+    return integers(g, keys, high=6)
+
+
+def odd_bias(g: torch.Generator, keys: int) -> Tensor:
+    """The same with NaN, both infinities, and a penalty beside which scores are nothing."""
+    bias = whole_bias(g, keys)
+    bias[3::50], bias[5::70], bias[6::30], bias[7::40] = torch.nan, torch.inf, -torch.inf, -1e30
+    return bias
+
+
+def wide_bias(g: torch.Generator, keys: int) -> Tensor:
+    """The same, finite, with a few far above and below all scores."""
+    bias = whole_bias(g, keys)
+    bias[7::90], bias[8::900] = -(2.0**60), 2.0**40
+    return bias
 
 
 def all_equal(queries: dict[str, Tensor], keys: dict[str, Tensor]) -> None:
@@ -193,6 +216,13 @@ SMALL_CASES = [
     CascadeCase("NaN", 5, 96, _TWO, few(96, 48, 24, 5), prepare=with_nan),
     CascadeCase("infinities", 5, 96, _TWO, few(96, 48, 24, 5), prepare=with_infinity),
     CascadeCase("signed zeros", 5, 96, _TWO, few(96, 48, 24, 5), prepare=signed_zeros),
+    CascadeCase("bias", 18, 96, _UNEVEN, few(96, 48, 24, 5), ids=True, empty_slots=True, bias=whole_bias),
+    CascadeCase("bias, one stage", 5, 96, _TWO, coclr_schedule("flow", 9), bias=odd_bias),
+    CascadeCase("bias, mixed weights", 9, 96, _TWO, _MIXED, bias=odd_bias, dtype=HALF, exclude=0.3),
+    CascadeCase(
+        "bias, oracle", 5, 96, _TWO, oracle_schedule(VIEWS), bias=wide_bias, strided=True, dtype=BF16
+    ),
+    CascadeCase("bias, infinities", 5, 96, _TWO, few(96, 48, 24, 9), bias=odd_bias, prepare=with_infinity),
 ]
 
 LARGE_CASES = [
@@ -223,6 +253,15 @@ LARGE_CASES = [
     ),
     CascadeCase("NaN, nested", 4, 140_000, _TWO, few(140_000, 130_000, 90_000, 50), prepare=with_nan),
     CascadeCase("deep features", 5, 5000, {"flow": 700, "rgb": 300}, cpr_schedule(num_keys=5000), high=1),
+    CascadeCase("bias, long", 33, 9000, _TWO, cpr_schedule(num_keys=9000), ids=True, bias=whole_bias),
+    CascadeCase("bias, wide, long", 3, 9000, _TWO, few(9000, 4000, 2200, 100), bias=wide_bias),
+    CascadeCase("bias, odd, long", 3, 9000, _TWO, cpr_schedule(num_keys=9000), bias=odd_bias, dtype=BF16),
+    CascadeCase("bias, one stage, long", 3, 9000, _TWO, coclr_schedule("flow", 3), bias=whole_bias),
+    CascadeCase(
+        "bias, all equal, long", 3, 9000, _TWO, few(9000, 2000, 9), bias=whole_bias, prepare=all_equal
+    ),
+    CascadeCase("bias, nested", 2, 70_000, _TWO, few(70_000, 9000, 3000, 300), bias=wide_bias),
+    CascadeCase("bias, every stage streams", 2, 70_000, _TWO, few(70_000, 40_000, 9000), bias=whole_bias),
 ]
 
 CASCADE_CASES = SMALL_CASES + LARGE_CASES

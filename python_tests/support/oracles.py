@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 import torch
-from cases import integers
+from cases import integers, odd_bias, whole_bias, wide_bias
 from hypothesis import strategies as st
 
 from cpr_kernels.dispatch.calls import CascadeCall
@@ -33,6 +33,8 @@ def oracle(call: CascadeCall) -> tuple[list[list[int]], list[list[float]]]:
             for s in range(stages):
                 weights = call.stage_weights[s * num_views : (s + 1) * num_views]
                 scores.append(sum(w * x for w, x in zip(weights, of_view) if w != 0))
+            if call.key_bias is not None:  # a sum in float32
+                scores[-1] = float(torch.tensor(scores[-1]) + call.key_bias[j])
             if not any(math.isnan(score) for score in scores):
                 entries.append((j, scores))
         for s in range(stages):
@@ -77,7 +79,9 @@ def cascade_calls(draw: st.DrawFn) -> CascadeCall:
         if draw(st.booleans())
         else None
     )
-    return CascadeCall(queries, keys, weights, keep, query_ids, key_ids, exclude)
+    added = draw(st.sampled_from([None, None, whole_bias, odd_bias, wide_bias]))
+    key_bias = None if added is None else added(g, num_keys)
+    return CascadeCall(queries, keys, weights, keep, query_ids, key_ids, exclude, key_bias)
 
 
 def real(seed: int, queries: int, keys: int, dim: int) -> tuple[dict, dict]:

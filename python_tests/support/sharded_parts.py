@@ -49,6 +49,7 @@ def shard_call(
         query_ids=None if call.query_ids is None else call.query_ids[mine],
         key_ids=None if call.key_ids is None else call.key_ids[here],
         exclude=None if call.exclude is None else call.exclude[mine],
+        key_bias=None if call.key_bias is None else call.key_bias[here],
     )
     return part, mine
 

@@ -1,10 +1,12 @@
 // Runs the CPU kernels in four threads for the thread sanitizer (.ci/sanitize thread); with an argument, a
 // race that it must find.
+#include <cmath>
 #include <cstdio>
 #include <cstdlib>
 #include <thread>
 #include <vector>
 
+#include "../../csrc/cascade_rerank.h"
 #include "../../csrc/cascade_topk.h"
 #include "../../csrc/enqueue.h"
 #include "../../csrc/mil_nce.h"
@@ -29,6 +31,7 @@ std::vector<int64_t> numbers(int64_t count, int64_t below, int64_t least = 0) {
 struct Inputs {
   std::vector<float> query = features(B), positive = features(B), keys = features(N);
   std::vector<int64_t> positives = numbers(B * P, N), negatives = numbers(B * M, N);
+  std::vector<float> bias = std::vector<float>(N, 0.25f);
   std::vector<int64_t> query_ids = numbers(B, 50), key_ids = numbers(N, 50, -1);
 };
 
@@ -72,10 +75,11 @@ bool losses(const Inputs& in, bool drawn) {
   return mil_nce_share_cpu(args, {sums.data(), attended.data(), ranks.data(), best.data()});
 }
 
-bool cascade(const Inputs& in, int64_t queries) {
+// The cascade for some queries, over all keys or, for as many candidates a query, over those of `negatives`.
+bool cascade(const Inputs& in, int64_t queries, const float* key_bias, int64_t candidates) {
   const View views[] = {{in.query.data(), in.keys.data(), D, D, D},
                         {in.positive.data(), in.keys.data(), D, D, D}};
-  const float weights[] = {1, 0, 0, 1, 1, 0};
+  const float weights[] = {1, 0, 0, 1, 1, 0};  // the bias is added to what reaches the last stage
   const int64_t keep[] = {2000, 300, 5};
   CascadeArgs args{};
   args.views = views;
@@ -88,12 +92,14 @@ bool cascade(const Inputs& in, int64_t queries) {
   args.num_stages = 3;
   args.query_ids = in.query_ids.data();
   args.key_ids = in.key_ids.data();
+  args.key_bias = key_bias;
   args.threads = 4;
   std::vector<int64_t> indices(static_cast<size_t>(queries) * 5);
   std::vector<float> scores(static_cast<size_t>(queries) * 5);
   args.indices = indices.data();
   args.scores = scores.data();
-  return cascade_topk_cpu(args) >= 0;
+  if (candidates == 0) return cascade_topk_cpu(args) >= 0;
+  return cascade_rerank_cpu({args, in.negatives.data(), candidates, candidates});
 }
 
 }  // namespace
@@ -105,8 +111,12 @@ int main(int count, char**) {
     return 0;
   }
   bool ran = true;
-  for (int i = 0; i < 3 && ran; ++i)
-    ran = losses(in, false) && losses(in, true) && cascade(in, 1) && cascade(in, B);
-  std::puts(ran ? "losses and cascades ran" : "memory ran out");
+  for (int i = 0; i < 3 && ran; ++i) {
+    ran = losses(in, false) && losses(in, true);
+    for (const float* bias : {static_cast<const float*>(nullptr), static_cast<const float*>(in.bias.data())})
+      ran = ran && cascade(in, 1, bias, 0) && cascade(in, B, bias, 0) && cascade(in, B, bias, M);
+    in.bias[7] = INFINITY;  // and from the second time on to the scores of the sweep
+  }
+  std::puts(ran ? "losses, cascades and reranks ran" : "memory ran out");
   return ran ? 0 : 1;
 }

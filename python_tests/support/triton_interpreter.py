@@ -21,7 +21,7 @@ from cases import LARGE_CASES, LOSS_CASES, SMALL_CASES, TIED_CASES, CascadeCase,
 
 RERANKED = (
     "one of each", "no query", "empty queue", "k beyond the queue", "primes", "mixed weights", "bf16", "strided",
-    "everything at once", "all equal", "NaN", "infinities", "exclude nearly all",
+    "everything at once", "all equal", "NaN", "infinities", "exclude nearly all", "bias", "bias, mixed weights",
 )  # fmt: skip
 # the interpreter takes as long as there are queries: few, but for cases of more queries than a block holds
 TWO_BLOCKS = ("bf16", "ids")

@@ -239,7 +239,9 @@ class FaissIndex:
     ) -> tuple[Tensor, Tensor]:
         """Runs the cascade with this index as stage 1; arguments and results as :func:`cpr_kernels.cascade_topk`.
 
-        `settings` serve this call in place of the index's own, unmeasured.
+        `settings` serve this call in place of the index's own, unmeasured. A `key_bias` is added exactly to the scores
+        of what the index proposes. Where stage 1 is the only one, more are fetched until the greatest bias could
+        not raise one of the others into the result, or the query is computed exactly: a flat index stays exact.
 
         Raises:
             ValueError: keys of another shape than the index's, no key_ids where the index was built with empty slots,
@@ -247,10 +249,6 @@ class FaissIndex:
                 the queue that an index cannot help.
         """
         schedule = Schedule(schedule)
-        if masks.get("key_bias") is not None:
-            raise ValueError(
-                "FaissIndex: an index searches without key_bias; mine without it, or with backend='auto'"
-            )
         self._check_keys(keys)
         outside = [view for view in schedule[0].weights if view not in self.views]
         if outside:

@@ -12,6 +12,7 @@ from .settings import SearchReport, SearchSettings
 from .store import VectorStore
 
 EXACT_FROM = 0.25  # a search for more than this share of the index costs more than the exact cascade
+ADDED_ERROR = 2.0**-22  # of a sum with the bias, in float32, relative
 SCORE_ERROR = 2.0**-17  # of |query| |key|: two ways of summing 128 products in float32 differ by less
 
 
@@ -26,6 +27,8 @@ def eligible(call: CascadeCall, slots: Tensor, of_query: Tensor) -> Tensor:
             good &= source != call.query_ids[of_query, None]
     if call.exclude is not None:
         good &= ~call.exclude[of_query[:, None], at]
+    if call.key_bias is not None:
+        good &= ~call.key_bias[at].isnan()
     return good
 
 
@@ -43,6 +46,27 @@ def _clear_margin(good: np.ndarray, scores: np.ndarray, keep: int, error: np.nda
     at = np.minimum(before, good.shape[1] - 1)
     gap = np.take_along_axis(scores, at[:, None], axis=1)[:, 0] - scores[:, -1]
     return np.asarray(gap > error)
+
+
+class _Bias:
+    """What a bias changes where stage 1 is the last: an entry of a low score may still be among the best."""
+
+    def __init__(self, key_bias: Tensor) -> None:
+        self.of_entry = key_bias.numpy()
+        self.greatest = np.nanmax(self.of_entry, initial=-np.inf)
+
+    def decides(
+        self, entries: np.ndarray, good: np.ndarray, scores: np.ndarray, keep: int, error: np.ndarray
+    ) -> np.ndarray:
+        """Returns True [n] where no entry that was not fetched can be among the `keep` best; as `_clear_margin`."""
+        if entries.shape[1] < keep:
+            return np.zeros(len(entries), bool)
+        with np.errstate(invalid="ignore"):  # inf - inf decides nothing
+            biased = scores + self.of_entry[entries.clip(min=0)]
+            biased[~good | np.isnan(biased)] = -np.inf
+            last = np.partition(biased, -keep, axis=1)[:, -keep]
+            possible = scores[:, -1] + self.greatest
+            return np.asarray(last - possible > error + ADDED_ERROR * (np.abs(last) + np.abs(possible)))
 
 
 def fetch_count(store: VectorStore, settings: SearchSettings, keep: int) -> int:
@@ -66,6 +90,7 @@ def propose(
     fetch, widening, rounds, widened = fetch_count(store, settings, keep), 1, 0, 0
     most = min(max(EXACT_FROM * store.held, 2 * fetch), store.max_k)
     parts, visited = list[Tensor](), store.effort_for(fetch, settings.effort)
+    bias = _Bias(call.key_bias) if call.key_bias is not None and len(call.stage_keep) == 1 else None
     while len(pending) and store.held:
         if fetch > most:
             unfilled.append(pending)
@@ -75,8 +100,11 @@ def propose(
         of_query, entries = torch.from_numpy(pending), torch.from_numpy(slots)
         good = eligible(call, entries, of_query)
         done = np.full(len(pending), True) if whole else _filled(good.numpy(), keep)
-        if store.exact and not whole:
-            done &= _clear_margin(good.numpy(), scores, keep, SCORE_ERROR * norms[pending] * longest)
+        error = SCORE_ERROR * norms[pending] * longest
+        if bias is not None and not whole:
+            done &= bias.decides(slots, good.numpy(), scores, keep, error)
+        elif store.exact and not whole:
+            done &= _clear_margin(good.numpy(), scores, keep, error)
         answered = torch.from_numpy(done)
         part = torch.full((queries, entries.shape[1]), -1, dtype=torch.int64)
         part[of_query[answered]] = entries.masked_fill(~good, -1)[answered]
@@ -121,6 +149,7 @@ def search_cascade(
         key_ids=None if call.key_ids is None else call.key_ids.cpu(),
         query_ids=None if call.query_ids is None else call.query_ids.cpu(),
         exclude=None if call.exclude is None else call.exclude.cpu(),
+        key_bias=None if call.key_bias is None else call.key_bias.detach().cpu(),
     )
     searched = vectors.detach().float().cpu().numpy()
     parts, exactly, report = propose(store, settings, on_host, searched, longest)

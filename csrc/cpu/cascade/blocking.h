@@ -30,6 +30,7 @@ struct Shape {
 struct ThreadMemory {
   float* wide;         // one tile of keys in float32
   float* scores;       // [slots, queries of a group, ROW]
+  float* bias;         // [PANEL] of the panel's keys, where a mix has it
   const float** rows;  // [R]
   int32_t* which;      // [PANEL] keys of a gathered panel
   Eligibility eligible;
@@ -45,6 +46,7 @@ struct ThreadMemory {
     ThreadMemory m;
     m.wide = arena.take<float>(TILE * dims.widest);
     m.scores = arena.take<float>(slots * queries * ROW);
+    m.bias = arena.take<float>(plan.biased_mix < 0 ? 0 : PANEL + 16);
     m.rows = arena.take<const float*>(plan.rows);
     m.which = arena.take<int32_t>(PANEL + 16);
     m.eligible = {&args, arena.take<int32_t>(PANEL + 16), arena.take<uint8_t>(PANEL + 16),

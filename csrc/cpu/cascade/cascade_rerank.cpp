@@ -6,6 +6,7 @@
 #include "../arena.h"
 #include "../kernels.h"
 #include "../scores/gathered.h"
+#include "../scores/mix.h"
 #include "../workspace.h"
 #include "filter.h"
 #include "finish.h"
@@ -50,6 +51,7 @@ struct Memory {
   float* query;  // the query's row of each view, widened, one after another
   Gathered gathered;
   float* scores;       // [slots, BLOCK + 16]
+  float* bias;         // [BLOCK] of its candidates
   const float** rows;  // [R]
   int32_t* which;      // [C]
   int32_t* seen;
@@ -64,6 +66,7 @@ struct Memory {
     m.query = arena.take<float>(dims.total);
     m.gathered = Gathered::take(arena, dims.widest);
     m.scores = arena.take<float>((cascade.num_views + plan.mixes) * (BLOCK + 16));
+    m.bias = arena.take<float>(BLOCK + 16);
     m.rows = arena.take<const float*>(plan.rows);
     m.which = arena.take<int32_t>(args.num_candidates + 16);
     m.seen = arena.take<int32_t>(static_cast<int64_t>(slots_for(args.num_candidates)));
@@ -73,21 +76,6 @@ struct Memory {
     return m;
   }
 };
-
-// The weighted sum of views of a mixed row, as cascade_topk's.
-inline void mix_block(const CascadeArgs& args, const CascadePlan& plan, int x, float* scores) {
-  float* out = scores + (args.num_views + x) * (BLOCK + 16);
-  bool first = true;
-  for (int v = 0; v < args.num_views; ++v) {
-    const float weight = plan.mix_weights[x * args.num_views + v];
-    if (weight == 0) continue;
-    for (int i = 0; i < BLOCK; i += W) {
-      const F term = mul(load(scores + v * (BLOCK + 16) + i), set1(weight));
-      store(out + i, first ? term : add(load(out + i), term));
-    }
-    first = false;
-  }
-}
 
 void rerank_query(const RerankArgs& args, const CascadePlan& plan, int64_t q, const Memory& m) {
   const CascadeArgs& cascade = args.cascade;
@@ -105,7 +93,12 @@ void rerank_query(const RerankArgs& args, const CascadePlan& plan, int64_t q, co
       if (plan.view_used[v])
         m.gathered.score(cascade.views[v], cascade.dtype, query, panel.which, count, listed - first,
                          m.scores + v * (BLOCK + 16));
-    for (int x = 0; x < plan.mixes; ++x) mix_block(cascade, plan, x, m.scores);
+    if (plan.biased_mix >= 0)
+      gather_bias(
+          cascade.key_bias, count, [&](int64_t i) { return panel.which[i]; }, m.bias);
+    for (int x = 0; x < plan.mixes; ++x)
+      mix_scores(plan.mix_weights + x * cascade.num_views, cascade.num_views, m.scores, BLOCK + 16, count,
+                 x == plan.biased_mix ? m.bias : nullptr, m.scores + (cascade.num_views + x) * (BLOCK + 16));
     m.eligible.load_panel(panel);
     filter_panel<0>(plan, panel, q, nullptr, m.rows, m.eligible, collected);
   }

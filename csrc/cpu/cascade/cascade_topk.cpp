@@ -171,7 +171,10 @@ CpuPlan describe_plan(const CascadeArgs& args, const CascadePlan& whole) {
           shape.parts,
           plan.passes,
           plan.levels,
-          plan.int16_scores};
+          plan.int16_scores,
+          plan.biased_late       ? "to what reaches the last stage"
+          : plan.biased_mix >= 0 ? "while the keys stream by"
+                                 : ""};
 }
 
 }  // namespace

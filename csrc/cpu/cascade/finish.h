@@ -277,6 +277,7 @@ inline void finish(const CascadeArgs& args, const CascadePlan& plan, int first, 
   const int last = args.num_stages - 1;
   const int64_t k = args.keep[last];
   for (int s = first; s < args.num_stages; ++s) {
+    if (s == last && plan.biased_late && !refine) add_bias(w.entries, plan.row_of_stage[last], args.key_bias);
     if (s == last && (refine || w.entries.n <= SMALL)) break;  // emit ranks a few
     const int row = plan.row_of_stage[s];
     if (refine)

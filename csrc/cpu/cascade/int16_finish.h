@@ -255,18 +255,43 @@ struct CodeQuery {
     for (int s = plan.levels; s <= last; ++s) {
       const int row = plan.row_of_stage[s];
       const int16_t* const codes = alive.row(row);
-      if (alive.n <= plan.keep[s]) continue;
+      if (alive.n <= plan.keep[s] || (s == last && plan.biased_late)) continue;
       const int cut = mth_highest_code(codes, alive.n, plan.keep[s], w.spare);
       int below = code_of(__builtin_ceilf(cut - 2 * refine.error[row] * quantizers[row].scale)) -
                   1;  // enough for the last
       if (s < last && !sharpen(row, codes, nullptr, alive.n, plan.keep[s], cut, &below)) return false;
       keep_codes(plan, parts, row, below, w);
     }
-    for (int64_t i = 0; i < alive.n; ++i) w.places[i] = static_cast<uint16_t>(i);
-    if (!score_again(plan.row_of_stage[last], alive.n)) return false;
-    const List result = {refine.near, refine.index, alive.n, alive.n};
+    const int row = plan.row_of_stage[last];
+    int64_t n = alive.n;
+    for (int64_t i = 0; i < n; ++i) w.places[i] = static_cast<uint16_t>(i);
+    if (plan.biased_late && n > plan.keep[last]) n = best_biased(row, plan.keep[last], args.key_bias);
+    if (n < 0 || !score_again(row, n)) return false;
+    const List result = {refine.near, refine.index, n, n};
+    if (plan.biased_late) add_bias(result, 0, args.key_bias);
     emit(result, 0, k, exact.keys, args.indices + q * k, args.scores + q * k);
     return true;
+  }
+
+  // Of what is alive, `w.places` of all that may be among the `keep` best once the bias is added; how many
+  // they are. -1: too many are alive, or one is past an end of its quantizer, and may be among them or not.
+  int64_t best_biased(int row, int64_t keep, const float* key_bias) const {
+    const CodeList& alive = w.lists[parts];
+    const int16_t* const codes = alive.row(row);
+    float* const scores = refine.near;
+    if (alive.n > Workspace::capacity(plan, parts)) return -1;
+    for (int64_t i = 0; i < alive.n; ++i) {
+      if (codes[i] >= HIGHEST_CODE || codes[i] <= LOWEST_CODE) return -1;
+      scores[i] = quantizers[row].score(codes[i]) + key_bias[alive.index[i]];
+    }
+    const float cut = mth_best_score(scores, alive.n, keep, exact.scratch).score;
+    const float low = least_biased(cut, refine.error[row]);
+    int64_t n = 0;
+    for (int64_t i = 0; i < alive.n; ++i) {
+      w.places[n] = static_cast<uint16_t>(i);
+      n += scores[i] >= low;
+    }
+    return n;
   }
 };
 

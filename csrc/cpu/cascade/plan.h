@@ -36,6 +36,8 @@ struct CascadePlan {
   const int* slot_of_row;  // [R] score slot: a view, or num_views + mix
   int mixes;
   const float* mix_weights;  // [mixes, V]
+  int biased_mix;            // the mix that key_bias is added to; -1: none
+  bool biased_late;          // key_bias is added to what is alive before the last stage
   const uint8_t* view_used;  // [V]
   const int* row_of_stage;   // [S]
   const int64_t* keep;       // [S], at most N

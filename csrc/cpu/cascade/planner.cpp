@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 
 #include "../../bracket.h"
 #include "../../cpu_info.h"
@@ -23,20 +24,21 @@ constexpr int64_t TAIL = 4096;                   // survivors that the exact sta
 constexpr double SPREAD = 3.7;           // bracket half-width in standard deviations of the sampled rank,
 constexpr double REPEATED_SPREAD = 4.3;  // and where brackets are set many times over
 
-// Stages with the same weighting share a row; a single view of weight 1 is its own score. Returns how many
-// rows mix.
-int plan_rows(const CascadeArgs& args, PlanStorage& store) {
+// Stages with the same weighting share a row; a single view of weight 1 is its own score. `bias_last`: the
+// last stage has a row of its own, a mix. Returns how many rows mix.
+int plan_rows(const CascadeArgs& args, PlanStorage& store, bool bias_last) {
   const int V = args.num_views;
   store.view_used.assign(V, 0);
   int mixes = 0;
   for (int s = 0; s < args.num_stages; ++s) {
     const int first = first_same_weighting(args.weights, V, s);
-    if (first < s) {
+    const bool biased = bias_last && s + 1 == args.num_stages;
+    if (first < s && !biased) {
       store.row_of_stage.push_back(store.row_of_stage[first]);
       continue;
     }
     const float* weights = args.weights + static_cast<int64_t>(s) * V;
-    const int view = only_view(weights, V);
+    const int view = biased ? -1 : only_view(weights, V);
     for (int v = 0; v < V; ++v) store.view_used[v] = store.view_used[v] || weights[v] != 0;
     store.row_of_stage.push_back(static_cast<int>(store.slot_of_row.size()));
     store.slot_of_row.push_back(view >= 0 ? view : V + mixes++);
@@ -127,6 +129,9 @@ void plan_levels(const CascadeArgs& args, PlanStorage& store, CascadePlan& plan,
     pass.possible_rank = ranks + 2 * MAX_LEVELS;
   }
   plan.list_capacity = static_cast<int64_t>(most_held * 1.25) + 2048;
+  if (plan.biased_late && plan.levels > 0 &&
+      plan.levels < args.num_stages)  // the last stage's entries in float32 too, in half as many places
+    plan.list_capacity = std::max(plan.list_capacity, 2 * store.keep[args.num_stages - 2] + 64);
   const double listed = plan.int16_scores ? most_held : static_cast<double>(plan.list_capacity);
   if (plan.levels == 0 || (listed >= static_cast<double>(N * 3 / 4) && store.passes.size() <= 2)) {
     plan.levels = 0;
@@ -138,9 +143,27 @@ void plan_levels(const CascadeArgs& args, PlanStorage& store, CascadePlan& plan,
   plan.passes = static_cast<int>(store.passes.size());
 }
 
+// Whether key_bias can wait until the last stage. Where it is not finite, some entries are NaN by it at once;
+// where the last stage alone mixes views, adding it there costs less.
+bool can_bias_late(const CascadeArgs& args) {
+  const int V = args.num_views, last = args.num_stages - 1;
+  if (first_same_weighting(args.weights, V, last) == last && only_view(args.weights + last * V, V) < 0)
+    return false;
+  uint32_t exponents = 0;  // the sign bit: some exponent is all ones
+  for (int64_t i = 0; i < args.num_keys; ++i) {
+    uint32_t bits;
+    std::memcpy(&bits, args.key_bias + i, sizeof bits);
+    exponents |= (bits & 0x7FFFFFFFu) + 0x00800000u;
+  }
+  return exponents >> 31 == 0;
+}
+
 // Everything of a plan but its passes.
-void plan_stages(const CascadeArgs& args, PlanStorage& store, CascadePlan& plan) {
-  plan.mixes = plan_rows(args, store);
+void plan_stages(const CascadeArgs& args, PlanStorage& store, CascadePlan& plan, bool bias_late) {
+  const bool bias_last = args.key_bias && !bias_late;
+  plan.mixes = plan_rows(args, store, bias_last);
+  plan.biased_mix = bias_last ? plan.mixes - 1 : -1;
+  plan.biased_late = bias_late;
   plan.rows = static_cast<int>(store.slot_of_row.size());
   for (int s = 0; s < args.num_stages; ++s) store.keep.push_back(std::min(args.keep[s], args.num_keys));
   plan.keep = store.keep.data();
@@ -154,7 +177,7 @@ void plan_stages(const CascadeArgs& args, PlanStorage& store, CascadePlan& plan)
 
 CascadePlan plan_lists(const CascadeArgs& args, PlanStorage& store, int64_t list_capacity) {
   CascadePlan plan{};
-  plan_stages(args, store, plan);
+  plan_stages(args, store, plan, false);
   plan.list_capacity = list_capacity;
   return plan;
 }
@@ -168,12 +191,19 @@ CascadePlan plan_exhaustive(const CascadeArgs& args, PlanStorage& store) {
 }
 
 CascadePlan plan_cascade(const CascadeArgs& args, PlanStorage& store, int64_t int16_from, double wider) {
-  CascadePlan plan{};
-  plan_stages(args, store, plan);
-  plan.int16_scores = fits_int16_scores(args, plan, int16_from);
-  plan.int16_lists = plan.int16_scores && args.num_keys <= MAX_CODE_KEYS && plan.rows <= MAX_CODE_ROWS;
-  plan_levels(args, store, plan, wider);
-  return plan;
+  const auto plan_with = [&](bool bias_late) {
+    CascadePlan plan{};
+    store = {};
+    plan_stages(args, store, plan, bias_late);
+    plan.int16_scores = fits_int16_scores(args, plan, int16_from);
+    plan.int16_lists = plan.int16_scores && args.num_keys <= MAX_CODE_KEYS && plan.rows <= MAX_CODE_ROWS;
+    plan_levels(args, store, plan, wider);
+    return plan;
+  };
+  const CascadePlan plan = plan_with(args.key_bias && can_bias_late(args));
+  const bool too_late =
+      plan.biased_late && plan.levels == args.num_stages;  // the sweep decides the last stage
+  return too_late ? plan_with(false) : plan;
 }
 
 std::vector<int64_t> sampled_keys(int64_t num_keys) {

@@ -45,6 +45,27 @@ inline int64_t find_between(const float* scores, const int32_t* of, int64_t n, f
   return found;
 }
 
+// The keys' bias added to row `r` of a list, as the last step of its scores.
+inline void add_bias(const List& list, int r, const float* key_bias) {
+  float* const scores = list.row(r);
+  for_vectors(
+      list.n, [&](int64_t i, Mask lanes) __attribute__((always_inline)) {
+        const int32_t first = list.index[i];
+        if (lanes == ALL && eq(load(list.index + i), iota(first)) == ALL) {  // neighbours
+          store(scores + i, add(load(scores + i), load(key_bias + first)));
+          return;
+        }
+        for (int lane = 0; lane < count(lanes); ++lane) scores[i + lane] += key_bias[list.index[i + lane]];
+      });
+}
+
+// The least biased score of an entry that may be among the best, where `cut` is the last of those by scores
+// that are off by up to `error`: adding the bias rounds both once more.
+inline float least_biased(float cut, float error) {
+  const float low = cut - 2 * error - 16 * ROUNDING * (__builtin_fabsf(cut) + error);
+  return low == low ? low : -__builtin_inff();
+}
+
 // What it takes to decide one query's int16 scores exactly.
 struct Refine {
   const CascadeArgs* args;
@@ -107,13 +128,16 @@ struct Refine {
 
   // Of a list's entries, those that may be among the `keep` best by `row`, all with exact scores.
   void keep_exact(List& list, int row, int64_t keep, const Scratch& scratch) const {
-    float low = -__builtin_inff();
+    const bool biased = plan->biased_late;
+    if (biased) add_bias(list, row, args->key_bias);
     if (list.n > keep) {
-      low = mth_best_score(list.row(row), list.n, keep, scratch).score - 2 * error[row];
+      const float cut = mth_best_score(list.row(row), list.n, keep, scratch).score;
+      const float low = biased ? least_biased(cut, error[row]) : cut - 2 * error[row];
       keep_within(list, plan->rows, row, {low, INT32_MAX});
     }
     for (int64_t i = 0; i < list.n; ++i) places[i] = static_cast<int32_t>(i);
     score_again(list, row, list.n);
+    if (biased) add_bias(list, row, args->key_bias);
   }
 };
 

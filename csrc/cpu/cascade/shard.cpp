@@ -5,6 +5,7 @@
 #include <cstdlib>
 
 #include "../kernels.h"
+#include "../scores/mix.h"
 #include "filter.h"
 #include "plan.h"
 
@@ -33,38 +34,37 @@ struct Memory {
   float* packed;  // [V][blocks][dim, width]
   float* wide;    // one tile of keys in float32
   float* scores;  // [slots, TOGETHER, ROW]
+  float* bias;    // [PANEL] of the panel's keys, where a mix has it
   int32_t* hash;  // [PANEL]
   uint8_t* filled;
 
   static int64_t bytes(const Collector& c) {
-    return round_up(4 * (TOGETHER * c.total_dim + TILE * c.max_dim + c.slots() * TOGETHER * ROW + ROW) + ROW,
-                    64);
+    return round_up(
+        4 * (TOGETHER * c.total_dim + TILE * c.max_dim + c.slots() * TOGETHER * ROW + 2 * ROW) + ROW, 64);
   }
   static Memory at(char* memory, const Collector& c) {
     Memory m;
     m.scores = reinterpret_cast<float*>(memory);
     m.packed = m.scores + c.slots() * TOGETHER * ROW;
     m.wide = m.packed + TOGETHER * c.total_dim;
-    m.hash = reinterpret_cast<int32_t*>(m.wide + TILE * c.max_dim);
+    m.bias = m.wide + TILE * c.max_dim;
+    m.hash = reinterpret_cast<int32_t*>(m.bias + ROW);
     m.filled = reinterpret_cast<uint8_t*>(m.hash + ROW);
     return m;
   }
 };
 
-// As Cascade::mix: a weighted view is rounded before it is added, views in order.
-void mix(const Collector& c, int x, int64_t lanes, float* scores) {
+// The mixed rows of a panel's scores for the queries in `lanes`.
+void mix(const Collector& c, const Panel& panel, int64_t lanes, const Memory& m) {
   const int64_t slot = TOGETHER * ROW;
-  float* out = scores + (c.args.num_views + x) * slot;
-  bool first = true;
-  for (int v = 0; v < c.args.num_views; ++v) {
-    const float weight = c.plan.mix_weights[x * c.args.num_views + v];
-    if (weight == 0) continue;
-    for (int64_t i = 0; i < lanes * ROW; i += W) {
-      const F term = mul(load(scores + v * slot + i), set1(weight));
-      store(out + i, first ? term : add(load(out + i), term));
-    }
-    first = false;
-  }
+  const int views = c.args.num_views;
+  if (c.plan.biased_mix >= 0)
+    gather_bias(
+        c.args.key_bias, panel.count, [&](int64_t i) { return panel.key(i); }, m.bias);
+  for (int x = 0; x < c.plan.mixes; ++x)
+    for (int64_t q = 0; q < lanes; ++q)
+      mix_scores(c.plan.mix_weights + x * views, views, m.scores + q * ROW, slot, panel.count,
+                 x == c.plan.biased_mix ? m.bias : nullptr, m.scores + (views + x) * slot + q * ROW);
 }
 
 // Entries of a panel that query q may select, appended at place `n` of its list; how many it then holds.
@@ -108,7 +108,7 @@ void collect_part(const Collector& c, int64_t first, int64_t begin, int64_t end,
                         m.scores + v * TOGETHER * ROW, ROW);
       packed += blocks * c.args.views[v].dim * width;
     }
-    for (int x = 0; x < c.plan.mixes; ++x) mix(c, x, blocks * width, m.scores);
+    mix(c, panel, blocks * width, m);
     eligible.load_panel(panel);
     for (int64_t i = 0; i < queries; ++i)
       found[i] = append(c, panel, first + i, i, eligible, m.scores, found[i]);

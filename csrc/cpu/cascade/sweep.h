@@ -1,6 +1,7 @@
 // The sweep over the keys of cpr::cascade_topk: panels of them are scored for a group of queries and filtered
 // into what each query collects.
 #pragma once
+#include "../scores/mix.h"
 #include "blocking.h"
 
 namespace cpr {
@@ -182,22 +183,14 @@ struct Cascade {
         score_panel<NR>(view, args.dtype, panel, Products<NR>{packed_of(slot_in_wave, v), view.dim}, blocks,
                         m.wide, out, ROW);
     }
-    for (int x = 0; x < plan.mixes; ++x) mix(x, slot_size, m);
-  }
-
-  void mix(int x, int64_t slot_size, const ThreadMemory& m) const {
-    float* out = m.scores + (args.num_views + x) * slot_size;
-    bool first = true;
-    for (int v = 0; v < args.num_views; ++v) {
-      const float weight = plan.mix_weights[x * args.num_views + v];
-      if (weight == 0) continue;
-      const float* view = m.scores + v * slot_size;
-      for (int64_t i = 0; i < slot_size; i += W) {
-        const F term = mul(load(view + i), set1(weight));
-        store(out + i, first ? term : add(load(out + i), term));
-      }
-      first = false;
-    }
+    if (plan.biased_mix >= 0)
+      gather_bias(
+          args.key_bias, panel.count, [&](int64_t i) { return panel.key(i); }, m.bias);
+    for (int x = 0; x < plan.mixes; ++x)
+      for (int64_t q = 0; q < blocks * shape.width; ++q)
+        mix_scores(plan.mix_weights + x * args.num_views, args.num_views, m.scores + q * ROW, slot_size,
+                   panel.count, x == plan.biased_mix ? m.bias : nullptr,
+                   m.scores + (args.num_views + x) * slot_size + q * ROW);
   }
 
   void point_rows(const ThreadMemory& m, int64_t query, int64_t queries) const {

@@ -13,6 +13,7 @@ namespace {
 CascadeArgs over_candidates(const RerankArgs& args) {
   CascadeArgs listed = args.cascade;
   listed.num_keys = args.num_candidates;
+  listed.bias_stride = score_pitch(args.num_candidates);
   return listed;
 }
 

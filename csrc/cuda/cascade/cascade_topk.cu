@@ -173,6 +173,8 @@ SelectArgs select_args(const CascadeArgs& args, const CascadeLayout& layout, int
   select.scores = layout.scores;
   select.view_stride = layout.chunk * layout.pitch;
   select.pitch = layout.pitch;
+  select.key_bias = args.key_bias ? args.key_bias + first * args.bias_stride : nullptr;
+  select.bias_a_query = args.bias_stride > 0;
   select.num_keys = static_cast<uint32_t>(args.num_keys);
   select.num_queries = static_cast<uint32_t>(count);
   select.longest = layout.longest;

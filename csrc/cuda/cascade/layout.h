@@ -40,6 +40,7 @@ struct Weightings {
   float weights[MAX_ROWS * MAX_VIEWS];  // [rows, num_views]
   int8_t plain[MAX_ROWS];               // the view that a row judges by alone with weight 1, or -1
   uint8_t row_of_stage[MAX_STAGES];
+  int biased;                 // the row of the last stage alone that key_bias is added to, or -1
   uint32_t keep[MAX_STAGES];  // at most num_keys
   int first;                  // the first stage that keeps fewer than num_keys; `stages` when none does
 };
@@ -72,6 +73,9 @@ struct CascadeLayout {
   int64_t sweeps(int64_t num_queries) const { return (num_queries + chunk - 1) / chunk; }
 };
 
+// Floats between the score rows of two queries.
+inline int64_t score_pitch(int64_t num_keys) { return std::max<int64_t>(rounded_up(num_keys, 4), 4); }
+
 inline int64_t select_shared_bytes(int rows, uint32_t entries) {
   return SELECT_MEMORY_BYTES + int64_t{rows + 1} * entries * 4;
 }
@@ -93,16 +97,19 @@ inline const char* plan_rows(const CascadeArgs& args, CascadeLayout& layout) {
   weightings.num_views = views;
   weightings.stages = args.num_stages;
   weightings.rows = 0;
+  weightings.biased = -1;
   for (int s = 0; s < args.num_stages; ++s) {
     const int first = first_same_weighting(args.weights, V, s);
-    if (first < s) {
+    const bool biased = args.key_bias && s + 1 == args.num_stages;
+    if (first < s && !biased) {
       weightings.row_of_stage[s] = weightings.row_of_stage[first];
     } else {
       if (weightings.rows == MAX_ROWS)
         return "the CUDA kernels judge by at most 8 distinct weightings of the views";
       float* row = weightings.weights + weightings.rows * views;
       for (int v = 0; v < views; ++v) row[v] = args.weights[s * V + layout.used[v]];
-      weightings.plain[weightings.rows] = static_cast<int8_t>(only_view(row, views));
+      weightings.plain[weightings.rows] = static_cast<int8_t>(biased ? -1 : only_view(row, views));
+      if (biased) weightings.biased = weightings.rows;
       weightings.row_of_stage[s] = static_cast<uint8_t>(weightings.rows++);
     }
     weightings.keep[s] = static_cast<uint32_t>(std::min(args.keep[s], args.num_keys));
@@ -182,7 +189,7 @@ inline const char* plan_cascade(const CascadeArgs& args, const DeviceLimits& lim
         plan_planes(args.dtype, view.queries, view.query_stride, args.num_queries, view.dim, carver);
     layout.keys[v] = plan_planes(args.dtype, view.keys, view.key_stride, N, view.dim, carver);
   }
-  layout.pitch = std::max<int64_t>(rounded_up(N, 4), 4);
+  layout.pitch = score_pitch(N);
   const bool listed = plan_lists(N, limits, layout), sorted = k > SORTED_IN_SHARED;
   if (sorted)
     for (layout.sort_size = SORTED_IN_SHARED; layout.sort_size < k;) layout.sort_size *= 2;

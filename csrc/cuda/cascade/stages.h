@@ -11,6 +11,8 @@ static_assert((sizeof(SelectMemory) + 127) / 128 * 128 == SELECT_MEMORY_BYTES, "
 struct SelectArgs : Weightings {
   const float* scores;  // [views][queries, pitch], NaN where an entry may never be selected
   int64_t view_stride, pitch;
+  const float* key_bias;  // of the weighting `biased`: [num_keys], or [queries, pitch]; on 16 bytes
+  bool bias_a_query;      // the latter
   uint32_t num_keys, num_queries;
   uint32_t longest;  // of the lists: what the first stage keeps, a multiple of 4
   uint32_t* lists;   // [queries][rows + 1, longest], null when shared memory holds the longest list
@@ -22,9 +24,9 @@ struct SelectArgs : Weightings {
   float* best;       // out [queries, k]
 };
 
-// One view's scores at four neighbouring positions, NaN beyond the end.
-CPR_DEVICE Four view_scores(const SelectArgs& args, const float* scores, int view, uint32_t first) {
-  const uint32_t* row = reinterpret_cast<const uint32_t*>(scores + view * args.view_stride);
+// The numbers at four neighbouring positions of a row, NaN beyond the end.
+CPR_DEVICE Four four_of(const SelectArgs& args, const float* numbers, uint32_t first) {
+  const uint32_t* row = reinterpret_cast<const uint32_t*>(numbers);
   if (first + 3 < args.num_keys) return *reinterpret_cast<const Four*>(row + first);
   Four four;
 #pragma unroll
@@ -32,17 +34,23 @@ CPR_DEVICE Four view_scores(const SelectArgs& args, const float* scores, int vie
   return four;
 }
 
-// What weighting `row` gives four neighbouring positions: views weighted and added in order, every step
-// rounded.
+// What weighting `row` gives four neighbouring positions: views weighted and added in order, then the bias,
+// every step rounded.
 CPR_DEVICE Four row_scores(const SelectArgs& args, const float* scores, int row, uint32_t first) {
-  if (args.plain[row] >= 0) return view_scores(args, scores, args.plain[row], first);
+  if (args.plain[row] >= 0) return four_of(args, scores + args.plain[row] * args.view_stride, first);
   Four total{};
   bool started = false;
+  const int terms = args.num_views + static_cast<int>(row == args.biased);
 #pragma unroll 1
-  for (int v = 0; v < args.num_views; ++v) {
-    const float weight = args.weights[row * args.num_views + v];
+  for (int v = 0; v < terms; ++v) {
+    const float* numbers = scores + v * args.view_stride;
+    float weight = 1.0f;
+    if (v < args.num_views)
+      weight = args.weights[row * args.num_views + v];
+    else
+      numbers = args.key_bias + (args.bias_a_query ? scores - args.scores : 0);
     if (weight == 0.0f) continue;
-    const Four four = view_scores(args, scores, v, first);
+    const Four four = four_of(args, numbers, first);
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
       const float term = product(float_of(four.of[i]), weight);
