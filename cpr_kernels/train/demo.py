@@ -45,7 +45,7 @@ class Demo:
     """Folder of all results; the report is out/report.html."""
     infonce_epochs: int = 30
     """Epochs of InfoNCE pretraining, both views together."""
-    cycle_epochs: int = 16
+    cycle_epochs: int = 10
     """Epochs of cascade co-training, for each view."""
     seed: int = 0
 
@@ -109,11 +109,14 @@ def demo_config(settings: Demo, manifest: Manifest) -> TrainConfig:
         backbone="conv4",
         width=0.25,
         clips=Clips(frames=frames, crop=48, batch=batch),
-        mining=Mining(stages=stages, topk=min(5, queue // 2 ** (stages - 1)), infonce_siblings="positive"),
+        mining=Mining(
+            stages=stages, topk=min(5, queue // 2 ** (stages - 1)), drop_own_positive=0.9,
+            infonce_siblings="positive",
+        ),
         optim=Optim(momentum=0.97, cycle_lr=3e-3, warmup=10),
-        augment=Augment(min_area=0.5, blur=0),
+        augment=Augment(min_area=0.5, blur=0.0),
         seed=settings.seed,
-    )
+    )  # fmt: skip
 
 
 def baseline_config(config: TrainConfig, out: Path) -> TrainConfig:

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
+import msgspec
 import numpy as np
 from msgspec import Meta
 
@@ -47,8 +48,8 @@ class Video:
     note: str = ""
 
     def __post_init__(self) -> None:
-        # JSON has lists where tuples were.
-        object.__setattr__(self, "knots", tuple((frame, second) for frame, second in self.knots))
+        if isinstance(self.knots, list):  # JSON has lists where tuples were
+            object.__setattr__(self, "knots", tuple((frame, second) for frame, second in self.knots))
 
     @property
     def file(self) -> str:
@@ -63,7 +64,7 @@ class Video:
 
 def _plain(video: Video) -> dict[str, Any]:
     """A video as JSON holds it; start and end of segments only."""
-    return {name: value for name, value in asdict(video).items() if value or name not in ("start", "end")}
+    return {name: value for name, value in vars(video).items() if value or name not in ("start", "end")}
 
 
 @dataclass(frozen=True)
@@ -97,7 +98,10 @@ class Manifest:
         write_atomically(
             folder / "skipped.txt", "".join(f"{name}\t{reason}\n" for name, reason in self.skipped).encode()
         )
-        write_atomically(folder / "manifest.json", json.dumps(sealed(body), indent=1).encode())
+        text = msgspec.json.format(
+            json.dumps(sealed(body)).encode(), indent=1
+        )  # json's own indent takes minutes
+        write_atomically(folder / "manifest.json", text)
 
     @classmethod
     def load(cls, folder: Path) -> Manifest:

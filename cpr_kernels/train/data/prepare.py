@@ -70,8 +70,7 @@ def prepare(
     one part of the videos, in a folder of its own in `out`; who finishes the last part writes the manifest of all.
 
     Raises:
-        TrainError: no video at all, none readable, other settings than those `out` was made with, a full
-        disk.
+        TrainError: no video at all, none readable, other settings than those `out` was made with, a full disk.
     """
     settings = settings or FrameSettings()
     splits, fold = lists or (None, 1)
@@ -160,8 +159,8 @@ def _prepare(
     if not entries and sources and not IS_PART.fullmatch(out.name):
         example = "; ".join(f"{name}: {reason}" for name, reason in skipped[passed_over : passed_over + 2])
         raise TrainError(f"videos: none of the {len(sources)} files in {videos} could be used ({example})")
-    manifest = _manifest(sources, entries, settings, skipped)
-    manifest.save(out)
+    store.note_whole()
+    (manifest := _manifest(sources, entries, settings, skipped)).save(out)
     return Prepared(manifest, stored=len(entries) - kept, kept=kept)
 
 

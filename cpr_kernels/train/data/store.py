@@ -9,11 +9,13 @@ the same transaction: a video is stored whole or not at all. `manifest.json` is 
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import struct
 import subprocess
 import sys
 import zlib
+from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -25,6 +27,7 @@ import numpy.typing as npt
 from ...reading.records import read_json
 from ...reading.seals import SEAL, check_seal
 from .. import TrainError
+from ..runtime.files import write_atomically
 from .decoding import DamagedRecord, decode_flow, decode_rgb
 from .sound import unpacked_spectrogram
 
@@ -36,7 +39,7 @@ SPARE_PAGES = 16  # at the end of a whole file, LMDB may count a few pages that 
 
 # LMDB allows one open environment a file and process; stores of one folder share it, and a fork opens its own.
 _OPEN: dict[tuple[int, Path], lmdb.Environment] = {}
-_CHECKED: set[tuple[str, int, int]] = set()  # files whose tables are whole
+CHECKED = "checked.json"
 WALK = """
 import resource, sys
 resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
@@ -111,13 +114,12 @@ class FrameStore:
         """Raises `TrainError` where the file is missing, or its tables of records are damaged.
 
         LMDB follows damaged pages out of its memory, which ends the process. So a process of its own looks at the
-        place of every record first, once for each file.
+        place of every record first. That reads the whole file, so it is done once: `checked.json` keeps the size and
+        the time of the file that was found whole.
         """
         path = self.folder / "data.mdb"
         self.env.info()
-        status = path.stat()
-        seen = (str(path), status.st_size, status.st_mtime_ns)
-        if seen not in _CHECKED:
+        if not self._is_known_whole():
             walked = subprocess.run(
                 [sys.executable, "-I", "-c", WALK, str(self.folder), *_paths_of(lmdb)],
                 capture_output=True,
@@ -129,7 +131,22 @@ class FrameStore:
                     f"data: {path} is damaged: its tables of records cannot be followed"
                     f"{f' ({why})' if why else ''}; {COPY}"
                 )
-            _CHECKED.add(seen)
+            self.note_whole()
+
+    def note_whole(self) -> None:
+        """Keeps that data.mdb, as it is, has whole tables: after they were followed, or were just written."""
+        with suppress(OSError, TrainError):  # a folder that cannot be written to is read again next time
+            write_atomically(self.folder / CHECKED, json.dumps(self._state()).encode())
+
+    def _is_known_whole(self) -> bool:
+        try:
+            return bool(read_json((self.folder / CHECKED).read_bytes()) == self._state())
+        except (OSError, ValueError):
+            return False
+
+    def _state(self) -> dict[str, int]:
+        status = (self.folder / "data.mdb").stat()
+        return {"size": status.st_size, "mtime_ns": status.st_mtime_ns}
 
     def put(self, records: dict[str, bytes]) -> None:
         """Stores all records or none; the file grows as needed."""

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import resource
 import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -178,6 +180,28 @@ def test_damaged_tables_of_a_store_are_refused_and_do_not_end_the_process(copied
     path.write_bytes(body)
     with pytest.raises(TrainError, match=r"data\.mdb is damaged: its tables of records cannot be followed"):
         ClipDataset(copied, 8, 32)
+
+
+def test_tables_are_followed_once_and_again_after_a_change(
+    copied: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    walks: list[str] = []
+    run = subprocess.run
+
+    def counted(*words: Any, **how: Any) -> Any:
+        walks.append("walk")
+        return run(*words, **how)
+
+    monkeypatch.setattr("cpr_kernels.train.data.store.subprocess.run", counted)
+    FrameStore(copied).check()
+    assert not walks  # `cpr prepare` has noted that it is whole, and the copy has its file's time
+    os.utime(copied / "data.mdb", (1, 1))
+    for _ in range(2):
+        FrameStore(copied).check()
+    assert walks == ["walk"]
+    (copied / "checked.json").write_text("no JSON")
+    FrameStore(copied).check()
+    assert walks == ["walk"] * 2
 
 
 def test_records_without_checksums_are_read(copied: Path) -> None:
