@@ -72,7 +72,9 @@ def test_float64_cascades_equal_float32_on_integers(case) -> None:
     assert exact_weights
     got, expected = torch.ops.cpr.cascade_topk(*wide), torch.ops.cpr.cascade_topk(*call)
     assert torch.equal(got[0], expected[0])
-    assert torch.equal(got[1], expected[1].double())
+    assert torch.equal(
+        got[1].float(), expected[1]
+    )  # whole numbers below 2^24 but for a bias, which float32 rounds
 
 
 def test_float64_blocks_of_queries_are_one_call(monkeypatch: pytest.MonkeyPatch) -> None:
