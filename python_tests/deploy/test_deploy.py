@@ -117,7 +117,7 @@ def test_a_video_gives_what_its_prepared_frames_gave(
         assert raw is not None and torch.equal(
             model.video(clip_folder / video.id).probabilities, raw.mean(dim=0)
         )
-        assert (raw.mean(dim=0) - wanted[position]).abs().max() < 0.05  # JPEG's share of the pixels
+        assert (raw.mean(dim=0) - wanted[position]).abs().max() < 0.1  # JPEG's share of the pixels
         clips.records["rgb"] = as_stored(clips.records["rgb"], quality)
         stored = model(clips)[1]
         assert stored is not None and torch.allclose(stored.mean(dim=0), wanted[position], atol=1e-5)
