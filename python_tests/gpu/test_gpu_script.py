@@ -167,7 +167,7 @@ def test_slow_tests_are_cut_and_slow_figures_are_only_missing(tmp_path: Path) ->
     for folder in folders:
         folder.mkdir()
     with ThreadPoolExecutor(2) as pool:
-        ended = list(pool.map(lambda folder: run(folder, slow=folder.name, seconds=13), folders))
+        ended = list(pool.map(lambda folder: run(folder, slow=folder.name, seconds=20), folders))
     assert [code for code, _, _ in ended] == [1, 0], ended
     assert all("TIMED OUT" in said and "NOT RUN" in said for _, said, _ in ended)
 

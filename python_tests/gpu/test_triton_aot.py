@@ -105,19 +105,24 @@ def test_candidate_scores(arch: int, dtype: str, tmp_path: Path) -> None:
 def test_select(arch: int, k: int, ranked: bool, tmp_path: Path) -> None:
     from cpr_kernels.mining import triton_kernels as kernels
 
-    types = {"ring": "*fp32", "lists": "*i32", "indices": "*i64", "scores": "*fp32"} | integers(
-        "num_keys", "slot_stride", "ring_stride", "list_stride"
-    )
+    types = {
+        "ring": "*fp32",
+        "lists": "*i32",
+        "bias": "*fp32",
+        "indices": "*i64",
+        "scores": "*fp32",
+    } | integers("num_keys", "slot_stride", "ring_stride", "list_stride", "bias_stride")
     constants = {
         "KEEP": (8192, 6144, 5120, k), "JUDGE": (0, 1, 0, 2), "WEIGHTS": (1.0, 0.0, 0.0, 1.0, 0.5, -2.0), "STAGES": 4,
         "ROWS": 3, "VIEWS": 2, "K": k, "RANKED": ranked, "BLOCK_K": 16,
     }  # fmt: skip
     import triton
 
-    for num_keys in (2048, 16384):
+    for num_keys, biased in ((2048, 2), (16384, -1)):  # the score row that takes a bias, or none
         chosen = kernels.select_config(num_keys)
         config = triton.Config({"BLOCK": chosen["BLOCK"]}, num_warps=chosen["num_warps"], num_stages=1)
-        check(kernels.select_query, arch, types, constants, config, tmp_path, spilled=SCALARS)
+        known = {**constants, "BIASED": biased}
+        check(kernels.select_query, arch, types, known, config, tmp_path, spilled=SCALARS)
 
 
 LOSS_SIZES = integers(

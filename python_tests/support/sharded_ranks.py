@@ -208,7 +208,7 @@ def check_disagreement_is_an_error_on_all_ranks(rank: int, world: int, folder: P
     refused(
         lambda: cascade_topk(features, other_memory, schedule), RuntimeError, "or its working_bytes, of rank"
     )
-    refused(lambda: mine(query_ids=asks), RuntimeError, "the choice of ids and exclude of rank")
+    refused(lambda: mine(query_ids=asks), RuntimeError, "the choice of ids, exclude and key_bias of rank")
     if rank == 0:
         refused(lambda: queue.enqueue(features, ids), RuntimeError, "rank 1 called cascade_topk")
     else:

@@ -155,7 +155,7 @@ def test_bfloat16_keeps_queue_loss_and_weights_in_float32(
         one_step(tiny(data, tmp_path, amp=amp, backbone="flat")) for amp in ("off", "bf16")
     )
     assert rough.losses["rgb"].dtype == torch.float32
-    assert float(rough.losses["rgb"]) == pytest.approx(float(exact.losses["rgb"]), rel=0.05)
+    assert float(rough.losses["rgb"]) == pytest.approx(float(exact.losses["rgb"]), rel=0.1)
     assert float(rough.losses["rgb"]) != float(exact.losses["rgb"])
     alike = (whole.queue.views["rgb"] * model.queue.views["rgb"]).sum(dim=1)
     assert 0.99 < alike.mean() < 1  # 8 bits of mantissa
