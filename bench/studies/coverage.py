@@ -17,7 +17,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from cpr_kernels import MiningPlan, Schedule, Stage, tune_schedule
+from cpr_kernels import MiningPlan, tune_schedule
 from cpr_kernels.metrics import class_mining_recall, median_recall
 from cpr_kernels.tuning.agreement import is_listed, is_mutual, view_neighbors
 
@@ -54,8 +54,7 @@ class Row(NamedTuple):
 
 def signs(table: Table, plan: MiningPlan) -> tuple[Tensor, dict[str, Tensor]]:
     """Returns what the plan mines, [N, TOPK], and how sure each pair is by every sign; labels take no part."""
-    last = Stage(plan.schedule[-1].weights, WIDE)
-    wider = replace(plan, schedule=Schedule([*plan.schedule[:-1], last]))
+    wider = replace(plan, schedule=plan.schedule.with_topk(WIDE))
     keys = plan.prepare_keys(table.views, table.ids)
     wide, scores = wider.mine(table.views, keys, table.ids)
     mined, scores = wide[:, :TOPK], scores[:, :TOPK]

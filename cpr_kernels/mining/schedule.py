@@ -141,6 +141,14 @@ class Schedule(tuple[Stage, ...]):
         """Returns the number of entries that the last stage keeps (``k``)."""
         return self[-1].keep
 
+    def with_topk(self, topk: int) -> Schedule:
+        """Returns the schedule whose last stage keeps ``topk`` entries.
+
+        Raises:
+            ValueError: the stage before keeps fewer.
+        """
+        return Schedule([*self[:-1], Stage(self[-1].weights, topk)])
+
     def table(self, views: Sequence[str]) -> tuple[list[float], list[int]]:
         """Returns row-major ``stage_weights`` [S * V] and ``stage_keep`` [S] of the op, for views in this order.
 

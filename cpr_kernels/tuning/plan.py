@@ -152,7 +152,7 @@ class MiningPlan:
         keep = max(self.hub, self.topk)
         if len(self.schedule) > 1:
             keep = min(keep, self.schedule[-2].keep)
-        return Schedule([*self.schedule[:-1], Stage(self.schedule[-1].view, keep)])
+        return self.schedule.with_topk(keep)
 
     @cached_property
     def cascade(self) -> Schedule:

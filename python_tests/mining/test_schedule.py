@@ -221,3 +221,11 @@ def test_ratios_and_stages_that_would_take_for_ever_are_refused() -> None:
         cpr_schedule(ratio="1e-999999999")
     with pytest.raises(ValueError, match="stages must be at most 1000"):
         cpr_schedule(stages=10**9)
+
+
+def test_another_topk_changes_the_last_stage_only() -> None:
+    schedule = parse_schedule("flow:64,flow+2*rgb:8")
+    assert schedule.with_topk(3) == parse_schedule("flow:64,flow+2*rgb:3") and schedule.topk == 8
+    assert schedule.with_topk(8) == schedule
+    with pytest.raises(ValueError, match="keeps more than stage 1"):
+        schedule.with_topk(65)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from ... import Schedule, Stage, cpr_schedule, parse_schedule
+from ... import Schedule, coclr_schedule, cpr_schedule, oracle_schedule, parse_schedule
 from .. import TrainError
-from ..pretrain.methods import FROZEN, TRAINED, with_view_names
+from ..pretrain.methods import FROZEN, TRAINED, growing_topk, with_view_names
 from .config import AdaptConfig
 
 CASCADES = {"cpr3": 3, "cpr5": 5, "cpr7": 7}
@@ -44,8 +44,7 @@ def positives_of(config: AdaptConfig, views: Sequence[str], num_keys: int, topk:
     if method == "auto":
         return Positives(tuned=True)
     try:
-        made = _schedule(config, num_keys, topk)
-        made = Schedule([*made[:-1], Stage(made[-1].weights, topk)])
+        made = _schedule(config, num_keys, topk).with_topk(topk)
         if unknown := [name for name in made.views if name not in (FROZEN, TRAINED, *views)]:
             raise ValueError(f"no view {unknown[0]!r}; there is {', '.join((*views, FROZEN, TRAINED))}")
         others = {view: tuple(other for other in views if other != view) for view in views}
@@ -59,9 +58,9 @@ def _schedule(config: AdaptConfig, num_keys: int, topk: int) -> Schedule:
     if config.method in CASCADES:
         return cpr_schedule((FROZEN, TRAINED), num_keys, CASCADES[config.method], config.ratio, topk)
     if config.method == "coclr":
-        return Schedule([Stage(FROZEN, topk)])
+        return coclr_schedule(FROZEN, topk)
     if config.method == "joint":
-        return Schedule([Stage({FROZEN: 1.0, TRAINED: 1.0}, topk)])
+        return oracle_schedule((FROZEN, TRAINED), topk)
     if ":" not in config.method:
         raise ValueError(
             f"must be one of {', '.join(METHODS)}, or a schedule such as frozen:0.5,trained:5; got {config.method!r}"
@@ -73,4 +72,4 @@ def topk_of_epoch(config: AdaptConfig, epoch: int) -> int:
     """Returns how many positives are mined in an epoch after the warm-up, counted from 0."""
     if not config.progressive or config.epochs < 2:
         return config.topk
-    return round(1 + (config.topk - 1) * epoch / (config.epochs - 1))
+    return growing_topk(config.topk, epoch, config.epochs)

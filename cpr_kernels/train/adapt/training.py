@@ -13,8 +13,6 @@ from torch import Tensor
 from ... import (
     MiningPlan,
     MultiViewQueue,
-    Schedule,
-    Stage,
     cascade_topk,
     ema_update_,
     mil_nce,
@@ -230,9 +228,7 @@ def default_queue(rows: int) -> int:
 
 def with_topk(plan: MiningPlan, topk: int) -> MiningPlan:
     """Returns a plan that mines `topk` positives."""
-    if plan.topk == topk:
-        return plan
-    return replace(plan, schedule=Schedule([*plan.schedule[:-1], Stage(plan.schedule[-1].view, topk)]))
+    return replace(plan, schedule=plan.schedule.with_topk(topk))
 
 
 def _clips(rows: Tensor) -> Tensor:

@@ -60,8 +60,7 @@ def cpr(config: TrainConfig, trained: str, topk: int) -> Positives:
 
 def custom(config: TrainConfig, trained: str, topk: int) -> Positives:
     """Mines by `mining.schedule` as written; `frozen` and `trained` name the views of the phase."""
-    made = parse_schedule(config.mining.schedule, num_keys=config.queue)
-    made = Schedule([*made[:-1], Stage(made[-1].weights, topk)])
+    made = parse_schedule(config.mining.schedule, num_keys=config.queue).with_topk(topk)
     if unknown := [name for name in made.views if name not in (FROZEN, TRAINED, *config.views)]:
         raise ValueError(
             f"schedule: no view {unknown[0]!r} in this run; it has {', '.join(config.views)}, {FROZEN} and {TRAINED}"
@@ -110,3 +109,8 @@ def with_view_names(schedule: Schedule, frozen: tuple[str, ...], trained: str) -
             raise ValueError(f"schedule: stage {stage} weighs the frozen views, and there are none")
         stages.append(Stage(weights, stage.keep))
     return Schedule(stages)
+
+
+def growing_topk(topk: int, turn: int, turns: int) -> int:
+    """Returns the positives mined in a turn of two or more, counted from 0: from 1 to `topk`, evenly."""
+    return round(1 + (topk - 1) * turn / (turns - 1))

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor, nn
 
-from ... import MultiViewQueue, Schedule, Stage, cascade_topk
+from ... import MultiViewQueue, Schedule, cascade_topk
 from .. import TrainError
 from ..data.manifest import Manifest
 from ..views import View
@@ -135,7 +135,7 @@ def drop_views(schedule: Schedule, lacking: frozenset[str]) -> Schedule | None:
     kept = [stage for stage in schedule if set(stage.weights) - lacking]
     if not kept:
         return None
-    return Schedule([*kept[:-1], Stage(kept[-1].weights, schedule.topk)])
+    return Schedule(kept).with_topk(schedule.topk)
 
 
 class MissingViewsModel(MultiViewModel):

@@ -8,7 +8,7 @@ from math import ceil
 from ... import Schedule
 from .. import TrainError
 from .config import Optim, TrainConfig
-from .methods import method_of
+from .methods import growing_topk, method_of
 
 Views = tuple[str, ...]
 
@@ -119,7 +119,7 @@ def topk_of_cycle(config: TrainConfig, cycle: int) -> int:
         raise TrainError(
             f"mining.progressive: positives grow from cycle to cycle, so it needs 2 cycles or more, got {config.cycles}"
         )
-    return round(1 + (mining.topk - 1) * (cycle - 1) / (config.cycles - 1))
+    return growing_topk(mining.topk, cycle - 1, config.cycles)
 
 
 def locate(plan: list[Phase], steps_per_epoch: int, step: int) -> Moment:

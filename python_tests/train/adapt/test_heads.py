@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import SMALL
+from adapt_data import SMALL
 from torch.nn.functional import normalize
 
 from cpr_kernels import Schedule

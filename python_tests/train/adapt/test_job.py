@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import SMALL, Trained
+from adapt_data import SMALL, Trained
 
 from cpr_command import main
 from cpr_kernels.deploy import Adapter, ArtifactError, Model, artifact
