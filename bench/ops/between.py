@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import subprocess
 import sys
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -18,10 +16,10 @@ import torch
 
 from cpr_kernels import cascade_topk
 
-from .. import CHECKOUT
 from ..harness.inputs import Table, make_table
 from ..harness.machine import configure
 from ..harness.peer import MATMULS, OURS, STRONG, Call, Peer, Settings
+from ..harness.process import answer_of
 from ..harness.text import duration, markdown
 from ..harness.timing import Sampler, Timing, cpu_sampler, interleave, quantile
 from ..harness.workloads import QUICK, TABLE, Workload
@@ -134,17 +132,9 @@ def in_a_process(workload: Workload, settings: Settings, policy: str) -> list[Ro
         RuntimeError: the process failed; its last lines are in the message.
     """
     request = {"workload": workload.name, "settings": settings.to_dict(), "policy": policy}
-    done = subprocess.run(
-        [sys.executable, "-m", "bench.ops.between", json.dumps(request)],
-        cwd=CHECKOUT,
-        env={**os.environ, "OMP_WAIT_POLICY": policy},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if done.returncode != 0:
-        raise RuntimeError(f"measuring {workload.name} between products failed:\n{done.stderr[-2000:]}")
-    return [Row(*row) for row in json.loads(done.stdout.splitlines()[-1])]
+    what = f"measuring {workload.name} between products"
+    rows = answer_of("bench.ops.between", request, {"OMP_WAIT_POLICY": policy}, what)
+    return [Row(*row) for row in rows]
 
 
 def table_of(rows: Sequence[Row]) -> str:

@@ -7,15 +7,13 @@ back to the system at once (``MALLOC_MMAP_THRESHOLD_``), so what an earlier call
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 import sys
 from typing import Any
 
-from .. import CHECKOUT
 from ..harness.machine import configure
 from ..harness.memory import peak_of
 from ..harness.peer import Op, Peer, Settings
+from ..harness.process import answer_of
 from ..harness.workloads import Workload, by_name
 from .table import OPS
 
@@ -30,18 +28,9 @@ def peaks(op_name: str, workload: Workload, names: list[str], settings: Settings
         RuntimeError: the process failed; its last lines are in the message.
     """
     request = {"op": op_name, "workload": workload.name, "peers": names, "settings": settings.to_dict()}
-    done = subprocess.run(
-        [sys.executable, "-m", "bench.ops.memory_process", json.dumps(request)],
-        cwd=CHECKOUT,
-        env={**os.environ, **_ENVIRONMENT},
-        capture_output=True,
-        text=True,
-        timeout=_TIME_LIMIT_S,
-        check=False,
-    )
-    if done.returncode != 0:
-        raise RuntimeError(f"measuring memory of {workload.name} failed:\n{done.stderr[-2000:]}")
-    return {name: int(size) for name, size in json.loads(done.stdout.splitlines()[-1]).items()}
+    what = f"measuring memory of {workload.name}"
+    found = answer_of("bench.ops.memory_process", request, _ENVIRONMENT, what, _TIME_LIMIT_S)
+    return {name: int(size) for name, size in found.items()}
 
 
 def _peak(op: Op, peer: Peer, workload: Workload, inputs: Any, settings: Settings) -> int:

@@ -8,10 +8,8 @@ kept, so that a query has as many positives as are sure.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -23,7 +21,7 @@ from cpr_kernels.tuning.agreement import is_listed, is_mutual, view_neighbors
 
 from ..harness.text import markdown
 from ..tables.readme import between_markers, write_text
-from .tuning import TOPK, Table, read
+from .tuning import TOPK, Table, parser_of_tables, read, tables_in
 
 BEGIN, END = "<!-- coverage:begin -->", "<!-- coverage:end -->"
 WIDE = 20  # neighbours that two rows may share
@@ -138,20 +136,10 @@ def main(argv: Sequence[str]) -> int:
     Raises:
         ValueError: a folder without tables, or a page without the section's markers.
     """
-    parser = argparse.ArgumentParser(
-        prog="python -m bench coverage",
-        description="Keep the surest of the mined pairs, by signs that need no label; PMR against coverage.",
-    )
-    parser.add_argument("folder", type=Path, help="folder of .npz tables with views, label and perhaps group")
-    parser.add_argument(
-        "--page", type=Path, default=None, metavar="FILE", help="page whose section is rewritten"
-    )
-    args = parser.parse_args(argv)
-    paths = sorted(args.folder.glob("*.npz"))
-    if not paths:
-        raise ValueError(f"{args.folder}: holds no .npz table")
+    does = "Keep the surest of the mined pairs, by signs that need no label; PMR against coverage."
+    args = parser_of_tables("coverage", does).parse_args(argv)
     rows = []
-    for path in paths:
+    for path in tables_in(args.folder):
         rows.append(study(read(path)))
         print(f"{path.stem}: all {rows[-1].whole.pmr:.3f}", flush=True)
     text = page(rows)

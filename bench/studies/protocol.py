@@ -23,7 +23,7 @@ from cpr_kernels.train import Interrupted, TrainError
 from cpr_kernels.train.evaluate.retrieval import evaluate_run
 from cpr_kernels.train.pages.plots import save_curves
 from cpr_kernels.train.pages.report import last_epochs, write_report
-from cpr_kernels.train.pretrain.config import Clips, Mining, Optim, TrainConfig, to_json, with_absolute_paths
+from cpr_kernels.train.pretrain.config import Clips, Mining, Optim, TrainConfig, with_absolute_paths
 from cpr_kernels.train.pretrain.loop import pretrain
 from cpr_kernels.train.pretrain.phases import make_plan, total_steps
 from cpr_kernels.train.pretrain.run_folder import config_of, encoder_files
@@ -102,18 +102,16 @@ def method_config(base: TrainConfig, out: Path, seed: int, method: str) -> Train
     )  # fmt: skip
 
 
-def _what_counts(config: TrainConfig) -> str:
+def _what_counts(config: TrainConfig) -> TrainConfig:
     """Returns the settings that a result depends on: not the machine's, and not IIC's queue, which is as long
     as its data.
     """
     queue = 0 if config.framework == "iic" else config.queue
-    return to_json(
-        replace(
-            with_absolute_paths(config),
-            device="",
-            queue=queue,
-            clips=replace(config.clips, workers=0, cache_mb=0),
-        )
+    return replace(
+        with_absolute_paths(config),
+        device="",
+        queue=queue,
+        clips=replace(config.clips, workers=0, cache_mb=0),
     )
 
 

@@ -8,7 +8,7 @@ FOLDER holds .npz tables: views [N, D], `label` [N] and perhaps `group` [N]; row
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import permutations
 from pathlib import Path
 from typing import NamedTuple
@@ -171,31 +171,41 @@ def page(rows: Sequence[Row], seeds: Sequence[int]) -> str:
     return text
 
 
+def parser_of_tables(command: str, does: str) -> argparse.ArgumentParser:
+    """Returns the parser of a study of tables that can rewrite its section of a page."""
+    parser = argparse.ArgumentParser(prog=f"python -m bench {command}", description=does)
+    parser.add_argument("folder", type=Path, help="folder of .npz tables with views, label and perhaps group")
+    parser.add_argument("--page", type=Path, metavar="FILE", help="page whose section is rewritten")
+    return parser
+
+
+def tables_in(folder: Path) -> list[Path]:
+    """Returns the tables of a folder.
+
+    Raises:
+        ValueError: there is none.
+    """
+    paths = sorted(folder.glob("*.npz"))
+    if not paths:
+        raise ValueError(f"{folder}: holds no .npz table")
+    return paths
+
+
 def main(argv: Sequence[str]) -> int:
     """Runs the study on every table of a folder and prints its page.
 
     Raises:
         ValueError: a folder without tables, or a page without the section's markers.
     """
-    parser = argparse.ArgumentParser(
-        prog="python -m bench tuning",
-        description="Compare the tuned plan with fixed schedules on tables with labels.",
-    )
-    parser.add_argument("folder", type=Path, help="folder of .npz tables with views, label and perhaps group")
+    parser = parser_of_tables("tuning", "Compare the tuned plan with fixed schedules on tables with labels.")
     parser.add_argument(
         "--seeds", type=int, nargs="+", default=[0], help="seeds of the sample; the first is compared"
     )
-    parser.add_argument(
-        "--page", type=Path, default=None, metavar="FILE", help="page whose section is rewritten"
-    )
     args = parser.parse_args(argv)
-    paths: Mapping[str, Path] = {path.stem: path for path in sorted(args.folder.glob("*.npz"))}
-    if not paths:
-        raise ValueError(f"{args.folder}: holds no .npz table")
     rows = []
-    for name, path in paths.items():
+    for path in tables_in(args.folder):
         rows.append(study(read(path), args.seeds))
-        print(f"{name}: tuned {rows[-1].tuned[0]}, joint {rows[-1].joint}", flush=True)
+        print(f"{path.stem}: tuned {rows[-1].tuned[0]}, joint {rows[-1].joint}", flush=True)
     text = page(rows, args.seeds)
     print(f"\n{text}")
     if args.page is not None:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from tyro.conf import Positional, arg
 
+from ..memory.ids import with_own_sources
 from ..progress import result
 from ..train.adapt import AdaptConfig, Table
 from ..train.adapt.job import Report, adapt
@@ -70,7 +71,8 @@ def main(argv: Sequence[str]) -> int:
     entries, _ = open_sides(files)
     ids, labels = (find_names(kind, entries, None, files) for kind in ("ids", "labels"))
     columns = _with_clips(entries, args) if args.clips else entries.views
-    sources = torch.arange(entries.rows) if ids.codes is None else own_sources(ids.codes.of_keys)
+    places = torch.arange(entries.rows)
+    sources = places if ids.codes is None else with_own_sources(ids.codes.of_keys, places)
     table = Table(
         {name: _rows(column, files.scratch) for name, column in columns.items()}, sources,
         None if labels.codes is None else labels.codes.of_keys,
@@ -87,11 +89,6 @@ def main(argv: Sequence[str]) -> int:
     ]
     result(as_json(asdict(report)), "\n".join([*head, *as_lines(report)]))
     return 0
-
-
-def own_sources(codes: Tensor) -> Tensor:
-    """Returns source ids [N] in which every row without one (-1) is a source of its own."""
-    return torch.where(codes < 0, codes.max() + 1 + torch.arange(len(codes)), codes)
 
 
 def _rows(column: Column, scratch: Path) -> Tensor:

@@ -14,16 +14,14 @@ from .mine.options import Mine
 from .mine.planned import raw_rows
 
 
-def adapted_table(artifact: Path, table: Path, out: Path | None, force: bool) -> int:
+def adapted_table(artifact: Path, table: Path, out: Path | None) -> int:
     """Writes a table mapped by an artifact of `cpr adapt`, its other columns as they are; returns how many rows.
 
     Raises:
-        ValueError: no --out, one that is no .npz or is there already, or a table without the artifact's views.
+        ValueError: no --out or one that is no .npz, or a table without the artifact's views.
     """
     if out is None or out.suffix != ".npz":
         raise ValueError("--out: give FILE.npz; an adapter maps embeddings to embeddings")
-    if out.exists() and not force:
-        raise ValueError(f"--out: {out} is there already; add --force to replace it")
     adapter = Adapter(artifact)
     files = Mine(input=table)
     entries, _ = open_sides(files)

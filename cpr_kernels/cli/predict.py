@@ -114,7 +114,7 @@ def _adapt(args: Predict) -> int:
         raise ValueError(
             f"{args.artifact} was made by cpr adapt: give it one table of embeddings, and --out FILE.npz"
         )
-    rows = adapted_table(args.artifact, Path(args.videos[0]), args.out, args.force)
+    rows = adapted_table(args.artifact, Path(args.videos[0]), args.out)
     result({"rows": rows, "out": str(args.out)}, f"{args.out}: {rows:,} rows")
     return 0
 

@@ -21,7 +21,7 @@ COMMENT = len(MARK) + DIGITS
 
 def sealed(body: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the object with its own hash under `sha256`."""
-    return {**body, SEAL: _hash(body)}
+    return {**body, SEAL: _hash(json.loads(json.dumps(body)))}
 
 
 def check_seal(body: Mapping[str, Any]) -> bool:
@@ -32,18 +32,13 @@ def check_seal(body: Mapping[str, Any]) -> bool:
     """
     if SEAL not in body:
         return False
-    if body[SEAL] != _hash_of_json({name: value for name, value in body.items() if name != SEAL}):
+    if body[SEAL] != _hash({name: value for name, value in body.items() if name != SEAL}):
         raise ValueError(DAMAGED)
     return True
 
 
 def _hash(body: Mapping[str, Any]) -> str:
-    """Returns the SHA-256 of an object, whatever the order and the spacing of its text."""
-    return _hash_of_json(json.loads(json.dumps(body)))
-
-
-def _hash_of_json(body: Mapping[str, Any]) -> str:
-    """Returns the same of values as JSON gives them: no tuples, and every name a text."""
+    """Returns the SHA-256 of an object as JSON gives it, whatever the order and the spacing of its text."""
     return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
 
 

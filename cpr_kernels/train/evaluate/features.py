@@ -20,6 +20,7 @@ from ...reading.arrays import read_npz
 from ...reading.seals import file_hash
 from .. import TrainError
 from ..batches.dataset import ClipDataset
+from ..data.manifest import Manifest
 from ..encoders.weights import load_encoder, weights_hash
 from ..runtime.device import device_of
 from ..runtime.files import write_atomically
@@ -67,6 +68,15 @@ def measured(
             features[view][split] = rows
         labels[split] = torch.tensor([dataset.manifest.videos[i].label for i in dataset.videos])
     return Measured(features, labels)
+
+
+def measured_videos(manifest: Manifest, split: str, protocol: Protocol) -> list[int]:
+    """Returns the indices of the videos that the rows of a split are of, in order."""
+    return [
+        i
+        for i, video in enumerate(manifest.videos)
+        if video.split == split and video.frames >= protocol.frames
+    ]
 
 
 def unit_features(splits: Mapping[str, Tensor], protocol: Protocol) -> dict[str, Tensor]:

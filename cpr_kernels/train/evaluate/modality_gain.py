@@ -13,8 +13,8 @@ from ..data.manifest import Manifest
 from ..pretrain.config import TrainConfig
 from ..pretrain.run_folder import encoder_files
 from ..views.names import label
-from .features import SPLITS, Protocol, cached_features, unit_features
-from .retrieval import measurable_views
+from .features import SPLITS, Protocol, measured_videos, unit_features
+from .retrieval import measurable_views, measured_files
 
 NEAREST = 3  # training videos shown for a query
 
@@ -33,18 +33,12 @@ def gain_per_modality(
     clip: from a video's index to its pictures. shown: examples of a step. The features are those of `cpr evaluate`.
     """
     manifest, files = Manifest.load(config.data), encoder_files(run)[-1][1]
-    unit, views_of = {}, measurable_views(config.data, config.views)
-    for view in views_of:
-        features, _ = cached_features(files[view], view, config.data, protocol, run / "features")
-        unit[view] = unit_features(features, protocol)
-    videos = {
-        split: [
-            i
-            for i, video in enumerate(manifest.videos)
-            if video.split == split and video.frames >= protocol.frames
-        ]
-        for split in SPLITS
-    }
+    views_of = measurable_views(config.data, config.views)
+    measured = measured_files(
+        {view: files[view] for view in views_of}, config.data, protocol, run / "features"
+    )
+    unit = {view: unit_features(splits, protocol) for view, splits in measured.features.items()}
+    videos = {split: measured_videos(manifest, split, protocol) for split in SPLITS}
     sets = [views_of[:count] for count in range(1, len(views_of) + 1)]
     names = [" and ".join(label(view) for view in views) for views in sets]
     nearest = [neighbours(unit, views) for views in sets]

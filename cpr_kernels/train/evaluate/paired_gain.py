@@ -11,7 +11,7 @@ from torch import Tensor
 from .. import TrainError
 from ..data.manifest import Manifest
 from ..pretrain.run_folder import config_of, encoder_files
-from .features import Protocol
+from .features import Protocol, measured_videos
 from .retrieval import measurable_views, measured_files, units_of
 
 Z = 1.96  # standard errors on each side of a 95 % interval
@@ -48,10 +48,7 @@ def paired_gains(run: Path, baseline: Path, protocol: Protocol, data: Path | Non
             f"baseline: must have the run's views {', '.join(config.views)}, got {', '.join(other.views)}"
         )
     manifest = Manifest.load(config.data)
-    sources = torch.tensor([
-        video.group for video in manifest.videos
-        if video.split == "test" and video.frames >= protocol.frames
-    ])  # fmt: skip
+    sources = torch.tensor([manifest.videos[i].group for i in measured_videos(manifest, "test", protocol)])
     right = [_right(folder, config.data, config.views, protocol) for folder in (run, baseline)]
     gains = []
     for view, mine in right[0].items():

@@ -6,7 +6,7 @@ import torch
 from train_sets import tiny
 
 from cpr_kernels.train.data.manifest import Manifest, Video
-from cpr_kernels.train.evaluate import modality_gain
+from cpr_kernels.train.evaluate import modality_gain, retrieval
 from cpr_kernels.train.evaluate.features import SPLITS, Protocol
 
 
@@ -23,10 +23,10 @@ def test_turns_are_counted_and_examples_turn_right(tmp_path, monkeypatch):
         "audio": {"train": [x, y], "test": [[3.0, 4.0], [3.0, 4.0], none]},
     }
 
-    def of_view(path, view, data, protocol, cache):
+    def of_view(path, view, data, protocol, cache, device):
         return {split: torch.tensor(features[view][split]) for split in SPLITS}, {}
 
-    monkeypatch.setattr(modality_gain, "cached_features", of_view)
+    monkeypatch.setattr(retrieval, "cached_features", of_view)
     config = tiny(tmp_path, tmp_path, views=("rgb", "audio"))
     protocol = Protocol(frames=8, crop=32, clips=1, center="none")
     [step] = modality_gain.gain_per_modality(
