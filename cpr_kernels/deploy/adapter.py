@@ -67,12 +67,8 @@ class Adapter:
 
 
 def is_adapter(path: Path) -> bool:
-    """Returns whether an artifact takes embeddings.
-
-    Raises:
-        ArtifactError: missing, or not readable.
-    """
-    return artifact.read(path)[0].kind == KIND
+    """Returns whether an artifact says that it takes embeddings; :class:`Adapter` checks it whole."""
+    return artifact.stated_kind(path) == KIND
 
 
 def _rebuilt(kinds: Mapping[str, str], weights: bytes) -> Heads:

@@ -23,7 +23,7 @@ from ..files import replacing
 from ..progress import say
 from ..reading.records import as_record, read_json
 from ..reading.seals import UNSEALED, check_seal, sealed
-from ..reading.zips import read_members
+from ..reading.zips import opened, read_members
 
 FORMAT, VERSION = "cpr_kernels artifact", 1
 PROGRAM, WEIGHTS, ONNX, MANIFEST = "program.pt2", "weights.safetensors", "model.onnx", "manifest.json"
@@ -136,6 +136,20 @@ def read(path: Path) -> tuple[Manifest, dict[str, bytes]]:
         raise ArtifactError(f"artifact: the manifest of {path} is wrong: {error}; export it again") from None
     _check(path, manifest, members)
     return manifest, members
+
+
+def stated_kind(path: Path) -> str | None:
+    """Returns the kind that the manifest states, which says what is to read the file; None where it states none.
+
+    Nothing else is read or checked: :func:`read` does that.
+    """
+    try:
+        with path.open("rb") as file, opened(file) as archive:
+            body = read_json(archive.read(MANIFEST))
+    except (KeyError, ValueError, OSError):
+        return None
+    kind = body.get("kind") if isinstance(body, dict) else None
+    return kind if isinstance(kind, str) else None
 
 
 def _check(path: Path, manifest: Manifest, members: dict[str, bytes]) -> None:

@@ -84,7 +84,8 @@ def adapt(
         plan = MiningPlan.load(out / PLAN) if (out / PLAN).is_file() else None
         trainer = HeadTrainer(train, config, plan)
         start = copy.deepcopy(trainer.heads)
-        best = Best(_agreement(start, held), 0, start.state_dict())
+        before = _agreement(start, held)
+        best = Best(before, 0, start.state_dict())
         if (out / CHECKPOINT).is_file():
             state = load(out / CHECKPOINT)
             trainer.load_state_dict(state["trainer"])
@@ -93,7 +94,12 @@ def adapt(
         _train(trainer, best, held, out)
         kept = copy.deepcopy(start)
         kept.load_state_dict(best.heads)
-        report = _report(start, kept, best, trainer, held, [str(path) for path in export(kept, out)])
+        agreed = None if before is None or best.agreement is None else (before, best.agreement)
+        files = [str(path) for path in export(kept, out)]
+        report = Report(
+            (len(train), len(held)), best.epoch, agreed, _recall(start, kept, train, held),
+            None if trainer.plan is None else trainer.plan.describe(), files,
+        )  # fmt: skip
         write_atomically(out / REPORT, json.dumps(asdict(report), indent=1).encode())
     return report
 
@@ -144,26 +150,17 @@ def _status(figures: Epoch, agreed: float | None) -> str:
     return ", ".join(parts)
 
 
-def _report(
-    start: Heads, kept: Heads, best: Best, trainer: HeadTrainer, held: Table, files: list[str]
-) -> Report:
-    train = trainer.table
-    before, after = _agreement(start, held), _agreement(kept, held)
-    found = None
-    if train.labels is not None and held.labels is not None:
-        known = held[held.labels >= 0]
-        assert known.labels is not None
-        pair = [
-            recall(
-                hits(heads.embeddings(known.views), heads.embeddings(train.views), known.labels, train.labels)
-            )
-            for heads in (start, kept)
-        ]
-        found = (pair[0], pair[1])
-    return Report(
-        (len(train), len(held)), best.epoch, None if before is None or after is None else (before, after), found,
-        None if trainer.plan is None else trainer.plan.describe(), files,
-    )  # fmt: skip
+def _recall(start: Heads, kept: Heads, train: Table, held: Table) -> tuple[Recall, Recall] | None:
+    """Returns the retrieval of training rows by held-out ones before and after; None without labels."""
+    if train.labels is None or held.labels is None:
+        return None
+    known = held[held.labels >= 0]
+    assert known.labels is not None
+    before, after = (
+        recall(hits(heads.embeddings(known.views), heads.embeddings(train.views), known.labels, train.labels))
+        for heads in (start, kept)
+    )
+    return before, after
 
 
 def _claim(table: Table, config: AdaptConfig, out: Path, hold_out: float, resume: bool) -> None:
@@ -194,7 +191,8 @@ def _claim(table: Table, config: AdaptConfig, out: Path, hold_out: float, resume
 def _digest(table: Table) -> str:
     """Returns a hash of all rows, sources and labels."""
     found = hashlib.sha256()
-    for name, rows in {**table.views, "": table.sources}.items():
+    labels = [] if table.labels is None else [("labels", table.labels)]
+    for name, rows in [*table.views.items(), ("", table.sources), *labels]:
         found.update(f"{name} {rows.dtype} {list(rows.shape)}".encode())
         found.update(rows.contiguous().numpy().tobytes())
     return found.hexdigest()

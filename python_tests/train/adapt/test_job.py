@@ -83,6 +83,10 @@ def test_a_folder_is_of_one_job(trained: Trained) -> None:
         adapt(trained.table, SMALL, trained.folder)
     with pytest.raises(TrainError, match=r"was begun with another lr; repeat its arguments"):
         adapt(trained.table, replace(SMALL, lr=1.0), trained.folder, resume=True)
+    assert trained.table.labels is not None
+    relabelled = Table(trained.table.views, trained.table.sources, trained.table.labels.flip(0))
+    with pytest.raises(TrainError, match=r"was begun with another table"):
+        adapt(relabelled, SMALL, trained.folder, resume=True)
     other = Table(trained.table.views, trained.table.sources + 1)
     with pytest.raises(TrainError, match=r"was begun with another table"):
         adapt(other, SMALL, trained.folder, resume=True)
