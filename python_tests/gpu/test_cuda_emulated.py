@@ -235,6 +235,31 @@ def test_what_is_tuned_changes_no_bit(choice: dict[str, Any], untuned: tuple[Cas
         core.cuda_tune(score_queries=5)
 
 
+@pytest.mark.parametrize(("device", "early"), [(A100, False), (H200_SLICE, True)], ids=["8.0", "9.0"])
+def test_only_devices_that_can_are_asked_to_start_kernels_early(
+    device: tuple[int, ...], early: bool, untuned: tuple[CascadeCall, Any]
+) -> None:
+    """The launch would fail elsewhere: the runtime refuses the attribute before 9.0."""
+    from cuda_tools import emulated
+
+    core, (call, expected) = emulated(), untuned
+    core.set_limits(*device)
+    core.cuda_tune(early_start=True)
+    core.early_starts()
+    try:
+        same(native.run_on_stream(call, core, 0), expected)
+    finally:
+        core.cuda_tune()
+    assert (core.early_starts() > 0) == early
+
+
+def test_what_could_not_be_found_out_is_looked_for_again() -> None:
+    """An error of the runtime, as where a device is short of memory, does not stay for the life of the process."""
+    from cuda_tools import emulated
+
+    assert emulated().remembered([None, None, 0, 1]) == [None, None, 0, 0]
+
+
 @settings(max_examples=40, deadline=None)
 @given(call=cascade_calls())
 def test_any_cascade(call: CascadeCall) -> None:
