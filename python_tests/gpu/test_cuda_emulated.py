@@ -286,6 +286,21 @@ def test_scores_are_float32_grade_at_any_scale(core: Any) -> None:
     assert ((scores.double() - exact).abs() / size).max() <= budget
 
 
+def test_errors_of_scores_are_bounded_by_the_rows_not_by_the_entries(core: Any) -> None:
+    """The bound of docs/kernels.md, where a row's largest entry meets a zero: an error of float32 products is far less."""
+    g = torch.Generator().manual_seed(6)
+    query, keys = torch.rand(4, 64, generator=g) * 1e-6, torch.rand(40, 64, generator=g)
+    query[:, 0], keys[:, 0] = 1.0, 0.0
+    call = CascadeCall([query], [keys], [1.0], [40], None, None, None)
+    indices, scores = native.run_on_stream(call, core, 0)
+    x, y = query.double(), keys.double()
+    error = (scores.double() - (x @ y.T).gather(1, indices)).abs()
+    products = (x.abs() @ y.abs().T).gather(1, indices)
+    largest = (x.amax(1)[:, None] * y.sum(1) + x.sum(1)[:, None] * y.amax(1)).gather(1, indices)
+    assert (error <= (2**-22 + 64 / 16 * 2**-23) * products + 2**-35 * largest).all()
+    assert (error > 64 * 2**-24 * products).any()  # more than any order of float32 sums
+
+
 def test_the_batch_split_does_not_change_a_bit(core: Any) -> None:
     g = torch.Generator().manual_seed(5)
     query, keys = torch.randn(70, 48, generator=g), torch.randn(500, 48, generator=g)
