@@ -58,7 +58,11 @@ def run(world: int) -> Run:
     """One run a world size, for all tests."""
     with tempfile.TemporaryDirectory() as folder:
         processes = start(world, folder)
-        printed = [process.communicate(timeout=240)[0] for process in processes]
+        try:
+            printed = [process.communicate(timeout=240)[0] for process in processes]
+        finally:
+            for process in processes:  # a rank that waits for others would stay
+                process.terminate()
         print(*printed, sep="\n")
         files = [Path(folder, f"report{rank}.pt") for rank in range(world)]
         assert all(file.exists() for file in files), "\n".join(printed)
