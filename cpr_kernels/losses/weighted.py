@@ -1,4 +1,4 @@
-"""Weights of the listed positives in `mil_nce`, in torch around the op, so that every backend's kernels serve."""
+"""Weighs the listed positives of `mil_nce`, in torch around the op, so that every backend's kernels serve."""
 
 from __future__ import annotations
 
