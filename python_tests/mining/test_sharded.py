@@ -41,8 +41,12 @@ def printed_by(world: int, folder: str) -> list[str]:
     else:
         commands = [[script, folder, str(rank), str(world)] for rank in range(world)]
     programs = [Program(command, env=environment) for command in commands]
-    for program in programs:
-        program.wait(timeout=240)
+    try:
+        for program in programs:
+            program.wait(timeout=240)
+    finally:
+        for program in programs:  # a rank that waits for others would stay
+            program.kill()
     return ["\n".join(program.output()) for program in programs]
 
 
