@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import importlib
 import os
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -16,6 +15,7 @@ import sharded_ranks
 import torch
 import torch.distributed as dist
 from cases import LARGE_CASES, LOSS_CASES, CascadeCase, LossCase, few, name_of
+from forked import Program
 from places import ROOT, SUPPORT
 from sharded_parts import CASES, TWO, batch_of, same_as_one_process, shard_loss
 
@@ -29,19 +29,25 @@ from cpr_kernels.mining.sharded_lists import TorchLists
 CHECKS = [check.__name__ for check in sharded_ranks.CHECKS]
 
 
-def start(world: int, folder: str) -> list[subprocess.Popen[str]]:
-    """The processes of a group: torchrun's for two ranks."""
+def printed_by(world: int, folder: str) -> list[str]:
+    """Runs the processes of a group to their end: torchrun's for two ranks."""
     root = str(Path(cpr_kernels.__file__).resolve().parents[1])
     paths = os.pathsep.join([root, str(SUPPORT), os.environ.get("PYTHONPATH", "")])
     environment = os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
     script = str(SUPPORT / "sharded_ranks.py")
     if world == 2:
         runner = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", script, folder]
-        commands = [[sys.executable, *runner]]
+        commands = [runner]
     else:
-        commands = [[sys.executable, script, folder, str(rank), str(world)] for rank in range(world)]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    return [subprocess.Popen(command, env=environment, **pipes) for command in commands]
+        commands = [[script, folder, str(rank), str(world)] for rank in range(world)]
+    programs = [Program(command, env=environment) for command in commands]
+    try:
+        for program in programs:
+            program.wait(timeout=240)
+    finally:
+        for program in programs:  # a rank that waits for others would stay
+            program.kill()
+    return ["\n".join(program.output()) for program in programs]
 
 
 class Run(NamedTuple):
@@ -57,12 +63,7 @@ class Run(NamedTuple):
 def run(world: int) -> Run:
     """One run a world size, for all tests."""
     with tempfile.TemporaryDirectory() as folder:
-        processes = start(world, folder)
-        try:
-            printed = [process.communicate(timeout=240)[0] for process in processes]
-        finally:
-            for process in processes:  # a rank that waits for others would stay
-                process.terminate()
+        printed = printed_by(world, folder)
         print(*printed, sep="\n")
         files = [Path(folder, f"report{rank}.pt") for rank in range(world)]
         assert all(file.exists() for file in files), "\n".join(printed)
