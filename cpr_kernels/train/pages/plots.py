@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -80,7 +81,7 @@ def _figure(panel: Panel, size: tuple[float, float]) -> Any:
     axes = figure.add_subplot()
     marks, scale = {**marks_of(panel.lines), **panel.marks}, 100 if panel.percent else 1
     for key, points in panel.lines.items():
-        x, y = zip(*points)
+        x, y = zip(*_with_gaps(points))
         axes.plot(
             x, [scale * value for value in y], linestyle=marks[key].line, color=marks[key].colour,
             marker=marks[key].marker if len(points) < MANY else None, label=drawable(panel.names.get(key, key)),
@@ -90,9 +91,7 @@ def _figure(panel: Panel, size: tuple[float, float]) -> Any:
         axes.axhline(scale * panel.chance, color=GRID, linewidth=1.2, linestyle=(0, (1, 2)), label="chance")
     for start, name in panel.phases:
         axes.axvline(start, color=GRID, linewidth=0.8, alpha=0.6)
-    for row, (start, name) in enumerate(panel.phases):
-        place = ("data", "axes fraction")
-        axes.annotate(drawable(name, 24), (start, 1.02 + 0.07 * (row % 2)), xycoords=place, fontsize=7.5)
+    _name_phases(axes, panel.phases)
     axes.set_xlabel("epoch")
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.set_ylabel(panel.label)
@@ -102,6 +101,28 @@ def _figure(panel: Panel, size: tuple[float, float]) -> Any:
         axes.set_ylim(bottom=0)
     legend_below(figure, [axes])
     return figure
+
+
+def _with_gaps(points: Curve) -> list[tuple[float, float]]:
+    """Returns the points with NaN where an epoch or more is left out, so that no line is drawn across."""
+    found: list[tuple[float, float]] = []
+    for x, y in points:
+        if found and x - found[-1][0] > 1.5:
+            found.append((x, math.nan))
+        found.append((x, y))
+    return found
+
+
+def _name_phases(axes: Any, phases: Sequence[tuple[float, str]]) -> None:
+    """Writes the phases' names above the axes in two rows; one without room is left out, its line stays."""
+    low, high = axes.get_xlim()
+    ends = [low - high, low - high]  # of what is written in each row
+    for start, name in phases:
+        row = min(range(2), key=lambda one: ends[one])
+        if start >= ends[row]:
+            place = ("data", "axes fraction")
+            axes.annotate(drawable(name, 24), (start, 1.02 + 0.08 * row), xycoords=place, fontsize=7.5)
+            ends[row] = start + (high - low) * 0.021 * (2 + len(name))
 
 
 def class_dots(
