@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -81,7 +80,7 @@ def _figure(panel: Panel, size: tuple[float, float]) -> Any:
     axes = figure.add_subplot()
     marks, scale = {**marks_of(panel.lines), **panel.marks}, 100 if panel.percent else 1
     for key, points in panel.lines.items():
-        x, y = zip(*_with_gaps(points))
+        x, y = zip(*points)
         axes.plot(
             x, [scale * value for value in y], linestyle=marks[key].line, color=marks[key].colour,
             marker=marks[key].marker if len(points) < MANY else None, label=drawable(panel.names.get(key, key)),
@@ -97,20 +96,12 @@ def _figure(panel: Panel, size: tuple[float, float]) -> Any:
     axes.set_ylabel(panel.label)
     if panel.logarithmic:
         axes.set_yscale("log")
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_minor_formatter("")
     else:
         axes.set_ylim(bottom=0)
     legend_below(figure, [axes])
     return figure
-
-
-def _with_gaps(points: Curve) -> list[tuple[float, float]]:
-    """Returns the points with NaN where an epoch or more is left out, so that no line is drawn across."""
-    found: list[tuple[float, float]] = []
-    for x, y in points:
-        if found and x - found[-1][0] > 1.5:
-            found.append((x, math.nan))
-        found.append((x, y))
-    return found
 
 
 def _name_phases(axes: Any, phases: Sequence[tuple[float, str]]) -> None:

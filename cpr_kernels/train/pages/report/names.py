@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from ....plot_style import METHODS, Mark, mark_of
@@ -50,11 +51,9 @@ def way_names(config: TrainConfig) -> dict[str, str]:
 
 
 def way_marks(config: TrainConfig) -> dict[str, Mark]:
-    """Returns {way of mining: how it is drawn}; the run's own as its method."""
-    return {
-        way: mark_of(method_key(config) if way == "mined" else way, number)
-        for number, way in enumerate(way_names(config))
-    }
+    """Returns {way of mining: how it is drawn}; the run's own in its method's colour, solid."""
+    own = replace(mark_of(method_key(config)), dash=(), marker="o")
+    return {way: own if way == "mined" else mark_of(way, number) for number, way in enumerate(way_names(config))}
 
 
 def view_name(view: str) -> str:

@@ -64,17 +64,25 @@ def write_report(
     template = environment.from_string(Path(__file__).with_name(TEMPLATE).read_text())
     style = page_variables() + Path(__file__).with_name("report.css").read_text()
     page = template.render(
-        style=style, policy=content_policy(style), contents=HEADINGS.findall, view_name=view_name,
+        style=style, policy=content_policy(style), contents=HEADINGS.findall, humps=_humps, view_name=view_name,
         title=title, says=says, inside=inside, runs=sections, several=several, against=against,
-        leads=[(one["title"], verdict.lead(one)) for one in sections],
+        leads=[(one["title"], verdict.lead(one, several)) for one in sections],
         protocol=first["protocol"], chance=_chance_of_recall(first),
         recall=[row for one in sections for row in _recall_rows(one, several)],
         mining=[row for one in sections for row in _mining_rows(one, several)],
         compared=verdict.compared(sections, baseline, data) if several else None,
+        pmr=None if several else verdict.mined_tile(first, way_marks(first["config"])), signed=verdict.signed,
         columns=columns, settings=settings.table(tabulated, first["config"]), versions=settings.versions(),
     )  # fmt: skip
     write_atomically(out, page.encode())
     return out
+
+
+def _humps(name: str) -> Any:
+    """Returns a name as HTML that can break between its words, as in PlayingGuitar."""
+    from markupsafe import Markup, escape
+
+    return Markup(re.sub(r"(?<=[a-z])(?=[A-Z])", "<wbr>", str(escape(name))))
 
 
 def _section(run: Path, prefix: str, shown: int, data: Path | None) -> dict[str, Any]:

@@ -58,18 +58,20 @@ def shown(value: Any) -> str:
         return ", ".join(f"{key} {one}" for key, one in value.items()) or "none"
     if isinstance(value, (list, tuple)):
         return ", ".join(map(str, value)) or "none"
-    return {None: "none", True: "yes", False: "no", "": "none"}.get(value, str(value))
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return "none" if value is None or value == "" else str(value)
 
 
 def table(runs: Sequence[Settings], config: TrainConfig) -> dict[str, Any]:
     """Returns the rows that differ, [{"name", "values"}], and groups of the others, {group: [{"name", "value", "set"}]}.
 
-    `set` marks a setting of the first run that is not the default. What a run took counts as no difference.
+    Of what differs, mining comes first. `set` marks a setting of the first run that is not the default. What a run took counts as no difference.
     """
     keys = list(dict.fromkeys(key for run in runs for key in run))
     differ = [
         {"name": f"{group}: {name}", "values": [run.get((group, name), "–") for run in runs]}
-        for group, name in keys
+        for group, name in sorted(keys, key=lambda key: ("mining", "training", key[0]).index(key[0]))
         if len({run.get((group, name)) for run in runs}) > 1 and group != "time"
     ]
     usual = flat(TrainConfig(data=config.data, out=config.out))

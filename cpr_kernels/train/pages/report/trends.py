@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -64,7 +65,7 @@ def trends(config: TrainConfig, lines: Lines, chance: float | None) -> list[dict
     loss, rate = losses(lines), rates(config, lines)
     of_view = {"names": {key: label(key) for key in loss}, "marks": marks_of(loss)}
     add("Loss", loss, label="loss, mean of the epoch", percent=False, **of_view)
-    one = {"names": {"rate": "learning rate"}, "marks": marks_of(["rate"]), "label": "learning rate"}
+    one = {"names": {"rate": "learning rate"}, "marks": {"rate": marks["mined"]}, "label": "learning rate"}
     add("Learning rate", {"rate": rate}, percent=False, logarithmic=True, **one)
     return found
 
@@ -78,7 +79,10 @@ def losses(lines: Lines) -> dict[str, plots.Curve]:
         for key in line if place else ():
             if key.startswith("loss_"):
                 sums.setdefault(key.removeprefix("loss_"), {}).setdefault(place or 0, []).append(line[key])
-    return {key: [(i, sum(of) / len(of)) for i, of in sorted(by.items())] for key, by in sums.items()}
+    return {
+        key: _with_gaps([(float(i), sum(of) / len(of)) for i, of in sorted(by.items())])
+        for key, by in sums.items()
+    }
 
 
 def rates(config: TrainConfig, lines: Lines) -> plots.Curve:
@@ -142,7 +146,17 @@ def _epochs(lines: Iterable[dict[str, Any]]) -> Lines:
 
 def _points(epochs: Sequence[dict[str, Any]], value: Callable[[dict[str, Any]], float | None]) -> plots.Curve:
     found = ((number, value(line)) for number, line in enumerate(epochs, start=1))
-    return [(float(number), one) for number, one in found if one is not None]
+    return _with_gaps([(float(number), one) for number, one in found if one is not None])
+
+
+def _with_gaps(points: plots.Curve) -> plots.Curve:
+    """Returns the points with NaN where an epoch or more is left out, so that no line is drawn across."""
+    found: list[tuple[float, float]] = []
+    for x, y in points:
+        if found and x - found[-1][0] > 1.5:
+            found.append((x, math.nan))
+        found.append((x, y))
+    return found
 
 
 def _says(title: str, panel: plots.Panel) -> str:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ....plot_style import mark_of, marks_of
+from ....plot_style import Mark, mark_of
 from ... import TrainError
 from ...data.manifest import Manifest
 from ...evaluate.features import Protocol, measured_videos
@@ -16,7 +16,7 @@ from ...evaluate.paired_gain import Gain, paired_gains
 from ...pretrain.config import TrainConfig
 from ...pretrain.phases import make_plan
 from .. import plots
-from .names import method_key, method_name, view_name
+from .names import method_key, method_name, view_name, way_marks
 from .trends import last_epochs
 
 SUMS = ("both", "all")
@@ -37,7 +37,7 @@ def against(run: Path, config: TrainConfig, baseline: Path, other: TrainConfig, 
     return {
         "name": name, "as_long": epochs[0] == epochs[1], "gains": gains,
         "tiles": [tile(gain, widest) for gain in gains], "sentence": sentence(gains, name),
-        "classes": by_class(gains[0], config, other),
+        "classes": by_class(gains, config, other),
     }  # fmt: skip
 
 
@@ -60,27 +60,52 @@ def sentence(gains: Sequence[Gain], name: str) -> str:
     found: dict[str, list[str]] = {}
     for gain in gains:
         found.setdefault(verdict(gain), []).append(view_name(gain.view))
-    words = {"better": f"Better than {name}", "worse": f"Worse than {name}", "unclear": "Could be chance"}
+    words = {"better": f"Better than {name}", "worse": f"Worse than {name}", "unclear": "No difference shown"}
     return " ".join(f"{words[key]}: {', '.join(found[key])}." for key in words if key in found)
 
 
-def by_class(gain: Gain, config: TrainConfig, other: TrainConfig) -> dict[str, Any]:
-    """Returns R@1 of both runs in each class, the largest gain first, as `plots.class_dots`."""
+def by_class(gains: Sequence[Gain], config: TrainConfig, other: TrainConfig) -> list[dict[str, Any]]:
+    """Returns, for each gain, R@1 of both runs in every class as `plots.class_dots`, and the view's name.
+
+    All are in one order, of the first gain's largest difference.
+    """
     classes = Manifest.load(config.data).classes
-    rows = sorted(gain.by_class.items(), key=lambda row: (row[1][1] - row[1][0], row[0]))
-    marks = marks_of([method_key(config), method_key(other)])
-    if len(marks) < 2:  # the same method twice
-        marks = {"run": mark_of(method_key(config)), "other": mark_of("", 7)}
-    run, baseline = marks
-    return {
-        "view": view_name(gain.view),
-        **plots.class_dots(
-            [classes[label] for label, _ in rows],
-            {run: [row[0] for _, row in rows], baseline: [row[1] for _, row in rows]},
-            {run: "this run", baseline: method_name(other)}, marks,
-            [f"{100 * (row[0] - row[1]):+.0f} · {row[2]} videos" for _, row in rows],
-        ),
-    }  # fmt: skip
+    order = sorted(gains[0].by_class, key=lambda one: (_difference(gains[0], one), one))
+    marks = {"run": way_marks(config)["mined"], "baseline": mark_of(method_key(other))}
+    if marks["run"].colour == marks["baseline"].colour:  # the same method twice
+        marks["baseline"] = mark_of("infonce")
+    names, found = {"run": "this run", "baseline": method_name(other)}, []
+    for gain in gains:
+        shown = [one for one in order if one in gain.by_class]
+        series = {key: [gain.by_class[one][i] for one in shown] for i, key in enumerate(names)}
+        facts = [f"{signed(-_difference(gain, one), 0)} (n {gain.by_class[one][2]})" for one in shown]
+        dots = plots.class_dots([classes[one] for one in shown], series, names, marks, facts)
+        found.append({"view": view_name(gain.view), **dots})
+    return found
+
+
+def _difference(gain: Gain, label: int) -> float:
+    run, baseline, _ = gain.by_class[label]
+    return baseline - run
+
+
+def signed(share: float, digits: int = 1) -> str:
+    """Returns a difference of shares in points, with a real minus sign."""
+    shown = f"{100 * share:+.{digits}f}"
+    return shown.lstrip("+-") if float(shown) == 0 else shown.replace("-", "−")
+
+
+def mined_tile(section: dict[str, Any], marks: Mapping[str, Mark]) -> dict[str, Any] | None:
+    """Returns PMR of a run's own mining at the end, and of the other ways beside it; None where nothing was measured."""
+    mined = [line["mining"] for line in last_epochs(section["epochs"]) if "mined" in line["mining"]]
+    if not mined or section["chance"] is None:
+        return None
+    ways = [
+        {"name": name, "pmr": mined[-1][way]["pmr"], "mark": marks[way]}
+        for way, name in section["names"].items() if way in mined[-1]
+    ]  # fmt: skip
+    says = ", ".join(f"{way['name']} {100 * way['pmr']:.1f} %" for way in ways[1:])
+    return {"pmr": ways[0]["pmr"], "ways": ways[::-1], "says": says, "chance": section["chance"]}
 
 
 def chance_of_recall(manifest: Manifest, protocol: Protocol) -> list[float]:
@@ -144,11 +169,11 @@ def _paired(section: dict[str, Any], first: dict[str, Any], reference: Path, dat
     return {"gain": gains[-1], "why": ""}
 
 
-def lead(section: dict[str, Any]) -> list[str]:
-    """Returns one or two short sentences on a run: what is right among the mined, and R@1 from start to end."""
+def lead(section: dict[str, Any], several: bool) -> list[str]:
+    """Returns short sentences on a run: R@1 from start to end; of one among several, what is right among the mined."""
     said = []
     mined = [line["mining"] for line in last_epochs(section["epochs"]) if "mined" in line["mining"]]
-    if mined:
+    if mined and (several or section["chance"] is None):
         shown = [way for way in section["names"] if way in mined[-1]]
         shares = [f"{section['names'][way]} {100 * mined[-1][way]['pmr']:.0f} %" for way in shown]
         chance = f", chance {100 * section['chance']:.0f} %" if section["chance"] is not None else ""
