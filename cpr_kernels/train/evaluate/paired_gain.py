@@ -65,7 +65,7 @@ def paired_gains(run: Path, baseline: Path, protocol: Protocol, data: Path | Non
 
 
 def _gain(view: str, right: Tensor, sources: Tensor, classes: Tensor) -> Gain:
-    """Returns the gain of the first row of `right` [2, M] over the second; `sources` and `classes` are of its columns."""
+    """Returns the gain of the first row of `right` [2, M] over the second; `sources` and `classes` are of columns."""
     difference = right[0] - right[1]
     error, middle = clustered_standard_error(difference, sources), difference.mean().item()
     by_class = {

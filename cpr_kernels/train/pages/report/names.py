@@ -53,7 +53,9 @@ def way_names(config: TrainConfig) -> dict[str, str]:
 def way_marks(config: TrainConfig) -> dict[str, Mark]:
     """Returns {way of mining: how it is drawn}; the run's own in its method's colour, solid."""
     own = replace(mark_of(method_key(config)), dash=(), marker="o")
-    return {way: own if way == "mined" else mark_of(way, number) for number, way in enumerate(way_names(config))}
+    return {
+        way: own if way == "mined" else mark_of(way, number) for number, way in enumerate(way_names(config))
+    }
 
 
 def view_name(view: str) -> str:

@@ -64,9 +64,10 @@ def shown(value: Any) -> str:
 
 
 def table(runs: Sequence[Settings], config: TrainConfig) -> dict[str, Any]:
-    """Returns the rows that differ, [{"name", "values"}], and groups of the others, {group: [{"name", "value", "set"}]}.
+    """Returns rows that differ, [{"name", "values"}], and groups of the others, {group: [{"name", "value", "set"}]}.
 
-    Of what differs, mining comes first. `set` marks a setting of the first run that is not the default. What a run took counts as no difference.
+    Of what differs, mining comes first. `set` marks a setting of the first run that is not the default. What a run
+    took counts as no difference.
     """
     keys = list(dict.fromkeys(key for run in runs for key in run))
     differ = [

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from ....plot_style import marks_of
@@ -29,7 +30,7 @@ def last_epochs(epochs: Lines) -> Lines:
 
 
 def chance_of_mining(manifest: Manifest) -> float | None:
-    """Returns the share of right ones among training videos of other sources, mean over videos; None without classes."""
+    """Returns the mean share of a training video's class among those of other sources; None without classes."""
     videos = [video for video in manifest.videos if video.split == "train" and video.label >= 0]
     if not manifest.classes or not videos:
         return None
@@ -56,7 +57,7 @@ def trends(config: TrainConfig, lines: Lines, chance: float | None) -> list[dict
             found.append({"title": title, "picture": plots.curves(panel), "says": _says(title, panel)})
 
     def of(metric: str) -> dict[str, plots.Curve]:
-        return {way: _points(epochs, lambda line: line["mining"].get(way, {}).get(metric)) for way in names}
+        return {way: _points(epochs, partial(_figure_of, way, metric)) for way in names}
 
     add("Right among the mined (PMR)", of("pmr"), label="PMR, %", chance=chance)
     agreed = _points(epochs, lambda line: line.get("agreement", {}).get("mined"))
@@ -66,7 +67,7 @@ def trends(config: TrainConfig, lines: Lines, chance: float | None) -> list[dict
     of_view = {"names": {key: label(key) for key in loss}, "marks": marks_of(loss)}
     add("Loss", loss, label="loss, mean of the epoch", percent=False, **of_view)
     one = {"names": {"rate": "learning rate"}, "marks": {"rate": marks["mined"]}, "label": "learning rate"}
-    add("Learning rate", {"rate": rate}, percent=False, logarithmic=True, **one)
+    add("Learning rate", {"rate": rate}, percent=False, logarithmic=True, markers=False, **one)
     return found
 
 
@@ -147,6 +148,10 @@ def _epochs(lines: Iterable[dict[str, Any]]) -> Lines:
 def _points(epochs: Sequence[dict[str, Any]], value: Callable[[dict[str, Any]], float | None]) -> plots.Curve:
     found = ((number, value(line)) for number, line in enumerate(epochs, start=1))
     return _with_gaps([(float(number), one) for number, one in found if one is not None])
+
+
+def _figure_of(way: str, metric: str, line: dict[str, Any]) -> float | None:
+    return line["mining"].get(way, {}).get(metric)
 
 
 def _with_gaps(points: plots.Curve) -> plots.Curve:

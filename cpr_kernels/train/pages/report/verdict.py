@@ -22,7 +22,9 @@ from .trends import last_epochs
 SUMS = ("both", "all")
 
 
-def against(run: Path, config: TrainConfig, baseline: Path, other: TrainConfig, protocol: Protocol, data: Path | None) -> dict[str, Any]:  # fmt: skip
+def against(
+    run: Path, config: TrainConfig, baseline: Path, other: TrainConfig, protocol: Protocol, data: Path | None
+) -> dict[str, Any]:
     """Returns R@1 of a run beside its baseline's: {"name", "as_long", "tiles" (one a view), "sentence", "classes"}.
 
     The sum of the views comes first. `as_long`: the epochs of both after pretraining are the same.
@@ -32,7 +34,8 @@ def against(run: Path, config: TrainConfig, baseline: Path, other: TrainConfig, 
         for one in (config, other)
     ]
     gains = sorted(paired_gains(run, baseline, protocol, data), key=lambda gain: gain.view not in SUMS)
-    widest = max(abs(end) for gain in gains for end in (gain.low, gain.high, gain.difference, 0.01) if math.isfinite(end))  # fmt: skip
+    ends = [end for gain in gains for end in (gain.low, gain.high, gain.difference, 0.01)]
+    widest = max(abs(end) for end in ends if math.isfinite(end))
     name = method_name(other) + (" of the same length" if epochs[0] == epochs[1] else "")
     return {
         "name": name, "as_long": epochs[0] == epochs[1], "gains": gains,
@@ -96,7 +99,7 @@ def signed(share: float, digits: int = 1) -> str:
 
 
 def mined_tile(section: dict[str, Any], marks: Mapping[str, Mark]) -> dict[str, Any] | None:
-    """Returns PMR of a run's own mining at the end, and of the other ways beside it; None where nothing was measured."""
+    """Returns PMR of a run's own mining at the end, and of the other ways; None where nothing was measured."""
     mined = [line["mining"] for line in last_epochs(section["epochs"]) if "mined" in line["mining"]]
     if not mined or section["chance"] is None:
         return None
@@ -155,7 +158,9 @@ def compared(sections: Sequence[dict[str, Any]], baseline: Path | None, data: Pa
     }  # fmt: skip
 
 
-def _paired(section: dict[str, Any], first: dict[str, Any], reference: Path, data: Path | None) -> dict[str, Any]:
+def _paired(
+    section: dict[str, Any], first: dict[str, Any], reference: Path, data: Path | None
+) -> dict[str, Any]:
     if not section["evaluation"]:
         return {"gain": None, "why": "no classes"}
     if section["run"] == reference:
