@@ -43,6 +43,7 @@ COMMANDS = {  # name: (the module with its `main(argv)`, what it does)
         "bench.studies.coverage",
         "Keeps the surest of the mined pairs, by signs without labels: PMR against coverage.",
     ),
+    "pictures": ("bench.studies.pictures", "Makes the pictures of README.md and docs/ from a demo's pages."),
     "gpu-tune": ("bench.studies.gpu_tune", "Times the CUDA planner's alternatives on a GPU."),
 }
 

@@ -129,7 +129,7 @@ def page_variables() -> str:
     )
 
 
-def rc() -> dict[str, Any]:
+def rc() -> Any:
     """Returns matplotlib's settings: small sizes, thin rules, text that stays text, and no frame."""
     return {
         "font.family": "sans-serif", "font.sans-serif": ["DejaVu Sans", "Arial", "Helvetica"], "font.size": 9.0,
@@ -179,7 +179,7 @@ def drawable(name: str, most: int = 60) -> str:
 
 def legend_below(figure: Any, axes: Iterable[Any]) -> None:
     """Puts one legend of all axes below them, each name once, in as many columns as fit."""
-    found = {}
+    found: dict[str, Any] = {}
     for one in axes:
         for handle, name in zip(*one.get_legend_handles_labels()):
             found.setdefault(name, handle)

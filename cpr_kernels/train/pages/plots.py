@@ -79,7 +79,7 @@ def _figure(panel: Panel, size: tuple[float, float]) -> Any:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=size, layout="constrained")
-    axes = figure.add_subplot()
+    axes: Any = figure.add_subplot()
     marks, scale = {**marks_of(panel.lines), **panel.marks}, 100 if panel.percent else 1
     for key, points in panel.lines.items():
         x, y = zip(*points)
