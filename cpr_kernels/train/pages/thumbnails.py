@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,26 +15,16 @@ from ..data.parts import open_store
 from ..data.store import FrameStore
 from ..views import chosen
 from ..views.pictures import flow_picture
+from .strips import StripFormat, encoded
 
 STRIP_SPAN = 40  # video frames that a strip covers
 
-
-@dataclass(frozen=True)
-class StripFormat:
-    """Sets how strips are drawn: frames of one strip, pixels of a frame's side, with flow below or without."""
-
-    frames: int
-    size: int
-    flow: bool
-    quality: int = 72
-
-
-# (most videos of a page, format): a page of 10,000 stays near 25 MB
+# (most videos of a page, format): their pictures take less than 10 MB
 BY_COUNT = (
     (400, StripFormat(8, 96, True)),
     (1500, StripFormat(6, 72, True, 65)),
     (4000, StripFormat(4, 64, False, 60)),
-    (1 << 62, StripFormat(1, 56, False, 55)),
+    (1 << 62, StripFormat(1, 48, False, 45)),
 )
 
 
@@ -122,11 +111,11 @@ class Album:
             extra = {
                 one.view: {
                     "caption": one.caption, "why": one.why,
-                    "jpeg": "" if one.picture is None else _jpeg(one.picture, form.quality),
+                    "data": "" if one.picture is None else encoded(one.picture, form.quality),
                 }
                 for one in extra_pictures(self.views, self.store, video)
             }  # fmt: skip
-            strip = _jpeg(self._strip(video, form), form.quality)
+            strip = encoded(self._strip(video, form), form.quality)
             videos.append({"id": video.id, "class": video.label, "strip": strip, "extra": extra})
             tick()
         return {"classes": self.manifest.classes, "frames": form.frames, "flow": form.flow, "videos": videos}
@@ -166,19 +155,5 @@ def sized(frame: npt.NDArray[np.uint8], width: int = 96) -> dict[str, Any]:
 
     height = max(1, round(frame.shape[0] * width / frame.shape[1]))
     small = cv2.resize(frame, (width, height), interpolation=cv2.INTER_AREA)
-    jpeg = _jpeg(np.asarray(small, np.uint8), 85)
+    jpeg = encoded(np.asarray(small, np.uint8), 85, ".jpg")
     return {"src": f"data:image/jpeg;base64,{jpeg}", "width": width, "height": height}
-
-
-def _jpeg(picture: npt.NDArray[np.uint8], quality: int) -> str:
-    """Returns an RGB picture [H, W, 3] as a JPEG in base64.
-
-    Raises:
-        ValueError: a picture that OpenCV cannot encode.
-    """
-    import cv2
-
-    good, encoded = cv2.imencode(".jpg", picture[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, quality])
-    if not good:
-        raise ValueError(f"a picture of shape {picture.shape} cannot be encoded")
-    return base64.b64encode(bytes(encoded)).decode()
