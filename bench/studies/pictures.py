@@ -29,6 +29,10 @@ class Picture:
 
 
 WIDTH = 1200
+TO_TOP = (
+    "const top = document.querySelector('{}');"
+    " if (top) scrollTo(0, scrollY + top.getBoundingClientRect().top - 16); return Boolean(top);"
+)
 PICTURES = (
     Picture("report.webp", "report.html", "h1", 860),
     Picture("mined.webp", "report.html", "#mined", 600),
@@ -52,8 +56,7 @@ def take(tab: Page, demo: Path, out: Path) -> list[Path]:
         tab.emulate()
         tab.resize(WIDTH, picture.height)
         tab.open(page)
-        script = f"const top = document.querySelector('{picture.top}'); if (top) scrollTo(0, scrollY + top.getBoundingClientRect().top - 16); return Boolean(top);"
-        if not tab.run(script):
+        if not tab.run(TO_TOP.format(picture.top)):
             raise ValueError(f"demo: {page} has no {picture.top}")
         tab.settle()
         path = out / picture.name
