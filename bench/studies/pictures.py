@@ -34,8 +34,8 @@ TO_TOP = (
     " if (top) scrollTo(0, scrollY + top.getBoundingClientRect().top - 16); return Boolean(top);"
 )
 PICTURES = (
-    Picture("report.webp", "report.html", "h1", 860),
-    Picture("mined.webp", "report.html", "#mined", 600),
+    Picture("report.webp", "report.html", "h1", 980),
+    Picture("mined.webp", "report.html", "#mined", 645),
     Picture("explorer.webp", "report_inside.html", "h1", 900),
 )
 

@@ -8,6 +8,7 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -15,6 +16,7 @@ from report_pages import printed, violations
 from train_sets import tiny
 
 from bench.harness.chromium import Page
+from bench.studies.pictures import MOST, PICTURES, WIDTH, take
 from cpr_kernels.train.data.manifest import Manifest
 from cpr_kernels.train.evaluate.features import Protocol, measured_videos
 from cpr_kernels.train.evaluate.paired_gain import Gain, paired_gains
@@ -219,3 +221,18 @@ def test_a_still_background_does_not_look_like_motion() -> None:
     still = np.ones((40, 40), bool)
     still[10:20, 10:20] = False
     assert picture[still].min() >= 250 and picture[10:20, 10:20].min(axis=2).max() < 40
+
+
+def test_the_pictures_of_the_docs_are_small(page: Path, report_tab: Page, tmp_path: Path) -> None:
+    for name in ("report.html", "report_inside.html"):  # the explorer's is opened like any page
+        shutil.copy(page, tmp_path / name)
+    made = take(report_tab, tmp_path, tmp_path)
+    assert [path.name for path in made] == ["report.webp", "mined.webp", "explorer.webp"]
+    for path, picture in zip(made, PICTURES):
+        assert path.stat().st_size <= MOST
+        shown = cv2.imread(str(path))
+        assert shown.shape == (picture.height, WIDTH, 3) and shown.std() > 10
+    assert not np.array_equal(cv2.imread(str(made[0]))[:600], cv2.imread(str(made[1]))[:600])
+    (tmp_path / "report.html").unlink()
+    with pytest.raises(ValueError, match=r"demo: .* holds no report\.html; make it first: cpr demo --out"):
+        take(report_tab, tmp_path, tmp_path)

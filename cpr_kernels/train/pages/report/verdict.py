@@ -188,7 +188,7 @@ def lead(section: dict[str, Any], several: bool) -> list[str]:
         return [*said, "The videos have no classes: mining and retrieval are shown, not measured."]
     phases = measured if len(measured) == 1 else [measured[0], measured[-1]]
     steps = [
-        f"{view} " + " to ".join(f"{100 * phase['recall'][view]['1']:.1f}" for phase in phases) + " %"
+        f"{view} " + " to ".join(f"{100 * phase['recall'][view]['1']:.1f}" for phase in phases) + "\u00a0%"
         for view in phases[0]["recall"]
     ]
     return [*said, f"R@1 after {' and after '.join(phase['phase'] for phase in phases)}: {', '.join(steps)}."]
