@@ -67,6 +67,8 @@ def take(tab: Page, demo: Path, out: Path) -> list[Path]:
                 seen = cv2.imread(str(raw))
             finally:
                 raw.unlink(missing_ok=True)
+            if seen is None:
+                raise ValueError(f"demo: Chromium's picture of {page} cannot be read")
             for quality in (90, 80, 65, 50):
                 body = cv2.imencode(".webp", seen, [cv2.IMWRITE_WEBP_QUALITY, quality])[1].tobytes()
                 if len(body) <= MOST:
