@@ -1,25 +1,15 @@
-"""Opens a page in one tab for all tests of a session, and asks axe-core and the printed pages what is wrong with it."""
+"""Asks axe-core and the printed pages what is wrong with an open page."""
 
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 from bench_tools import ROOT  # noqa: F401  puts the repository's root on the path
 
-from bench.harness.chromium import Page, browser, find
-
-
-@pytest.fixture(scope="session")
-def report_tab() -> Iterator[Page]:
-    """One tab of a headless Chromium."""
-    if find() is None:
-        pytest.skip("no Chromium on PATH: the page is not opened")
-    with browser() as page:
-        yield page
+from bench.harness.chromium import Page
 
 
 def violations(tab: Page) -> list[str]:

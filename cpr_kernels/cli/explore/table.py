@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -70,11 +71,17 @@ def rows_of(args: Mine, look: Look) -> Rows:
         schedule=schedule_of(args, list(views), entries.rows) if not plans else next(iter(plans.values())).schedule,
         plans=plans,
         labels=None if named is None else named.of_keys,
-        classes=() if named is None else tuple(str(name) for name in named.names),
+        classes=() if named is None else _class_names(named.names),
         names=_words(entries, look.names, NAMES, "--names"),
         texts=_words(entries, look.text, TEXTS, "--text"),
         files=files,
     )
+
+
+def _class_names(names: Sequence[object]) -> tuple[str, ...]:
+    """Returns the classes in words; numbers become "class 3"."""
+    texts = [str(name) for name in names]
+    return tuple(f"class {text}" if text.lstrip("-").isdigit() else text for text in texts)
 
 
 def _words(entries: Side, named: str | None, guesses: tuple[str, ...], flag: str) -> list[str] | None:

@@ -18,11 +18,11 @@ from chromium import evaluate_in_page
 from hostile_names import NAMES
 
 from cpr_kernels.train.evaluate.retrieval import evaluate_run
-from cpr_kernels.train.pages.explore import page
+from cpr_kernels.train.pages.explorer.packed import packed
+from cpr_kernels.train.pages.explorer.page import page
 from cpr_kernels.train.pages.plots import Panel, curves, save_curves
 from cpr_kernels.train.pages.report import write_report
 from cpr_kernels.train.pages.thumbnails import thumbnail
-from cpr_kernels.train.pages.tuned_views import quantized
 
 pytest_plugins = ["train_fixtures"]
 
@@ -42,13 +42,13 @@ def test_the_explorer_shows_hostile_names(tmp_path: Path) -> None:
         {"id": f"{NAMES[i % len(NAMES)]}/{i}", "class": i % len(NAMES), "strip": strip}
         for i in range(entries)
     ]
-    views = [{"name": name, "label": name, **quantized(torch.randn(entries, 8))} for name in ("rgb", "flow")]
+    views = [{"name": name, "label": name, **packed(torch.randn(entries, 8))} for name in ("rgb", "flow")]
     cmr = dict.fromkeys(NAMES, 0.5)
     epoch = {"phase": NAMES[1], "pmr": {"mined": 0.4, "rgb": 0.2}, "cmr": {"mined": cmr, "rgb": cmr}}
     run = {
-        "name": NAMES[2], "album": 0, "phase": NAMES[0], "mines": True, "views": views,
+        "name": NAMES[2], "album": 0, "phase": NAMES[0], "kind": "run", "entries": entries, "views": views,
         "videos": list(range(entries)), "sources": list(range(entries)), "schedule": "flow:8,rgb:3", "topk": 3, "plain": 2,
-        "epochs": [epoch, epoch],
+        "epochs": [epoch, epoch], "schedules": [[NAMES[3], "flow:3"]], "lists": [], "note": NAMES[0],
     }  # fmt: skip
     album = {"classes": NAMES, "frames": 1, "flow": False, "videos": videos}
     path = tmp_path / "explore.html"
@@ -58,7 +58,7 @@ def test_the_explorer_shows_hostile_names(tmp_path: Path) -> None:
         let refused = "";
         try {{ document.createElement("p").innerHTML = "<b>"; }} catch (error) {{ refused = error.name; }}
         return {{ran: {RAN}, title: document.title, refused,
-            classes: texts("#class option").slice(1), names: texts("#picker .name").slice(0, {len(NAMES)}),
+            classes: texts("#class option").slice(1), names: texts("#picker small").slice(0, {len(NAMES)}),
             phases: texts("#history svg text").filter((one) => one.startsWith("<\\/script>")).length,
             bars: document.querySelectorAll("#history rect").length,
             strays: document.querySelectorAll("img, script[src], #panes script").length}};

@@ -28,7 +28,7 @@ from cpr_kernels.train.pretrain.run_folder import config_of
 from cpr_kernels.train.runtime.run_log import read_lines
 from cpr_kernels.train.views.pictures import flow_picture
 
-pytest_plugins = ["train_fixtures", "report_pages"]
+pytest_plugins = ["train_fixtures", "explorer_pages"]
 
 
 @pytest.fixture(scope="module")
@@ -74,44 +74,44 @@ GROWTH = """
 """
 
 
-def test_it_holds_on_every_screen(page: Path, report_tab: Page) -> None:
+def test_it_holds_on_every_screen(page: Path, tab: Page) -> None:
     for width, dark in ((390, False), (1280, True)):
-        report_tab.resize(width, 900)
-        report_tab.emulate(dark=dark)
-        report_tab.open(page)
-        assert report_tab.run(GROWTH) == 1
-        state = report_tab.run(STATE)
+        tab.resize(width, 900)
+        tab.emulate(dark=dark)
+        tab.open(page)
+        assert tab.run(GROWTH) == 1
+        state = tab.run(STATE)
         assert state["wide"] <= 0 and state["lost"] == [] and state["unsized"] == 0
         assert state["anchors"] == state["heads"] == 9 and state["plots"] == 5
-        assert violations(report_tab) == []
-        assert report_tab.requests == [] and report_tab.errors == []
+        assert violations(tab) == []
+        assert tab.requests == [] and tab.errors == []
 
 
-def test_it_is_read_by_keyboard(page: Path, report_tab: Page) -> None:
-    report_tab.resize(390, 900)
-    report_tab.open(page)
+def test_it_is_read_by_keyboard(page: Path, tab: Page) -> None:
+    tab.resize(390, 900)
+    tab.open(page)
     seen = []
     for _ in range(14):
-        report_tab.press("Tab")
-        seen.append(report_tab.run("return document.activeElement.hash || document.activeElement.ariaLabel"))
+        tab.press("Tab")
+        seen.append(tab.run("return document.activeElement.hash || document.activeElement.ariaLabel"))
     assert seen[1:10] == [
         "#summary", "#classes", "#retrieval", "#mining", "#trends", "#found", "#mined", "#views", "#settings",
     ]  # fmt: skip
     assert seen[10:12] == ["retrieval", "mining quality"]  # tables that scroll sideways
-    report_tab.run("document.querySelector('nav a[href=\"#mined\"]').focus()")
-    report_tab.press("Enter")
-    assert abs(report_tab.run("return document.getElementById('mined').getBoundingClientRect().top")) < 20
+    tab.run("document.querySelector('nav a[href=\"#mined\"]').focus()")
+    tab.press("Enter")
+    assert abs(tab.run("return document.getElementById('mined').getBoundingClientRect().top")) < 20
 
 
-def test_no_heading_ends_a_printed_page(page: Path, report_tab: Page) -> None:
-    report_tab.resize(1280, 900)
-    report_tab.open(page)
+def test_no_heading_ends_a_printed_page(page: Path, tab: Page) -> None:
+    tab.resize(1280, 900)
+    tab.open(page)
     heads = set(
-        report_tab.run(
+        tab.run(
             "return [...document.querySelectorAll('h1,h2,h3,h4,caption')].map((one) => one.textContent)"
         )
     )
-    pages = printed(report_tab)
+    pages = printed(tab)
     assert len(pages) >= 4 and heads & {line for lines in pages for line in lines}
     assert [lines[-1] for lines in pages if lines[-1] in heads] == []
 
@@ -223,10 +223,10 @@ def test_a_still_background_does_not_look_like_motion() -> None:
     assert picture[still].min() >= 250 and picture[10:20, 10:20].min(axis=2).max() < 40
 
 
-def test_the_pictures_of_the_docs_are_small(page: Path, report_tab: Page, tmp_path: Path) -> None:
+def test_the_pictures_of_the_docs_are_small(page: Path, tab: Page, tmp_path: Path) -> None:
     for name in ("report.html", "report_inside.html"):  # the explorer's is opened like any page
         shutil.copy(page, tmp_path / name)
-    made = take(report_tab, tmp_path, tmp_path)
+    made = take(tab, tmp_path, tmp_path)
     assert [path.name for path in made] == ["report.webp", "mined.webp", "explorer.webp"]
     for path, picture in zip(made, PICTURES):
         assert path.stat().st_size <= MOST
@@ -235,4 +235,4 @@ def test_the_pictures_of_the_docs_are_small(page: Path, report_tab: Page, tmp_pa
     assert not np.array_equal(cv2.imread(str(made[0]))[:600], cv2.imread(str(made[1]))[:600])
     (tmp_path / "report.html").unlink()
     with pytest.raises(ValueError, match=r"demo: .* holds no report\.html; make it first: cpr demo --out"):
-        take(report_tab, tmp_path, tmp_path)
+        take(tab, tmp_path, tmp_path)

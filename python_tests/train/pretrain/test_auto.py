@@ -17,7 +17,7 @@ from train_steps import Toy, assert_same_run
 from cpr_kernels import MiningPlan, parse_schedule, tune_schedule
 from cpr_kernels.networks import ENCODERS
 from cpr_kernels.train import TrainError
-from cpr_kernels.train.pages.explore import explore, memory_of
+from cpr_kernels.train.pages.explorer.runs import explore, memory_of
 from cpr_kernels.train.pages.report.agreement import plan_tables
 from cpr_kernels.train.pages.tuned_views import int16_rows
 from cpr_kernels.train.pretrain import loop

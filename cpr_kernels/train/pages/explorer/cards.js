@@ -10,6 +10,7 @@ function address(run, entry, part, encoded) {
 
 const videoOf = (run, entry) => run.album.videos[run.videos[entry]];
 const nameOf = (run, entry) => videoOf(run, entry).id ?? `row ${entry}`;
+const shortName = (run, entry) => nameOf(run, entry).split("/").pop();
 const classOf = (run, entry) => run.album.classes[run.classes[entry]] ?? "";
 const titleOf = (run, entry) => [nameOf(run, entry), classOf(run, entry)].filter(Boolean).join(" · ");
 
@@ -34,7 +35,7 @@ function face(run, entry) {
 
 function clip(run, entry, kind = "", text = null) {
   const said = { right: "same class", wrong: "another class" }[kind];
-  const caption = text ?? (classOf(run, entry) || nameOf(run, entry).split("/").pop());
+  const caption = text ?? (classOf(run, entry) || shortName(run, entry));
   const button = make("button", { className: "clip " + kind, title: titleOf(run, entry) + (said ? ` (${said})` : "") }, face(run, entry), ...extraPictures(run, entry));
   if (caption !== button.querySelector(".text")?.textContent) button.append(make("span", { className: "name", dir: "auto", textContent: caption }));
   if (said) button.append(make("span", { className: "hidden", textContent: said }));
@@ -46,8 +47,8 @@ const mark = (run, entry, query) => (!labelled(run) || run.classes[entry] < 0 ||
 
 // A row of the list: its picture, its name, its class, and what the list says of it.
 function line(run, entry, said) {
-  const name = nameOf(run, entry), under = classOf(run, entry);
-  const words = make("span", { className: "words" }, make("b", { dir: "auto", textContent: name.split("/").pop() }), make("small", { dir: "auto", textContent: under || (videoOf(run, entry).text ?? "") }));
+  const under = classOf(run, entry);
+  const words = make("span", { className: "words" }, make("b", { dir: "auto", textContent: shortName(run, entry) }), make("small", { dir: "auto", textContent: under || (videoOf(run, entry).text ?? "") }));
   const button = make("button", { className: "line", title: titleOf(run, entry) }, ...(videoOf(run, entry).strip ? [face(run, entry)] : []), words);
   if (said) button.append(make("em", { dir: "auto", textContent: said }));
   button.dataset.entry = entry;

@@ -24,15 +24,15 @@ function drawPane(pane, number) {
     say(run.kind === "table" ? "this row lacks a view, so nothing is mined for it" : `this clip has no ${left}: as in training, that stage is left out` + (traced.length ? "" : ", and nothing is mined"));
   }
   if (!traced.length) {
-    box.append(make("div", { className: "ask" }, clip(run, query, "big", nameOf(run, query))));
+    box.append(make("div", { className: "ask" }, clip(run, query, "big", shortName(run, query))));
     return { box };
   }
   const shown = Math.min(choice.stage, traced.length - 1), last = traced.at(-1), mined = best(last.kept, last.score, 40);
   const picks = make("div", { className: "row picks" }, ...mined.map((entry) => thumb(run, entry, query)));
   const share = make("p", { className: "soft share", textContent: "PMR of this schedule: …" });
   const right = labelled(run) && run.classes[query] >= 0 ? `, ${last.right} of the same class` : "";
-  const found = make("div", { className: "found" }, make("h3", { textContent: `mined: ${count(last.kept.length)}${right}` }), picks, share);
-  const asked = make("div", { className: "asked" }, make("h3", { textContent: "query" }), clip(run, query, "big", nameOf(run, query)), make("p", { className: "soft class", dir: "auto", textContent: classOf(run, query) }));
+  const found = make("div", { className: "found" }, make("h2", { textContent: `mined: ${count(last.kept.length)}${right}` }), picks, share);
+  const asked = make("div", { className: "asked" }, make("h2", { textContent: "query" }), clip(run, query, "big", shortName(run, query)), make("p", { className: "soft class", dir: "auto", textContent: classOf(run, query) }));
   box.append(make("div", { className: "ask" }, asked, found));
   box.append(make("div", { className: "split" }, stageTable(run, traced, shown, query), scatterOf(run, traced, query, shown), make("div", { className: "groups" }, ...groups(run, traced, query, shown))));
   if (labelled(run)) later(() => average(run, stages, share));
@@ -45,7 +45,7 @@ function compareMined([one, other]) {
   if (!one?.mined || !other?.mined || one.run !== other.run) return;
   const both = [...one.mined].filter((entry) => other.mined.has(entry)).length;
   for (const [pane, peer] of [[one, other], [other, one]]) {
-    pane.found.querySelector("h3").append(`; ${both} by both`);
+    pane.found.querySelector("h2").append(`; ${both} by both`);
     for (const card of pane.found.querySelectorAll(".picks .clip")) card.classList.toggle("only", !peer.mined.has(+card.dataset.entry));
   }
 }
@@ -72,16 +72,16 @@ function settings(pane, run, number) {
 function stageTable(run, traced, shown, query) {
   const known = labelled(run) && run.classes[query] >= 0, most = Math.log(traced[0].before.count + 1);
   const cell = (text, className = "") => make("td", { textContent: text, className });
-  const first = make("tr", { className: "all" }, cell(""), cell("all others"), survivors(traced[0].before.count, most), cell(""), ...(known ? [cell(""), rightShare(traced[0].before.right, traced[0].before.count)] : []));
+  const first = make("tr", { className: "all" }, cell(""), cell("all others"), survivors(traced[0].before.count, most), cell(""), ...(known ? [cell("", "lost"), rightShare(traced[0].before.right, traced[0].before.count)] : []));
   const rows = traced.map((stage, s) => {
     const button = make("button", { onclick: () => { choice.stage = s; draw(); } }, String(s + 1));
     button.setAttribute("aria-pressed", s === shown);
     button.setAttribute("aria-label", `stage ${s + 1}, ${stage.judge}`);
-    const judge = make("td", {}, ...marksOf(run, stage.weights), " ", stage.judge);
+    const judge = make("td", {}, ...marksOf(run, stage.weights), " ", ...stage.judge.split(/(?<=[+_])/).flatMap((part) => [make("wbr"), part]));
     const lost = known ? [cell(count(stage.before.right - stage.right), "lost"), rightShare(stage.right, stage.kept.length)] : [];
     return make("tr", { className: s === shown ? "shown" : "" }, make("td", {}, button), judge, survivors(stage.kept.length, most), cell(count(stage.out.length)), ...lost);
   });
-  const heads = ["stage", "judge", "stay", "out", ...(known ? ["right lost", "right"] : [])].map((text) => make("th", { textContent: text, scope: "col" }));
+  const heads = ["stage", "judge", "stay", "out", ...(known ? ["right lost", "right"] : [])].map((text) => make("th", { textContent: text, scope: "col", className: text === "right lost" ? "lost" : "" }));
   return make("div", { className: "scroll" }, make("table", {}, make("thead", {}, make("tr", {}, ...heads)), make("tbody", {}, first, ...rows)));
 }
 
@@ -167,7 +167,7 @@ function groups(run, traced, query, shown) {
       if (list.length > wanted) row.append(make("button", { textContent: `${count(list.length - wanted)} more`, onclick: () => fill(wanted + 60) }));
     };
     fill(SHOWN);
-    return make("div", { className: "group" }, make("h3", { textContent: title }), row);
+    return make("div", { className: "group" }, make("h2", { textContent: title }), row);
   });
 }
 
