@@ -17,7 +17,14 @@ from pathlib import Path
 from typing import Any
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
-FLAGS = ("--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--force-color-profile=srgb", "--no-first-run")
+FLAGS = (
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--hide-scrollbars",
+    "--force-color-profile=srgb",
+    "--no-first-run",
+)
 KEYS = {"Enter": "\r", "Tab": "\t", " ": " "}
 PATIENCE = 120.0  # seconds without a word from the browser
 
@@ -43,11 +50,19 @@ class Page:
 
     @property
     def requests(self) -> list[str]:
-        urls = [e["params"]["request"]["url"] for e in self._events if e["method"] == "Network.requestWillBeSent"]
-        return [url for url in urls if url.partition("#")[0] != self._address and not url.startswith(("blob:", "data:"))]
+        """Returns the addresses, each as often as it was wanted."""
+        urls = [
+            e["params"]["request"]["url"] for e in self._events if e["method"] == "Network.requestWillBeSent"
+        ]
+        return [
+            url
+            for url in urls
+            if url.partition("#")[0] != self._address and not url.startswith(("blob:", "data:"))
+        ]
 
     @property
     def errors(self) -> list[str]:
+        """Returns the messages, in their order."""
         found = []
         for event in self._events:
             if event["method"] == "Runtime.exceptionThrown":
@@ -78,7 +93,10 @@ class Page:
             RuntimeError: it threw.
         """
         found = self._send(
-            "Runtime.evaluate", expression=f"(async () => {{ {script} }})()", awaitPromise=True, returnByValue=True
+            "Runtime.evaluate",
+            expression=f"(async () => {{ {script} }})()",
+            awaitPromise=True,
+            returnByValue=True,
         )
         if "exceptionDetails" in found:
             raise RuntimeError(json.dumps(found["exceptionDetails"])[:2000])
@@ -87,16 +105,38 @@ class Page:
     def press(self, key: str) -> None:
         """Presses and releases a key, as the keyboard does."""
         text = KEYS.get(key, key if len(key) == 1 else "")
-        codes = {"Enter": 13, "Tab": 9, " ": 32, "ArrowLeft": 37, "ArrowUp": 38, "ArrowRight": 39, "ArrowDown": 40}
+        codes = {
+            "Enter": 13,
+            "Tab": 9,
+            " ": 32,
+            "ArrowLeft": 37,
+            "ArrowUp": 38,
+            "ArrowRight": 39,
+            "ArrowDown": 40,
+        }
         code = codes.get(key, ord(key.upper()) if len(key) == 1 else 0)
         for kind in ("keyDown" if text else "rawKeyDown", "keyUp"):
-            self._send("Input.dispatchKeyEvent", type=kind, key=key, windowsVirtualKeyCode=code, **({"text": text} if kind == "keyDown" else {}))
+            self._send(
+                "Input.dispatchKeyEvent",
+                type=kind,
+                key=key,
+                windowsVirtualKeyCode=code,
+                **({"text": text} if kind == "keyDown" else {}),
+            )
         self.settle()
 
     def resize(self, width: int, height: int, scale: float = 1.0) -> None:
         """Sets the window's size in CSS pixels, and how many pixels of the screen one is."""
-        self._send("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=scale, mobile=width < 600)
-        self.run("await new Promise((done) => setTimeout(done, 250));")  # pages redraw a little after the last change
+        self._send(
+            "Emulation.setDeviceMetricsOverride",
+            width=width,
+            height=height,
+            deviceScaleFactor=scale,
+            mobile=width < 600,
+        )
+        self.run(
+            "await new Promise((done) => setTimeout(done, 250));"
+        )  # pages redraw a little after the last change
         self.settle()
 
     def emulate(self, dark: bool = False, media: str = "") -> None:
@@ -107,7 +147,12 @@ class Page:
 
     def screenshot(self, path: Path, whole: bool = False) -> None:
         """Writes what is seen, or the whole page, as a PNG."""
-        found = self._send("Page.captureScreenshot", format="png", captureBeyondViewport=whole, **({"clip": self._all()} if whole else {}))
+        found = self._send(
+            "Page.captureScreenshot",
+            format="png",
+            captureBeyondViewport=whole,
+            **({"clip": self._all()} if whole else {}),
+        )
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(base64.b64decode(found["data"]))
 
@@ -163,7 +208,12 @@ class _Pipe:
 
     def send(self, method: str, session: str = "", **params: Any) -> dict[str, Any]:
         self.number += 1
-        message = {"id": self.number, "method": method, "params": params, **({"sessionId": session} if session else {})}
+        message = {
+            "id": self.number,
+            "method": method,
+            "params": params,
+            **({"sessionId": session} if session else {}),
+        }
         body = json.dumps(message).encode() + b"\0"
         while body:
             body = body[os.write(self.writing, body) :]

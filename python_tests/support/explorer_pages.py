@@ -16,7 +16,9 @@ from bench.harness.chromium import Page, browser, find
 from cpr_kernels import cascade_trace, parse_schedule
 from cpr_kernels.train.pages.explorer.packed import unpacked
 
-LISTED = "[...document.querySelectorAll('.picks')].map(row => [...row.children].map(one => +one.dataset.entry))"
+LISTED = (
+    "[...document.querySelectorAll('.picks')].map(row => [...row.children].map(one => +one.dataset.entry))"
+)
 
 
 @pytest.fixture(scope="session")
@@ -30,7 +32,9 @@ def tab() -> Iterator[Page]:
 
 def body_of(path: Path) -> dict[str, Any]:
     """Returns the data of a page."""
-    found = re.search(r'<script id="data" type="application/json">(.*?)</script>', path.read_text(), re.DOTALL)
+    found = re.search(
+        r'<script id="data" type="application/json">(.*?)</script>', path.read_text(), re.DOTALL
+    )
     assert found
     return dict(json.loads(found[1]))
 
@@ -41,11 +45,18 @@ def by_library(run: dict[str, Any], schedule: str, queries: Sequence[int]) -> li
     keys = {view["name"]: unpacked(view) for view in run["views"] if view["name"] in stages.views}
     biases = {view["name"] for view in run["views"] if view.get("bias")} & set(keys)
     rows = torch.tensor(list(queries))
-    asked = {name: torch.ones(len(rows), 1).double() if name in biases else table[rows] for name, table in keys.items()}
+    asked = {
+        name: torch.ones(len(rows), 1).double() if name in biases else table[rows]
+        for name, table in keys.items()
+    }
     ids = torch.arange(run["entries"]) if run["sources"] is None else torch.tensor(run["sources"])
-    lacks = torch.stack([table.isnan().any(dim=1) for table in keys.values()]).any(dim=0)  # eligible at no stage
+    lacks = torch.stack([table.isnan().any(dim=1) for table in keys.values()]).any(
+        dim=0
+    )  # eligible at no stage
     traced = cascade_trace(asked, keys, stages, query_ids=ids[rows], key_ids=torch.where(lacks, -1, ids))
-    return [[sorted(i for i in stage.indices[q].tolist() if i >= 0) for stage in traced] for q in range(len(rows))]
+    return [
+        [sorted(i for i in stage.indices[q].tolist() if i >= 0) for stage in traced] for q in range(len(rows))
+    ]
 
 
 def in_page(tab: Page, schedule: str, queries: Sequence[int], run: int = 0) -> list[list[list[int]]]:

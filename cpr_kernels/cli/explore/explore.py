@@ -25,14 +25,16 @@ OF_BOTH = ("inputs", "out", "force", "title")
 class Explore:
     """Look inside mining: one self-contained HTML page, which needs no server and sends nothing anywhere.
 
-    Pick a query and see its cascade: which entries survive each stage, which view threw out which, the scores or ranks in
-    two views with the thresholds drawn, thumbnails that play, wrong ones marked; any other schedule or plan beside it.
-    Of a table it also lists hubs, rows that are never mined, where views disagree, and labels to check.
+    Pick a query and see its cascade: which entries survive each stage, which view threw out which, the scores or ranks
+    in two views with the thresholds drawn, thumbnails that play, wrong ones marked; any other schedule or plan beside
+    it. Of a table it also lists hubs, rows that are never mined, where views disagree, and labels to check.
 
     `cpr explore TABLE` reads what `cpr mine` reads; `cpr explore RUN [RUN ...]` shows runs of `cpr pretrain`.
     """
 
-    inputs: Annotated[list[Path], arg(metavar="TABLE|RUN...", help_behavior_hint="")] = field(default_factory=list)
+    inputs: Annotated[list[Path], arg(metavar="TABLE|RUN...", help_behavior_hint="")] = field(
+        default_factory=list
+    )
     """A file or folder of embeddings as for `cpr mine`, or folders of runs with a checkpoint."""
     out: Path = field(default=Path("explore.html"))
     """The page to write."""
@@ -97,7 +99,9 @@ def main(argv: Sequence[str]) -> int:
 
         page = explore(args.inputs, args.out, args.title, args.data)
     else:
-        _refuse(args, lambda name: name in OF_RUNS, "is for runs, and this is a table (a run has a config.json)")
+        _refuse(
+            args, lambda name: name in OF_RUNS, "is for runs, and this is a table (a run has a config.json)"
+        )
         page = write_table(_mine_options(args), _look(args), args.out, args.title)
     result({"page": page}, str(page))
     return 0
@@ -122,7 +126,9 @@ def _refuse(args: Explore, unfit: object, why: str) -> None:
 def _mine_options(args: Explore) -> Mine:
     if len(args.inputs) > 1:
         raise ValueError("give one TABLE; further views are --view NAME=FILE")
-    shared = {one.name for one in dataclasses.fields(Mine)} & {one.name for one in dataclasses.fields(Explore)}
+    shared = {one.name for one in dataclasses.fields(Mine)} & {
+        one.name for one in dataclasses.fields(Explore)
+    }
     values = {name: getattr(args, name) for name in shared - {"plan", "out", "sample"}}
     return Mine(input=args.inputs[0] if args.inputs else None, **values)
 

@@ -20,7 +20,20 @@ from ..mine.planned import load_plan, raw_rows
 if TYPE_CHECKING:
     from ...train.pages.explorer.table import Rows
 
-NAMES = ("names", "name", "titles", "title", "filename", "filenames", "file", "files", "paths", "path", "clip", "video")
+NAMES = (
+    "names",
+    "name",
+    "titles",
+    "title",
+    "filename",
+    "filenames",
+    "file",
+    "files",
+    "paths",
+    "path",
+    "clip",
+    "video",
+)
 TEXTS = ("text", "texts", "caption", "captions", "sentence", "sentences", "document", "documents")
 FEWEST, MOST_PLANS = 3, 2
 
@@ -56,7 +69,8 @@ def rows_of(args: Mine, look: Look) -> Rows:
     arrays = {name: column.load() for name, column in entries.views.items()}
     views = {
         name: prepare(
-            array, Preparing(mean_row(array) if args.center else None, args.normalize, torch.float32, args.scratch)
+            array,
+            Preparing(mean_row(array) if args.center else None, args.normalize, torch.float32, args.scratch),
         ).rows
         for name, array in arrays.items()
     }
@@ -68,7 +82,9 @@ def rows_of(args: Mine, look: Look) -> Rows:
         views=views,
         raw={name: raw_rows(arrays[name], args.scratch) for name in views if name in used},
         ids=torch.arange(entries.rows) if ids.codes is None else ids.codes.of_keys,
-        schedule=schedule_of(args, list(views), entries.rows) if not plans else next(iter(plans.values())).schedule,
+        schedule=schedule_of(args, list(views), entries.rows)
+        if not plans
+        else next(iter(plans.values())).schedule,
         plans=plans,
         labels=None if named is None else named.of_keys,
         classes=() if named is None else _class_names(named.names),
@@ -108,9 +124,7 @@ def _files(entries: Side, look: Look, args: Mine) -> list[Path] | None:
     else:
         texts = [column for column in plain_columns(entries).values() if column.dtype == "str"]
         found = [
-            one
-            for one in texts
-            if is_picture(first := str(as_given(one)[0])) and (root / first).is_file()
+            one for one in texts if is_picture(first := str(as_given(one)[0])) and (root / first).is_file()
         ][:1]
     if not found:
         return None

@@ -53,7 +53,9 @@ def test_the_page_s_cascade_is_the_definition(written: Path, tab: Page) -> None:
     queries = [0, 3, 7, 11]
     for schedule in (held["schedule"], "flow:12,rgb:6,flow:3", "2*flow+rgb:0.5,rgb:1/3"):
         assert in_page(tab, schedule, queries) == by_library(held, schedule, queries)
-    assert [sorted(one) for one in tab.run(f"return {LISTED}")] == [by_library(held, held["schedule"], [7])[0][-1]]
+    assert [sorted(one) for one in tab.run(f"return {LISTED}")] == [
+        by_library(held, held["schedule"], [7])[0][-1]
+    ]
 
 
 def test_it_is_used_by_keyboard_and_says_what_is_wrong(written: Path, tab: Page) -> None:
@@ -88,7 +90,12 @@ def test_it_is_used_by_keyboard_and_says_what_is_wrong(written: Path, tab: Page)
         " plays: getComputedStyle(document.querySelector('.big .strip')).animationName}"
     )
     assert re.match(r"PMR of this schedule over \d+ clips: [\d.]+ %", result["average"])
-    assert "query=5" in result["address"] and result["plots"] >= 3 and result["bars"] >= 9 and result["plays"] == "play"
+    assert (
+        "query=5" in result["address"]
+        and result["plots"] >= 3
+        and result["bars"] >= 9
+        and result["plays"] == "play"
+    )
     tab.resize(390, 800)
     assert tab.run("return document.documentElement.scrollWidth") <= 390
     assert not tab.errors and not tab.requests

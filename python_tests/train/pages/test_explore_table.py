@@ -44,7 +44,21 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
     files = np.array([f"{i}.png" for i in range(ROWS - 1)] + ["lost.png"])
     np.savez(folder / "t.npz", **arrays, names=names, classes=classes, thumbnail=files)
     np.savez(folder / "plain.npz", flow=arrays["flow"], text=names)
-    assert main(["explore", str(folder / "t.npz"), "--out", str(folder / "t.html"), "--title", NAMES[1], "--stages", "3"]) == 0
+    assert (
+        main(
+            [
+                "explore",
+                str(folder / "t.npz"),
+                "--out",
+                str(folder / "t.html"),
+                "--title",
+                NAMES[1],
+                "--stages",
+                "3",
+            ]
+        )
+        == 0
+    )
     assert main(["explore", str(folder / "plain.npz"), "--out", str(folder / "plain.html")]) == 0
     return SimpleNamespace(folder=folder, arrays=arrays, names=names, classes=classes, page=folder / "t.html")
 
@@ -59,19 +73,26 @@ def test_the_page_mines_what_the_library_mines(made: SimpleNamespace, tab: Page)
             [] if q == 7 and "rgb" in schedule else stages
             for q, stages in zip(queries, by_library(held, schedule, queries))
         ]
-    assert [sorted(one) for one in tab.run(f"return {LISTED}")] == [by_library(held, held["schedule"], [4])[0][-1]]
+    assert [sorted(one) for one in tab.run(f"return {LISTED}")] == [
+        by_library(held, held["schedule"], [4])[0][-1]
+    ]
     assert not tab.errors and not tab.requests
 
 
 def test_its_note_is_the_overlap_with_the_embeddings_themselves(made: SimpleNamespace) -> None:
     [held] = body_of(made.page)["runs"]
-    rows = {v: torch.nn.functional.normalize(torch.from_numpy(made.arrays[v]), dim=1) for v in ("flow", "rgb")}
+    rows = {
+        v: torch.nn.functional.normalize(torch.from_numpy(made.arrays[v]), dim=1) for v in ("flow", "rgb")
+    }
     ids = torch.from_numpy(np.unique(made.arrays["video"], return_inverse=True)[1])
     mined, _ = cascade_topk(rows, rows, parse_schedule(held["schedule"]), query_ids=ids, key_ids=ids)
     kept = [stages[-1] for stages in by_library(held, held["schedule"], range(ROWS))]
     same = sum(len({i for i in mined[q].tolist() if i >= 0} & set(kept[q])) for q in range(ROWS))
     share = same / int((mined >= 0).sum())
-    assert share > 0.95 and f"rounded to 16 bits. Of what {ROWS} rows mine by this schedule, {share:.1%} is" in held["note"]
+    assert (
+        share > 0.95
+        and f"rounded to 16 bits. Of what {ROWS} rows mine by this schedule, {share:.1%} is" in held["note"]
+    )
 
 
 def test_small_integers_are_near_and_long_rows_are_shortened() -> None:
@@ -114,7 +135,9 @@ def test_the_lists_are_what_they_say() -> None:
 
 def test_a_plan_mines_in_the_page_and_two_stand_side_by_side(tmp_path: Path, tab: Page) -> None:
     views, _ = clusters(rows=120, nuisance=2.0)
-    np.savez(tmp_path / "t.npz", **{name: rows.numpy() for name, rows in views.items()}, ids=np.arange(120) // 2)
+    np.savez(
+        tmp_path / "t.npz", **{name: rows.numpy() for name, rows in views.items()}, ids=np.arange(120) // 2
+    )
     whiten = {view: principal_axes(rows).whitener(0.5) for view, rows in views.items()}
     both = Schedule([Stage({"v0": 0.5, "v1": 0.5}, 5)])
     MiningPlan(whiten, Expansion(5, 3), 50, both).save(tmp_path / "hubs.json")
@@ -132,12 +155,17 @@ def test_a_plan_mines_in_the_page_and_two_stand_side_by_side(tmp_path: Path, tab
     plan = MiningPlan.load(tmp_path / "hubs.json")
     sources = torch.arange(120) // 2
     mined, _ = plan.mine(views, plan.prepare_keys(views, sources), sources)
-    same = [set(stages[-1]) == set(mined[q].tolist()) for q, stages in zip(queries, in_page(tab, held["schedule"], queries))]
+    same = [
+        set(stages[-1]) == set(mined[q].tolist())
+        for q, stages in zip(queries, in_page(tab, held["schedule"], queries))
+    ]
     assert np.mean(same) > 0.9
     tab.press("c")
     heads = tab.run("return [...document.querySelectorAll('.found h2')].map((one) => one.textContent)")
     assert len(heads) == 2 and all(re.fullmatch(r"mined: 5; \d by both", head) for head in heads)
-    chosen = tab.run("return [...document.querySelectorAll('.settings select')].map((one) => one.selectedOptions[0].textContent)")
+    chosen = tab.run(
+        "return [...document.querySelectorAll('.settings select')].map((one) => one.selectedOptions[0].textContent)"
+    )
     assert chosen == ["plan hubs", "plan plain"]
 
 
@@ -207,7 +235,9 @@ def test_a_phone_and_paper(made: SimpleNamespace, tab: Page) -> None:
     )
     assert len(sizes) > 30 and min(sizes) >= 11
     tab.emulate(media="print")
-    shown = tab.run("return ['aside', 'nav', 'table', 'canvas'].map((one) => document.querySelector(one).checkVisibility())")
+    shown = tab.run(
+        "return ['aside', 'nav', 'table', 'canvas'].map((one) => document.querySelector(one).checkVisibility())"
+    )
     assert shown == [False, False, True, True]
     tab.emulate()
 
@@ -226,7 +256,9 @@ def test_names_are_text_and_pictures_are_the_rows_own(made: SimpleNamespace, tab
         "ran": None, "title": NAMES[1], "strays": 0, "classes": list(made.classes), "names": list(made.names[:3]),
         "strips": ROWS - 1, "lost": True,
     }  # fmt: skip
-    loaded = tab.run("const image = new Image(); image.src = address(runs[0], 3, 'strip', videoOf(runs[0], 3).strip); await image.decode(); return [image.width, image.height]")
+    loaded = tab.run(
+        "const image = new Image(); image.src = address(runs[0], 3, 'strip', videoOf(runs[0], 3).strip); await image.decode(); return [image.width, image.height]"
+    )
     assert loaded == [112, 112]
     assert not tab.requests and not tab.errors
 
@@ -234,14 +266,24 @@ def test_names_are_text_and_pictures_are_the_rows_own(made: SimpleNamespace, tab
 def test_ten_thousand_rows_keep_the_budget_and_are_mined(tmp_path: Path, tab: Page) -> None:
     rng = np.random.default_rng(0)
     views = {name: rng.normal(size=(10_000, 128)).astype(np.float32) for name in ("rgb", "flow")}
-    np.savez(tmp_path / "t.npz", **views, label=np.arange(10_000) % 50, name=np.array([f"clip {i}" for i in range(10_000)]))
+    np.savez(
+        tmp_path / "t.npz",
+        **views,
+        label=np.arange(10_000) % 50,
+        name=np.array([f"clip {i}" for i in range(10_000)]),
+    )
     out = tmp_path / "big.html"
     assert main(["explore", str(tmp_path / "t.npz"), "--sample", "300", "--out", str(out), "--quiet"]) == 0
     assert out.stat().st_size < 9e6
     [held] = body_of(out)["runs"]
     tab.open(out, "#query=17")
     assert in_page(tab, held["schedule"], [17, 9999]) == by_library(held, held["schedule"], [17, 9999])
-    print("milliseconds until drawn", tab.run("return [performance.getEntriesByType('navigation')[0].loadEventEnd, document.body.dataset.milliseconds]"))
+    print(
+        "milliseconds until drawn",
+        tab.run(
+            "return [performance.getEntriesByType('navigation')[0].loadEventEnd, document.body.dataset.milliseconds]"
+        ),
+    )
 
 
 def test_mine_writes_the_page_beside_its_result(made: SimpleNamespace, capsys: Any) -> None:
@@ -263,7 +305,9 @@ def test_mine_writes_the_page_beside_its_result(made: SimpleNamespace, capsys: A
         (["--sample", "0"], "--sample: must be >= 1"),
     ],
 )
-def test_wrong_options_are_one_line(made: SimpleNamespace, capsys: Any, options: list[str], message: str) -> None:
+def test_wrong_options_are_one_line(
+    made: SimpleNamespace, capsys: Any, options: list[str], message: str
+) -> None:
     out = made.folder / "no.html"
     assert main(["explore", str(made.folder / "t.npz"), "--out", str(out), *options]) == 2
     assert re.search(message, capsys.readouterr().err) and not out.exists()

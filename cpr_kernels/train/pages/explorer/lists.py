@@ -69,7 +69,9 @@ def lists_of(mined: Mined, sample: int) -> tuple[list[dict[str, Any]], Table]:
     judged = spread(count, min(sample, JUDGED))
     several = len(mined.views) > 1
     left = {view: without_views(mined.schedule, (view,)) for view in mined.views} if several else {}
-    steps = len(queries) + len(judged) * (several * len(mined.views) + sum(one is not None for one in left.values()))
+    steps = len(queries) + len(judged) * (
+        several * len(mined.views) + sum(one is not None for one in left.values())
+    )
     with ProgressBar("lists", steps, unit="query") as bar:
         table = mine(mined, queries, bar.advance)
         found = [_hubs(table, mined), _never(table, mined)]
@@ -122,7 +124,9 @@ def _cascade(
 def _nearest(mined: Mined, view: str, rows: Tensor, advance: Callable[[int], None]) -> Tensor:
     """Returns the nearest entries of some rows in one view by itself, [Q, K]."""
     schedule = coclr_schedule(view, min(witness_size(len(mined.ids)), NEAREST))
-    return torch.cat([_cascade(mined.views, schedule, mined.ids, part, advance)[0] for part in rows.split(CHUNK)])
+    return torch.cat(
+        [_cascade(mined.views, schedule, mined.ids, part, advance)[0] for part in rows.split(CHUNK)]
+    )
 
 
 def _without(mined: Mined, view: str, schedule: Schedule) -> Mined:
@@ -149,8 +153,8 @@ def _hubs(table: Table, mined: Mined) -> dict[str, Any]:
     return {
         "name": "hubs",
         "title": "hubs",
-        "says": f"Mined most often. {_who(table, mined)}: on average a row is mined {total / len(times):.1f} times; the most "
-        f"mined 1 % of the rows take {share:.0%} of all places.",
+        "says": f"Mined most often. {_who(table, mined)}: on average a row is mined {total / len(times):.1f} times; "
+        f"the most mined 1 % of the rows take {share:.0%} of all places.",
         "rows": [[row, f"{int(times[row]):,}×"] for row in kept],
     }
 
@@ -164,10 +168,11 @@ def _never(table: Table, mined: Mined) -> dict[str, Any]:
     return {
         "name": "never",
         "title": "never mined",
-        "says": f"{len(never):,} of {len(times):,} rows ({len(never) / len(times):.0%}) are mined by no query, those least like "
-        f"any other first. {_who(table, mined)}.",
+        "says": f"{len(never):,} of {len(times):,} rows ({len(never) / len(times):.0%}) are mined by no query, those "
+        f"least like any other first. {_who(table, mined)}.",
         "rows": [
-            [int(row), f"best {float(best[row]):.2f}" if best[row].isfinite() else ""] for row in order[:LONGEST]
+            [int(row), f"best {float(best[row]):.2f}" if best[row].isfinite() else ""]
+            for row in order[:LONGEST]
         ],
     }
 
@@ -183,8 +188,8 @@ def _disagreement(rows: Tensor, near: Mapping[str, Tensor]) -> dict[str, Any]:
         shared,
         "views",
         "views disagree most",
-        f"The share of the {size} nearest rows in one view that are among the {size} nearest in another, mean over the pairs "
-        f"of views, lowest first; over {len(rows):,} rows the mean is {float(shared.nanmean()):.0%}.",
+        f"The share of the {size} nearest rows in one view that are among the {size} nearest in another, mean over the "
+        f"pairs of views, lowest first; over {len(rows):,} rows the mean is {float(shared.nanmean()):.0%}.",
         "shared",
     )
 
@@ -196,8 +201,8 @@ def _low_agreement(rows: Tensor, votes: Tensor) -> dict[str, Any]:
         agreed,
         "agreement",
         "lowest agreement",
-        "What each query mines without one view, judged by that view: the share that is near in it, mean over the views left "
-        f"out, lowest first; over {len(rows):,} rows the mean is {float(agreed.nanmean()):.0%}.",
+        "What each query mines without one view, judged by that view: the share that is near in it, mean over the "
+        f"views left out, lowest first; over {len(rows):,} rows the mean is {float(agreed.nanmean()):.0%}.",
         "agree",
     )
 
@@ -225,8 +230,8 @@ def _doubtful(table: Table, mined: Mined) -> dict[str, Any]:
     return {
         "name": "labels",
         "title": "labels to check",
-        "says": f"{len(order):,} of {len(own):,} rows: most of what they mine has one other label than the one given, those "
-        "that all agree on it first. A mislabelled row, a class that looks like another, or a poor embedding.",
+        "says": f"{len(order):,} of {len(own):,} rows: most of what they mine has one other label than the one given, "
+        "those that all agree on it first. A mislabelled row, a class that looks like another, or a poor embedding.",
         "rows": [
             [
                 int(table.queries[i]),

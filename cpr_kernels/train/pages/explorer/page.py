@@ -10,7 +10,16 @@ from ....plot_style import marks_of, page_variables
 from ..policy import content_policy
 
 VERSION = 2
-SCRIPTS = ("cascade.js", "drawing.js", "cards.js", "scatter.js", "plots.js", "page.js", "panes.js", "start.js")
+SCRIPTS = (
+    "cascade.js",
+    "drawing.js",
+    "cards.js",
+    "scatter.js",
+    "plots.js",
+    "page.js",
+    "panes.js",
+    "start.js",
+)
 
 
 def page(body: dict[str, Any]) -> str:

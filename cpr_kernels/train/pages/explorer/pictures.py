@@ -14,7 +14,21 @@ from ....video import UnreadableVideo, centre_square, timed_frames
 from ..strips import StripFormat, encoded
 
 IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".jp2")
-VIDEOS = (".mp4", ".avi", ".mkv", ".webm", ".mov", ".m4v", ".mpg", ".mpeg", ".wmv", ".flv", ".ts", ".3gp", ".ogv")
+VIDEOS = (
+    ".mp4",
+    ".avi",
+    ".mkv",
+    ".webm",
+    ".mov",
+    ".m4v",
+    ".mpg",
+    ".mpeg",
+    ".wmv",
+    ".flv",
+    ".ts",
+    ".3gp",
+    ".ogv",
+)
 RATE = 4.0  # frames a second of a strip
 # (most rows of a page, format of videos, side of images)
 BY_COUNT = (

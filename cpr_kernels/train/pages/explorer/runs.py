@@ -68,8 +68,12 @@ def _run(run: Path, albums: dict[Path, Album], data: Path | None) -> dict[str, A
             "restore that data set, or train again"
         )
     last = make_plan(config)[-1]
-    tuned = None if plan is None else tuned_views(plan, plan.prepare_keys(queue, queue["sources"]), label=label)
-    schedule = (tuned and tuned.schedule) or last.schedule or _default_schedule(config.views, len(videos), last.topk)
+    tuned = (
+        None if plan is None else tuned_views(plan, plan.prepare_keys(queue, queue["sources"]), label=label)
+    )
+    schedule = (
+        (tuned and tuned.schedule) or last.schedule or _default_schedule(config.views, len(videos), last.topk)
+    )
     epochs = [line for line in read_lines(run / "log.jsonl") if line["kind"] == "epoch" and line["mining"]]
     return {
         "name": run.name if run.name != "run" else run.absolute().parent.name,

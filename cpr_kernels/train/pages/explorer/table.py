@@ -118,7 +118,11 @@ def _schedules(rows: Rows) -> dict[str, Schedule]:
     made |= {f"{view} alone": coclr_schedule(view, topk) for view in views}
     if len(views) > 1:
         made["all views together"] = oracle_schedule(views, topk)
-    return {name: one for name, one in made.items() if name == "this schedule" or one != rows.schedule or rows.plans}
+    return {
+        name: one
+        for name, one in made.items()
+        if name == "this schedule" or one != rows.schedule or rows.plans
+    }
 
 
 def _album(rows: Rows, shown: Pictures | None) -> dict[str, Any]:
@@ -140,9 +144,13 @@ def _pictures(rows: Rows) -> Pictures | None:
     with ProgressBar("thumbnails", len(rows.files), unit="file") as bar:
         shown = pictures(rows.files, bar.advance)
     if len(shown.unread) == len(rows.files):
-        raise ValueError(f"--pictures: none of {len(rows.files):,} files can be read; the first: {shown.unread[0]}")
+        raise ValueError(
+            f"--pictures: none of {len(rows.files):,} files can be read; the first: {shown.unread[0]}"
+        )
     if shown.unread:
-        say(f"pictures: {len(shown.unread):,} of {len(rows.files):,} files cannot be read, such as {shown.unread[0]}")
+        say(
+            f"pictures: {len(shown.unread):,} of {len(rows.files):,} files cannot be read, such as {shown.unread[0]}"
+        )
     return shown
 
 
@@ -160,7 +168,9 @@ def _note(
         if one.hub in asked:
             asked[one.hub] = torch.ones_like(asked[one.hub])
     found, _ = cascade_topk(asked, used, schedule, query_ids=rows.ids[queries], key_ids=rows.ids)
-    same = ((found[:, :, None] == expected[:, None, :]).any(dim=2) & (found >= 0)).sum() / (expected >= 0).sum()
+    same = ((found[:, :, None] == expected[:, None, :]).any(dim=2) & (found >= 0)).sum() / (
+        expected >= 0
+    ).sum()
     bits = held["views"][0]["bits"]
     shortened = [
         f"{view['label']} to {view['size']} of {rows.views[view['name']].shape[1]} axes"
@@ -170,6 +180,6 @@ def _note(
     short = f" and shortened ({', '.join(shortened)})" if shortened else ""
     return (
         f"Approximate: the embeddings are rounded to {bits} bits{short}. Of what {len(queries):,} rows mine by "
-        f"{'the plan' if isinstance(how, MiningPlan) else 'this schedule'}, {float(same):.1%} is mined from the rounded "
-        "ones too."
+        f"{'the plan' if isinstance(how, MiningPlan) else 'this schedule'}, {float(same):.1%} is mined from the "
+        "rounded ones too."
     )

@@ -15,7 +15,7 @@ from .packed import packed
 
 
 class Tuned(NamedTuple):
-    """Holds a plan's views of the rows: {name: [N, R]}, which of them are hub terms, and its schedule in their names."""
+    """Holds a plan's views of the rows {name: [N, R]}, which of them are hub terms, and its schedule in their names."""
 
     views: dict[str, Tensor]
     labels: dict[str, str]
@@ -55,7 +55,8 @@ def tuned_views(
     lost = (keys.ids < 0)[:, None]
     views = {names[view]: rows.masked_fill(lost, torch.nan) for view, rows in features.items()}
     labels = {
-        names[view]: f"hub term{suffix}" if view == HUB_VIEW else f"{label(view)}, tuned{suffix}" for view in features
+        names[view]: f"hub term{suffix}" if view == HUB_VIEW else f"{label(view)}, tuned{suffix}"
+        for view in features
     }
     stages = []
     for stage in plan.cascade:
