@@ -77,8 +77,10 @@ class Page:
         self._send("Page.navigate", url="about:blank")
         self._events.clear()
         self._send("Page.navigate", url=self._address + fragment)
-        while not any(event["method"] == "Page.loadEventFired" for event in self._events):
-            self._send("Runtime.evaluate", expression="0")
+        loaded = (
+            "location.protocol === 'file:' && document.readyState === 'complete'"  # not the blank page before
+        )
+        while not self._send("Runtime.evaluate", expression=loaded)["result"].get("value"):
             time.sleep(0.02)
         self.settle()
 
@@ -185,7 +187,7 @@ def browser() -> Iterator[Page]:
     with tempfile.TemporaryDirectory(prefix="cpr-chromium-", ignore_cleanup_errors=True) as profile:
         process = subprocess.Popen(
             [path, *FLAGS, "--remote-debugging-pipe", f"--user-data-dir={profile}", "about:blank"],
-            preexec_fn=place, pass_fds=(3, 4), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+            preexec_fn=place, close_fds=False, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
         )  # fmt: skip
         for end in (to_read, from_write, *ends):
             os.close(end)

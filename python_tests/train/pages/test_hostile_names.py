@@ -93,7 +93,7 @@ def test_the_report_shows_hostile_names(cascade_run: Path, data: Path, tmp_path:
         await Promise.all(pictures.map((one) => {{ one.loading = "eager"; return one.decode().catch(() => 0); }}));
         return {{ran: {RAN}, title: document.title, names: texts(".dots .name"), scripts: document.scripts.length,
             broken: pictures.filter((one) => !one.naturalWidth).length, plots: document.querySelectorAll(".plot").length,
-            places: [...document.querySelectorAll(".dots .row path")].map((one) => one.getBoundingClientRect().left)}};
+            places: [...document.querySelectorAll(".dots .row use")].map((one) => one.getBoundingClientRect().left)}};
     """
     result = evaluate_in_page(page_path, script, tmp_path)
     assert result["ran"] == "nothing" and result["title"] == NAMES[0] and result["scripts"] == 1  # the probe

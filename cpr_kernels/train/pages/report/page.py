@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ....plot_style import page_variables
+from ....plot_style import SHAPES, Mark, page_variables
 from ... import TrainError
 from ...data.manifest import Manifest
 from ...evaluate.features import Protocol
@@ -60,11 +60,13 @@ def write_report(
         tabulated.append(settings.settings_of(baseline, other))
         if first["evaluation"] and not several:
             against = verdict.against(first["run"], first["config"], baseline, other, first["protocol"], data)
+    marks = _Marks()
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
     template = environment.from_string(Path(__file__).with_name(TEMPLATE).read_text())
     style = page_variables() + Path(__file__).with_name("report.css").read_text()
     page = template.render(
-        style=style, policy=content_policy(style), contents=HEADINGS.findall, humps=_humps, view_name=view_name,
+        style=style, policy=content_policy(style), contents=HEADINGS.findall, use=marks.add, marks=marks.used, humps=_humps,
+        view_name=view_name,
         title=title, says=says, inside=inside, runs=sections, several=several, against=against,
         leads=[(one["title"], verdict.lead(one, several)) for one in sections],
         protocol=first["protocol"], chance=_chance_of_recall(first),
@@ -76,6 +78,19 @@ def write_report(
     )  # fmt: skip
     write_atomically(out, page.encode())
     return out
+
+
+class _Marks:
+    """Collects the marks that a page draws many times, to define each once."""
+
+    def __init__(self) -> None:
+        self.used: dict[str, Mark] = {}
+
+    def add(self, mark: Mark) -> str:
+        """Returns the anchor of a mark's definition."""
+        anchor = f"mark-{mark.colour[1:]}-{list(SHAPES).index(mark.marker)}"
+        self.used[anchor] = mark
+        return anchor
 
 
 def _humps(name: str) -> Any:
@@ -102,7 +117,7 @@ def _section(run: Path, prefix: str, shown: int, data: Path | None) -> dict[str,
     return {
         "run": run, "id": prefix, "title": title_of(run), "names": names, "config": config, "epochs": epochs,
         "evaluation": evaluation["phases"], "protocol": protocol, "chance": chance,
-        "trends": trends(config, lines, chance),
+        "measured": any(line["mining"] for line in epochs), "trends": trends(config, lines, chance),
         "tracking": tracking(epochs),
         "plans": plan_tables(run),
         "recalls": class_recalls(config, epochs),
