@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 from unicodedata import category
@@ -69,7 +69,7 @@ VIEWS = {
 METHODS = {
     "cpr": Mark(BLUE),
     "cpr-3": Mark(BLUE, SHORT, "^"),
-    "cpr-5": Mark(BLUE, LONG, "s"),
+    "cpr-5": Mark(BLUE, LONG, "v"),
     "cpr-7": Mark(BLUE),
     "cpr-7-progressive": Mark(BLUE, MIXED, "D"),
     "custom": Mark(BLUE, LONG, "D"),
@@ -92,13 +92,13 @@ def mark_of(name: str, number: int = 0) -> Mark:
     return MARKS.get(name, OTHERS[number % len(OTHERS)])
 
 
-def marks_of(names: Iterable[str]) -> dict[str, Mark]:
+def marks_of(names: Iterable[str], known: Mapping[str, Mark] = MARKS) -> dict[str, Mark]:
     """Returns {name: mark} of what one plot or page shows; different for every name, while there are enough.
 
-    A name without a mark of its own gets the first of OTHERS whose colour no name shown has.
+    A name that is not `known` gets the first of OTHERS whose colour no name shown has.
     """
     names = list(dict.fromkeys(names))
-    chosen = {name: MARKS[name] for name in names if name in MARKS}
+    chosen = {name: known[name] for name in names if name in known}
     for name in names:
         if name not in chosen:
             used = {mark.colour for mark in chosen.values()}
@@ -107,7 +107,7 @@ def marks_of(names: Iterable[str]) -> dict[str, Mark]:
     return {name: chosen[name] for name in names}
 
 
-# Of both pages: text, soft text, page, rules, right, wrong, panels, what is chosen. Text has a contrast of 4.5 and more.
+# Of both pages: text, soft text, page, rules, right, wrong, panels, what is chosen. Text has contrast 4.5 and more.
 LIGHT = {
     "ink": "#1d2129", "soft": "#57606d", "page": "#ffffff", "line": "#d9dde3", "good": "#14803f", "bad": "#c92a2a",
     "card": "#f4f5f7", "mark": "#0b62c4", "dot": "#7c8592",
@@ -129,7 +129,7 @@ def page_variables() -> str:
     )
 
 
-def rc() -> dict[str, Any]:
+def rc() -> Any:
     """Returns matplotlib's settings: small sizes, thin rules, text that stays text, and no frame."""
     return {
         "font.family": "sans-serif", "font.sans-serif": ["DejaVu Sans", "Arial", "Helvetica"], "font.size": 9.0,
@@ -179,7 +179,7 @@ def drawable(name: str, most: int = 60) -> str:
 
 def legend_below(figure: Any, axes: Iterable[Any]) -> None:
     """Puts one legend of all axes below them, each name once, in as many columns as fit."""
-    found = {}
+    found: dict[str, Any] = {}
     for one in axes:
         for handle, name in zip(*one.get_legend_handles_labels()):
             found.setdefault(name, handle)
@@ -187,4 +187,6 @@ def legend_below(figure: Any, axes: Iterable[Any]) -> None:
         return
     letters = 17 * figure.get_figwidth()  # about so many fit a row
     columns = max(1, min(len(found), int(letters / (7 + max(map(len, found))))))
-    figure.legend(list(found.values()), list(found), loc="outside lower center", ncols=columns, handlelength=3)
+    figure.legend(
+        list(found.values()), list(found), loc="outside lower center", ncols=columns, handlelength=3
+    )

@@ -21,7 +21,8 @@ class Panel:
 
     label: of the y axis. lines: {key: [(epoch, value)]}. names: {key: name in the legend}; the key by default.
     percent: values are shares, shown in %. chance: the share of a random pick, a line of its own. logarithmic: the y
-    axis. phases: (first epoch, name) of each. marks: {key: how it is drawn}; by `marks_of` by default.
+    axis. markers: the points of a short curve are marked. phases: (first epoch, name) of each.
+    marks: {key: how it is drawn}; by `marks_of` by default.
     """
 
     label: str
@@ -30,6 +31,7 @@ class Panel:
     percent: bool = True
     chance: float | None = None
     logarithmic: bool = False
+    markers: bool = True
     phases: Sequence[tuple[float, str]] = ()
     marks: Mapping[str, Mark] = field(default_factory=dict)
 
@@ -77,31 +79,44 @@ def _figure(panel: Panel, size: tuple[float, float]) -> Any:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=size, layout="constrained")
-    axes = figure.add_subplot()
+    axes: Any = figure.add_subplot()
     marks, scale = {**marks_of(panel.lines), **panel.marks}, 100 if panel.percent else 1
     for key, points in panel.lines.items():
         x, y = zip(*points)
+        mark, marked = marks[key], panel.markers and len(points) < MANY
         axes.plot(
-            x, [scale * value for value in y], linestyle=marks[key].line, color=marks[key].colour,
-            marker=marks[key].marker if len(points) < MANY else None, label=drawable(panel.names.get(key, key)),
-            markevery=max(1, len(points) // 10),
+            x, [scale * value for value in y], linestyle=mark.line, color=mark.colour,
+            marker=mark.marker if marked else None, markevery=max(1, len(points) // 10),
+            label=drawable(panel.names.get(key, key)),
         )  # fmt: skip
     if panel.chance is not None:
         axes.axhline(scale * panel.chance, color=GRID, linewidth=1.2, linestyle=(0, (1, 2)), label="chance")
-    for start, name in panel.phases:
+    for start, _ in panel.phases:
         axes.axvline(start, color=GRID, linewidth=0.8, alpha=0.6)
-    for row, (start, name) in enumerate(panel.phases):
-        place = ("data", "axes fraction")
-        axes.annotate(drawable(name, 24), (start, 1.02 + 0.07 * (row % 2)), xycoords=place, fontsize=7.5)
+    _name_phases(axes, panel.phases)
     axes.set_xlabel("epoch")
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.set_ylabel(panel.label)
     if panel.logarithmic:
         axes.set_yscale("log")
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_minor_formatter("")
     else:
         axes.set_ylim(bottom=0)
     legend_below(figure, [axes])
     return figure
+
+
+def _name_phases(axes: Any, phases: Sequence[tuple[float, str]]) -> None:
+    """Writes the phases' names above the axes in two rows; one without room is left out, its line stays."""
+    low, high = axes.get_xlim()
+    ends = [low - high, low - high]  # of what is written in each row
+    for start, name in phases:
+        row = min(range(2), key=lambda one: ends[one])
+        if start >= ends[row]:
+            place = ("data", "axes fraction")
+            axes.annotate(drawable(name, 24), (start, 1.02 + 0.08 * row), xycoords=place, fontsize=7.5)
+            ends[row] = start + (high - low) * 0.021 * (2 + len(name))
 
 
 def class_dots(

@@ -71,7 +71,7 @@ class Album:
         return self.manifest.classes[number] if number >= 0 else ""
 
     def clip(self, video: int) -> dict[str, Any]:
-        """Returns a video's class name, middle frame, flow and extra pictures, as data URIs; each is drawn once."""
+        """Returns a video's class name, middle frame, flow and extra pictures, as `sized`; each is drawn once."""
         if video not in self._clips:
             stored = self.manifest.videos[video]
             frame = self.store.frames(stored.id, "rgb", stored.frames // 2, 1)[0]
@@ -79,12 +79,12 @@ class Album:
             flow = self.store.frames(stored.id, "flow", start, min(16, stored.frames - start))
             self._clips[video] = {
                 "label": self.label(video),
-                "frame": thumbnail(frame),
-                "flow": thumbnail(flow_picture(flow)),
+                "frame": sized(frame),
+                "flow": sized(flow_picture(flow)),
                 "extra_pictures": [
                     {
                         "caption": extra.caption, "why": extra.why,
-                        "picture": "" if extra.picture is None else thumbnail(extra.picture),
+                        "picture": None if extra.picture is None else sized(extra.picture),
                     }
                     for extra in extra_pictures(self.views, self.store, stored)
                 ],
@@ -146,8 +146,14 @@ class Album:
 
 def thumbnail(frame: npt.NDArray[np.uint8], width: int = 96) -> str:
     """Returns an RGB frame [H, W, 3] as a small JPEG, in a data URI."""
+    return str(sized(frame, width)["src"])
+
+
+def sized(frame: npt.NDArray[np.uint8], width: int = 96) -> dict[str, Any]:
+    """Returns an RGB frame [H, W, 3] as a small JPEG: its data URI, and the size that a page keeps free for it."""
     import cv2
 
     height = max(1, round(frame.shape[0] * width / frame.shape[1]))
     small = cv2.resize(frame, (width, height), interpolation=cv2.INTER_AREA)
-    return f"data:image/jpeg;base64,{encoded(np.asarray(small, np.uint8), 85, '.jpg')}"
+    jpeg = encoded(np.asarray(small, np.uint8), 85, ".jpg")
+    return {"src": f"data:image/jpeg;base64,{jpeg}", "width": width, "height": height}

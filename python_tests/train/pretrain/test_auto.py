@@ -17,9 +17,9 @@ from train_steps import Toy, assert_same_run
 from cpr_kernels import MiningPlan, parse_schedule, tune_schedule
 from cpr_kernels.networks import ENCODERS
 from cpr_kernels.train import TrainError
-from cpr_kernels.train.pages.agreement import plan_tables
 from cpr_kernels.train.pages.explorer.packed import unpacked
 from cpr_kernels.train.pages.explorer.runs import explore, memory_of
+from cpr_kernels.train.pages.report.agreement import plan_tables
 from cpr_kernels.train.pretrain import loop
 from cpr_kernels.train.pretrain.config import Mining, TrainConfig
 from cpr_kernels.train.pretrain.loop import build, pretrain, restore, snapshot
