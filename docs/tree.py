@@ -36,6 +36,7 @@ INNER = (
     "cli/explore",
     "train/data/kinds",
     "train/pages/explorer",
+    "train/pages/report",
     "train/pretrain/mining",
 )  # not shown: one page is short
 OTHERS = {

@@ -107,9 +107,7 @@ def test_no_heading_ends_a_printed_page(page: Path, tab: Page) -> None:
     tab.resize(1280, 900)
     tab.open(page)
     heads = set(
-        tab.run(
-            "return [...document.querySelectorAll('h1,h2,h3,h4,caption')].map((one) => one.textContent)"
-        )
+        tab.run("return [...document.querySelectorAll('h1,h2,h3,h4,caption')].map((one) => one.textContent)")
     )
     pages = printed(tab)
     assert len(pages) >= 4 and heads & {line for lines in pages for line in lines}
