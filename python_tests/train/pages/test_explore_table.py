@@ -104,6 +104,7 @@ def test_small_integers_are_near_and_long_rows_are_shortened() -> None:
         assert back[3].isnan().all() and (back - rows)[torch.arange(50) != 3].abs().max() < most
     few, bits = fitting({"a": rows})
     assert bits == 16 and few["a"] is rows
+    assert fitting({"a": torch.randn(20_001, 4)})[1] == 8
     low = torch.randn(10_000, 20) @ torch.randn(20, 900)  # of rank 20
     short, bits = fitting({"a": low, "b": low[:, :300]})
     assert bits == 8 and sum(view.shape[1] for view in short.values()) <= 600

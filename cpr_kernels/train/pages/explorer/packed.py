@@ -12,6 +12,7 @@ from torch import Tensor
 
 BUDGET = 6_000_000  # bytes of integers in a page of up to ROWS rows; more rows have as much each
 ROWS = 10_000
+PRECISE = 20_000  # rows; of more, a page holds integers of 8 bits
 
 
 def packed(rows: Tensor, bits: int = 16) -> dict[str, Any]:
@@ -57,7 +58,7 @@ def fitting(views: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], int]:
     sizes = {name: rows.shape[1] for name, rows in views.items()}
     allowed = BUDGET // max(1, min(count, ROWS))  # bytes a row
     total = sum(sizes.values())
-    if 2 * total <= allowed:
+    if 2 * total <= allowed and count <= PRECISE:
         return dict(views), 16
     if total <= allowed:
         return dict(views), 8

@@ -62,8 +62,9 @@ function settings(pane, run, number) {
     const pick = make("select", { ariaLabel: "run" + which, onchange: () => { pane.run = +pick.value; pane.schedule = runs[pane.run].schedule; draw(); } }, ...runs.map((one, i) => make("option", { value: i, textContent: one.name, selected: i === pane.run })));
     row.append(pick);
   }
-  const preset = make("select", { ariaLabel: "schedule by name" + which, onchange: () => { if (preset.value) { pane.schedule = preset.value; draw(); } } }, ...run.schedules.map(([name, text]) => make("option", { value: text, textContent: name, selected: text === pane.schedule })));
-  if (!run.schedules.some(([, text]) => text === pane.schedule)) preset.append(make("option", { value: "", textContent: "your own", selected: true }));
+  const known = run.schedules.findIndex(([, text]) => text === pane.schedule);
+  const preset = make("select", { ariaLabel: "schedule by name" + which, onchange: () => { if (preset.value) { pane.schedule = preset.value; draw(); } } }, ...run.schedules.map(([name, text], i) => make("option", { value: text, textContent: name, selected: i === known })));
+  if (known < 0) preset.append(make("option", { value: "", textContent: "your own", selected: true }));
   const text = make("input", { value: pane.schedule, ariaLabel: "schedule: stages as view:keep" + which, spellcheck: false, onchange: () => { pane.schedule = text.value.trim(); draw(); } });
   row.append(preset, text);
   return row;
