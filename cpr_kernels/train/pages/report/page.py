@@ -65,8 +65,8 @@ def write_report(
     template = environment.from_string(Path(__file__).with_name(TEMPLATE).read_text())
     style = page_variables() + Path(__file__).with_name("report.css").read_text()
     page = template.render(
-        style=style, policy=content_policy(style), contents=HEADINGS.findall, use=marks.add, marks=marks.used, humps=_humps,
-        view_name=view_name,
+        style=style, policy=content_policy(style), contents=HEADINGS.findall, use=marks.add, marks=marks.used,
+        humps=_humps, view_name=view_name,
         title=title, says=says, inside=inside, runs=sections, several=several, against=against,
         leads=[(one["title"], verdict.lead(one, several)) for one in sections],
         protocol=first["protocol"], chance=_chance_of_recall(first),
