@@ -109,8 +109,12 @@ COMMANDS = {
         ), "deploy",
     ),
     "explore": Command(
-        "train", "explore", "one HTML page to look inside the mining, stage by stage",
-        ("cpr explore runs/mine --out inside.html",), "train",
+        "explore.explore", "main", "one HTML page to look inside mining, of your own embeddings or of runs",
+        (
+            "cpr explore clips.npz --ids video --out inside.html",
+            "cpr explore clips.csv --pictures path --plan plan.json",
+            "cpr explore runs/mine --out inside.html",
+        ), "train",
     ),
     "demo": Command(
         "train", "demo", "all of it on generated clips, or on your own videos, in minutes",

@@ -33,7 +33,10 @@ INNER = (
     "reading",
     "cli/tables",
     "cli/mine",
+    "cli/explore",
     "train/data/kinds",
+    "train/pages/explorer",
+    "train/pages/report",
     "train/pretrain/mining",
 )  # not shown: one page is short
 OTHERS = {

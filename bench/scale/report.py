@@ -8,6 +8,8 @@ from math import nan
 from pathlib import Path
 from typing import Any
 
+from cpr_kernels.plot_style import METHODS, drawn, legend_below, marks_of
+
 from ..harness.machine import slug
 from ..harness.peer import not_installed
 from ..harness.text import duration, markdown, size
@@ -21,7 +23,6 @@ ABOUT = (
     "all rows. `process then` is all that is resident in the process at the peak of a call: Python, "
     "torch, the whole queue (in shares: its share) and the index. From 5,000,000 entries on queues are float16."
 )
-_COLOURS = ("#d1495b", "#30638e", "#edae49", "#a98467", "#7a9e7e", "#8d6a9f", "#2f4858")
 
 
 def stem(document: Document) -> str:
@@ -103,10 +104,14 @@ def write(document: Document, out: Path) -> list[Path]:
 
 def _plots(document: Document, target: Path) -> list[Path]:
     """Draws speed, memory, final recall and PMR of the first bank under its longest schedule, against N."""
-    import matplotlib
+    made = [target.with_name(f"{target.name}.{ending}") for ending in ("png", "svg")]
+    for path in made:
+        path.write_bytes(drawn(lambda: _figure(document), path.suffix[1:]))
+    return made
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
+
+def _figure(document: Document) -> Any:
+    from matplotlib.figure import Figure
 
     bank = next(iter(document["banks"]))
     rows = ok_rows(document, bank)
@@ -118,30 +123,25 @@ def _plots(document: Document, target: Path) -> list[Path]:
         ("recall of the final entries", lambda r: r["topk"], False),
         ("PMR", lambda r: r["pmr"], False),
     ]
-    with pyplot.rc_context({"svg.hashsalt": "cpr_kernels", "svg.fonttype": "none", "font.size": 9}):
-        figure, axes = pyplot.subplots(1, len(panels), figsize=(13, 3.6), layout="constrained")
-        names = dict.fromkeys(row["method"] for row in rows)
-        for axis, (title, value, logarithmic) in zip(axes, panels):
-            for i, (name, colour) in enumerate(zip(names, _COLOURS)):
-                points = sorted((row["size"], value(row)) for row in rows if row["method"] == name)
-                style: dict[str, Any] = {"color": colour, "linewidth": 1.4, "fillstyle": "none"}
-                style["markersize"] = 10 - i  # equal figures show as rings
-                axis.plot(*zip(*points), "o-", label=name, **style)
-            axis.set_xscale("log")
-            if logarithmic:
-                axis.set_yscale("log")
-            axis.set_title(title, fontsize=9, loc="left")
-            axis.set_xlabel("queue entries N")
-            axis.grid(visible=True, color="#e6e8eb", linewidth=0.6)
-            axis.spines[["top", "right"]].set_visible(False)
-        handles, labels = axes[0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False)
-        figure.suptitle(f"{bank}, replicated with noise: {schedule}", x=0.01, ha="left", weight="bold")
-        made = [target.with_name(f"{target.name}.{ending}") for ending in ("png", "svg")]
-        figure.savefig(made[0], dpi=140)
-        figure.savefig(made[1], metadata={"Date": None})
-        pyplot.close(figure)
-    return made
+    figure = Figure(figsize=(13, 3.6), layout="constrained")
+    axes = figure.subplots(1, len(panels))
+    marks = marks_of((row["method"] for row in rows), {"native, exact": METHODS["cpr"]})
+    for axis, (title, value, logarithmic) in zip(axes, panels):
+        for i, (name, mark) in enumerate(marks.items()):
+            points = sorted((row["size"], value(row)) for row in rows if row["method"] == name)
+            style = {"color": mark.colour, "linestyle": mark.line, "marker": mark.marker, "fillstyle": "none"}
+            axis.plot(*zip(*points), label=name, markersize=10 - i, **style)  # equal figures show as rings
+        axis.set_xscale("log")
+        axis.xaxis.set_major_formatter(lambda size, _: f"{size:,.0f}")
+        if logarithmic:
+            axis.set_yscale("log")
+            axis.yaxis.set_major_formatter("{x:g}")
+            axis.yaxis.set_minor_formatter("")
+        axis.set_title(title)
+        axis.set_xlabel("queue entries N")
+    legend_below(figure, axes)
+    figure.suptitle(f"{bank}, replicated with noise: {schedule}", x=0.01, ha="left")
+    return figure
 
 
 def newest(folder: Path) -> Document:

@@ -6,12 +6,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from cpr_kernels.plot_style import METHODS, drawn, mark_of
 from cpr_kernels.train.adapt.measure import ALL
 
 from ..tables.plots import why_not
 from .heads_tables import MINED, Resampled
-
-POINT, LEVEL, LABELS = "#d1495b", "#30638e", "#7a9e7e"
 
 
 def draw(document: Mapping[str, Any], target: Path) -> None:
@@ -23,22 +22,19 @@ def draw(document: Mapping[str, Any], target: Path) -> None:
     reason = why_not()
     if reason:
         raise RuntimeError(f"plots need matplotlib: {reason}")
-    import matplotlib
+    target.write_bytes(drawn(lambda: _figure(document)))
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
+
+def _figure(document: Mapping[str, Any]) -> Any:
+    from matplotlib.figure import Figure
 
     tables = document["tables"]
-    style: Any = {"svg.hashsalt": "cpr_kernels", "svg.fonttype": "none", "font.size": 9}
-    with pyplot.rc_context(style):
-        figure, axes = pyplot.subplots(
-            1, len(tables), figsize=(3.6 * len(tables) + 0.4, 3.4), squeeze=False, layout="constrained"
-        )
-        for axis, (name, seeds) in zip(axes[0], tables.items()):
-            _panel(axis, name, Resampled(seeds))
-        axes[0][0].set_ylabel("R@1 of all views (%)")
-        figure.savefig(target, metadata={"Date": None})
-        pyplot.close(figure)
+    figure = Figure(figsize=(3.6 * len(tables) + 0.4, 3.4), layout="constrained")
+    axes = figure.subplots(1, len(tables), squeeze=False)[0]
+    for axis, (name, seeds) in zip(axes, tables.items()):
+        _panel(axis, name, Resampled(seeds))
+    axes[0].set_ylabel("R@1 of all views (%)")
+    return figure
 
 
 def _panel(axis: Any, name: str, resampled: Resampled) -> None:
@@ -46,19 +42,18 @@ def _panel(axis: Any, name: str, resampled: Resampled) -> None:
     for number, method in enumerate(ordered):
         pmr = 100 * float(resampled.pmr(method)[0])
         recall = 100 * float(resampled.recalls(method, ALL)[0])
-        axis.plot(pmr, recall, "o", color=POINT, markersize=4)
+        mark = mark_of(method if method in METHODS else "cpr")  # every other one is a cascade too
+        axis.plot(pmr, recall, mark.marker, color=mark.colour)
         axis.annotate(
             method, (pmr, recall), xytext=(4, -9 if number % 2 else 3), textcoords="offset points", fontsize=7
         )
-    for method, colour in (("infonce", LEVEL), ("ubernce", LABELS)):
-        level = 100 * float(resampled.recalls(method, ALL)[0])
-        axis.axhline(level, color=colour, linewidth=0.8, linestyle="--")
+    for method in ("infonce", "ubernce"):
+        level, mark = 100 * float(resampled.recalls(method, ALL)[0]), mark_of(method)
+        axis.axhline(level, color=mark.colour, linewidth=1.0, linestyle=mark.line)
         axis.annotate(
             method, (0.02, level), xycoords=("axes fraction", "data"), xytext=(0, 2),
-            textcoords="offset points", fontsize=7, color=colour,
+            textcoords="offset points", fontsize=7, color=mark.colour,
         )  # fmt: skip
     axis.margins(0.15)
-    axis.set_title(name, fontsize=9)
+    axis.set_title(name)
     axis.set_xlabel("PMR of what is mined in training (%)")
-    axis.grid(color="#e5e8eb", linewidth=0.6)
-    axis.spines[["top", "right"]].set_visible(False)

@@ -21,7 +21,7 @@ import torch
 
 from cpr_kernels.train import Interrupted, TrainError
 from cpr_kernels.train.evaluate.retrieval import evaluate_run
-from cpr_kernels.train.pages.plots import save_curves
+from cpr_kernels.train.pages.plots import Panel, save_curves
 from cpr_kernels.train.pages.report import last_epochs, write_report
 from cpr_kernels.train.pretrain.config import Clips, Mining, Optim, TrainConfig, with_absolute_paths
 from cpr_kernels.train.pretrain.loop import pretrain
@@ -194,7 +194,7 @@ def write_document(
             shortest = min(map(len, curves))
             lines[method] = [(i + 1.0, mean(curve[i] for curve in curves)) for i in range(shortest)]
     if lines:
-        save_curves(out / "curves.svg", lines, "PMR in %, mean over seeds")
+        save_curves(out / "curves.svg", Panel("PMR in %, mean over seeds", lines))
     return document
 
 

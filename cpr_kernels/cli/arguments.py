@@ -171,10 +171,10 @@ def pop_option(argv: list[str], option: str) -> tuple[str | None, list[str]]:
     return None, argv
 
 
-def free_file(path: Path | None, force: bool) -> None:
-    """Raises ValueError where `--out` is there already, unless it may be replaced."""
+def free_file(path: Path | None, force: bool, flag: str = "--out") -> None:
+    """Raises ValueError where a file to write is there already, unless it may be replaced."""
     if path is not None and path.exists() and not force:
-        raise ValueError(f"--out: {path} is there already; add --force to replace it")
+        raise ValueError(f"{flag}: {path} is there already; add --force to replace it")
 
 
 def at_least(least: int, **values: int | None) -> None:

@@ -232,7 +232,7 @@ def report(argv: list[str]) -> int:
 
     from ..train.data.manifest import Manifest
     from ..train.evaluate.retrieval import evaluate_run
-    from ..train.pages.explore import explore
+    from ..train.pages.explorer.runs import explore
     from ..train.pages.report import write_report
     from ..train.pretrain.run_folder import config_of
 
@@ -256,18 +256,6 @@ def demo(argv: list[str]) -> int:
     from ..train.demo import demo as run_demo
 
     page = run_demo(parse(Demo, argv, "demo"))
-    result({"page": page}, str(page))
-    return 0
-
-
-def explore(argv: list[str]) -> int:
-    """Runs `cpr explore RUN [RUN ...] [--out PAGE]`."""
-    from ..train.pages.explore import Explore
-    from ..train.pages.explore import explore as write_page
-
-    options = parse(Explore, positional_as_option(argv, "--runs"), "explore")
-    free_file(options.out, options.force)
-    page = write_page(options.runs, options.out, options.title, options.data)
     result({"page": page}, str(page))
     return 0
 

@@ -17,7 +17,7 @@ from .data.manifest import Manifest
 from .data.prepare import prepare, print_summary
 from .data.synthetic import SyntheticSettings, generate
 from .evaluate.retrieval import evaluate_run
-from .pages.explore import explore
+from .pages.explorer.runs import explore
 from .pages.report import write_report
 from .pretrain.config import Clips, Mining, Optim, TrainConfig
 from .pretrain.loop import pretrain

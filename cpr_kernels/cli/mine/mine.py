@@ -18,10 +18,13 @@ from ...mining import CascadeTrace, Schedule, cascade_topk, cascade_trace
 from ...mining.arguments import as_call
 from ...progress import ProgressBar, result
 from ...tuning import MiningPlan
-from ..arguments import at_least, parse
+from ..arguments import at_least, free_file, parse
+from ..explore.explore import write_table
+from ..explore.table import Look
+from .classes import labels_of
 from .codes import as_given
 from .embeddings import Prepared, Preparing, mean_row, nan_rows, prepare
-from .inputs import CLASS_NAMES, Names, Side, find_names, open_sides, pick, plain_columns, printable
+from .inputs import Names, Side, find_names, open_sides, pick, plain_columns
 from .options import DTYPES, Mine, schedule_of
 from .planned import PlannedQueries, load_plan, raw_rows
 from .results import STDOUT, Known, Result, output_paths, write_result
@@ -77,6 +80,7 @@ def main(argv: Sequence[str]) -> int:
     at_least(1, chunk=args.chunk, threads=args.threads)
     at_least(0, sample=args.sample)
     out = [] if args.out is None else output_paths(args.out, args.force)
+    free_file(args.report, args.force, "--report")
     with _threads(args.threads):
         summary = _run(args, out)
     result(as_json(summary), as_text(summary), sys.stderr if out == [STDOUT] else None)
@@ -129,7 +133,7 @@ def _run(args: Mine, out: list[Any]) -> dict[str, Any]:
         "queries_per_second": len(indices) / seconds if seconds else 0.0,
         "short_queries": int((indices < 0).any(dim=1).sum()),
     }
-    summary |= _quality(args, problem, indices, _labels(entries, labels))
+    summary |= _quality(args, problem, indices, labels_of(entries, labels))
     used = {*schedule.views, *ids.used, *labels.used}
     summary["columns"] = []
     if out:
@@ -140,6 +144,9 @@ def _run(args: Mine, out: list[Any]) -> dict[str, Any]:
         summary["columns"] = [one.plural for one in further]
     summary["unused"] = [name for name in entries.columns if name not in {*used, *summary["columns"]}]
     summary["out"] = ["standard output" if path == STDOUT else str(path) for path in out]
+    if args.report is not None:
+        look = Look(plans=() if args.plan is None else (args.plan,))
+        summary["out"].append(str(write_table(args, look, args.report)))
     return summary
 
 
@@ -248,22 +255,6 @@ def _tracer(problem: Problem) -> Any:
         return traced, eligible
 
     return trace
-
-
-def _labels(entries: Side, labels: Names) -> Labels | None:
-    """Classes of both sides, named by an array of class names where the file has one."""
-    if labels.codes is None:
-        return None
-    names: Sequence[Any] = [printable(str(name)) for name in labels.codes.names]
-    values = labels.codes.names
-    for guess in CLASS_NAMES:
-        column = entries.columns.get(guess)
-        if column is None or column.dtype != "str" or values.dtype.kind not in "iu" or len(column.shape) != 1:
-            continue
-        if len(values) and values.min() >= 0 and values.max() < column.shape[0]:
-            words = np.asarray(column.load()).astype(str)
-            names = [str(words[value]) for value in values]
-    return Labels(labels.codes.of_queries, labels.codes.of_keys, names)
 
 
 def _known(names: Names) -> tuple[np.ndarray | None, np.ndarray | None]:

@@ -82,6 +82,8 @@ class Mine:
     """Where the result goes: .npz, .npy (a pair of files), .csv, .parquet or .safetensors; - prints CSV on standard
     output and the summary on standard error.
     """
+    report: File = None
+    """Also write the page of `cpr explore` about the table, such as page.html."""
     columns: Names = None
     """Further columns that go through to --out, such as names (default: all of one value a row; none)."""
     force: bool = False

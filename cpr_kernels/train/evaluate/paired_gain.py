@@ -19,13 +19,17 @@ Z = 1.96  # standard errors on each side of a 95 % interval
 
 @dataclass(frozen=True)
 class Gain:
-    """R@1 of a run and of its baseline in a view, as shares; their difference and its 95 % interval."""
+    """R@1 of a run and of its baseline in a view, as shares; their difference and its 95 % interval.
+
+    by_class: {class: (R@1 of the run, of its baseline, number of test videos)}.
+    """
 
     view: str
     run: float
     baseline: float
     low: float
     high: float
+    by_class: dict[int, tuple[float, float, int]]
 
     @property
     def difference(self) -> float:
@@ -37,7 +41,8 @@ def paired_gains(run: Path, baseline: Path, protocol: Protocol, data: Path | Non
     """Compares R@1 of the last encoders of two runs, video by video.
 
     The interval is that of a mean of paired differences, 1.96 standard errors wide on each side; videos of one source
-    count as one observation, since their clips succeed and fail together. It knows nothing of other seeds.
+    count as one observation, since their clips succeed and fail together. It knows nothing of other seeds. Only videos
+    that have a view are compared in it.
 
     Raises:
         TrainError: runs of different views.
@@ -48,18 +53,27 @@ def paired_gains(run: Path, baseline: Path, protocol: Protocol, data: Path | Non
             f"baseline: must have the run's views {', '.join(config.views)}, got {', '.join(other.views)}"
         )
     manifest = Manifest.load(config.data)
-    sources = torch.tensor([manifest.videos[i].group for i in measured_videos(manifest, "test", protocol)])
+    videos = [manifest.videos[i] for i in measured_videos(manifest, "test", protocol)]
+    sources, classes = torch.tensor([v.group for v in videos]), torch.tensor([v.label for v in videos])
     right = [_right(folder, config.data, config.views, protocol) for folder in (run, baseline)]
     gains = []
-    for view, mine in right[0].items():
-        theirs = right[1][view]
-        difference = mine - theirs
-        error = clustered_standard_error(difference, sources)
-        middle = difference.mean().item()
-        gains.append(
-            Gain(view, mine.mean().item(), theirs.mean().item(), middle - Z * error, middle + Z * error)
-        )
+    for view in right[0]:
+        both = torch.stack([of[view] for of in right])
+        has = both.isfinite().all(dim=0)
+        gains.append(_gain(view, both[:, has], sources[has], classes[has]))
     return gains
+
+
+def _gain(view: str, right: Tensor, sources: Tensor, classes: Tensor) -> Gain:
+    """Returns the gain of the first row of `right` [2, M] over the second; `sources` and `classes` are of columns."""
+    difference = right[0] - right[1]
+    error, middle = clustered_standard_error(difference, sources), difference.mean().item()
+    by_class = {
+        int(label): (*right[:, classes == label].mean(dim=1).tolist(), int((classes == label).sum()))
+        for label in classes.unique()
+    }
+    run, baseline = right.mean(dim=1).tolist()
+    return Gain(view, run, baseline, middle - Z * error, middle + Z * error, by_class)
 
 
 def clustered_standard_error(values: Tensor, clusters: Tensor) -> float:
@@ -76,13 +90,16 @@ def clustered_standard_error(values: Tensor, clusters: Tensor) -> float:
 
 
 def _right(run: Path, data: Path, views: tuple[str, ...], protocol: Protocol) -> dict[str, Tensor]:
-    """Returns {view: [M]}: 1.0 where the nearest training video of a test video has its class."""
+    """Returns {view: [M]}: 1.0 where the nearest training video of a test video has its class, NaN where it lacks the
+    view.
+    """
     files = encoder_files(run)[-1][1]
     kept = {view: files[view] for view in measurable_views(data, views)}
     found = measured_files(kept, data, protocol, run / "features")
-    return {
-        view: (
-            found.labels["train"][(splits["test"] @ splits["train"].T).argmax(dim=1)] == found.labels["test"]
-        ).double()
-        for view, splits in units_of(found, protocol).items()
-    }
+    right = {}
+    for view, splits in units_of(found, protocol).items():
+        has = {split: rows.any(dim=1) for split, rows in splits.items()}
+        nearest = (splits["test"] @ splits["train"][has["train"]].T).argmax(dim=1)
+        same = found.labels["train"][has["train"]][nearest] == found.labels["test"]
+        right[view] = same.double().where(has["test"], torch.nan)
+    return right

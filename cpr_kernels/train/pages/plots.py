@@ -1,56 +1,49 @@
-"""Draws the plots of the report: curves as a data URI that needs no other file, bars as the page's own rows."""
+"""Draws the plots of the report: curves as a data URI that needs no other file, shares by class as the page's rows."""
 
 from __future__ import annotations
 
 import base64
-import io
-import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-from unicodedata import category
 
+from ...plot_style import GRID, Mark, drawable, drawn, legend_below, marks_of
 from ..runtime.files import write_atomically
 
 Curve = Sequence[tuple[float, float]]
-
-# Okabe and Ito's colours, distinct also for the colour-blind; line styles differ too.
-STYLES: dict[str, tuple[str, Any]] = {
-    "mined": ("#0072B2", "-"),
-    "flow": ("#E69F00", "--"),
-    "rgb": ("#009E73", "-."),
-    "audio": ("#CC79A7", (0, (3, 1, 1, 1))),
-    "residual": ("#56B4E9", (0, (5, 1))),
-    "both": ("#888888", ":"),
-    "all": ("#888888", ":"),
-    "agreement": ("#D55E00", (0, (1, 1))),
-}
-MORE = (
-    "#0072B2",
-    "#E69F00",
-    "#009E73",
-    "#D55E00",
-    "#CC79A7",
-    "#56B4E9",
-    "#888888",
-)  # for what has no colour of its own
-INK = "#888888"  # readable on white and on black
+MANY = 40  # points of a curve, from which on it has no markers
 
 
-def curves(
-    lines: Mapping[str, Curve], names: Mapping[str, str], phases: Sequence[tuple[float, str]], label: str
-) -> str:
-    """Draws shares over epochs.
+@dataclass(frozen=True)
+class Panel:
+    """Is one plot of curves over epochs.
 
-    `lines` are {key: [(epoch, share)]}, `names` the legend's, `phases` (first epoch, name) of each, `label` the y
-    axis'.
+    label: of the y axis. lines: {key: [(epoch, value)]}. names: {key: name in the legend}; the key by default.
+    percent: values are shares, shown in %. chance: the share of a random pick, a line of its own. logarithmic: the y
+    axis. markers: the points of a short curve are marked. phases: (first epoch, name) of each.
+    marks: {key: how it is drawn}; by `marks_of` by default.
     """
-    return _uri("image/svg+xml", _curves(lines, names, phases, label))
+
+    label: str
+    lines: Mapping[str, Curve]
+    names: Mapping[str, str] = field(default_factory=dict)
+    percent: bool = True
+    chance: float | None = None
+    logarithmic: bool = False
+    markers: bool = True
+    phases: Sequence[tuple[float, str]] = ()
+    marks: Mapping[str, Mark] = field(default_factory=dict)
 
 
-def save_curves(path: Path, lines: Mapping[str, Curve], label: str) -> None:
-    """Writes the plot of `curves` as an SVG file; keys are the names."""
-    write_atomically(path, _curves(lines, {key: key for key in lines}, [], label))
+def curves(panel: Panel) -> str:
+    """Returns the plot as an SVG in a data URI."""
+    return _uri("image/svg+xml", drawn(lambda: _figure(panel, (3.6, 2.7))))
+
+
+def save_curves(path: Path, panel: Panel) -> None:
+    """Writes the plot as an SVG file."""
+    write_atomically(path, drawn(lambda: _figure(panel, (5.6, 3.2))))
 
 
 def save_dots(
@@ -61,134 +54,91 @@ def save_dots(
     Every panel has its own scale, in %. The row `marked` has stars and its name in bold.
     """
     kind = path.suffix.removeprefix(".").lower()
-    write_atomically(path, _drawn(lambda: _dots(rows, series, marked), kind))
+    write_atomically(path, drawn(lambda: _dots(rows, series, marked), kind))
 
 
 def _dots(rows: Sequence[str], series: Mapping[str, Sequence[float]], marked: int | None) -> Any:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(1.8 + 2.6 * len(series), 0.7 + 0.19 * len(rows)), layout="constrained")
-    figure.patch.set_alpha(0)
     panels = figure.subplots(1, len(series), sharey=True, squeeze=False)[0]
-    for i, (axes, (key, values)) in enumerate(zip(panels, series.items())):
-        _plain(axes)
+    marks = marks_of(series).values()
+    for axes, mark, (key, values) in zip(panels, marks, series.items()):
         for row, value in enumerate(values):
-            shape, size = ("*", 11) if row == marked else ("o", 4)
-            axes.plot(100 * value, row, shape, color=MORE[i], markersize=size)
-        axes.set_xlabel(f"{_drawable(key)}, %")
-    panels[0].set_yticks(range(len(rows)), [_drawable(row) for row in rows])
+            shape, size = ("*", 11) if row == marked else (mark.marker, 5)
+            axes.plot(100 * value, row, shape, color=mark.colour, markersize=size)
+        axes.set_xlabel(f"{drawable(key)}, %")
+    panels[0].set_yticks(range(len(rows)), [drawable(row) for row in rows])
     panels[0].set_ylim(len(rows) - 0.5, -0.5)
     if marked is not None:
         panels[0].get_yticklabels()[marked].set_fontweight("bold")
     return figure
 
 
-def _curves(
-    lines: Mapping[str, Curve], names: Mapping[str, str], phases: Sequence[tuple[float, str]], label: str
-) -> bytes:
-    """Returns the SVG."""
-    return _drawn(lambda: _figure(lines, names, phases, label), "svg")
+def _figure(panel: Panel, size: tuple[float, float]) -> Any:
+    from matplotlib.figure import Figure
 
-
-def _drawn(draw: Callable[[], Any], kind: str) -> bytes:
-    """Returns a figure as SVG or PNG. Text in an SVG stays text, in the reader's fonts, and `$` is no mathematics."""
-    from matplotlib import rc_context
-
-    with rc_context({"svg.fonttype": "none", "text.parse_math": False}), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph", UserWarning)  # the reader's fonts have it, or another
-        buffer = io.BytesIO()
-        metadata = {"Date": None} if kind == "svg" else None
-        draw().savefig(buffer, format=kind, metadata=metadata, dpi=150)
-    return buffer.getvalue()
-
-
-def _figure(
-    lines: Mapping[str, Curve], names: Mapping[str, str], phases: Sequence[tuple[float, str]], label: str
-) -> Any:
-    figure, axes = _canvas(5.6, 3.0)
-    for i, (key, points) in enumerate(lines.items()):
-        colour, style = style_of(key, i)
+    figure = Figure(figsize=size, layout="constrained")
+    axes: Any = figure.add_subplot()
+    marks, scale = {**marks_of(panel.lines), **panel.marks}, 100 if panel.percent else 1
+    for key, points in panel.lines.items():
         x, y = zip(*points)
+        mark, marked = marks[key], panel.markers and len(points) < MANY
         axes.plot(
-            x,
-            [100 * value for value in y],
-            linestyle=style,
-            color=colour,
-            label=_drawable(names[key]),
-            linewidth=2,
-            marker="o",
-            markersize=3,
-        )
-    for start, name in phases:
-        axes.axvline(start, color=INK, linewidth=0.8, alpha=0.5)
-        axes.annotate(
-            name, (start, 1.01), xycoords=("data", "axes fraction"), fontsize=8, color=INK, ha="left"
-        )
+            x, [scale * value for value in y], linestyle=mark.line, color=mark.colour,
+            marker=mark.marker if marked else None, markevery=max(1, len(points) // 10),
+            label=drawable(panel.names.get(key, key)),
+        )  # fmt: skip
+    if panel.chance is not None:
+        axes.axhline(scale * panel.chance, color=GRID, linewidth=1.2, linestyle=(0, (1, 2)), label="chance")
+    for start, _ in panel.phases:
+        axes.axvline(start, color=GRID, linewidth=0.8, alpha=0.6)
+    _name_phases(axes, panel.phases)
     axes.set_xlabel("epoch")
     axes.xaxis.get_major_locator().set_params(integer=True)
-    axes.set_ylabel(label)
-    axes.set_ylim(bottom=0)
-    _legend(axes)
+    axes.set_ylabel(panel.label)
+    if panel.logarithmic:
+        axes.set_yscale("log")
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_minor_formatter("")
+    else:
+        axes.set_ylim(bottom=0)
+    legend_below(figure, [axes])
     return figure
 
 
-def style_of(key: str, number: int) -> tuple[str, Any]:
-    """Returns colour and line style of a way of mining; others get one by their number."""
-    return STYLES.get(key, (MORE[number % len(MORE)], "-"))
+def _name_phases(axes: Any, phases: Sequence[tuple[float, str]]) -> None:
+    """Writes the phases' names above the axes in two rows; one without room is left out, its line stays."""
+    low, high = axes.get_xlim()
+    ends = [low - high, low - high]  # of what is written in each row
+    for start, name in phases:
+        row = min(range(2), key=lambda one: ends[one])
+        if start >= ends[row]:
+            place = ("data", "axes fraction")
+            axes.annotate(drawable(name, 24), (start, 1.02 + 0.08 * row), xycoords=place, fontsize=7.5)
+            ends[row] = start + (high - low) * 0.021 * (2 + len(name))
 
 
-def bars(
-    groups: Sequence[str], series: Mapping[str, Sequence[float]], names: Mapping[str, str]
-) -> dict[str, Any]:
-    """Returns bars as the page draws them, in HTML and so in the reader's fonts: one row per group (classes), a bar per
-    key of `series`, whose values are shares; {"keys": [{"name", "colour"}], "rows": [{"name", "percents"}]}.
+def class_dots(
+    classes: Sequence[str], series: Mapping[str, Sequence[float]], names: Mapping[str, str],
+    marks: Mapping[str, Mark], facts: Sequence[str] = (),
+) -> dict[str, Any]:  # fmt: skip
+    """Returns shares by class as the page draws them, in HTML and so in the reader's fonts.
+
+    A row a class, a mark for each key of `series`: {"keys": [{"name", "mark"}], "rows": [{"name", "fact", "says",
+    "low", "high", "dots": [{"percent", "mark"}]}]}. `facts`: a word beside each class.
     """
-    return {
-        "keys": [{"name": names[key], "colour": style_of(key, i)[0]} for i, key in enumerate(series)],
-        "rows": [
-            {"name": group, "percents": [round(100 * values[row], 1) for values in series.values()]}
-            for row, group in enumerate(groups)
-        ],
-    }
-
-
-def _canvas(width: float, height: float) -> tuple[Any, Any]:
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), layout="constrained")
-    figure.patch.set_alpha(0)
-    axes = figure.add_subplot()
-    _plain(axes)
-    return figure, axes
-
-
-def _plain(axes: Any) -> None:
-    """Takes the frame away, and draws grid and text so that they can be read on white and on black."""
-    axes.patch.set_alpha(0)
-    for spine in axes.spines.values():
-        spine.set_visible(False)
-    axes.grid(color=INK, alpha=0.25, linewidth=0.6)
-    axes.set_axisbelow(True)
-    axes.tick_params(colors=INK, labelsize=9, length=0)
-    axes.xaxis.label.set_color(INK)
-    axes.yaxis.label.set_color(INK)
-
-
-def _legend(axes: Any) -> None:
-    names = axes.get_legend_handles_labels()[1]
-    fits = max(1, min(4, 96 // (6 + max(map(len, names), default=0))))  # about so many letters a row
-    legend = axes.figure.legend(loc="outside lower center", ncols=fits, frameon=False, fontsize=9)
-    for text in legend.get_texts():
-        text.set_color(INK)
-
-
-def _drawable(name: str) -> str:
-    """Returns a name that XML can hold and that fits: no control characters, at most 60 letters."""
-    shown = "".join(
-        "\ufffd" if category(letter) in ("Cc", "Cs") or letter in "\ufffe\uffff" else letter
-        for letter in name
-    )
-    return shown if len(shown) <= 60 else shown[:59] + "…"
+    keys = [{"name": names[key], "mark": marks[key]} for key in series]
+    rows = []
+    for row, name in enumerate(classes):
+        percents = [round(100 * values[row], 1) for values in series.values()]
+        says = ", ".join(f"{names[key]} {percent:g} %" for key, percent in zip(series, percents))
+        dots = [{"percent": percent, "mark": marks[key]} for key, percent in zip(series, percents)]
+        rows.append({
+            "name": name, "fact": facts[row] if facts else "", "says": says, "low": min(percents),
+            "high": max(percents), "dots": dots[::-1],  # the first lies on top
+        })  # fmt: skip
+    return {"keys": keys, "rows": rows}
 
 
 def _uri(kind: str, body: bytes) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,26 +15,16 @@ from ..data.parts import open_store
 from ..data.store import FrameStore
 from ..views import chosen
 from ..views.pictures import flow_picture
+from .strips import StripFormat, encoded
 
 STRIP_SPAN = 40  # video frames that a strip covers
 
-
-@dataclass(frozen=True)
-class StripFormat:
-    """Sets how strips are drawn: frames of one strip, pixels of a frame's side, with flow below or without."""
-
-    frames: int
-    size: int
-    flow: bool
-    quality: int = 72
-
-
-# (most videos of a page, format): a page of 10,000 stays near 25 MB
+# (most videos of a page, format): their pictures take less than 10 MB
 BY_COUNT = (
     (400, StripFormat(8, 96, True)),
     (1500, StripFormat(6, 72, True, 65)),
     (4000, StripFormat(4, 64, False, 60)),
-    (1 << 62, StripFormat(1, 56, False, 55)),
+    (1 << 62, StripFormat(1, 48, False, 45)),
 )
 
 
@@ -82,7 +71,7 @@ class Album:
         return self.manifest.classes[number] if number >= 0 else ""
 
     def clip(self, video: int) -> dict[str, Any]:
-        """Returns a video's class name, middle frame, flow and extra pictures, as data URIs; each is drawn once."""
+        """Returns a video's class name, middle frame, flow and extra pictures, as `sized`; each is drawn once."""
         if video not in self._clips:
             stored = self.manifest.videos[video]
             frame = self.store.frames(stored.id, "rgb", stored.frames // 2, 1)[0]
@@ -90,12 +79,12 @@ class Album:
             flow = self.store.frames(stored.id, "flow", start, min(16, stored.frames - start))
             self._clips[video] = {
                 "label": self.label(video),
-                "frame": thumbnail(frame),
-                "flow": thumbnail(flow_picture(flow)),
+                "frame": sized(frame),
+                "flow": sized(flow_picture(flow)),
                 "extra_pictures": [
                     {
                         "caption": extra.caption, "why": extra.why,
-                        "picture": "" if extra.picture is None else thumbnail(extra.picture),
+                        "picture": None if extra.picture is None else sized(extra.picture),
                     }
                     for extra in extra_pictures(self.views, self.store, stored)
                 ],
@@ -122,11 +111,11 @@ class Album:
             extra = {
                 one.view: {
                     "caption": one.caption, "why": one.why,
-                    "jpeg": "" if one.picture is None else _jpeg(one.picture, form.quality),
+                    "data": "" if one.picture is None else encoded(one.picture, form.quality),
                 }
                 for one in extra_pictures(self.views, self.store, video)
             }  # fmt: skip
-            strip = _jpeg(self._strip(video, form), form.quality)
+            strip = encoded(self._strip(video, form), form.quality)
             videos.append({"id": video.id, "class": video.label, "strip": strip, "extra": extra})
             tick()
         return {"classes": self.manifest.classes, "frames": form.frames, "flow": form.flow, "videos": videos}
@@ -157,22 +146,14 @@ class Album:
 
 def thumbnail(frame: npt.NDArray[np.uint8], width: int = 96) -> str:
     """Returns an RGB frame [H, W, 3] as a small JPEG, in a data URI."""
+    return str(sized(frame, width)["src"])
+
+
+def sized(frame: npt.NDArray[np.uint8], width: int = 96) -> dict[str, Any]:
+    """Returns an RGB frame [H, W, 3] as a small JPEG: its data URI, and the size that a page keeps free for it."""
     import cv2
 
     height = max(1, round(frame.shape[0] * width / frame.shape[1]))
     small = cv2.resize(frame, (width, height), interpolation=cv2.INTER_AREA)
-    return f"data:image/jpeg;base64,{_jpeg(np.asarray(small, np.uint8), 85)}"
-
-
-def _jpeg(picture: npt.NDArray[np.uint8], quality: int) -> str:
-    """Returns an RGB picture [H, W, 3] as a JPEG in base64.
-
-    Raises:
-        ValueError: a picture that OpenCV cannot encode.
-    """
-    import cv2
-
-    good, encoded = cv2.imencode(".jpg", picture[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, quality])
-    if not good:
-        raise ValueError(f"a picture of shape {picture.shape} cannot be encoded")
-    return base64.b64encode(bytes(encoded)).decode()
+    jpeg = encoded(np.asarray(small, np.uint8), 85, ".jpg")
+    return {"src": f"data:image/jpeg;base64,{jpeg}", "width": width, "height": height}

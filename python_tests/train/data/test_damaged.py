@@ -27,7 +27,8 @@ from cpr_kernels.train.data.store import FrameStore, _pictures, packed, record_k
 from cpr_kernels.train.encoders.weights import load_encoder, save_encoder
 from cpr_kernels.train.evaluate import retrieval as evaluate
 from cpr_kernels.train.evaluate.retrieval import evaluate_run, measurable_views
-from cpr_kernels.train.pages.report import _evaluation, write_report
+from cpr_kernels.train.pages.report import write_report
+from cpr_kernels.train.pages.report.page import _evaluation
 from cpr_kernels.train.pretrain.loop import pretrain
 from cpr_kernels.train.pretrain.run_folder import config_of
 from cpr_kernels.train.runtime.checkpoint import load

@@ -20,10 +20,10 @@ from cpr_kernels.networks import ENCODERS
 from cpr_kernels.train.data.manifest import Manifest
 from cpr_kernels.train.data.store import FrameStore
 from cpr_kernels.train.evaluate.retrieval import evaluate_run
-from cpr_kernels.train.pages.explore import explore
+from cpr_kernels.train.pages.explorer.packed import unpacked
+from cpr_kernels.train.pages.explorer.runs import explore
 from cpr_kernels.train.pages.report import write_report
 from cpr_kernels.train.pages.thumbnails import extra_pictures
-from cpr_kernels.train.pages.tuned_views import int16_rows
 from cpr_kernels.train.pretrain.config import Clips, Mining
 from cpr_kernels.train.pretrain.loop import pretrain
 from cpr_kernels.train.pretrain.missing_views import ViewMask
@@ -90,12 +90,12 @@ def test_who_has_no_sound_is_shown_as_such(sound_data):
 
 def test_the_report_shows_sound_below_the_frames(run, tmp_path):
     page = write_report([run], tmp_path / "report.html").read_text()
-    clips = re.split(r'<div class="clip [^"]*">', page)[1:]
+    clips = re.split(r'<div class="clip [^"]*"', page)[1:]
     assert len(clips) >= 20
     seen = set()
     for clip in clips:
         pictures = re.findall(r'src="data:image/jpeg;base64,([^"]+)"', clip)
-        name = re.search(r"</div>(?:<b>|<span.*?</span> )(low|high|mute)<", clip)[1]
+        name = re.match(r' title="(low|high|mute)">', clip)[1]
         seen.add(name)
         assert len(pictures) == (2 if name == "mute" else 3)
         assert ("no audio" in clip) == ('title="no sound track"' in clip) == (name == "mute")
@@ -113,20 +113,20 @@ def test_the_explorer_shows_it_and_leaves_stages_out_as_training_does(run, explo
     [held], [album] = body["runs"], body["albums"]
     for video in album["videos"]:
         sound, name = video["extra"]["audio"], album["classes"][video["class"]]
-        assert bool(sound["jpeg"]) == (name != "mute") and bool(sound["why"]) == (name == "mute")
-    rows = {view["name"]: (int16_rows(view) * view["scale"]).float() for view in held["views"]}
+        assert bool(sound["data"]) == (name != "mute") and bool(sound["why"]) == (name == "mute")
+    rows = {view["name"]: unpacked(view).float() for view in held["views"]}
     entries = len(held["sources"])
     mute = [
-        i for i, video in enumerate(held["videos"]) if not album["videos"][video]["extra"]["audio"]["jpeg"]
+        i for i, video in enumerate(held["videos"]) if not album["videos"][video]["extra"]["audio"]["data"]
     ]
     assert 0 < len(mute) < entries and (rows["audio"][mute] == 0).all()
     schedules = ("audio:6,rgb:3", "rgb:6,audio:3", "audio:3", "rgb+audio:3")
     script = f"""
         const result = {{picks: {json.dumps(schedules)}.map((text) => [...Array(runs[0].entries).keys()].map(
-            (query) => cascade(runs[0], parseSchedule(text, runs[0]), query).at(-1)?.kept ?? []))}};
+            (query) => {{ const last = cascade(runs[0], parseSchedule(text, runs[0]), query).at(-1); return last ? best(last.kept, last.score) : []; }}))}};
         choice.panes[0].schedule = "audio:3"; setQuery({mute[0]});
         result.said = document.querySelector("#panes .soft").textContent;
-        const shown = [...document.querySelectorAll("#picker .beside i")];
+        const shown = listed().map(([entry]) => clip(runs[0], entry).querySelector(".beside i"));
         result.shown = [shown.length, shown.filter((one) => one.style.backgroundImage.startsWith("url(")).length];
         return result;
     """
@@ -136,7 +136,7 @@ def test_the_explorer_shows_it_and_leaves_stages_out_as_training_does(run, explo
         == "this clip has no audio: as in training, that stage is left out, and nothing is mined"
     )
     videos = {video: album["videos"][video] for video in held["videos"]}
-    with_sound = sum(bool(video["extra"]["audio"]["jpeg"]) for video in videos.values())
+    with_sound = sum(bool(video["extra"]["audio"]["data"]) for video in videos.values())
     assert result["shown"] == [len(videos), with_sound]
     assert result["picks"] == [mined_in_training(text, held, album, rows, sound_data) for text in schedules]
 

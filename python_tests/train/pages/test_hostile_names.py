@@ -18,11 +18,11 @@ from chromium import evaluate_in_page
 from hostile_names import NAMES
 
 from cpr_kernels.train.evaluate.retrieval import evaluate_run
-from cpr_kernels.train.pages.explore import page
-from cpr_kernels.train.pages.plots import curves, save_curves
+from cpr_kernels.train.pages.explorer.packed import packed
+from cpr_kernels.train.pages.explorer.page import page
+from cpr_kernels.train.pages.plots import Panel, curves, save_curves
 from cpr_kernels.train.pages.report import write_report
 from cpr_kernels.train.pages.thumbnails import thumbnail
-from cpr_kernels.train.pages.tuned_views import quantized
 
 pytest_plugins = ["train_fixtures"]
 
@@ -42,13 +42,13 @@ def test_the_explorer_shows_hostile_names(tmp_path: Path) -> None:
         {"id": f"{NAMES[i % len(NAMES)]}/{i}", "class": i % len(NAMES), "strip": strip}
         for i in range(entries)
     ]
-    views = [{"name": name, "label": name, **quantized(torch.randn(entries, 8))} for name in ("rgb", "flow")]
+    views = [{"name": name, "label": name, **packed(torch.randn(entries, 8))} for name in ("rgb", "flow")]
     cmr = dict.fromkeys(NAMES, 0.5)
     epoch = {"phase": NAMES[1], "pmr": {"mined": 0.4, "rgb": 0.2}, "cmr": {"mined": cmr, "rgb": cmr}}
     run = {
-        "name": NAMES[2], "album": 0, "phase": NAMES[0], "mines": True, "views": views,
+        "name": NAMES[2], "album": 0, "phase": NAMES[0], "kind": "run", "entries": entries, "views": views,
         "videos": list(range(entries)), "sources": list(range(entries)), "schedule": "flow:8,rgb:3", "topk": 3, "plain": 2,
-        "epochs": [epoch, epoch],
+        "epochs": [epoch, epoch], "schedules": [[NAMES[3], "flow:3"]], "lists": [], "note": NAMES[0],
     }  # fmt: skip
     album = {"classes": NAMES, "frames": 1, "flow": False, "videos": videos}
     path = tmp_path / "explore.html"
@@ -58,7 +58,7 @@ def test_the_explorer_shows_hostile_names(tmp_path: Path) -> None:
         let refused = "";
         try {{ document.createElement("p").innerHTML = "<b>"; }} catch (error) {{ refused = error.name; }}
         return {{ran: {RAN}, title: document.title, refused,
-            classes: texts("#class option").slice(1), names: texts("#picker .name").slice(0, {len(NAMES)}),
+            classes: texts("#class option").slice(1), names: texts("#picker small").slice(0, {len(NAMES)}),
             phases: texts("#history svg text").filter((one) => one.startsWith("<\\/script>")).length,
             bars: document.querySelectorAll("#history rect").length,
             strays: document.querySelectorAll("img, script[src], #panes script").length}};
@@ -91,22 +91,22 @@ def test_the_report_shows_hostile_names(cascade_run: Path, data: Path, tmp_path:
         const texts = (mark) => [...document.querySelectorAll(mark)].map((one) => one.textContent);
         const pictures = [...document.images];
         await Promise.all(pictures.map((one) => {{ one.loading = "eager"; return one.decode().catch(() => 0); }}));
-        return {{ran: {RAN}, title: document.title, names: texts(".bars .name"), scripts: document.scripts.length,
+        return {{ran: {RAN}, title: document.title, names: texts(".dots .name"), scripts: document.scripts.length,
             broken: pictures.filter((one) => !one.naturalWidth).length, plots: document.querySelectorAll(".plot").length,
-            widths: [...document.querySelectorAll(".bars rect")].map((one) => one.getBoundingClientRect().width)}};
+            places: [...document.querySelectorAll(".dots .row use")].map((one) => one.getBoundingClientRect().left)}};
     """
     result = evaluate_in_page(page_path, script, tmp_path)
     assert result["ran"] == "nothing" and result["title"] == NAMES[0] and result["scripts"] == 1  # the probe
     assert {as_parsed(name) for name in result["names"]} == {as_parsed(name) for name in NAMES}
-    assert result["broken"] == 0 and result["plots"] == 5 and max(result["widths"]) > 20
+    assert result["broken"] == 0 and result["plots"] == 11 and len(set(result["places"])) > 5
 
 
 @pytest.mark.parametrize("name", NAMES[1:8:2] + NAMES[4:5] + NAMES[-1:])
 def test_a_plot_s_names_are_text(name: str, tmp_path: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        address = curves({"mined": [(1, 0.2), (2, 0.4)]}, {"mined": name}, [], "PMR")
-        save_curves(tmp_path / "curves.svg", {name: [(1, 0.2)]}, "PMR")
+        address = curves(Panel("PMR", {"mined": [(1, 0.2), (2, 0.4)]}, {"mined": name}))
+        save_curves(tmp_path / "curves.svg", Panel("PMR", {name: [(1, 0.2)]}))
     drawn = ElementTree.fromstring(base64.b64decode(address.partition(",")[2]))
     texts = ["".join(one.itertext()) for one in drawn.iter("{http://www.w3.org/2000/svg}text")]
     assert re.sub("[\x07\ufffe]", "\ufffd", name) in texts

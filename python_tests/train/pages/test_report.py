@@ -26,6 +26,7 @@ from cpr_kernels.train.evaluate.paired_gain import paired_gains
 from cpr_kernels.train.evaluate.probe import probe
 from cpr_kernels.train.evaluate.retrieval import evaluate_run, retrieval
 from cpr_kernels.train.pages.report import write_report
+from cpr_kernels.train.pages.report.verdict import signed
 from cpr_kernels.train.pretrain.loop import pretrain
 from cpr_kernels.train.views.pictures import flow_picture
 
@@ -131,12 +132,13 @@ def test_report_is_one_page_with_its_pictures(run: Path, tmp_path: Path) -> None
     assert len(thumbnails) >= 2 * 6 * 3
     assert all(cv2.imdecode(np.frombuffer(body, np.uint8), cv2.IMREAD_COLOR).std() > 1 for body in thumbnails)
     plots = re.findall(r"data:image/svg\+xml;base64,([^\"]+)", page)
-    assert len(plots) == 2  # PMR and agreement, and CMR, by epoch
-    drawn = [base64.b64decode(plot).decode().count("agreement of the views (no labels)") for plot in plots]
-    assert drawn == [1, 0]
-    assert "Agreement: share of mined pairs" in page and "Agreement of the views by epoch" not in page
-    assert page.count('<div class="bars">') == 2  # CMR of each cycle by class
-    mined = page[: page.index("What each modality adds")]
+    drawn = [base64.b64decode(plot).decode() for plot in plots]
+    labels = ("PMR, %", "agreement, %", "median CMR, %", "loss, mean of the epoch", "learning rate")
+    assert len(drawn) == 5 and all(label in plot for label, plot in zip(labels, drawn))
+    assert [">chance<" in plot for plot in drawn] == [True, False, False, False, False]
+    assert "Agreement: share of mined pairs" in page and "No epoch was measured" not in page
+    assert page.count('<div class="dots"') == 2  # CMR of each cycle by class
+    mined = page[: page.index('<h2 id="views">')]
     assert mined.count('class="clip right"') + mined.count('class="clip wrong"') == 2 * 6 * 3 * 2
     for words in (
         "flow alone",
@@ -166,7 +168,8 @@ def test_report_marks_right_and_wrong_by_label(run: Path, data: Path, tmp_path: 
                 for way in ("mined", "flow", "rgb")
                 for pick in last["picks"][way][row]
             )
-    gallery = page[page.index("Mined positives, cycle1-flow") : page.index("What each modality adds")]
+    whole = page[page.index('<h2 id="mined">') : page.index('<h2 id="views">')]
+    gallery = whole[whole.index("<h3>cycle1-flow</h3>") :]
     assert gallery.count('class="clip right"') == right
 
 
@@ -176,10 +179,10 @@ def test_report_compares_runs_and_escapes_names(run: Path, data: Path, tmp_path:
         write_report([run, other], tmp_path / "report.html")
     evaluate_run(other, clips=2)
     page = write_report([run, other], tmp_path / "report.html", title="<script>a & b").read_text()
-    assert "plain, infonce" in page and "cascade, cycle1-rgb" in page and "Side by side" in page
+    assert "plain, infonce" in page and "cascade, cycle1-rgb" in page and "2 runs side by side" in page
     assert "<script>" not in page and "&lt;script&gt;a &amp; b" in page
     page = write_report([run], tmp_path / "report.html", baseline=other).read_text()
-    assert "<h2>Against cascade, 3 stages</h2>" in page  # the method of its config; it has no cycles
+    assert " % of cascade, 3 stages</div>" in page  # the method of its config; it has no cycles
     protocol = Protocol(**json.loads((run / "eval.json").read_text())["protocol"])
     recall = [json.loads((one / "eval.json").read_text())["phases"][-1]["recall"] for one in (run, other)]
     gains = paired_gains(run, other, protocol)
@@ -188,7 +191,7 @@ def test_report_compares_runs_and_escapes_names(run: Path, data: Path, tmp_path:
         assert gain.run == pytest.approx(recall[0][gain.view]["1"])
         assert gain.baseline == pytest.approx(recall[1][gain.view]["1"])
         assert gain.low <= gain.difference <= gain.high
-        assert f"<td>{100 * gain.difference:+.1f}</td>" in page
+        assert f"{signed(gain.difference)} <small>points" in page
     assert {(one.low, one.high) for one in paired_gains(run, run, protocol)} == {(0.0, 0.0)}
     config = json.loads((other / "config.json").read_text())
     (other / "config.json").write_text(json.dumps({**config, "views": ["rgb"]}))
@@ -213,7 +216,7 @@ def test_demo_from_videos_to_report_and_again(tmp_path: Path, monkeypatch: pytes
     assert COMMANDS["demo"](out) == 0
     page = (tmp_path / "demo" / "report.html").read_text()
     assert "cycle1-rgb" in page and len(pictures(page)) > 40
-    assert "Against InfoNCE of the same length" in page
+    assert "of InfoNCE of the same length</div>" in page
     checkpoint = (tmp_path / "demo" / "run" / "checkpoint.pt").stat().st_mtime_ns
     assert COMMANDS["demo"](out) == 0
     assert (tmp_path / "demo" / "run" / "checkpoint.pt").stat().st_mtime_ns == checkpoint

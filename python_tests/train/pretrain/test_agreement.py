@@ -9,8 +9,8 @@ import torch
 from train_sets import tiny
 
 from cpr_kernels import coclr_schedule, estimate_agreement
-from cpr_kernels.train.pages.agreement import tracking
-from cpr_kernels.train.pages.explore import memory_of
+from cpr_kernels.train.pages.explorer.runs import memory_of
+from cpr_kernels.train.pages.report.agreement import tracking
 from cpr_kernels.train.pretrain.mining.agreement import SAMPLE, measured_agreement
 from cpr_kernels.train.pretrain.phases import make_plan
 from cpr_kernels.train.pretrain.run_folder import config_of

@@ -17,9 +17,9 @@ from train_steps import Toy, assert_same_run
 from cpr_kernels import MiningPlan, parse_schedule, tune_schedule
 from cpr_kernels.networks import ENCODERS
 from cpr_kernels.train import TrainError
-from cpr_kernels.train.pages.agreement import plan_tables
-from cpr_kernels.train.pages.explore import explore, memory_of
-from cpr_kernels.train.pages.tuned_views import int16_rows
+from cpr_kernels.train.pages.explorer.packed import unpacked
+from cpr_kernels.train.pages.explorer.runs import explore, memory_of
+from cpr_kernels.train.pages.report.agreement import plan_tables
 from cpr_kernels.train.pretrain import loop
 from cpr_kernels.train.pretrain.config import Mining, TrainConfig
 from cpr_kernels.train.pretrain.loop import build, pretrain, restore, snapshot
@@ -211,8 +211,11 @@ def test_the_explorer_holds_the_plan_of_the_checkpoint(straight: Path, tmp_path:
     queue, plan = memory_of(straight, config_of(straight))
     keys = plan.prepare_keys(queue, queue["sources"])
     views = {view["name"]: view for view in held["views"]}
-    assert held["mines"] and held["plain"] == 2 and set(parse_schedule(held["schedule"]).views) <= set(views)
+    assert (
+        held["schedules"][0] == ["as trained", held["schedule"]]
+        and held["plain"] == 2
+        and set(parse_schedule(held["schedule"]).views) <= set(views)
+    )
     for view, rows in keys.views.items():
-        kept = views[f"tuned_{view}"]
-        assert torch.allclose((int16_rows(kept) * kept["scale"]).float(), rows, atol=2 * kept["scale"])
+        assert torch.allclose(unpacked(views[f"tuned_{view}"]).float(), rows, atol=1e-4)
     assert ("hub" in views) == (plan.hub is not None) and plan.topk == held["topk"] == 2

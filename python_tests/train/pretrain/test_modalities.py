@@ -103,7 +103,7 @@ def test_a_run_of_three_modalities_resumes_is_evaluated_and_reported(sound_data,
     results = evaluate_run(run, clips=2)
     assert list(results[-1]["recall"]) == ["rgb", "flow", "audio", "all"]
     page = write_report([run], tmp_path / "report.html").read_text()
-    assert "What each modality adds" in page
+    assert "What each view adds" in page
     assert "audio added to RGB and flow" in page
     assert json.loads((run / "eval.json").read_text())["phases"]
 

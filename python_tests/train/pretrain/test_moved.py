@@ -15,7 +15,7 @@ from cpr_kernels.train import TrainError
 from cpr_kernels.train.data.manifest import Manifest
 from cpr_kernels.train.evaluate.finetune import settings_of
 from cpr_kernels.train.evaluate.retrieval import evaluate_run
-from cpr_kernels.train.pages.explore import explore
+from cpr_kernels.train.pages.explorer.runs import explore
 from cpr_kernels.train.pages.report import write_report
 from cpr_kernels.train.pretrain.config import same_settings
 from cpr_kernels.train.pretrain.loop import pretrain

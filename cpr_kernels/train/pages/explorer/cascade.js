@@ -1,55 +1,69 @@
 "use strict";
-// The cascade itself, over embeddings of 16-bit integers: their products and sums are exact in double precision.
+// The cascade itself. A number of an embedding is data * rows[entry] * columns[d], all in double precision.
 
-// Runs of the page's data, their embeddings as typed arrays.
-function openRun(run, albums) {
-  const album = albums[run.album];
-  const views = run.views.map((view) => {
-    const text = atob(view.data);
-    const bytes = new Uint8Array(text.length);
-    for (let i = 0; i < text.length; i++) bytes[i] = text.charCodeAt(i);
-    return { ...view, rows: new Int16Array(bytes.buffer), data: null };
-  });
-  const classes = run.videos.map((video) => album.videos[video].class);
-  return { ...run, album, views, classes, entries: run.videos.length, kept: new Map() };
+function decoded(text, Kind) {
+  if (Uint8Array.fromBase64) return new Kind(Uint8Array.fromBase64(text).buffer);
+  const letters = atob(text), bytes = new Uint8Array(letters.length);
+  for (let i = 0; i < letters.length; i++) bytes[i] = letters.charCodeAt(i);
+  return new Kind(bytes.buffer);
 }
 
-// Inner products of one entry with all, in one view: Float64Array, scaled back to real numbers.
-function similarities(run, view, query) {
-  const key = view + ":" + query;
+// Runs of the page's data; their embeddings become typed arrays when first used.
+function openRun(run, albums) {
+  const album = albums[run.album], entries = run.entries;
+  const videos = run.videos ?? Array.from({ length: entries }, (_, entry) => entry);
+  const sources = run.sources ?? videos;
+  const classes = Int32Array.from(videos, (video) => album.videos[video].class);
+  return { ...run, album, videos, sources, classes, views: run.views.map((view) => ({ ...view })), kept: new Map() };
+}
+
+function opened(run, number) {
+  const view = run.views[number];
+  if (!view.integers) {
+    view.integers = decoded(view.data, view.bits === 16 ? Int16Array : Int8Array);
+    view.scale = Float64Array.from(decoded(view.rows, Float32Array));
+    view.width = Float64Array.from(decoded(view.columns, Float32Array));
+    view.lacks = new Set(view.missing);
+    view.data = null;
+  }
+  return view;
+}
+
+// Inner products of one entry with all, in one view: Float64Array.
+function similarities(run, number, query) {
+  const key = number + ":" + query;
   if (run.kept.has(key)) return run.kept.get(key);
-  const { rows, size, scale, bias } = run.views[view];
-  if (bias) return Float64Array.from(rows, (value) => value * scale); // a score of its own, whatever the query
-  const found = new Float64Array(run.entries);
-  const ask = Float64Array.from(rows.subarray(query * size, (query + 1) * size));
+  const { integers, scale, width, size, bias } = opened(run, number), found = new Float64Array(run.entries);
+  const own = bias ? 1 : scale[query];
+  const ask = Float64Array.from(width, (wide, d) => (bias ? wide : integers[query * size + d] * own * wide * wide));
   for (let entry = 0, at = 0; entry < run.entries; entry++) {
     let sum = 0;
-    for (let d = 0; d < size; d++) sum += ask[d] * rows[at++];
-    found[entry] = sum * scale * scale;
+    for (let d = 0; d < size; d++) sum += ask[d] * integers[at++];
+    found[entry] = sum * scale[entry];
   }
-  if (run.kept.size > 64) run.kept.clear();
+  if (run.kept.size > 24) run.kept.clear();
   run.kept.set(key, found);
   return found;
 }
 
-// "flow:80,rgb:0.5,2*flow+rgb:5" to [{text, weights: [[view, weight]], keep}]; throws a sentence.
+// "flow:80,rgb:0.5,2*flow+rgb:5" to [{judge, weights: [[view, weight]], keep}]; throws a sentence.
 // A share is of what the stage before kept; shares in a row multiply and are rounded down once.
 function parseSchedule(text, run) {
   let left = run.entries;
+  const cut = (piece, mark) => { const at = piece.lastIndexOf(mark); return at < 0 ? ["", piece] : [piece.slice(0, at).trim(), piece.slice(at + 1).trim()]; };
   const stages = text.split(",").map((part) => {
-    const [judge, amount] = part.trim().split(":").map((piece) => piece.trim());
-    const number = amount && amount.includes("/") ? amount.split("/").reduce((a, b) => a / b) : Number(amount);
-    if (!judge || !(number > 0)) throw `cannot read "${part.trim()}": write stages as view:keep, for example flow:0.5,rgb:5`;
+    const [judge, amount] = cut(part.trim(), ":");
+    const number = amount.includes("/") ? amount.split("/").reduce((a, b) => a / b) : Number(amount);
+    if (!judge || !(number > 0)) throw `cannot read "${part.trim()}": write stages as view:keep, for example ${run.views[0].name}:0.5,${run.views[0].name}:5`;
     const weights = judge.split("+").map((term) => {
-      const [first, second] = term.split("*").map((piece) => piece.trim());
-      const name = second === undefined ? first : second;
+      const [first, name] = cut(term.trim(), "*");
       const view = run.views.findIndex((one) => one.name === name);
-      if (view < 0) throw `no view "${name}": this run has ${run.views.map((one) => one.name).join(", ")}`;
-      const weight = second === undefined ? 1 : Number(first);
+      if (view < 0) throw `no view "${name}": there is ${run.views.map((one) => one.name).join(", ")}`;
+      const weight = first === "" ? 1 : Number(first);
       if (!isFinite(weight)) throw `"${first}" is no weight`;
       return [view, weight];
     });
-    const share = /[./]/.test(amount);
+    const share = /[./]|e-/i.test(amount);
     if (share && number > 1) throw `"${part.trim()}" keeps a share above 1: write a count without a point`;
     left = share ? left * number : Math.min(number, run.entries);
     const keep = Math.floor(left + 1e-9);
@@ -63,28 +77,62 @@ function parseSchedule(text, run) {
 }
 
 // As in training: a stage that only views judge which the query lacks (its row is 0) is left out, and the last one left
-// keeps as many as the last was to.
+// keeps as many as the last was to. In a table, a query that lacks a view (its row is NaN) mines nothing.
 function answering(run, stages, query) {
-  const has = run.views.map(({ rows, size, bias }) => !bias && rows.subarray(query * size, (query + 1) * size).some((value) => value));
-  const left = stages.filter((stage) => stage.weights.some(([view]) => has[view]));
+  const views = [...new Set(stages.flatMap((stage) => stage.weights.map(([view]) => view)))];
+  if (views.some((number) => opened(run, number).lacks.has(query) && !run.views[number].bias)) return [];
+  if (run.kind === "table") return stages;
+  const has = new Set(views.filter((number) => {
+    const { integers, size, bias } = run.views[number];
+    return !bias && integers.subarray(query * size, (query + 1) * size).some((value) => value);
+  }));
+  const left = stages.filter((stage) => stage.weights.some(([view]) => has.has(view)));
   return left.map((stage, s) => (s === left.length - 1 ? { ...stage, keep: stages[stages.length - 1].keep } : stage));
 }
 
-// What each stage keeps and throws out, best first, ties to the lower index; and its threshold.
+// The `keep` best of a pool (its indices ascend) and the rest, both still ascending; ties go to the lower index.
+function halves(pool, score, keep) {
+  if (pool.length <= keep) return [pool, []];
+  const values = Float64Array.from(pool, (entry) => score[entry]).sort(), least = values[values.length - keep];
+  let ties = 0;
+  for (let i = values.length - keep; i < values.length && values[i] === least; i++) ties++;
+  const kept = [], out = [];
+  for (const entry of pool) (score[entry] > least || (score[entry] === least && ties-- > 0) ? kept : out).push(entry);
+  return [kept, out];
+}
+
+// The first `count` of a list, best first, ties to the lower index.
+function best(list, score, count = Infinity) {
+  const few = list.length > 2 * count ? halves(list, score, count)[0] : list.slice();
+  return few.sort((a, b) => score[b] - score[a] || a - b).slice(0, count);
+}
+
+// What each stage keeps and throws out, with its scores and its threshold. Lists ascend; `best` orders them.
 function cascade(run, asked, query) {
-  const stages = answering(run, asked, query);
+  const stages = answering(run, asked, query), used = new Set(stages.flatMap((stage) => stage.weights.map(([view]) => view)));
+  const lacking = [...used].map((number) => opened(run, number).lacks).filter((lacks) => lacks.size);
   let pool = [];
-  for (let entry = 0; entry < run.entries; entry++) if (run.sources[entry] !== run.sources[query]) pool.push(entry);
-  const right = (list) => list.reduce((count, entry) => count + (run.classes[entry] === run.classes[query]), 0);
+  for (let entry = 0; entry < run.entries; entry++) {
+    const source = run.sources[entry];
+    if (source >= 0 && source !== run.sources[query] && !lacking.some((lacks) => lacks.has(entry))) pool.push(entry);
+  }
+  const right = (list) => list.reduce((count, entry) => count + isRight(run, entry, query), 0);
   return stages.map((stage) => {
     const judged = stage.weights.map(([view, weight]) => [similarities(run, view, query), weight]);
-    const score = new Float64Array(run.entries);
-    for (const entry of pool) for (const [values, weight] of judged) score[entry] += weight * values[entry];
-    const order = pool.slice().sort((a, b) => score[b] - score[a] || a - b);
-    const kept = order.slice(0, stage.keep);
-    const out = order.slice(stage.keep);
-    const before = { count: pool.length, right: right(pool) };
+    const score = judged.length === 1 && judged[0][1] === 1 ? judged[0][0] : new Float64Array(run.entries);
+    if (score !== judged[0][0]) for (const entry of pool) for (const [values, weight] of judged) score[entry] += weight * values[entry];
+    const [kept, out] = halves(pool, score, stage.keep), before = { count: pool.length, right: right(pool) };
     pool = kept;
-    return { ...stage, kept, out, before, score, right: right(kept), threshold: kept.length ? score[kept[kept.length - 1]] : NaN };
+    const threshold = kept.reduce((least, entry) => Math.min(least, score[entry]), Infinity);
+    return { ...stage, kept, out, before, score, right: right(kept), threshold };
   });
+}
+
+const labelled = (run) => run.album.classes.length > 1;
+const isRight = (run, entry, query) => run.classes[entry] >= 0 && run.classes[entry] === run.classes[query];
+
+// Which stage threw an entry out (from 0); -1 where it was mined, null where it was never eligible.
+function fateOf(traced, entry) {
+  const stage = traced.findIndex((one) => one.out.includes(entry));
+  return stage >= 0 ? stage : traced.at(-1)?.kept.includes(entry) ? -1 : null;
 }

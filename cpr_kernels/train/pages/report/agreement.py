@@ -6,11 +6,11 @@ import math
 from pathlib import Path
 from typing import Any
 
-from ... import MiningPlan
-from ...tuning.agreement import rank_correlation
-from ...tuning.candidates import COLUMNS
-from .. import TrainError
-from ..pretrain.run_folder import plan_files
+from .... import MiningPlan
+from ....tuning.agreement import rank_correlation
+from ....tuning.candidates import COLUMNS
+from ... import TrainError
+from ...pretrain.run_folder import plan_files
 
 
 def tracking(epochs: list[dict[str, Any]]) -> list[dict[str, Any]]:

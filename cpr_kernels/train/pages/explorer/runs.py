@@ -1,57 +1,35 @@
-"""Runs `cpr explore`: writes a page that shows, clip by clip and stage by stage, what a run's cascade mines.
+"""Makes the explorer of training runs: clip by clip and stage by stage, what their cascades mine.
 
-The page holds the run's memory queue as its last checkpoint has it: every entry is a query, and the cascade runs in the
+The page holds a run's memory queue as its last checkpoint has it: every entry is a query, and the cascade runs in the
 page, so that any schedule can be tried. Similarities are those of embeddings rounded to 16 bits.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from ... import MiningPlan, Schedule, coclr_schedule, cpr_schedule, oracle_schedule
-from ...progress import ProgressBar
-from .. import TrainError
-from ..data.manifest import Manifest
-from ..pretrain.config import TrainConfig
-from ..pretrain.mining.tuned import plan_of_state
-from ..pretrain.phases import make_plan
-from ..pretrain.run_folder import config_of
-from ..runtime.checkpoint import load
-from ..runtime.files import write_atomically
-from ..runtime.run_log import read_lines
-from ..views.names import label
-from .policy import content_policy
-from .thumbnails import Album
-from .tuned_views import quantized, tuned_views
+from .... import MiningPlan, Schedule, coclr_schedule, cpr_schedule, oracle_schedule
+from ....progress import ProgressBar
+from ... import TrainError
+from ...data.manifest import Manifest
+from ...pretrain.config import TrainConfig
+from ...pretrain.mining.tuned import plan_of_state
+from ...pretrain.phases import make_plan
+from ...pretrain.run_folder import config_of
+from ...runtime.checkpoint import load
+from ...runtime.files import write_atomically
+from ...runtime.run_log import read_lines
+from ...views.names import label
+from ..thumbnails import Album
+from .packed import packed
+from .page import VERSION, page
+from .tuned_views import tuned_views
 
-VERSION = 1
 FEWEST = 8  # entries; a queue with fewer is refused
-
-
-@dataclass(frozen=True)
-class Explore:
-    """Look inside the mining of a run: one self-contained HTML page, which needs no server.
-
-    Pick a clip and see its cascade: which entries survive each stage, which view threw out which, the similarities in
-    two views with the thresholds drawn, thumbnails that play, wrong ones marked, PMR over time, CMR by class; any other
-    schedule, or a second run, beside it. `cpr explore RUN [RUN ...] [--out PAGE]`.
-    """
-
-    runs: list[Path]
-    """Folders of runs made by `cpr pretrain`, with a checkpoint."""
-    out: Path = field(default=Path("explore.html"))
-    force: bool = False
-    """Replace --out if it is there."""
-    """The page to write."""
-    title: str = "Inside the cascade"
-    data: Path | None = None
-    """Where the runs' data set is, if it was moved."""
 
 
 def explore(
@@ -74,24 +52,6 @@ def explore(
     return out
 
 
-def page(body: dict[str, Any]) -> str:
-    """Returns the HTML text: the page's own files and the data, nothing else to load."""
-    here = Path(__file__).with_name("explorer")
-    style = (here / "page.css").read_text()
-    script = "\n".join((here / name).read_text() for name in ("cascade.js", "draw.js", "page.js"))
-    data = json.dumps(body, separators=(",", ":"))
-    data = data.replace("<", "\\u003c")  # no tag, no comment, in any string
-    html = (here / "page.html").read_text()
-    for mark, text in (
-        ("POLICY", content_policy(style, script)),
-        ("/*STYLE*/", style),
-        ("/*SCRIPT*/", script),
-        ("/*DATA*/", data),
-    ):
-        html = html.replace(mark, text, 1)
-    return html
-
-
 def _run(run: Path, albums: dict[Path, Album], data: Path | None) -> dict[str, Any]:
     """Returns one run as the page reads it, and adds its videos to its data set's album."""
     config = config_of(run, data)
@@ -108,22 +68,31 @@ def _run(run: Path, albums: dict[Path, Album], data: Path | None) -> dict[str, A
             "restore that data set, or train again"
         )
     last = make_plan(config)[-1]
-    tuned, by_plan = ([], None) if plan is None else tuned_views(plan, queue, queue["sources"])
-    schedule = by_plan or last.schedule or _default_schedule(config.views, len(videos), last.topk)
+    tuned = (
+        None if plan is None else tuned_views(plan, plan.prepare_keys(queue, queue["sources"]), label=label)
+    )
+    schedule = (
+        (tuned and tuned.schedule) or last.schedule or _default_schedule(config.views, len(videos), last.topk)
+    )
     epochs = [line for line in read_lines(run / "log.jsonl") if line["kind"] == "epoch" and line["mining"]]
     return {
         "name": run.name if run.name != "run" else run.absolute().parent.name,
         "album": list(albums).index(folder),
         "phase": last.name,
-        "mines": by_plan is not None or last.schedule is not None,
+        "kind": "run",
+        "entries": len(videos),
         "views": [
-            *({"name": view, "label": label(view), **quantized(queue[view])} for view in config.views), *tuned,
+            *({"name": view, "label": label(view), **packed(queue[view])} for view in config.views),
+            *(tuned.packed({}, 16) if tuned else ()),
         ],
         "plain": len(config.views),
         "videos": album.places(videos),
         "sources": queue["sources"].tolist(),
         "schedule": str(schedule),
         "topk": schedule.topk,
+        "schedules": _schedules(config.views, schedule, tuned is not None or last.schedule is not None),
+        "lists": [],
+        "note": "Embeddings are rounded to 16 bits.",
         "epochs": [
             {
                 "phase": line["phase"],
@@ -179,3 +148,13 @@ def _default_schedule(views: Sequence[str], entries: int, topk: int) -> Schedule
         if entries // 2 ** (stages - 1) >= topk:
             return cpr_schedule(order, entries, stages, 0.5, topk)
     return oracle_schedule(views, min(topk, entries))
+
+
+def _schedules(views: Sequence[str], schedule: Schedule, trained: bool) -> list[list[str]]:
+    """Returns the names and texts of the schedules that the page offers."""
+    topk = schedule.topk
+    made = [["as trained" if trained else "a cascade", str(schedule)]]
+    made += [[f"{label(view)} alone", str(coclr_schedule(view, topk))] for view in views]
+    if len(views) > 1:
+        made.append(["all views together", str(oracle_schedule(views, topk))])
+    return made
