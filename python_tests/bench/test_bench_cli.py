@@ -29,7 +29,7 @@ def test_help_has_a_sentence_for_each_command(capsys):
     lines = capsys.readouterr().out.splitlines()
     assert set(OPS) < set(cli.COMMANDS)
     for name, (_, sentence) in cli.COMMANDS.items():
-        assert f"  {name:<10}  {sentence}" in lines and sentence.endswith(".")
+        assert f"  {name:<11}  {sentence}" in lines and sentence.endswith(".")
 
 
 @pytest.mark.parametrize("name", list(cli.COMMANDS))
