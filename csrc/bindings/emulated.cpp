@@ -17,6 +17,14 @@ PYBIND11_MODULE(_emulated, m) {
       },
       "How many different kernels have run since the last call of this.");
   m.def(
+      "replace_kernel",
+      [](const std::string& name, uintptr_t run, size_t stack) {
+        using Run = void (*)(cpr::emulate::World*, const void*);
+        cpr::emulate::replaced_kernels()[name] = {reinterpret_cast<Run>(run), stack};
+      },
+      "Run the function at an address in place of a kernel, with so many bytes of stack a thread.");
+  m.def("restore_kernels", [] { cpr::emulate::replaced_kernels().clear(); }, "Run the sources again.");
+  m.def(
       "set_limits",
       [](int capability, int64_t shared_bytes, int64_t cache_bytes, bool clusters_of_16) {
         cpr::emulated_limits() = {capability, shared_bytes, cache_bytes, clusters_of_16};

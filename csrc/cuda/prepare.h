@@ -22,7 +22,7 @@ const char* launch_prepare(const PrepareList& list, int count, void* stream) {
   grid.x = static_cast<uint32_t>(std::min<int64_t>((most + 7) / 8, 4096));
   grid.y = static_cast<uint32_t>(count);
   grid.threads = SCORE_THREADS;
-  return launch(prepare_kernel, grid, list, stream);
+  return launch<prepare_kernel>(grid, list, stream);
 }
 
 }  // namespace

@@ -11,7 +11,9 @@
 #include <cstdlib>
 #include <cstring>
 #include <functional>
+#include <map>
 #include <memory>
+#include <string>
 #include <vector>
 
 #define CPR_DEVICE inline
@@ -140,7 +142,17 @@ inline void run_cluster(World& w) {
   }
 }
 
-inline void launch(const uint32_t (&grid)[3], uint32_t cluster, int threads, size_t shared,
+// Code that every thread runs in place of a kernel's source.
+struct Replaced {
+  void (*run)(World*, const void* arguments);
+  size_t stack;  // bytes a thread
+};
+inline std::map<std::string, Replaced>& replaced_kernels() {
+  static std::map<std::string, Replaced> all;
+  return all;
+}
+
+inline void launch(const uint32_t (&grid)[3], uint32_t cluster, int threads, size_t shared, size_t stack,
                    std::function<void()> body) {
   World w;
   world() = &w;
@@ -150,7 +162,7 @@ inline void launch(const uint32_t (&grid)[3], uint32_t cluster, int threads, siz
   w.blocks.resize(cluster);
   w.warps.resize(cluster * static_cast<uint32_t>(threads / 32));
   w.fibers.resize(cluster * static_cast<uint32_t>(threads));
-  for (Fiber& f : w.fibers) f.stack.reset(new unsigned char[STACK]);
+  for (Fiber& f : w.fibers) f.stack.reset(new unsigned char[stack]);
   for (uint32_t z = 0; z < grid[2]; ++z)
     for (uint32_t y = 0; y < grid[1]; ++y)
       for (uint32_t x = 0; x < grid[0]; x += cluster) {
@@ -171,7 +183,7 @@ inline void launch(const uint32_t (&grid)[3], uint32_t cluster, int threads, siz
             f.groups.assign(1, {});
             getcontext(&f.fresh);
             f.fresh.uc_stack.ss_sp = f.stack.get();
-            f.fresh.uc_stack.ss_size = STACK;
+            f.fresh.uc_stack.ss_size = stack;
             f.fresh.uc_link = nullptr;
             makecontext(&f.fresh, enter, 0);
           }

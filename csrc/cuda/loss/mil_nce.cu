@@ -283,12 +283,12 @@ const char* launch_attend(AttendArgs args, const LossLayout& layout, int64_t par
   grid.threads = ATTEND_THREADS;
   grid.follows = true;
   if (layout.wide)
-    return grid.shared = WIDE_SHARED_BYTES, launch(attend_wide_kernel<MODE>, grid, args, stream);
+    return grid.shared = WIDE_SHARED_BYTES, launch<attend_wide_kernel<MODE>>(grid, args, stream);
   if (layout.depths == 64)
-    return grid.shared = ATTEND_SHARED_BYTES<64>, launch(attend_kernel<64, MODE>, grid, args, stream);
+    return grid.shared = ATTEND_SHARED_BYTES<64>, launch<attend_kernel<64, MODE>>(grid, args, stream);
   if (layout.depths == 128)
-    return grid.shared = ATTEND_SHARED_BYTES<128>, launch(attend_kernel<128, MODE>, grid, args, stream);
-  return grid.shared = ATTEND_SHARED_BYTES<256>, launch(attend_kernel<256, MODE>, grid, args, stream);
+    return grid.shared = ATTEND_SHARED_BYTES<128>, launch<attend_kernel<128, MODE>>(grid, args, stream);
+  return grid.shared = ATTEND_SHARED_BYTES<256>, launch<attend_kernel<256, MODE>>(grid, args, stream);
 }
 
 AttendArgs attend_args(const LossArgs& args) {
@@ -335,7 +335,7 @@ const char* mil_nce_sweep_cuda(const LossArgs& args, const LossOut& out, void* w
       Grid grid;
       grid.x = static_cast<uint32_t>((args.num_queries + FINISH_WARPS - 1) / FINISH_WARPS);
       grid.threads = FINISH_THREADS;
-      if (const char* error = launch(own_kernel, grid, OwnArgs{args, layout.ranks.own}, stream)) return error;
+      if (const char* error = launch<own_kernel>(grid, OwnArgs{args, layout.ranks.own}, stream)) return error;
     }
     const char* const error = wanted.stats ? launch_attend<ATTEND_RANKS>(attend, layout, layout.parts, stream)
                                            : launch_attend<ATTEND_SUMS>(attend, layout, layout.parts, stream);
@@ -348,7 +348,7 @@ const char* mil_nce_sweep_cuda(const LossArgs& args, const LossOut& out, void* w
   grid.y = out.grad_query ? static_cast<uint32_t>(pieces) : 1;
   grid.shared = sizeof(FinishMemory);
   grid.follows = args.num_keys > 0;
-  return launch(finish_kernel, grid,
+  return launch<finish_kernel>(grid,
                 FinishArgs{args, out, static_cast<int>(layout.parts), layout.top, layout.mass,
                            layout.attended, layout.ranks},
                 stream);
