@@ -47,6 +47,7 @@ CPR_KERNEL(SCORE_THREADS, 1)
 tiny_kernel(TinyArgs args) {
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
   CPR_SHARED_MEMORY(shared);
+#pragma unroll 1
   for (int i = 0; i < args.prepares; ++i) prepare_rows(args.prepare.of[i], block_index(), TINY_BLOCKS);
   sync_cluster();
   const uint32_t views = static_cast<uint32_t>(args.score.num_views);

@@ -4,6 +4,7 @@
 #pragma once
 #include <ucontext.h>
 
+#include <algorithm>
 #include <cmath>
 #include <csetjmp>
 #include <cstdint>
@@ -264,6 +265,12 @@ inline uint32_t warp_sum(uint32_t value) {
   for (int i = 0; i < 32; ++i) sum += emulate::from_lane<uint32_t>(all, i);
   return sum;
 }
+inline uint32_t warp_max(uint32_t value) {
+  const emulate::Slot* all = emulate::exchange(value);
+  uint32_t most = 0;
+  for (int i = 0; i < 32; ++i) most = std::max(most, emulate::from_lane<uint32_t>(all, i));
+  return most;
+}
 inline uint32_t shared_add(uint32_t* place, uint32_t value) {
   const uint32_t before = *place;
   *place += value;
@@ -309,6 +316,10 @@ inline uint16_t to_half(float value) {
   const uint32_t biased = static_cast<uint32_t>(power + 14)
                           << 10;  // a carry runs into the exponent, as it should
   return static_cast<uint16_t>(sign | (biased + whole));
+}
+
+inline uint32_t to_halves(float low, float high) {
+  return to_half(low) | static_cast<uint32_t>(to_half(high)) << 16;
 }
 
 inline void copy_async(void* to, const void* from, bool real) {

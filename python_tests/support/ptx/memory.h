@@ -62,7 +62,8 @@ void op_red_shared_or(Thread& t, u32 place, Bits address, Bits value) {
 }
 
 // Asynchronous copies of 16 bytes, or of as many zeros.
-inline void op_cp_async_cg_shared_global(Thread& t, u32 place, Bits to, Bits from, Bits size, Bits real = 16) {
+inline void op_cp_async_cg_shared_global(Thread& t, u32 place, Bits to, Bits from, Bits size,
+                                         Bits real = 16) {
   if (size != 16 || (get<u32>(real) != 0 && get<u32>(real) != 16)) fault("an asynchronous copy of odd size");
   cpr::copy_async(reinterpret_cast<void*>(t.in_shared(place, to, 16)), reinterpret_cast<const void*>(from),
                   get<u32>(real) == 16);
@@ -124,6 +125,12 @@ void op_redux_sync_add(Bits& to, Bits value, Bits mask) {
   whole(mask);
   to = cpr::warp_sum(get<u32>(value));
 }
+template <class T>
+void op_redux_sync_max(Bits& to, Bits value, Bits mask) {
+  static_assert(std::is_unsigned_v<T>, "signed maxima have no meaning here yet");
+  whole(mask);
+  to = cpr::warp_max(get<u32>(value));
+}
 
 // Tensor cores.
 template <bool TRANSPOSED>
@@ -133,7 +140,8 @@ void load_four(Thread& t, u32 place, Bits (&to)[4], Bits address) {
   for (int i = 0; i < 4; ++i) to[i] = made[i];
 }
 template <class T>
-void op_ldmatrix_sync_aligned_m8n8_x4_shared(Thread& t, u32 place, Bits& a, Bits& b, Bits& c, Bits& d, Bits address) {
+void op_ldmatrix_sync_aligned_m8n8_x4_shared(Thread& t, u32 place, Bits& a, Bits& b, Bits& c, Bits& d,
+                                             Bits address) {
   Bits made[4];
   load_four<false>(t, place, made, address);
   a = made[0], b = made[1], c = made[2], d = made[3];
@@ -146,8 +154,8 @@ void op_ldmatrix_sync_aligned_m8n8_x4_trans_shared(Thread& t, u32 place, Bits& a
   a = made[0], b = made[1], c = made[2], d = made[3];
 }
 template <class D, class A, class B, class C>
-void op_mma_sync_aligned_m16n8k16_row_col(Bits& d0, Bits& d1, Bits& d2, Bits& d3, Bits a0, Bits a1, Bits a2, Bits a3,
-                                          Bits b0, Bits b1, Bits c0, Bits c1, Bits c2, Bits c3) {
+void op_mma_sync_aligned_m16n8k16_row_col(Bits& d0, Bits& d1, Bits& d2, Bits& d3, Bits a0, Bits a1, Bits a2,
+                                          Bits a3, Bits b0, Bits b1, Bits c0, Bits c1, Bits c2, Bits c3) {
   float sum[4] = {get<float>(c0), get<float>(c1), get<float>(c2), get<float>(c3)};
   const uint32_t a[4] = {get<u32>(a0), get<u32>(a1), get<u32>(a2), get<u32>(a3)};
   cpr::multiply_add<std::is_same_v<A, bf16>>(sum, a, get<u32>(b0), get<u32>(b1));
