@@ -81,16 +81,18 @@ CPR_DEVICE void add_positives(const LossArgs& args, int64_t query, int warp, int
     for (int64_t before = lane; before < p; before += 32) repeated = repeated || listed[before] == key;
     if (counts && ballot(repeated) == 0) to.add(args, query, key, lane);  // the same for the whole warp
   }
-  if (!by_id) return;
-  for (int64_t first = warp * int64_t{32}; first < args.num_keys; first += FINISH_THREADS) {
-    const int64_t key = first + lane;
-    const int64_t id = key < args.num_keys ? args.key_ids[key] : -1;
-    uint32_t siblings = ballot(id >= 0 && id == own_id);
-    for (; siblings; siblings &= siblings - 1) {
-      int at = 0;
-      while (!(siblings >> at & 1u)) ++at;
-      to.add(args, query, first + at, lane);
-    }
+  if (!by_id || own_id < 0) return;
+  const auto is_sibling = [&](int64_t key) { return key < args.num_keys && args.key_ids[key] == own_id; };
+  constexpr int AHEAD = 8;  // loads in flight
+  for (int64_t first = warp * int64_t{32}; first < args.num_keys; first += AHEAD * FINISH_THREADS) {
+    bool any = false;
+#pragma unroll
+    for (int i = 0; i < AHEAD; ++i) any |= is_sibling(first + i * FINISH_THREADS + lane);
+    if (ballot(any) == 0) continue;
+#pragma unroll 1
+    for (int64_t at = first; at < first + AHEAD * FINISH_THREADS; at += FINISH_THREADS)
+      for (uint32_t siblings = ballot(is_sibling(at + lane)); siblings; siblings &= siblings - 1)
+        to.add(args, query, at + count_bits((siblings & (0u - siblings)) - 1u), lane);
   }
 }
 
