@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
+import json
 import os
 import re
 import subprocess
@@ -36,7 +37,7 @@ BYTES_AN_INSTRUCTION = (
 )
 
 
-def ptx_of(source: Path, arch: str) -> str:
+def ptx_of(source: Path, arch: str) -> Path:
     """The PTX of a source file for `compute_{arch}`."""
     state = hashlib.sha256(arch.encode())
     for path in sorted(CUDA_SOURCES.parent.rglob("*.[hc]*")):  # headers of every file: they are few
@@ -48,14 +49,27 @@ def ptx_of(source: Path, arch: str) -> str:
         command = [nvcc(), "-ptx", "-std=c++17", "-O3", f"-arch=compute_{arch}", "-o", part, source]
         subprocess.run(command, check=True, capture_output=True)  # type: ignore[arg-type]
 
-    return _kept(made, compile_to).read_text()
+    return _kept(made, compile_to)
+
+
+def translated(ptx: Path) -> list[Kernel]:
+    """The kernels of a PTX file; translations are kept too, for they take seconds."""
+    state = hashlib.sha256((HERE / "translate.py").read_bytes()).hexdigest()[:16]
+
+    def translate_to(part: Path) -> None:
+        part.write_text(json.dumps(list(kernels(ptx.read_text()))))
+
+    return [
+        Kernel(*kept)
+        for kept in json.loads(_kept(ptx.with_suffix(f".{state}.json"), translate_to).read_text())
+    ]
 
 
 def kernels_of(arch: str) -> dict[str, Kernel]:
     """Every kernel of the CUDA sources, translated, by name."""
     with ThreadPoolExecutor(2) as pool:
-        texts = list(pool.map(lambda source: ptx_of(source, arch), sorted(CUDA_SOURCES.rglob("*.cu"))))
-    return {kernel.name: kernel for text in texts for kernel in kernels(text)}
+        files = list(pool.map(lambda source: ptx_of(source, arch), sorted(CUDA_SOURCES.rglob("*.cu"))))
+    return {kernel.name: kernel for file in files for kernel in translated(file)}
 
 
 class Tally(ctypes.Structure):
@@ -83,11 +97,11 @@ class Compiled(NamedTuple):
         return (64 << 10) + BYTES_AN_INSTRUCTION * self.kernel.instructions
 
 
-def compiled(translated: Iterable[Kernel]) -> list[Compiled]:
-    """Libraries of the translated kernels, two compilers at a time."""
-    wanted = sorted(translated, key=lambda kernel: -kernel.instructions)
+def compiled(wanted: Iterable[Kernel]) -> list[Compiled]:
+    """Libraries of translated kernels, two compilers at a time."""
+    longest_first = sorted(wanted, key=lambda kernel: -kernel.instructions)
     with ThreadPoolExecutor(2) as pool:
-        return list(pool.map(_compiled, wanted))
+        return list(pool.map(_compiled, longest_first))
 
 
 def _compiled(kernel: Kernel) -> Compiled:

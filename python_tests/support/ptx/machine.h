@@ -1,6 +1,6 @@
-// What a kernel translated from PTX runs on: a thread's view of memory, checks of every access, and counts. A warp
-// is said to execute a basic block as often as the lane that entered it most often; a lane's accesses belong
-// together with those of the other lanes at the same place, for the same time.
+// What a kernel translated from PTX runs on: a thread's view of memory, checks of every access, and counts. A
+// warp is said to execute a basic block as often as the lane that entered it most often; a lane's accesses
+// belong together with those of the other lanes at the same place, for the same time.
 #pragma once
 #define CPR_EMULATE
 #include <algorithm>
@@ -24,7 +24,7 @@ struct Cost {  // of one pass through a basic block
   uint32_t instructions, products, matrices, barriers;
 };
 
-// Sums over all launches since the last reset, in warps where it says so. Read by Python: eleven numbers.
+// Sums over all launches since they were last taken; build.py reads them.
 struct Tally {
   uint64_t instructions, products, matrices, barriers;  // executed by warps
   uint64_t shared_bytes, global_bytes;
@@ -33,7 +33,7 @@ struct Tally {
   uint64_t warps;
 };
 inline Tally tally{};
-inline bool watching = false;  // are accesses kept, to count conflicts and sectors? It takes long
+inline bool watching = false;  // are accesses kept, to count wavefronts and sectors? It takes long
 
 struct Access {
   uint64_t address;
@@ -52,12 +52,13 @@ inline std::unordered_map<const void*, Warp>& warps() {
 }
 
 [[noreturn]] inline void fault(const char* what) {
-  std::fprintf(stderr, "PTX fault: %s (thread %d of block %u)\n", what, cpr::thread_index(), cpr::block_index());
+  std::fprintf(stderr, "PTX fault: %s (thread %d of block %u)\n", what, cpr::thread_index(),
+               cpr::block_index());
   std::abort();
 }
 
-// A warp's access to shared memory takes as many passes as the bank that most of its words lie in has different
-// words; 16-byte accesses go by quarters of a warp, 8-byte ones by halves.
+// A warp's access to shared memory takes as many passes as there are different words in the bank that has
+// most of them; 16-byte accesses go by quarters of a warp, 8-byte ones by halves.
 inline void count_shared(const std::vector<Access>& lanes) {
   const size_t group = 128 / std::max<size_t>(lanes[0].bytes, 4);
   for (size_t first = 0; first < lanes.size(); first += group) {

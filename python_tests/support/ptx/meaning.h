@@ -1,5 +1,5 @@
-// What PTX instructions mean, one function each, named after them; types are template arguments. Registers hold
-// 64 bits, of which an instruction reads as many as its type has.
+// What PTX instructions mean, one function each, named after them; types are template arguments. Registers
+// hold 64 bits, of which an instruction reads as many as its type has.
 #pragma once
 #include <cmath>
 #include <cstring>

@@ -33,8 +33,8 @@ class Kernel(NamedTuple):
 
 def kernels(ptx: str) -> Iterator[Kernel]:
     """Every kernel of a PTX file, translated."""
-    for entry in re.finditer(r"\.entry (\S+?)\((.*?)\).*?\n\{\n(.*?)\n\}\n", ptx, flags=re.DOTALL):
-        mangled, parameters, body = entry.groups()
+    for entry in re.finditer(r"\.entry (\S+?)\(.*?\).*?\n\{\n(.*?)\n\}\n", ptx, flags=re.DOTALL):
+        mangled, body = entry.groups()
         yield _Translation(body).kernel(readable(mangled))
 
 
