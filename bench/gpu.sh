@@ -1,46 +1,76 @@
 #!/usr/bin/env bash
 # Everything that needs a GPU, in one run of at most nine minutes and without a network:
 #   bash bench/gpu.sh OUT_FOLDER
-# builds the core for the GPU at hand, tests both backends against the reference, runs compute-sanitizer, measures, and
-# ends with a short table. Leaves with 1 when any answer was wrong, a tool found a fault, or something could not run; 2
-# when it cannot begin. In OUT_FOLDER, as they come, so a run that is cut short still says what it saw:
+# What is needed most comes first: the core for the GPU at hand (prebuilt where one fits, else compiled), its answers
+# against the reference, times of the shapes with a goal, the planner's alternatives, executed instructions of every
+# kernel; then, with the time that is left, Triton's tests, compute-sanitizer and all other shapes. Ends with a short
+# table, and with 1 when any answer was wrong, a tool found a fault in our kernels, or something could not run; 2 when
+# it cannot begin. In OUT_FOLDER, as they come, so a run that is cut short still says what it saw:
 #   summary.txt (a line a step)  faults.txt (what was not right)  logs.txt (the end of every step's output)
 #   cascade.md  loss.md  tune.md (tables)  results.tar.gz (all that the benchmarks and tests wrote, for bench/results)
 # Needs: an NVIDIA driver, nvcc, g++, cmake, ninja, and a Python with torch (CUDA), triton, pybind11, numpy, pytest.
 # Takes what else is there: compute-sanitizer, ncu, pytest-timeout, pytest-xdist, and the libraries that `python -m bench`
 # knows (flashinfer, cuvs, faiss-gpu, cut-cross-entropy, liger-kernel, lightly, pytorch-metric-learning).
-# Settings: PYTHON (python3), SECONDS_ALLOWED (530).
+# Settings: PYTHON (python3), SECONDS_ALLOWED (530), PARTS (native figures tools more: those to run, after the core),
+# CORE (build/gpu: the folder of a prebuilt core). To build it for $PYTHON where there is no GPU, nvcc enough:
+#   bash bench/gpu.sh --core FOLDER [ARCHITECTURES, by default 90a-real]
 set -u -o pipefail
 
-if [ $# -ne 1 ]; then
-  echo "usage: bash bench/gpu.sh OUT_FOLDER" >&2
+usage() {
+  echo "usage: bash bench/gpu.sh OUT_FOLDER, or bash bench/gpu.sh --core FOLDER [ARCHITECTURES]" >&2
   exit 2
-fi
+}
+case "${1:-}" in
+  --core) [ $# -eq 2 ] || [ $# -eq 3 ] || usage ;;
+  -* | "") usage ;;
+  *) [ $# -eq 1 ] || usage ;;
+esac
 REPO=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd) || exit 2
-mkdir -p "$1" || exit 2
-OUT=$(cd "$1" && pwd) || exit 2
 PY=${PYTHON:-python3}
 ALLOWED=${SECONDS_ALLOWED:-530}
-TABLE=$OUT/summary.txt
-FAULTS=$OUT/faults.txt  # a file, since steps may run side by side
+PARTS=${PARTS-native figures tools more}
+CORE=${CORE:-$REPO/build/gpu}
 SCRATCH=$(mktemp -d) || exit 2  # what is built and compiled, logs and results; OUT holds a few files only
 trap 'rm -rf "$SCRATCH"' EXIT
-LOGS=$SCRATCH/logs RESULTS=$SCRATCH/results
-mkdir "$LOGS" "$RESULTS" || exit 2
 SITE=$SCRATCH/site  # the package as it would be installed: sources and the core built here
 # a PYTHONPATH that is there already holds packages brought along
 IN_SITE=(env -C "$SITE" "PYTHONPATH=$SITE:$REPO/python_tests/support${PYTHONPATH:+:$PYTHONPATH}")
-(cd "$OUT" && rm -f logs.txt results.tar.gz cascade.md loss.md tune.md .new.*) # of an earlier run
-: > "$TABLE"
-: > "$FAULTS"
 CUDA=${CUDA_HOME:-/usr/local/cuda}
 PATH=$PATH:$CUDA/bin:$CUDA/compute-sanitizer
 BESIDE_PYTHON=$("$PY" -c 'import sysconfig; print(sysconfig.get_path("scripts"))') && PATH=$PATH:$BESIDE_PYTHON  # cmake, ninja
 export OMP_WAIT_POLICY=passive PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1
 export TRITON_CACHE_DIR="$SCRATCH/triton" TORCHINDUCTOR_CACHE_DIR="$SCRATCH/inductor" FLASHINFER_WORKSPACE_BASE="$SCRATCH"
 
+# what a core is built from, as one number
+sources() {
+  (cd "$REPO" && find csrc CMakeLists.txt -type f | LC_ALL=C sort | xargs sha256sum | sha256sum | cut -d' ' -f1)
+}
+
+# core ARCHITECTURES FOLDER: compile the core and put it there, with the number of its sources beside it
+core() {
+  cmake -S "$REPO" -B "$SCRATCH/build" -G Ninja -DCMAKE_BUILD_TYPE=Release -DCPR_CUDA=ON -DCPR_CUDA_ARCHITECTURES="$1" \
+    -DPython_EXECUTABLE="$("$PY" -c 'import sys; print(sys.executable)')" \
+    -Dpybind11_DIR="$("$PY" -m pybind11 --cmakedir)" || return 1
+  cmake --build "$SCRATCH/build" || return 1
+  mkdir -p "$2" && rm -f "$2"/_core*.so && cp "$SCRATCH"/build/_core*.so "$2/" && sources > "$2/sources"
+}
+
+if [ "$1" = --core ]; then
+  core "${3:-90a-real}" "$2" && ls -l "$2"
+  exit
+fi
+mkdir -p "$1" || exit 2
+OUT=$(cd "$1" && pwd) || exit 2
+TABLE=$OUT/summary.txt
+FAULTS=$OUT/faults.txt  # a file, since steps may run side by side
+LOGS=$SCRATCH/logs RESULTS=$SCRATCH/results
+mkdir "$LOGS" "$RESULTS" || exit 2
+(cd "$OUT" && rm -f logs.txt results.tar.gz cascade.md loss.md tune.md .new.*) # of an earlier run
+: > "$TABLE"
+: > "$FAULTS"
 FEW=OMP_NUM_THREADS=4  # of every process, where many run side by side
 
+wants() { [[ " $PARTS " == *" $1 "* ]]; }
 left() { echo $((ALLOWED - SECONDS)); }
 
 # Bring OUT up to date. Every file is replaced whole: steps that run side by side may all publish.
@@ -105,26 +135,29 @@ except ImportError:
 END
 }
 
-build() {
-  local cap arch
-  local -a IN_SITE=(env -C "$SITE" "PYTHONPATH=$SITE${PYTHONPATH:+:$PYTHONPATH}")  # arrays are not exported
-  cap=$(nvidia-smi --query-gpu=compute_cap --format=csv,noheader | head -1 | tr -d '. ') || return 1
-  arch=$cap-real
-  [ "$cap" = 90 ] && arch=90a-real
-  mkdir -p "$SITE" || return 1
-  cp -r "$REPO/cpr_kernels" "$SITE/cpr_kernels" && rm -f "$SITE"/cpr_kernels/_core*.so
-  ln -sfn "$REPO/bench" "$SITE/bench"
-  cmake -S "$REPO" -B "$SCRATCH/build" -G Ninja -DCMAKE_BUILD_TYPE=Release -DCPR_CUDA=ON -DCPR_CUDA_ARCHITECTURES="$arch" \
-    -DPython_EXECUTABLE="$("$PY" -c 'import sys; print(sys.executable)')" \
-    -Dpybind11_DIR="$("$PY" -m pybind11 --cmakedir)" || return 1
-  cmake --build "$SCRATCH/build" || return 1
-  cp "$SCRATCH"/build/_core*.so "$SITE/cpr_kernels/" || return 1
-  "${IN_SITE[@]}" "$PY" -c "
+# does the core in SITE import here, and find the device?
+imports() {
+  env -C "$SITE" "PYTHONPATH=$SITE${PYTHONPATH:+:$PYTHONPATH}" "$PY" -c "
 import torch
 from cpr_kernels import _core
 reason = _core.cuda_unavailable()
 assert not reason, reason
 print('limits (capability, shared memory, L2, clusters of 16):', _core.cuda_limits())"
+}
+
+build() {
+  local cap arch
+  mkdir -p "$SITE" || return 1
+  cp -r "$REPO/cpr_kernels" "$SITE/cpr_kernels" && rm -f "$SITE"/cpr_kernels/_core*.so
+  ln -sfn "$REPO/bench" "$SITE/bench"
+  if [ "$(cat "$CORE/sources" 2> /dev/null)" = "$(sources)" ]; then
+    cp "$CORE"/_core*.so "$SITE/cpr_kernels/" && imports && echo "the prebuilt core of $CORE is used" && return
+    rm -f "$SITE"/cpr_kernels/_core*.so
+  fi
+  cap=$(nvidia-smi --query-gpu=compute_cap --format=csv,noheader | head -1 | tr -d '. ') || return 1
+  arch=$cap-real
+  [ "$cap" = 90 ] && arch=90a-real
+  core "$arch" "$SITE/cpr_kernels" && imports
 }
 
 # tests NAME MOST_SECONDS SELECTION...: the GPU tests that the selection names. The options of pyproject.toml are left
@@ -141,13 +174,21 @@ tests() {
 }
 
 # sanitize TOOL MOST_SECONDS: small shapes through every native kernel; every allocation its own, so that a step beyond
-# one is seen. A tool that ends well without its summary has looked at nothing.
+# one is seen. Faults count where one of our kernels is named: torch's own have some that are known to be harmless. A
+# tool that ends well without its summary has looked at nothing.
 sanitize() {
-  if step "$1" "$2" "${IN_SITE[@]}" "$FEW" PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool "$1" --error-exitcode 9 \
-    --target-processes all "$PY" "$REPO/python_tests/support/gpu_small.py" quick &&
-    ! grep -q "SUMMARY: [0-9]" "$LOGS/$1.log"; then
+  local log=$LOGS/$1.log ours
+  step "$1" "$2" "${IN_SITE[@]}" "$FEW" PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool "$1" \
+    --target-processes all "$PY" "$REPO/python_tests/support/gpu_small.py" quick || return
+  ours=$(grep -c -E "^=+ +(at |and |(Error|Warning): Race reported between ).*cpr::" "$log")
+  if [ "$ours" -gt 0 ]; then
+    echo "    $1: FAILED, $ours faults in our kernels, see logs.txt" | tee -a "$TABLE"
+    echo "$1: $ours faults in our kernels" >> "$FAULTS"
+  elif ! grep -q "SUMMARY: [0-9]" "$log"; then
     echo "    $1: ended without a summary, see logs.txt" | tee -a "$TABLE"
     echo "$1: no summary" >> "$FAULTS"
+  elif ! grep -q "SUMMARY: 0 " "$log"; then
+    echo "    $1: faults in kernels of others only" | tee -a "$TABLE"
   fi
 }
 
@@ -169,60 +210,72 @@ measure() {
 }
 
 # `timeout` runs commands, not functions: these two go through a shell that knows them
-export REPO PY SITE SCRATCH
-export -f machine build
+export REPO PY SITE SCRATCH CORE
+export -f machine build core imports sources
 step machine 120 bash -c machine || { echo "no usable GPU: nothing else can be shown" | tee -a "$TABLE"; exit 1; }
-step build 150 bash -c build || { echo "the core does not build here: see logs.txt" | tee -a "$TABLE"; exit 1; }
+step build 240 bash -c build || { echo "the core does not build here: see logs.txt" | tee -a "$TABLE"; exit 1; }
+
+# a step that is cut by whoever runs this one, too, leaves what it had
+(while sleep 20 && kill -0 $$; do publish; done) > /dev/null 2>&1 &
+KEEPER=$!
+trap 'kill $KEEPER; rm -rf "$SCRATCH"' EXIT
 
 PLUGINS=()
 "$PY" -c "import pytest_timeout" 2> /dev/null && PLUGINS+=(--timeout 120)
 
-# Triton's tests spend their time compiling, a kernel for every schedule of the table: beside the steps that follow, in
-# several processes each where pytest can, and before anything is timed
-BESIDE=()
-PLAIN=("${PLUGINS[@]}")
-"$PY" -c "import xdist" 2> /dev/null && PLUGINS+=(-n 4)
-tests triton_cases 240 -k "triton and cascade_equals" > /dev/null &
-BESIDE+=($!)
-tests triton_rerank 240 -k "triton and rerank_equals" > /dev/null &
-BESIDE+=($!)
-tests triton_rest 240 -k "triton and not cascade_equals and not rerank_equals and not graph and not waits" > /dev/null &
-BESIDE+=($!)
-PLUGINS=("${PLAIN[@]}")
-
 # answers first, from the simplest: a failure in an early line explains those in later ones
-step smoke 60 "${IN_SITE[@]}" "$PY" "$REPO/python_tests/support/gpu_small.py"
-if command -v compute-sanitizer > /dev/null; then
-  for tool in memcheck racecheck synccheck initcheck; do
-    sanitize "$tool" 200 > /dev/null &
-    BESIDE+=($!)
-  done
-else
-  echo "compute-sanitizer          MISSING: memory errors and races were not looked for" | tee -a "$TABLE"
-  echo "compute-sanitizer: missing" >> "$FAULTS"
+if wants native; then
+  step smoke 60 "${IN_SITE[@]}" "$PY" "$REPO/python_tests/support/gpu_small.py"
+  tests native 120 -k "native and not graph and not waits"
+  tests graphs_and_streams 60 -k "graph or waits or memory or enqueue"
 fi
-tests native 120 -k "native and not graph and not waits"
+
+# figures where the native answers were right; the harness checks every answer again before it is timed. The shapes with
+# a goal first, with ids, as training has them, and without: eager and graphed, warm and cold L2, beside strong torch and
+# the matmuls alone
 NATIVE_FAULTS=$(grep -c -E "^(smoke|native):" "$FAULTS")
-tests graphs_and_streams 60 -k "graph or waits or memory or enqueue"
-tests torch_tools 60 -k "opcheck or compile or can_run"
-wait "${BESIDE[@]}"
-# figures last, where the native answers were right; the harness checks every peer's answer again before it is timed.
-# The shapes with a goal first: eager and graphed, warm and cold L2, beside strong torch and the matmuls alone
-if [ "$NATIVE_FAULTS" -eq 0 ]; then
-  GOALS=(--workload ucf-b16 --workload k400-b64 --workload k400-b512)
-  measure cascade 60 --op cascade --no-compile --budget 3 "${GOALS[@]}"
-  measure loss 60 --op loss --no-compile --budget 3 "${GOALS[@]}"
+if [ "$NATIVE_FAULTS" -ne 0 ]; then
+  echo "bench                      NOT RUN: no figures beside wrong answers" | tee -a "$TABLE"
+elif wants figures; then
+  GOALS=(--workload ucf-b16 --workload k400-b64-ids --workload k400-b512-ids --workload k400-b64 --workload k400-b512)
+  measure cascade 70 --op cascade --no-compile --budget 2 "${GOALS[@]}"
+  measure loss 60 --op loss --no-compile --budget 2 "${GOALS[@]}"
   figures tune 50 "${IN_SITE[@]}" "$PY" -m bench gpu-tune --out "$RESULTS/tune.md"
-  # where the time of a kernel goes; the clocks are left as they are
+  # executed instructions of every kernel of one step, and where its time goes; the clocks are left as they are
   command -v ncu > /dev/null && FORGIVEN=profile step profile 60 "${IN_SITE[@]}" ncu --clock-control none \
-    --target-processes all --kernel-name "regex:(prepare|score|select)_kernel" --launch-count 7 --section SpeedOfLight \
-    --section Occupancy --section WarpStateStats --section MemoryWorkloadAnalysis --section LaunchStats \
-    "$PY" -m bench gpu-tune --once k400-b512
+    --target-processes all --kernel-name "regex:^(prepare|score|select|tiny|own|attend|attend_wide|finish)_kernel" \
+    --launch-count 30 --section InstructionStats --section SpeedOfLight --section Occupancy --section WarpStateStats \
+    --section MemoryWorkloadAnalysis --section LaunchStats "$PY" -m bench gpu-tune --once k400-b512-ids
+fi
+
+if wants tools; then
+  tests torch_tools 60 -k "opcheck or compile or can_run"
+  # Triton's tests spend their time compiling, a kernel for every schedule of the table: in several processes each where
+  # pytest can, beside the sanitizers; nothing is timed meanwhile
+  BESIDE=()
+  "$PY" -c "import xdist" 2> /dev/null && PLUGINS+=(-n 4)
+  tests triton_cases 240 -k "triton and cascade_equals" > /dev/null &
+  BESIDE+=($!)
+  tests triton_rerank 240 -k "triton and rerank_equals" > /dev/null &
+  BESIDE+=($!)
+  tests triton_rest 240 -k "triton and not cascade_equals and not rerank_equals and not graph and not waits" > /dev/null &
+  BESIDE+=($!)
+  if command -v compute-sanitizer > /dev/null; then
+    for tool in memcheck racecheck synccheck initcheck; do
+      sanitize "$tool" 240 > /dev/null &
+      BESIDE+=($!)
+    done
+  else
+    echo "compute-sanitizer          MISSING: memory errors and races were not looked for" | tee -a "$TABLE"
+    echo "compute-sanitizer: missing" >> "$FAULTS"
+  fi
+  wait "${BESIDE[@]}"
+fi
+
+if [ "$NATIVE_FAULTS" -eq 0 ] && wants more; then
   measure cascade_all 120 --op cascade --no-growth --budget 2
   measure loss_all 90 --op loss --no-growth --budget 2
   measure train_step 40 --op train_step --no-growth --budget 2
-else
-  echo "bench                      NOT RUN: no figures beside wrong answers" | tee -a "$TABLE"
 fi
 publish
 

@@ -92,11 +92,13 @@ TABLE = (
     Workload("queue65k-b64", 64, 65536, f"{MOCO}: queue for ImageNet", "table"),
 )
 WITH_IDS = Workload("k400-b64-ids", 64, 16384, f"{CPR}: as k400-b64, siblings known by id", ids=True)
+BATCH_WITH_IDS = Workload("k400-b512-ids", 512, 16384, f"{CPR}: as k400-b512, siblings known by id", ids=True)
 MILLION = Workload("queue1m-b64", 64, 1 << 20, "scale: a queue of a million, above any of the papers'")
 MORE = (
     Workload("ucf-b32", 32, 2048, f"{CPR}: queue for UCF101, default batch of the published code"),
     Workload("k400-b16", 16, 16384, f"{CPR}: queue for Kinetics-400, 16 clips a GPU"),
     WITH_IDS,
+    BATCH_WITH_IDS,
     Workload(
         "k400-b64-clustered",
         64,
@@ -167,7 +169,7 @@ def workloads_of(op: str, *, quick: bool = False) -> tuple[Workload, ...]:
         return (*chosen, *_series(with_ids, "N", (256, 512)))
     return {
         "cascade": (*TABLE, *MORE, *growth(op)),
-        "loss": (*TABLE, WITH_IDS, MILLION, *INFONCE, *growth(op)),
+        "loss": (*TABLE, WITH_IDS, BATCH_WITH_IDS, MILLION, *INFONCE, *growth(op)),
         "enqueue": (*TABLE, *growth(op)),
         "train_step": (*STEPS, *growth(op)),
     }[op]

@@ -9,7 +9,8 @@ from pathlib import Path
 
 from cpr_kernels import Schedule
 from cpr_kernels.mining.faiss.store import IN_BLOCKS, TRAIN_ROWS_A_CELL
-from cpr_kernels.mining.sharded import KEYS_A_LIST_BYTE, SLACK, WORKING_BYTES
+from cpr_kernels.mining.sharded import KEYS_A_LIST_BYTE, WORKING_BYTES
+from cpr_kernels.mining.sharded_lists import NativeLists
 
 from ..harness.memory import status_bytes
 from ..harness.text import size
@@ -104,7 +105,7 @@ def shares_bytes(replicas: Replicas, ranks: int, schedules: Sequence[Schedule]) 
     share = -(-replicas.size // ranks)
     features = share * replicas.numbers * replicas.dtype.itemsize
     judges = max((len({str(stage.view) for stage in schedule}) for schedule in schedules), default=1)
-    lists = QUERIES * (share + SLACK) * 4 * (judges + 2)
+    lists = QUERIES * NativeLists.query_bytes(share, judges)
     sent = 6 * min(BLOCK, share) * (replicas.numbers * replicas.dtype.itemsize + ENTRY)
     filling = block_bytes(replicas) + sent
     calling = min(lists, max(WORKING_BYTES, features // KEYS_A_LIST_BYTE)) + CALL

@@ -6,7 +6,7 @@ processes. Seconds follow from the stated speeds of an imagined cluster, and not
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from cpr_kernels import Schedule
@@ -18,6 +18,9 @@ WORKING_BYTES, KEYS_A_LIST_BYTE = (
     1 << 28,
     4,
 )  # of lists at a time: so many, or a quarter of the share's features
+
+
+IN_THE_CORE, IN_TORCH = (4, 8), (12, 48)  # bytes of a listed entry: of CPU tensors, of CUDA tensors
 
 
 class Message(NamedTuple):
@@ -38,6 +41,7 @@ class Queue:
     dims: tuple[int, ...]  # D of each view
     item: int = 4  # bytes a number of the features
     working: int = 0  # bytes that mining may take on a rank; 0: what cpr_kernels takes by itself
+    lists: tuple[int, int] = IN_THE_CORE  # bytes of a listed entry: for each weighting, and beside them
 
     @property
     def share(self) -> int:
@@ -81,11 +85,17 @@ def stage_costs(schedule: Schedule) -> Stages:
     return Stages(thresholds, kept, each, judges)
 
 
+def entry_bytes(queue: Queue, rows: int) -> int:
+    """Returns the bytes that a query's list takes for each entry, where stages judge in so many ways."""
+    each, beside = queue.lists
+    return each * rows + beside
+
+
 def sweeps(queue: Queue, schedule: Schedule) -> int:
     """Returns how often a rank reads its entries: the lists of so many queries fit the working memory."""
     rows = len({str(stage.view) for stage in schedule})
     room = queue.working or max(WORKING_BYTES, queue.share * queue.feature_bytes // KEYS_A_LIST_BYTE)
-    together = max(1, room // ((queue.share + 16) * 4 * (rows + 2)))
+    together = max(1, room // ((queue.share + 16) * entry_bytes(queue, rows)))
     return -(-queue.batch * queue.ranks // together)
 
 
@@ -152,11 +162,23 @@ class Cluster(NamedTuple):
     flops: float  # a second, in the products
     memory: float  # bytes a second, in the lists
     working: int  # bytes of lists that a rank has room for
+    lists: tuple[int, int] = IN_THE_CORE
 
 
 CLUSTERS = (
     Cluster("25 Gb/s Ethernet, ranks of 16 cores", 2.5e9, 50e-6, 5e-6, 1e12, 1e11, 16 << 30),
     Cluster("400 Gb/s InfiniBand, ranks of 64 cores", 40e9, 10e-6, 1e-6, 4e12, 3e11, 128 << 30),
+    # products in float64, as the reference's; an exchange is a kernel of NCCL and a wait of the host
+    Cluster(
+        "NVLink within a node of H200, 400 Gb/s a GPU between nodes",
+        4e10,
+        40e-6,
+        1e-6,
+        3e13,
+        3e12,
+        64 << 30,
+        IN_TORCH,
+    ),
 )
 
 
@@ -189,12 +211,15 @@ def cascade_cost(queue: Queue, schedule: Schedule, cluster: Cluster) -> Cost:
     rows = len({str(stage.view) for stage in schedule})
     pairs = queue.batch * queue.ranks * queue.share  # scores that a rank makes in each view
     listed = pairs * 4 * (rows + 1)
+    moved = entry_bytes(queue, rows) / entry_bytes(
+        replace(queue, lists=IN_THE_CORE), rows
+    )  # against the core's
     alive, visited = 1.0, 0.0
     for stage in schedule[: stage_costs(schedule).thresholds + 1]:
         visited += alive * (2 + 2 * (rows + 1))  # counted twice, then narrowed: read and written
         alive = min(alive, stage.keep / queue.entries)
     keys = sweeps(queue, schedule) * queue.share * queue.feature_bytes
     scores = max(2 * pairs * sum(queue.dims) / cluster.flops, keys / cluster.memory)
-    lists = (listed + pairs * 4 * visited) / cluster.memory
+    lists = moved * (listed + pairs * 4 * visited) / cluster.memory
     sent = sum(message.bytes for message in messages)
     return Cost(scores, lists, network_seconds(messages, queue, cluster), sent)

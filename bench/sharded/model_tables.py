@@ -61,7 +61,7 @@ def time_table(cluster: Cluster) -> str:
     lines = []
     for ranks in RANKS:
         for entries in ENTRIES:
-            queue = Queue(entries, ranks, BATCH, DIMS, working=cluster.working)
+            queue = Queue(entries, ranks, BATCH, DIMS, working=cluster.working, lists=cluster.lists)
             schedule = cpr_schedule(num_keys=entries)
             cost = cascade_cost(queue, schedule, cluster)
             times = [duration(t) for t in (cost.scores, cost.lists, cost.network, cost.seconds)]

@@ -2,7 +2,8 @@
 
 One choice at a time against the planner's own rules, on the shapes with a goal, replayed from a CUDA graph and in
 turn. An answer that differs in one bit from the rules' own ends the run with 1. What wins here becomes a rule in
-`csrc/cuda/cascade/layout.h`, with the figure beside it. ``--once`` runs a shape once, by the rules, for a profiler.
+`csrc/cuda/cascade/layout.h`, with the figure beside it. ``--once`` runs a shape once, mining, loss and gradient, by the
+rules, for a profiler.
 """
 
 from __future__ import annotations
@@ -16,15 +17,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cpr_kernels import _core, cascade_topk, explain
+from cpr_kernels import _core, cascade_topk, explain, mil_nce
 
-from ..harness.inputs import make_table
+from ..harness.inputs import Table, make_table
 from ..harness.text import duration
 from ..harness.timing import cuda_sampler, graphed, interleave
 from ..harness.workloads import Workload, by_name
 from ..tables.readme import write_text
 
-SHAPES = ("ucf-b16", "k400-b64", "k400-b512", "k400-b512-bf16", "queue65k-b64")
+SHAPES = ("ucf-b16", "k400-b64", "k400-b512-ids", "k400-b512", "k400-b512-bf16", "queue65k-b64")
 CHOICES: tuple[dict[str, Any], ...] = (
     {},
     {"early_start": True},
@@ -65,13 +66,17 @@ def prepared(core: Any, call: Call, choice: dict[str, Any]) -> tuple[Call, tuple
         core.cuda_tune()
 
 
+def mining(table: Table) -> Call:
+    """Returns the cascade of a table's workload on the native kernels, with the ids that it has."""
+    queries, keys, query_ids, key_ids = table[1:]
+    return lambda: cascade_topk(
+        queries, keys, table.workload.schedule, query_ids=query_ids, key_ids=key_ids, backend="native"
+    )
+
+
 def tune(workload: Workload, core: Any, say: Callable[[str], None]) -> bool:
     """Times every choice on one shape, a line each; False when some answer differs."""
-    table = make_table(workload, "cuda")
-
-    def call() -> tuple[Tensor, Tensor]:
-        return cascade_topk(table.queries, table.keys, workload.schedule, backend="native")
-
+    call = mining(make_table(workload, "cuda"))
     replays: dict[str, Call] = {}
     right, rules = True, None
     for choice in CHOICES:
@@ -92,11 +97,29 @@ def tune(workload: Workload, core: Any, say: Callable[[str], None]) -> bool:
 
 
 def once(workload: Workload) -> None:
-    """Runs one call and prints how it was planned."""
+    """Runs mining, the loss of what is mined and its gradient, and prints how mining was planned."""
     table = make_table(workload, "cuda")
-    cascade_topk(table.queries, table.keys, workload.schedule, backend="native")
+    positives, _ = mining(table)()
+    view = workload.view_names[-1]
+    query = table.queries[view].requires_grad_()
+    mil_nce(
+        query,
+        query.detach(),
+        table.keys[view],
+        positives,
+        query_ids=table.query_ids,
+        key_ids=table.key_ids,
+        backend="native",
+    ).backward()
     torch.cuda.synchronize()
-    explain(cascade_topk, table.queries, table.keys, workload.schedule)
+    explain(
+        cascade_topk,
+        table.queries,
+        table.keys,
+        workload.schedule,
+        query_ids=table.query_ids,
+        key_ids=table.key_ids,
+    )
 
 
 def main(argv: Sequence[str]) -> int:

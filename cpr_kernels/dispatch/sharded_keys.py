@@ -119,8 +119,18 @@ def why_not_sharded(keys: Any) -> str | None:
     return f"the keys are rank {shard.rank}'s share of a queue over {shard.world} ranks"
 
 
-def why_not_group(shard: Shard) -> str | None:
-    """Returns why the ranks cannot be reached: no group, one of another size, or one without CPU tensors; else None."""
+def _carriers(group: Any) -> dict[str, str]:
+    """Returns the backend of each kind of device whose tensors the group exchanges. gloo's CUDA part has no
+    all_to_all.
+    """
+    named = (part.partition(":")[::2] for part in str(dist.get_backend_config(group)).split(","))
+    return {device: backend for device, backend in named if (device, backend) != ("cuda", "gloo")}
+
+
+def why_not_group(shard: Shard, device_type: str | None = None) -> str | None:
+    """Returns why the ranks cannot be reached: no group, one of another size, or one that carries no tensors of the
+    device (None: of the CPU or CUDA); else None.
+    """
     up = dist.is_available() and dist.is_initialized()
     if shard.world == 1:
         others = dist.get_world_size(shard.group) if up else 1
@@ -134,9 +144,18 @@ def why_not_group(shard: Shard) -> str | None:
         return f"the queue is shared by {shard.world} ranks, and no process group is up"
     if dist.get_world_size(shard.group) != shard.world:
         return f"the queue is shared by {shard.world} ranks, and the group has {dist.get_world_size(shard.group)}"
-    if "cpu" not in str(dist.get_backend_config(shard.group)):
-        return "the group carries no CPU tensors; make it with the gloo backend, or 'cpu:gloo,cuda:nccl'"
+    carriers = _carriers(shard.group)
+    if not carriers.keys() & ({"cpu", "cuda"} if device_type is None else {device_type}):
+        kind = {"cuda": "CUDA", "cpu": "CPU", None: "CPU or CUDA"}.get(device_type, device_type)
+        return f"the group carries no {kind} tensors; make it with 'cpu:gloo,cuda:nccl', or gloo for CPU tensors only"
     return None
+
+
+def message_device(shard: Shard) -> torch.device:
+    """Returns where messages of a few numbers are made: on the CPU, which waits for no kernel, if the group can."""
+    if shard.world == 1 or "cpu" in _carriers(shard.group):
+        return torch.device("cpu")
+    return torch.device("cuda", torch.cuda.current_device())
 
 
 def fingerprint(*facts: Any) -> int:
@@ -211,7 +230,7 @@ def handshake(shard: Shard, op: str, rows: int, facts: Sequence[tuple[str, int]]
 
 def _exchange_handshake(shard: Shard, mine: list[int], op: str) -> list[list[int]]:
     mine = mine + [0] * (_FIELDS - len(mine))
-    message = torch.tensor(mine, dtype=torch.int64)
+    message = torch.tensor(mine, dtype=torch.int64, device=message_device(shard))
     return [t.tolist() for t in exchange(shard, [message] * shard.world, [_FIELDS] * shard.world, op)]
 
 

@@ -14,7 +14,7 @@ from ..dispatch.checks import check_loss
 from ..dispatch.graph_break import graph_break
 from ..dispatch.sharded_keys import ShardedKeys, broadcast_errors
 from ..dispatch.tensor_checks import check_one_kind
-from . import native, reference, sharded, triton_backend
+from . import native, reference, sharded, triton_backend, weighted
 from .autograd import run_directly
 
 __all__ = ["LogitStats", "LossMasks", "MILNCELoss", "mil_nce"]
@@ -38,6 +38,13 @@ class LossMasks(TypedDict, total=False):
         negatives: [B, M] int64 indices into keys, -1 is padding: entries of the denominator in place of all keys
             (drawn negatives: NCE of IIC, CMC). Each place is a logit, so that an entry counts as often as it is
             drawn; one that `positives` lists counts once, as a positive. Ids rule drawn entries as all others.
+        positive_weights: [B, P] float32 (float64 for float64 keys), finite and >= 0: how much each place of `positives`
+            counts in the numerator, as a confidence; the denominator does not change. The loss is
+            ``logsumexp(all) - log(sum_own,siblings exp(logit) + sum_listed w exp(logit))``: 1 is a positive as without
+            weights (equal up to rounding), 0 a negative (bit for bit as if it were not listed). The own pair and
+            siblings have weight 1; a repeat has that of its first place. Differentiable in weights > 0. Not with
+            `negatives` or a sharded queue. It costs, beside the sweep, [B, P, D] numbers, and where siblings are
+            positives a second sweep of the keys.
     """
 
     query_ids: Tensor | None
@@ -45,6 +52,7 @@ class LossMasks(TypedDict, total=False):
     use_own: Tensor | None
     siblings: int
     negatives: Tensor | None
+    positive_weights: Tensor | None
 
 
 class LogitStats(NamedTuple):
@@ -79,7 +87,10 @@ def as_call(
     temperature: float = 0.07,
     **masks: Unpack[LossMasks],
 ) -> LossCall:
-    """The op's arguments; no `positives` is InfoNCE, an empty list for every query."""
+    """The op's arguments; no `positives` is InfoNCE, an empty list for every query. Weights are not among them: they
+    choose no backend.
+    """
+    masks.pop("positive_weights", None)
     if positives is None:
         positives = query.new_empty(
             (query.shape[0] if query.dim() else 0, 0), dtype=torch.int64, layout=torch.strided
@@ -164,8 +175,8 @@ def mil_nce(
         reduction: "mean", "sum" or "none" (loss [B]).
         backend: ``"auto"``, or a name of :func:`explain`'s table; one that cannot run is an error.
         return_stats: also return :class:`LogitStats`, taken from the logits as the loss passes over them.
-        **masks: which entries take part, and as what: `query_ids`, `key_ids`, `use_own`, `siblings` and `negatives`
-            of :class:`LossMasks`.
+        **masks: which entries take part, and as what: `query_ids`, `key_ids`, `use_own`, `siblings`, `negatives`
+            and `positive_weights` of :class:`LossMasks`.
 
     Returns:
         The loss in float32 (float64 for float64 keys), with `return_stats` a pair of it and the statistics of each
@@ -180,21 +191,31 @@ def mil_nce(
             derivative, or in a second one of inputs that were written to after the loss.
     """
     _check_reduction(reduction)
+    weights = masks.get("positive_weights")
     if isinstance(keys, ShardedKeys):
+        if weights is not None:
+            raise ValueError("mil_nce: positive_weights cannot be used with a sharded queue; leave them out")
         arguments = (query, positive, keys, positives, temperature)
         loss, stats = _over_shards(backend, keys, return_stats, *arguments, **masks)
     else:
         call = as_call(query, positive, keys, positives, temperature, **masks)
         if not return_stats:
-            return _reduced(_loss_of(call, backend), reduction)
+            return _reduced(_loss_of(call, backend, weights), reduction)
         loss, stats = _loss_and_stats_of(call, backend)
+        if weights is not None:
+            loss = _loss_of(call, backend, weights)
     if not return_stats:
         return _reduced(loss, reduction)
     return _reduced(loss, reduction), LogitStats(*stats.unbind(dim=1))
 
 
-def _loss_of(call: LossCall, backend: str) -> Tensor:
-    """The loss [B]."""
+def _loss_of(call: LossCall, backend: str, weights: Tensor | None = None) -> Tensor:
+    """The loss [B], the listed positives weighted where weights are given."""
+    if weights is not None:
+        if not torch.compiler.is_compiling():  # the op checks then
+            check_call(call)
+        weighted.check(call, weights)
+        return weighted.loss(call, weights, lambda part: _loss_of(part, backend))
     if backend != "auto":
         return torch.ops.cpr._mil_nce_on(*call, backend=backend)
     loss = run_directly(call)

@@ -27,21 +27,20 @@ from ..dispatch.sharded_keys import (
     why_not_group,
 )
 from ..dispatch.tensor_checks import check_like
-from . import native
+from . import native, torch_share
 
 NAME = "sharded"
-LARGEST = torch.finfo(torch.float32).max
 
 
 def why_not(call: LossCall) -> str | None:
-    """Returns None for keys that are a shard, in CPU tensors up to float32, while the group is up; else the reason."""
+    """Returns None for keys that are a shard, up to float32, while a group is up that carries them; else the reason."""
     if not isinstance(call.keys, ShardedKeys):
         return "the keys are not sharded; pass a view of a ShardedMultiViewQueue"
-    if call.query.device.type != "cpu":
-        return f"shards are swept in CPU tensors, and these are on {call.query.device}"
+    if call.query.device.type not in ("cpu", "cuda"):
+        return f"shards are swept in CPU or CUDA tensors, and these are on {call.query.device}"
     if call.query.dtype not in DTYPE_CODES:
         return f"shards are swept in float32, and {call.query.dtype} needs more"
-    return why_not_group(call.keys.shard)
+    return why_not_group(call.keys.shard, call.query.device.type)
 
 
 def check(call: LossCall) -> None:
@@ -68,6 +67,13 @@ def run(call: LossCall, want_stats: bool = False) -> tuple[Tensor, Tensor]:
     tensors = (call.query, call.positive, call.keys.rows)
     wants = tuple(torch.is_grad_enabled() and tensor.requires_grad for tensor in tensors)
     return _Loss.apply(*tensors, call, wants, want_stats)
+
+
+def _kernels(device: torch.device) -> Any:
+    """Returns the module that sweeps shares on a device: the core's kernels, which keep a share's sums on the CPU only,
+    or torch.
+    """
+    return native if device.type == "cpu" else torch_share
 
 
 class _AllQueries(NamedTuple):
@@ -112,7 +118,7 @@ def _gather(call: LossCall, wants: tuple[bool, ...], want_stats: bool) -> _AllQu
 def _shares(queries_of_all: _AllQueries, gradient: bool) -> native.Share:
     """Returns what each rank's share adds to this rank's queries: [W, b, ...] of each member, sums in float64."""
     call, batch, shard, own = queries_of_all
-    share = native.share(call, gradient, own)  # [M, ...]
+    share = _kernels(call.query.device).share(call, gradient, own)  # [M, ...]
     bits = share._replace(ranks=share.ranks.view(torch.float32))  # moved, never computed with
     rows = sum(batch)
     columns = [part.flatten(1) if len(part) == rows else part.new_empty(rows, 0) for part in bits]
@@ -129,7 +135,7 @@ def _shares(queries_of_all: _AllQueries, gradient: bool) -> native.Share:
 def _stats(share: native.Share, own: Tensor, own_positive: Tensor, loss: Tensor) -> Tensor:
     """Returns the statistics [b, 3] of the ranks' best scores, in rank order, and the own pair's."""
     above, flags = share.ranks.long().unbind(dim=2)  # [W, b]
-    positive = (flags[:, :, None] >> torch.arange(native.BEST)) & 1  # [W, b, 5]
+    positive = (flags[:, :, None] >> torch.arange(native.BEST, device=flags.device)) & 1  # [W, b, 5]
     scores = torch.cat([own.float()[:, None], *share.best], dim=1)  # [b, 1 + 5 W]
     positive = torch.cat([own_positive.long()[:, None], *positive], dim=1)
     top = scores.sort(dim=1, descending=True, stable=True)[1][:, : native.BEST]
@@ -140,7 +146,7 @@ def _stats(share: native.Share, own: Tensor, own_positive: Tensor, loss: Tensor)
 
 def _reduce(call: LossCall, share: native.Share) -> Sweep:
     """Combines the ranks' sums relative to a common maximum, in rank order, and adds the own pair."""
-    scale = min((1 / torch.tensor(call.temperature)).item(), LARGEST)  # float32, as the sums were made with
+    scale = torch_share.scale_of(call.temperature)
     query, positive = call.query.double(), call.positive.double()
     own = _own_scores(call)  # [b]; where it is NaN, all that the query gets is
     attended = share.attended
@@ -161,12 +167,12 @@ def _reduce(call: LossCall, share: native.Share) -> Sweep:
     common, whole, factors, own_part = rescaled(top, mass, every)
     p_common, p_whole, p_factors, p_own = rescaled(positive_top, positive_mass, own_positive)
     own_weight = own_part / whole - p_own / p_whole
-    grad_query = torch.zeros(query.shape[0], 0)
+    grad_query = query.new_zeros(query.shape[0], 0)
     if attended.shape[3]:
         of_all = ((factors / whole)[:, :, None] * attended[:, :, 0]).sum(dim=0)
         of_positive = ((p_factors / p_whole)[:, :, None] * attended[:, :, 1]).sum(dim=0)
         grad_query = (own_weight[:, None] * positive + of_all - of_positive) * scale
-    loss = ((common - p_common) * scale).clamp(max=LARGEST) + (whole.log() - p_whole.log())
+    loss = ((common - p_common) * scale).clamp(max=torch_share.LARGEST) + (whole.log() - p_whole.log())
     lse_all, lse_positive = common * scale + whole.log(), p_common * scale + p_whole.log()
     floats = [t.float() for t in (loss, lse_all, lse_positive, own_weight, grad_query)]
     stats = call.positives.new_empty(0, 3)
@@ -228,4 +234,4 @@ def _keys_gradient(here: LossCall, mine: Sequence[Tensor], batch: Sequence[int],
     """Returns d (sum of all ranks' grad_loss . loss) / d rows; `mine` is grad_loss, lse_all, lse_positive, each [b]."""
     batch = handshake(shard, "mil_nce backward", batch[shard.rank], [])
     given = gather_rows(shard, [torch.stack(list(mine), dim=1)], batch, "mil_nce, backward")[0]
-    return native.keys_gradient(here, given[:, 0], given[:, 1], given[:, 2])
+    return _kernels(here.query.device).keys_gradient(here, given[:, 0], given[:, 1], given[:, 2])

@@ -61,7 +61,7 @@ def _wide_scores(
     return total
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_queries", "num_keys"])
 def sweep_part(
     query, keys, query_ids, key_ids, own_scores, top_out, mass_out, attended_out, above_out, best_out, num_queries,
     num_keys, dim, query_stride, key_stride, part_keys, scale, HAS_QUERY_IDS: tl.constexpr, HAS_KEY_IDS: tl.constexpr,
@@ -129,7 +129,7 @@ def sweep_part(
         tl.store(attended_out + at[:, None] * dim + d[None, :], attended, mask=in_b[:, None] & in_d[None, :])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_queries", "num_keys", "parts"])
 def finish_query(
     query, positive, keys, positives, query_ids, key_ids, use_own, tops, masses, attended, loss_out, all_out,
     positive_out, weight_out, grad_out, own_counts_out, num_queries, num_keys, dim, query_stride, positive_stride,
@@ -225,7 +225,7 @@ def finish_query(
         tl.store(grad_out + b * dim + d, (summed / mass - features / gathered) * scale, mask=in_d)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_queries", "num_keys"])
 def keys_gradient_block(
     query, keys, positives, query_ids, key_ids, grad_loss, lse_all, lse_positive, grad_out, num_queries, num_keys,
     dim, query_stride, key_stride, num_positives, scale, HAS_QUERY_IDS: tl.constexpr, HAS_KEY_IDS: tl.constexpr,

@@ -44,7 +44,7 @@ def no_best(rows: tl.constexpr):
     return tl.zeros((rows, 8), tl.int64) + empty[None, :]
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_queries", "parts"])
 def finish_stats(
     own_scores, own_counts, positives, query_ids, key_ids, above, best, stats_out, num_queries, num_positives, parts,
     HAS_QUERY_IDS: tl.constexpr, SIBLINGS: tl.constexpr, BLOCK_P: tl.constexpr,

@@ -44,8 +44,10 @@ class ShardedMultiViewQueue(nn.Module):
     order, each with a batch of its own size.
 
     Keep it outside a module wrapped in DDP, which would overwrite its buffers with rank 0's. Calls run eagerly, in
-    compiled code too (with a break of its graph), on CPU tensors, over gloo (or "cpu:gloo,cuda:nccl"). A rank that
-    ends, or does not make the call within the timeout of the group, is a RuntimeError on the others.
+    compiled code too (with a break of its graph): on CPU tensors over gloo, on CUDA tensors over NCCL, or both over
+    "cpu:gloo,cuda:nccl"; all ranks on one kind of device. On CUDA tensors scores are the reference's, so results equal
+    those of one process up to near ties. A rank that ends, or does not make the call within the timeout of the group,
+    is a RuntimeError on the others.
 
     Args:
         views: ``{name: D}``, the size of each view's embedding.
@@ -154,7 +156,7 @@ class ShardedMultiViewQueue(nn.Module):
         mine = self._slots(range(first, first + batch[shard.rank]), start, sum(batch))
         values[-2] = with_own_sources(values[-2], mine)
         rows = [value.to(buffer.dtype) for value, buffer in zip(values, targets)]
-        holders = torch.bucketize(mine, torch.tensor(shard.bounds()[1:]), right=True)
+        holders = torch.bucketize(mine, mine.new_tensor(shard.bounds()[1:]), right=True)
         packed = pack_rows(rows)
         outgoing = [packed[(holders == r) & (mine >= 0)] for r in range(shard.world)]
         slots, arriving = self._arriving(batch, start)
@@ -166,7 +168,7 @@ class ShardedMultiViewQueue(nn.Module):
 
     def _slots(self, rows: range, start: int, total: int) -> Tensor:
         """Returns the slot of the whole queue for each row of all batches; -1 where a later row overwrites it."""
-        number = torch.arange(rows.start, rows.stop)
+        number = torch.arange(rows.start, rows.stop, device=self.ids.device)
         return torch.where(number >= total - self.size, (start + number) % self.size, -1)
 
     def _arriving(self, batch: Sequence[int], start: int) -> tuple[Tensor, list[int]]:

@@ -1,10 +1,10 @@
 """Runs `cpr::cascade_topk` over a queue that several ranks hold in shares; each gets its own queries' result.
 
-Every rank scores its share for the queries of all ranks, with the native core's own scores, and lists what each
-query may select. A stage's threshold is then found digit by digit: each rank counts its entries by the next bits of
-their score, the query's own rank adds the counts up and answers which digit holds the m-th highest; after 32 bits it
-says how many of those exactly at it each rank keeps, the first in global order. The last few survivors are
-sent to the query's rank, which ends the cascade. Each rank sends to each other one, for any N:
+Every rank scores its share for the queries of all ranks, with the native core's own scores (of CUDA tensors: with the
+reference's), and lists what each query may select. A stage's threshold is then found digit by digit: each rank counts
+its entries by the next bits of their score, the query's own rank adds the counts up and answers which digit holds the
+m-th highest; after 32 bits it says how many of those exactly at it each rank keeps, the first in global order. The last
+few survivors are sent to the query's rank, which ends the cascade. Each rank sends to each other one, for any N:
 
 - once: a handshake of 64 bytes, and its own queries, features and ids;
 - for each threshold: 1,024 bytes (`DIGIT_COUNTS` numbers) for each query of the receiver, 13 for each of its own;
@@ -24,7 +24,7 @@ from torch import Tensor
 
 from ..dispatch.calls import CascadeCall, row_contiguous
 from ..dispatch.checks import check_cascade, check_key_bias
-from ..dispatch.native import DTYPE_CODES, LIMITS, address, core
+from ..dispatch.native import DTYPE_CODES, core
 from ..dispatch.sharded_keys import (
     Shard,
     ShardedKeys,
@@ -36,28 +36,27 @@ from ..dispatch.sharded_keys import (
 )
 from ..dispatch.tensor_checks import check_ids, check_like, check_memory
 from .reference import ranking
+from .sharded_lists import DIGITS, NativeLists, TorchLists, lists_for
 from .weightings import Rows, plan_rows
 
 NAME = "sharded"
-DIGITS = (6, 6, 5, 5, 5, 5)  # bits of a score's key found at each exchange: 32 in all
 DIGIT_COUNTS = sum(1 << bits for bits in DIGITS)  # numbers that a rank sends to find one threshold
 SEND_SURVIVORS = 256  # from this `keep` on, survivors are sent to the query's rank
 SEND_OWN_BEST = 64  # from this `keep` on, each rank sends its own best at once
 WORKING_BYTES = 1 << 28  # of lists at a time, or a quarter of what the largest share of the features takes;
 KEYS_A_LIST_BYTE = 4  # queries whose lists do not fit wait for the next sweep of the keys
-SLACK = LIMITS["list_slack"]
 
 
 def why_not(call: CascadeCall) -> str | None:
-    """Returns None for keys that are a shard, in CPU tensors, while the group is up; else the reason."""
+    """Returns None for keys that are a shard, while a group is up that carries such tensors; else the reason."""
     keys = call.keys[0]
     if not isinstance(keys, ShardedKeys):
         return "the keys are not sharded; pass the views of a ShardedMultiViewQueue"
-    if call.queries[0].device.type != "cpu":
-        return f"shards are searched in CPU tensors, and these are on {call.queries[0].device}"
+    if call.queries[0].device.type not in ("cpu", "cuda"):
+        return f"shards are searched in CPU or CUDA tensors, and these are on {call.queries[0].device}"
     if call.queries[0].dtype not in DTYPE_CODES:
         return f"shards are searched in float32, and {call.queries[0].dtype} asks for more"
-    return why_not_group(keys.shard)
+    return why_not_group(keys.shard, call.queries[0].device.type)
 
 
 def check(call: CascadeCall) -> None:
@@ -90,29 +89,29 @@ def run(call: CascadeCall) -> tuple[Tensor, Tensor]:
     shard, rows = call.keys[0].shard, plan_rows(call)
     batch = handshake(shard, "cascade_topk", call.queries[0].shape[0], _facts(call, shard))
     work = _Share(call, shard, rows, batch)
-    k = call.stage_keep[-1]
-    indices = torch.full((batch[shard.rank], k), -1, dtype=torch.int64)
-    scores = torch.full((batch[shard.rank], k), -torch.inf)
-    group_size = _queries_at_a_time(shard, work)
-    lists = _Lists(min(group_size, sum(batch)), work.weightings, shard.local)
+    k, device = call.stage_keep[-1], call.queries[0].device
+    indices = torch.full((batch[shard.rank], k), -1, dtype=torch.int64, device=device)
+    scores = torch.full((batch[shard.rank], k), -torch.inf, device=device)
+    kind = lists_for(device)
+    group_size = _queries_at_a_time(shard, work, kind)
+    lists = kind(min(group_size, sum(batch)), work.weightings, shard.local)
     begins, done = [0, *accumulate(batch)], 0
     for first in range(0, sum(batch), group_size):
         last = min(first + group_size, sum(batch))
         owned = [max(0, min(last, begins[r + 1]) - max(first, begins[r])) for r in range(shard.world)]
         part = slice(done, done + owned[shard.rank])
         done = part.stop
-        lists.resize(last - first)
-        work.collect(first, lists)
+        work.collect(slice(first, last), lists)
         _cascade(call, rows, lists, _GroupSearch(shard, owned), indices[part], scores[part])
     return indices, scores
 
 
-def _queries_at_a_time(shard: Shard, work: _Share) -> int:
+def _queries_at_a_time(shard: Shard, work: _Share, kind: type[NativeLists] | type[TorchLists]) -> int:
     """Returns the number of queries whose lists fit the working memory: the same on every rank."""
     entries = max(shard.sizes)
     features = entries * sum(key.shape[1] * key.element_size() for key in work.keys)
     room = shard.working_bytes or max(WORKING_BYTES, features // KEYS_A_LIST_BYTE)
-    return max(1, room // ((entries + SLACK) * 4 * (work.weightings + 2)))
+    return max(1, room // kind.query_bytes(entries, work.weightings))
 
 
 def _facts(call: CascadeCall, shard: Shard) -> list[tuple[str, int]]:
@@ -125,62 +124,13 @@ def _facts(call: CascadeCall, shard: Shard) -> list[tuple[str, int]]:
         ("the size or dtype of the features", fingerprint(features)),
         ("the choice of ids, exclude and key_bias", fingerprint(masks)),
         ("the layout of the queue, or its working_bytes,", fingerprint(shard.sizes, shard.working_bytes)),
-        ("the core's arithmetic (fused multiply-add or not)", int(core.cpu_isa() != "generic")),
+        ("the kind of device, or the core's arithmetic (fused multiply-add or not),", _arithmetic(call)),
     ]
 
 
-class _Lists:
-    """Holds what each query may still select of this rank's entries: see EntryLists in csrc/shard.h."""
-
-    def __init__(self, queries: int, weightings: int, room: int) -> None:
-        pitch = room + SLACK
-        self._scores = torch.empty(queries, weightings, pitch)
-        self._index = torch.empty(queries, pitch, dtype=torch.int32)
-        self._matching = torch.empty(queries, pitch, dtype=torch.int32)
-        self._numbers = torch.zeros(2, queries, dtype=torch.int64)  # entries; entries that match the prefix
-        self.resize(queries)
-
-    def resize(self, queries: int) -> None:
-        """Makes it the lists of the first `queries`."""
-        self.scores, self.index, self.length = (
-            self._scores[:queries],
-            self._index[:queries],
-            self._numbers[0, :queries],
-        )
-
-    def address(self) -> tuple[int, int, int, int, int, int]:
-        """Returns the lists as the core takes them."""
-        queries, weightings, pitch = self.scores.shape
-        return (
-            self.scores.data_ptr(),
-            self.index.data_ptr(),
-            self.length.data_ptr(),
-            queries,
-            weightings,
-            pitch,
-        )
-
-    def count(self, row: int, prefix: Tensor, shift: int, step: int) -> Tensor:
-        """Returns entries by their digit at `shift`, of those whose key begins with `prefix`: [m, 2^bits] int32."""
-        bits = DIGITS[step]
-        counts = torch.empty(self.scores.shape[0], 1 << bits, dtype=torch.int32)
-        matching = (self._matching.data_ptr(), self._numbers[1].data_ptr())
-        given = prefix.to(torch.int32)
-        core.count_digits(
-            self.address(),
-            row,
-            given.data_ptr(),
-            (shift, bits, step),
-            matching,
-            counts.data_ptr(),
-            torch.get_num_threads(),
-        )
-        return counts
-
-    def keep(self, row: int, cut: Tensor, ties: Tensor) -> None:
-        """Keeps the entries above the key `cut` [m], and the first `ties` [m] at it; everything where ties < 0."""
-        cut, ties = cut.to(torch.int32), ties.to(torch.int32).contiguous()
-        core.keep_above(self.address(), row, cut.data_ptr(), ties.data_ptr(), torch.get_num_threads())
+def _arithmetic(call: CascadeCall) -> int:
+    """Returns a number for what forms the scores: one on all ranks, or they could not be compared."""
+    return int(core.cpu_isa() != "generic") if call.queries[0].device.type == "cpu" else 2
 
 
 class _Share:
@@ -198,27 +148,12 @@ class _Share:
         self.query_ids = None if call.query_ids is None else gathered[-1]
         self.exclude = None if call.exclude is None else _excluded_here(call.exclude, shard, batch)
 
-    def collect(self, first: int, lists: _Lists) -> None:
-        """Scores every entry for the queries from `first` on, and lists those that each may select."""
-        pairs = [(query[first:], key) for query, key in zip(self.queries, self.keys)]
-        query_ids = None if self.query_ids is None else self.query_ids[first:]
-        exclude = None if self.exclude is None else self.exclude[first:]
-        masks = (
-            address(query_ids),
-            address(self.key_ids),
-            address(exclude),
-            0 if exclude is None else exclude.stride(0),
-            address(self.key_bias),
-        )
-        core.collect_entries(
-            [(q.data_ptr(), q.stride(0), key.data_ptr(), key.stride(0), q.shape[1]) for q, key in pairs],
-            DTYPE_CODES[self.queries[0].dtype],
-            self.keys[0].shape[0],
-            self.weights,
-            masks,
-            lists.address(),
-            torch.get_num_threads(),
-        )
+    def collect(self, part: slice, lists: NativeLists | TorchLists) -> None:
+        """Scores every entry for some of the queries, and lists those that each may select."""
+        query_ids = None if self.query_ids is None else self.query_ids[part]
+        exclude = None if self.exclude is None else self.exclude[part]
+        queries = [query[part] for query in self.queries]
+        lists.collect(queries, self.keys, self.weights, (query_ids, self.key_ids, exclude), self.key_bias)
 
 
 def _excluded_here(exclude: Tensor, shard: Shard, batch: Sequence[int]) -> Tensor:
@@ -235,9 +170,11 @@ def _excluded_here(exclude: Tensor, shard: Shard, batch: Sequence[int]) -> Tenso
 class _DigitSearch:
     """Finds the `keep`-th highest key of each query, digit by digit, from all ranks' counts."""
 
-    def __init__(self, queries: int, keep: int) -> None:
-        self.need = torch.full((queries,), keep)  # rank of the key sought among those with the prefix so far
-        self.all_stay = torch.zeros(queries, dtype=torch.bool)
+    def __init__(self, queries: int, keep: int, device: torch.device) -> None:
+        self.need = torch.full(
+            (queries,), keep, device=device
+        )  # rank of the key sought among those with the prefix so far
+        self.all_stay = torch.zeros(queries, dtype=torch.bool, device=device)
 
     def next_digit(self, counts: Tensor) -> Tensor:
         """Returns the digit [m] of the key sought; `counts` [ranks, m, 2^bits]."""
@@ -265,8 +202,8 @@ class _GroupSearch:
         self.owned = list(owned)  # queries of each rank in this group
         self.mine = self.owned[shard.rank]
 
-    def search(self, keep: int) -> _DigitSearch:
-        return _DigitSearch(self.mine, keep)
+    def search(self, keep: int, device: torch.device) -> _DigitSearch:
+        return _DigitSearch(self.mine, keep, device)
 
     def counts(self, counts: Tensor, what: str) -> Tensor:
         """Returns [m, 2^bits] here as [W, mine, 2^bits] at each query's rank."""
@@ -293,8 +230,8 @@ class _LocalSearch:
     def __init__(self, queries: int) -> None:
         self.queries = queries
 
-    def search(self, keep: int) -> _DigitSearch:
-        return _DigitSearch(self.queries, keep)
+    def search(self, keep: int, device: torch.device) -> _DigitSearch:
+        return _DigitSearch(self.queries, keep, device)
 
     def counts(self, counts: Tensor, what: str) -> Tensor:
         return counts[None]
@@ -306,10 +243,12 @@ class _LocalSearch:
         return digit, ties[0]
 
 
-def _cut(lists: _Lists, row: int, keep: int, searcher: _GroupSearch | _LocalSearch, what: str) -> None:
+def _cut(
+    lists: NativeLists | TorchLists, row: int, keep: int, searcher: _GroupSearch | _LocalSearch, what: str
+) -> None:
     """Keeps each query's `keep` best by score row `row`, over all ranks or over this rank's entries."""
-    search = searcher.search(keep)
-    key, shift = torch.zeros(lists.length.shape[0], dtype=torch.int64), 32
+    search = searcher.search(keep, lists.length.device)
+    key, shift = torch.zeros_like(lists.length), 32
     for step, bits in enumerate(DIGITS):
         shift -= bits
         counts = searcher.counts(lists.count(row, key, shift, step), what)
@@ -322,7 +261,12 @@ def _cut(lists: _Lists, row: int, keep: int, searcher: _GroupSearch | _LocalSear
 
 
 def _cascade(
-    call: CascadeCall, rows: Rows, lists: _Lists, group: _GroupSearch, indices: Tensor, scores: Tensor
+    call: CascadeCall,
+    rows: Rows,
+    lists: NativeLists | TorchLists,
+    group: _GroupSearch,
+    indices: Tensor,
+    scores: Tensor,
 ) -> None:
     """Runs the stages for a group of queries, and writes this rank's results into `indices` and `scores`."""
     stages, first_left = len(call.stage_keep), len(call.stage_keep) - 1
@@ -350,15 +294,18 @@ def _cascade(
     scores[:, :width] = torch.where(chosen, score.gather(1, order), -torch.inf)
 
 
-def _survivors(lists: _Lists, score_rows: Sequence[int], group: _GroupSearch) -> tuple[Tensor, Tensor]:
+def _survivors(
+    lists: NativeLists | TorchLists, score_rows: Sequence[int], group: _GroupSearch
+) -> tuple[Tensor, Tensor]:
     """Returns all ranks' survivors of this rank's queries: global indices [mine, C] and scores [R, mine, C].
 
     R is the number of `score_rows`. The indices ascend and are padded with -1.
     """
     shard, mine, what = group.shard, group.mine, "cascade_topk, sending the survivors"
+    device = lists.length.device
     lengths = exchange(shard, lists.length.int().split(group.owned), [mine] * shard.world, what)
     widest = int(lists.length.max()) if lists.length.numel() else 0
-    inside = torch.arange(widest) < lists.length[:, None]
+    inside = torch.arange(widest, device=device) < lists.length[:, None]
     columns = [lists.index[:, :widest][inside]]
     columns += [lists.scores[:, r, :widest][inside].view(torch.int32) for r in score_rows]
     entries = torch.stack(columns, dim=1)  # [survivors here, 1 + R] int32
@@ -366,13 +313,13 @@ def _survivors(lists: _Lists, score_rows: Sequence[int], group: _GroupSearch) ->
     arriving = [int(n.sum()) * entries.shape[1] for n in lengths]
     parts = [part.view(-1, entries.shape[1]) for part in exchange(shard, outgoing, arriving, what)]
     found = torch.cat([p[:, 0].long() + begin for p, begin in zip(parts, shard.bounds())])
-    query = torch.cat([torch.repeat_interleave(torch.arange(mine), n.long()) for n in lengths])
+    query = torch.cat([torch.arange(mine, device=device).repeat_interleave(n.long()) for n in lengths])
     by_query = query.argsort(stable=True)  # ranks in order, and indices ascending in each
     number = torch.stack([n.long() for n in lengths]).sum(dim=0)  # [mine]
-    place = torch.arange(query.shape[0]) - (number.cumsum(0) - number)[query[by_query]]
+    place = torch.arange(query.shape[0], device=device) - (number.cumsum(0) - number)[query[by_query]]
     room = int(number.max()) if mine else 0
-    index = torch.full((mine, room), -1, dtype=torch.int64)
+    index = torch.full((mine, room), -1, dtype=torch.int64, device=device)
     index[query[by_query], place] = found[by_query]
-    table = torch.zeros(len(score_rows), mine, room)
+    table = torch.zeros(len(score_rows), mine, room, device=device)
     table[:, query[by_query], place] = torch.cat(parts)[by_query, 1:].contiguous().view(torch.float32).T
     return index, table

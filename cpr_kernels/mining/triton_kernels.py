@@ -24,37 +24,38 @@ MIN_CHUNK = 128  # queries a sweep: below, reading the keys again costs more tha
 MAX_RING_BYTES = 1 << 30  # never more workspace than this, unless a single query needs it
 BLOCK_B = 64  # fixed, like BLOCK_D: the order of a sum must not depend on the batch
 BLOCK_D = 32
+MAX_GRID_Y = 65_535  # blocks of BLOCK_B queries that one launch may have
+ROW_UNIT = 16  # floats: strides that are multiples of it compile to one kernel, whatever the batch
 RANKED_IN_KERNEL = 128  # longest result that is put in order by comparing all with all
 INTERPRETED = triton.knobs.runtime.interpret
 
 
-def _score_configs() -> list[triton.Config]:
+def score_config(num_keys: int) -> dict[str, int]:
+    """Keys a program and launch settings of the score kernel. Not autotuned: a race of timings cannot run while a CUDA
+    graph is captured. A short queue is cut finer, so that more multiprocessors have work.
+    """
     if INTERPRETED:
-        return [triton.Config({"BLOCK_N": 64}, num_warps=4, num_stages=1)]
-    return [
-        triton.Config({"BLOCK_N": 32}, num_warps=4, num_stages=3),
-        triton.Config({"BLOCK_N": 64}, num_warps=8, num_stages=3),
-        triton.Config({"BLOCK_N": 64}, num_warps=8, num_stages=4),
-    ]
+        return {"BLOCK_N": 64, "num_warps": 4, "num_stages": 1}
+    if num_keys <= 4096:
+        return {"BLOCK_N": 32, "num_warps": 4, "num_stages": 3}
+    return {"BLOCK_N": 64, "num_warps": 8, "num_stages": 3}
 
 
 def select_config(num_keys: int) -> dict[str, int]:
-    """Entries a step and warps for one query: not tuned, since a schedule is part of the kernel and compiling it
-    thrice would cost seconds. A queue of 4,096 is four steps of 1,024 by one warp a scheduler; a longer one is given
-    16 warps, half of what a multiprocessor schedules at 128 registers a thread, to keep more loads in flight.
-    Interpreted, a short queue too is given several steps.
+    """Entries a step and warps for one query. A queue of 4,096 is four steps of 1,024 by one warp a scheduler; a longer
+    one is given 16 warps, half of what a multiprocessor schedules at 128 registers a thread, to keep more loads in
+    flight. Interpreted, a short queue too is given several steps.
     """
     if INTERPRETED and num_keys <= 1024:
         return {"BLOCK": 64, "num_warps": 4}
     return {"BLOCK": 1024, "num_warps": 4} if num_keys <= 4096 else {"BLOCK": 2048, "num_warps": 16}
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_queries", "num_keys"])
 def score_tile(
     query, key, out, query_ids, key_ids, exclude, num_queries, num_keys, dim, query_stride, key_stride, out_stride,
     exclude_stride, HAS_QUERY_IDS: tl.constexpr, HAS_KEY_IDS: tl.constexpr, HAS_EXCLUDE: tl.constexpr,
-    UPCAST: tl.constexpr, PRECISION: tl.constexpr, CLASS: tl.constexpr, BLOCK_B: tl.constexpr, BLOCK_D: tl.constexpr,
-    BLOCK_N: tl.constexpr,
+    UPCAST: tl.constexpr, PRECISION: tl.constexpr, BLOCK_B: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """out[b, j] = <query[b], key[j]> in float32, NaN where entry j may never be b's. Tile [BLOCK_B, BLOCK_N]."""
     j = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
@@ -207,7 +208,7 @@ def _take_eligible(
     return kept
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_keys"])
 def select_query(
     ring, lists, bias, indices, scores, num_keys, slot_stride, ring_stride, list_stride, bias_stride,
     KEEP: tl.constexpr, JUDGE: tl.constexpr, WEIGHTS: tl.constexpr, STAGES: tl.constexpr, ROWS: tl.constexpr,
@@ -263,17 +264,13 @@ def select_query(
             tl.store(scores + query * K + place, value, mask=place < K)
 
 
-# results depend on no tuned value: BLOCK_N and warps only cut the same sums into pieces
-_score = triton.autotune(_score_configs(), key=["dim", "CLASS"])(score_tile)
-
-
 def chunk_of(num_queries: int, num_keys: int, slots: int) -> int:
     """Queries a sweep: their scores fit the L2 ring, or, for a long queue, as many as keep key traffic small."""
     a_query = 4 * max(num_keys, 1) * slots
     fitting = RING_BYTES // a_query
     if fitting < MIN_CHUNK:
         fitting = min(MIN_CHUNK, MAX_RING_BYTES // a_query)
-    return max(1, min(num_queries, fitting))
+    return max(1, min(num_queries, fitting, MAX_GRID_Y * BLOCK_B))
 
 
 class Masks(NamedTuple):
@@ -296,15 +293,14 @@ def masks_of(call: CascadeCall) -> Masks:
 def _score_part(call: CascadeCall, rows: Rows, ring: Tensor) -> None:
     """Scores of the call's queries into ring [slots, B, N]."""
     num_queries, num_keys = call.queries[0].shape[0], call.keys[0].shape[0]
-    masks = masks_of(call)
+    masks, config = masks_of(call), score_config(num_keys)
     for slot, view in enumerate(rows.views):
         query, key = call.queries[view], call.keys[view]
-        dtype = query.dtype
-        _score[lambda meta: (triton.cdiv(num_keys, meta["BLOCK_N"]), triton.cdiv(num_queries, BLOCK_B))](
+        score_tile[(triton.cdiv(num_keys, config["BLOCK_N"]), triton.cdiv(num_queries, BLOCK_B))](
             query, key, ring[slot], *masks.places, num_queries, num_keys, query.shape[1], query.stride(0),
             key.stride(0), ring.stride(1), masks.exclude_stride, **masks.there, UPCAST=INTERPRETED,
-            PRECISION="tf32x3" if dtype == torch.float32 and not INTERPRETED else "ieee",
-            CLASS=str(dtype), BLOCK_B=BLOCK_B, BLOCK_D=BLOCK_D,
+            PRECISION="tf32x3" if query.dtype == torch.float32 and not INTERPRETED else "ieee",
+            BLOCK_B=BLOCK_B, BLOCK_D=BLOCK_D, **config,
         )  # fmt: skip
 
 
@@ -335,7 +331,7 @@ def select_and_order(
         return indices, scores
     slots, count = len(rows.views), len(rows.weights) // len(rows.views)
     chunk = chunk_of(num_queries, length, slots)
-    pitch = max(1, -(-length // 4) * 4)
+    pitch = max(1, triton.cdiv(length, ROW_UNIT)) * ROW_UNIT
     ring = torch.empty(slots, chunk, pitch, dtype=torch.float32, device=query.device)
     lists = torch.empty(chunk, 2, count + 1, pitch, dtype=torch.int32, device=query.device)
     ranked = k <= RANKED_IN_KERNEL

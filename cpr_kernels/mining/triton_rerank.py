@@ -17,7 +17,7 @@ BLOCK_C = 16  # candidates a program; with BLOCK_D a tile of 1,024 numbers, 8 a 
 BLOCK_D = 64  # fixed: the order of a sum must not depend on anything but D
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_listed", "blocks"])
 def score_candidates(
     query, key, listed, out, query_ids, key_ids, exclude, num_listed, blocks, dim, query_stride, key_stride,
     listed_stride, out_stride, exclude_stride, HAS_QUERY_IDS: tl.constexpr, HAS_KEY_IDS: tl.constexpr,

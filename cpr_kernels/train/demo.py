@@ -43,9 +43,9 @@ class Demo:
     """Your own videos: a folder with one folder per class, or a CSV (path,label[,split,group])."""
     out: Path = Path("runs/demo")
     """Folder of all results; the report is out/report.html."""
-    infonce_epochs: int = 30
+    infonce_epochs: int = 20
     """Epochs of InfoNCE pretraining, both views together."""
-    cycle_epochs: int = 10
+    cycle_epochs: int = 16
     """Epochs of cascade co-training, for each view."""
     seed: int = 0
 

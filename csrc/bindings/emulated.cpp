@@ -1,5 +1,10 @@
 // A module of the CUDA kernels as emulate.h runs them on a CPU, for tests. Never installed.
+#include <optional>
+#include <utility>
+#include <vector>
+
 #include "../cuda/device/host.h"
+#include "../cuda/device/remembered.h"
 #include "cuda.h"
 
 PYBIND11_MODULE(_emulated, m) {
@@ -24,6 +29,18 @@ PYBIND11_MODULE(_emulated, m) {
       },
       "Run the function at an address in place of a kernel, with so many bytes of stack a thread.");
   m.def("restore_kernels", [] { cpr::emulate::replaced_kernels().clear(); }, "Run the sources again.");
+  m.def(
+      "early_starts", [] { return std::exchange(cpr::early_starts(), 0); },
+      "How many launches let a kernel start before the one before it ends, since the last call of this.");
+  m.def(
+      "remembered",
+      [](const std::vector<std::optional<int>>& found) {
+        cpr::Remembered<int, int> one;
+        std::vector<std::optional<int>> answers;
+        for (const std::optional<int>& value : found) answers.push_back(one.of(0, [&] { return value; }));
+        return answers;
+      },
+      "What remembered.h answers where these values are found one after the other, None where none is.");
   m.def(
       "set_limits",
       [](int capability, int64_t shared_bytes, int64_t cache_bytes, bool clusters_of_16) {

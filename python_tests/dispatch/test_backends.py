@@ -10,6 +10,7 @@ from cases import CascadeCase, LossCase, few
 
 from cpr_kernels import Schedule, Stage, cascade_topk, explain, mil_nce
 from cpr_kernels.dispatch.backends import choose
+from cpr_kernels.dispatch.triton_support import interpreter_fault
 
 DIMS = {"flow": 4, "rgb": 6}
 SCHEDULE = few(20, 10, 5)
@@ -161,3 +162,11 @@ def test_a_case_runs_on_every_backend_by_name() -> None:
         torch.ops.cpr._cascade_topk_on(*call, backend=name) for name in ("auto", "native", "reference")
     ]
     assert all(torch.equal(results[0][0], r[0]) for r in results)
+
+
+def test_versions_that_cannot_interpret_triton_kernels_are_named() -> None:
+    reason = interpreter_fault("3.6.0", "2.4.1")
+    assert reason is not None and "'triton>=3.7' or 'numpy<2.4'" in reason
+    assert [
+        interpreter_fault(*pair) for pair in (("3.6.0", "2.3.5"), ("3.7.1", "2.5.0rc1"), ("4.0", "2.4"))
+    ] == [None] * 3

@@ -235,6 +235,31 @@ def test_what_is_tuned_changes_no_bit(choice: dict[str, Any], untuned: tuple[Cas
         core.cuda_tune(score_queries=5)
 
 
+@pytest.mark.parametrize(("device", "early"), [(A100, False), (H200_SLICE, True)], ids=["8.0", "9.0"])
+def test_only_devices_that_can_are_asked_to_start_kernels_early(
+    device: tuple[int, ...], early: bool, untuned: tuple[CascadeCall, Any]
+) -> None:
+    """The launch would fail elsewhere: the runtime refuses the attribute before 9.0."""
+    from cuda_tools import emulated
+
+    core, (call, expected) = emulated(), untuned
+    core.set_limits(*device)
+    core.cuda_tune(early_start=True)
+    core.early_starts()
+    try:
+        same(native.run_on_stream(call, core, 0), expected)
+    finally:
+        core.cuda_tune()
+    assert (core.early_starts() > 0) == early
+
+
+def test_what_could_not_be_found_out_is_looked_for_again() -> None:
+    """An error of the runtime, as where a device is short of memory, does not stay for the life of the process."""
+    from cuda_tools import emulated
+
+    assert emulated().remembered([None, None, 0, 1]) == [None, None, 0, 0]
+
+
 @settings(max_examples=40, deadline=None)
 @given(call=cascade_calls())
 def test_any_cascade(call: CascadeCall) -> None:
@@ -259,6 +284,21 @@ def test_scores_are_float32_grade_at_any_scale(core: Any) -> None:
     plain = (query @ keys.T).gather(1, indices)
     budget = ((plain.double() - exact).abs() / size).max() + 2**-23
     assert ((scores.double() - exact).abs() / size).max() <= budget
+
+
+def test_errors_of_scores_are_bounded_by_the_rows_not_by_the_entries(core: Any) -> None:
+    """The bound of docs/kernels.md, where a row's largest entry meets a zero: an error of float32 products is far less."""
+    g = torch.Generator().manual_seed(6)
+    query, keys = torch.rand(4, 64, generator=g) * 1e-6, torch.rand(40, 64, generator=g)
+    query[:, 0], keys[:, 0] = 1.0, 0.0
+    call = CascadeCall([query], [keys], [1.0], [40], None, None, None)
+    indices, scores = native.run_on_stream(call, core, 0)
+    x, y = query.double(), keys.double()
+    error = (scores.double() - (x @ y.T).gather(1, indices)).abs()
+    products = (x.abs() @ y.abs().T).gather(1, indices)
+    largest = (x.amax(1)[:, None] * y.sum(1) + x.sum(1)[:, None] * y.amax(1)).gather(1, indices)
+    assert (error <= (2**-22 + 64 / 16 * 2**-23) * products + 2**-35 * largest).all()
+    assert (error > 64 * 2**-24 * products).any()  # more than any order of float32 sums
 
 
 def test_the_batch_split_does_not_change_a_bit(core: Any) -> None:

@@ -67,10 +67,14 @@ def test_score_tiles(arch: int, dtype: str, tmp_path: Path) -> None:
         "num_queries", "num_keys", "dim", "query_stride", "key_stride", "out_stride", "exclude_stride"
     )
     constants = {
-        "exclude": None, "HAS_EXCLUDE": False, "UPCAST": False, "CLASS": dtype, "BLOCK_B": kernels.BLOCK_B,
+        "exclude": None, "HAS_EXCLUDE": False, "UPCAST": False, "BLOCK_B": kernels.BLOCK_B,
         "PRECISION": "tf32x3" if dtype == "*fp32" else "ieee", "BLOCK_D": kernels.BLOCK_D, **FLAGS,
     }  # fmt: skip
-    for config in kernels._score_configs():
+    import triton
+
+    for num_keys in (2048, 16384):
+        chosen = kernels.score_config(num_keys)
+        config = triton.Config({"BLOCK_N": chosen.pop("BLOCK_N")}, **chosen)
         needs = check(kernels.score_tile, arch, types, constants, config, tmp_path)
         assert ("HGMMA" if arch == 90 else "HMMA") in needs.sass, "the products are not on the tensor cores"
 
@@ -180,12 +184,46 @@ def test_loss_sweep_and_keys_gradient(arch: int, dtype: str, wide: bool, stats: 
         check(kernel, arch, mine, fixed, triton.Config(sizes, **counts), tmp_path)
 
 
-def test_no_sum_of_the_loss_is_grouped_by_a_race_of_timings() -> None:
+def kernel_modules() -> list[Any]:
+    """The modules that hold Triton kernels."""
+    from cpr_kernels.losses import triton_kernels as loss_kernels
+    from cpr_kernels.losses import triton_stats
+    from cpr_kernels.mining import triton_kernels, triton_rerank
+
+    return [triton_kernels, triton_rerank, loss_kernels, triton_stats]
+
+
+def test_nothing_is_chosen_by_a_race_of_timings() -> None:
+    """Sums of the loss would be grouped by it, and it cannot run while a CUDA graph is captured."""
     from triton.runtime.autotuner import Autotuner
 
-    from cpr_kernels.losses import triton_kernels as kernels
+    for module in kernel_modules():
+        assert not [name for name, value in vars(module).items() if isinstance(value, Autotuner)], module
 
-    assert not [name for name, value in vars(kernels).items() if isinstance(value, Autotuner)]
+
+def test_a_short_last_batch_compiles_nothing_anew() -> None:
+    """Sizes that change from batch to batch are no part of a compiled kernel; nor are strides of workspaces."""
+    from triton.runtime.jit import JITFunction
+
+    from cpr_kernels.mining.triton_kernels import ROW_UNIT
+
+    varying = {"num_queries", "num_keys", "num_listed", "blocks", "parts"}
+    seen = set()
+    for module in kernel_modules():
+        for kernel in vars(module).values():
+            for param in kernel.params if isinstance(kernel, JITFunction) else ():
+                if param.name in varying and "program_id" in kernel.src:
+                    assert param.do_not_specialize, f"{kernel.__name__}: {param.name}"
+                    seen.add(param.name)
+    assert seen == varying
+    assert ROW_UNIT % 16 == 0  # a multiple of 16 is what Triton specialises on
+
+
+def test_a_launch_has_no_more_blocks_than_a_grid_may_have() -> None:
+    from cpr_kernels.mining.triton_kernels import BLOCK_B, chunk_of
+
+    assert -(-chunk_of(2**23, 1, 1) // BLOCK_B) == 65_535
+    assert chunk_of(2**23, 64, 2) == 2**16 and chunk_of(5, 64, 2) == 5
 
 
 @pytest.mark.parametrize("arch", ARCHES)

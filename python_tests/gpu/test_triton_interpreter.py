@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import non_finite
@@ -16,11 +17,14 @@ from places import SUPPORT
 from triton_interpreter import LONG_RERANKED, RERANKED, SWEPT
 
 import cpr_kernels
+from cpr_kernels.dispatch.triton_support import interpreter_fault
 
-pytestmark = pytest.mark.skipif(
-    importlib.util.find_spec("triton") is None,
-    reason="triton is not installed (pip install cpr_kernels[triton])",
-)
+TRITON = importlib.util.find_spec("triton") is not None
+FAULT = interpreter_fault(version("triton"), version("numpy")) if TRITON else None
+pytestmark = [
+    pytest.mark.skipif(not TRITON, reason="triton is not installed (pip install cpr_kernels[triton])"),
+    pytest.mark.skipif(FAULT is not None, reason=str(FAULT)),
+]
 SCRIPT = SUPPORT / "triton_interpreter.py"
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import importlib
 import os
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -14,30 +13,41 @@ from typing import Any, NamedTuple
 import pytest
 import sharded_ranks
 import torch
+import torch.distributed as dist
 from cases import LARGE_CASES, LOSS_CASES, CascadeCase, LossCase, few, name_of
+from forked import Program
 from places import ROOT, SUPPORT
 from sharded_parts import CASES, TWO, batch_of, same_as_one_process, shard_loss
 
 import cpr_kernels
 from cpr_kernels import MultiViewQueue, ShardedMultiViewQueue, cascade_topk, mil_nce, reshard
-from cpr_kernels.dispatch.sharded_keys import Shard, ShardedKeys
+from cpr_kernels.dispatch.sharded_keys import Shard, ShardedKeys, why_not_group
+from cpr_kernels.losses import torch_share
+from cpr_kernels.mining import sharded
+from cpr_kernels.mining.sharded_lists import TorchLists
 
 CHECKS = [check.__name__ for check in sharded_ranks.CHECKS]
 
 
-def start(world: int, folder: str) -> list[subprocess.Popen[str]]:
-    """The processes of a group: torchrun's for two ranks."""
+def printed_by(world: int, folder: str) -> list[str]:
+    """Runs the processes of a group to their end: torchrun's for two ranks."""
     root = str(Path(cpr_kernels.__file__).resolve().parents[1])
     paths = os.pathsep.join([root, str(SUPPORT), os.environ.get("PYTHONPATH", "")])
     environment = os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
     script = str(SUPPORT / "sharded_ranks.py")
     if world == 2:
         runner = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", script, folder]
-        commands = [[sys.executable, *runner]]
+        commands = [runner]
     else:
-        commands = [[sys.executable, script, folder, str(rank), str(world)] for rank in range(world)]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    return [subprocess.Popen(command, env=environment, **pipes) for command in commands]
+        commands = [[script, folder, str(rank), str(world)] for rank in range(world)]
+    programs = [Program(command, env=environment) for command in commands]
+    try:
+        for program in programs:
+            program.wait(timeout=240)
+    finally:
+        for program in programs:  # a rank that waits for others would stay
+            program.kill()
+    return ["\n".join(program.output()) for program in programs]
 
 
 class Run(NamedTuple):
@@ -53,8 +63,7 @@ class Run(NamedTuple):
 def run(world: int) -> Run:
     """One run a world size, for all tests."""
     with tempfile.TemporaryDirectory() as folder:
-        processes = start(world, folder)
-        printed = [process.communicate(timeout=240)[0] for process in processes]
+        printed = printed_by(world, folder)
         print(*printed, sep="\n")
         files = [Path(folder, f"report{rank}.pt") for rank in range(world)]
         assert all(file.exists() for file in files), "\n".join(printed)
@@ -69,6 +78,44 @@ def run(world: int) -> Run:
 def test_ranks(world: int, check: str) -> None:
     failures = [f"rank {r}: {report[check]}" for r, report in enumerate(run(world).reports) if report[check]]
     assert not failures, "\n".join(failures)
+
+
+@pytest.mark.parametrize(
+    ("carried", "device", "reason"),
+    [
+        ("cuda:nccl", "cuda", None),
+        ("cuda:nccl", "cpu", "carries no CPU tensors"),
+        ("cpu:gloo,cuda:nccl", "cuda", None),
+        ("cpu:gloo,cuda:gloo", "cuda", "carries no CUDA tensors"),
+        ("cpu:gloo,cuda:gloo", None, None),
+    ],
+)
+def test_a_group_carries_the_tensors_of_its_backends(
+    monkeypatch: pytest.MonkeyPatch, carried: str, device: str | None, reason: str | None
+) -> None:
+    monkeypatch.setattr(dist, "is_initialized", lambda: True)
+    monkeypatch.setattr(dist, "get_world_size", lambda group: 2)
+    monkeypatch.setattr(dist, "get_backend_config", lambda group: carried)
+    found = why_not_group(Shard((3, 2), 0), device)
+    assert found is None if reason is None else reason in str(found)
+
+
+def test_nothing_of_tensors_elsewhere_is_made_on_the_cpu() -> None:
+    """With tensors that have a device and no data: a mix of devices is an error."""
+    elsewhere = torch.device("meta")
+    lists = TorchLists(2, 1, 9)
+    lists.index = torch.empty(2, 9, dtype=torch.int32, device=elsewhere)
+    lists.scores = torch.empty(2, 1, 9, device=elsewhere)
+    lists.length = torch.empty(2, dtype=torch.int64, device=elsewhere)
+    counts = lists.count(0, torch.zeros_like(lists.length), 26, 0)
+    search = sharded._DigitSearch(2, 3, elsewhere)
+    digit = search.next_digit(counts[None])
+    call = LossCase("ids", 4, 30, 8, ids=5).call("meta")
+    shares = torch_share.share(call, True, torch.empty(4, device=elsewhere))
+    found = [counts, digit, search.ties(counts[None], digit), *shares]
+    assert {tensor.device for tensor in found} == {elsewhere}
+    with pytest.raises(RuntimeError, match="not on the expected device"):
+        torch.empty(2, device=elsewhere) + torch.zeros(2)
 
 
 def bench(name: str) -> Any:

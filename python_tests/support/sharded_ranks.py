@@ -41,8 +41,12 @@ from cpr_kernels import (
     reshard,
 )
 from cpr_kernels.dispatch.calls import CascadeCall
-from cpr_kernels.dispatch.sharded_keys import Shard, ShardedKeys
+from cpr_kernels.dispatch.sharded_keys import Shard, ShardedKeys, why_not_group
 from cpr_kernels.losses import reference as losses_reference
+from cpr_kernels.losses import sharded as losses_sharded
+from cpr_kernels.losses import torch_share
+from cpr_kernels.mining import sharded as mining_sharded
+from cpr_kernels.mining.sharded_lists import TorchLists
 
 
 def check_integers_with_ties(rank: int, world: int, folder: Path) -> None:
@@ -95,6 +99,46 @@ def check_the_loss(rank: int, world: int, folder: Path) -> None:
         assert torch.equal(loss, mil_nce(**each)), f"{case.name}: statistics changed the loss"
         expected = losses_reference.sweep(call, False, True).stats[mine]
         assert torch.equal(torch.stack(stats, dim=1), expected), f"{case.name}: statistics"
+
+
+def check_what_cuda_tensors_use(rank: int, world: int, folder: Path) -> None:
+    """Lists and sums in plain torch, as for CUDA tensors, here on the CPU: the same protocol, the same results."""
+    plain = mining_sharded.lists_for, losses_sharded._kernels
+    mining_sharded.lists_for = lambda device: TorchLists
+    losses_sharded._kernels = lambda device: torch_share
+    torch_share.BLOCK_SCORES = 300  # several blocks
+    assert "carries no CUDA tensors" in str(why_not_group(Shard((1,) * world, rank), "cuda"))  # it is gloo's
+    try:
+        for turn, case in enumerate(CASES):
+            same_as_one_process(case.call(), rank, world, turn, case.name, 60_000 if turn % 2 else None)
+        for turn, case in enumerate([*LOSS_CASES, *TIED_CASES]):
+            call = case.call()
+            part, mine, here = shard_loss(call, rank, world, turn)
+            leaves, weights = (
+                [part.query, part.positive, part.keys.rows],
+                torch.linspace(0.5, 1, case.queries),
+            )
+            each = part._asdict() | {"reduction": "none"}
+            loss, stats = mil_nce(**each, return_stats=True)
+            got = loss_and_gradients(loss, weights[mine], leaves)
+            whole = [t.double().requires_grad_() for t in (call.query, call.positive, call.keys)]
+            exact_call = call._replace(query=whole[0], positive=whole[1], keys=whole[2])
+            exact = loss_and_gradients(losses_reference.run(exact_call), weights, whole)
+            rounding = {torch.float32: 2e-6, torch.bfloat16: 2**-8, torch.float16: 2**-11}[call.keys.dtype]
+            logits = max(1.0, float(losses_reference.logits_of(call).abs().max())) if case.queries else 1.0
+            for name, value, wanted, cut in zip(
+                ("loss", "query", "positive", "keys"), got, exact, (mine, mine, mine, here)
+            ):
+                size = wanted.abs().max().clamp(min=1) if wanted.numel() else 0
+                error = (value - wanted[cut]).abs()
+                assert (error <= size * (rounding + 4e-7 * logits)).all(), (
+                    f"{case.name}: {name} is off by {error.max()}"
+                )
+            if case in TIED_CASES:
+                expected = losses_reference.sweep(call, False, True).stats[mine]
+                assert torch.equal(torch.stack(stats, dim=1), expected), f"{case.name}: statistics"
+    finally:
+        mining_sharded.lists_for, losses_sharded._kernels = plain
 
 
 def check_little_memory(rank: int, world: int, folder: Path) -> None:

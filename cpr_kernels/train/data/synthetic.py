@@ -3,7 +3,7 @@
 Every motion comes with every appearance: a bar that stands or lies, or a disc, each in its own family of hues. A still
 picture shows the appearance and not the motion; flow shows the motion at once, and the outline to an encoder that was
 taught to look for it. Background, camera drift, object size, speed, shade, brightness and noise vary from source to
-source; several clips are cut from each source video, as in UCF101 (same name pattern, so siblings are known).
+source. Files are named as in UCF101, so that several clips of one source (`clips`) are known as siblings.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ APPEARANCES = ("Tall", "Wide", "Round")
 class SyntheticSettings:
     """How large a set to draw. `sources` videos a class, `clips` cut from each; `size` pixels square."""
 
-    sources: int = 22
-    test_sources: int = 10
-    clips: int = 3
+    sources: int = 66
+    test_sources: int = 30
+    clips: int = 1
     frames: int = 16
     size: int = 64
     seed: int = 0

@@ -342,7 +342,7 @@ def _optimizer(config: TrainConfig, model: MultiViewModel | BankModel, phase: Ph
         return torch.optim.SGD(
             parameters, lr=optim.lr, momentum=optim.sgd_momentum, weight_decay=optim.weight_decay
         )
-    return torch.optim.Adam(parameters, lr=optim.lr, weight_decay=optim.weight_decay)
+    return torch.optim.Adam(parameters, lr=optim.lr, weight_decay=optim.weight_decay, fused=True)
 
 
 def _batches(trainer: Trainer, start: int, end: int) -> Iterator[Batch]:

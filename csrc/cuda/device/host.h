@@ -4,13 +4,15 @@
 #include <cstring>
 #include <map>
 #include <mutex>
+#include <optional>
 #include <set>
 #include <string>
-#include <tuple>
+#include <utility>
 
 #include "carver.h"
 #include "device.h"
 #include "device_limits.h"
+#include "remembered.h"
 #include "tuning.h"
 
 namespace cpr {
@@ -30,10 +32,14 @@ inline DeviceLimits& emulated_limits() {
   return limits;
 }
 
-// Which kernels have run, for tests that want to have seen them all.
+// Which kernels have run, for tests that want to have seen them all, and how often one started early.
 inline std::set<const void*>& launched_kernels() {
   static std::set<const void*> launched;
   return launched;
+}
+inline int64_t& early_starts() {
+  static int64_t count = 0;
+  return count;
 }
 
 // A kernel's name as the source writes it, score_kernel<false, 2, 64>.
@@ -48,6 +54,7 @@ std::string name_of_kernel() {
 template <auto kernel, class Args>
 const char* launch(const Grid& grid, const Args& args, void*) {
   launched_kernels().insert(reinterpret_cast<const void*>(kernel));
+  early_starts() += grid.follows && tuning().early_start && can_start_early(emulated_limits().capability);
   if (grid.x == 0 || grid.y == 0 || grid.z == 0) return "an empty grid";
   if (grid.shared > emulated_limits().shared_bytes) return "more shared memory than a block can have";
   const auto replaced = emulate::replaced_kernels().find(name_of_kernel<kernel>());
@@ -71,22 +78,29 @@ inline const char* fill_zero(void* memory, int64_t bytes, void*) {
 
 #else
 
-// What was found out or set for a kernel on a device, once and not at every call.
-template <class Value>
-struct Remembered {
-  using Key = std::tuple<const void*, int, int64_t>;  // kernel, device, shared memory
-  std::map<Key, Value> values;
-  std::mutex alone;
-  template <class Find>
-  Value of(const void* function, int64_t shared, Find find) {
-    int device = 0;
-    cudaGetDevice(&device);
-    const std::lock_guard<std::mutex> guard(alone);
-    const Key key{function, device, shared};
-    const auto known = values.find(key);
-    return known != values.end() ? known->second : values[key] = find();
-  }
-};
+using OnDevice = std::pair<const void*, int>;  // kernel, device
+
+inline int current_device() {
+  int device = 0;
+  cudaGetDevice(&device);
+  return device;
+}
+
+// The compute capability of the current device, 90 for 9.0; 0 where it cannot be found out.
+inline int current_capability() {
+  static Remembered<int, int> capabilities;
+  const int device = current_device();
+  return capabilities
+      .of(device,
+          [&]() -> std::optional<int> {
+            int major = 0, minor = 0;
+            if (cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device) != cudaSuccess ||
+                cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device) != cudaSuccess)
+              return std::nullopt;
+            return major * 10 + minor;
+          })
+      .value_or(0);
+}
 
 // A kernel's attributes for the device: shared memory beyond 48 KB is requested, all of the multiprocessor's
 // is preferred to cache then, and clusters beyond 8 blocks are not portable.
@@ -121,7 +135,7 @@ struct Launch {
       attribute.val.clusterDim.x = grid.cluster;
       attribute.val.clusterDim.y = attribute.val.clusterDim.z = 1;
     }
-    if (grid.follows && tuning().early_start) {
+    if (grid.follows && tuning().early_start && can_start_early(current_capability())) {
       cudaLaunchAttribute& attribute = attributes[config.numAttrs++];
       attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
       attribute.val.programmaticStreamSerializationAllowed = 1;
@@ -131,36 +145,36 @@ struct Launch {
 };
 
 // Shared memory allowed to a kernel only ever grows, so that no thread takes from another what it is about to
-// use.
+// use. An error is returned to this call and not kept for later ones.
 inline cudaError_t prepare_launch(const void* function, const Grid& grid) {
-  static Remembered<cudaError_t> attributes;
   if (grid.shared <= 48 * 1024 && grid.cluster <= 8) return cudaSuccess;
-  static std::map<std::pair<const void*, int>, int64_t> largest;
-  return attributes.of(function, grid.shared, [&] {
-    int device = 0;
-    cudaGetDevice(&device);
-    int64_t& most = largest[{function, device}];
-    if (grid.shared < most) return cudaSuccess;
-    const cudaError_t error = set_attributes(function, grid);
-    if (error == cudaSuccess) most = grid.shared;
-    return error;
-  });
+  static std::map<OnDevice, int64_t> allowed;  // bytes
+  static std::mutex alone;
+  const std::lock_guard<std::mutex> guard(alone);
+  const OnDevice key{function, current_device()};
+  const auto known = allowed.find(key);
+  if (known != allowed.end() && grid.shared <= known->second) return cudaSuccess;
+  const cudaError_t error = set_attributes(function, grid);
+  if (error == cudaSuccess) allowed[key] = grid.shared;
+  return error;
 }
 
-// Can the device hold such a cluster at all? (A slice of a device may not.)
+// Can the device hold such a cluster at all? (A slice of a device may not.) No, where it cannot be found out.
 template <class Args>
 bool cluster_fits(void (*kernel)(Args), const Grid& grid) {
-  static Remembered<bool> fits;
+  static Remembered<std::pair<OnDevice, int64_t>, bool> fits;  // by shared memory
   const void* function = reinterpret_cast<const void*>(kernel);
-  const bool ready = prepare_launch(function, grid) == cudaSuccess;
-  const bool known = fits.of(function, grid.shared, [&] {
-    int clusters = 0;
-    const Launch launch(grid, nullptr);
-    return ready && cudaOccupancyMaxActiveClusters(&clusters, function, &launch.config) == cudaSuccess &&
-           clusters > 0;
-  });
-  if (!known) cudaGetLastError();
-  return known;
+  const std::optional<bool> known =
+      fits.of({{function, current_device()}, grid.shared}, [&]() -> std::optional<bool> {
+        int clusters = 0;
+        const Launch launch(grid, nullptr);
+        if (prepare_launch(function, grid) == cudaSuccess &&
+            cudaOccupancyMaxActiveClusters(&clusters, function, &launch.config) == cudaSuccess)
+          return clusters > 0;
+        cudaGetLastError();  // not the next call's
+        return std::nullopt;
+      });
+  return known.value_or(false);
 }
 
 template <auto kernel, class Args>

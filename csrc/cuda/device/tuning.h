@@ -17,4 +17,7 @@ inline Tuning& tuning() {
   return chosen;
 }
 
+// May a launch ask for an early start? Devices before 9.0 refuse to launch it.
+inline bool can_start_early(int capability) { return capability >= 90; }
+
 }  // namespace cpr
