@@ -22,6 +22,14 @@ PYBIND11_MODULE(_emulated, m) {
       },
       "How many different kernels have run since the last call of this.");
   m.def(
+      "replace_kernel",
+      [](const std::string& name, uintptr_t run, size_t stack) {
+        using Run = void (*)(cpr::emulate::World*, const void*);
+        cpr::emulate::replaced_kernels()[name] = {reinterpret_cast<Run>(run), stack};
+      },
+      "Run the function at an address in place of a kernel, with so many bytes of stack a thread.");
+  m.def("restore_kernels", [] { cpr::emulate::replaced_kernels().clear(); }, "Run the sources again.");
+  m.def(
       "early_starts", [] { return std::exchange(cpr::early_starts(), 0); },
       "How many launches let a kernel start before the one before it ends, since the last call of this.");
   m.def(

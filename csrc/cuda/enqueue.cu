@@ -65,11 +65,11 @@ const char* enqueue_cuda(const Column* columns, int num_columns, int64_t size, i
   grid.x = static_cast<uint32_t>(std::min<int64_t>(std::min(batch, size), 65536));
   grid.y = static_cast<uint32_t>(num_columns);
   grid.threads = THREADS;
-  if (const char* error = launch(copy_rows_kernel, grid, args, stream)) return error;
+  if (const char* error = launch<copy_rows_kernel>(grid, args, stream)) return error;
   grid = Grid{};
   grid.threads = 32;
   grid.follows = true;
-  return launch(advance_kernel, grid, args, stream);
+  return launch<advance_kernel>(grid, args, stream);
 }
 
 }  // namespace cpr

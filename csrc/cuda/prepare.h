@@ -8,8 +8,8 @@
 namespace cpr {
 namespace {
 
-// Grid: x over blocks of eight rows, y over operands.
-CPR_KERNEL(SCORE_THREADS, 1) prepare_kernel(PrepareList args) {
+// Grid: x over blocks of PREPARED rows, y over operands.
+CPR_KERNEL(SCORE_THREADS, 4) prepare_kernel(PrepareList args) {
   let_next_kernel_start();
   prepare_rows(args.of[block_index_y()], block_index(), grid_blocks());
 }
@@ -19,10 +19,10 @@ const char* launch_prepare(const PrepareList& list, int count, void* stream) {
   for (int i = 0; i < count; ++i) most = std::max(most, list.of[i].count);
   if (most == 0) return nullptr;
   Grid grid;
-  grid.x = static_cast<uint32_t>(std::min<int64_t>((most + 7) / 8, 4096));
+  grid.x = static_cast<uint32_t>(std::min<int64_t>((most + PREPARED - 1) / PREPARED, 4096));
   grid.y = static_cast<uint32_t>(count);
   grid.threads = SCORE_THREADS;
-  return launch(prepare_kernel, grid, list, stream);
+  return launch<prepare_kernel>(grid, list, stream);
 }
 
 }  // namespace

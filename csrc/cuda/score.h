@@ -3,22 +3,17 @@
 // (high*low + low*high) / 2048: 22 bits a factor. Integers up to 2048 have no low part, so their products and
 // sums are exact.
 #pragma once
-#include <climits>
-
 #include "../cascade_topk.h"
 #include "device/device.h"
 #include "device/device_limits.h"
+#include "split_rows.h"
 
 namespace cpr {
 
-constexpr int SCORE_THREADS = 256;
 constexpr int TILE_KEYS = 128;
 constexpr int DEPTH = 32;  // features a step: 64 bytes of a row
 constexpr int STEPS = 3;   // steps in flight
 constexpr float LOW_SCALE = 2048.0f;
-constexpr int ODD =
-    INT_MIN;  // exponent of a row that holds infinities or NaN; its products are formed one by one
-
 // One view, as the tensor cores want it: rows 16-byte aligned, dim a multiple of 8.
 struct Operand {
   const uint16_t* planes;    // [planes][rows, pitch]
@@ -27,29 +22,6 @@ struct Operand {
   const int32_t* exponents;  // [rows] or null: row = planes * 2^exponent
   const float* plain;        // the rows in float32, for odd ones; null when there are no exponents
   int64_t plain_stride;
-};
-
-// Rows in, planes out: split in two, or 16-bit features copied to aligned, padded rows.
-struct PrepareArgs {
-  const void* rows;
-  int64_t stride;
-  int64_t count;
-  int dim, padded;  // padded: what a row of a plane holds, zeros beyond dim
-  DType dtype;
-  bool split;
-  float low_scale;     // the low plane holds the rest times this
-  uint16_t* planes;    // [1 or 2][count, padded]
-  int32_t* exponents;  // [count] when split
-};
-
-CPR_DEVICE float element(const void* rows, DType dtype, int64_t at) {
-  if (dtype == DType::float32) return static_cast<const float*>(rows)[at];
-  const uint16_t bits = static_cast<const uint16_t*>(rows)[at];
-  return dtype == DType::bfloat16 ? float_of(static_cast<uint32_t>(bits) << 16) : from_half(bits);
-}
-
-struct PrepareList {
-  PrepareArgs of[2 * MAX_VIEWS];
 };
 
 struct ScoreView {
@@ -70,54 +42,12 @@ struct ScoreArgs {
   int64_t exclude_stride;
 };
 
-CPR_DEVICE float power_of_two(int exponent) {  // exponent in [-126, 127]
-  return float_of(static_cast<uint32_t>(exponent + 127) << 23);
-}
-
-// value * 2^exponent for any exponent a pair of rows can have, rounded once unless the result is subnormal.
+// value * 2^exponent for any exponent a pair of rows can have, from -252 to 256, rounded once unless the
+// result is subnormal. A sum of products is 0 or at least 2^-59, so that 2^254 makes it infinite already.
 CPR_DEVICE float scaled(float value, int exponent) {
-  while (exponent > 127) value *= power_of_two(127), exponent -= 127;
-  while (exponent < -126) value *= power_of_two(-126), exponent += 126;
-  return value * power_of_two(exponent);
-}
-
-// One warp, one row.
-CPR_DEVICE void prepare_row(const PrepareArgs& args, int64_t row, int lane) {
-  uint16_t* high = args.planes + row * args.padded;
-  if (!args.split) {
-    const uint16_t* from = static_cast<const uint16_t*>(args.rows) + row * args.stride;
-    for (int d = lane; d < args.padded; d += 32) high[d] = d < args.dim ? from[d] : static_cast<uint16_t>(0);
-    return;
-  }
-  uint32_t top = 0;  // magnitudes order as their bits do, NaN above infinity above all
-  for (int d = lane; d < args.dim; d += 32) {
-    const uint32_t magnitude = bits_of(element(args.rows, args.dtype, row * args.stride + d)) & 0x7FFFFFFFu;
-    top = magnitude > top ? magnitude : top;
-  }
-  for (int step = 16; step; step >>= 1) {
-    const uint32_t other = shuffle_xor(top, step);
-    top = other > top ? other : top;
-  }
-  const bool odd = top >= 0x7F800000u;
-  int exponent = static_cast<int>(top >> 23) - 126;  // top < 2^exponent
-  if (top < 0x00800000u) exponent = -126;            // zero or subnormal
-  if (lane == 0) args.exponents[row] = odd ? ODD : exponent;
-  uint16_t* low = high + args.count * args.padded;
-  for (int d = lane; d < args.padded; d += 32) {
-    const float value = d < args.dim && !odd
-                            ? scaled(element(args.rows, args.dtype, row * args.stride + d), -exponent)
-                            : 0.0f;
-    const uint16_t of_high = to_half(value);
-    high[d] = of_high;
-    low[d] = to_half((value - from_half(of_high)) * args.low_scale);
-  }
-}
-
-// All rows of an operand, over the warps of `blocks` blocks.
-CPR_DEVICE void prepare_rows(const PrepareArgs& args, uint32_t block, uint32_t blocks) {
-  constexpr int64_t WARPS = SCORE_THREADS / 32;
-  for (int64_t row = block * WARPS + thread_index() / 32; row < args.count; row += blocks * WARPS)
-    prepare_row(args, row, thread_index() & 31);
+  if (exponent > 254) exponent = 254;
+  const int half = exponent >> 1;
+  return value * power_of_two(half) * power_of_two(exponent - half);
 }
 
 // Shapes of a tile of BM queries by TILE_KEYS keys, 8 warps.
@@ -148,27 +78,46 @@ static_assert(SCORE_SHARED_BYTES<128, 2> <= 99 * 1024,
 // banks.
 CPR_DEVICE int swizzled(int row, int piece) { return row * DEPTH + ((piece ^ (row >> 1 & 3)) << 3); }
 
-// Start copying features [step * DEPTH, ...) of a tile's queries and keys. Rows beyond the end repeat the
-// last one.
+// Where a thread's 16-byte pieces of a step come from: rows of a tile 64 apart, in all planes, at one place
+// in the row. Rows beyond the end repeat the last one.
 template <int BM, int PLANES>
-CPR_DEVICE void fetch_step(const ScoreArgs& args, const ScoreView& view, uint32_t query0, uint32_t key0,
-                           int step, uint16_t* stage) {
-  constexpr int ROWS = BM + TILE_KEYS, PIECES = PLANES * ROWS * 4;
-  for (int i = thread_index(); i < PIECES; i += SCORE_THREADS) {
-    const int piece = i & 3, row = (i >> 2) % ROWS, plane = (i >> 2) / ROWS;
-    const bool of_query = row < BM;
-    const uint32_t wanted =
-        of_query ? query0 + static_cast<uint32_t>(row) : key0 + static_cast<uint32_t>(row - BM);
-    const uint32_t last = (of_query ? args.num_queries : args.num_keys) - 1;
-    const Operand& operand = of_query ? view.queries : view.keys;
-    const int64_t at =
-        static_cast<int64_t>(wanted < last ? wanted : last) + (of_query ? args.first_query : 0);
-    const int d = step * DEPTH + piece * 8;
-    const bool real = d < view.dim;
-    const uint16_t* from = operand.planes + plane * operand.plane + at * operand.pitch + (real ? d : 0);
-    copy_async(stage + plane * ROWS * DEPTH + swizzled(row, piece), from, real);
+struct Pieces {
+  static constexpr int ROWS = BM + TILE_KEYS, EACH = SCORE_THREADS / 4, COUNT = (ROWS + EACH - 1) / EACH;
+  const uint16_t* from[COUNT];
+  int64_t plane[COUNT];  // from the high plane to the low
+  int piece, row;
+
+  CPR_DEVICE Pieces(const ScoreArgs& args, const ScoreView& view, uint32_t query0, uint32_t key0)
+      : piece(thread_index() & 3), row(thread_index() >> 2) {
+#pragma unroll
+    for (int i = 0; i < COUNT; ++i) {
+      const int at_row = row + i * EACH;
+      const bool of_query = at_row < BM;
+      const uint32_t wanted = of_query ? query0 + static_cast<uint32_t>(at_row)
+                                       : key0 + static_cast<uint32_t>(at_row - BM);
+      const uint32_t last = (of_query ? args.num_queries : args.num_keys) - 1;
+      const Operand& operand = of_query ? view.queries : view.keys;
+      const int64_t at =
+          static_cast<int64_t>(wanted < last ? wanted : last) + (of_query ? args.first_query : 0);
+      from[i] = operand.planes + at * operand.pitch + piece * 8;
+      plane[i] = operand.plane;
+    }
   }
-}
+
+  // Start copying features [step * DEPTH, ...) of the tile's rows.
+  CPR_DEVICE void fetch(const ScoreView& view, int step, uint16_t* stage) const {
+    const bool real = step * DEPTH + piece * 8 < view.dim;
+    const int d = real ? step * DEPTH : 0;
+    uint16_t* to = stage + swizzled(row, piece);  // 64 rows further lie the same way
+#pragma unroll
+    for (int i = 0; i < COUNT; ++i) {
+      if (ROWS % EACH != 0 && i == COUNT - 1 && row + i * EACH >= ROWS) break;
+#pragma unroll
+      for (int p = 0; p < PLANES; ++p)
+        copy_async(to + (p * ROWS + i * EACH) * DEPTH, from[i] + (p ? plane[i] : 0) + d, real);
+    }
+  }
+};
 
 // The plain float32 product of a pair with an odd row, in order of features.
 CPR_DEVICE float plain_product(const ScoreView& view, int64_t query, int64_t key) {
@@ -196,22 +145,6 @@ CPR_DEVICE void load_tile_rows(const ScoreArgs& args, const ScoreView& view, uin
   }
 }
 
-// One score, from its sums on the tensor cores: scaled back, odd rows redone, NaN where it may never be
-// selected. `row` and `column` count within the tile.
-template <int BM, int PLANES>
-CPR_DEVICE float finish_score(const ScoreArgs& args, const ScoreView& view, const TileRows<BM>& rows,
-                              uint32_t query0, uint32_t key0, int row, int column, float high, float cross) {
-  const int64_t query = query0 + static_cast<uint32_t>(row), key = key0 + static_cast<uint32_t>(column);
-  const int64_t id = rows.key_id[column];
-  bool never = id < 0 || rows.query_id[row] == id;
-  if (args.exclude) never = never || args.exclude[query * args.exclude_stride + key] != 0;
-  if (never) return float_of(0x7FC00000u);
-  if constexpr (PLANES == 1) return high;
-  const int of_query = rows.query_exponent[row], of_key = rows.key_exponent[column];
-  if (of_query == ODD || of_key == ODD) return plain_product(view, args.first_query + query, key);
-  return scaled(high + cross * (1.0f / LOW_SCALE), of_query + of_key);
-}
-
 // Exponents that a product takes without a check: sums are multiples of 2^-59 and below 2^31, so that neither
 // of two scalings by up to 2^24 leaves the normal numbers, and both are exact.
 constexpr int USUAL = 24;
@@ -221,8 +154,55 @@ struct alignas(8) Two {
   float of[2];
 };
 
-// A warp's sums to `out` as scores: `to` is where the tile's first score goes. Most pairs are excluded by
-// nothing and of usual size, which is tested once a thread and not once a score.
+// Do ids exclude any of a thread's pairs?
+template <int BM>
+CPR_DEVICE bool any_never(const TileRows<BM>& rows, int row0, int column0) {
+  using S = TileShape<BM>;
+  bool any = false;
+#pragma unroll
+  for (int n = 0; n < 2 * S::N8; ++n) {
+    const int64_t id = rows.key_id[column0 + n / 2 * 8 + n % 2];
+    any |= id < 0;
+#pragma unroll
+    for (int m = 0; m < 2 * S::M16; ++m) any |= rows.query_id[row0 + 8 * m] == id;
+  }
+  return any;
+}
+
+// What the products of a thread's pairs become where they lie, the tile's first at `to`; rows and columns
+// count within the tile. NaN where a pair may never be selected; scaled, or formed anew for odd rows, unless
+// the rows were usual ones. A loop, for few pairs need it.
+template <int BM, int PLANES>
+CPR_DEVICE void mend_scores(const ScoreArgs& args, const ScoreView& view, const TileRows<BM>& rows,
+                            uint32_t query0, uint32_t key0, int row0, int column0, float* to,
+                            bool usual_rows) {
+  using S = TileShape<BM>;
+#pragma unroll 1
+  for (int n = 0; n < 2 * S::N8; ++n) {
+    const int column = column0 + n / 2 * 8 + n % 2;
+    const int64_t key = key0 + static_cast<uint32_t>(column), id = rows.key_id[column];
+    if (key >= args.num_keys) break;
+#pragma unroll 1
+    for (int m = 0; m < 2 * S::M16; ++m) {
+      const int row = row0 + 8 * m;
+      const int64_t query = query0 + static_cast<uint32_t>(row);
+      if (query >= args.num_queries) break;
+      float* at = to + row * args.pitch + column;
+      bool never = id < 0 || rows.query_id[row] == id;
+      if (args.exclude) never = never || args.exclude[query * args.exclude_stride + key] != 0;
+      if (never) {
+        *at = float_of(0x7FC00000u);
+      } else if (PLANES == 2 && !usual_rows) {
+        const int of_query = rows.query_exponent[row], of_key = rows.key_exponent[column];
+        *at = of_query == ODD || of_key == ODD ? plain_product(view, args.first_query + query, key)
+                                               : scaled(*at, of_query + of_key);
+      }
+    }
+  }
+}
+
+// A warp's sums to `out` as scores: `to` is where the tile's first score goes. Most rows are of usual size,
+// which is tested once a thread and not once a score; what else there is, is mended where it lies.
 template <int BM, int PLANES>
 CPR_DEVICE void write_scores(
     const ScoreArgs& args, const ScoreView& view, const TileRows<BM>& rows, uint32_t query0, uint32_t key0,
@@ -230,7 +210,7 @@ CPR_DEVICE void write_scores(
     float (&cross)[PLANES == 2 ? TileShape<BM>::M16 : 1][PLANES == 2 ? TileShape<BM>::N8 : 1][4]) {
   using S = TileShape<BM>;
   const int lane = thread_index() & 31, row0 = m0 + lane / 4, column0 = n0 + lane % 4 * 2;
-  bool plain = !args.key_ids && !args.exclude;
+  bool plain = true;
   if constexpr (PLANES == 2) {
 #pragma unroll
     for (int m = 0; m < 2 * S::M16; ++m) plain = plain && usual(rows.query_exponent[row0 + 8 * m]);
@@ -259,13 +239,7 @@ CPR_DEVICE void write_scores(
           const int c = 2 * half + i;
           const float main = high[m][n][c],
                       rest = PLANES == 2 ? cross[PLANES == 2 ? m : 0][PLANES == 2 ? n : 0][c] : 0.0f;
-          if (!plain)
-            pair.of[i] =
-                key0 + static_cast<uint32_t>(column + i) < args.num_keys
-                    ? finish_score<BM, PLANES>(args, view, rows, query0, key0, row, column + i, main, rest)
-                    : 0.0f;
-          else
-            pair.of[i] = PLANES == 2 ? (main + rest * (1.0f / LOW_SCALE)) * of_query * of_key[i] : main;
+          pair.of[i] = PLANES == 2 ? (main + rest * (1.0f / LOW_SCALE)) * of_query * of_key[i] : main;
         }
         float* at = to + row * args.pitch + column;
         if (key0 + static_cast<uint32_t>(column) + 1 < args.num_keys)
@@ -274,6 +248,8 @@ CPR_DEVICE void write_scores(
           *at = pair.of[0];
       }
   }
+  if (!plain || args.exclude || (args.key_ids && any_never<BM>(rows, row0, column0)))
+    mend_scores<BM, PLANES>(args, view, rows, query0, key0, row0, column0, to, plain);
 }
 
 // out[query0.., key0..] of one view. The order of every sum depends on nothing but the features' size.
@@ -290,8 +266,9 @@ CPR_DEVICE void score_tile(const ScoreArgs& args, int view_index, uint32_t query
   const int steps = (view.dim + DEPTH - 1) / DEPTH;
   float high[S::M16][S::N8][4] = {}, cross[PLANES == 2 ? S::M16 : 1][PLANES == 2 ? S::N8 : 1][4] = {};
 
+  const Pieces<BM, PLANES> pieces(args, view, query0, key0);
   for (int i = 0; i < STEPS - 1; ++i) {
-    if (i < steps) fetch_step<BM, PLANES>(args, view, query0, key0, i, stages + i * STAGE);
+    if (i < steps) pieces.fetch(view, i, stages + i * STAGE);
     copy_commit();
   }
   load_tile_rows<BM, PLANES>(args, view, query0, key0, rows);
@@ -299,7 +276,7 @@ CPR_DEVICE void score_tile(const ScoreArgs& args, int view_index, uint32_t query
     copy_wait<STEPS - 2>();
     sync_block();  // the step's features are there, and everyone is done with the stage filled next
     const int next = step + STEPS - 1;
-    if (next < steps) fetch_step<BM, PLANES>(args, view, query0, key0, next, stages + next % STEPS * STAGE);
+    if (next < steps) pieces.fetch(view, next, stages + next % STEPS * STAGE);
     copy_commit();
     const uint16_t* stage = stages + step % STEPS * STAGE;
 #pragma unroll

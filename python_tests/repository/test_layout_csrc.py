@@ -19,6 +19,7 @@ LAYERS = [
     {"cpu/cascade", "cpu/loss", "cpu/peak_flops.cpp", "cpu/enqueue.cpp", "cuda/cascade", "cuda/loss", "cuda/enqueue.cu"},
     {"cuda/prepare.h"},
     {"cuda/score.h"},
+    {"cuda/split_rows.h"},
     {"cpu/select"},
     {"cpu/scores"},
     {"cpu/arena.h"},

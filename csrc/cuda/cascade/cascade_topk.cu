@@ -47,6 +47,7 @@ CPR_KERNEL(SCORE_THREADS, 1)
 tiny_kernel(TinyArgs args) {
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
   CPR_SHARED_MEMORY(shared);
+#pragma unroll 1
   for (int i = 0; i < args.prepares; ++i) prepare_rows(args.prepare.of[i], block_index(), TINY_BLOCKS);
   sync_cluster();
   const uint32_t views = static_cast<uint32_t>(args.score.num_views);
@@ -121,7 +122,7 @@ const char* launch_score(const ScoreArgs& args, bool follows, void* stream) {
   grid.threads = SCORE_THREADS;
   grid.shared = SCORE_SHARED_BYTES<BM, PLANES>;
   grid.follows = follows;
-  return launch(score_kernel<BFLOAT, PLANES, BM>, grid, args, stream);
+  return launch<score_kernel<BFLOAT, PLANES, BM>>(grid, args, stream);
 }
 
 // Null with *took false where the device cannot hold the cluster: the other kernels serve then.
@@ -133,7 +134,7 @@ const char* launch_tiny(const TinyArgs& args, const CascadeLayout& layout, bool*
   grid.shared = std::max<int64_t>(SCORE_SHARED_BYTES<16, PLANES>,
                                   select_shared_bytes(layout.weightings.rows, layout.shared_entries));
   *took = cluster_fits(tiny_kernel<BFLOAT, PLANES>, grid);
-  return *took ? launch(tiny_kernel<BFLOAT, PLANES>, grid, args, stream) : nullptr;
+  return *took ? launch<tiny_kernel<BFLOAT, PLANES>>(grid, args, stream) : nullptr;
 }
 
 template <bool BFLOAT, int PLANES>
@@ -194,7 +195,7 @@ const char* launch_select(const SelectArgs& args, const CascadeLayout& layout, b
   grid.threads = layout.threads;
   grid.shared = select_shared_bytes(args.rows, args.shared_entries);
   grid.follows = follows;
-  return launch(select_kernel, grid, args, stream);
+  return launch<select_kernel>(grid, args, stream);
 }
 
 const char* cascade_topk_cuda_workspace(const CascadeArgs& args, int64_t* bytes) {

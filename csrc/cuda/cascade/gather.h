@@ -93,7 +93,7 @@ const char* launch_gather(const GatherArgs& args, int64_t queries, int views, vo
   grid.x = static_cast<uint32_t>((args.count + GATHERED - 1) / GATHERED * queries);
   grid.y = static_cast<uint32_t>(views);
   grid.threads = GATHER_THREADS;
-  return launch(gather_kernel<TYPE>, grid, args, stream);
+  return launch<gather_kernel<TYPE>>(grid, args, stream);
 }
 
 }  // namespace

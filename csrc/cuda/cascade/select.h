@@ -310,11 +310,41 @@ CPR_DEVICE Search mth_best(Team& team, SelectMemory& memory, Keys keys, uint32_t
     return {threshold_of_few(team, memory, keys.row, n, m), nullptr, 0, 0};
 }
 
+// What has been kept of the tiles so far, four neighbouring entries a thread, and how many tied ones came.
+struct Taking {
+  uint32_t kept = 0, tied = 0;
+
+  // The place of the thread's first entry that stays. `stays` gains those of `equal` that are among the first
+  // ties. Counts of both kinds share a sum: a tile has 4,096 entries at most. One barrier.
+  CPR_DEVICE uint32_t next(Team& team, const Threshold& cut, uint32_t equal, uint32_t& stays) {
+    uint32_t in_tile;
+    if (cut.ties == EVERY_TIE) {
+      stays |= equal;
+      const uint32_t place =
+          kept + team.sum_before(static_cast<uint32_t>(count_bits(stays)), &in_tile);
+      kept += in_tile;
+      return place;
+    }
+    const uint32_t both =
+        static_cast<uint32_t>(count_bits(stays)) + (static_cast<uint32_t>(count_bits(equal)) << 16);
+    const uint32_t before = team.sum_before(both, &in_tile);
+    const uint32_t ties_kept = lesser(tied, cut.ties);
+    uint32_t seen = tied + (before >> 16);
+    const uint32_t place = kept + (before & 0xFFFFu) + lesser(seen, cut.ties) - ties_kept;
+#pragma unroll
+    for (uint32_t i = 0; i < 4; ++i)
+      if (equal >> i & 1u) stays |= static_cast<uint32_t>(seen++ < cut.ties) << i;
+    tied += in_tile >> 16;
+    kept += (in_tile & 0xFFFFu) + lesser(tied, cut.ties) - ties_kept;
+    return place;
+  }
+};
+
 // Entries of `from` that the threshold on row `judge` keeps, in order, to `to`: another list, or `from`
 // itself, for what a pass writes lies at or before what it has read, and a barrier lies between.
 CPR_DEVICE uint32_t keep_within(Team& team, const Entries& from, const Entries& to, int rows, int judge,
                                 Threshold cut) {
-  uint32_t kept = 0, tied = 0;
+  Taking taking;
   const uint32_t tile = static_cast<uint32_t>(team.threads) * 4;
 #pragma unroll 1
   for (uint32_t base = 0; base < from.n; base += tile) {
@@ -327,17 +357,7 @@ CPR_DEVICE uint32_t keep_within(Team& team, const Entries& from, const Entries& 
       stays |= static_cast<uint32_t>(real && judged.of[i] > cut.key) << i;
       equal |= static_cast<uint32_t>(real && judged.of[i] == cut.key) << i;
     }
-    if (cut.ties == EVERY_TIE) {
-      stays |= equal;
-    } else {
-      uint32_t in_tile;
-      uint32_t seen = tied + team.sum_before(static_cast<uint32_t>(count_bits(equal)), &in_tile);
-#pragma unroll
-      for (uint32_t i = 0; i < 4; ++i)
-        if (equal >> i & 1u) stays |= static_cast<uint32_t>(seen++ < cut.ties) << i;
-      tied += in_tile;
-    }
-    uint32_t in_tile = 0, place = 0;
+    uint32_t place = 0;
     for (int group = 0; group <= rows;
          group += 3) {  // rows and the indices, three at a time through registers
       Four held[3];
@@ -345,7 +365,7 @@ CPR_DEVICE uint32_t keep_within(Team& team, const Entries& from, const Entries& 
       for (int r = 0; r < 3; ++r)
         if (group + r <= rows) held[r] = load_four(from.row(group + r), first, from.n);
       if (group == 0)
-        place = kept + team.sum_before(static_cast<uint32_t>(count_bits(stays)), &in_tile);
+        place = taking.next(team, cut, equal, stays);
       else
         sync_block();
 #pragma unroll
@@ -357,27 +377,9 @@ CPR_DEVICE uint32_t keep_within(Team& team, const Entries& from, const Entries& 
           if (stays >> i & 1u) to.row(group + r)[at++] = held[r].of[i];
       }
     }
-    kept += in_tile;
   }
   sync_block();  // what was written can be read
-  return kept;
-}
-
-// Sort `size` (a power of two) keys ascending, wherever they lie. For results too long to rank by comparing
-// all.
-CPR_DEVICE void sort_keys(Team& team, uint64_t* keys, uint32_t size) {
-  for (uint32_t run = 2; run <= size; run <<= 1)
-    for (uint32_t step = run >> 1; step > 0; step >>= 1) {
-      sync_block();
-      for (uint32_t i = static_cast<uint32_t>(team.thread); i < size / 2;
-           i += static_cast<uint32_t>(team.threads)) {
-        const uint32_t a = 2 * i - (i & (step - 1)), b = a + step;
-        const bool ascending = (a & run) == 0;
-        const uint64_t low = keys[a], high = keys[b];
-        if ((low > high) == ascending) keys[a] = high, keys[b] = low;
-      }
-    }
-  sync_block();
+  return taking.kept;
 }
 
 }  // namespace cpr

@@ -101,7 +101,7 @@ struct RingKeys {
 CPR_DEVICE uint32_t keep_from_ring(Team& team, const SelectArgs& args, const float* scores, int judge,
                                    Threshold cut, const Entries& to) {
   constexpr int HELD = 2;  // rows kept in registers over the barrier (64 a thread); more are formed twice
-  uint32_t kept = 0, tied = 0;
+  Taking taking;
   const uint32_t tile = static_cast<uint32_t>(team.threads) * 4;
 #pragma unroll 1
   for (uint32_t base = 0; base < args.num_keys; base += tile) {
@@ -125,18 +125,8 @@ CPR_DEVICE uint32_t keep_from_ring(Team& team, const SelectArgs& args, const flo
       }
 #pragma unroll 1
     for (int r = HELD; r < args.rows; ++r) look(r, keys_of(row_scores(args, scores, r, first)));
-    uint32_t stays = above & there, in_tile;
-    equal &= there;
-    if (cut.ties == EVERY_TIE) {
-      stays |= equal;
-    } else {
-      uint32_t seen = tied + team.sum_before(static_cast<uint32_t>(count_bits(equal)), &in_tile);
-#pragma unroll
-      for (uint32_t i = 0; i < 4; ++i)
-        if (equal >> i & 1u) stays |= static_cast<uint32_t>(seen++ < cut.ties) << i;
-      tied += in_tile;
-    }
-    const uint32_t place = kept + team.sum_before(static_cast<uint32_t>(count_bits(stays)), &in_tile);
+    uint32_t stays = above & there;
+    const uint32_t place = taking.next(team, cut, equal & there, stays);
     const auto write = [&](int r, const Four& keys) {
       uint32_t at = place;
 #pragma unroll
@@ -149,10 +139,9 @@ CPR_DEVICE uint32_t keep_from_ring(Team& team, const SelectArgs& args, const flo
 #pragma unroll 1
     for (int r = HELD; r < args.rows; ++r) write(r, keys_of(row_scores(args, scores, r, first)));
     write(args.rows, Four{{first, first + 1, first + 2, first + 3}});
-    kept += in_tile;
   }
   sync_block();
-  return kept;
+  return taking.kept;
 }
 
 // The survivors in order of rank, then padding.

@@ -45,9 +45,8 @@ struct Team {
     if (lane == 31) mine[warp] = upto;
     sync_block();
     const uint32_t of_warp = lane < warps ? mine[lane] : 0u;
-    const uint32_t upto_warp = running(of_warp);
-    *total = shuffle(upto_warp, 31);
-    return shuffle(upto_warp - of_warp, warp) + upto - value;
+    *total = warp_sum(of_warp);
+    return warp_sum(lane < warp ? of_warp : 0u) + upto - value;
   }
 
  private:
@@ -60,5 +59,22 @@ struct Team {
     return value;
   }
 };
+
+// Sort `size` (a power of two) keys ascending, wherever they lie. For results too long to rank by comparing
+// all.
+CPR_DEVICE void sort_keys(Team& team, uint64_t* keys, uint32_t size) {
+  for (uint32_t run = 2; run <= size; run <<= 1)
+    for (uint32_t step = run >> 1; step > 0; step >>= 1) {
+      sync_block();
+      for (uint32_t i = static_cast<uint32_t>(team.thread); i < size / 2;
+           i += static_cast<uint32_t>(team.threads)) {
+        const uint32_t a = 2 * i - (i & (step - 1)), b = a + step;
+        const bool ascending = (a & run) == 0;
+        const uint64_t low = keys[a], high = keys[b];
+        if ((low > high) == ascending) keys[a] = high, keys[b] = low;
+      }
+    }
+  sync_block();
+}
 
 }  // namespace cpr

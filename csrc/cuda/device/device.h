@@ -59,6 +59,7 @@ CPR_DEVICE T shuffle_xor(T value, int mask) {
   return __shfl_xor_sync(0xFFFFFFFFu, value, mask);
 }
 CPR_DEVICE uint32_t warp_sum(uint32_t value) { return __reduce_add_sync(0xFFFFFFFFu, value); }
+CPR_DEVICE uint32_t warp_max(uint32_t value) { return __reduce_max_sync(0xFFFFFFFFu, value); }
 
 CPR_DEVICE uint32_t shared_add(uint32_t* place, uint32_t value) { return atomicAdd(place, value); }
 CPR_DEVICE void shared_or(uint32_t* place, uint32_t value) { atomicOr(place, value); }
@@ -71,6 +72,12 @@ CPR_DEVICE float float_of(uint32_t bits) { return __uint_as_float(bits); }
 CPR_DEVICE uint16_t to_half(float value) {
   uint16_t bits;
   asm("cvt.rn.f16.f32 %0, %1;" : "=h"(bits) : "f"(value));
+  return bits;
+}
+// Two at once: `low` in the lower 16 bits.
+CPR_DEVICE uint32_t to_halves(float low, float high) {
+  uint32_t bits;
+  asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(bits) : "f"(high), "f"(low));
   return bits;
 }
 CPR_DEVICE float from_half(uint16_t bits) {

@@ -4,6 +4,7 @@
 #pragma once
 #include <ucontext.h>
 
+#include <algorithm>
 #include <cmath>
 #include <csetjmp>
 #include <cstdint>
@@ -11,7 +12,9 @@
 #include <cstdlib>
 #include <cstring>
 #include <functional>
+#include <map>
 #include <memory>
+#include <string>
 #include <vector>
 
 #define CPR_DEVICE inline
@@ -140,7 +143,17 @@ inline void run_cluster(World& w) {
   }
 }
 
-inline void launch(const uint32_t (&grid)[3], uint32_t cluster, int threads, size_t shared,
+// Code that every thread runs in place of a kernel's source.
+struct Replaced {
+  void (*run)(World*, const void* arguments);
+  size_t stack;  // bytes a thread
+};
+inline std::map<std::string, Replaced>& replaced_kernels() {
+  static std::map<std::string, Replaced> all;
+  return all;
+}
+
+inline void launch(const uint32_t (&grid)[3], uint32_t cluster, int threads, size_t shared, size_t stack,
                    std::function<void()> body) {
   World w;
   world() = &w;
@@ -150,7 +163,7 @@ inline void launch(const uint32_t (&grid)[3], uint32_t cluster, int threads, siz
   w.blocks.resize(cluster);
   w.warps.resize(cluster * static_cast<uint32_t>(threads / 32));
   w.fibers.resize(cluster * static_cast<uint32_t>(threads));
-  for (Fiber& f : w.fibers) f.stack.reset(new unsigned char[STACK]);
+  for (Fiber& f : w.fibers) f.stack.reset(new unsigned char[stack]);
   for (uint32_t z = 0; z < grid[2]; ++z)
     for (uint32_t y = 0; y < grid[1]; ++y)
       for (uint32_t x = 0; x < grid[0]; x += cluster) {
@@ -171,7 +184,7 @@ inline void launch(const uint32_t (&grid)[3], uint32_t cluster, int threads, siz
             f.groups.assign(1, {});
             getcontext(&f.fresh);
             f.fresh.uc_stack.ss_sp = f.stack.get();
-            f.fresh.uc_stack.ss_size = STACK;
+            f.fresh.uc_stack.ss_size = stack;
             f.fresh.uc_link = nullptr;
             makecontext(&f.fresh, enter, 0);
           }
@@ -252,6 +265,12 @@ inline uint32_t warp_sum(uint32_t value) {
   for (int i = 0; i < 32; ++i) sum += emulate::from_lane<uint32_t>(all, i);
   return sum;
 }
+inline uint32_t warp_max(uint32_t value) {
+  const emulate::Slot* all = emulate::exchange(value);
+  uint32_t most = 0;
+  for (int i = 0; i < 32; ++i) most = std::max(most, emulate::from_lane<uint32_t>(all, i));
+  return most;
+}
 inline uint32_t shared_add(uint32_t* place, uint32_t value) {
   const uint32_t before = *place;
   *place += value;
@@ -297,6 +316,10 @@ inline uint16_t to_half(float value) {
   const uint32_t biased = static_cast<uint32_t>(power + 14)
                           << 10;  // a carry runs into the exponent, as it should
   return static_cast<uint16_t>(sign | (biased + whole));
+}
+
+inline uint32_t to_halves(float low, float high) {
+  return to_half(low) | static_cast<uint32_t>(to_half(high)) << 16;
 }
 
 inline void copy_async(void* to, const void* from, bool real) {

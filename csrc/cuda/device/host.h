@@ -6,6 +6,7 @@
 #include <mutex>
 #include <optional>
 #include <set>
+#include <string>
 #include <utility>
 
 #include "carver.h"
@@ -41,14 +42,29 @@ inline int64_t& early_starts() {
   return count;
 }
 
-template <class Args>
-const char* launch(void (*kernel)(Args), const Grid& grid, const Args& args, void*) {
+// A kernel's name as the source writes it, score_kernel<false, 2, 64>.
+template <auto kernel>
+std::string name_of_kernel() {
+  const std::string all = __PRETTY_FUNCTION__;  // ... [with auto kernel = cpr::{anonymous}::NAME; ...]
+  const size_t begin = all.find("kernel = "), end = all.find_first_of(";]", begin);
+  const size_t scope = all.rfind("::", all.find('<', begin) < end ? all.find('<', begin) : end);
+  return all.substr(scope + 2, end - scope - 2);
+}
+
+template <auto kernel, class Args>
+const char* launch(const Grid& grid, const Args& args, void*) {
   launched_kernels().insert(reinterpret_cast<const void*>(kernel));
   early_starts() += grid.follows && tuning().early_start && can_start_early(emulated_limits().capability);
   if (grid.x == 0 || grid.y == 0 || grid.z == 0) return "an empty grid";
   if (grid.shared > emulated_limits().shared_bytes) return "more shared memory than a block can have";
-  emulate::launch({grid.x, grid.y, grid.z}, grid.cluster, grid.threads, static_cast<size_t>(grid.shared),
-                  [&] { kernel(args); });
+  const auto replaced = emulate::replaced_kernels().find(name_of_kernel<kernel>());
+  if (replaced == emulate::replaced_kernels().end())
+    emulate::launch({grid.x, grid.y, grid.z}, grid.cluster, grid.threads, static_cast<size_t>(grid.shared),
+                    emulate::STACK, [&] { kernel(args); });
+  else
+    emulate::launch({grid.x, grid.y, grid.z}, grid.cluster, grid.threads, static_cast<size_t>(grid.shared),
+                    replaced->second.stack,
+                    [&, run = replaced->second.run] { run(emulate::world(), &args); });
   return nullptr;
 }
 template <class Args>
@@ -161,8 +177,8 @@ bool cluster_fits(void (*kernel)(Args), const Grid& grid) {
   return known.value_or(false);
 }
 
-template <class Args>
-const char* launch(void (*kernel)(Args), const Grid& grid, const Args& args, void* stream) {
+template <auto kernel, class Args>
+const char* launch(const Grid& grid, const Args& args, void* stream) {
   static_assert(sizeof(Args) <= 4096, "kernel arguments are passed by value");
   const void* function = reinterpret_cast<const void*>(kernel);
   cudaError_t error = prepare_launch(function, grid);

@@ -13,6 +13,7 @@ constexpr int ATTEND_SUMS = 0, ATTEND_GRADIENT = 1, ATTEND_RANKS = 2;
 
 // A lane's statistics of its two rows' scores: the best by (score descending, column ascending).
 struct LaneRanks {
+  static constexpr bool COUNTS = true;
   float own[2];
   uint32_t above[2] = {0, 0};
   float scores[2][BEST];
@@ -65,6 +66,7 @@ struct LaneRanks {
 
 // In place of them where there are none.
 struct NoRanks {
+  static constexpr bool COUNTS = false;
   CPR_DEVICE NoRanks(const RankRoom&, uint32_t, uint32_t) {}
   template <int HALF>
   CPR_DEVICE void add(float, uint32_t) {}

@@ -81,16 +81,18 @@ CPR_DEVICE void add_positives(const LossArgs& args, int64_t query, int warp, int
     for (int64_t before = lane; before < p; before += 32) repeated = repeated || listed[before] == key;
     if (counts && ballot(repeated) == 0) to.add(args, query, key, lane);  // the same for the whole warp
   }
-  if (!by_id) return;
-  for (int64_t first = warp * int64_t{32}; first < args.num_keys; first += FINISH_THREADS) {
-    const int64_t key = first + lane;
-    const int64_t id = key < args.num_keys ? args.key_ids[key] : -1;
-    uint32_t siblings = ballot(id >= 0 && id == own_id);
-    for (; siblings; siblings &= siblings - 1) {
-      int at = 0;
-      while (!(siblings >> at & 1u)) ++at;
-      to.add(args, query, first + at, lane);
-    }
+  if (!by_id || own_id < 0) return;
+  const auto is_sibling = [&](int64_t key) { return key < args.num_keys && args.key_ids[key] == own_id; };
+  constexpr int AHEAD = 8;  // loads in flight
+  for (int64_t first = warp * int64_t{32}; first < args.num_keys; first += AHEAD * FINISH_THREADS) {
+    bool any = false;
+#pragma unroll
+    for (int i = 0; i < AHEAD; ++i) any |= is_sibling(first + i * FINISH_THREADS + lane);
+    if (ballot(any) == 0) continue;
+#pragma unroll 1
+    for (int64_t at = first; at < first + AHEAD * FINISH_THREADS; at += FINISH_THREADS)
+      for (uint32_t siblings = ballot(is_sibling(at + lane)); siblings; siblings &= siblings - 1)
+        to.add(args, query, at + count_bits((siblings & (0u - siblings)) - 1u), lane);
   }
 }
 
@@ -283,12 +285,12 @@ const char* launch_attend(AttendArgs args, const LossLayout& layout, int64_t par
   grid.threads = ATTEND_THREADS;
   grid.follows = true;
   if (layout.wide)
-    return grid.shared = WIDE_SHARED_BYTES, launch(attend_wide_kernel<MODE>, grid, args, stream);
+    return grid.shared = WIDE_SHARED_BYTES, launch<attend_wide_kernel<MODE>>(grid, args, stream);
   if (layout.depths == 64)
-    return grid.shared = ATTEND_SHARED_BYTES<64>, launch(attend_kernel<64, MODE>, grid, args, stream);
+    return grid.shared = ATTEND_SHARED_BYTES<64>, launch<attend_kernel<64, MODE>>(grid, args, stream);
   if (layout.depths == 128)
-    return grid.shared = ATTEND_SHARED_BYTES<128>, launch(attend_kernel<128, MODE>, grid, args, stream);
-  return grid.shared = ATTEND_SHARED_BYTES<256>, launch(attend_kernel<256, MODE>, grid, args, stream);
+    return grid.shared = ATTEND_SHARED_BYTES<128>, launch<attend_kernel<128, MODE>>(grid, args, stream);
+  return grid.shared = ATTEND_SHARED_BYTES<256>, launch<attend_kernel<256, MODE>>(grid, args, stream);
 }
 
 AttendArgs attend_args(const LossArgs& args) {
@@ -335,7 +337,7 @@ const char* mil_nce_sweep_cuda(const LossArgs& args, const LossOut& out, void* w
       Grid grid;
       grid.x = static_cast<uint32_t>((args.num_queries + FINISH_WARPS - 1) / FINISH_WARPS);
       grid.threads = FINISH_THREADS;
-      if (const char* error = launch(own_kernel, grid, OwnArgs{args, layout.ranks.own}, stream)) return error;
+      if (const char* error = launch<own_kernel>(grid, OwnArgs{args, layout.ranks.own}, stream)) return error;
     }
     const char* const error = wanted.stats ? launch_attend<ATTEND_RANKS>(attend, layout, layout.parts, stream)
                                            : launch_attend<ATTEND_SUMS>(attend, layout, layout.parts, stream);
@@ -348,7 +350,7 @@ const char* mil_nce_sweep_cuda(const LossArgs& args, const LossOut& out, void* w
   grid.y = out.grad_query ? static_cast<uint32_t>(pieces) : 1;
   grid.shared = sizeof(FinishMemory);
   grid.follows = args.num_keys > 0;
-  return launch(finish_kernel, grid,
+  return launch<finish_kernel>(grid,
                 FinishArgs{args, out, static_cast<int>(layout.parts), layout.top, layout.mass,
                            layout.attended, layout.ranks},
                 stream);

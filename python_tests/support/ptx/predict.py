@@ -1,0 +1,120 @@
+"""Predicts times on a GPU that is not here, from counted instructions, in two numbers: a bound and what is likely.
+
+The bound of a kernel is the longer of issuing its instructions, four a clock on every multiprocessor that has a block, and
+of its tensor-core products at the rate that `mma.sync` reaches. Likely is the sum of all bounds and a fifth, and a launch
+each. SASS is about 0.8 of PTX (static ratio of the main loops). Nothing here is measured.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from places import ROOT
+
+from .counts import Count
+
+NOTES = ROOT / "bench" / "gpu_notes.md"
+BEGIN, END = "<!-- counted: begin -->\n", "<!-- counted: end -->\n"
+CLOCK, MULTIPROCESSORS, SASS = 1.755e9, 132, 0.8
+PRODUCTS = 788e12 * 0.62 / (2 * 16 * 8 * 16)  # m16n8k16 a second: 62 % of the dense rate
+LIKELY, LAUNCH = 1.2, 0.7e-6
+
+
+class Part(NamedTuple):
+    """Units of work of one kernel in a call; `blocks`: multiprocessors that have any, `issued` instructions a clock there."""
+
+    kernel: str
+    unit: str
+    units: float
+    launches: int = 1
+    blocks: int = MULTIPROCESSORS
+    issued: float = 4
+
+
+class Goal(NamedTuple):
+    name: str
+    microseconds: float
+    parts: list[Part]
+
+
+def cascade_goal(name: str, goal: float, queries: int, planes: str, tile: int, sweeps: int) -> Goal:
+    """A ring call of N = 16,384, D = 128, two views, seven stages."""
+    tiles = -(-queries // tile) * 128 * 2
+    parts = [
+        Part(f"score_kernel<{planes}, {tile}>", "tile", tiles, sweeps),
+        Part("select_kernel", "query, N = 16,384", queries, sweeps, min(queries, MULTIPROCESSORS)),
+    ]
+    if planes == "false, 2":
+        parts.insert(0, Part("prepare_kernel", "row of 128 numbers", 2 * (queries + 16384)))
+    return Goal(name, goal, parts)
+
+
+FLOAT32, BF16 = "false, 2", "true, 1"
+ALONE = 1.5  # what one block of 8 warps issues a clock, its barriers and loads waited for
+GOALS = [
+    cascade_goal("512 x 16,384, float32", 40, 512, FLOAT32, 64, 3),
+    cascade_goal("512 x 16,384, bf16", 28, 512, BF16, 64, 3),
+    cascade_goal("64 x 16,384, float32", 20, 64, FLOAT32, 64, 1),
+    cascade_goal("64 x 16,384, bf16", 16, 64, BF16, 64, 1),
+    Goal("16 x 2,048, float32", 10, [Part(f"tiny_kernel<{FLOAT32}>", "block of 16, 16 x 2,048", 16, 1, 16, ALONE)]),
+    Goal("16 x 2,048, bf16", 10, [Part(f"tiny_kernel<{BF16}>", "block of 16, 16 x 2,048", 16, 1, 16, ALONE)]),
+    Goal(
+        "loss and gradient, 512 x 16,384, float32",
+        15,
+        [
+            Part("prepare_kernel", "row of 128 numbers", 512 + 16384),
+            Part("attend_kernel<128, 0>", "warp and step of 32 keys", 512 / 16 * 16384 / 32, issued=2),
+            Part("finish_kernel", "query, 1,024 keys with ids", 512),
+        ],
+    ),
+]  # fmt: skip
+
+
+def bound(part: Part, count: Count) -> float:
+    """Seconds at the least."""
+    instructions, products = count.of["instructions"] * part.units, count.of["products"] * part.units
+    share = MULTIPROCESSORS / part.blocks
+    issue = instructions * SASS / (part.blocks * part.issued * CLOCK)
+    return max(issue, products / PRODUCTS * share)
+
+
+def predictions(counts: Iterable[Count]) -> list[str]:
+    """The rows of the table of goals."""
+    known = {(count.kernel, count.unit): count for count in counts}
+    rows = []
+    for goal in GOALS:
+        bounds = [bound(part, known[part.kernel, part.unit]) for part in goal.parts]
+        likely = LIKELY * sum(bounds) + LAUNCH * sum(part.launches for part in goal.parts)
+        names = ", ".join(
+            f"{part.kernel.partition('_kernel')[0]} {1e6 * seconds:.1f}"
+            for part, seconds in zip(goal.parts, bounds)
+        )
+        rows.append(
+            f"| {goal.name} | {1e6 * sum(bounds):.0f} ({names}) | {1e6 * likely:.0f} | {goal.microseconds} |"
+        )
+    return rows
+
+
+def section(counts: list[Count], sizes: dict[str, int]) -> str:
+    """What bench/gpu_notes.md holds between its marks."""
+    lines = [
+        "| kernel | unit | warp-instructions | products | ldmatrix | barriers a warp | shared bytes | wavefronts, least "
+        "| global bytes | PTX |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for kernel, unit, of in counts:
+        warps = of["warps"] or 1
+        lines.append(
+            f"| `{kernel}` | {unit} | {of['instructions']:,.0f} | {of['products']:,.0f} | {of['matrices']:,.0f} | "
+            f"{of['barriers'] / warps:,.0f} | {of['shared_bytes']:,.0f} | {of['wavefronts']:,.0f}, "
+            f"{of['least_wavefronts']:,.0f} | {of['global_bytes']:,.0f} | {sizes[kernel]:,} |"
+        )
+    lines += ["", "| call | at least, us (each kernel) | predicted, us | goal |", "| --- | --- | --- | --- |"]
+    return "\n".join([*lines, *predictions(counts), ""])
+
+
+def written(notes: str, made: str) -> str:
+    """The notes with the section between the marks replaced."""
+    before, rest = notes.split(BEGIN)
+    return before + BEGIN + made + END + rest.split(END)[1]
