@@ -59,7 +59,7 @@ def verdict(gain: Gain) -> str:
 
 
 def sentence(gains: Sequence[Gain], name: str) -> str:
-    """Returns in words where a run is better than its baseline, where worse, and where that cannot be told."""
+    """Returns in words where a run is better than its baseline, where worse, and where that is unclear."""
     found: dict[str, list[str]] = {}
     for gain in gains:
         found.setdefault(verdict(gain), []).append(view_name(gain.view))
