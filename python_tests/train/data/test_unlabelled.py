@@ -71,14 +71,14 @@ def test_its_pages_show_what_was_mined_and_judge_nothing(run: Path, tmp_path: Pa
     assert text.count("data:image/svg+xml;base64,") == 3
     inside = tmp_path / "report_inside.html"
     script = (
-        "return {title: document.querySelector('.pane h3').textContent, heads: [...document.querySelectorAll('th')]"
+        "return {title: document.querySelector('.found h2').textContent, heads: [...document.querySelectorAll('th')]"
         ".map((one) => one.textContent), marked: document.querySelectorAll('.right, .wrong').length, name: "
         "document.querySelector('.picks .name').textContent, history: document.getElementById('history').textContent}"
     )
-    told = evaluate_in_page(inside, script, tmp_path / "profile")
-    assert told["title"].startswith("mined: ") and "right" not in told["title"]
-    assert told["heads"] == ["", "judge", "stay", "go", "threshold"] and told["marked"] == 0
-    assert told["name"].startswith("holiday ") and "its videos have no classes" in told["history"]
+    shown = evaluate_in_page(inside, script, tmp_path / "profile")
+    assert shown["title"].startswith("mined: ") and "right" not in shown["title"]
+    assert shown["heads"] == ["stage", "judge", "stay", "out"] and shown["marked"] == 0
+    assert shown["name"].startswith("holiday ") and "its videos have no classes" in shown["history"]
 
 
 def test_its_encoders_fill_an_index(
