@@ -7,19 +7,19 @@ import hashlib
 import html
 import json
 import re
-import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
+from bench_tools import ROOT  # noqa: F401  puts the repository's root on the path
 
-NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
+from bench.harness.chromium import find
 
 
 def browser() -> str:
     """Chromium's path; the test skips where there is none."""
-    found = next((path for path in map(shutil.which, NAMES) if path), None)
+    found = find()
     if found is None:
         pytest.skip("no Chromium on PATH: the page is not opened")
     return found

@@ -8,11 +8,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import chromium
 import pytest
 import torch
 from bench_tools import ROOT  # noqa: F401  puts the repository's root on the path
 
-from bench.harness.chromium import Page, browser, find
+from bench.harness.chromium import Page, browser
 from cpr_kernels import cascade_trace, parse_schedule
 from cpr_kernels.train.pages.explorer.packed import unpacked
 
@@ -24,8 +25,7 @@ LISTED = (
 @pytest.fixture(scope="session")
 def tab() -> Iterator[Page]:
     """One tab of a headless Chromium for all tests of the explorer."""
-    if find() is None:
-        pytest.skip("no Chromium on PATH: the page is not opened")
+    chromium.browser()
     with browser() as page:
         yield page
 
