@@ -11,24 +11,11 @@ import numpy as np
 import numpy.typing as npt
 
 from ....video import UnreadableVideo, centre_square, timed_frames
+from ....video_files import ENDINGS
 from ..strips import StripFormat, encoded
 
 IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".jp2")
-VIDEOS = (
-    ".mp4",
-    ".avi",
-    ".mkv",
-    ".webm",
-    ".mov",
-    ".m4v",
-    ".mpg",
-    ".mpeg",
-    ".wmv",
-    ".flv",
-    ".ts",
-    ".3gp",
-    ".ogv",
-)
+VIDEOS = ENDINGS.difference(IMAGES)
 RATE = 4.0  # frames a second of a strip
 # (most rows of a page, format of videos, side of images)
 BY_COUNT = (
@@ -52,7 +39,7 @@ class Pictures(NamedTuple):
 
 def is_picture(name: str) -> bool:
     """Whether a name ends as files of images and videos do."""
-    return Path(name).suffix.lower() in IMAGES + VIDEOS
+    return Path(name).suffix.lower() in VIDEOS.union(IMAGES)
 
 
 def pictures(paths: Sequence[Path], tick: Callable[[], None]) -> Pictures:
