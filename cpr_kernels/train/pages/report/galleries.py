@@ -9,6 +9,7 @@ from typing import Any
 from ....plot_style import Mark
 from ...runtime.run_log import read_lines
 from ..thumbnails import Album
+from .names import SUMS
 
 
 def galleries(
@@ -37,7 +38,7 @@ def _queries(
             continue
         seen.update([label] if label else [])
         ways = []
-        for way in (way for way in names if way in line["picks"] and way not in ("both", "all")):
+        for way in (way for way in names if way in line["picks"] and way not in SUMS):
             picks = [
                 {**album.clip(pick), "right": album.label(pick) == label if label else None}
                 for pick in line["picks"][way][row]

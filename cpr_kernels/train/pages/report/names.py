@@ -9,6 +9,8 @@ from ....plot_style import METHODS, Mark, mark_of
 from ...pretrain.config import TrainConfig
 from ...views.names import label, name_of_all_views
 
+SUMS = ("both", "all")  # ways that take all views together
+
 
 def title_of(run: Path) -> str:
     """Returns a run's name: its folder's, or that of the folder around one called `run`."""

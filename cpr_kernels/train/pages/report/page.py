@@ -21,7 +21,7 @@ from ..thumbnails import Album
 from . import settings, verdict
 from .agreement import plan_tables, tracking
 from .galleries import galleries
-from .names import title_of, view_name, way_marks, way_names
+from .names import SUMS, title_of, view_name, way_marks, way_names
 from .trends import chance_of_mining, class_recalls, last_epochs, trends
 
 TEMPLATE = "report.html.jinja"
@@ -52,14 +52,19 @@ def write_report(
     several = len(runs) > 1
     shown = QUERIES_OF_MANY if several else QUERIES
     sections = [_section(Path(run), f"run{i}-" if several else "", shown, data) for i, run in enumerate(runs)]
-    first, tabulated = sections[0], [settings.settings_of(one["run"], one["config"]) for one in sections]
+    first = sections[0]
+    tabulated = [
+        settings.settings_of(one["run"], one["config"], one["manifest"], one["lines"]) for one in sections
+    ]
     columns, against = [one["title"] for one in sections], None
     if baseline:
         other = config_of(baseline, data)
         columns.append(title_of(baseline))
-        tabulated.append(settings.settings_of(baseline, other))
+        same = other.data == first["config"].data
+        known = first["manifest"] if same else Manifest.load(other.data)
+        tabulated.append(settings.settings_of(baseline, other, known, read_lines(baseline / "log.jsonl")))
         if first["evaluation"] and not several:
-            against = verdict.against(first["run"], first["config"], baseline, other, first["protocol"], data)
+            against = verdict.against(first, baseline, other, data)
     marks = _Marks()
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
     template = environment.from_string(Path(__file__).with_name(TEMPLATE).read_text())
@@ -115,7 +120,8 @@ def _section(run: Path, prefix: str, shown: int, data: Path | None) -> dict[str,
     protocol, chance = Protocol(**evaluation["protocol"]), chance_of_mining(manifest)
     several_views = len(config.views) > 1 and manifest.classes
     return {
-        "run": run, "id": prefix, "title": title_of(run), "names": names, "config": config, "epochs": epochs,
+        "run": run, "id": prefix, "title": title_of(run), "names": names, "config": config, "manifest": manifest,
+        "lines": lines, "epochs": epochs,
         "evaluation": evaluation["phases"], "protocol": protocol, "chance": chance,
         "measured": any(line["mining"] for line in epochs), "trends": trends(config, lines, chance),
         "tracking": tracking(epochs),
@@ -136,14 +142,14 @@ def _evaluation(run: Path) -> dict[str, Any]:
 def _chance_of_recall(section: dict[str, Any]) -> list[float]:
     if not section["evaluation"]:
         return []
-    return verdict.chance_of_recall(Manifest.load(section["config"].data), section["protocol"])
+    return verdict.chance_of_recall(section["manifest"], section["protocol"])
 
 
 def _recall_rows(section: dict[str, Any], several: bool) -> list[dict[str, Any]]:
     return [
         {
             "name": f"{section['title']}, {phase['phase']}" if several else phase["phase"], "view": view,
-            "shares": list(shares.values()), "probe": phase.get("probe", {}).get(view), "strong": view in verdict.SUMS,
+            "shares": list(shares.values()), "probe": phase.get("probe", {}).get(view), "strong": view in SUMS,
         }
         for phase in section["evaluation"] for view, shares in phase["recall"].items()
     ]  # fmt: skip

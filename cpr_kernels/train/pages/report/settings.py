@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
@@ -13,15 +13,15 @@ from ...data.manifest import Manifest
 from ...pretrain.config import TrainConfig
 from ...pretrain.phases import make_plan
 from ...runtime.files import read_json
-from ...runtime.run_log import read_lines
 
 Settings = dict[tuple[str, str], str]  # {(group, name): value}
 PLACES = ("data", "out")
 
 
-def settings_of(run: Path, config: TrainConfig) -> Settings:
-    """Returns all settings of a run and what it took, in words."""
-    manifest = Manifest.load(config.data)
+def settings_of(
+    run: Path, config: TrainConfig, manifest: Manifest, lines: Iterable[Mapping[str, Any]]
+) -> Settings:
+    """Returns all settings of a run and what it took, in words; `lines` are those of its log."""
     counts = {split: sum(video.split == split for video in manifest.videos) for split in ("train", "test")}
     rows = {
         ("data", "videos"): f"{counts['train']} train, {counts['test']} test",
@@ -33,7 +33,7 @@ def settings_of(run: Path, config: TrainConfig) -> Settings:
         mining = f", mining {phase.schedule}" if phase.schedule else ", mining by a tuned plan" * phase.tuned
         rows["phases", phase.name] = f"{phase.epochs} epochs of {' and '.join(phase.train)}{mining}"
     rows |= flat(config)
-    steps = [line["seconds"] for line in read_lines(run / "log.jsonl") if line["kind"] == "step"]
+    steps = [line["seconds"] for line in lines if line["kind"] == "step"]
     each = f", {sum(steps) / len(steps):.2f} s each" if steps else ""
     rows["time", "training steps"] = f"{len(steps)} in {sum(steps):.0f} s{each}"
     spent = run / "timings.json"

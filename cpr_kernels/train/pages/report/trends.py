@@ -15,7 +15,7 @@ from ...pretrain.phases import learning_rate, locate, make_plan
 from ...views.names import label
 from .. import plots
 from ..policy import isolated
-from .names import way_marks, way_names
+from .names import SUMS, way_marks, way_names
 
 Lines = list[dict[str, Any]]  # of log.jsonl
 
@@ -124,7 +124,7 @@ def class_recalls(config: TrainConfig, epochs: Lines) -> list[dict[str, Any]]:
 
 
 def _class_dots(mining: dict[str, Any], names: Mapping[str, str], marks: Mapping[str, Any]) -> dict[str, Any]:
-    shown: list[str] = [way for way in names if way in mining and way not in ("both", "all")]
+    shown: list[str] = [way for way in names if way in mining and way not in SUMS]
     classes = sorted(mining["mined"]["cmr"], key=lambda label: -mining["mined"]["cmr"][label])
     series = {way: [mining[way]["cmr"][label] for label in classes] for way in shown}
     return plots.class_dots(classes, series, names, marks)

@@ -16,31 +16,32 @@ from ...evaluate.paired_gain import Gain, paired_gains
 from ...pretrain.config import TrainConfig
 from ...pretrain.phases import make_plan
 from .. import plots
-from .names import method_key, method_name, view_name, way_marks
+from .names import SUMS, method_key, method_name, view_name, way_marks
 from .trends import last_epochs
 
-SUMS = ("both", "all")
 
+def against(section: dict[str, Any], baseline: Path, other: TrainConfig, data: Path | None) -> dict[str, Any]:
+    """Returns R@1 of a section's run beside its baseline's, the sum of the views first.
 
-def against(
-    run: Path, config: TrainConfig, baseline: Path, other: TrainConfig, protocol: Protocol, data: Path | None
-) -> dict[str, Any]:
-    """Returns R@1 of a run beside its baseline's: {"name", "as_long", "tiles" (one a view), "sentence", "classes"}.
-
-    The sum of the views comes first. `as_long`: the epochs of both after pretraining are the same.
+    Keys: "name", "as_long" (the epochs of both after pretraining are the same), "gains", "tiles" (one a view),
+    "sentence", "classes".
     """
+    config, classes = section["config"], section["manifest"].classes
     epochs = [
         [(phase.name, phase.epochs) for phase in make_plan(one) if not phase.pretrains]
         for one in (config, other)
     ]
-    gains = sorted(paired_gains(run, baseline, protocol, data), key=lambda gain: gain.view not in SUMS)
+    gains = sorted(
+        paired_gains(section["run"], baseline, section["protocol"], data),
+        key=lambda gain: gain.view not in SUMS,
+    )
     ends = [end for gain in gains for end in (gain.low, gain.high, gain.difference, 0.01)]
     widest = max(abs(end) for end in ends if math.isfinite(end))
     name = method_name(other) + (" of the same length" if epochs[0] == epochs[1] else "")
     return {
         "name": name, "as_long": epochs[0] == epochs[1], "gains": gains,
         "tiles": [tile(gain, widest) for gain in gains], "sentence": sentence(gains, name),
-        "classes": by_class(gains, config, other),
+        "classes": by_class(gains, classes, config, other),
     }  # fmt: skip
 
 
@@ -67,12 +68,13 @@ def sentence(gains: Sequence[Gain], name: str) -> str:
     return " ".join(f"{words[key]}: {', '.join(found[key])}." for key in words if key in found)
 
 
-def by_class(gains: Sequence[Gain], config: TrainConfig, other: TrainConfig) -> list[dict[str, Any]]:
+def by_class(
+    gains: Sequence[Gain], classes: Sequence[str], config: TrainConfig, other: TrainConfig
+) -> list[dict[str, Any]]:
     """Returns, for each gain, R@1 of both runs in every class as `plots.class_dots`, and the view's name.
 
     All are in one order, of the first gain's largest difference.
     """
-    classes = Manifest.load(config.data).classes
     order = sorted(gains[0].by_class, key=lambda one: (_difference(gains[0], one), one))
     marks = {"run": way_marks(config)["mined"], "baseline": mark_of(method_key(other))}
     if marks["run"].colour == marks["baseline"].colour:  # the same method twice
