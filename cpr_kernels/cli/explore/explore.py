@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence, Set
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Annotated
 
@@ -17,8 +16,8 @@ from ..tables.pooling import Pool
 from .table import Look, rows_of
 
 TITLE = "Inside the cascade"
-OF_RUNS = ("data",)
-OF_BOTH = ("inputs", "out", "force", "title")
+OF_RUNS = {"data"}
+OF_BOTH = {"inputs", "out", "force", "title"}
 
 
 @dataclass(frozen=True)
@@ -94,14 +93,13 @@ def main(argv: Sequence[str]) -> int:
     at_least(1, sample=args.sample)
     runs = [path for path in args.inputs if (path / "config.json").is_file()]
     if runs or (len(args.inputs) > 1 and not args.view):
-        _refuse(args, lambda name: name not in (*OF_RUNS, *OF_BOTH), "is for tables, and these are runs")
+        of_tables = {one.name for one in fields(Explore)} - OF_RUNS - OF_BOTH
+        _refuse(args, of_tables, "is for tables, and these are runs")
         from ...train.pages.explorer.runs import explore
 
         page = explore(args.inputs, args.out, args.title, args.data)
     else:
-        _refuse(
-            args, lambda name: name in OF_RUNS, "is for runs, and this is a table (a run has a config.json)"
-        )
+        _refuse(args, OF_RUNS, "is for runs, and this is a table (a run has a config.json)")
         page = write_table(_mine_options(args), _look(args), args.out, args.title)
     result({"page": page}, str(page))
     return 0
@@ -114,21 +112,18 @@ def write_table(args: Mine, look: Look, out: Path, title: str = TITLE) -> Path:
     return write_explorer(rows_of(args, look), out, title, look.sample)
 
 
-def _refuse(args: Explore, unfit: object, why: str) -> None:
-    """Raises ValueError for an option that was given and does not go with the input."""
-    assert callable(unfit)
+def _refuse(args: Explore, names: Set[str], why: str) -> None:
+    """Raises ValueError for an option among `names` that was given."""
     plain = Explore()
-    for one in dataclasses.fields(Explore):
-        if unfit(one.name) and getattr(args, one.name) != getattr(plain, one.name):
+    for one in fields(Explore):
+        if one.name in names and getattr(args, one.name) != getattr(plain, one.name):
             raise ValueError(f"--{one.name}: {why}")
 
 
 def _mine_options(args: Explore) -> Mine:
     if len(args.inputs) > 1:
         raise ValueError("give one TABLE; further views are --view NAME=FILE")
-    shared = {one.name for one in dataclasses.fields(Mine)} & {
-        one.name for one in dataclasses.fields(Explore)
-    }
+    shared = {one.name for one in fields(Mine)} & {one.name for one in fields(Explore)}
     values = {name: getattr(args, name) for name in shared - {"plan", "out", "sample"}}
     return Mine(input=args.inputs[0] if args.inputs else None, **values)
 
