@@ -97,6 +97,10 @@ inline void op_griddepcontrol_wait() {}
 inline void op_griddepcontrol_launch_dependents() {}
 
 // Warp-wide.
+inline void whole_warp(Bits mask, Bits clamp, Bits of_whole) {
+  whole(mask);
+  if (clamp != of_whole) fault("a shuffle within part of a warp");
+}
 template <class T>
 void op_vote_sync_ballot(Bits& to, Bits yes, Bits mask) {
   whole(mask);
@@ -104,20 +108,17 @@ void op_vote_sync_ballot(Bits& to, Bits yes, Bits mask) {
 }
 template <class T>
 void op_shfl_sync_bfly(Bits& to, Bits value, Bits mask_of_lane, Bits clamp, Bits mask) {
-  whole(mask);
-  if (clamp != 31) fault("a shuffle within part of a warp");
+  whole_warp(mask, clamp, 31);
   to = cpr::shuffle_xor<u32>(get<u32>(value), get<s32>(mask_of_lane));
 }
 template <class T>
 void op_shfl_sync_idx(Bits& to, Bits value, Bits lane, Bits clamp, Bits mask) {
-  whole(mask);
-  if (clamp != 31) fault("a shuffle within part of a warp");
+  whole_warp(mask, clamp, 31);
   to = cpr::shuffle<u32>(get<u32>(value), get<s32>(lane));
 }
 template <class T>
 void op_shfl_sync_up(Bits& to, Bits value, Bits distance, Bits clamp, Bits mask) {
-  whole(mask);
-  if (clamp != 0) fault("a shuffle within part of a warp");
+  whole_warp(mask, clamp, 0);
   to = cpr::shuffle_up<u32>(get<u32>(value), get<s32>(distance));
 }
 template <class T>
