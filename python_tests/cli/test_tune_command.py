@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from tuning_data import clusters
+from tuning_data import clusters, save_clusters
 
 import cpr_kernels as cpr
 from cpr_kernels.__main__ import main
@@ -17,9 +17,7 @@ from cpr_kernels.__main__ import main
 def folder(tmp_path_factory):
     """`clips.npz` with views v0 and v1, labels and videos of two rows; its plan, made by `cpr tune`."""
     made = tmp_path_factory.mktemp("tune")
-    views, labels = clusters(rows=120)
-    arrays = {name: table.numpy() for name, table in views.items()}
-    np.savez(made / "clips.npz", **arrays, label=labels.numpy(), video=np.arange(120) // 2)
+    save_clusters(made / "clips.npz", "video", clips=2)
     assert main(["tune", str(made / "clips.npz"), "--out", str(made / "plan.json"), "--no-progress"]) == 0
     return made
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -24,6 +27,13 @@ def clusters(
         table[:, :2] += nuisance * torch.randn(rows, 2, generator=g)
         made[f"v{v}"] = table
     return made, labels
+
+
+def save_clusters(path: Path, sources: str, clips: int) -> None:
+    """Writes 120 rows of `clusters` as .npz, their label, and as the column `sources` a number for every `clips` rows."""
+    views, labels = clusters(rows=120)
+    arrays = {name: table.numpy() for name, table in views.items()}
+    np.savez(path, **arrays, label=labels.numpy(), **{sources: np.arange(120) // clips})
 
 
 def unit(row: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from tuning_data import clusters
+from tuning_data import clusters, save_clusters
 
 cli = pytest.importorskip("bench.cli", reason="bench is not beside the tests")
 
@@ -18,9 +18,7 @@ from bench.studies.tuning import BEGIN, END, Row, rank_correlation, read, study 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     made = tmp_path_factory.mktemp("tables")
-    views, labels = clusters(rows=120)
-    arrays = {name: rows.numpy() for name, rows in views.items()}
-    np.savez(made / "small.npz", **arrays, label=labels.numpy(), group=np.arange(120) // 3)
+    save_clusters(made / "small.npz", "group", clips=3)
     return made
 
 
