@@ -71,22 +71,26 @@ class Page:
                 found.append(event["params"]["entry"]["text"])
         return found
 
-    def open(self, path: Path, fragment: str = "") -> None:
-        """Loads a file; returns when its scripts have run."""
+    def open(self, path: Path, fragment: str = "", before: str = "") -> None:
+        """Loads a file; returns when its scripts have run. `before` runs in it first, whatever its policy."""
         self._address = path.absolute().as_uri()
         self._send("Page.navigate", url="about:blank")
         self._events.clear()
+        script = self._send("Page.addScriptToEvaluateOnNewDocument", source=before)["identifier"]
         self._send("Page.navigate", url=self._address + fragment)
         loaded = (
             "location.protocol === 'file:' && document.readyState === 'complete'"  # not the blank page before
         )
         while not self._send("Runtime.evaluate", expression=loaded)["result"].get("value"):
             time.sleep(0.02)
+        self._send("Page.removeScriptToEvaluateOnNewDocument", identifier=script)
         self.settle()
 
     def settle(self) -> None:
-        """Waits until what the page has put off to its next frame is drawn."""
-        self.run("await new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)));")
+        """Waits until the page has drawn, where its function `drawn` tells, and what it put off to its next frame."""
+        self.run(
+            "await self.drawn?.(); await new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)));"
+        )
 
     def run(self, script: str) -> Any:
         """Returns what the body of an async function returns in the page, as plain values.

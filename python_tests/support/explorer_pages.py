@@ -4,30 +4,20 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import chromium
-import pytest
 import torch
 from bench_tools import ROOT  # noqa: F401  puts the repository's root on the path
 
-from bench.harness.chromium import Page, browser
+from bench.harness.chromium import Page
 from cpr_kernels import cascade_trace, parse_schedule
 from cpr_kernels.train.pages.explorer.packed import unpacked
 
 LISTED = (
     "[...document.querySelectorAll('.picks')].map(row => [...row.children].map(one => +one.dataset.entry))"
 )
-
-
-@pytest.fixture(scope="session")
-def tab() -> Iterator[Page]:
-    """One tab of a headless Chromium for all tests of the explorer."""
-    chromium.browser()
-    with browser() as page:
-        yield page
 
 
 def body_of(path: Path) -> dict[str, Any]:
@@ -60,9 +50,10 @@ def by_library(run: dict[str, Any], schedule: str, queries: Sequence[int]) -> li
 
 
 def in_page(tab: Page, schedule: str, queries: Sequence[int], run: int = 0) -> list[list[list[int]]]:
-    """Returns the same by the page's own cascade."""
+    """Returns the same by the page's own cascade, wherever the page mines."""
     found = tab.run(
         f"const stages = parseSchedule({json.dumps(schedule)}, runs[{run}]);"
-        f"return {list(queries)}.map((query) => cascade(runs[{run}], stages, query).map((stage) => stage.kept));"
+        f"const found = await Promise.all({list(queries)}.map((query) => ask('trace', {run}, stages, query, [])));"
+        "return found.map(({traced}) => traced.map((stage) => Array.from(stage.kept)));"
     )
     return list(found)

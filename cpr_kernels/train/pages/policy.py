@@ -6,15 +6,19 @@ import base64
 import hashlib
 
 
-def content_policy(style: str, script: str = "") -> str:
-    """Returns the Content-Security-Policy of a page with one `<style>` and at most one `<script>`, of just these texts.
+def content_policy(style: str, *scripts: str, worker: str = "") -> str:
+    """Returns the Content-Security-Policy of a page with one `<style>` and with `<script>`s of just these texts.
 
-    Nothing else runs or loads; pictures are those that the page holds itself.
+    Nothing else runs or loads; pictures are those that the page holds itself. `worker` names the page's policy of
+    trusted types by which it starts a worker from a text of its own; without it, no worker starts.
     """
     parts = ["default-src 'none'", "base-uri 'none'", "form-action 'none'", "img-src data: blob:"]
     parts.append(f"style-src {_hashed(style)}")
-    if script:
-        parts += [f"script-src {_hashed(script)}", "require-trusted-types-for 'script'"]
+    if scripts:
+        parts += [f"script-src {' '.join(map(_hashed, scripts))}", "require-trusted-types-for 'script'"]
+        parts.append(f"trusted-types {worker}" if worker else "trusted-types 'none'")
+    if worker:
+        parts.append("worker-src blob:")
     return "; ".join(parts)
 
 

@@ -22,7 +22,7 @@ from cpr_kernels.train.pages.explorer.runs import explore, memory_of
 from cpr_kernels.train.pretrain.run_folder import config_of
 from cpr_kernels.train.runtime.checkpoint import load, save
 
-pytest_plugins = ["train_fixtures", "explorer_pages"]
+pytest_plugins = ["train_fixtures", "page_fixtures"]
 
 
 @pytest.fixture(scope="module")
@@ -74,14 +74,14 @@ def test_it_is_used_by_keyboard_and_says_what_is_wrong(written: Path, tab: Page)
     assert len(two) == 2 and two[0] == picks[0]
     tab.press("c")
     wrong = tab.run(
-        "return ['flow', 'sound:5', 'flow:3,rgb:9', 'flow:1.5'].map((text) => {"
-        "  const input = document.querySelector('.settings input'); input.value = text; input.onchange();"
-        "  return document.querySelector('.error').textContent; })"
+        "const found = []; for (const text of ['flow', 'sound:5', 'flow:3,rgb:9', 'flow:1.5']) {"
+        "  const input = document.querySelector('.settings input'); input.value = text; input.onchange(); await drawn();"
+        "  found.push(document.querySelector('.error').textContent); } return found"
     )
     assert "view:keep" in wrong[0] and 'no view "sound"' in wrong[1]
     assert "more than the 3 before it" in wrong[2] and "share above 1" in wrong[3]
     result = tab.run(
-        "choice.panes[0].schedule = runs[0].schedule; draw(); let share;"
+        "choice.panes[0].schedule = runs[0].schedule; draw(); await drawn(); let share;"
         "do { await new Promise((done) => setTimeout(done, 50)); share = document.querySelector('.share'); }"
         "while (share.dataset.done !== 'true');"
         "return {average: share.textContent, address: location.hash,"
@@ -138,9 +138,9 @@ def test_three_views_and_one(tmp_path: Path, tab: Page) -> None:
     script = """
         const pick = () => document.querySelectorAll(".chart select");
         const result = {before: [...pick()].map((one) => one.value), rows: document.querySelectorAll("tbody tr").length};
-        pick()[0].value = "0"; pick()[0].onchange();
+        pick()[0].value = "0"; pick()[0].onchange(); await drawn();
         result.after = [...pick()].map((one) => one.value);
-        choice.panes[0].run = 1; choice.panes[0].schedule = runs[1].schedule; draw();
+        choice.panes[0].run = 1; choice.panes[0].schedule = runs[1].schedule; draw(); await drawn();
         result.alone = document.querySelectorAll("tbody tr").length + document.querySelectorAll(".error").length;
         return result;
     """

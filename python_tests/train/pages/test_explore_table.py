@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,10 +22,11 @@ from cpr_kernels import MiningPlan, Schedule, Stage, cascade_topk, parse_schedul
 from cpr_kernels.__main__ import main
 from cpr_kernels.train.pages.explorer.lists import Mined, lists_of
 from cpr_kernels.train.pages.explorer.packed import fitting, packed, unpacked
+from cpr_kernels.train.pages.explorer.page import page
 from cpr_kernels.tuning import Expansion
 from cpr_kernels.tuning.whitening import principal_axes
 
-pytest_plugins = ["explorer_pages"]
+pytest_plugins = ["page_fixtures"]
 ROWS = 90
 
 
@@ -79,6 +81,28 @@ def test_the_page_mines_what_the_library_mines(made: SimpleNamespace, tab: Page)
     assert not tab.errors and not tab.requests
 
 
+NO_WORKER = {"refused at once": ("delete self.Worker", ""), "forbidden": ("", "worker-src 'none'")}
+
+
+@pytest.mark.parametrize("way", NO_WORKER)
+def test_without_a_worker_the_page_mines_the_same_and_says_so(
+    made: SimpleNamespace, tab: Page, way: str
+) -> None:
+    before, policy = NO_WORKER[way]
+    page = made.folder / "workless.html"
+    page.write_text(made.page.read_text().replace("worker-src blob:", policy or "worker-src blob:", 1))
+    [held] = body_of(made.page)["runs"]
+    state = (
+        "return [Boolean(miner.worker), !el('here').hidden, document.querySelectorAll('.picks .clip').length]"
+    )
+    tab.open(made.page, "#query=4")
+    assert tab.run(state) == [True, False, 5]
+    mined = in_page(tab, held["schedule"], [0, 4])
+    tab.open(page, "#query=4", before)
+    assert in_page(tab, held["schedule"], [0, 4]) == mined == by_library(held, held["schedule"], [0, 4])
+    assert tab.run(state) == [False, True, 5]
+
+
 def test_its_note_is_the_overlap_with_the_embeddings_themselves(made: SimpleNamespace) -> None:
     [held] = body_of(made.page)["runs"]
     rows = {
@@ -107,7 +131,7 @@ def test_small_integers_are_near_and_long_rows_are_shortened() -> None:
     assert fitting({"a": torch.randn(20_001, 4)})[1] == 8
     low = torch.randn(10_000, 20) @ torch.randn(20, 900)  # of rank 20
     short, bits = fitting({"a": low, "b": low[:, :300]})
-    assert bits == 8 and sum(view.shape[1] for view in short.values()) <= 600
+    assert bits == 8 and sum(view.shape[1] for view in short.values()) <= 520
     some = short["a"][:200]
     assert torch.allclose(some @ some.T, low[:200] @ low[:200].T, rtol=1e-3, atol=1e-1)
 
@@ -250,17 +274,29 @@ def test_names_are_text_and_pictures_are_the_rows_own(made: SimpleNamespace, tab
         "return {ran: window.ran ?? null, title: document.title, strays: document.querySelectorAll('img, #panes script').length,"
         "classes: [...el('class').options].slice(1).map((one) => one.textContent),"
         "names: [0, 1, 2].map((entry) => nameOf(runs[0], entry)),"
-        "strips: runs[0].album.videos.filter((one) => one.strip).length,"
+        "strips: runs[0].album.videos.filter(pictured).length,"
         "lost: clip(runs[0], 89).querySelector('.text').textContent === nameOf(runs[0], 89)}"
     )
     assert found == {
         "ran": None, "title": NAMES[1], "strays": 0, "classes": list(made.classes), "names": list(made.names[:3]),
         "strips": ROWS - 1, "lost": True,
     }  # fmt: skip
-    loaded = tab.run(
-        "const image = new Image(); image.src = address(runs[0], 3, 'strip', videoOf(runs[0], 3).strip); await image.decode(); return [image.width, image.height]"
+    middles = tab.run(
+        "const image = new Image(), pen = make('canvas', {width: 112 * 16, height: 112 * 6}).getContext('2d');"
+        "image.src = clip(runs[0], 3).querySelector('.strip').style.backgroundImage.slice(5, -2); await image.decode();"
+        "pen.drawImage(image, 0, 0);"
+        "const middle = (one) => pen.getImageData(112 * (one % 16) + 56, 112 * Math.floor(one / 16) + 56, 1, 1).data[1];"
+        "return [image.width, image.height, ...[0, 4, 87, 88].map((row) => middle(videoOf(runs[0], row).cell))]"
     )
-    assert loaded == [112, 112]
+    assert middles[:2] == [112 * 16, 112 * 6]
+    assert all(abs(middle - grey) < 4 for middle, grey in zip(middles[2:], (60, 100, 60, 100)))
+    places = tab.run(
+        "return [0, 17].map((row) => [clip(runs[0], row).querySelector('.strip').style].flatMap((one) => [one.backgroundSize, one.backgroundPosition]))"
+    )
+    assert places[0] == ["1600% 600%", "0% 0%"]  # 16 across, 6 down; row 17 is the second of the second line
+    assert [float(part.strip("%")) for part in places[1][1].split()] == pytest.approx(
+        [100 / 15, 20], rel=1e-4
+    )
     assert not tab.requests and not tab.errors
 
 
@@ -275,7 +311,7 @@ def test_ten_thousand_rows_keep_the_budget_and_are_mined(tmp_path: Path, tab: Pa
     )
     out = tmp_path / "big.html"
     assert main(["explore", str(tmp_path / "t.npz"), "--sample", "300", "--out", str(out), "--quiet"]) == 0
-    assert out.stat().st_size < 9e6
+    assert out.stat().st_size < 8e6
     [held] = body_of(out)["runs"]
     tab.open(out, "#query=17")
     assert in_page(tab, held["schedule"], [17, 9999]) == by_library(held, held["schedule"], [17, 9999])
@@ -285,6 +321,38 @@ def test_ten_thousand_rows_keep_the_budget_and_are_mined(tmp_path: Path, tab: Pa
             "return [performance.getEntriesByType('navigation')[0].loadEventEnd, document.body.dataset.milliseconds]"
         ),
     )
+
+
+def test_pictures_and_embeddings_of_many_rows_keep_the_budget(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import cv2
+
+    monkeypatch.setattr(
+        "cpr_kernels.train.pages.explorer.packed.ROWS", 1
+    )  # a row takes what it takes among 10,000
+    rng, rows = np.random.default_rng(0), 120
+    for i in range(32):
+        soft = cv2.resize(rng.uniform(0, 255, (6, 8, 3)), (160, 120), interpolation=cv2.INTER_CUBIC)
+        cv2.imwrite(str(tmp_path / f"{i}.png"), soft + rng.normal(0, 25, soft.shape))
+    views = {name: rng.normal(size=(rows, 200)).astype(np.float32) for name in ("rgb", "flow")}
+    files = np.array([f"{i % 32}.png" for i in range(rows)])
+    np.savez(
+        tmp_path / "t.npz",
+        **views,
+        label=np.arange(rows) % 9,
+        path=files,
+        text=np.array(["a word " * 40] * rows),
+    )
+    out = tmp_path / "t.html"
+    assert main(["explore", str(tmp_path / "t.npz"), "--out", str(out), "--quiet"]) == 0
+    body = body_of(out)
+    [album], [held] = body["albums"], body["runs"]
+    code = len(page({"version": 0, "title": "", "albums": [], "runs": []}))
+    lists = len(json.dumps(held["lists"]))  # of at most 200 rows each
+    assert out.stat().st_size - code - lists < rows * 15e6 / 10_000
+    assert album["sheets"]["cells"] == rows and [view["bits"] for view in held["views"]] == [8, 8]
+    assert sum(map(len, album["sheets"]["data"])) * 3 / 4 < 480 * rows * 1.1
 
 
 def test_mine_writes_the_page_beside_its_result(made: SimpleNamespace, capsys: Any) -> None:

@@ -28,7 +28,7 @@ from cpr_kernels.train.pretrain.run_folder import config_of
 from cpr_kernels.train.runtime.run_log import read_lines
 from cpr_kernels.train.views.pictures import flow_picture
 
-pytest_plugins = ["train_fixtures", "explorer_pages"]
+pytest_plugins = ["train_fixtures", "page_fixtures"]
 
 
 @pytest.fixture(scope="module")

@@ -25,11 +25,24 @@ function extraPictures(run, entry) {
   });
 }
 
+const pictured = (video) => Boolean(video.strip || video.cell !== undefined);
+
 function face(run, entry) {
   const video = videoOf(run, entry), { frames, flow } = run.album;
+  if (video.cell !== undefined) return cell(run, video.cell);
   if (!video.strip) return make("span", { className: "text", dir: "auto", textContent: video.text ?? nameOf(run, entry) });
   const strip = make("span", { className: "strip" });
   strip.style.cssText = `background-image:url(${address(run, entry, "strip", video.strip)});background-size:${100 * frames}% ${flow ? 200 : 100}%;--frames:${frames};--length:${frames / 8}s`;
+  return strip;
+}
+
+// A thumbnail out of a sheet of many.
+function cell(run, place) {
+  const { columns, cells, data } = run.album.sheets, size = columns * columns, sheet = Math.floor(place / size), inside = place - sheet * size;
+  const key = `${run.run.album}:${sheet}`, rows = Math.min(columns, Math.ceil((cells - sheet * size) / columns));
+  if (!addresses.has(key)) addresses.set(key, URL.createObjectURL(new Blob([decoded(data[sheet], Uint8Array)], { type: "image/webp" })));
+  const share = (at, of) => (of > 1 ? (100 * at) / (of - 1) : 0), strip = make("span", { className: "strip still" });
+  strip.style.cssText = `background-image:url(${addresses.get(key)});background-size:${100 * columns}% ${100 * rows}%;background-position:${share(inside % columns, columns)}% ${share(Math.floor(inside / columns), rows)}%`;
   return strip;
 }
 
@@ -43,13 +56,14 @@ function clip(run, entry, kind = "", text = null) {
   return button;
 }
 
+const labelled = (run) => run.album.classes.length > 1;
 const mark = (run, entry, query) => (!labelled(run) || run.classes[entry] < 0 || run.classes[query] < 0 ? "" : isRight(run, entry, query) ? "right" : "wrong");
 
 // A row of the list: its picture, its name, its class, and what the list says of it.
 function line(run, entry, said) {
   const under = classOf(run, entry);
   const words = make("span", { className: "words" }, make("b", { dir: "auto", textContent: shortName(run, entry) }), make("small", { dir: "auto", textContent: under || (videoOf(run, entry).text ?? "") }));
-  const button = make("button", { className: "line", title: titleOf(run, entry) }, ...(videoOf(run, entry).strip ? [face(run, entry)] : []), words);
+  const button = make("button", { className: "line", title: titleOf(run, entry) }, ...(pictured(videoOf(run, entry)) ? [face(run, entry)] : []), words);
   if (said) button.append(make("em", { dir: "auto", textContent: said }));
   button.dataset.entry = entry;
   return button;

@@ -8,13 +8,12 @@ function decoded(text, Kind) {
   return new Kind(bytes.buffer);
 }
 
-// Runs of the page's data; their embeddings become typed arrays when first used.
-function openRun(run, albums) {
-  const album = albums[run.album], entries = run.entries;
-  const videos = run.videos ?? Array.from({ length: entries }, (_, entry) => entry);
-  const sources = run.sources ?? videos;
-  const classes = Int32Array.from(videos, (video) => album.videos[video].class);
-  return { ...run, album, videos, sources, classes, views: run.views.map((view) => ({ ...view })), kept: new Map() };
+// What is mined of a run of the page's data; its embeddings become typed arrays when first used.
+function mineable(run, albums) {
+  const { entries, kind } = run, { videos } = albums[run.album], row = (entry) => (run.videos ? run.videos[entry] : entry);
+  const sources = run.sources ?? Int32Array.from({ length: entries }, (_, entry) => row(entry));
+  const classes = Int32Array.from({ length: entries }, (_, entry) => videos[row(entry)].class);
+  return { entries, kind, sources, classes, views: run.views, kept: new Map() };
 }
 
 function opened(run, number) {
@@ -90,32 +89,45 @@ function answering(run, stages, query) {
   return left.map((stage, s) => (s === left.length - 1 ? { ...stage, keep: stages[stages.length - 1].keep } : stage));
 }
 
-// The `keep` best of a pool (its indices ascend) and the rest, both still ascending; ties go to the lower index.
+// The `keep` best of a pool (its indices ascend) and the rest, Int32Arrays that still ascend; ties go to the lower index.
 function halves(pool, score, keep) {
-  if (pool.length <= keep) return [pool, []];
+  if (pool.length <= keep) return [pool, new Int32Array(0)];
   const values = Float64Array.from(pool, (entry) => score[entry]).sort(), least = values[values.length - keep];
   let ties = 0;
   for (let i = values.length - keep; i < values.length && values[i] === least; i++) ties++;
-  const kept = [], out = [];
-  for (const entry of pool) (score[entry] > least || (score[entry] === least && ties-- > 0) ? kept : out).push(entry);
+  const kept = new Int32Array(keep), out = new Int32Array(pool.length - keep);
+  let inside = 0, outside = 0;
+  for (const entry of pool) {
+    if (score[entry] > least || (score[entry] === least && ties-- > 0)) kept[inside++] = entry;
+    else out[outside++] = entry;
+  }
   return [kept, out];
 }
 
 // The first `count` of a list, best first, ties to the lower index.
 function best(list, score, count = Infinity) {
-  const few = list.length > 2 * count ? halves(list, score, count)[0] : list.slice();
-  return few.sort((a, b) => score[b] - score[a] || a - b).slice(0, count);
+  if (list.length < 2 * count) return Array.from(list).sort((a, b) => score[b] - score[a] || a - b).slice(0, count);
+  const found = [];
+  for (const entry of list) {
+    if (found.length === count && score[entry] <= score[found[count - 1]]) continue;
+    let place = found.length;
+    while (place && score[found[place - 1]] < score[entry]) place--;
+    found.splice(place, 0, entry);
+    if (found.length > count) found.pop();
+  }
+  return found;
 }
 
 // What each stage keeps and throws out, with its scores and its threshold. Lists ascend; `best` orders them.
 function cascade(run, asked, query) {
   const stages = answering(run, asked, query), used = new Set(stages.flatMap((stage) => stage.weights.map(([view]) => view)));
   const lacking = [...used].map((number) => opened(run, number).lacks).filter((lacks) => lacks.size);
-  let pool = [];
+  let pool = new Int32Array(run.entries), eligible = 0;
   for (let entry = 0; entry < run.entries; entry++) {
     const source = run.sources[entry];
-    if (source >= 0 && source !== run.sources[query] && !lacking.some((lacks) => lacks.has(entry))) pool.push(entry);
+    if (source >= 0 && source !== run.sources[query] && !lacking.some((lacks) => lacks.has(entry))) pool[eligible++] = entry;
   }
+  pool = pool.slice(0, eligible);
   const right = (list) => list.reduce((count, entry) => count + isRight(run, entry, query), 0);
   return stages.map((stage) => {
     const judged = stage.weights.map(([view, weight]) => [similarities(run, view, query), weight]);
@@ -128,11 +140,4 @@ function cascade(run, asked, query) {
   });
 }
 
-const labelled = (run) => run.album.classes.length > 1;
 const isRight = (run, entry, query) => run.classes[entry] >= 0 && run.classes[entry] === run.classes[query];
-
-// Which stage threw an entry out (from 0); -1 where it was mined, null where it was never eligible.
-function fateOf(traced, entry) {
-  const stage = traced.findIndex((one) => one.out.includes(entry));
-  return stage >= 0 ? stage : traced.at(-1)?.kept.includes(entry) ? -1 : null;
-}

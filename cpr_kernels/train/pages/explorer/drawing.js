@@ -1,3 +1,4 @@
+"use strict";
 // What every picture needs: elements, colours, marks of views, ticks.
 
 const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue("--" + name).trim();

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-BUDGET = 6_000_000  # bytes of integers in a page of up to ROWS rows; more rows have as much each
 ROWS = 10_000
+A_ROW = 520  # bytes of integers of each row in a page of ROWS rows or more; of fewer, they share as much as ROWS have
 PRECISE = 20_000  # rows; of more, a page holds integers of 8 bits
 
 
@@ -56,7 +56,7 @@ def fitting(views: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], int]:
     """
     count = len(next(iter(views.values())))
     sizes = {name: rows.shape[1] for name, rows in views.items()}
-    allowed = BUDGET // max(1, min(count, ROWS))  # bytes a row
+    allowed = share(A_ROW, count)
     total = sum(sizes.values())
     if 2 * total <= allowed and count <= PRECISE:
         return dict(views), 16
@@ -64,6 +64,11 @@ def fitting(views: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], int]:
         return dict(views), 8
     wanted = {name: max(8, size * allowed // total) for name, size in sizes.items()}
     return {name: leading(rows, wanted[name]) for name, rows in views.items()}, 8
+
+
+def share(a_row: int, count: int) -> int:
+    """Returns how many bytes each of `count` rows may take: `a_row` from ROWS rows on, more of fewer rows."""
+    return a_row * max(ROWS, count) // max(1, count)
 
 
 def leading(rows: Tensor, count: int) -> Tensor:

@@ -1,7 +1,8 @@
 // What is chosen, and the list of rows beside it. The choice is in the address.
 
 const body = JSON.parse(document.getElementById("data").textContent);
-const runs = body.runs.map((run) => Object.assign(openRun(run, body.albums), { run }));
+const mined = body.runs.map((run) => mineable(run, body.albums));
+const runs = body.runs.map((run, number) => ({ ...run, ...mined[number], number, run, album: body.albums[run.album], videos: run.videos ?? Array.from({ length: run.entries }, (_, entry) => entry) }));
 const el = (id) => document.getElementById(id);
 const SHOWN = 12; // cards of a group before "more"
 

@@ -10,13 +10,14 @@ from ....plot_style import marks_of, page_variables
 from ..policy import content_policy
 
 VERSION = 2
+MINING = ("cascade.js", "answers.js")  # run in a worker too
 SCRIPTS = (
-    "cascade.js",
     "drawing.js",
     "cards.js",
     "scatter.js",
     "plots.js",
     "page.js",
+    "miner.js",
     "panes.js",
     "start.js",
 )
@@ -26,13 +27,14 @@ def page(body: dict[str, Any]) -> str:
     """Returns the HTML text of a page about ``{version, title, albums, runs}``."""
     here = Path(__file__).parent
     style = page_variables() + (here / "page.css").read_text()
-    script = "\n".join((here / name).read_text() for name in SCRIPTS)
+    mining, script = ("\n".join((here / name).read_text() for name in names) for names in (MINING, SCRIPTS))
     data = json.dumps({**body, "marks": _marks(body)}, separators=(",", ":"))
     data = data.replace("<", "\\u003c")  # no tag, no comment, in any string
     html = (here / "page.html").read_text()
     for mark, text in (
-        ("POLICY", content_policy(style, script)),
+        ("POLICY", content_policy(style, mining, script, worker="mining")),
         ("/*STYLE*/", style),
+        ("/*MINING*/", mining),
         ("/*SCRIPT*/", script),
         ("/*DATA*/", data),
     ):

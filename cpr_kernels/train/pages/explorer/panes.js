@@ -1,24 +1,32 @@
 // One cascade: its settings, what it mines, its stages, the scatter, and who was thrown out by whom.
 
-function drawPane(pane, number) {
-  const run = runs[pane.run], box = make("section", { className: "pane" });
-  box.setAttribute("aria-label", choice.compare ? `cascade ${number + 1}` : "cascade");
-  box.append(settings(pane, run, number));
-  const say = (text, className = "soft") => box.append(make("p", { className, textContent: text }));
+// What a pane shows: {pane, run, stages, query, traced, values}, or {pane, run, wrong}, a sentence.
+async function answerFor(pane) {
+  const run = runs[pane.run];
   let stages;
   try {
     stages = parseSchedule(pane.schedule, run);
   } catch (sentence) {
     if (typeof sentence !== "string") throw sentence;
-    say("schedule: " + sentence, "error");
-    return { box };
+    return { pane, run, wrong: "schedule: " + sentence };
   }
   const query = queryIn(run);
-  if (query < 0) {
-    say(`the queue of ${run.name} does not hold this clip; pick another`, "error");
+  if (query < 0) return { pane, run, wrong: `the queue of ${run.name} does not hold this clip; pick another` };
+  const judges = run.views.flatMap((view, number) => (view.bias ? [] : [number]));
+  const wanted = new Set([...judges.slice(0, 2), ...(choice.axes ?? []).map((axis) => judges[axis]), ...stages.flatMap((stage) => stage.weights.map(([view]) => view))]);
+  const shown = judges.filter((view) => wanted.has(view));
+  return { pane, run, stages, query, ...(await ask("trace", run.number, stages, query, shown)) };
+}
+
+function drawPane({ pane, run, wrong, stages, query, traced, values }, number) {
+  const box = make("section", { className: "pane" });
+  box.setAttribute("aria-label", choice.compare ? `cascade ${number + 1}` : "cascade");
+  box.append(settings(pane, run, number));
+  const say = (text, className = "soft") => box.append(make("p", { className, textContent: text }));
+  if (wrong) {
+    say(wrong, "error");
     return { box };
   }
-  const traced = cascade(run, stages, query);
   if (traced.length < stages.length) {
     const left = [...new Set(stages.filter((stage) => !traced.some((one) => one.judge === stage.judge)).map((stage) => stage.judge))].join(", ");
     say(run.kind === "table" ? "this row lacks a view, so nothing is mined for it" : `this clip has no ${left}: as in training, that stage is left out` + (traced.length ? "" : ", and nothing is mined"));
@@ -34,8 +42,8 @@ function drawPane(pane, number) {
   const found = make("div", { className: "found" }, make("h2", { textContent: `mined: ${count(last.kept.length)}${right}` }), picks, share);
   const asked = make("div", { className: "asked" }, make("h2", { textContent: "query" }), clip(run, query, "big", shortName(run, query)), make("p", { className: "soft class", dir: "auto", textContent: classOf(run, query) }));
   box.append(make("div", { className: "ask" }, asked, found));
-  box.append(make("div", { className: "split" }, stageTable(run, traced, shown, query), scatterOf(run, traced, query, shown), make("div", { className: "groups" }, ...groups(run, traced, query, shown))));
-  if (labelled(run)) later(() => average(run, stages, share));
+  box.append(make("div", { className: "split" }, stageTable(run, traced, shown, query), scatterOf(run, traced, query, shown, values), make("div", { className: "groups" }, ...groups(run, traced, query, shown))));
+  if (labelled(run)) average(run, stages, share);
   else share.textContent = "without classes, which of these are right is not known";
   return { box, run, mined: new Set(last.kept), found };
 }
@@ -99,7 +107,7 @@ function rightShare(right, number) {
   return make("td", { className: "share" }, make("span", { className: "bar good" }, bar), make("span", { textContent: `${share.toFixed(share < 9.95 ? 1 : 0)}%` }));
 }
 
-function scatterOf(run, traced, query, shown) {
+function scatterOf(run, traced, query, shown, values) {
   const holder = make("div", { className: "chart" }), canvas = make("canvas");
   const judges = run.views.filter((view) => !view.bias), many = judges.length;
   const axes = many < 2 ? [0, -1] : (choice.axes ?? firstAxes(run, traced)).map((view) => Math.min(view, many - 1));
@@ -117,7 +125,7 @@ function scatterOf(run, traced, query, shown) {
   holder.append(controls, canvas, make("p", { className: "soft", textContent: note }));
   canvas.setAttribute("role", "img");
   canvas.setAttribute("aria-label", `entries by ${choice.ranked ? "rank" : "similarity"} in two views, after stage ${shown + 1}`);
-  requestAnimationFrame(() => watch(canvas, run, traced, query, judges, scatter(canvas, run, traced, query, axes, shown, choice.ranked)));
+  requestAnimationFrame(() => watch(canvas, run, traced, query, values, scatter(canvas, run, traced, query, axes, shown, choice.ranked, values)));
   return holder;
 }
 
@@ -128,23 +136,21 @@ function firstAxes(run, traced) {
 }
 
 // The nearest dot under the pointer: its card and its scores; a click makes it the query.
-function watch(canvas, run, traced, query, judges, dots) {
+function watch(canvas, run, traced, query, values, nearest) {
   let tip = null;
   const hide = () => { tip?.remove(); tip = null; };
   const near = (event) => {
-    const box = canvas.getBoundingClientRect(), x = event.clientX - box.left, y = event.clientY - box.top;
-    let chosen = null, least = 100;
-    for (const [dx, dy, entry] of dots) { const apart = (dx - x) ** 2 + (dy - y) ** 2; if (apart <= least) [least, chosen] = [apart, entry]; }
-    return chosen;
+    const box = canvas.getBoundingClientRect();
+    return nearest(event.clientX - box.left, event.clientY - box.top);
   };
   canvas.onmousemove = (event) => {
     const entry = near(event);
     if (tip && +tip.dataset.entry === entry) return;
     hide();
     if (entry === null) return;
-    const values = judges.map((view) => `${view.label} ${similarities(run, run.views.indexOf(view), query)[entry].toFixed(3)}`).join(", ");
+    const scores = Object.entries(values).map(([view, of]) => `${run.views[view].label} ${of[entry].toFixed(3)}`).join(", ");
     const fate = fateOf(traced, entry), says = fate === null ? "not eligible" : fate < 0 ? "mined" : `out at stage ${fate + 1}, by ${traced[fate].judge}`;
-    tip = make("div", { className: "tip" }, thumb(run, entry, query), make("b", { textContent: says }), make("br"), values);
+    tip = make("div", { className: "tip" }, thumb(run, entry, query), make("b", { textContent: says }), make("br"), scores);
     tip.dataset.entry = entry;
     tip.style.left = Math.max(4, Math.min(event.clientX + 14, innerWidth - 180)) + "px";
     tip.style.top = Math.max(4, Math.min(event.clientY + 12, innerHeight - 260)) + "px";
@@ -172,31 +178,29 @@ function groups(run, traced, query, shown) {
   });
 }
 
-const later = (work) => setTimeout(work, 30);
+// Which stage threw an entry out (from 0); -1 where it was mined, null where it was never eligible.
+function fateOf(traced, entry) {
+  const stage = traced.findIndex((one) => one.out.includes(entry));
+  return stage >= 0 ? stage : traced.at(-1)?.kept.includes(entry) ? -1 : null;
+}
+
 const averages = new Map();
 
-// The share of right picks over evenly spread queries, a few at a time so that the page stays quick.
-function average(run, stages, place) {
-  const key = run.name + JSON.stringify(stages.map((stage) => [stage.judge, stage.keep]));
+// Says the share of right picks over evenly spread queries, as far as they are mined.
+async function average(run, stages, place) {
+  const key = run.number + JSON.stringify(stages.map((stage) => [stage.judge, stage.keep]));
   const wanted = Math.min(run.entries, run.entries > 20000 ? 40 : 200), sum = averages.get(key) ?? { at: 0, right: 0, mined: 0 };
   averages.set(key, sum);
-  const tell = () => {
+  const say = () => {
     const done = sum.at >= wanted;
     place.textContent = `PMR of this schedule over ${sum.at} ${run.kind === "table" ? "rows" : "clips"}${done ? "" : " so far"}: ${(100 * sum.right / Math.max(sum.mined, 1)).toFixed(1)} %`;
     place.dataset.done = done;
   };
-  const some = () => {
-    const until = performance.now() + 12;
-    do {
-      if (sum.at >= wanted) break;
-      const query = Math.floor((sum.at++ * run.entries) / wanted);
-      if (run.classes[query] < 0) continue;
-      const last = cascade(run, stages, query).at(-1);
-      sum.right += last?.right ?? 0;
-      sum.mined += last?.kept.length ?? 0;
-    } while (performance.now() < until);
-    tell();
-    if (sum.at < wanted && place.isConnected) later(some);
-  };
-  some();
+  if (sum.at) say();
+  await new Promise((done) => setTimeout(done, 30)); // what is drawn now comes first
+  while (sum.at < wanted && place.isConnected) {
+    const found = await ask("average", run.number, stages, sum.at, wanted);
+    Object.assign(sum, { at: found.at, right: sum.right + found.right, mined: sum.mined + found.mined });
+    say();
+  }
 }

@@ -17,8 +17,8 @@ function rankAmong(sorted, value) {
 }
 
 // An axis: where an entry is, from 0 to 1; its ticks; where a score is.
-function axisOf(run, view, query, stage, ranked) {
-  const values = view < 0 ? Float64Array.from({ length: run.entries }, (_, i) => (i * 0.618) % 1) : similarities(run, view, query);
+function axisOf(run, view, stage, ranked, similar) {
+  const values = view < 0 ? Float64Array.from({ length: run.entries }, (_, i) => (i * 0.618) % 1) : similar[view];
   const byRank = ranked && view >= 0;
   const at = byRank ? ranks(values).map((rank) => -Math.log10(rank)) : values;
   let low = Infinity, high = -Infinity;
@@ -42,7 +42,7 @@ function rankTicks(low, high, wanted) {
   return found.reverse(); // from low to high
 }
 
-function scatter(canvas, run, stages, query, axes, shown, ranked) {
+function scatter(canvas, run, stages, query, axes, shown, ranked, values) {
   const ratio = window.devicePixelRatio || 1, stage = stages[shown];
   const width = canvas.clientWidth || 480, height = Math.round(Math.max(300, Math.min(width * 0.8, 520)));
   const box = { left: 52, right: width - 10, top: 16, bottom: height - 40 };
@@ -51,13 +51,13 @@ function scatter(canvas, run, stages, query, axes, shown, ranked) {
   canvas.style.aspectRatio = `${width}/${height}`;
   const pen = canvas.getContext("2d");
   pen.scale(ratio, ratio);
-  const [across, up] = axes.map((view) => axisOf(run, view, query, stage, ranked));
+  const [across, up] = axes.map((view) => axisOf(run, view, stage, ranked, values));
   const toX = (value) => box.left + across.share(value) * (box.right - box.left);
   const toY = (value) => box.bottom - up.share(value) * (box.bottom - box.top);
   frame(pen, box, across, up, toX, toY);
-  const dots = points(pen, run, stages, query, shown, { across, up, toX, toY });
+  const seen = points(pen, run, stages, query, shown, { across, up, toX, toY });
   thresholds(pen, run, stages, shown, { across, up, toX, toY, box });
-  return dots;
+  return (x, y) => nearestOf(seen, toX, toY, across.at, up.at, x, y);
 }
 
 function frame(pen, box, across, up, toX, toY) {
@@ -96,9 +96,41 @@ function frame(pen, box, across, up, toX, toY) {
   pen.textAlign = "left";
 }
 
-// Draws the entries, those that stay last; returns [x, y, entry] of each.
+// The entry seen within 10 pixels of a place and nearest to it, of several there the one drawn last; or null.
+function nearestOf(seen, toX, toY, across, up, x, y) {
+  let chosen = null, least = 100;
+  for (const entry of seen) {
+    const apart = (toX(across[entry]) - x) ** 2 + (toY(up[entry]) - y) ** 2;
+    if (apart <= least) [least, chosen] = [apart, entry];
+  }
+  return chosen;
+}
+
+// Squares of a side of two pixels of the screen, many over each other, by how many cover a pixel: quicker than as many rectangles.
+function cloud(pen, places, fill, alpha) {
+  const { width, height } = pen.canvas, layer = make("canvas", { width, height }), under = layer.getContext("2d");
+  const covers = new Uint16Array(width * height), ratio = pen.getTransform().a;
+  for (const [x, y] of places) {
+    const at = Math.round(y * ratio) * width + Math.round(x * ratio);
+    for (const corner of [at, at + 1, at + width, at + width + 1]) covers[corner]++;
+  }
+  under.fillStyle = fill;
+  under.fillRect(0, 0, 1, 1);
+  const image = under.createImageData(width, height), [red, green, blue] = under.getImageData(0, 0, 1, 1).data;
+  for (let pixel = 0; pixel < covers.length; pixel++) {
+    if (covers[pixel]) image.data.set([red, green, blue, 255 * (1 - (1 - alpha) ** covers[pixel])], 4 * pixel);
+  }
+  under.putImageData(image, 0, 0);
+  pen.save();
+  pen.resetTransform();
+  pen.globalAlpha = 1;
+  pen.drawImage(layer, 0, 0);
+  pen.restore();
+}
+
+// Draws the entries, those that stay last; returns them in this order.
 function points(pen, run, stages, query, shown, { across, up, toX, toY }) {
-  const last = stages[shown], many = run.entries > 2000, dots = [];
+  const last = stages[shown], many = run.entries > 2000, seen = [];
   const fate = new Uint8Array(run.entries); // 1 fell at this stage, 2 is alive
   for (const entry of last.out) fate[entry] = 1;
   for (const entry of last.kept) fate[entry] = 2;
@@ -108,20 +140,26 @@ function points(pen, run, stages, query, shown, { across, up, toX, toY }) {
     pen.fillStyle = fill;
     if (square) pen.fillRect(x - radius, y - radius, 2 * radius, 2 * radius);
     else { pen.beginPath(); pen.arc(x, y, radius, 0, 7); pen.fill(); }
-    dots.push([x, y, entry]);
+    seen.push(entry);
+  };
+  const dots = (list, fill, radius, alpha, square) => {
+    if (list.length < 5000) return list.forEach((entry) => dot(entry, fill, radius, alpha, square));
+    cloud(pen, list.map((entry) => [toX(across.at[entry]), toY(up.at[entry])]), fill, alpha);
+    for (const entry of list) seen.push(entry);
   };
   const good = colour("good"), bad = colour("bad"), grey = colour("dot"), chosen = colour("mark"), own = run.sources[query];
-  for (let entry = 0; entry < run.entries; entry++) {
-    if (!fate[entry] && run.sources[entry] !== own && across.inside(entry) && up.inside(entry)) dot(entry, grey, many ? 1 : 1.8, many ? 0.2 : 0.35, true);
-  }
+  const gone = [];
+  for (let entry = 0; entry < run.entries; entry++) if (!fate[entry] && run.sources[entry] !== own && across.inside(entry) && up.inside(entry)) gone.push(entry);
+  dots(gone, grey, many ? 1 : 1.8, many ? 0.2 : 0.35, true);
   const right = (entry) => labelled(run) && isRight(run, entry, query);
-  for (const entry of last.out) if (!right(entry)) dot(entry, grey, many ? 1.3 : 2.4, many ? 0.5 : 0.75, true);
-  for (const entry of last.out) if (right(entry)) dot(entry, good, many ? 1.8 : 2.6, 0.7, false);
-  const size = last.kept.length > 500 ? 0.55 : 1;
-  for (const entry of last.kept) if (!right(entry)) dot(entry, labelled(run) ? bad : chosen, (labelled(run) ? 3.4 : 4.2) * size, 0.85, labelled(run));
-  for (const entry of last.kept) if (right(entry)) dot(entry, good, 4.2 * size, 0.9, false);
+  const size = last.kept.length > 500 ? 0.55 : 1, known = labelled(run);
+  const [outWrong, outRight, keptWrong, keptRight] = [last.out, last.kept].flatMap((list) => [false, true].map((of) => Array.from(list).filter((entry) => right(entry) === of)));
+  dots(outWrong, grey, many ? 1.3 : 2.4, many ? 0.5 : 0.75, true);
+  dots(outRight, good, many ? 1.8 : 2.6, 0.7, false);
+  dots(keptWrong, known ? bad : chosen, (known ? 3.4 : 4.2) * size, 0.85, known);
+  dots(keptRight, good, 4.2 * size, 0.9, false);
   pen.globalAlpha = 1;
-  return dots;
+  return seen;
 }
 
 // A stage of one view is a straight line at its threshold; of both, a slanted one, which ranks do not have.

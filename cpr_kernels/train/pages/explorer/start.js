@@ -1,18 +1,37 @@
 // Draws the page, and binds its controls and keys.
 
+const drawing = { now: null, again: false };
+
+// Draws what is chosen. The panes follow when they are mined; what is chosen meanwhile is drawn after them.
 function draw() {
-  const began = performance.now(), active = document.activeElement, held = active?.closest?.("#panes") ? pathTo(active) : null;
   document.body.classList.toggle("compared", choice.compare);
   el("compare").setAttribute("aria-pressed", choice.compare);
   el("list").value = choice.list;
   drawPicker();
-  document.querySelectorAll(".tip").forEach((tip) => tip.remove());
-  const panes = choice.panes.slice(0, choice.compare ? 2 : 1).map(drawPane);
-  compareMined(panes);
-  el("panes").replaceChildren(...panes.map((pane) => pane.box));
-  if (held) at(held)?.focus({ preventScroll: true });
   writeAddress();
-  document.body.dataset.milliseconds = Math.round(performance.now() - began);
+  drawing.again = true;
+  drawing.now ??= drawPanes().finally(() => (drawing.now = null));
+}
+
+async function drawPanes() {
+  while (drawing.again) {
+    drawing.again = false;
+    const began = performance.now();
+    el("panes").setAttribute("aria-busy", true);
+    const found = await Promise.all(choice.panes.slice(0, choice.compare ? 2 : 1).map(answerFor));
+    const active = document.activeElement, held = active?.closest?.("#panes") ? pathTo(active) : null, panes = found.map(drawPane);
+    document.querySelectorAll(".tip").forEach((tip) => tip.remove());
+    compareMined(panes);
+    el("panes").replaceChildren(...panes.map((pane) => pane.box));
+    el("panes").setAttribute("aria-busy", false);
+    if (held) at(held)?.focus({ preventScroll: true });
+    document.body.dataset.milliseconds = Math.round(performance.now() - began);
+  }
+}
+
+// Returns when everything chosen is drawn.
+async function drawn() {
+  while (drawing.now) await drawing.now;
 }
 
 // A control in the panes, by its place, so that it keeps the focus when they are drawn anew.
@@ -54,7 +73,7 @@ el("list").parentElement.hidden = !runs[0].lists.length;
 el("flow").hidden = !body.albums.some((album) => album.flow);
 el("play").hidden = !body.albums.some((album) => album.frames > 1);
 for (const text of document.querySelectorAll("[data-for]")) text.hidden = !runs.some((run) => run.kind === text.dataset.for);
-document.body.classList.toggle("texts", !body.albums.some((album) => album.videos.some((video) => video.strip)));
+document.body.classList.toggle("texts", !body.albums.some((album) => album.videos.some(pictured)));
 el("title").textContent = document.title = body.title;
 el("lead").textContent = runs.map((run) => `\u2068${run.name}\u2069: ${count(run.entries)} ` + (run.kind === "table" ? "rows" : `entries in the queue at the end of ${run.phase}`)).join("; ") + ". Pick one; it is compared with all others.";
 el("note").textContent = [...new Set(runs.map((run) => run.note))].join(" ");
@@ -62,6 +81,8 @@ addEventListener("hashchange", () => { readAddress(); draw(); });
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => draw());
 let resized = 0;
 addEventListener("resize", () => { clearTimeout(resized); resized = setTimeout(() => { draw(); drawHistory(); }, 150); });
+startMiner(mined);
+for (const view of runs.flatMap((run) => run.views)) view.data = null; // the worker has it
 readAddress();
 draw();
 drawHistory();

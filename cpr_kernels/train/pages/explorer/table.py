@@ -20,7 +20,7 @@ from .pictures import Pictures, pictures
 from .tuned_views import Tuned, tuned_views
 
 CHECKED = 256  # queries mined on the page's integers too, to say how near they are
-LETTERS = 240  # of a text in the page
+LETTERS, LETTERS_BESIDE = 240, 80  # of a text in the page, and of one beside a picture
 
 
 @dataclass(frozen=True)
@@ -130,12 +130,20 @@ def _album(rows: Rows, shown: Pictures | None) -> dict[str, Any]:
     count = len(rows.ids)
     labels = [-1] * count if rows.labels is None else rows.labels.tolist()
     videos: list[dict[str, Any]] = [{"class": one} for one in labels]
-    for name, values in (("id", rows.names), ("text", rows.texts), ("strip", shown and shown.strips)):
+    columns = (
+        ("id", rows.names), ("text", rows.texts), ("strip", shown and shown.strips), ("cell", shown and shown.cells)
+    )  # fmt: skip
+    for name, values in columns:
         for video, value in zip(videos, values or ()):
-            if value:
-                video[name] = value[:LETTERS] if name == "text" else value
-    frames = shown.frames if shown else 1
-    return {"classes": list(rows.classes), "frames": frames, "flow": False, "videos": videos}
+            if value not in ("", None):
+                video[name] = value[: LETTERS_BESIDE if shown else LETTERS] if name == "text" else value
+    held = {
+        "classes": list(rows.classes),
+        "frames": shown.frames if shown else 1,
+        "flow": False,
+        "videos": videos,
+    }
+    return held | ({"sheets": shown.sheets} if shown and shown.sheets else {})
 
 
 def _pictures(rows: Rows) -> Pictures | None:
