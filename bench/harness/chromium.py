@@ -89,7 +89,8 @@ class Page:
     def settle(self) -> None:
         """Waits until the page has drawn, where its function `drawn` tells, and what it put off to its next frame."""
         self.run(
-            "await self.drawn?.(); await new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)));"
+            "await self.drawn?.();"
+            "await new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)));"
         )
 
     def run(self, script: str) -> Any:

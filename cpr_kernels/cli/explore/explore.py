@@ -17,7 +17,7 @@ from .table import Look, rows_of
 
 TITLE = "Inside the cascade"
 OF_RUNS = {"data"}
-OF_BOTH = {"inputs", "out", "force", "title"}
+OF_BOTH = {"inputs", "out", "force", "title", "sample"}
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Explore:
 
     Pick a query and see its cascade: which entries survive each stage, which view threw out which, the scores or ranks
     in two views with the thresholds drawn, thumbnails that play, wrong ones marked; any other schedule or plan beside
-    it. Of a table it also lists hubs, rows that are never mined, where views disagree, and labels to check.
+    it. It also lists hubs, entries that are never mined, where views disagree, and labels to check.
 
     `cpr explore TABLE` reads what `cpr mine` reads; `cpr explore RUN [RUN ...]` shows runs of `cpr pretrain`.
     """
@@ -97,7 +97,7 @@ def main(argv: Sequence[str]) -> int:
         _refuse(args, of_tables, "is for tables, and these are runs")
         from ...train.pages.explorer.runs import explore
 
-        page = explore(args.inputs, args.out, args.title, args.data)
+        page = explore(args.inputs, args.out, args.title, args.data, args.sample)
     else:
         _refuse(args, OF_RUNS, "is for runs, and this is a table (a run has a config.json)")
         page = write_table(_mine_options(args), _look(args), args.out, args.title)

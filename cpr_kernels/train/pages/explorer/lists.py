@@ -17,6 +17,7 @@ from ....tuning.candidates import without_views
 CHUNK = 512  # queries mined at a time
 JUDGED = 4_000  # rows, at most, of which views are compared
 NEAREST = 100  # neighbours, at most, for which one view vouches
+SAMPLE = 20_000  # queries mined, where nothing else is said
 LONGEST = 200  # rows of a list
 CONTRADICTS = 0.6  # share of the mined entries of one other label, from which on a label is doubtful
 
@@ -153,8 +154,8 @@ def _hubs(table: Table, mined: Mined) -> dict[str, Any]:
     return {
         "name": "hubs",
         "title": "hubs",
-        "says": f"Mined most often. {_who(table, mined)}: on average a row is mined {total / len(times):.1f} times; "
-        f"the most mined 1 % of the rows take {share:.0%} of all places.",
+        "says": f"Mined most often. {_who(table, mined)}: on average an entry is mined {total / len(times):.1f} times; "
+        f"the most mined 1 % of the entries take {share:.0%} of all places.",
         "rows": [[row, f"{int(times[row]):,}×"] for row in kept],
     }
 
@@ -168,8 +169,8 @@ def _never(table: Table, mined: Mined) -> dict[str, Any]:
     return {
         "name": "never",
         "title": "never mined",
-        "says": f"{len(never):,} of {len(times):,} rows ({len(never) / len(times):.0%}) are mined by no query, those "
-        f"least like any other first. {_who(table, mined)}.",
+        "says": f"{len(never):,} of {len(times):,} entries ({len(never) / len(times):.0%}) are mined by no query, "
+        f"those least like any other first. {_who(table, mined)}.",
         "rows": [
             [int(row), f"best {float(best[row]):.2f}" if best[row].isfinite() else ""]
             for row in order[:LONGEST]
@@ -188,8 +189,8 @@ def _disagreement(rows: Tensor, near: Mapping[str, Tensor]) -> dict[str, Any]:
         shared,
         "views",
         "views disagree most",
-        f"The share of the {size} nearest rows in one view that are among the {size} nearest in another, mean over the "
-        f"pairs of views, lowest first; over {len(rows):,} rows the mean is {float(shared.nanmean()):.0%}.",
+        f"The share of the {size} nearest entries in one view that are among the {size} nearest in another, mean over "
+        f"the pairs of views, lowest first; over {len(rows):,} entries the mean is {float(shared.nanmean()):.0%}.",
         "shared",
     )
 
@@ -202,7 +203,7 @@ def _low_agreement(rows: Tensor, votes: Tensor) -> dict[str, Any]:
         "agreement",
         "lowest agreement",
         "What each query mines without one view, judged by that view: the share that is near in it, mean over the "
-        f"views left out, lowest first; over {len(rows):,} rows the mean is {float(agreed.nanmean()):.0%}.",
+        f"views left out, lowest first; over {len(rows):,} entries the mean is {float(agreed.nanmean()):.0%}.",
         "agree",
     )
 
@@ -230,8 +231,8 @@ def _doubtful(table: Table, mined: Mined) -> dict[str, Any]:
     return {
         "name": "labels",
         "title": "labels to check",
-        "says": f"{len(order):,} of {len(own):,} rows: most of what they mine has one other label than the one given, "
-        "those that all agree on it first. A mislabelled row, a class that looks like another, or a poor embedding.",
+        "says": f"{len(order):,} of {len(own):,} entries: most of what they mine has one other label than the one "
+        "given, those that all agree on it first. A mislabelled entry, a class that looks like another, or a poor embedding.",
         "rows": [
             [
                 int(table.queries[i]),
@@ -256,7 +257,7 @@ def _times(table: Table, mined: Mined) -> Tensor:
 
 def _who(table: Table, mined: Mined) -> str:
     every = len(table.queries) == len(mined.ids)
-    who = f"every row mines {table.indices.shape[1]}" if every else (
-        f"{len(table.queries):,} of {len(mined.ids):,} rows mine {table.indices.shape[1]} each"
+    who = f"every entry mines {table.indices.shape[1]}" if every else (
+        f"{len(table.queries):,} of {len(mined.ids):,} entries mine {table.indices.shape[1]} each"
     )  # fmt: skip
     return who[0].upper() + who[1:]

@@ -1,4 +1,4 @@
-"""Draws the thumbnails of a table's rows from files of images and videos: strips that play, or sheets of single frames."""
+"""Draws the thumbnails of a table's rows from images and videos: strips that play, or sheets of single frames."""
 
 from __future__ import annotations
 
@@ -40,9 +40,7 @@ class Pictures(NamedTuple):
 
     frames: int  # of each strip
     strips: list[str]  # base64; empty where the file cannot be read
-    sheets: (
-        dict[str, Any] | None
-    )  # {columns, cells, data}: base64 of each sheet of columns^2 cells, the last is shorter
+    sheets: dict[str, Any] | None  # {columns, cells, data}: base64 of sheets of columns^2 cells
     cells: list[int | None]  # of each row, None where the file cannot be read
     unread: list[str]  # why, one line a file
 
@@ -53,9 +51,9 @@ def is_picture(name: str) -> bool:
 
 
 def pictures(paths: Sequence[Path], tick: Callable[[], None]) -> Pictures:
-    """Returns the thumbnails of files of images and videos, as good as A_ROW allows; a strip shows a video's first seconds.
+    """Returns the thumbnails of files of images and videos, as good as A_ROW allows.
 
-    `tick` is called after each file.
+    A strip shows the first seconds of a video. `tick` is called after each file.
     """
     form = _chosen(paths)
     unread: list[str] = []

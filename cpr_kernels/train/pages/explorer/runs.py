@@ -6,10 +6,11 @@ page, so that any schedule can be tried. Similarities are those of embeddings ro
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from .... import MiningPlan, Schedule, coclr_schedule, cpr_schedule, oracle_schedule
@@ -25,6 +26,7 @@ from ...runtime.files import write_atomically
 from ...runtime.run_log import read_lines
 from ...views.names import label
 from ..thumbnails import Album
+from .lists import SAMPLE, Mined, lists_of
 from .packed import packed
 from .page import VERSION, page
 from .tuned_views import tuned_views
@@ -33,9 +35,20 @@ FEWEST = 8  # entries; a queue with fewer is refused
 
 
 def explore(
-    runs: Sequence[Path], out: Path, title: str = "Inside the cascade", data: Path | None = None
+    runs: Sequence[Path],
+    out: Path,
+    title: str = "Inside the cascade",
+    data: Path | None = None,
+    sample: int = SAMPLE,
 ) -> Path:
-    """Writes the page about one run or several; returns its path. `data`: where their data set is, if it was moved.
+    """Writes the page about one run or several; returns its path.
+
+    Args:
+        runs: their folders; the page lists clips of the first.
+        out: the page.
+        title: its title.
+        data: where their data set is, if it was moved.
+        sample: at most so many entries of the first run are mined for the lists.
 
     Raises:
         TrainError: a folder without a run, a checkpoint or a queue to look into.
@@ -43,7 +56,7 @@ def explore(
     if not runs:
         raise TrainError("runs: give at least one folder of a run")
     albums: dict[Path, Album] = {}
-    held = [_run(Path(run), albums, data) for run in runs]
+    held = [_run(Path(run), albums, data, 0 if i else sample) for i, run in enumerate(runs)]
     pages = []
     for album in albums.values():
         with ProgressBar("thumbnails", len(album.place_of), unit="video") as bar:
@@ -52,8 +65,8 @@ def explore(
     return out
 
 
-def _run(run: Path, albums: dict[Path, Album], data: Path | None) -> dict[str, Any]:
-    """Returns one run as the page reads it, and adds its videos to its data set's album."""
+def _run(run: Path, albums: dict[Path, Album], data: Path | None, sample: int) -> dict[str, Any]:
+    """Returns one run as the page reads it, and adds its videos to its data set's album; without a sample, no lists."""
     config = config_of(run, data)
     queue, plan = memory_of(run, config)
     folder = config.data.resolve()
@@ -74,6 +87,8 @@ def _run(run: Path, albums: dict[Path, Album], data: Path | None) -> dict[str, A
     schedule = (
         (tuned and tuned.schedule) or last.schedule or _default_schedule(config.views, len(videos), last.topk)
     )
+    how = schedule if plan is None else plan
+    lists = _lists(config.views, queue, how, album.manifest, sample) if sample else []
     epochs = [line for line in read_lines(run / "log.jsonl") if line["kind"] == "epoch" and line["mining"]]
     return {
         "name": run.name if run.name != "run" else run.absolute().parent.name,
@@ -91,7 +106,7 @@ def _run(run: Path, albums: dict[Path, Album], data: Path | None) -> dict[str, A
         "schedule": str(schedule),
         "topk": schedule.topk,
         "schedules": _schedules(config.views, schedule, tuned is not None or last.schedule is not None),
-        "lists": [],
+        "lists": lists,
         "note": "Embeddings are rounded to 16 bits.",
         "epochs": [
             {
@@ -137,6 +152,34 @@ def memory_of(run: Path, config: TrainConfig) -> tuple[dict[str, Tensor], Mining
             "epoch"
         )
     return {**views, **entries}, plan
+
+
+def _lists(
+    names: Sequence[str],
+    queue: Mapping[str, Tensor],
+    how: Schedule | MiningPlan,
+    manifest: Manifest,
+    sample: int,
+) -> list[dict[str, Any]]:
+    """Returns the lists of a queue's entries, of each video the first entry that a list has.
+
+    A row of zeros lacks a view: the entry takes no part in what that view judges.
+    """
+    views = {
+        name: queue[name].masked_fill((queue[name] == 0).all(dim=1)[:, None], torch.nan) for name in names
+    }
+    labels = torch.tensor([video.label for video in manifest.videos])[queue["videos"]]
+    classes = tuple(manifest.classes)
+    lists, _ = lists_of(
+        Mined(views, queue["sources"], how, views, labels if classes else None, classes), sample
+    )
+    videos = queue["videos"].tolist()
+    for one in lists:
+        first: dict[int, list[Any]] = {}
+        for row in one["rows"]:
+            first.setdefault(videos[row[0]], row)
+        one["rows"] = list(first.values())
+    return lists
 
 
 def _default_schedule(views: Sequence[str], entries: int, topk: int) -> Schedule:
