@@ -70,10 +70,16 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _states(page: Path, named: str) -> dict[str, State]:
-    """Returns the states of the page's kind, or those of them that are named."""
-    known = STATES["explorer" if '<script id="data"' in page.read_text(encoding="utf-8") else "report"]
+    """Returns the states of the page's kind but for lists that it does not have, or those of them that are named."""
+    text = page.read_text(encoding="utf-8")
+    known = STATES["explorer" if '<script id="data"' in text else "report"]
+    lists = {name: state.fragment.partition("#list=")[2] for name, state in known.items()}
     if not named:
-        return known
+        return {
+            name: state
+            for name, state in known.items()
+            if not lists[name] or f'"name":"{lists[name]}"' in text
+        }
     unknown = [name for name in named.split(",") if name not in known]
     if unknown:
         raise ValueError(f"--states: no {unknown[0]!r} of {page}; there is {', '.join(known)}")

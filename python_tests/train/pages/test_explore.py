@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,24 @@ def test_the_page_is_whole_and_holds_the_queue(run: Path, written: Path) -> None
     album = body_of(written)["albums"][0]
     assert len(album["videos"]) == len(set(queue["videos"].tolist()))
     assert held["schedule"] == str(parse_schedule(held["schedule"])) and len(held["epochs"]) == 4
+
+
+def test_a_run_has_the_lists_too_each_video_once(run: Path, written: Path, tab: Page) -> None:
+    [held] = body_of(written)["runs"]
+    lists = {one["name"]: one["rows"] for one in held["lists"]}
+    assert {"hubs", "views", "agreement"} <= set(lists)
+    for rows in lists.values():
+        videos = [held["videos"][row] for row, _ in rows]
+        assert len(videos) == len(set(videos))
+    mined = [
+        entry for stages in by_library(held, held["schedule"], range(held["entries"])) for entry in stages[-1]
+    ]
+    times = Counter(mined)
+    assert lists["hubs"][0][1] == f"{max(times.values())}×" and times[lists["hubs"][0][0]] == max(
+        times.values()
+    )
+    tab.open(written, "#list=hubs")
+    assert tab.run("return choice.query") == lists["hubs"][0][0]
 
 
 def test_the_page_s_cascade_is_the_definition(written: Path, tab: Page) -> None:

@@ -114,6 +114,21 @@ def test_no_heading_ends_a_printed_page(page: Path, tab: Page) -> None:
     assert [lines[-1] for lines in pages if lines[-1] in heads] == []
 
 
+def test_on_paper_nothing_lies_over_another(page: Path, tab: Page) -> None:
+    tab.resize(794, 1000)
+    tab.emulate(media="print")
+    tab.open(page)
+    assert tab.run("return document.scrollingElement.scrollWidth") <= 794
+    over = """
+        const boxes = [...document.querySelectorAll(".tile, .tile ~ p, .dots .row > *, h2, .query, .plot")].map((one) => one.getBoundingClientRect());
+        const lies = (a, b) => a.left < b.right - 1 && b.left < a.right - 1 && a.top < b.bottom - 1 && b.top < a.bottom - 1;
+        return [boxes.length, boxes.flatMap((a, i) => boxes.slice(i + 1).filter((b) => lies(a, b))).length];
+    """
+    number, lying = tab.run(over)
+    assert number > 40 and lying == 0
+    tab.emulate()
+
+
 def test_its_first_figures_are_the_paired_gains(page: Path, runs: list[Path]) -> None:
     protocol = Protocol(frames=8, crop=32, clips=1)
     text = page.read_text()

@@ -10,7 +10,10 @@ function address(run, entry, part, encoded) {
 
 const videoOf = (run, entry) => run.album.videos[run.videos[entry]];
 const nameOf = (run, entry) => videoOf(run, entry).id ?? `row ${entry}`;
-const shortName = (run, entry) => nameOf(run, entry).split("/").pop();
+const shortName = (run, entry) => nameOf(run, entry).split("/").pop().replace(/(.)\.(avi|gif|jpe?g|mkv|mov|mp4|mpe?g|png|webm|webp)$/i, "$1");
+
+// A name that may break after what joins its parts.
+const broken = (name) => name.split(/(?<=[_/.-])/).flatMap((part, i) => (i ? [make("wbr"), part] : [part]));
 const classOf = (run, entry) => run.album.classes[run.classes[entry]] ?? "";
 const titleOf = (run, entry) => [nameOf(run, entry), classOf(run, entry)].filter(Boolean).join(" · ");
 
@@ -30,7 +33,7 @@ const pictured = (video) => Boolean(video.strip || video.cell !== undefined);
 function face(run, entry) {
   const video = videoOf(run, entry), { frames, flow } = run.album;
   if (video.cell !== undefined) return cell(run, video.cell);
-  if (!video.strip) return make("span", { className: "text", dir: "auto", textContent: video.text ?? nameOf(run, entry) });
+  if (!video.strip) return make("span", { className: "text", dir: "auto" }, ...(video.text ? [video.text] : broken(nameOf(run, entry))));
   const strip = make("span", { className: "strip" });
   strip.style.cssText = `background-image:url(${address(run, entry, "strip", video.strip)});background-size:${100 * frames}% ${flow ? 200 : 100}%;--frames:${frames};--length:${frames / 8}s`;
   return strip;
@@ -50,7 +53,7 @@ function clip(run, entry, kind = "", text = null) {
   const said = { right: "same class", wrong: "another class" }[kind];
   const caption = text ?? (classOf(run, entry) || shortName(run, entry));
   const button = make("button", { className: "clip " + kind, title: titleOf(run, entry) + (said ? ` (${said})` : "") }, face(run, entry), ...extraPictures(run, entry));
-  if (caption !== button.querySelector(".text")?.textContent) button.append(make("span", { className: "name", dir: "auto", textContent: caption }));
+  if (caption !== button.querySelector(".text")?.textContent) button.append(make("span", { className: "name", dir: "auto" }, ...broken(caption)));
   if (said) button.append(make("span", { className: "hidden", textContent: said }));
   button.dataset.entry = entry;
   return button;
@@ -64,7 +67,7 @@ function line(run, entry, said) {
   const under = classOf(run, entry);
   const words = make("span", { className: "words" }, make("b", { dir: "auto", textContent: shortName(run, entry) }), make("small", { dir: "auto", textContent: under || (videoOf(run, entry).text ?? "") }));
   const button = make("button", { className: "line", title: titleOf(run, entry) }, ...(pictured(videoOf(run, entry)) ? [face(run, entry)] : []), words);
-  if (said) button.append(make("em", { dir: "auto", textContent: said }));
+  if (said) words.append(make("em", { dir: "auto", textContent: said }));
   button.dataset.entry = entry;
   return button;
 }

@@ -232,7 +232,8 @@ def _doubtful(table: Table, mined: Mined) -> dict[str, Any]:
         "name": "labels",
         "title": "labels to check",
         "says": f"{len(order):,} of {len(own):,} entries: most of what they mine has one other label than the one "
-        "given, those that all agree on it first. A mislabelled entry, a class that looks like another, or a poor embedding.",
+        "given, those that all agree on it first. A mislabelled entry, a class that looks like another, or a poor "
+        "embedding.",
         "rows": [
             [
                 int(table.queries[i]),

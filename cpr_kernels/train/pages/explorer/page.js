@@ -15,7 +15,9 @@ function readAddress() {
   if (wanted.has("stage")) choice.stage = Math.max(0, (parseInt(wanted.get("stage")) || 1) - 1);
   choice.compare = wanted.get("compare") === "1";
   choice.ranked = wanted.get("axes") === "ranks";
-  choice.list = runs[0].lists.some((list) => list.name === wanted.get("list")) ? wanted.get("list") : "";
+  const list = runs[0].lists.find((one) => one.name === wanted.get("list"));
+  choice.list = list?.name ?? "";
+  if (list && !wanted.has("query")) choice.query = list.rows[0][0];
   for (const [i, pane] of choice.panes.entries()) {
     const number = parseInt(wanted.get("run" + i));
     if (number >= 0 && number < runs.length) pane.run = number;

@@ -156,7 +156,7 @@ function points(pen, run, stages, query, shown, { across, up, toX, toY }) {
   const [outWrong, outRight, keptWrong, keptRight] = [last.out, last.kept].flatMap((list) => [false, true].map((of) => Array.from(list).filter((entry) => right(entry) === of)));
   dots(outWrong, grey, many ? 1.3 : 2.4, many ? 0.5 : 0.75, true);
   dots(outRight, good, many ? 1.8 : 2.6, 0.7, false);
-  dots(keptWrong, known ? bad : chosen, (known ? 3.4 : 4.2) * size, 0.85, known);
+  dots(keptWrong, known ? bad : chosen, (known ? 3.4 : 4.2) * size, last.kept.length > 500 ? 0.5 : 0.85, known);
   dots(keptRight, good, 4.2 * size, 0.9, false);
   pen.globalAlpha = 1;
   return seen;

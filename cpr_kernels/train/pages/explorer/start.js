@@ -73,6 +73,7 @@ el("list").parentElement.hidden = !runs[0].lists.length;
 el("flow").hidden = !body.albums.some((album) => album.flow);
 el("play").hidden = !body.albums.some((album) => album.frames > 1);
 for (const text of document.querySelectorAll("[data-for]")) text.hidden = !runs.some((run) => run.kind === text.dataset.for);
+el("tuned").hidden = !runs.some((run) => run.views.length > run.plain);
 document.body.classList.toggle("texts", !body.albums.some((album) => album.videos.some(pictured)));
 el("title").textContent = document.title = body.title;
 el("lead").textContent = runs.map((run) => `\u2068${run.name}\u2069: ${count(run.entries)} ` + (run.kind === "table" ? "rows" : `entries in the queue at the end of ${run.phase}`)).join("; ") + ". Pick one; it is compared with all others.";
