@@ -19,6 +19,7 @@ COMMANDS = {  # name: (the module with its `main(argv)`, what it does)
         "bench.ops.between",
         "Measures mining between torch's own products: cold caches, threads that sleep or spin.",
     ),
+    "miner": ("bench.ops.miner", "Measures the whole step of a tuned miner against the paper's cascade."),
     "readme": (
         "bench.tables.readme",
         "Rewrites the tables of README.md and docs/benchmarks.md from the kept results.",

@@ -5,7 +5,8 @@
 FOLDER holds .npz tables as for `bench tuning`; those of at least 1,000 rows and 10 classes take part. Each seed draws
 which groups (or rows) are trained on and which are the test, trains a common InfoNCE warm-up by `cpr adapt`'s trainer,
 and every method continues from it with the same batches and the same noise, so that differences are paired. OUT keeps
-a file a table and seed: stopped, the same command continues. It gets NAME.json, NAME.md and NAME.svg.
+a file a table and seed: stopped, the same command continues. It gets NAME.json, NAME.md and NAME.svg; given a NAME.json
+in place of FOLDER, the command draws its NAME.svg anew.
 """
 
 from __future__ import annotations
@@ -173,7 +174,7 @@ def publish(document: Document, out: Path, name: str) -> None:
                 del found["hits"]
     write_text(out / f"{name}.json", json.dumps(short, indent=1) + "\n")
     write_text(out / f"{name}.md", markdown(document, name))
-    draw(document, out / f"{name}.svg")
+    draw(short, out / f"{name}.svg")
 
 
 def _line(body: Document) -> str:
@@ -193,8 +194,12 @@ def main(argv: Sequence[str]) -> int:
         prog="python -m bench heads",
         description="Train heads over tables of embeddings with every way of mining, and compare them in pairs.",
     )
-    parser.add_argument("folder", type=Path, help="folder of .npz tables with views, label and perhaps group")
-    parser.add_argument("--out", type=Path, required=True, help="folder of the results")
+    parser.add_argument(
+        "folder",
+        type=Path,
+        help="folder of .npz tables with views, label and perhaps group; or a NAME.json to draw",
+    )
+    parser.add_argument("--out", type=Path, default=None, help="folder of the results")
     parser.add_argument("--head", choices=list(SETTINGS), default="projection", help="what is trained")
     parser.add_argument("--name", default=None, help="what the results are called (default: as the head)")
     parser.add_argument(
@@ -204,6 +209,12 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--epochs", type=int, nargs=2, metavar=("WARM_UP", "METHOD"), help="default: 6 25")
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args(argv)
+    if args.folder.suffix == ".json":
+        draw(json.loads(args.folder.read_text()), args.folder.with_suffix(".svg"))
+        print(args.folder.with_suffix(".svg"))
+        return 0
+    if args.out is None:
+        raise ValueError("--out: give the folder of the results")
     torch.set_num_threads(args.threads)
     paths = [
         path for path in sorted(args.folder.glob("*.npz")) if args.tables is None or path.stem in args.tables

@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
-from cpr_kernels.plot_style import METHODS, drawn, mark_of
+from cpr_kernels.plot_style import METHODS, drawn, legend_below, mark_of
 from cpr_kernels.train.adapt.measure import ALL
 
 from ..tables.plots import why_not
-from .heads_tables import MINED, Resampled
+from .heads_tables import MINED, Seeds
+
+LEVELS = ("infonce", "ubernce")
+MARKS = {
+    "tuned": METHODS["auto"],
+    "cpr-7, r 0.8": METHODS["custom"],
+    "joint": replace(METHODS["joint"], marker="X"),
+}
 
 
 def draw(document: Mapping[str, Any], target: Path) -> None:
-    """Writes the plot; the levels of InfoNCE, which mines nothing, and of labels are lines.
+    """Writes the plot of a published result; InfoNCE, which mines nothing, and labels are lines.
 
     Raises:
         RuntimeError: matplotlib is not installed.
@@ -29,31 +38,36 @@ def _figure(document: Mapping[str, Any]) -> Any:
     from matplotlib.figure import Figure
 
     tables = document["tables"]
-    figure = Figure(figsize=(3.6 * len(tables) + 0.4, 3.4), layout="constrained")
+    figure = Figure(figsize=(3.6 * len(tables) + 0.4, 3.9), layout="constrained")
     axes = figure.subplots(1, len(tables), squeeze=False)[0]
     for axis, (name, seeds) in zip(axes, tables.items()):
-        _panel(axis, name, Resampled(seeds))
+        _panel(axis, name, seeds)
     axes[0].set_ylabel("R@1 of all views (%)")
+    legend_below(figure, axes)
     return figure
 
 
-def _panel(axis: Any, name: str, resampled: Resampled) -> None:
-    ordered = sorted(MINED, key=lambda method: float(resampled.pmr(method)[0]))
-    for number, method in enumerate(ordered):
-        pmr = 100 * float(resampled.pmr(method)[0])
-        recall = 100 * float(resampled.recalls(method, ALL)[0])
-        mark = mark_of(method if method in METHODS else "cpr")  # every other one is a cascade too
-        axis.plot(pmr, recall, mark.marker, color=mark.colour)
-        axis.annotate(
-            method, (pmr, recall), xytext=(4, -9 if number % 2 else 3), textcoords="offset points", fontsize=7
-        )
-    for method in ("infonce", "ubernce"):
-        level, mark = 100 * float(resampled.recalls(method, ALL)[0]), mark_of(method)
-        axis.axhline(level, color=mark.colour, linewidth=1.0, linestyle=mark.line)
-        axis.annotate(
-            method, (0.02, level), xycoords=("axes fraction", "data"), xytext=(0, 2),
-            textcoords="offset points", fontsize=7, color=mark.colour,
-        )  # fmt: skip
-    axis.margins(0.15)
+def pmr_of(seeds: Seeds, method: str) -> float:
+    """Returns the mean PMR of a method over seeds."""
+    return mean(float(body["methods"][method]["pmr"]) for body in seeds.values())
+
+
+def recall_of(seeds: Seeds, method: str) -> float:
+    """Returns R@1 of all views over the test rows of all seeds."""
+    rows = [body["rows"][1] for body in seeds.values()]
+    found = [float(body["methods"][method]["recall"][ALL]["1"]) for body in seeds.values()]
+    return sum(share * count for share, count in zip(found, rows)) / sum(rows)
+
+
+def _panel(axis: Any, name: str, seeds: Seeds) -> None:
+    for method in MINED:
+        mark = MARKS.get(method, mark_of(method))
+        at = 100 * pmr_of(seeds, method), 100 * recall_of(seeds, method)
+        axis.plot(*at, mark.marker, color=mark.colour, markersize=6, linestyle="none", label=method)
+    for method in LEVELS:
+        mark = mark_of(method)
+        level = 100 * recall_of(seeds, method)
+        axis.axhline(level, color=mark.colour, linewidth=1.2, linestyle=mark.line, label=method)
+    axis.margins(0.1)
     axis.set_title(name)
     axis.set_xlabel("PMR of what is mined in training (%)")

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bench.studies.heads import METHODS, collected, publish, queue_of, run_seed, split
+from bench.studies.heads import METHODS, collected, main, publish, queue_of, run_seed, split
+from bench.studies.heads_plot import pmr_of, recall_of
 from bench.studies.heads_tables import ALL, Resampled, claims_table
 from bench.studies.tuning import Table, read
 from cpr_kernels.train.adapt import AdaptConfig
@@ -95,3 +96,19 @@ def test_pages(tmp_path: Path) -> None:
     assert "cpr-7, r 0.8" in drawn and "PMR of what is mined" in drawn
     assert claims_table({"small": document(0)["tables"]["small"]}).count("**") == 0
     assert collected(tmp_path)["tables"] == {}
+    (tmp_path / "heads.svg").unlink()
+    assert main([str(tmp_path / "heads.json")]) == 0 and (tmp_path / "heads.svg").read_text() == drawn
+    with pytest.raises(ValueError, match="--out: give the folder"):
+        main([str(tmp_path)])
+
+
+def test_the_plot_s_figures_are_the_table_s() -> None:
+    seeds = document(2)["tables"]["small"]
+    first = next(iter(seeds.values()))
+    first["rows"], first["counts"] = [400, 200], [50] * 4  # seeds differ in their numbers of rows
+    for found in first["methods"].values():
+        found["recall"][ALL]["1"] *= 2
+    resampled = Resampled(seeds)
+    for method in ("joint", "coclr"):
+        assert pmr_of(seeds, method) == pytest.approx(float(resampled.pmr(method)[0]))
+        assert recall_of(seeds, method) == pytest.approx(float(resampled.recalls(method, ALL)[0]))

@@ -1,0 +1,139 @@
+"""Times the whole step of a tuned miner against the paper's cascade: ``python -m bench miner``.
+
+A step whitens the batch, finds its neighbours, expands by them, mines with hub terms, and writes the batch with all
+that its rows need as keys. The cascade is `cascade_topk` by itself, of seven stages over the same embeddings.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+
+from cpr_kernels import Miner, MiningPlan, MultiViewQueue, cascade_topk
+from cpr_kernels.tuning import Expansion
+from cpr_kernels.tuning.steps import joint_schedule
+from cpr_kernels.tuning.whitening import principal_axes
+
+from ..harness.inputs import make_table
+from ..harness.peer import Call, Settings
+from ..harness.text import duration, markdown
+from ..harness.timing import Timing, cpu_sampler, interleave
+from ..harness.workloads import QUICK, TABLE, Workload
+
+CASCADE, STEP, MINED = "cascade", "step", "step but for writing"
+ONE_JOINT, WIDE = "one stage of all views, top-5", "one stage of all views, top-50"
+BIASED = f"{ONE_JOINT}, key_bias"
+GOALS = {"ucf-b16": 3.0, "k400-b64": 2.0, "k400-b512": 2.0}  # a step takes at most so many times the cascade
+EXPAND, HUB = Expansion(5, 3.0), 50  # what `tune_schedule` chooses on most tables
+
+
+class Row(NamedTuple):
+    """Holds one call's times, and how many times the cascade's it takes."""
+
+    workload: str
+    call: str
+    least: float
+    median: float
+    times: float
+
+
+def make_plan(workload: Workload, keys: dict[str, torch.Tensor]) -> MiningPlan:
+    """Returns the plan that tuning chooses on most tables: whitened by a half, expanded, less hubs."""
+    whiten = {view: principal_axes(rows).whitener(0.5) for view, rows in keys.items()}
+    return MiningPlan(whiten, EXPAND, HUB, joint_schedule(workload.view_names, workload.topk))
+
+
+def calls(workload: Workload) -> dict[str, Call]:
+    """Returns the calls that are compared.
+
+    Raises:
+        RuntimeError: a step that mines other entries than its plan.
+    """
+    table = make_table(workload, "cpu")
+    names, count = workload.view_names, workload.num_keys
+    ids = torch.arange(count)
+    query_ids = torch.arange(count, count + workload.num_queries)
+    plan = make_plan(workload, table.keys)
+    queue = MultiViewQueue(dict.fromkeys(names, workload.dim), size=count)
+    queue.enqueue(table.keys, ids)
+    miner = Miner(plan, queue)
+    expected, _ = plan.mine(table.queries, plan.prepare_keys(table.keys, ids), query_ids)
+    if not torch.equal(expected, miner(table.queries, query_ids).indices):
+        raise RuntimeError(f"{workload.name}: the step mines other entries than its plan")
+    whitened, keys = plan.whitened(table.queries), miner.keys
+    masks = {"query_ids": query_ids, "key_ids": ids}
+    bias = 0.1 * torch.randn(count, generator=torch.Generator().manual_seed(1))
+
+    def step() -> object:
+        mined = miner(table.queries, query_ids)
+        miner.enqueue(mined, query_ids)
+        return mined
+
+    def joint(keep: int, key_bias: torch.Tensor | None = None) -> Call:
+        schedule = joint_schedule(names, keep)
+        return lambda: cascade_topk(whitened, keys.whitened, schedule, **masks, key_bias=key_bias)
+
+    return {
+        CASCADE: lambda: cascade_topk(table.queries, table.keys, workload.schedule, **masks),
+        STEP: step,
+        MINED: lambda: miner(table.queries, query_ids),
+        ONE_JOINT: joint(workload.topk),
+        BIASED: joint(workload.topk, bias),
+        WIDE: joint(min(HUB, count)),
+    }
+
+
+def measure(workload: Workload, settings: Settings) -> list[Row]:
+    """Returns the rows of a workload; the answer is checked first."""
+    timings = interleave(
+        {name: cpu_sampler(call) for name, call in calls(workload).items()}, settings.budget_s
+    )
+    return [_row(workload, name, timing, timings[CASCADE]) for name, timing in timings.items()]
+
+
+def _row(workload: Workload, name: str, timing: Timing, cascade: Timing) -> Row:
+    ratios = sorted(timing.times_ours(cascade))
+    return Row(workload.name, name, min(timing.seconds), timing.median, ratios[len(ratios) // 2])
+
+
+def table_of(rows: Sequence[Row]) -> str:
+    """Returns the rows as a table, with the goal beside a step's ratio."""
+    header = ["workload", "call", "least", "median", "cascade's time", "goal"]
+    lines = [
+        [
+            row.workload, row.call, duration(row.least), duration(row.median), f"{row.times:.2f}x",
+            f"at most {GOALS[row.workload]:g}x" if row.call == STEP and row.workload in GOALS else "",
+        ]
+        for row in rows
+    ]  # fmt: skip
+    return markdown(header, lines)
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs the command.
+
+    Raises:
+        ValueError: an argument that cannot work.
+    """
+    parser = argparse.ArgumentParser(
+        prog="python -m bench miner", description="Time the whole step of a tuned miner."
+    )
+    parser.add_argument(
+        "--workload", action="append", default=[], metavar="NAME", help="only this one; may repeat"
+    )
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="torch threads")
+    parser.add_argument("--budget", type=float, default=10.0, metavar="SECONDS", help="timing per workload")
+    parser.add_argument("--quick", action="store_true", help="a tiny workload: a smoke test, no figures")
+    args = parser.parse_args(argv)
+    known = {one.name: one for one in (QUICK[:1] if args.quick else TABLE[:3])}
+    for name in args.workload:
+        if name not in known:
+            raise ValueError(f"--workload {name!r} is not one of {', '.join(known)}")
+    torch.set_num_threads(args.threads)
+    settings = Settings(threads=args.threads, budget_s=0.2 if args.quick else args.budget, compiled=False)
+    rows = [row for name in args.workload or known for row in measure(known[name], settings)]
+    print(table_of(rows))
+    return 0
