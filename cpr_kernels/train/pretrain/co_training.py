@@ -231,7 +231,7 @@ class MultiViewModel(nn.Module):
         }
         anchors = self.anchors(inputs, keys, queries, phase)
         schedules = {**({"mined": phase.schedule} if phase.schedule else {}), **measured}
-        mined = self.mine(inputs, anchors, schedules, phase)
+        mined, weights = self.mine(inputs, anchors, schedules, phase)
         nothing = torch.empty(len(inputs.sources), 0, dtype=torch.int64, device=inputs.sources.device)
         siblings, query_ids, key_ids = self._relations(inputs, phase)
         losses = {}
@@ -240,7 +240,7 @@ class MultiViewModel(nn.Module):
                 query, keys[view], self.queue.views[view], mined.get("mined", nothing),
                 self.config.optim.temperature, query_ids=query_ids,
                 key_ids=self.loss_ids(view, key_ids), use_own=use_own,
-                siblings=SIBLINGS[siblings], reduction="none",
+                siblings=SIBLINGS[siblings], reduction="none", positive_weights=weights,
             )  # fmt: skip
             losses[view] = self.mean(view, each, inputs, batch)
         torch.stack(list(losses.values())).sum().backward()
@@ -249,13 +249,17 @@ class MultiViewModel(nn.Module):
     @torch.no_grad()
     def mine(
         self, inputs: Inputs, anchors: dict[str, Tensor], schedules: dict[str, Schedule], phase: Phase
-    ) -> dict[str, Tensor]:
-        """Returns {schedule: entries [B, k]}, the positives of each clip by every schedule, and by a tuned plan."""
+    ) -> tuple[dict[str, Tensor], Tensor | None]:
+        """Returns {schedule: entries [B, k]}, the positives of each clip by every schedule, and by a tuned plan.
+
+        Beside them the weights [B, k] of the plan's in the loss; None where all count alike.
+        """
+        mined, weights = self.tuned.mine(anchors, inputs.sources)
         ids = self.queue.ids
-        return self.tuned.mine(anchors, inputs.sources) | {
+        return mined | {
             name: cascade_topk(anchors, self.queue.views, schedule, query_ids=inputs.sources, key_ids=ids)[0]
             for name, schedule in schedules.items()
-        }
+        }, weights
 
     def loss_ids(self, view: str, ids: Tensor) -> Tensor:
         """Returns the ids [N] of the queue's entries for the loss of a view; -1 leaves an entry out."""

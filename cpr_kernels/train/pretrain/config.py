@@ -62,6 +62,9 @@ class Mining:
     """
     refit: int = 0
     """For method auto: steps after which whiteners and keys are formed anew; 0 is as many as replace the queue."""
+    weights: Literal["equal", "score"] = "equal"
+    """For method auto: how much a mined positive counts in the loss. equal: all alike. score: by the share of the
+    step's mined pairs whose score is not above its own."""
     query: Literal["key", "online"] = "key"
     """A clip's mining query in the trained view. key: its momentum embedding, as the paper writes.
     online: the trained encoder's embedding of the first clip, as the published code does.
@@ -210,6 +213,11 @@ class TrainConfig:
             raise TrainError(
                 "mining.schedule: belongs to mining.method custom, and method custom needs it, "
                 f"got method {self.mining.method} and schedule {self.mining.schedule!r}"
+            )
+        if self.mining.weights != "equal" and self.mining.method != "auto":
+            raise TrainError(
+                "mining.weights: score takes the scores of a tuned plan, so it needs mining.method auto, "
+                f"got method {self.mining.method}"
             )
         if self.mining.method == "auto":
             self._check_auto()

@@ -163,13 +163,13 @@ class MissingViewsModel(MultiViewModel):
     @torch.no_grad()
     def mine(
         self, inputs: Inputs, anchors: dict[str, Tensor], schedules: dict[str, Schedule], phase: Phase
-    ) -> dict[str, Tensor]:
-        """Returns {schedule: entries [B, k]}; a stage is skipped for clips that lack all its views."""
-        mined = self.tuned.mine(anchors, inputs.sources)
+    ) -> tuple[dict[str, Tensor], Tensor | None]:
+        """Returns {schedule: entries [B, k]}, and weights; a stage is skipped for clips that lack all its views."""
+        mined, weights = self.tuned.mine(anchors, inputs.sources)
         mined |= self.view_mask.mine(anchors, self.queue, schedules, inputs.sources, inputs.videos)
         if "mined" in mined:
             mined["mined"] = self.view_mask.drop_queries(phase.train[0], mined["mined"], inputs.videos)
-        return mined
+        return mined, weights
 
     def loss_ids(self, view: str, ids: Tensor) -> Tensor:
         """Returns the ids [N], -1 for entries whose video lacks the view."""

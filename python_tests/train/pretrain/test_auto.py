@@ -14,15 +14,16 @@ import torch
 from train_sets import steps, tiny
 from train_steps import Toy, assert_same_run
 
-from cpr_kernels import MiningPlan, parse_schedule, tune_schedule
+from cpr_kernels import MiningPlan, mil_nce, parse_schedule, tune_schedule
 from cpr_kernels.networks import ENCODERS
 from cpr_kernels.train import TrainError
 from cpr_kernels.train.pages.explorer.packed import unpacked
 from cpr_kernels.train.pages.explorer.runs import explore, memory_of
 from cpr_kernels.train.pages.report.agreement import plan_tables
-from cpr_kernels.train.pretrain import loop
+from cpr_kernels.train.pretrain import co_training, loop
 from cpr_kernels.train.pretrain.config import Mining, TrainConfig
 from cpr_kernels.train.pretrain.loop import build, pretrain, restore, snapshot
+from cpr_kernels.train.pretrain.mining.tuned import score_weights
 from cpr_kernels.train.pretrain.run_folder import WarmStart, config_of, plan_files
 from cpr_kernels.train.runtime.checkpoint import load, save
 
@@ -80,7 +81,7 @@ def test_each_phase_mines_by_the_plan_of_its_filled_queue(data: Path, tmp_path: 
     expected = tune_schedule(held, ids, topk=2, seed=0)
     mined: list[torch.Tensor] = []
     record = model.tuned.mine
-    model.tuned.mine = lambda *args: mined.append(record(*args)["mined"]) or {"mined": mined[-1]}
+    model.tuned.mine = lambda *args: mined.append(record(*args)[0]["mined"]) or ({"mined": mined[-1]}, None)
     steps(trainer, 2, 3, tmp_path)
     [(phase, path)] = plan_files(tmp_path)
     assert phase == "cycle1-rgb" and MiningPlan.load(path) == expected
@@ -93,6 +94,35 @@ def test_each_phase_mines_by_the_plan_of_its_filled_queue(data: Path, tmp_path: 
     assert torch.equal(kept.ids, model.queue.ids)
     for view, rows in expected.whitened(batch).items():
         assert torch.allclose(kept.whitened[view][slots][:, : rows.shape[1]], rows, atol=1e-6)
+
+
+def test_sure_pairs_weigh_more() -> None:
+    scores = torch.tensor([[0.9, 0.5, -torch.inf], [0.5, -2.0, -3.0], [-torch.inf] * 3])
+    expected = torch.tensor([[1.0, 0.8, 0.0], [0.8, 0.4, 0.2], [0.0] * 3])
+    assert torch.equal(score_weights(scores), expected)
+    assert not score_weights(torch.full((2, 2), -torch.inf)).any()
+
+
+def test_the_loss_takes_the_pairs_by_their_scores(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: dict[str, list[Any]] = {"equal": [], "score": []}
+    losses = {}
+    for weights, calls in given.items():
+        trainer = build(settings(data, tmp_path / weights, mining=Mining("auto", topk=2, weights=weights)))
+
+        def record(*args: Any, seen: list[Any] = calls, **masks: Any) -> torch.Tensor:
+            seen.append((args[3], masks["positive_weights"]))
+            return mil_nce(*args, **masks)
+
+        monkeypatch.setattr(co_training, "mil_nce", record)
+        steps(trainer, 0, 3, tmp_path / weights)
+        losses[weights] = next(iter(trainer.model.online.values())).state_dict()
+    assert given["equal"][0][1] is None
+    mined, sure = given["score"][0]
+    assert torch.equal(mined, given["equal"][0][0]) and sure.shape == mined.shape
+    assert sure.max() == 1 and len(sure.unique()) > 4 and torch.equal(sure > 0, mined >= 0)
+    assert any(not torch.equal(one, losses["score"][name]) for name, one in losses["equal"].items())
 
 
 def test_plans_are_fitted_anew_while_a_phase_trains(data: Path, tmp_path: Path) -> None:
@@ -173,6 +203,7 @@ def test_what_cannot_be_tuned_is_refused(data: Path, tmp_path: Path) -> None:
         ({"views": ("rgb",)}, r"mining\.method: auto lets one view judge .* needs two views, got rgb"),
         ({"queue": 7}, "queue: mining.method auto needs at least 8 entries, got 7"),
         ({"mining": Mining("auto", topk=2, refit=-1)}, r"mining\.refit: must be at least 0, got -1"),
+        ({"mining": Mining("cpr", weights="score")}, r"mining\.weights: score .* needs mining\.method auto"),
         (
             {"framework": "iic", "mining": Mining("auto", topk=2, siblings="negative")},
             r"mining\.method: framework iic takes .* got auto",

@@ -7,6 +7,7 @@ from math import ceil
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from .... import Miner, MiningPlan, tune_schedule
@@ -33,6 +34,7 @@ class TunedMining:
     def __init__(self, config: TrainConfig, queue: VideoQueue) -> None:
         self.queue, self.seed = queue, config.seed
         self.every = config.mining.refit or ceil(config.queue / config.clips.batch)
+        self.weighted = config.mining.weights == "score"
         self.miner: Miner | None = None
 
     @property
@@ -76,9 +78,15 @@ class TunedMining:
             plan.save(file)
             say(f"{phase.name}: {plan.summary()}".replace("\n", "; "))
 
-    def mine(self, anchors: Mapping[str, Tensor], sources: Tensor) -> dict[str, Tensor]:
-        """Returns {"mined": entries [B, k]} for mining queries {view: [B, D]}; nothing without a plan."""
-        return {} if self.miner is None else {"mined": self.miner(anchors, sources).indices}
+    def mine(self, anchors: Mapping[str, Tensor], sources: Tensor) -> tuple[dict[str, Tensor], Tensor | None]:
+        """Returns {"mined": entries [B, k]} of mining queries {view: [B, D]}, and weights; nothing without a plan.
+
+        Weights are None where all count alike.
+        """
+        if self.miner is None:
+            return {}, None
+        mined = self.miner(anchors, sources)
+        return {"mined": mined.indices}, score_weights(mined.scores) if self.weighted else None
 
     def enqueue(self, keys: Mapping[str, Tensor], sources: Tensor, videos: Tensor) -> None:
         """Adds keys {view: [B, D]} to the queue, with what the plan keeps for each.
@@ -104,6 +112,16 @@ class TunedMining:
         if state:
             self.miner = Miner(plan_of_state(state), self.queue)
             self.miner.store.load_state_dict(state["store"])
+
+
+def score_weights(scores: Tensor) -> Tensor:
+    """Returns how sure each mined pair is, [B, k] float32: the share of all pairs whose score is not above its own.
+
+    From above 0 to 1 at the best; 0 for padding, whose score is -inf. No scale of the scores matters.
+    """
+    ordered, held = scores.flatten().sort().values, scores > -torch.inf
+    place = torch.searchsorted(ordered, scores, right=True) - (~held).sum()
+    return torch.where(held, place / held.sum(), 0.0)
 
 
 def plan_of_state(state: Mapping[str, Any]) -> MiningPlan:
