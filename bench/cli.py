@@ -44,6 +44,10 @@ COMMANDS = {  # name: (the module with its `main(argv)`, what it does)
         "bench.studies.coverage",
         "Keeps the surest of the mined pairs, by signs without labels: PMR against coverage.",
     ),
+    "weights": (
+        "bench.studies.weights",
+        "Weighs the views of tuned plans by their agreement, and compares PMR with equal weights.",
+    ),
     "pictures": ("bench.studies.pictures", "Makes the pictures of README.md and docs/ from a demo's pages."),
     "screenshots": (
         "bench.tables.screenshots",

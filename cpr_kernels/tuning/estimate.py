@@ -8,7 +8,7 @@ from dataclasses import replace
 from torch import Tensor
 
 from ..mining import Schedule, cascade_topk
-from .agreement import joined
+from .agreement import Votes, joined
 from .candidates import schedule_text, without_views
 from .checks import LEAST_ROWS, check_count, check_ids, check_varied, check_views
 from .plan import MiningPlan
@@ -53,10 +53,25 @@ def estimate_agreement(
     schedule.table(tuple(views))  # raises for a view that is not there
     ids = check_ids(op, ids, views, schedule.topk)
     drawn = draw_sample(views, ids, sample, seed)
-    trial = Trial(drawn, schedule.topk)
     raw = {view: table[drawn.rows] for view, table in views.items()}
+    return float(votes_for(op, Trial(drawn, schedule.topk), how, raw).agreement())
+
+
+def votes_for(op: str, trial: Trial, how: Schedule | MiningPlan, raw: Mapping[str, Tensor]) -> Votes:
+    """Returns the votes of each view on what a schedule or a plan mines without it, on the rows of a trial.
+
+    Args:
+        op: what is called, for the message.
+        trial: of a sample.
+        how: what mines.
+        raw: ``{view: [N, D_v]}`` the sample's rows.
+
+    Raises:
+        ValueError: no view is left to judge.
+    """
+    schedule = how.schedule if isinstance(how, MiningPlan) else Schedule(how)
     votes = []
-    for view in views:
+    for view in raw:
         left = without_views(schedule, trial.left_out_with(view))
         if left is None:
             continue
@@ -72,4 +87,4 @@ def estimate_agreement(
         raise ValueError(
             f"{op}: no view is left to judge: the last stage of {schedule_text(schedule)} scores by copies of all views"
         )
-    return float(joined(votes).agreement())
+    return joined(votes)

@@ -79,6 +79,11 @@ def test_the_page_mines_what_the_library_mines(made: SimpleNamespace, tab: Page)
         by_library(held, held["schedule"], [4])[0][-1]
     ]
     assert not tab.errors and not tab.requests
+    first = tab.run(
+        "const score = Float64Array.from({length: 60}, (_, i) => (i * 7) % 5);"
+        "return best(Int32Array.from({length: 60}, (_, i) => i), score, 7)"
+    )
+    assert first == sorted(range(60), key=lambda i: (-(i * 7 % 5), i))[:7]  # ties to the lower index
 
 
 NO_WORKER = {"refused at once": ("delete self.Worker", ""), "forbidden": ("", "worker-src 'none'")}
