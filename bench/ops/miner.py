@@ -64,20 +64,28 @@ def calls(workload: Workload) -> dict[str, Call]:
     if not torch.equal(expected, miner(table.queries, query_ids).indices):
         raise RuntimeError(f"{workload.name}: the step mines other entries than its plan")
     whitened, keys = plan.whitened(table.queries), miner.keys
-    masks = {"query_ids": query_ids, "key_ids": ids}
     bias = 0.1 * torch.randn(count, generator=torch.Generator().manual_seed(1))
 
+    turn = 0
+
     def step() -> object:
-        mined = miner(table.queries, query_ids)
-        miner.enqueue(mined, query_ids)
+        nonlocal turn
+        turn += 1
+        new = query_ids + turn * workload.num_queries  # else the queue would be of these sources soon
+        mined = miner(table.queries, new)
+        miner.enqueue(mined, new)
         return mined
 
     def joint(keep: int, key_bias: torch.Tensor | None = None) -> Call:
         schedule = joint_schedule(names, keep)
-        return lambda: cascade_topk(whitened, keys.whitened, schedule, **masks, key_bias=key_bias)
+        return lambda: cascade_topk(
+            whitened, keys.whitened, schedule, query_ids=query_ids, key_ids=ids, key_bias=key_bias
+        )
 
     return {
-        CASCADE: lambda: cascade_topk(table.queries, table.keys, workload.schedule, **masks),
+        CASCADE: lambda: cascade_topk(
+            table.queries, table.keys, workload.schedule, query_ids=query_ids, key_ids=ids
+        ),
         STEP: step,
         MINED: lambda: miner(table.queries, query_ids),
         ONE_JOINT: joint(workload.topk),

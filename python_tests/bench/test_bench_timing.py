@@ -13,8 +13,8 @@ from bench import cli
 from bench.harness import memory, timing
 from bench.harness.peer import OURS, STRONG, Peer, Settings
 from bench.harness.workloads import QUICK, by_name
-from bench.ops import between, goals, memory_process
-from cpr_kernels import _core
+from bench.ops import between, goals, memory_process, miner
+from cpr_kernels import MiningPlan, _core
 
 BRIEFLY = Settings(threads=1, budget_s=0.01, compiled=False)
 
@@ -110,6 +110,19 @@ def test_a_wrong_answer_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(between, "compared", lambda settings: [wrong])
     with pytest.raises(RuntimeError, match="quick: shifted: real-valued features"):
         between.measure(QUICK[0], BRIEFLY, "passive")
+
+
+def test_a_tuned_miner_s_step_is_checked_and_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = miner.measure(QUICK[0], BRIEFLY)
+    assert [row.call for row in rows] == [
+        miner.CASCADE, miner.STEP, miner.MINED, miner.ONE_JOINT, miner.BIASED, miner.WIDE,
+    ]  # fmt: skip
+    assert all(0 < row.least <= row.median for row in rows) and rows[0].times == 1
+    goal = rows[1]._replace(workload="k400-b64", times=1.5)
+    assert "1.50x" in miner.table_of([goal]) and "at most 2x" in miner.table_of([goal])
+    monkeypatch.setattr(MiningPlan, "mine", lambda *_: (torch.zeros(1, 1, dtype=torch.int64), None))
+    with pytest.raises(RuntimeError, match="quick: the step mines other entries than its plan"):
+        miner.measure(QUICK[0], BRIEFLY)
 
 
 def test_an_unknown_workload(capsys: pytest.CaptureFixture[str]) -> None:

@@ -57,8 +57,10 @@ def pictures(paths: Sequence[Path], tick: Callable[[], None]) -> Pictures:
     """
     form = _chosen(paths)
     unread: list[str] = []
-    read: list[Frames | None] = []  # not yet in a sheet
-    strips, data, cells = [], [], []
+    read: list[Frames] = []  # not yet in a sheet
+    strips: list[str] = []
+    data: list[str] = []
+    cells: list[int | None] = []
     for path in paths:
         try:
             found: Frames | None = _joined(_squares(path, form.frames, form.size), form)

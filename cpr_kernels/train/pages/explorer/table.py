@@ -130,13 +130,15 @@ def _album(rows: Rows, shown: Pictures | None) -> dict[str, Any]:
     count = len(rows.ids)
     labels = [-1] * count if rows.labels is None else rows.labels.tolist()
     videos: list[dict[str, Any]] = [{"class": one} for one in labels]
-    columns = (
-        ("id", rows.names), ("text", rows.texts), ("strip", shown and shown.strips), ("cell", shown and shown.cells)
+    most = LETTERS_BESIDE if shown else LETTERS
+    texts = None if rows.texts is None else [text[:most] for text in rows.texts]
+    columns: tuple[tuple[str, Sequence[str | int | None] | None], ...] = (
+        ("id", rows.names), ("text", texts), ("strip", shown and shown.strips), ("cell", shown and shown.cells)
     )  # fmt: skip
     for name, values in columns:
         for video, value in zip(videos, values or ()):
             if value not in ("", None):
-                video[name] = value[: LETTERS_BESIDE if shown else LETTERS] if name == "text" else value
+                video[name] = value
     held = {
         "classes": list(rows.classes),
         "frames": shown.frames if shown else 1,
