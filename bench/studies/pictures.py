@@ -33,6 +33,10 @@ TO_TOP = (
     "const top = document.querySelector('{}');"
     " if (top) scrollTo(0, scrollY + top.getBoundingClientRect().top - 16); return Boolean(top);"
 )
+AVERAGED = (  # what the explorer measures after it is drawn, for five seconds at most
+    "for (let i = 0; i < 100 && document.querySelector('.share:not([data-done=true])'); i++)"
+    " await new Promise((done) => setTimeout(done, 50));"
+)
 PICTURES = (
     Picture("report.webp", "report.html", "h1", 980),
     Picture("mined.webp", "report.html", "#mined", 645),
@@ -58,6 +62,7 @@ def take(tab: Page, demo: Path, out: Path) -> list[Path]:
         tab.open(page)
         if not tab.run(TO_TOP.format(picture.top)):
             raise ValueError(f"demo: {page} has no {picture.top}")
+        tab.run(AVERAGED)
         tab.settle()
         path = out / picture.name
         with replacing([path]) as [part]:
