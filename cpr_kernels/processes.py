@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import multiprocessing
 import sys
-from multiprocessing.context import BaseContext
+from multiprocessing.context import ForkServerContext, SpawnContext
 
 _IMPORTED: list[str] = []  # by the server, when it starts
 
@@ -18,12 +18,14 @@ def start_method() -> str:
     return "forkserver" if sys.platform == "linux" else "spawn"
 
 
-def process_context(*modules: str) -> BaseContext:
+def process_context(*modules: str) -> ForkServerContext | SpawnContext:
     """Returns the `multiprocessing` context of helper processes that use `modules`.
 
     A server that runs already has imported what was named until it started; others are imported where they are used.
     """
-    context = multiprocessing.get_context(start_method())
+    if start_method() == "spawn":
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
     _IMPORTED.extend(module for module in modules if module not in _IMPORTED)
     context.set_forkserver_preload(_IMPORTED)
     return context

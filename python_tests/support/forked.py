@@ -13,7 +13,7 @@ import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from multiprocessing.connection import wait
-from multiprocessing.context import BaseContext
+from multiprocessing.context import ForkServerContext, SpawnContext
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ IMPORTED = (
 )  # fmt: skip
 
 
-def context() -> BaseContext:
+def context() -> ForkServerContext | SpawnContext:
     """The `multiprocessing` context of processes that have imported torch when they start."""
     return process_context(*IMPORTED)
 
