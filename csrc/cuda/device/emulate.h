@@ -17,6 +17,8 @@
 #include <string>
 #include <vector>
 
+#include "emulate_async.h"
+
 #define CPR_DEVICE inline
 #define CPR_KERNEL(threads, blocks) inline void
 #define CPR_SHARED_MEMORY(name) unsigned char* name = cpr::emulate::here().block->shared.data()
@@ -28,10 +30,6 @@ constexpr size_t STACK = 96 << 10;
 constexpr size_t BORDER = 4096;  // bytes after a block's shared memory that no thread may touch
 constexpr unsigned char STALE = 0xA5;
 
-struct Barrier {
-  uint32_t arrived = 0, generation = 0;
-};
-
 struct Copy {
   void* to;
   const void* from;
@@ -42,6 +40,7 @@ struct Block {
   uint32_t index[3];
   std::vector<unsigned char> shared;
   Barrier all;
+  AsyncBlock async;
 };
 
 struct Slot {  // what a lane hands to the others of its warp
@@ -65,6 +64,7 @@ struct Fiber {
   jmp_buf place;
   std::unique_ptr<unsigned char[]> stack;
   std::vector<std::vector<Copy>> groups{1};
+  AsyncThread async;
 };
 
 struct World {
@@ -82,10 +82,6 @@ struct World {
 inline World*& world() {
   static World* w = nullptr;
   return w;
-}
-inline uint32_t& seed() {
-  static uint32_t value = 0;  // 0 runs threads in order
-  return value;
 }
 inline Fiber& here() { return *world()->current; }
 
@@ -136,10 +132,15 @@ inline void run_cluster(World& w) {
       }
       left -= f.done;
     }
-    if (!moved) {
-      std::fprintf(stderr, "emulated kernel: some threads wait at a barrier that the others never reach\n");
-      std::abort();
-    }
+    if (!moved && !land_copies()) fault("some threads wait at a barrier that the others never reach");
+  }
+  if (!in_flight().empty()) fault("a copy in bulk that nobody waited for");
+  for (const Fiber& f : w.fibers) {
+    const auto issued = f.block->async.issued.find(f.thread / 128);
+    if (f.async.groups.size() > 1 || !f.async.groups.front().products.empty())
+      fault("products of a warpgroup that nobody waited for");
+    if (issued != f.block->async.issued.end() && issued->second.size() != f.async.issued)
+      fault("some threads of a warpgroup multiply more often than others");
   }
 }
 
@@ -173,6 +174,7 @@ inline void launch(const uint32_t (&grid)[3], uint32_t cluster, int threads, siz
           w.blocks[c].index[0] = x + c, w.blocks[c].index[1] = y, w.blocks[c].index[2] = z;
           w.blocks[c].shared.assign(shared + BORDER, STALE);  // stale, as on a device
           w.blocks[c].all = {};
+          w.blocks[c].async = {};
           for (int t = 0; t < threads; ++t) {
             Fiber& f = w.fibers[c * static_cast<uint32_t>(threads) + static_cast<uint32_t>(t)];
             f.block = &w.blocks[c];
@@ -182,6 +184,7 @@ inline void launch(const uint32_t (&grid)[3], uint32_t cluster, int threads, siz
             f.started = f.done = false;
             f.waits_for = nullptr;
             f.groups.assign(1, {});
+            f.async = {};
             getcontext(&f.fresh);
             f.fresh.uc_stack.ss_sp = f.stack.get();
             f.fresh.uc_stack.ss_size = stack;
