@@ -77,11 +77,16 @@ struct World {
   Fiber* current = nullptr;
   jmp_buf scheduler;
   std::function<void()> body;
+  AsyncWorld async;
 };
 
 inline World*& world() {
   static World* w = nullptr;
   return w;
+}
+inline uint32_t& seed() {
+  static uint32_t value = 0;  // 0 runs threads in order
+  return value;
 }
 inline Fiber& here() { return *world()->current; }
 
@@ -132,9 +137,9 @@ inline void run_cluster(World& w) {
       }
       left -= f.done;
     }
-    if (!moved && !land_copies()) fault("some threads wait at a barrier that the others never reach");
+    if (!moved && !w.async.land()) fault("some threads wait at a barrier that the others never reach");
   }
-  if (!in_flight().empty()) fault("a copy in bulk that nobody waited for");
+  if (!w.async.in_flight.empty()) fault("a copy in bulk that nobody waited for");
   for (const Fiber& f : w.fibers) {
     const auto issued = f.block->async.issued.find(f.thread / 128);
     if (f.async.groups.size() > 1 || !f.async.groups.front().products.empty())
@@ -161,6 +166,7 @@ inline void launch(const uint32_t (&grid)[3], uint32_t cluster, int threads, siz
   w.threads = threads;
   std::memcpy(w.grid, grid, sizeof w.grid);
   w.body = std::move(body);
+  w.async.chance = seed();
   w.blocks.resize(cluster);
   w.warps.resize(cluster * static_cast<uint32_t>(threads / 32));
   w.fibers.resize(cluster * static_cast<uint32_t>(threads));

@@ -74,6 +74,7 @@ struct ProductGroup {
 struct AsyncThread {
   std::map<float*, Accumulators> accumulators;
   std::deque<ProductGroup> groups{1};  // the last one is open
+  std::vector<uint32_t> written;       // places of AsyncBlock::hidden
   bool fenced = false;
   size_t issued = 0;
 };
@@ -81,32 +82,26 @@ struct AsyncThread {
 struct AsyncBlock {
   std::map<const void*, MemoryBarrier> barriers;
   std::map<int, std::vector<Product>> issued;  // by warpgroup: what its first thread multiplied
-  std::map<uint32_t, int> hidden;              // 16 bytes that a thread wrote and no fence has shown
+  std::vector<uint8_t> hidden;                 // 16 bytes each: has a thread written, and no fence shown?
 };
 
-// Copies that have not landed.
-inline std::vector<BulkCopy>& in_flight() {
-  static std::vector<BulkCopy> copies;
-  return copies;
-}
+struct AsyncWorld {
+  std::vector<BulkCopy> in_flight;
+  uint32_t chance = 0;  // 0: nothing happens at once
 
-inline uint32_t& seed() {
-  static uint32_t value = 0;  // 0 runs threads in order
-  return value;
-}
-// Does it happen at once?
-inline bool at_once() {
-  static uint32_t state = 1;
-  state = state * 1664525u + 1013904223u;
-  return seed() != 0 && (state >> 16 & 1);
-}
-
-inline bool land_copies() {
-  std::vector<BulkCopy> copies;
-  copies.swap(in_flight());
-  for (const BulkCopy& copy : copies) copy.land();
-  return !copies.empty();
-}
+  bool at_once() {
+    if (chance == 0) return false;
+    chance = chance * 1664525u + 1013904223u;
+    return chance >> 16 & 1;
+  }
+  // Lets copies land; false when there are none.
+  bool land() {
+    std::vector<BulkCopy> copies;
+    copies.swap(in_flight);
+    for (const BulkCopy& copy : copies) copy.land();
+    return !copies.empty();
+  }
+};
 
 }  // namespace emulate
 }  // namespace cpr

@@ -51,7 +51,8 @@ inline void check_piece(uint32_t at) {
   const Block& block = *here().block;
   if (at + 16 + BORDER > block.shared.size())
     fault("rows for the tensor cores beyond the block's shared memory");
-  if (block.async.hidden.count(at / 16)) fault("tensor cores read what no fence has shown them");
+  if (!block.async.hidden.empty() && block.async.hidden[at / 16])
+    fault("tensor cores read what no fence has shown them");
 }
 
 #ifdef __GNUC__
@@ -174,28 +175,29 @@ inline void copy_bulk(void* to, const void* from, uint32_t bytes, uint64_t* barr
   emulate::MemoryBarrier& counts = emulate::barrier_at(barrier);
   if (!counts.visible) emulate::fault("a copy in bulk counts at a barrier that no fence has shown");
   const emulate::BulkCopy copy{to, from, bytes, &counts};
-  if (emulate::at_once())
+  if (emulate::world()->async.at_once())
     copy.land();
   else
-    emulate::in_flight().push_back(copy);
+    emulate::world()->async.in_flight.push_back(copy);
 }
 
 // What a thread still copies (copy_async) is not there to be shown.
 inline void show_to_tensor_cores() {
-  auto& hidden = emulate::here().block->async.hidden;
-  std::vector<uint32_t> copied;
+  std::vector<uint8_t>& hidden = emulate::here().block->async.hidden;
+  std::vector<uint32_t>& written = emulate::here().async.written;
+  for (const uint32_t place : written) hidden[place] = 0;
+  written.clear();
   for (const auto& group : emulate::here().groups)
-    for (const emulate::Copy& copy : group) copied.push_back(emulate::offset_in_shared(copy.to) / 16);
-  for (auto it = hidden.begin(); it != hidden.end();) {
-    const bool flies = std::find(copied.begin(), copied.end(), it->first) != copied.end();
-    it = it->second == thread_index() && !flies ? hidden.erase(it) : std::next(it);
-  }
+    for (const emulate::Copy& copy : group) {
+      const uint32_t place = emulate::offset_in_shared(copy.to) / 16;
+      if (!hidden.empty()) hidden[place] = 1, written.push_back(place);
+    }
 }
 
 inline void wgmma_fence() { emulate::here().async.fenced = true; }
 inline void wgmma_commit() {
   emulate::AsyncThread& own = emulate::here().async;
-  if (emulate::at_once())
+  if (emulate::world()->async.at_once())
     for (emulate::ProductGroup& group : own.groups) emulate::run_group(group);
   own.groups.emplace_back();
 }

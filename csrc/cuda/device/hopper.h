@@ -44,7 +44,7 @@ CPR_DEVICE void barrier_wait(uint64_t* barrier, uint32_t parity) {
   do {
     asm volatile(
         "{\n.reg .pred %%ended;\nmbarrier.try_wait.parity.shared::cta.b64 %%ended, [%1], %2;\n"
-        "selp.u32 %0, 1, 0, %%ended;\n}"
+        "selp.u32 %0, 1, 0, %%ended; }"
         : "=r"(ended)
         : "r"(shared_address(barrier)), "r"(parity)
         : "memory");
@@ -80,7 +80,7 @@ CPR_DEVICE void wgmma_wait() {
       "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "          \
       "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, "          \
       "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"            \
-      "}, %64, %65, %%accumulate, 1, 1, 0, 0;\n}"                                                 \
+      "}, %64, %65, %%accumulate, 1, 1, 0, 0; }"                                                 \
       : "+f"(sum[0][0]), "+f"(sum[0][1]), "+f"(sum[0][2]), "+f"(sum[0][3]), "+f"(sum[1][0]),      \
         "+f"(sum[1][1]), "+f"(sum[1][2]), "+f"(sum[1][3]), "+f"(sum[2][0]), "+f"(sum[2][1]),      \
         "+f"(sum[2][2]), "+f"(sum[2][3]), "+f"(sum[3][0]), "+f"(sum[3][1]), "+f"(sum[3][2]),      \
