@@ -156,12 +156,12 @@ inline Planes plan_packed(DType dtype, int64_t count, int64_t dim, Carver& carve
   return made;
 }
 
-// Blocks that share the queries of a sweep, each with all of its keys.
+// Blocks that share the queries of a sweep, each with the same keys.
 inline uint32_t wgmma_parts(int64_t num_queries, int64_t num_keys, int views) {
-  const int64_t tiles = (num_queries + WGMMA_QUERIES - 1) / WGMMA_QUERIES,
-                blocks = (num_keys + WGMMA_KEYS - 1) / WGMMA_KEYS * views;
-  return static_cast<uint32_t>(
-      std::max<int64_t>(1, std::min(tiles, WGMMA_BLOCKS / std::max<int64_t>(blocks, 1))));
+  const int64_t tiles = (num_queries + WGMMA_QUERIES - 1) / WGMMA_QUERIES;
+  const int64_t blocks = (num_keys + WGMMA_KEYS - 1) / WGMMA_KEYS * views;
+  const int64_t wanted = tuning().wgmma_parts > 0 ? tuning().wgmma_parts : WGMMA_BLOCKS / blocks;
+  return static_cast<uint32_t>(std::max<int64_t>(1, std::min(tiles, wanted)));
 }
 
 // Null where scores are formed by wgmma, else why not, in words. Sweeps must begin at whole tiles.
@@ -169,13 +169,13 @@ inline const char* why_not_wgmma(const CascadeArgs& args, const DeviceLimits& li
                                  const CascadeLayout& layout) {
   if (limits.capability != 90) return "not of compute capability 9.0";
   if (!HAS_SM90A) return "the core was built without sm_90a";
-  if (tuning().score_wgmma < 0) return "cuda_tune says so";
+  if (tuning().wgmma_parts == 0) return "cuda_tune says so";
   const int planes = args.dtype == DType::float32 ? 2 : 1;
   for (int v = 0; v < layout.weightings.num_views; ++v)
     if (planes * rounded_up(args.views[layout.used[v]].dim, 64) > 64 * WGMMA_KEY_BLOCKS)
       return "more features than a block can hold of 256 keys";
   if (layout.chunk % WGMMA_QUERIES != 0 && layout.chunk < args.num_queries) return "sweeps of no whole tiles";
-  if (tuning().score_wgmma > 0) return nullptr;
+  if (tuning().wgmma_parts > 0) return nullptr;
   if (args.num_queries <= 16) return "too few queries for a tile of 64";
   const int views = layout.weightings.num_views;
   const int64_t blocks =

@@ -142,6 +142,7 @@ template <bool BFLOAT, int PLANES>
 CPR_DEVICE void multiply_block(float (&high)[16][4], float (&cross)[PLANES == 2 ? 16 : 1][4],
                                const unsigned char* queries, const unsigned char* keys, bool first) {
   const uint64_t a = swizzled_rows(shared_address(queries)), b = swizzled_rows(shared_address(keys));
+  sync_warp();  // the instructions want whole warps
   wgmma_fence();
 #pragma unroll
   for (int k = 0; k < PACKED / 16; ++k) {
@@ -154,6 +155,8 @@ CPR_DEVICE void multiply_block(float (&high)[16][4], float (&cross)[PLANES == 2 
   }
   wgmma_commit();
   wgmma_wait<0>();
+  wgmma_hold(high);
+  if constexpr (PLANES == 2) wgmma_hold(cross);
 }
 
 // One warpgroup: all tiles against its keys.

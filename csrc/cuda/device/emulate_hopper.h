@@ -217,6 +217,9 @@ void wgmma_wait() {
   own.fenced = false;
 }
 
+template <int N>
+void wgmma_hold(float (&)[N][4]) {}
+
 template <bool BFLOAT>
 void wgmma_multiply(float (&sum)[16][4], uint64_t a, uint64_t b, bool accumulate) {
   std::array<float*, 64> at;

@@ -71,6 +71,14 @@ CPR_DEVICE void wgmma_wait() {
   asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(PENDING) : "memory");
 }
 
+// Accumulators are read after the wait alone, whatever a compiler moves.
+template <int N>
+CPR_DEVICE void wgmma_hold(float (&sum)[N][4]) {
+#pragma unroll
+  for (int n = 0; n < N; ++n)
+    asm volatile("" : "+f"(sum[n][0]), "+f"(sum[n][1]), "+f"(sum[n][2]), "+f"(sum[n][3])::"memory");
+}
+
 #define CPR_WGMMA(TYPE)                                                                           \
   asm volatile(                                                                                   \
       "{\n.reg .pred %%accumulate;\nsetp.ne.b32 %%accumulate, %66, 0;\n"                          \

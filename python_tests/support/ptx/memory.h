@@ -97,6 +97,7 @@ inline void op_bar_warp_sync(Thread&, Bits mask) {
 }
 inline void op_barrier_cluster_arrive_release_aligned() {}
 inline void op_barrier_cluster_wait_acquire_aligned() { cpr::sync_cluster(); }
+inline void op_trap() { fault("a kernel that is not for this architecture"); }
 inline void op_griddepcontrol_wait() {}
 inline void op_griddepcontrol_launch_dependents() {}
 
