@@ -9,7 +9,7 @@ import pytest
 import torch
 from cases import CASCADE_CASES, LOSS_CASES, CascadeCase, LossCase, few, integers, listed, name_of
 
-from cpr_kernels import _core, MultiViewQueue, Schedule, cascade_topk, coclr_schedule, cpr_schedule, mil_nce
+from cpr_kernels import MultiViewQueue, Schedule, _core, cascade_topk, coclr_schedule, cpr_schedule, mil_nce
 from cpr_kernels.dispatch.calls import CascadeCall
 from cpr_kernels.losses import native as loss_native
 from cpr_kernels.losses import reference as loss_reference

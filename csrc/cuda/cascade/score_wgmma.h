@@ -19,7 +19,9 @@ constexpr int SWIZZLED_BEGIN = 1024;  // what swizzled rows begin at a multiple 
 struct GroupShape {  // of a warp's share
   static constexpr int M16 = 1, N8 = GROUP_KEYS / 8;
 };
-using GroupRows = TileRows<PACKED, GROUP_KEYS>;
+struct GroupRows : TileRows<PACKED, GROUP_KEYS> {
+  float key_scale[GROUP_KEYS];  // 2^key_exponent of usual ones
+};
 
 struct WgmmaBarriers {
   uint64_t full[QUERY_STAGES], empty[QUERY_STAGES];
@@ -121,7 +123,18 @@ CPR_DEVICE void load_key_rows(const ScoreArgs& args, const ScoreView& view, uint
   const uint32_t key = key0 + static_cast<uint32_t>(thread);
   const bool real = key < args.num_keys;
   rows.key_id[thread] = real && args.key_ids ? args.key_ids[key] : 0;
-  rows.key_exponent[thread] = PLANES == 2 && real ? view.keys.exponents[key] : 0;
+  const int exponent = PLANES == 2 && real ? view.keys.exponents[key] : 0;
+  rows.key_exponent[thread] = exponent;
+  rows.key_scale[thread] = usual(exponent) ? power_of_two(exponent) : 1.0f;
+}
+
+// Are all keys of a thread's columns of usual size?
+CPR_DEVICE bool usual_keys(const GroupRows& rows, int column0) {
+  bool all = true;
+#pragma unroll 4
+  for (int n = 0; n < GroupShape::N8; ++n)
+    all = all && usual(rows.key_exponent[column0 + n * 8]) && usual(rows.key_exponent[column0 + n * 8 + 1]);
+  return all;
 }
 
 // A warp's own 16 rows of a tile's queries.
@@ -159,6 +172,47 @@ CPR_DEVICE void multiply_block(float (&high)[16][4], float (&cross)[PLANES == 2 
   if constexpr (PLANES == 2) wgmma_hold(cross);
 }
 
+// As write_scores, for keys that stay: a score takes one product with the sizes of its rows, which are powers
+// of two.
+template <int PLANES>
+CPR_DEVICE void write_group_scores(const ScoreArgs& args, const ScoreView& view, const GroupRows& rows,
+                                   uint32_t query0, uint32_t key0, int m0, bool keys_usual, float* to,
+                                   float (&high)[16][4], float (&cross)[PLANES == 2 ? 16 : 1][4]) {
+  const int lane = thread_index() & 31, row0 = m0 + lane / 4, column0 = lane % 4 * 2;
+  bool plain = true;
+  float of_row[2] = {1.0f, 1.0f};
+  if constexpr (PLANES == 2) {
+    const int exponents[2] = {rows.query_exponent[row0], rows.query_exponent[row0 + 8]};
+    plain = keys_usual && usual(exponents[0]) && usual(exponents[1]);
+#pragma unroll
+    for (int half = 0; half < 2; ++half)
+      if (plain) of_row[half] = power_of_two(exponents[half]);
+  }
+  const int64_t columns = static_cast<int64_t>(args.num_keys) - key0 - column0;  // from the first on
+  float* at = to + row0 * args.pitch + column0;
+#pragma unroll
+  for (int half = 0; half < 2; ++half, at += 8 * args.pitch) {
+    if (query0 + static_cast<uint32_t>(row0 + 8 * half) >= args.num_queries) break;
+#pragma unroll
+    for (int n = 0; n < GroupShape::N8; ++n) {
+      Two pair = {{high[n][2 * half], high[n][2 * half + 1]}};
+      if constexpr (PLANES == 2) {
+        const Two keys = *reinterpret_cast<const Two*>(rows.key_scale + column0 + n * 8);
+#pragma unroll
+        for (int i = 0; i < 2; ++i)
+          pair.of[i] = (pair.of[i] + cross[n][2 * half + i] * (1.0f / LOW_SCALE)) *
+                       (plain ? of_row[half] * keys.of[i] : 1.0f);
+      }
+      if (8 * n + 1 < columns)
+        *reinterpret_cast<Two*>(at + 8 * n) = pair;
+      else if (8 * n < columns)
+        at[8 * n] = pair.of[0];
+    }
+  }
+  if (!plain || args.exclude || (args.key_ids && any_never<GroupShape>(rows, row0, column0)))
+    mend_scores<GroupShape, PLANES>(args, view, rows, query0, key0, row0, column0, to, plain);
+}
+
 // One warpgroup: all tiles against its keys.
 template <bool BFLOAT, int PLANES>
 CPR_DEVICE void score_keys(const ScoreArgs& args, int view_index, uint32_t key0, const QueryTiles& tiles,
@@ -173,6 +227,7 @@ CPR_DEVICE void score_keys(const ScoreArgs& args, int view_index, uint32_t key0,
   copy_keys<PLANES>(args, view, key0, keys);
   load_key_rows<PLANES>(args, view, key0, rows);
 
+  bool keys_usual = true;
   uint32_t stage = 0, round = 0;
 #pragma unroll 1
   for (uint32_t tile = tiles.first; tile < tiles.end; tile += tiles.step) {
@@ -195,7 +250,8 @@ CPR_DEVICE void score_keys(const ScoreArgs& args, int view_index, uint32_t key0,
       if (++stage == QUERY_STAGES) stage = 0, ++round;
     }
     float* to = args.out + view_index * args.view_stride + query0 * args.pitch + key0;
-    write_scores<GroupShape, PLANES>(args, view, rows, query0, key0, m0, 0, to, high, cross);
+    if (PLANES == 2 && tile == tiles.first) keys_usual = usual_keys(rows, thread_index() % 4 * 2);
+    write_group_scores<PLANES>(args, view, rows, query0, key0, m0, keys_usual, to, high[0], cross[0]);
   }
 }
 
