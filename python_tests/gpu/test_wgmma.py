@@ -120,6 +120,7 @@ FAULTS = [
 ROWS = 1 << 62 | 64 << 32 | 1 << 16  # swizzled_rows(0) of device/hopper.h
 
 
+@pytest.mark.slow
 def test_planted_faults_are_named(core: Any, tmp_path: Path) -> None:
     """Queries of a call choose the fault, in one kernel in place of the true one; each ends its process."""
     from ptx.build import compiled
