@@ -226,7 +226,7 @@ PLUGINS=()
 # answers first, from the simplest: a failure in an early line explains those in later ones
 if wants native; then
   step smoke 60 "${IN_SITE[@]}" CPR_CUDA_WGMMA=0 "$PY" "$REPO/python_tests/support/gpu_small.py"
-  # then the kernels of 9.0 alone: where they are wrong or do not end, the rest is shown without them
+  # then the kernels of 9.0: where they are wrong or do not end, the rest is shown without them
   if ! step smoke_wgmma 60 "${IN_SITE[@]}" "$PY" "$REPO/python_tests/support/gpu_small.py" quick; then
     export CPR_CUDA_WGMMA=0
     echo "    smoke_wgmma: what follows runs with CPR_CUDA_WGMMA=0" | tee -a "$TABLE"

@@ -2,7 +2,7 @@
 
 One choice at a time against the planner's own rules, on the shapes with a goal, replayed from a CUDA graph and in
 turn. An answer that differs in one bit from the rules' own ends the run with 1; products by other instructions than
-theirs (wgmma_parts=0) may differ, are compared with each other, and the difference is told. What wins here becomes a
+theirs (wgmma_parts=0) may differ, are compared with each other, and the difference is said. What wins here becomes a
 rule in `csrc/cuda/cascade/layout.h`, with the figure beside it. ``--once`` runs a shape once, mining, loss and
 gradient, by the rules, for a profiler.
 """

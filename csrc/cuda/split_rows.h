@@ -141,7 +141,7 @@ CPR_DEVICE void pad_row(const PrepareArgs& args, int64_t row, int lane) {
   for (int d = lane; d < args.padded; d += 32) to[d] = d < args.dim ? from[d] : static_cast<uint16_t>(0);
 }
 
-// All rows of an operand, packed, over the warps of `blocks` blocks. Queries alone: they are few.
+// All rows of an operand, packed, over the warps of `blocks` blocks. Of queries only: they are few.
 CPR_DEVICE void pack_rows(const PrepareArgs& args, uint32_t block, uint32_t blocks) {
   const int lane = thread_index() & 31, planes = args.split ? 2 : 1;
 #pragma unroll 1

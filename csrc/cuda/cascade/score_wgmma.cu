@@ -14,7 +14,7 @@ struct WgmmaArgs {
 };
 
 // Grid: x over blocks of 256 keys, y over views, z over parts of the queries. Its instructions are those of
-// sm_90a alone: elsewhere it traps, and the planner never takes it there.
+// sm_90a only: elsewhere it traps, and the planner never takes it there.
 template <bool BFLOAT, int PLANES>
 CPR_KERNEL(WGMMA_THREADS, 1)
 score_wgmma_kernel(WgmmaArgs args) {

@@ -353,5 +353,3 @@ void copy_wait() {
 }
 
 }  // namespace cpr
-
-#include "emulate_products.h"

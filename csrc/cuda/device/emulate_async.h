@@ -28,7 +28,7 @@ struct MemoryBarrier {
   int64_t bytes = 0;                // expected and not yet there
   bool visible = false;             // to copies in bulk
 
-  void settle() {
+  void end_if_complete() {
     if (pending > 0 || bytes != 0) return;
     pending = count;
     ++phases.generation;
@@ -36,7 +36,7 @@ struct MemoryBarrier {
   void arrive() {
     if (pending == 0) fault("more threads arrive at a barrier in memory than it counts");
     --pending;
-    settle();
+    end_if_complete();
   }
 };
 
@@ -49,7 +49,7 @@ struct BulkCopy {
   void land() const {
     std::memcpy(to, from, bytes);
     barrier->bytes -= bytes;
-    barrier->settle();
+    barrier->end_if_complete();
   }
 };
 

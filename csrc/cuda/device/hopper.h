@@ -1,5 +1,6 @@
-// Words of compute capability 9.0 alone (sm_90a): products of a warpgroup from shared memory, copies in bulk,
-// and barriers in memory that wait for both. With CPR_EMULATE defined, emulate_hopper.h gives them a meaning.
+// Words that only compute capability 9.0 has (sm_90a): products of a warpgroup from shared memory, copies in
+// bulk, and barriers in memory that wait for both. With CPR_EMULATE defined, emulate_hopper.h gives them a
+// meaning.
 #pragma once
 #include "device.h"
 
@@ -71,7 +72,7 @@ CPR_DEVICE void wgmma_wait() {
   asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(PENDING) : "memory");
 }
 
-// Accumulators are read after the wait alone, whatever a compiler moves.
+// Accumulators are read only after the wait, whatever a compiler moves.
 template <int N>
 CPR_DEVICE void wgmma_hold(float (&sum)[N][4]) {
 #pragma unroll
