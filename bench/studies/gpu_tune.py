@@ -1,9 +1,10 @@
 """Times choices of the CUDA planner that only a device can judge: ``python -m bench gpu-tune [--out FILE]``.
 
 One choice at a time against the planner's own rules, on the shapes with a goal, replayed from a CUDA graph and in
-turn. An answer that differs in one bit from the rules' own ends the run with 1. What wins here becomes a rule in
-`csrc/cuda/cascade/layout.h`, with the figure beside it. ``--once`` runs a shape once, mining, loss and gradient, by the
-rules, for a profiler.
+turn. An answer that differs in one bit from the rules' own ends the run with 1; products by other instructions than
+theirs (wgmma_parts=0) may differ, are compared with each other, and the difference is said. What wins here becomes a
+rule in `csrc/cuda/cascade/layout.h`, with the figure beside it. ``--once`` runs a shape once, mining, loss and
+gradient, by the rules, for a profiler.
 """
 
 from __future__ import annotations
@@ -29,8 +30,11 @@ SHAPES = ("ucf-b16", "k400-b64", "k400-b512-ids", "k400-b512", "k400-b512-bf16",
 CHOICES: tuple[dict[str, Any], ...] = (
     {},
     {"early_start": True},
-    {"score_queries": 64},
-    {"score_queries": 128},
+    {"wgmma_parts": 0},
+    {"wgmma_parts": 1},
+    {"wgmma_parts": 2},
+    {"score_queries": 64, "wgmma_parts": 0},
+    {"score_queries": 128, "wgmma_parts": 0},
     {"select_threads": 256},
     {"select_threads": 512},
     {"select_threads": 1024},
@@ -78,17 +82,21 @@ def tune(workload: Workload, core: Any, say: Callable[[str], None]) -> bool:
     """Times every choice on one shape, a line each; False when some answer differs."""
     call = mining(make_table(workload, "cuda"))
     replays: dict[str, Call] = {}
-    right, rules = True, None
+    right = True
+    first: dict[bool, tuple[Tensor, Tensor]] = {}  # without wgmma, or by the rules
     for choice in CHOICES:
         if not applies(choice, workload):
             continue
         replay, answer = prepared(core, call, choice)
-        rules = rules or answer
-        if all(torch.equal(a, b) for a, b in zip(answer, rules)):
+        expected = first.setdefault(choice.get("wgmma_parts") == 0, answer)
+        if all(torch.equal(a, b) for a, b in zip(answer, expected)):
             replays[named(choice)] = replay
         else:
             right = False
             say(f"| {workload.name} | {named(choice)} | WRONG: another answer than the rules' | |")
+    if len(first) == 2 and not all(torch.equal(a, b) for a, b in zip(first[False], first[True])):
+        entries = int((first[False][0] != first[True][0]).sum())
+        say(f"| {workload.name} | wgmma_parts=0 | other bits than the rules', {entries} other entries | |")
     timings = interleave({name: cuda_sampler(replay) for name, replay in replays.items()}, 1.5)
     ours = timings[named({})]
     for name, timing in timings.items():

@@ -49,6 +49,10 @@ inline std::string rule_of(const CascadeArgs& args, const DeviceLimits& limits, 
   text += layout.in_cache ? "; scores that fit" + sizes + " stay there from the score kernel to the selection"
                           : "; the scores of neither " + std::to_string(SWEEP_QUERIES) +
                                 " queries nor all fit" + sizes + ", so they go through device memory";
+  if (layout.wgmma)
+    text += "; scores by wgmma, " + std::to_string(WGMMA_KEYS) + " keys held by a block while queries stream";
+  else if (limits.capability == 90 && !gathered && args.num_keys > 0)
+    text += std::string("; scores by mma.sync, not wgmma: ") + why_not_wgmma(args, limits, layout);
   if (tuning().sweep > 0) text += "; the size of a sweep was set by cuda_tune";
   return text;
 }

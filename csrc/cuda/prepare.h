@@ -11,7 +11,11 @@ namespace {
 // Grid: x over blocks of PREPARED rows, y over operands.
 CPR_KERNEL(SCORE_THREADS, 4) prepare_kernel(PrepareList args) {
   let_next_kernel_start();
-  prepare_rows(args.of[block_index_y()], block_index(), grid_blocks());
+  const PrepareArgs& rows = args.of[block_index_y()];
+  if (rows.packed)
+    pack_rows(rows, block_index(), grid_blocks());
+  else
+    prepare_rows(rows, block_index(), grid_blocks());
 }
 
 const char* launch_prepare(const PrepareList& list, int count, void* stream) {

@@ -61,10 +61,10 @@ struct TileShape {
 };
 
 // What the epilogue needs of a tile's rows, beside the sums.
-template <int BM>
+template <int BM, int KEYS = TILE_KEYS>
 struct TileRows {
-  int64_t query_id[BM], key_id[TILE_KEYS];  // -1 and 0 where there are no ids: a pair that excludes nothing
-  int query_exponent[BM], key_exponent[TILE_KEYS];
+  int64_t query_id[BM], key_id[KEYS];  // -1 and 0 where there are no ids: a pair that excludes nothing
+  int query_exponent[BM], key_exponent[KEYS];
 };
 
 template <int BM, int PLANES>
@@ -93,8 +93,8 @@ struct Pieces {
     for (int i = 0; i < COUNT; ++i) {
       const int at_row = row + i * EACH;
       const bool of_query = at_row < BM;
-      const uint32_t wanted = of_query ? query0 + static_cast<uint32_t>(at_row)
-                                       : key0 + static_cast<uint32_t>(at_row - BM);
+      const uint32_t wanted =
+          of_query ? query0 + static_cast<uint32_t>(at_row) : key0 + static_cast<uint32_t>(at_row - BM);
       const uint32_t last = (of_query ? args.num_queries : args.num_keys) - 1;
       const Operand& operand = of_query ? view.queries : view.keys;
       const int64_t at =
@@ -155,9 +155,8 @@ struct alignas(8) Two {
 };
 
 // Do ids exclude any of a thread's pairs?
-template <int BM>
-CPR_DEVICE bool any_never(const TileRows<BM>& rows, int row0, int column0) {
-  using S = TileShape<BM>;
+template <class S, class Rows>
+CPR_DEVICE bool any_never(const Rows& rows, int row0, int column0) {
   bool any = false;
 #pragma unroll
   for (int n = 0; n < 2 * S::N8; ++n) {
@@ -172,11 +171,9 @@ CPR_DEVICE bool any_never(const TileRows<BM>& rows, int row0, int column0) {
 // What the products of a thread's pairs become where they lie, the tile's first at `to`; rows and columns
 // count within the tile. NaN where a pair may never be selected; scaled, or formed anew for odd rows, unless
 // the rows were usual ones. A loop, for few pairs need it.
-template <int BM, int PLANES>
-CPR_DEVICE void mend_scores(const ScoreArgs& args, const ScoreView& view, const TileRows<BM>& rows,
-                            uint32_t query0, uint32_t key0, int row0, int column0, float* to,
-                            bool usual_rows) {
-  using S = TileShape<BM>;
+template <class S, int PLANES, class Rows>
+CPR_DEVICE void mend_scores(const ScoreArgs& args, const ScoreView& view, const Rows& rows, uint32_t query0,
+                            uint32_t key0, int row0, int column0, float* to, bool usual_rows) {
 #pragma unroll 1
   for (int n = 0; n < 2 * S::N8; ++n) {
     const int column = column0 + n / 2 * 8 + n % 2;
@@ -203,12 +200,10 @@ CPR_DEVICE void mend_scores(const ScoreArgs& args, const ScoreView& view, const 
 
 // A warp's sums to `out` as scores: `to` is where the tile's first score goes. Most rows are of usual size,
 // which is tested once a thread and not once a score; what else there is, is mended where it lies.
-template <int BM, int PLANES>
-CPR_DEVICE void write_scores(
-    const ScoreArgs& args, const ScoreView& view, const TileRows<BM>& rows, uint32_t query0, uint32_t key0,
-    int m0, int n0, float* to, float (&high)[TileShape<BM>::M16][TileShape<BM>::N8][4],
-    float (&cross)[PLANES == 2 ? TileShape<BM>::M16 : 1][PLANES == 2 ? TileShape<BM>::N8 : 1][4]) {
-  using S = TileShape<BM>;
+template <class S, int PLANES, class Rows>
+CPR_DEVICE void write_scores(const ScoreArgs& args, const ScoreView& view, const Rows& rows, uint32_t query0,
+                             uint32_t key0, int m0, int n0, float* to, float (&high)[S::M16][S::N8][4],
+                             float (&cross)[PLANES == 2 ? S::M16 : 1][PLANES == 2 ? S::N8 : 1][4]) {
   const int lane = thread_index() & 31, row0 = m0 + lane / 4, column0 = n0 + lane % 4 * 2;
   bool plain = true;
   if constexpr (PLANES == 2) {
@@ -248,8 +243,8 @@ CPR_DEVICE void write_scores(
           *at = pair.of[0];
       }
   }
-  if (!plain || args.exclude || (args.key_ids && any_never<BM>(rows, row0, column0)))
-    mend_scores<BM, PLANES>(args, view, rows, query0, key0, row0, column0, to, plain);
+  if (!plain || args.exclude || (args.key_ids && any_never<S>(rows, row0, column0)))
+    mend_scores<S, PLANES>(args, view, rows, query0, key0, row0, column0, to, plain);
 }
 
 // out[query0.., key0..] of one view. The order of every sum depends on nothing but the features' size.
@@ -312,7 +307,7 @@ CPR_DEVICE void score_tile(const ScoreArgs& args, int view_index, uint32_t query
   copy_wait<0>();
   sync_block();  // the rows are there whatever the number of steps
   float* to = args.out + view_index * args.view_stride + query0 * args.pitch + key0;
-  write_scores<BM, PLANES>(args, view, rows, query0, key0, m0, n0, to, high, cross);
+  write_scores<S, PLANES>(args, view, rows, query0, key0, m0, n0, to, high, cross);
   sync_block();  // the rows have been read, and the stages may be filled again
 }
 

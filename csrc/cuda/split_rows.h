@@ -21,9 +21,10 @@ struct PrepareArgs {
   int dim, padded;  // padded: what a row of a plane holds, zeros beyond dim
   DType dtype;
   bool split;
-  float low_scale;     // the low plane holds the rest times this
-  uint16_t* planes;    // [1 or 2][count, padded]
-  int32_t* exponents;  // [count] when split
+  float low_scale;      // the low plane holds the rest times this
+  uint16_t* planes;     // [1 or 2][count, padded], or packed
+  int32_t* exponents;   // [count] when split
+  bool packed = false;  // as Packed says
 };
 
 CPR_DEVICE float element(const void* rows, DType dtype, int64_t at) {
@@ -76,8 +77,33 @@ CPR_DEVICE uint32_t largest(const Features& features, uint32_t top) {
   return top;
 }
 
+// Where feature d of a row goes, row by row.
+struct InRows {
+  uint16_t *high, *low;
+  CPR_DEVICE InRows(const PrepareArgs& args, int64_t row)
+      : high(args.planes + row * args.padded), low(high + args.count * args.padded) {}
+  CPR_DEVICE uint16_t* at(int plane, int d) const { return (plane ? low : high) + d; }
+};
+
+// The same in blocks of 64 rows by 64 features, [rows / 64][padded / 64][planes][64, 64], zeros where there
+// is nothing. A row of a block is as the tensor cores want it in shared memory (device/hopper.h).
+constexpr int PACKED = 64;
+struct Packed {
+  uint16_t* first;  // of the row, in its first block
+  int swizzle, planes;
+  CPR_DEVICE Packed(const PrepareArgs& args, int64_t row) : planes(args.split ? 2 : 1) {
+    const int64_t block = row / PACKED * (args.padded / PACKED) * planes;
+    first = args.planes + (block * PACKED + row % PACKED) * PACKED;
+    swizzle = static_cast<int>(row & 7);
+  }
+  CPR_DEVICE uint16_t* at(int plane, int d) const {
+    const int block = d / PACKED * planes + plane, piece = (d % PACKED >> 3) ^ swizzle;
+    return first + block * PACKED * PACKED + piece * 8 + d % 8;
+  }
+};
+
 // One warp, one row of features, of which a lane holds the first four that are its own.
-template <bool WHOLE>
+template <bool WHOLE, class Place = InRows>
 CPR_DEVICE void split_row(const PrepareArgs& args, int64_t row, int lane, const Features& first) {
   uint32_t top = largest(first, 0);
 #pragma unroll 1
@@ -90,8 +116,7 @@ CPR_DEVICE void split_row(const PrepareArgs& args, int64_t row, int lane, const 
   // 2^-exponent in two steps, of which the second is 1 but for the two largest exponents
   const int step = exponent < 126 ? exponent : 126;
   const float scale = odd ? 0.0f : power_of_two(-step), rest = power_of_two(step - exponent);
-  uint16_t* high = args.planes + row * args.padded;
-  uint16_t* low = high + args.count * args.padded;
+  const Place to(args, row);
 #pragma unroll 1
   for (int d = 4 * lane; d < args.padded; d += 128) {
     const Features features = d < 128 ? first : features_from<WHOLE>(args, row, d);
@@ -104,8 +129,8 @@ CPR_DEVICE void split_row(const PrepareArgs& args, int64_t row, int lane, const 
       of_low.of[i] = to_halves((a - from_half(static_cast<uint16_t>(of_high.of[i]))) * args.low_scale,
                                (b - from_half(static_cast<uint16_t>(of_high.of[i] >> 16))) * args.low_scale);
     }
-    *reinterpret_cast<Halves*>(high + d) = of_high;
-    *reinterpret_cast<Halves*>(low + d) = of_low;
+    *reinterpret_cast<Halves*>(to.at(0, d)) = of_high;
+    *reinterpret_cast<Halves*>(to.at(1, d)) = of_low;
   }
 }
 
@@ -114,6 +139,24 @@ CPR_DEVICE void pad_row(const PrepareArgs& args, int64_t row, int lane) {
   uint16_t* to = args.planes + row * args.padded;
   const uint16_t* from = static_cast<const uint16_t*>(args.rows) + row * args.stride;
   for (int d = lane; d < args.padded; d += 32) to[d] = d < args.dim ? from[d] : static_cast<uint16_t>(0);
+}
+
+// All rows of an operand, packed, over the warps of `blocks` blocks. Of queries only: they are few.
+CPR_DEVICE void pack_rows(const PrepareArgs& args, uint32_t block, uint32_t blocks) {
+  const int lane = thread_index() & 31, planes = args.split ? 2 : 1;
+#pragma unroll 1
+  for (int64_t row = block * (SCORE_THREADS / 32) + thread_index() / 32;
+       row < (args.count + PACKED - 1) / PACKED * PACKED; row += blocks * (SCORE_THREADS / 32)) {
+    if (args.split && row < args.count) {
+      split_row<false, Packed>(args, row, lane, features_from<false>(args, row, 4 * lane));
+      continue;
+    }
+    const Packed to(args, row);
+    const uint16_t* from = static_cast<const uint16_t*>(args.rows) + row * args.stride;
+    for (int p = 0; p < planes; ++p)
+      for (int d = lane; d < args.padded; d += 32)
+        *to.at(p, d) = row < args.count && d < args.dim ? from[d] : static_cast<uint16_t>(0);
+  }
 }
 
 // All rows of an operand, over the warps of `blocks` blocks.

@@ -75,7 +75,7 @@ def test_choices_for_a_device_are_timed_and_a_wrong_answer_is_seen(monkeypatch, 
 
     def sometimes_wrong(*args, **kwargs):
         answer = torch.ones(2)
-        return answer, answer * (2 if chosen[-1] == {"score_queries": 64} else 1)
+        return answer, answer * (2 if chosen[-1] == {"score_queries": 64, "wgmma_parts": 0} else 1)
 
     monkeypatch.setattr(gpu_tune, "make_table", lambda workload, device: table)
     monkeypatch.setattr(gpu_tune, "cascade_topk", sometimes_wrong)

@@ -65,7 +65,9 @@ def test_a_path_is_told_for_a_device_that_is_not_here(
 
 def test_what_a_call_costs_in_workspace() -> None:
     ring = 2 * 64 * 16384 * 4  # two views, 64 queries, 16,384 entries, float32 scores
-    assert told(64, 16384, "H200", dtype=torch.bfloat16).workspace_bytes == ring
+    assert told(64, 16384, "A100", dtype=torch.bfloat16).workspace_bytes == ring
+    packed = 2 * 64 * 128 * 2  # queries, for wgmma
+    assert told(64, 16384, "H200", dtype=torch.bfloat16).workspace_bytes == ring + packed
     planes = 2 * (64 + 16384) * (2 * 128 * 2 + 4)  # two views: two float16 planes and an exponent a row
     assert told(64, 16384, "H200").workspace_bytes == ring + planes
     odd = told(64, 16384, "H200", dtype=torch.bfloat16, dim=126).workspace_bytes

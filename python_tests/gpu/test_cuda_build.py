@@ -22,6 +22,7 @@ REGISTERS = {
     "score_kernel<0,2,128>": 255, "score_kernel<0,2,64>": 128, "score_kernel<0,2,16>": 128,
     "score_kernel<0,1,128>": 128, "score_kernel<0,1,64>": 128, "score_kernel<0,1,16>": 128,
     "score_kernel<1,1,128>": 128, "score_kernel<1,1,64>": 128, "score_kernel<1,1,16>": 128,
+    "score_wgmma_kernel<0,2>": 224, "score_wgmma_kernel<1,1>": 224, "score_wgmma_kernel<0,1>": 224,
     "tiny_kernel<0,2>": 128, "tiny_kernel<0,1>": 128, "tiny_kernel<1,1>": 128, "select_kernel": 64,
     "prepare_kernel": 64, "attend_kernel<64,0>": 168, "attend_kernel<128,0>": 255, "attend_kernel<256,0>": 255,
     "attend_kernel<64,1>": 168, "attend_kernel<128,1>": 255, "attend_kernel<256,1>": 255, "finish_kernel": 96,

@@ -322,7 +322,10 @@ def test_what_the_sanitizers_watch_runs_every_kernel() -> None:
     core.set_limits(*H200)
     core.kernels_launched()
     for case in gpu_small.cascades(quick=True):
-        same(native.run_on_stream(case.call(), core, 0), reference.run(case.call()))
+        for choice in gpu_small.choices(case):
+            core.cuda_tune(**choice)
+            same(native.run_on_stream(case.call(), core, 0), reference.run(case.call()))
+        core.cuda_tune()
         if case in gpu_small.TILES:
             call = listed(case.call(), 45)
             same(native.rerank_on_stream(call, core, 0), reference.rerank(call))

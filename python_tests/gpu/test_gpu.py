@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 import torch
-from cases import CASCADE_CASES, LOSS_CASES, CascadeCase, LossCase, integers, listed, name_of
+from cases import CASCADE_CASES, LOSS_CASES, CascadeCase, LossCase, few, integers, listed, name_of
 
-from cpr_kernels import MultiViewQueue, Schedule, cascade_topk, coclr_schedule, cpr_schedule, mil_nce
+from cpr_kernels import MultiViewQueue, Schedule, _core, cascade_topk, coclr_schedule, cpr_schedule, mil_nce
 from cpr_kernels.dispatch.calls import CascadeCall
 from cpr_kernels.losses import native as loss_native
 from cpr_kernels.losses import reference as loss_reference
@@ -81,6 +81,19 @@ def test_real_scores(queries: int, keys: int, dtype: torch.dtype, backend: str) 
     assert (indices != wanted).any(
         dim=1
     ).sum() <= 2 + queries // 50  # where two scores are closer than their error
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("parts", [0, 1, 3])
+def test_native_scores_with_and_without_wgmma(parts: int, dtype: torch.dtype) -> None:
+    """Exact for small integers whichever instructions multiply; on other devices than 9.0 nothing differs."""
+    case = CascadeCase("wgmma", 200, 3000, {"flow": 128, "rgb": 72}, few(3000, 1000, 300, 9), dtype, ids=True)
+    _core.cuda_tune(wgmma_parts=parts)
+    try:
+        got = mined(case.call("cuda"), "native")
+    finally:
+        _core.cuda_tune()
+    same(got, reference.run(case.call()))
 
 
 @both

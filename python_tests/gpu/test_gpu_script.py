@@ -56,8 +56,9 @@ case "$*" in
     name=$(echo "$*" | sed 's/.*\\/\\([a-z_]*\\).xml.*/\\1/')
     [ "$BAD" = "$name" ] && { echo "FAILED x"; echo "1 failed, 3 passed"; exit 1; }
     [ "$BAD" = "skipped $name" ] && { echo "3 passed, 1 skipped"; exit 0; }
-    echo "$PYTHONPATH" "$@"
+    echo "$PYTHONPATH" "$@" "wgmma=$CPR_CUDA_WGMMA"
     echo "4 passed";;
+  *"gpu_small.py quick"*) [ "$BAD" != smoke_wgmma ] && echo "0 wrong";;
   *gpu_small*) [ "$BAD" != smoke ] && echo "0 wrong";;
   *"-m bench gpu-tune"*) [ "$BAD" != tune ];;
   *"-m bench"*)
@@ -124,6 +125,7 @@ def test_all_right(good: tuple[int, str, Path]) -> None:
         "machine",
         "build",
         "smoke",
+        "smoke_wgmma",
         "native",
         "graphs_and_streams",
         "bench_cascade",
@@ -133,7 +135,7 @@ def test_all_right(good: tuple[int, str, Path]) -> None:
         "torch_tools",
     ]
     last = ["bench_cascade_all", "bench_loss_all", "bench_train_step"]
-    assert (steps[:10], set(steps[10:17]), steps[17:]) == (ordered, beside, last)
+    assert (steps[:11], set(steps[11:18]), steps[18:]) == (ordered, beside, last)
     assert (
         len(re.findall(r"^\w+ +ok ", (out / "summary.txt").read_text(), re.MULTILINE)) == len(steps) - 1
     )  # ncu is none
@@ -231,6 +233,14 @@ def test_a_fault_is_named_and_ends_with_1(tmp_path: Path, bad: str, parts: str) 
     assert code == 1 and re.search(rf"{named}\S*:? +(FAILED|skipped|ended without|no summary)", said), said
     assert ("bench_cascade" in said) == (parts == "figures")  # none beside wrong answers
     assert (out / "summary.txt").read_text() in said
+
+
+def test_kernels_of_9_0_that_are_wrong_are_left_out_of_the_rest(tmp_path: Path) -> None:
+    code, said, out = run(tmp_path, "smoke_wgmma", PARTS="native figures")
+    assert code == 1 and re.search(r"^smoke_wgmma +FAILED", said, re.MULTILINE)
+    assert steps_of(out)[-1] == "profile"  # figures all the same
+    ran = re.findall(r"-m pytest.* wgmma=(.*)$", (out / "logs.txt").read_text(), re.MULTILINE)
+    assert ran and set(ran) == {"0"}
 
 
 def test_slow_tests_are_wrong_and_slow_figures_are_only_missing(tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from cuda_tools import nvcc
 from oracles import same
 from test_cuda_build import REGISTERS
 from test_cuda_emulated import A100, H200, H200_SLICE, RTX, check_loss
+from test_wgmma import odd_features
 
 from cpr_kernels.memory import enqueue
 from cpr_kernels.mining import native, reference
@@ -87,6 +88,25 @@ def test_cascades(core: Any, kernels: dict[str, Any], case: CascadeCase) -> None
         same(native.rerank_on_stream(call, core, 0), reference.rerank(call))
 
 
+@pytest.mark.parametrize("dtype", gpu_small.DTYPES, ids=str)
+def test_scores_by_wgmma(core: Any, kernels: dict[str, Any], dtype: torch.dtype) -> None:
+    """Bit for bit those of the other kernels, of real features in two and in one block of 64."""
+    if not has_clusters(kernels):
+        pytest.skip("wgmma is of sm_90a")
+    kind = {torch.float32: "false, 2", torch.bfloat16: "true, 1", torch.float16: "false, 1"}[dtype]
+    kernel = kernels[f"score_wgmma_kernel<{kind}>"]
+    call, kernel_ran = odd_features(dtype), []
+    answers = []
+    for parts in (0, 1):
+        core.cuda_tune(wgmma_parts=parts)
+        kernel.take_tally()
+        answers.append(native.run_on_stream(call, core, 0))
+        kernel_ran.append(kernel.take_tally().instructions > 0)
+    core.cuda_tune()
+    assert kernel_ran == [False, True]
+    same(*answers)
+
+
 LARGE = {"paper, UCF101": H200, "infinities, long": RTX, "bias, wide, long": H200_SLICE}
 
 
@@ -127,6 +147,12 @@ BUDGETS = {
     ("score_kernel<true, 1, 64>", "tile with ids"): 7_400,
     ("score_kernel<true, 1, 128>", "tile"): 10_900,
     ("score_kernel<true, 1, 128>", "tile with ids"): 12_500,
+    ("score_wgmma_kernel<false, 2>", "tile of 64 x 256"): 6_630,
+    ("score_wgmma_kernel<false, 2>", "tile of 64 x 256 with ids"): 9_350,
+    ("score_wgmma_kernel<false, 2>", "256 keys and a first tile"): 13_950,
+    ("score_wgmma_kernel<true, 1>", "tile of 64 x 256"): 2_870,
+    ("score_wgmma_kernel<true, 1>", "tile of 64 x 256 with ids"): 5_810,
+    ("score_wgmma_kernel<true, 1>", "256 keys and a first tile"): 6_670,
     ("prepare_kernel", "row of 128 numbers"): 150,
     ("select_kernel", "query, N = 2,048"): 52_300,
     ("select_kernel", "query, N = 4,096"): 74_300,

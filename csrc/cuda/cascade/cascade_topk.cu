@@ -6,6 +6,7 @@
 #include "../device/host.h"
 #include "../prepare.h"
 #include "../score.h"
+#include "launch_score_wgmma.h"
 #include "launch_select.h"
 
 namespace cpr {
@@ -69,6 +70,7 @@ Operand operand(const Planes& planes, const PrepareArgs& rows, PrepareList& list
   prepare.padded = static_cast<int>(planes.padded);
   prepare.planes = planes.planes;
   prepare.exponents = planes.exponents;
+  prepare.packed = planes.packed;
   return {planes.planes,
           planes.padded,
           rows.count * planes.padded,
@@ -155,7 +157,9 @@ const char* run(const CascadeArgs& args, const CascadeLayout& layout, void* stre
     aim(args, first, count, score);
     const bool follows = prepares > 0 || first > 0;
     const char* error = nullptr;
-    if (args.num_keys > 0)
+    if (layout.wgmma)
+      error = launch_score_wgmma(args.dtype, score, follows, stream);
+    else if (args.num_keys > 0)
       error = layout.tile == 16   ? launch_score<BFLOAT, PLANES, 16>(score, follows, stream)
               : layout.tile == 64 ? launch_score<BFLOAT, PLANES, 64>(score, follows, stream)
                                   : launch_score<BFLOAT, PLANES, 128>(score, follows, stream);

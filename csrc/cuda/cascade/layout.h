@@ -13,6 +13,8 @@
 // All rules are computed, none is measured yet; bench/gpu_tune.py times the others.
 #pragma once
 #include <algorithm>
+#include <cstdlib>
+#include <cstring>
 
 #include "../../cascade_topk.h"
 #include "../../weightings.h"
@@ -33,6 +35,16 @@ constexpr int64_t SELECT_MEMORY_BYTES = 16768;    // of a block that selects, be
 // own kilobyte counted); else one block of 1,024.
 constexpr int SMALL_THREADS = 256, HALF_THREADS = 512, LARGE_THREADS = 1024;
 constexpr int64_t LARGE_FROM = 4096;
+// Scores on 9.0: a block holds WGMMA_KEYS keys of one view, at most WGMMA_KEY_BLOCKS times 64 features of a
+// plane, and queries come 64 at a time. Parts share the queries until there are WGMMA_BLOCKS blocks, one for
+// nearly every multiprocessor; where not even half of those come about, smaller tiles fill the device better.
+constexpr int WGMMA_KEYS = 256, WGMMA_KEY_BLOCKS = 4;
+constexpr int64_t WGMMA_QUERIES = 64, WGMMA_BLOCKS = 128;
+#ifdef CPR_WITHOUT_SM90A
+constexpr bool HAS_SM90A = false;  // the core was built without code of sm_90a
+#else
+constexpr bool HAS_SM90A = true;
+#endif
 
 // The distinct weightings of the stages. Stages with the same weighting share a row.
 struct Weightings {
@@ -48,6 +60,7 @@ struct Weightings {
 // Rows of features as the score kernels read them.
 struct Planes {
   bool prepared;       // in the workspace; else rows are used where they lie
+  bool packed;         // prepared in blocks of 64 rows and features
   uint16_t* planes;    // two of float32 rows, one of 16-bit rows
   int32_t* exponents;  // [rows], of float32 rows
   int64_t padded;      // elements a row of a plane
@@ -55,6 +68,7 @@ struct Planes {
 
 struct CascadeLayout {
   bool tiny, in_cache;
+  bool wgmma;     // scores by score_wgmma.h
   int64_t chunk;  // queries a sweep
   Weightings weightings;
   int used[MAX_VIEWS];  // the views that some stage weighs, by their number in the call
@@ -129,10 +143,56 @@ inline Planes plan_planes(DType dtype, const void* rows, int64_t stride, int64_t
                           Carver& carver) {
   const bool split = dtype == DType::float32;
   if (!split && on_sixteen_bytes(rows, stride, dim)) return {};
-  Planes made{true, nullptr, nullptr, rounded_up(dim, 8)};
+  Planes made{true, false, nullptr, nullptr, rounded_up(dim, 8)};
   made.planes = carver.take<uint16_t>((split ? 2 : 1) * count * made.padded);
   if (split) made.exponents = carver.take<int32_t>(count);
   return made;
+}
+
+// The queries of a view where scores are formed by wgmma.
+inline Planes plan_packed(DType dtype, int64_t count, int64_t dim, Carver& carver) {
+  const bool split = dtype == DType::float32;
+  Planes made{true, true, nullptr, nullptr, rounded_up(dim, 64)};
+  made.planes = carver.take<uint16_t>((split ? 2 : 1) * rounded_up(count, WGMMA_QUERIES) * made.padded);
+  if (split) made.exponents = carver.take<int32_t>(count);
+  return made;
+}
+
+// Blocks that share the queries of a sweep, each with the same keys.
+inline uint32_t wgmma_parts(int64_t num_queries, int64_t num_keys, int views) {
+  const int64_t tiles = (num_queries + WGMMA_QUERIES - 1) / WGMMA_QUERIES;
+  const int64_t blocks = (num_keys + WGMMA_KEYS - 1) / WGMMA_KEYS * views;
+  const int64_t wanted = tuning().wgmma_parts > 0 ? tuning().wgmma_parts : WGMMA_BLOCKS / blocks;
+  return static_cast<uint32_t>(std::max<int64_t>(1, std::min(tiles, wanted)));
+}
+
+// CPR_CUDA_WGMMA=0 keeps a process from it.
+inline bool wgmma_is_off() {
+  static const bool off = [] {
+    const char* text = std::getenv("CPR_CUDA_WGMMA");
+    return text && std::strcmp(text, "0") == 0;
+  }();
+  return off;
+}
+
+// Null where scores are formed by wgmma, else why not, in words. Sweeps must begin at whole tiles.
+inline const char* why_not_wgmma(const CascadeArgs& args, const DeviceLimits& limits,
+                                 const CascadeLayout& layout) {
+  if (limits.capability != 90) return "not of compute capability 9.0";
+  if (!HAS_SM90A) return "the core was built without sm_90a";
+  if (wgmma_is_off()) return "CPR_CUDA_WGMMA=0";
+  if (tuning().wgmma_parts == 0) return "cuda_tune says so";
+  const int planes = args.dtype == DType::float32 ? 2 : 1;
+  for (int v = 0; v < layout.weightings.num_views; ++v)
+    if (planes * rounded_up(args.views[layout.used[v]].dim, 64) > 64 * WGMMA_KEY_BLOCKS)
+      return "more features than a block can hold of 256 keys";
+  if (layout.chunk % WGMMA_QUERIES != 0 && layout.chunk < args.num_queries) return "sweeps of no whole tiles";
+  if (tuning().wgmma_parts > 0) return nullptr;
+  if (args.num_queries <= 16) return "too few queries for a tile of 64";
+  const int views = layout.weightings.num_views;
+  const int64_t blocks =
+      (args.num_keys + WGMMA_KEYS - 1) / WGMMA_KEYS * views * wgmma_parts(layout.chunk, args.num_keys, views);
+  return blocks < WGMMA_BLOCKS / 2 ? "too few blocks for the device" : nullptr;
 }
 
 // Queries a sweep; see the head of this file. Sweeps are of one size, for a short one takes as long as the
@@ -182,13 +242,6 @@ inline const char* plan_cascade(const CascadeArgs& args, const DeviceLimits& lim
   if (const char* reason = plan_rows(args, layout)) return reason;
   const int views = layout.weightings.num_views, rows = layout.weightings.rows;
   const int64_t N = args.num_keys, k = std::min(args.keep[args.num_stages - 1], N);
-  Carver carver{static_cast<char*>(workspace)};
-  for (int v = 0; v < views && !gathered; ++v) {
-    const View& view = args.views[layout.used[v]];
-    layout.queries[v] =
-        plan_planes(args.dtype, view.queries, view.query_stride, args.num_queries, view.dim, carver);
-    layout.keys[v] = plan_planes(args.dtype, view.keys, view.key_stride, N, view.dim, carver);
-  }
   layout.pitch = score_pitch(N);
   const bool listed = plan_lists(N, limits, layout), sorted = k > SORTED_IN_SHARED;
   if (sorted)
@@ -200,6 +253,15 @@ inline const char* plan_cascade(const CascadeArgs& args, const DeviceLimits& lim
   plan_chunk(args.num_queries, ring_a_query, ring_a_query + list_a_query + 8 * layout.sort_size,
              limits.cache_bytes, layout);
   layout.tile = score_tile_queries(layout.chunk);
+  layout.wgmma = !layout.tiny && !gathered && N > 0 && !why_not_wgmma(args, limits, layout);
+  Carver carver{static_cast<char*>(workspace)};
+  for (int v = 0; v < views && !gathered; ++v) {
+    const View& view = args.views[layout.used[v]];
+    layout.queries[v] = layout.wgmma ? plan_packed(args.dtype, args.num_queries, view.dim, carver)
+                                     : plan_planes(args.dtype, view.queries, view.query_stride,
+                                                   args.num_queries, view.dim, carver);
+    layout.keys[v] = plan_planes(args.dtype, view.keys, view.key_stride, N, view.dim, carver);
+  }
   layout.scores = carver.take<float>(views * layout.chunk * layout.pitch);
   if (listed) layout.lists = carver.take<uint32_t>(layout.chunk * (rows + 1) * layout.longest);
   if (sorted) layout.sorts = carver.take<uint64_t>(layout.chunk * layout.sort_size);

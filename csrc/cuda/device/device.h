@@ -5,7 +5,7 @@
 #include <cstdint>
 
 #ifdef CPR_EMULATE
-#include "emulate.h"
+#include "emulate_products.h"
 #else
 #include <cuda_runtime.h>
 

@@ -17,6 +17,8 @@
 #include <string>
 #include <vector>
 
+#include "emulate_async.h"
+
 #define CPR_DEVICE inline
 #define CPR_KERNEL(threads, blocks) inline void
 #define CPR_SHARED_MEMORY(name) unsigned char* name = cpr::emulate::here().block->shared.data()
@@ -28,10 +30,6 @@ constexpr size_t STACK = 96 << 10;
 constexpr size_t BORDER = 4096;  // bytes after a block's shared memory that no thread may touch
 constexpr unsigned char STALE = 0xA5;
 
-struct Barrier {
-  uint32_t arrived = 0, generation = 0;
-};
-
 struct Copy {
   void* to;
   const void* from;
@@ -42,6 +40,7 @@ struct Block {
   uint32_t index[3];
   std::vector<unsigned char> shared;
   Barrier all;
+  AsyncBlock async;
 };
 
 struct Slot {  // what a lane hands to the others of its warp
@@ -65,6 +64,7 @@ struct Fiber {
   jmp_buf place;
   std::unique_ptr<unsigned char[]> stack;
   std::vector<std::vector<Copy>> groups{1};
+  AsyncThread async;
 };
 
 struct World {
@@ -77,6 +77,7 @@ struct World {
   Fiber* current = nullptr;
   jmp_buf scheduler;
   std::function<void()> body;
+  AsyncWorld async;
 };
 
 inline World*& world() {
@@ -136,10 +137,15 @@ inline void run_cluster(World& w) {
       }
       left -= f.done;
     }
-    if (!moved) {
-      std::fprintf(stderr, "emulated kernel: some threads wait at a barrier that the others never reach\n");
-      std::abort();
-    }
+    if (!moved && !w.async.land()) fault("some threads wait at a barrier that the others never reach");
+  }
+  if (!w.async.in_flight.empty()) fault("a copy in bulk that nobody waited for");
+  for (const Fiber& f : w.fibers) {
+    const auto issued = f.block->async.issued.find(f.thread / 128);
+    if (f.async.groups.size() > 1 || !f.async.groups.front().products.empty())
+      fault("products of a warpgroup that nobody waited for");
+    if (issued != f.block->async.issued.end() && issued->second.size() != f.async.issued)
+      fault("some threads of a warpgroup multiply more often than others");
   }
 }
 
@@ -160,6 +166,7 @@ inline void launch(const uint32_t (&grid)[3], uint32_t cluster, int threads, siz
   w.threads = threads;
   std::memcpy(w.grid, grid, sizeof w.grid);
   w.body = std::move(body);
+  w.async.chance = seed();
   w.blocks.resize(cluster);
   w.warps.resize(cluster * static_cast<uint32_t>(threads / 32));
   w.fibers.resize(cluster * static_cast<uint32_t>(threads));
@@ -173,6 +180,7 @@ inline void launch(const uint32_t (&grid)[3], uint32_t cluster, int threads, siz
           w.blocks[c].index[0] = x + c, w.blocks[c].index[1] = y, w.blocks[c].index[2] = z;
           w.blocks[c].shared.assign(shared + BORDER, STALE);  // stale, as on a device
           w.blocks[c].all = {};
+          w.blocks[c].async = {};
           for (int t = 0; t < threads; ++t) {
             Fiber& f = w.fibers[c * static_cast<uint32_t>(threads) + static_cast<uint32_t>(t)];
             f.block = &w.blocks[c];
@@ -182,6 +190,7 @@ inline void launch(const uint32_t (&grid)[3], uint32_t cluster, int threads, siz
             f.started = f.done = false;
             f.waits_for = nullptr;
             f.groups.assign(1, {});
+            f.async = {};
             getcontext(&f.fresh);
             f.fresh.uc_stack.ss_sp = f.stack.get();
             f.fresh.uc_stack.ss_size = stack;
@@ -340,46 +349,6 @@ void copy_wait() {
       else
         std::memset(copy.to, 0, 16);
     groups.erase(groups.begin());
-  }
-}
-
-template <bool TRANSPOSED>
-void load_matrices(uint32_t (&to)[4], const void* row) {
-  const emulate::Slot* all = emulate::exchange(row);
-  const int lane = thread_index() & 31;
-  for (int i = 0; i < 4; ++i) {
-    uint16_t pair[2];
-    for (int h = 0; h < 2; ++h) {
-      const int of_row = TRANSPOSED ? (lane % 4) * 2 + h : lane / 4,
-                of_column = TRANSPOSED ? lane / 4 : (lane % 4) * 2 + h;
-      pair[h] = static_cast<const uint16_t*>(emulate::from_lane<const void*>(all, 8 * i + of_row))[of_column];
-    }
-    to[i] = pair[0] | static_cast<uint32_t>(pair[1]) << 16;
-  }
-  sync_warp();
-}
-
-struct Fragments {
-  uint32_t a[4], b[2];
-};
-template <bool BFLOAT>
-void multiply_add(float (&sum)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
-  const emulate::Slot* all = emulate::exchange(Fragments{{a[0], a[1], a[2], a[3]}, {b0, b1}});
-  const int lane = thread_index() & 31;
-  const auto value = [](uint32_t pair, int half) {
-    const uint16_t bits = static_cast<uint16_t>(half ? pair >> 16 : pair);
-    return BFLOAT ? float_of(static_cast<uint32_t>(bits) << 16) : from_half(bits);
-  };
-  for (int i = 0; i < 4; ++i) {
-    const int row = lane / 4 + (i >= 2 ? 8 : 0), column = (lane % 4) * 2 + i % 2;
-    double total = 0;
-    for (int k = 0; k < 16; ++k) {
-      const Fragments of_a = emulate::from_lane<Fragments>(all, row % 8 * 4 + k % 8 / 2);
-      const Fragments of_b = emulate::from_lane<Fragments>(all, column * 4 + k % 8 / 2);
-      total +=
-          static_cast<double>(value(of_a.a[(row >= 8) + 2 * (k >= 8)], k % 2)) * value(of_b.b[k >= 8], k % 2);
-    }
-    sum[i] = static_cast<float>(sum[i] + total);
   }
 }
 

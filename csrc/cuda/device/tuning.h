@@ -1,5 +1,6 @@
 // Choices that only a device can judge, set by experiments (bench/gpu_tune.py) and left alone otherwise. None
-// changes a bit of any result.
+// changes a bit of any result where tests run them; wgmma_parts takes other instructions for products, whose
+// rounding is the device's.
 #pragma once
 #include <cstdint>
 
@@ -10,6 +11,8 @@ struct Tuning {
   int score_queries = 0;     // queries a score tile: 16, 64 or 128; 0: the planner's rule
   int select_threads = 0;    // of a block that selects: 256, 512 or 1024; 0: the planner's rule
   bool early_start = false;  // kernels of 9.0 and newer start while the one before them ends
+  int wgmma_parts = -1;      // scores by wgmma on 9.0, by so many blocks that share a sweep's queries, or not
+                             // at all (0); -1: the planner's rule
 };
 
 inline Tuning& tuning() {

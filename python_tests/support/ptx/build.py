@@ -106,7 +106,7 @@ def compiled(wanted: Iterable[Kernel]) -> list[Compiled]:
 
 def _compiled(kernel: Kernel) -> Compiled:
     state = hashlib.sha256(" ".join(FLAGS).encode() + kernel.source.encode())
-    for path in (*sorted(HERE.glob("*.h")), CUDA_SOURCES / "device" / "emulate.h"):
+    for path in (*sorted(HERE.glob("*.h")), *sorted((CUDA_SOURCES / "device").glob("*.h"))):
         state.update(path.read_bytes())
     made = KEPT / f"{re.sub(r'[^a-z0-9]+', '_', kernel.name)}_{state.hexdigest()[:16]}.so"
 

@@ -76,6 +76,22 @@ def works() -> Iterator[Work]:
                 f"score_kernel<{planes}, {tile}>", f"tile{' with ids' if ids else ''}", 2,
                 cascade(tile, 128, 128, dtype, ids, stages=2), (("score_queries", tile),),
             )  # fmt: skip
+    wgmma = (("wgmma_parts", 1),)
+    for planes, dtype in (("false, 2", torch.float32), ("true, 1", bf16)):
+        for ids in (False, True):
+            unit, two = (
+                f"tile of 64 x 256{' with ids' if ids else ''}",
+                cascade(128, 256, 128, dtype, ids, stages=2),
+            )
+            one = cascade(64, 256, 128, dtype, ids, stages=2)
+            yield Work(f"score_wgmma_kernel<{planes}>", unit, 2, two, wgmma, less=one)
+        yield Work(
+            f"score_wgmma_kernel<{planes}>",
+            "256 keys and a first tile",
+            2,
+            cascade(64, 256, 128, dtype, stages=2),
+            wgmma,
+        )
     yield Work("prepare_kernel", "row of 128 numbers", 2 * (64 + 512), cascade(64, 512, 128, stages=2))
     for keys in (2048, 4096, 16384):
         yield Work("select_kernel", f"query, N = {keys:,}", 2, cascade(2, keys, 8))

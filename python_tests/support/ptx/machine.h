@@ -14,7 +14,10 @@
 #include <utility>
 #include <vector>
 
-#include "device/device.h"
+#pragma GCC push_options
+#pragma GCC optimize("O2")
+#include "device/hopper.h"
+#pragma GCC pop_options
 
 namespace ptx {
 
@@ -88,12 +91,18 @@ struct Thread {
   unsigned char* shared;
   uint64_t shared_bytes;
   Bits sink = 0;
-  std::vector<uint32_t> counts;   // [blocks]
-  std::vector<uint32_t> times;    // [places]
+  std::vector<uint32_t> counts;  // [blocks]
+  std::vector<uint32_t> times;   // [places]
   uint32_t* entered;
+  bool by_wgmma;                                         // does the kernel have products of a warpgroup?
+  std::map<float*, std::array<Bits*, 64>> accumulators;  // in flight, by the first
 
-  Thread(const void* arguments, size_t blocks, size_t places)
-      : parameters(reinterpret_cast<Bits>(arguments)), counts(blocks), times(places), entered(counts.data()) {
+  Thread(const void* arguments, size_t blocks, size_t places, bool by_wgmma)
+      : parameters(reinterpret_cast<Bits>(arguments)),
+        counts(blocks),
+        times(places),
+        entered(counts.data()),
+        by_wgmma(by_wgmma) {
     cpr::emulate::Block& block = *cpr::emulate::here().block;
     shared = block.shared.data();
     shared_bytes = block.shared.size() - cpr::emulate::BORDER;
@@ -112,6 +121,17 @@ struct Thread {
     if (offset + bytes > shared_bytes) fault("an access beyond the block's shared memory");
     note(place, offset, bytes, true);
     return reinterpret_cast<uint64_t>(shared) + offset;
+  }
+  // The tensor cores do not see what was written until a fence shows it.
+  void wrote(Bits offset, uint32_t bytes) const {
+    if (!by_wgmma) return;
+    cpr::emulate::Fiber& here = cpr::emulate::here();
+    std::vector<uint8_t>& hidden = here.block->async.hidden;
+    hidden.resize(here.block->shared.size() / 16);
+    for (Bits at = offset / 16; at * 16 < offset + bytes; ++at) {
+      hidden[at] = 1;
+      here.async.written.push_back(static_cast<uint32_t>(at));
+    }
   }
   // The same of a global address, or of a generic one, which may be in shared memory.
   uint64_t anywhere(uint32_t place, Bits address, uint32_t bytes) {
@@ -145,12 +165,12 @@ struct Thread {
 
 // What Python and the emulation call of a translated kernel.
 #define CPR_PTX_VISIBLE extern "C" __attribute__((visibility("default")))
-#define CPR_PTX_KERNEL(body, costs, blocks, places)                              \
-  CPR_PTX_VISIBLE void run(cpr::emulate::World* world, const void* arguments) {  \
-    cpr::emulate::world() = world;                                               \
-    ptx::Thread thread(arguments, blocks, places);                               \
-    body(thread);                                                                \
-    thread.end(costs);                                                           \
-  }                                                                              \
-  CPR_PTX_VISIBLE void watch(bool yes) { ptx::watching = yes; }                  \
+#define CPR_PTX_KERNEL(body, costs, blocks, places, by_wgmma)                   \
+  CPR_PTX_VISIBLE void run(cpr::emulate::World* world, const void* arguments) { \
+    cpr::emulate::world() = world;                                              \
+    ptx::Thread thread(arguments, blocks, places, by_wgmma);                    \
+    body(thread);                                                               \
+    thread.end(costs);                                                          \
+  }                                                                             \
+  CPR_PTX_VISIBLE void watch(bool yes) { ptx::watching = yes; }                 \
   CPR_PTX_VISIBLE ptx::Tally take_tally() { return std::exchange(ptx::tally, ptx::Tally{}); }

@@ -32,8 +32,12 @@ struct f16 {};
 struct f16x2 {};
 struct bf16 {};
 
+// What the upper half of an accumulator's register holds while a product may still change it.
+constexpr u64 IN_FLIGHT = 0xACC0ACC0u;
+
 template <class T>
 T get(Bits bits) {
+  if (sizeof(T) == 4 && bits >> 32 == IN_FLIGHT) fault("an accumulator is read before wgmma.wait_group");
   T value;
   std::memcpy(&value, &bits, sizeof value);
   return value;
@@ -316,4 +320,5 @@ inline Bits special_nctaid_x() { return cpr::grid_blocks(); }
 }  // namespace ptx
 
 #include "memory.h"
+#include "warpgroup.h"
 #pragma GCC pop_options

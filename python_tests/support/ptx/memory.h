@@ -39,6 +39,7 @@ void op_st(Thread& t, u32 place, Bits address, From... from) {
 template <class T, class... From>
 void op_st_shared(Thread& t, u32 place, Bits address, From... from) {
   write<T>(t.in_shared(place, address, sizeof(T) * sizeof...(from)), from...);
+  t.wrote(address, sizeof(T) * sizeof...(from));
 }
 template <class T>
 void op_atom_shared_add(Thread& t, u32 place, Bits& before, Bits address, Bits value) {
@@ -67,6 +68,7 @@ inline void op_cp_async_cg_shared_global(Thread& t, u32 place, Bits to, Bits fro
   if (size != 16 || (get<u32>(real) != 0 && get<u32>(real) != 16)) fault("an asynchronous copy of odd size");
   cpr::copy_async(reinterpret_cast<void*>(t.in_shared(place, to, 16)), reinterpret_cast<const void*>(from),
                   get<u32>(real) == 16);
+  t.wrote(to, 16);
   tally.global_bytes += get<u32>(real);
 }
 inline void op_cp_async_commit_group(Thread&, u32) { cpr::copy_commit(); }
@@ -78,6 +80,8 @@ inline void op_cp_async_wait_group(Thread&, u32, Bits pending) {
       return cpr::copy_wait<1>();
     case 2:
       return cpr::copy_wait<2>();
+    case 3:
+      return cpr::copy_wait<3>();
   }
   fault("a wait for more groups than any kernel has");
 }
@@ -93,6 +97,7 @@ inline void op_bar_warp_sync(Thread&, Bits mask) {
 }
 inline void op_barrier_cluster_arrive_release_aligned() {}
 inline void op_barrier_cluster_wait_acquire_aligned() { cpr::sync_cluster(); }
+inline void op_trap() { fault("a kernel that is not for this architecture"); }
 inline void op_griddepcontrol_wait() {}
 inline void op_griddepcontrol_launch_dependents() {}
 

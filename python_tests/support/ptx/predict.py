@@ -1,7 +1,8 @@
 """Predicts times on a GPU that is not here, from counted instructions, in two numbers: a bound and what is likely.
 
-The bound of a kernel is the longer of issuing its instructions, four a clock on every multiprocessor that has a block, and
-of its tensor-core products at the rate that `mma.sync` reaches. Likely is the sum of all bounds and a fifth, and a launch
+The bound of a kernel is the longest of issuing its instructions, four a clock on every multiprocessor that has a block, of
+its tensor-core products at the rate that `mma.sync` or `wgmma` reaches, and of its reads and writes of global memory at the
+rate of L2, which is assumed. Likely is the sum of all bounds and a fifth, and a launch
 each. SASS is about 0.8 of PTX (static ratio of the main loops). Nothing here is measured.
 """
 
@@ -18,6 +19,10 @@ NOTES = ROOT / "bench" / "gpu_notes.md"
 BEGIN, END = "<!-- counted: begin -->\n", "<!-- counted: end -->\n"
 CLOCK, MULTIPROCESSORS, SASS = 1.755e9, 132, 0.8
 PRODUCTS = 788e12 * 0.62 / (2 * 16 * 8 * 16)  # m16n8k16 a second: 62 % of the dense rate
+WGMMA_PRODUCTS = 788e12 / (
+    2 * 16 * 8 * 16
+)  # what a matrix product of a library reaches, 80 % of the datasheet's rate
+CACHE = 5.5e12  # bytes a second between L2 and all multiprocessors: assumed
 LIKELY, LAUNCH = 1.2, 0.7e-6
 
 
@@ -38,6 +43,18 @@ class Goal(NamedTuple):
     parts: list[Part]
 
 
+def wgmma_goal(name: str, goal: float, queries: int, planes: str, sweeps: int) -> Goal:
+    """The same with scores by wgmma: 128 blocks of 256 keys, of which each sweep's first tile waits for the keys."""
+    tiles, kernel = -(-queries // 64) * 128, f"score_wgmma_kernel<{planes}>"
+    parts = [
+        Part(kernel, "256 keys and a first tile", sweeps * 128, sweeps),
+        Part(kernel, "tile of 64 x 256", tiles - sweeps * 128, 0),
+        Part("select_kernel", "query, N = 16,384", queries, sweeps, min(queries, MULTIPROCESSORS)),
+    ]
+    rows = 2 * (queries + 16384 if planes == FLOAT32 else queries)
+    return Goal(name, goal, [Part("prepare_kernel", "row of 128 numbers", rows), *parts])
+
+
 def cascade_goal(name: str, goal: float, queries: int, planes: str, tile: int, sweeps: int) -> Goal:
     """A ring call of N = 16,384, D = 128, two views, seven stages."""
     tiles = -(-queries // tile) * 128 * 2
@@ -53,6 +70,10 @@ def cascade_goal(name: str, goal: float, queries: int, planes: str, tile: int, s
 FLOAT32, BF16 = "false, 2", "true, 1"
 ALONE = 1.5  # what one block of 8 warps issues a clock, its barriers and loads waited for
 GOALS = [
+    wgmma_goal("512 x 16,384, float32, wgmma", 40, 512, FLOAT32, 3),
+    wgmma_goal("512 x 16,384, bf16, wgmma", 28, 512, BF16, 3),
+    wgmma_goal("64 x 16,384, float32, wgmma", 20, 64, FLOAT32, 1),
+    wgmma_goal("64 x 16,384, bf16, wgmma", 16, 64, BF16, 1),
     cascade_goal("512 x 16,384, float32", 40, 512, FLOAT32, 64, 3),
     cascade_goal("512 x 16,384, bf16", 28, 512, BF16, 64, 3),
     cascade_goal("64 x 16,384, float32", 20, 64, FLOAT32, 64, 1),
@@ -76,7 +97,8 @@ def bound(part: Part, count: Count) -> float:
     instructions, products = count.of["instructions"] * part.units, count.of["products"] * part.units
     share = MULTIPROCESSORS / part.blocks
     issue = instructions * SASS / (part.blocks * part.issued * CLOCK)
-    return max(issue, products / PRODUCTS * share)
+    rate = WGMMA_PRODUCTS if "wgmma" in part.kernel else PRODUCTS
+    return max(issue, products / rate * share, count.of["global_bytes"] * part.units / CACHE)
 
 
 def predictions(counts: Iterable[Count]) -> list[str]:

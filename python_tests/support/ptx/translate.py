@@ -19,7 +19,9 @@ TOUCHES = (
     "red",
     "cp",
     "ldmatrix",
+    "mbarrier",
 )  # memory: take the thread and the number of their place
+OF_THE_THREAD = ("cvta", "bar", "wgmma")  # take the thread
 ENDS_BLOCK = ("bra", "ret", "exit")
 
 
@@ -55,6 +57,7 @@ class _Translation:
         self.lines: list[str] = []
         self.costs = [[0] * (1 + len(COUNTED))]
         self.places = 0  # of memory accesses
+        self.by_wgmma = "wgmma." in body  # what is written to shared memory must be shown to the tensor cores
         self._enter()
         for statement in _statements(body):
             if statement.endswith(":"):
@@ -74,7 +77,7 @@ class _Translation:
             '#include "meaning.h"\nusing namespace ptx;\n'
             f"static const Cost costs[] = {{{costs}}};\n"
             f"static void body(Thread& t) {{\n{declared}" + "\n".join(self.lines) + "\n}\n"
-            f"CPR_PTX_KERNEL(body, costs, {len(self.costs)}, {self.places})\n"
+            f"CPR_PTX_KERNEL(body, costs, {len(self.costs)}, {self.places}, {str(self.by_wgmma).lower()})\n"
         )
         return Kernel(name, sum(cost[0] for cost in self.costs), source)
 
@@ -85,13 +88,16 @@ class _Translation:
 
     def _instruction(self, statement: str) -> None:
         guard, opcode, rest = re.fullmatch(
-            r"(?:@(!?%\w+)\s+)?([\w.]+)\s*(.*)", statement, flags=re.DOTALL
+            r"(?:@(!?%\w+)\s+)?([\w.:]+)\s*(.*)", statement, flags=re.DOTALL
         ).groups()  # type: ignore[union-attr]
         head = opcode.partition(".")[0]
         cost = self.costs[-1]
         cost[0] += 1
         if head in COUNTED and opcode != "bar.warp.sync":
             cost[1 + COUNTED.index(head)] += 1
+        columns = re.search(r"mma_async.*n(\d+)k16", opcode)
+        if columns:  # a warp's 16 rows, in products of m16n8k16
+            cost[1] += int(columns[1]) // 8
         call = self._call(head, opcode, _operands(rest))
         self.lines.append(f"  if ({self._value(guard)}) {{ {call} }}" if guard else f"  {call}")
         if head in ENDS_BLOCK:
@@ -102,7 +108,7 @@ class _Translation:
             return "return;"
         if head == "bra":
             return f"goto {_label(operands[0])};"
-        words = opcode.split(".")
+        words = opcode.replace("::", "_").split(".")
         if head == "mov" and operands[0].startswith("{"):
             words[0], operands = "unpack", operands[::-1]
         elif head == "mov" and operands[1].startswith("{"):
@@ -115,7 +121,7 @@ class _Translation:
         if head in TOUCHES:
             arguments = ["t", str(self.places), *arguments]
             self.places += 1
-        elif head in ("cvta", "bar"):
+        elif head in OF_THE_THREAD:
             arguments = ["t", *arguments]
         return f"op_{name}{'<' + ', '.join(types) + '>' if types else ''}({', '.join(arguments)});"
 
