@@ -419,7 +419,7 @@ FAULTS = {
     "a copy not waited for": ("score.h", "copy_wait<STEPS - 2>();", "copy_wait<STEPS - 1>();"),
     "no barrier between two halves of a launch": ("cascade/cascade_topk.cu", "  sync_cluster();\n  for (uint32_t query", "  for (uint32_t query"),
     "the later of two ties first": ("cascade/select.h", "indices[i] < indices[own]", "indices[i] > indices[own]"),
-    "an entry kept that another view cannot judge": ("cascade/stages.h", "unordered(four.of[i], other.of[i])", "unordered(four.of[i], 0.0f)"),
+    "entries beyond the last key": ("cascade/stages.h", "+ n + thread] = float_of(ABSENT)", "+ n + thread] = 1e30f"),
 }  # fmt: skip
 
 
