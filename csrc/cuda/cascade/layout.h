@@ -25,7 +25,7 @@ namespace cpr {
 constexpr int64_t TINY_QUERIES = 16, TINY_KEYS = 4096;
 constexpr int64_t SWEEP_QUERIES = 128, SWEEP_UNIT = 64;
 constexpr int64_t HUGE_BYTES = int64_t{2} << 30;  // of scores and lists, unless one query needs more
-constexpr uint32_t SORTED_IN_SHARED = 1024;       // longest result sorted where the candidates were
+constexpr uint32_t SORTED_IN_SHARED = 1024;       // longest result sorted where the bins were
 constexpr int64_t SELECT_MEMORY_BYTES = 13568;    // of a block that selects, beside its lists (cascade.h)
 // Threads that select for one query. Up to 4,096 entries are four steps of 256 threads, and four such blocks
 // share a multiprocessor. Beyond, the 64 registers a thread of select_kernel and 65,536 of a multiprocessor

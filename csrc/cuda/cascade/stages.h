@@ -35,7 +35,7 @@ struct Ring {
   CPR_DEVICE float* row(int r) const {
     return args.scores + args.plane[r] * args.plane_stride + query * args.pitch;
   }
-  // The second of the rows, the others than the first two: the judging one is the first.
+  // The row that is read beside the judging one: the other of two, or the first other.
   CPR_DEVICE int second() const { return args.rows == 1 ? judge : judge == 0; }
   CPR_DEVICE uint32_t size() const { return args.num_keys; }
   CPR_DEVICE Four judged(uint32_t first, Four& other) const {
@@ -218,8 +218,8 @@ CPR_DEVICE void select_query(const SelectArgs& args, uint32_t query, unsigned ch
   bool shared_list = false;
   int stage = args.first;
   do {
-    const bool in_ring = stage == args.first,
-               cuts = stage < args.stages;  // no list is made yet; or never cut
+    const bool in_ring = stage == args.first;  // the first list is still to be made
+    const bool cuts = stage < args.stages;     // false where every stage keeps all keys
     const int judge = cuts ? args.row_of_stage[stage] : 0;
     const uint32_t keep = cuts ? args.keep[stage] : n;
     if (!in_ring && keep >= n) continue;
