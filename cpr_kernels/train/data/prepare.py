@@ -17,12 +17,12 @@ from multiprocessing.connection import wait as wait_for
 from pathlib import Path
 from typing import Any
 
+from ...processes import process_context
 from ...progress import ProgressBar, say, table
 from ...reading.seals import sealed
 from ...video_files import by_reason, folded
 from .. import TrainError
 from ..runtime.lock import exclusive
-from ..runtime.processes import process_context
 from .decoding import FrameSettings, Pictures, UnreadableVideo, knots, read_views
 from .kinds.shards import extracted
 from .layouts import Labels
