@@ -421,8 +421,8 @@ def test_limits_are_named(core: Any) -> None:
 FAULTS = {
     "a copy not waited for": ("score.h", "copy_wait<STEPS - 2>();", "copy_wait<STEPS - 1>();"),
     "no barrier between two halves of a launch": ("cascade/cascade_topk.cu", "  sync_cluster();\n  for (uint32_t query", "  for (uint32_t query"),
-    "one tie too many": ("cascade/select.h", "seen++ < cut.ties", "seen++ <= cut.ties"),
-    "an excluded entry kept at stage 1": ("cascade/stages.h", "above & there", "above"),
+    "the later of two ties first": ("cascade/select.h", "indices[i] < indices[own]", "indices[i] > indices[own]"),
+    "entries beyond the last key": ("cascade/stages.h", "+ n + thread] = float_of(ABSENT)", "+ n + thread] = 1e30f"),
 }  # fmt: skip
 
 

@@ -176,8 +176,9 @@ SelectArgs select_args(const CascadeArgs& args, const CascadeLayout& layout, int
   SelectArgs select{};
   static_cast<Weightings&>(select) = layout.weightings;
   select.scores = layout.scores;
-  select.view_stride = layout.chunk * layout.pitch;
+  select.plane_stride = layout.chunk * layout.pitch;
   select.pitch = layout.pitch;
+  for (int r = 0; r < layout.weightings.rows; ++r) select.plane[r] = layout.plane[r];
   select.key_bias = args.key_bias ? args.key_bias + first * args.bias_stride : nullptr;
   select.bias_a_query = args.bias_stride > 0;
   select.num_keys = static_cast<uint32_t>(args.num_keys);

@@ -27,8 +27,8 @@ namespace cpr {
 constexpr int64_t TINY_QUERIES = 16, TINY_KEYS = 4096;
 constexpr int64_t SWEEP_QUERIES = 128, SWEEP_UNIT = 64;
 constexpr int64_t HUGE_BYTES = int64_t{2} << 30;  // of scores and lists, unless one query needs more
-constexpr uint32_t SORTED_IN_SHARED = 1024;       // longest result sorted where the candidates were
-constexpr int64_t SELECT_MEMORY_BYTES = 16768;    // of a block that selects, beside its lists (cascade.h)
+constexpr uint32_t SORTED_IN_SHARED = 1024;       // longest result sorted where the bins were
+constexpr int64_t SELECT_MEMORY_BYTES = 13568;    // of a block that selects, beside its lists (cascade.h)
 // Threads that select for one query. Up to 4,096 entries are four steps of 256 threads, and four such blocks
 // share a multiprocessor. Beyond, the 64 registers a thread of select_kernel and 65,536 of a multiprocessor
 // allow two blocks of 512, which hide each other's barriers, where shared memory holds both lists (a block's
@@ -79,7 +79,9 @@ struct CascadeLayout {
   int64_t sort_size;        // entries to sort a query, a power of two; 0 when results are short
   int threads;              // of a block that selects
   int tile;                 // queries of a score tile
-  float* scores;            // [views][chunk, pitch]
+  int planes;               // of scores: a view's each, and one of each row that is not a view as it is
+  uint8_t plane[MAX_ROWS];  // of each row
+  float* scores;            // [planes][chunk, pitch]
   uint32_t* lists;          // [chunk][rows + 1, longest], null when shared memory holds the longest list
   uint64_t* sorts;          // [chunk][sort_size], null when results are short
   int64_t bytes;            // of workspace
@@ -248,7 +250,12 @@ inline const char* plan_cascade(const CascadeArgs& args, const DeviceLimits& lim
     for (layout.sort_size = SORTED_IN_SHARED; layout.sort_size < k;) layout.sort_size *= 2;
   layout.tiny =
       !gathered && limits.clusters_of_16 && args.num_queries <= TINY_QUERIES && N <= TINY_KEYS && !listed;
-  const int64_t ring_a_query = 4 * layout.pitch * views;
+  layout.planes = views;
+  for (int r = 0; r < rows; ++r) {
+    const int plain = layout.weightings.plain[r];
+    layout.plane[r] = static_cast<uint8_t>(plain >= 0 ? plain : layout.planes++);
+  }
+  const int64_t ring_a_query = 4 * layout.pitch * layout.planes;
   const int64_t list_a_query = listed ? int64_t{4} * layout.longest * (rows + 1) : 0;
   plan_chunk(args.num_queries, ring_a_query, ring_a_query + list_a_query + 8 * layout.sort_size,
              limits.cache_bytes, layout);
@@ -262,7 +269,7 @@ inline const char* plan_cascade(const CascadeArgs& args, const DeviceLimits& lim
                                                    args.num_queries, view.dim, carver);
     layout.keys[v] = plan_planes(args.dtype, view.keys, view.key_stride, N, view.dim, carver);
   }
-  layout.scores = carver.take<float>(views * layout.chunk * layout.pitch);
+  layout.scores = carver.take<float>(layout.planes * layout.chunk * layout.pitch);
   if (listed) layout.lists = carver.take<uint32_t>(layout.chunk * (rows + 1) * layout.longest);
   if (sorted) layout.sorts = carver.take<uint64_t>(layout.chunk * layout.sort_size);
   layout.bytes = carver.used;

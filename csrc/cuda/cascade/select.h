@@ -1,385 +1,380 @@
-// Exact selection by a block of threads: the m-th best of a list by threshold, and what survives it. No sort
-// of the list, no atomics that decide anything, no buffer that may overflow unnoticed.
+// Exact selection by a block of threads: which entries of a list are its m best. Entries are counted in bins
+// of their scores, then of the interval of one bin, until few entries are left there to be ranked one by one.
+// Counts are exact, so no data makes the search wrong or endless: an interval of the 2^32 keys is a single
+// key after three rounds, and entries of one key are counted by their indices.
 //
-// A list is kept in index order, so that among equal scores the lower index is the earlier position.
+// A list is in no particular order: each entry has its index beside its scores.
 #pragma once
-#include "../../bracket.h"
+#include <cfloat>
+
+#include "../device/device_limits.h"
 #include "team.h"
 
 namespace cpr {
 
-constexpr int SAMPLE = 256;            // keys that one warp sorts in its registers
-constexpr uint32_t CANDIDATES = 1792;  // what a bracket may leave to a closer look
-constexpr float SPREAD = 2.2f;         // bracket half-width in standard deviations of the sampled rank
-constexpr int SAMPLED_ROUNDS = 10;     // then only the certain way, so that no data can make the search long
-constexpr uint32_t EVERY_TIE = ~0u;
+constexpr uint32_t BINS = 2048, BIN_BITS = 11;
+constexpr uint32_t SEGMENT = 128;       // bins that a warp sums at a time
+constexpr uint32_t CANDIDATES = 128;    // entries of one bin that are ranked one by one
+constexpr uint32_t RANKED = 256;        // the longest result that is ranked so
+constexpr uint32_t FEW_ENTRIES = 2048;  // of a list on which only the block's first FEW_THREADS are at work
+constexpr int FEW_THREADS = 128;
+constexpr int SAMPLERS = 8;  // warps that look at a score a lane to find the range of all
+constexpr uint32_t LEAST_KEY = 0x007FFFFFu,
+                   MOST_KEY = 0xFF800000u;  // of both infinities; absent entries are 0
 
-// What a stage keeps: all above `key`, and the first `ties` of exactly that key.
-struct Threshold {
-  uint32_t key;
-  uint32_t ties;
+// How far to shift an interval of `span` so that it has no more than BINS bins.
+CPR_DEVICE int shift_of(uint32_t span) {
+  const int bits = 32 - leading_zeros(span), most = static_cast<int>(BIN_BITS);
+  return bits > most ? bits - most : 0;
+}
+
+// Where a list is cut. Entries above `high` stay and those below `low` go; those between are candidates, or,
+// where the cut is exact (then low = high), they stay up to the index `last`.
+struct ListCut {
+  float low, high;
+  bool exact;
+  uint32_t last;
+  uint32_t wanted;  // of the candidates
+};
+
+// What is counted next: scores in the bins of their row's range; keys, or turned indices of the entries of
+// one score, in 2^shift wide bins of [first, first + span]; or nothing more.
+enum class Count : int { scores, keys, indices, nothing };
+struct Round {
+  Count what;
+  int shift;
+  uint32_t first, span;
+  float tied;      // the score of which indices are counted
+  uint32_t below;  // entries counted that rank below the m-th best
+};
+
+// The bin of score x is the whole part of (x scale + offset) BINS, where that is one.
+struct Range {
+  float least, most, scale, offset;
 };
 
 struct SelectMemory {
-  TeamMemory team;
-  alignas(16) uint32_t sorted[SAMPLE];
-  alignas(16) uint32_t candidates[2][CANDIDATES];
-  uint32_t collected[2];  // in turn: a barrier lies between two uses of one
-  Threshold found;
+  alignas(16) uint32_t bins[BINS];  // of zeros between two searches; then where long results are sorted
+  uint32_t segments[BINS / SEGMENT];
+  alignas(16) uint32_t candidates[MAX_ROWS + 1][CANDIDATES];  // rows and indices, as in a list
+  uint32_t sampled[MAX_ROWS][2][SAMPLERS];
+  uint32_t appended, kept;  // candidates, and entries of the list that is being made
+  Range ranges[MAX_ROWS];
+  Round round;
+  ListCut cut;
 };
 // 228 KB of a multiprocessor of 9.0, of which each block takes 1 KB more: 113 KB a block
 static_assert((sizeof(SelectMemory) + 127) / 128 * 128 + 3 * 8192 * 4 <= 113 * 1024,
               "two blocks with lists of 8,192 entries, two rows and an index, share a multiprocessor");
 
-// Entries of one query: `rows` rows of ascending keys, then a row of indices; each row `pitch` long, pitch %
-// 4 == 0.
+struct alignas(16) Four {
+  float of[4];
+};
+constexpr uint32_t ABSENT = 0x7FC00000u;  // bits of the score of an entry that may not be selected: NaN
+
+CPR_DEVICE Four load_four(const void* place) { return *static_cast<const Four*>(place); }
+CPR_DEVICE Four absent_four() {
+  return {{float_of(ABSENT), float_of(ABSENT), float_of(ABSENT), float_of(ABSENT)}};
+}
+
+// Entries of one query: rows of scores, then a row of indices, each `pitch` long, pitch % 4 == 0. Scores are
+// absent from n to the next multiple of 4.
 struct Entries {
   uint32_t* memory;
   uint32_t pitch;
-  uint32_t n;
   CPR_DEVICE uint32_t* row(int r) const { return memory + static_cast<int64_t>(r) * pitch; }
 };
 
-struct alignas(16) Four {
-  uint32_t of[4];
-};
-
-// A thread's four neighbouring keys from position `first`, a multiple of 4; 0, which is no score's key,
-// beyond n.
-CPR_DEVICE Four load_four(const uint32_t* row, uint32_t first, uint32_t n) {
-  if (first + 3 < n) return *reinterpret_cast<const Four*>(row + first);
-  Four four;
-#pragma unroll
-  for (uint32_t i = 0; i < 4; ++i) four.of[i] = first + i < n ? row[first + i] : 0u;
-  return four;
-}
-
-// Keys that lie in a row, in shared or global memory.
-struct ListKeys {
-  static constexpr bool LACKS = false;  // does a key of 0 stand for an entry that is not there?
-  const uint32_t* row;
-  CPR_DEVICE Four four(uint32_t first, uint32_t n) const { return load_four(row, first, n); }
-  CPR_DEVICE uint32_t one(uint32_t at) const { return row[at]; }
+// A list of n entries, judged by one of its rows.
+struct List {
+  Entries entries;
+  uint32_t n;
+  int rows, judge;
+  CPR_DEVICE uint32_t size() const { return n; }
+  CPR_DEVICE Four judged(uint32_t first) const { return load_four(entries.row(judge) + first); }
+  CPR_DEVICE uint32_t index(uint32_t at) const { return entries.row(rows)[at]; }
+  CPR_DEVICE uint32_t word(int r, uint32_t at) const { return entries.row(r)[at]; }
 };
 
 CPR_DEVICE uint32_t greater(uint32_t a, uint32_t b) { return a > b ? a : b; }
-CPR_DEVICE uint32_t lesser(uint32_t a, uint32_t b) { return a < b ? a : b; }
 
-// Neighbours at distance `STEP` within a lane's eight put in order.
-template <int STEP>
-CPR_DEVICE void order_within(uint32_t (&key)[8], bool falling) {
-#pragma unroll
-  for (int r = 0; r < 8; ++r) {
-    if (r & STEP) continue;
-    const uint32_t more = greater(key[r], key[r | STEP]), less = lesser(key[r], key[r | STEP]);
-    key[r] = falling ? more : less;
-    key[r | STEP] = falling ? less : more;
-  }
+// The key of a score, 0 where it is absent.
+CPR_DEVICE uint32_t key_or_none(float score) { return score == score ? ascending_key(score) : 0u; }
+
+// The place of a score's bin in bytes; rises with the score. The absent go to the lowest bin.
+CPR_DEVICE uint32_t bin_place(float score, float scale, float offset) {
+  const float share = saturated_fused(score, scale, offset);
+  return bits_of(fused(share, BINS - 0.25f, 2097152.0f)) & (BINS - 1) * 4;  // 2^21: its last place is 1/4
 }
 
-// A warp's 256 keys, the highest first: lane holds those at 8 lane, 8 lane + 1, ... (a bitonic network).
-CPR_DEVICE void sort_sample(uint32_t (&key)[8], int lane) {
-#pragma unroll
-  for (int r = 0; r < 8; r += 2) {  // runs of 2, of 4, of 8
-    const uint32_t more = greater(key[r], key[r + 1]), less = lesser(key[r], key[r + 1]);
-    key[r] = r & 2 ? less : more;
-    key[r + 1] = r & 2 ? more : less;
-  }
-#pragma unroll
-  for (int step = 2; step > 0; step >>= 1)
-#pragma unroll
-    for (int r = 0; r < 8; ++r) {
-      if (r & step) continue;
-      const uint32_t more = greater(key[r], key[r | step]), less = lesser(key[r], key[r | step]);
-      key[r] = r & 4 ? less : more;
-      key[r | step] = r & 4 ? more : less;
-    }
-  order_within<4>(key, (lane & 1) == 0);
-  order_within<2>(key, (lane & 1) == 0);
-  order_within<1>(key, (lane & 1) == 0);
+CPR_DEVICE void set_range(Range& range, float least, float most) {
+  range.least = least = least > -FLT_MAX ? least : -FLT_MAX;
+  range.most = most = most < FLT_MAX ? most : FLT_MAX;
+  const float width = most - least;
+  range.scale = 1.0f / (width > 1e-30f ? width < FLT_MAX ? width : FLT_MAX : 1e-30f);
+  range.offset = -product(least, range.scale);
+}
+
+// Counts the entries of a list in bins, which are zeros before. Positions from n to the next multiple of 4
+// count as absent entries.
+template <class Source>
+CPR_DEVICE void count_bins(const Team& team, SelectMemory& memory, const Source& source, Count what) {
+  const uint32_t n = source.size(), step = static_cast<uint32_t>(team.threads) * 4;
+  const float scale = memory.ranges[source.judge].scale, offset = memory.ranges[source.judge].offset;
+  unsigned char* bins = reinterpret_cast<unsigned char*>(memory.bins);
 #pragma unroll 1
-  for (int lanes = 2; lanes <= 32; lanes <<= 1) {  // runs of 16 to 256
-    const bool falling = (lane & lanes) == 0;
-#pragma unroll 1
-    for (int step = lanes >> 1; step > 0; step >>= 1) {
-      const bool takes_more = ((lane & step) == 0) == falling;
+  for (uint32_t first = static_cast<uint32_t>(team.thread()) * 4; first < n; first += step) {
+    const Four four = source.judged(first);
+    if (what == Count::scores) {
 #pragma unroll
-      for (int r = 0; r < 8; ++r) {
-        const uint32_t other = shuffle_xor(key[r], step);
-        key[r] = takes_more ? greater(key[r], other) : lesser(key[r], other);
-      }
+      for (uint32_t i = 0; i < 4; ++i)
+        shared_add(reinterpret_cast<uint32_t*>(bins + bin_place(four.of[i], scale, offset)), 1);
+      continue;
     }
-    order_within<4>(key, falling);
-    order_within<2>(key, falling);
-    order_within<1>(key, falling);
-  }
-}
-
-// 256 of `size` keys, evenly spread, to `memory.sorted`; a barrier later one warp puts them in order there.
-template <class Keys>
-CPR_DEVICE void draw_sample(const Team& team, SelectMemory& memory, const Keys& keys, uint32_t size) {
-  if (team.thread < SAMPLE)
-    memory.sorted[team.thread] =
-        keys.one(static_cast<uint32_t>(static_cast<uint64_t>(team.thread) * size / SAMPLE));
-}
-CPR_DEVICE void sort_drawn(SelectMemory& memory, int lane) {
-  uint32_t key[8];
-#pragma unroll
-  for (int r = 0; r < 8; ++r) key[r] = memory.sorted[lane * 8 + r];
-  sort_sample(key, lane);
-#pragma unroll
-  for (int r = 0; r < 8; ++r) memory.sorted[lane * 8 + r] = key[r];
-}
-
-// Exactly the m-th best of at most SAMPLE keys. One barrier.
-CPR_DEVICE Threshold threshold_of_few(Team& team, SelectMemory& memory, const uint32_t* keys, uint32_t n,
-                                      uint32_t m) {
-  if (team.warp == 0) {
-    uint32_t key[8];
-#pragma unroll
-    for (uint32_t r = 0; r < 8; ++r) {
-      const uint32_t at = static_cast<uint32_t>(team.lane) * 8 + r;
-      key[r] = at < n ? keys[at] : 0u;
-    }
-    sort_sample(key, team.lane);
-#pragma unroll
-    for (int r = 0; r < 8; ++r) memory.sorted[team.lane * 8 + r] = key[r];
-    sync_warp();
-    const uint32_t wanted = memory.sorted[m - 1];
-    uint32_t above = 0, from = 0;
-#pragma unroll
-    for (int r = 0; r < 8; ++r) above += key[r] > wanted, from += key[r] >= wanted;
-    above = warp_sum(above);
-    from = warp_sum(from);
-    if (team.lane == 0) memory.found = {wanted, m == from ? EVERY_TIE : m - above};
-  }
-  sync_block();
-  return memory.found;
-}
-
-// Where a count pass puts what it collects.
-struct Room {
-  uint32_t* place;
-  uint32_t size;
-};
-
-// Keys at or above, and above, two pivots, and all that are there; those strictly between go to `to`, one in
-// `thin` of them, while they fit.
-struct Counts {
-  uint32_t above_high, from_high, above_low, from_low, there;
-};
-template <class Keys>
-CPR_DEVICE Counts count_around(Team& team, uint32_t* collected, const Keys& keys, uint32_t n, uint32_t high,
-                               uint32_t low, uint32_t thin, Room to) {
-  uint32_t counts[Keys::LACKS ? 5 : 4] = {};
-  const uint32_t before_lane = (1u << team.lane) - 1u, tile = static_cast<uint32_t>(team.threads) * 4;
-  const uint32_t most = ~0u / thin;  // of a position's hash, for it to be picked
-#pragma unroll 1
-  for (uint32_t base = 0; base < n; base += tile) {
-    const uint32_t first = base + static_cast<uint32_t>(team.thread) * 4;
-    const Four four = keys.four(first, n);
-    uint32_t mask[4], total = 0;
-    bool picked[4];
+    const Round& round = memory.round;
 #pragma unroll
     for (uint32_t i = 0; i < 4; ++i) {
-      const uint32_t key = four.of[i];  // a 0 beyond n is not above any pivot
-      counts[0] += key > high;
-      counts[1] += key >= high;
-      counts[2] += key > low;
-      counts[3] += key >= low;
-      if constexpr (Keys::LACKS) counts[4] += key != 0u;
-      picked[i] = key > low && key < high && (first + i) * 2654435761u <= most;
-      mask[i] = ballot(picked[i]);
-      total += static_cast<uint32_t>(count_bits(mask[i]));
-    }
-    if (total == 0) continue;  // the same for the whole warp
-    uint32_t place = 0;
-    if (team.lane == 0) place = shared_add(collected, total);
-    place = shuffle(place, 0);
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      const uint32_t at = place + static_cast<uint32_t>(count_bits(mask[i] & before_lane));
-      if (picked[i] && at < to.size) to.place[at] = four.of[i];
-      place += static_cast<uint32_t>(count_bits(mask[i]));
+      uint32_t value = key_or_none(four.of[i]);
+      if (what == Count::indices) {
+        if (four.of[i] != round.tied) continue;
+        value = ~source.index(first + i);
+      }
+      if (value - round.first <= round.span)
+        shared_add(&memory.bins[(value - round.first) >> round.shift], 1);
     }
   }
-  team.sum(counts);  // its barrier also ends the collecting
-  return {counts[0], counts[1], counts[2], counts[3], Keys::LACKS ? counts[Keys::LACKS ? 4 : 0] : n};
 }
 
-// Two keys of the sorted sample between which the m-th of n almost surely lies, the interval's own ends where
-// the sample ends; returns how many of the n are expected between.
-CPR_DEVICE uint32_t bracket(const SelectMemory& memory, uint32_t n, uint32_t m, uint32_t* high,
-                            uint32_t* low) {
-  const Places at = bracket_places<SAMPLE>(static_cast<float>(m), static_cast<float>(n), SPREAD);
-  if (at.high >= 0) *high = memory.sorted[at.high];
-  if (at.low < SAMPLE) *low = memory.sorted[at.low];
-  const int between = at.low > at.high ? at.low - at.high : 1;
-  return static_cast<uint32_t>(static_cast<uint64_t>(n) * static_cast<uint32_t>(between) / SAMPLE);
-}
-
-// What a search has found: the threshold, or, when n > 0, a list in which to look on for the m-th best.
-struct Search {
-  Threshold cut;
-  const uint32_t* keys;
-  uint32_t n, m;
+struct alignas(16) FourBins {
+  uint32_t of[4];
 };
-CPR_DEVICE Search found(uint32_t key, uint32_t ties) { return {{key, ties}, nullptr, 0, 0}; }
+CPR_DEVICE void clear_bins(const Team& team, SelectMemory& memory) {
+#pragma unroll 1
+  for (uint32_t i = static_cast<uint32_t>(team.thread()) * 4; i < BINS;
+       i += static_cast<uint32_t>(team.threads) * 4)
+    *reinterpret_cast<FourBins*>(memory.bins + i) = {};
+}
 
-// The m-th best (m >= 1, and m <= n for a list) of n keys; {0, EVERY_TIE}, which keeps all that are there,
-// when no more than m are. Which pivots are tried depends on the order in which warps collect; what comes out
-// does not: it is the m-th best however it is found. Ends because a round without a sample to go by cuts the
-// interval of possible keys to two thirds or less. Three barriers a round.
-//
-// Rounds over keys that lack some collect into `room`, and end with a list there; a list's own rounds use
-// memory.candidates.
-template <class Keys>
-CPR_DEVICE Search mth_best(Team& team, SelectMemory& memory, Keys keys, uint32_t n, uint32_t m, Room room) {
-  uint32_t floor_key = 0, ceiling = ~0u;  // the m-th best key lies strictly between
-  uint32_t inside = n, rank = m;          // keys strictly between (at most), and which of them is wanted
-  uint32_t sampled = 0;  // keys of the interval at hand in `pool`, a fair sample; 0: take from the list
-  const uint32_t* pool = nullptr;
-  bool fresh = true;  // the interval holds the whole list
-  int side = 0;
-  if (Keys::LACKS && n == 0) return found(0, EVERY_TIE);
-  for (int round = 0; Keys::LACKS || n > SAMPLE; ++round) {
-    uint32_t high = ceiling, low = floor_key;
-    const bool by_sample = round < SAMPLED_ROUNDS && (fresh || sampled >= SAMPLE);
-    uint32_t* collected = &memory.collected[team.collecting];
-    team.collecting ^= 1;
-    if (team.thread == 0) *collected = 0;
-    if (by_sample) {
-      if (fresh)
-        draw_sample(team, memory, keys, n);
-      else
-        draw_sample(team, memory, ListKeys{pool}, sampled);
-      sync_block();
-      if (team.warp == 0) sort_drawn(memory, team.lane);
-    }
-    sync_block();
-    uint32_t expected = 0;
-    if (by_sample) {
-      expected = bracket(memory, inside, rank, &high, &low);
+CPR_DEVICE void sum_segments(const Team& team, SelectMemory& memory) {
+#pragma unroll 1
+  for (uint32_t s = static_cast<uint32_t>(team.warp()); s < BINS / SEGMENT;
+       s += static_cast<uint32_t>(team.warps())) {
+    const FourBins four = *reinterpret_cast<const FourBins*>(memory.bins + s * SEGMENT + team.lane() * 4);
+    const uint32_t sum = warp_sum(four.of[0] + four.of[1] + four.of[2] + four.of[3]);
+    if (team.lane() == 0) memory.segments[s] = sum;
+  }
+}
+
+// By one warp: the greatest key whose score's bin is before `bin`, which half warps may choose.
+CPR_DEVICE uint32_t last_key_before(uint32_t bin, const Range& range, int lane) {
+  uint32_t key = 0;
+#pragma unroll 1
+  for (int shift = 28; shift >= 0; shift -= 4) {
+    const uint32_t tried = key | static_cast<uint32_t>(lane & 15) << shift;
+    const bool before =
+        tried < LEAST_KEY ||
+        (tried <= MOST_KEY && bin_place(score_of_ascending(tried), range.scale, range.offset) < bin * 4);
+    const uint32_t all = ballot(before) >> (lane & 16) & 0xFFFFu;
+    key |= static_cast<uint32_t>(count_bits(all) - 1) << shift;
+  }
+  return key;
+}
+
+// A bin, and the entries counted before it and in it.
+struct Bin {
+  uint32_t at, before, inside;
+};
+
+// By one warp: the bin of the entry below which `below` of those counted rank.
+CPR_DEVICE Bin find_bin(const SelectMemory& memory, uint32_t below, int lane) {
+  constexpr int SEGMENTS = BINS / SEGMENT;
+  uint32_t own = memory.segments[lane & (SEGMENTS - 1)];
+  uint32_t upto = running(own, lane);
+  const uint32_t segment = count_bits(ballot(lane < SEGMENTS && upto <= below));
+  const uint32_t before_segment = shuffle(upto - own, segment);
+  const uint32_t* bins = memory.bins + segment * SEGMENT;
+  const FourBins four = *reinterpret_cast<const FourBins*>(bins + lane * 4);
+  own = four.of[0] + four.of[1] + four.of[2] + four.of[3];
+  upto = before_segment + running(own, lane);
+  const int owner = count_bits(ballot(upto <= below));
+  Bin bin{segment * SEGMENT + owner * 4, shuffle(upto - own, owner), 0};
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    bin.inside = memory.bins[bin.at];
+    if (i == 3 || bin.before + bin.inside > below) break;
+    bin.before += bin.inside;
+    ++bin.at;
+  }
+  return bin;
+}
+
+// By one warp, from the bins of a round: the cut, or the next round. `size`: greater than any index.
+CPR_DEVICE void narrow(SelectMemory& memory, int judge, uint32_t size, int lane) {
+  const Round round = memory.round;
+  const Bin bin = find_bin(memory, round.below, lane);
+  Range& range = memory.ranges[judge];
+  uint32_t first, last;
+  if (round.what == Count::scores) {
+    const uint32_t key = last_key_before(bin.at + (lane >> 4), range, lane);
+    first = bin.at == 0 ? 0 : shuffle(key, 0) + 1;
+    last = shuffle(key, 16);
+  } else {
+    first = round.first + (bin.at << round.shift);
+    last = first + ((1u << round.shift) - 1);
+    if (last - round.first > round.span || last < first) last = round.first + round.span;
+  }
+  if (lane != 0) return;
+  const uint32_t below = round.below - bin.before, wanted = bin.inside - below;
+  const bool all = wanted == bin.inside;
+  memory.round.what = Count::nothing;
+  if (round.what == Count::indices) {
+    if (all) {
+      memory.cut = {round.tied, round.tied, true, ~first, 0};
     } else {
-      const uint32_t third = (ceiling - floor_key) / 3;
-      high = ceiling - (third ? third : 1);
-      low = floor_key + (third ? third : 1);
+      memory.round = {Count::indices, shift_of(last - first), first, last - first, round.tied, below};
     }
-    fresh = false;
-    const Room to = Keys::LACKS ? room : Room{memory.candidates[side], CANDIDATES};
-    const uint32_t thin = expected > to.size / 4 * 3 ? 1 + expected / (to.size / 2) : 1;
-    const Counts c = count_around(team, collected, keys, n, high, low, thin, to);
-    sampled = 0;
-    if (Keys::LACKS && m >= c.there) return found(0, EVERY_TIE);
-    if (m <= c.above_high) {
-      floor_key = high;
-      inside = c.above_high;  // at most: those at or above the ceiling are few
-      rank = m;
-    } else if (m <= c.from_high) {
-      return found(high, m == c.from_high ? EVERY_TIE : m - c.above_high);
-    } else if (m <= c.above_low) {
-      inside = c.above_low - c.from_high;
-      rank = m - c.from_high;
-      floor_key = low;
-      ceiling = high;
-      pool = to.place;
-      side ^= 1;
-      if (thin == 1 && inside <= to.size) {  // all of them are at hand: go on with these alone
-        if constexpr (Keys::LACKS) {
-          return {{}, to.place, inside, rank};
-        } else {
-          keys = {to.place};
-          n = inside;
-          m = rank;
-          fresh = true;
+    return;
+  }
+  // No score has the key of -0. An interval of absent entries alone ends at the least score of all.
+  const float low = score_of_ascending(first > LEAST_KEY ? first : LEAST_KEY);
+  const float high = score_of_ascending(last > LEAST_KEY ? last - (last == 0x7FFFFFFFu) : LEAST_KEY);
+  if (all || last < LEAST_KEY) {
+    memory.cut = {low, low, true, ~0u, 0};
+  } else if (bin.inside <= CANDIDATES) {
+    memory.cut = {low, high, false, 0, wanted};
+  } else if (first == last) {
+    memory.round = {Count::indices, shift_of(size - 1), ~(size - 1), size - 1, low, below};
+    return;
+  } else {
+    memory.round = {Count::keys, shift_of(last - first), first, last - first, 0.0f, below};
+    return;
+  }
+  set_range(range, low > range.least ? low : range.least, high > range.most ? high : range.most);
+}
+
+CPR_DEVICE uint32_t lowest_bit(uint32_t bits) {
+  return static_cast<uint32_t>(count_bits((bits & (0u - bits)) - 1));
+}
+
+// Which of a thread's entries stay, a bit each, and where in the new list the first of them goes.
+struct Chosen {
+  uint32_t stays, place;
+};
+
+// Of GROUP fours of scores at `first`, `first` + step, ..., that a thread has read. Candidates are set aside.
+template <int GROUP, class Source>
+CPR_DEVICE Chosen choose(const Team& team, SelectMemory& memory, const Source& source, int rows,
+                         const Four (&judged)[GROUP], uint32_t first, uint32_t step) {
+  const float high = memory.cut.high, low = memory.cut.low;
+  float rest = float_of(ABSENT);
+  uint32_t stays = 0;
+#pragma unroll
+  for (int s = 0; s < 4 * GROUP; ++s) mark_above(judged[s / 4].of[s % 4], high, 1u << s, stays, rest);
+  if (rest >= low) {
+    uint32_t near = 0;
+#pragma unroll
+    for (int s = 0; s < 4 * GROUP; ++s) near |= judged[s / 4].of[s % 4] >= low ? 1u << s : 0u;
+    near &= ~stays;
+#pragma unroll 1
+    do {
+      const uint32_t s = lowest_bit(near), at = first + s / 4 * step + s % 4;
+      near &= near - 1;
+      if (memory.cut.exact) {
+        if (source.index(at) <= memory.cut.last) stays |= 1u << s;
+        continue;
+      }
+      const uint32_t slot = shared_add(&memory.appended, 1);
+#pragma unroll 1
+      for (int r = 0; r <= rows; ++r) memory.candidates[r][slot] = source.word(r, at);
+    } while (near);
+  }
+  const uint32_t count = static_cast<uint32_t>(count_bits(stays)), upto = running(count, team.lane());
+  uint32_t place = 0;
+  if (team.lane() == 31) place = shared_add(&memory.kept, upto);
+  return {stays, shuffle(place, 31) + upto - count};
+}
+
+// How many of n entries rank before one of them.
+CPR_DEVICE uint32_t rank_among(const uint32_t* scores, const uint32_t* indices, uint32_t n, uint32_t own) {
+  const float score = float_of(scores[own]);
+  uint32_t rank = 0, tied = 0;
+#pragma unroll 1
+  for (uint32_t i = 0; i < n; ++i) {
+    rank += float_of(scores[i]) > score;
+    tied += float_of(scores[i]) == score;
+  }
+  if (tied > 1)
+#pragma unroll 1
+    for (uint32_t i = 0; i < n; ++i) rank += float_of(scores[i]) == score && indices[i] < indices[own];
+  return rank;
+}
+
+// Ends a list with the best of the candidates; returns its length. Between two barriers.
+CPR_DEVICE uint32_t add_candidates(const Team& team, const SelectMemory& memory, const Entries& to, int rows,
+                                   int judge) {
+  const uint32_t there = memory.appended, wanted = memory.cut.wanted, kept = memory.kept,
+                 thread = static_cast<uint32_t>(team.thread());
+  const uint32_t n = kept + (there < wanted ? there : wanted);
+  if (thread < there) {
+    const uint32_t rank = rank_among(memory.candidates[judge], memory.candidates[rows], there, thread);
+    if (rank < wanted)
+#pragma unroll 1
+      for (int r = 0; r <= rows; ++r) to.row(r)[kept + rank] = memory.candidates[r][thread];
+  }
+  if (n + thread < (n + 3) / 4 * 4)
+#pragma unroll 1
+    for (int r = 0; r < rows; ++r) to.row(r)[n + thread] = ABSENT;
+  return n;
+}
+
+// The entries that the cut keeps, but for candidates, to another list, or to the same one, for what a pass
+// writes lies before what it has read, and a barrier lies between. Two rows and the indices pass through
+// registers together where HOLDS, the others one by one.
+template <bool HOLDS>
+CPR_DEVICE void keep_from_list(const Team& team, SelectMemory& memory, const List& from, const Entries& to) {
+  constexpr int GROUP = HOLDS ? 2 : 1;
+  const uint32_t n = from.n, step = static_cast<uint32_t>(team.threads) * 4;
+#pragma unroll 1
+  for (uint32_t base = 0; base < n; base += step * GROUP) {
+    const uint32_t first = base + static_cast<uint32_t>(team.thread()) * 4;
+    const auto load = [&](int r, Four(&four)[GROUP]) {
+#pragma unroll
+      for (int g = 0; g < GROUP; ++g)
+        if (first + g * step < n) four[g] = load_four(from.entries.row(r) + first + g * step);
+    };
+    Four one[GROUP];
+#pragma unroll
+    for (int g = 0; g < GROUP; ++g) one[g] = absent_four();
+    load(from.judge, one);
+    const Chosen chosen = choose(team, memory, from, from.rows, one, first, step);
+    if constexpr (HOLDS) {
+      Four two[GROUP], indices[GROUP];
+      const int second = from.rows > 1;
+      load(0, one);
+      load(second, two);
+      load(from.rows, indices);
+      team.sync();
+      float* one_place = reinterpret_cast<float*>(to.row(0) + chosen.place);
+      float* two_place = reinterpret_cast<float*>(to.row(second) + chosen.place);
+      float* index_place = reinterpret_cast<float*>(to.row(from.rows) + chosen.place);
+#pragma unroll
+      for (int s = 0; s < 4 * GROUP; ++s)
+        if (chosen.stays >> s & 1u) {
+          *two_place++ = two[s / 4].of[s % 4];
+          *one_place++ = one[s / 4].of[s % 4];
+          *index_place++ = indices[s / 4].of[s % 4];
         }
-      } else {
-        sampled = lesser(*collected, to.size);
-      }
-    } else if (m <= c.from_low) {
-      return found(low, m == c.from_low ? EVERY_TIE : m - c.above_low);
-    } else {
-      ceiling = low;
-      inside = n - c.from_low;
-      rank = m - c.from_low;
     }
-  }
-  if constexpr (Keys::LACKS)
-    return found(0, EVERY_TIE);  // not reached
-  else
-    return {threshold_of_few(team, memory, keys.row, n, m), nullptr, 0, 0};
-}
-
-// What has been kept of the tiles so far, four neighbouring entries a thread, and how many tied ones came.
-struct Taking {
-  uint32_t kept = 0, tied = 0;
-
-  // The place of the thread's first entry that stays. `stays` gains those of `equal` that are among the first
-  // ties. Counts of both kinds share a sum: a tile has 4,096 entries at most. One barrier.
-  CPR_DEVICE uint32_t next(Team& team, const Threshold& cut, uint32_t equal, uint32_t& stays) {
-    uint32_t in_tile;
-    if (cut.ties == EVERY_TIE) {
-      stays |= equal;
-      const uint32_t place =
-          kept + team.sum_before(static_cast<uint32_t>(count_bits(stays)), &in_tile);
-      kept += in_tile;
-      return place;
-    }
-    const uint32_t both =
-        static_cast<uint32_t>(count_bits(stays)) + (static_cast<uint32_t>(count_bits(equal)) << 16);
-    const uint32_t before = team.sum_before(both, &in_tile);
-    const uint32_t ties_kept = lesser(tied, cut.ties);
-    uint32_t seen = tied + (before >> 16);
-    const uint32_t place = kept + (before & 0xFFFFu) + lesser(seen, cut.ties) - ties_kept;
-#pragma unroll
-    for (uint32_t i = 0; i < 4; ++i)
-      if (equal >> i & 1u) stays |= static_cast<uint32_t>(seen++ < cut.ties) << i;
-    tied += in_tile >> 16;
-    kept += (in_tile & 0xFFFFu) + lesser(tied, cut.ties) - ties_kept;
-    return place;
-  }
-};
-
-// Entries of `from` that the threshold on row `judge` keeps, in order, to `to`: another list, or `from`
-// itself, for what a pass writes lies at or before what it has read, and a barrier lies between.
-CPR_DEVICE uint32_t keep_within(Team& team, const Entries& from, const Entries& to, int rows, int judge,
-                                Threshold cut) {
-  Taking taking;
-  const uint32_t tile = static_cast<uint32_t>(team.threads) * 4;
 #pragma unroll 1
-  for (uint32_t base = 0; base < from.n; base += tile) {
-    const uint32_t first = base + static_cast<uint32_t>(team.thread) * 4;
-    const Four judged = load_four(from.row(judge), first, from.n);
-    uint32_t stays = 0, equal = 0;
+    for (int r = HOLDS ? 2 : 0; r < from.rows + !HOLDS; ++r) {
+      load(r, one);
+      team.sync();
+      uint32_t at = chosen.place;
 #pragma unroll
-    for (uint32_t i = 0; i < 4; ++i) {
-      const bool real = first + i < from.n;
-      stays |= static_cast<uint32_t>(real && judged.of[i] > cut.key) << i;
-      equal |= static_cast<uint32_t>(real && judged.of[i] == cut.key) << i;
-    }
-    uint32_t place = 0;
-    for (int group = 0; group <= rows;
-         group += 3) {  // rows and the indices, three at a time through registers
-      Four held[3];
-#pragma unroll
-      for (int r = 0; r < 3; ++r)
-        if (group + r <= rows) held[r] = load_four(from.row(group + r), first, from.n);
-      if (group == 0)
-        place = taking.next(team, cut, equal, stays);
-      else
-        sync_block();
-#pragma unroll
-      for (int r = 0; r < 3; ++r) {
-        if (group + r > rows) continue;
-        uint32_t at = place;
-#pragma unroll
-        for (uint32_t i = 0; i < 4; ++i)
-          if (stays >> i & 1u) to.row(group + r)[at++] = held[r].of[i];
-      }
+      for (int s = 0; s < 4 * GROUP; ++s)
+        if (chosen.stays >> s & 1u) reinterpret_cast<float*>(to.row(r))[at++] = one[s / 4].of[s % 4];
     }
   }
-  sync_block();  // what was written can be read
-  return taking.kept;
 }
 
 }  // namespace cpr

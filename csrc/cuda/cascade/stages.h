@@ -5,14 +5,16 @@
 
 namespace cpr {
 
-static_assert(SORTED_IN_SHARED * 8 <= sizeof(SelectMemory::candidates), "the keys to sort fit there");
+static_assert(SORTED_IN_SHARED * 8 <= sizeof(SelectMemory::bins), "the keys to sort fit there");
 static_assert((sizeof(SelectMemory) + 127) / 128 * 128 == SELECT_MEMORY_BYTES, "as the layout counts it");
 
 struct SelectArgs : Weightings {
-  const float* scores;  // [views][queries, pitch], NaN where an entry may never be selected
-  int64_t view_stride, pitch;
-  const float* key_bias;  // of the weighting `biased`: [num_keys], or [queries, pitch]; on 16 bytes
-  bool bias_a_query;      // the latter
+  float* scores;  // [planes][queries, pitch]: of the views, NaN where an entry may never be selected; then of
+                  // mixed rows
+  int64_t plane_stride, pitch;
+  uint8_t plane[MAX_ROWS];  // of each row: its view, or, from num_views on, where its mix is written
+  const float* key_bias;    // of the weighting `biased`: [num_keys], or [queries, pitch]; on 16 bytes
+  bool bias_a_query;        // the latter
   uint32_t num_keys, num_queries;
   uint32_t longest;  // of the lists: what the first stage keeps, a multiple of 4
   uint32_t* lists;   // [queries][rows + 1, longest], null when shared memory holds the longest list
@@ -24,199 +26,247 @@ struct SelectArgs : Weightings {
   float* best;       // out [queries, k]
 };
 
-// The numbers at four neighbouring positions of a row, NaN beyond the end.
-CPR_DEVICE Four four_of(const SelectArgs& args, const float* numbers, uint32_t first) {
-  const uint32_t* row = reinterpret_cast<const uint32_t*>(numbers);
-  if (first + 3 < args.num_keys) return *reinterpret_cast<const Four*>(row + first);
-  Four four;
-#pragma unroll
-  for (uint32_t i = 0; i < 4; ++i) four.of[i] = first + i < args.num_keys ? row[first + i] : 0x7FC00000u;
-  return four;
-}
-
-// What weighting `row` gives four neighbouring positions: views weighted and added in order, then the bias,
-// every step rounded.
-CPR_DEVICE Four row_scores(const SelectArgs& args, const float* scores, int row, uint32_t first) {
-  if (args.plain[row] >= 0) return four_of(args, scores + args.plain[row] * args.view_stride, first);
-  Four total{};
-  bool started = false;
-  const int terms = args.num_views + static_cast<int>(row == args.biased);
-#pragma unroll 1
-  for (int v = 0; v < terms; ++v) {
-    const float* numbers = scores + v * args.view_stride;
-    float weight = 1.0f;
-    if (v < args.num_views)
-      weight = args.weights[row * args.num_views + v];
-    else
-      numbers = args.key_bias + (args.bias_a_query ? scores - args.scores : 0);
-    if (weight == 0.0f) continue;
-    const Four four = four_of(args, numbers, first);
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      const float term = product(float_of(four.of[i]), weight);
-      total.of[i] = bits_of(started ? plus(float_of(total.of[i]), term) : term);
-    }
-    started = true;
-  }
-  return total;
-}
-
-CPR_DEVICE bool is_number(uint32_t bits) { return (bits & 0x7FFFFFFFu) <= 0x7F800000u; }
-
-// Keys of four scores; 0 for NaN.
-CPR_DEVICE Four keys_of(const Four& scores) {
-  Four keys;
-#pragma unroll
-  for (int i = 0; i < 4; ++i)
-    keys.of[i] = is_number(scores.of[i]) ? ascending_key(float_of(scores.of[i])) : 0u;
-  return keys;
-}
-
-// Keys of one weighting as the ring holds them: 0 for an entry that is NaN by some weighting.
-struct RingKeys {
-  static constexpr bool LACKS = true;
+// The entries of one query as the ring holds them, judged by one row. An entry that is NaN by any row is
+// absent.
+struct Ring {
   const SelectArgs& args;
-  const float* scores;  // of the query
+  uint32_t query;
   int judge;
-  CPR_DEVICE Four four(uint32_t first, uint32_t) const {
-    Four keys = keys_of(row_scores(args, scores, judge, first));
-#pragma unroll 1
-    for (int r = 0; r < args.rows; ++r) {
-      if (r == judge) continue;
-      const Four other = row_scores(args, scores, r, first);
-#pragma unroll
-      for (int i = 0; i < 4; ++i)
-        if (!is_number(other.of[i])) keys.of[i] = 0u;
-    }
-    return keys;
+  CPR_DEVICE float* row(int r) const {
+    return args.scores + args.plane[r] * args.plane_stride + query * args.pitch;
   }
-  CPR_DEVICE uint32_t one(uint32_t at) const {
-    const Four near = four(at & ~3u, args.num_keys);
-    return at & 2u ? (at & 1u ? near.of[3] : near.of[2]) : (at & 1u ? near.of[1] : near.of[0]);
+  // The row that is read beside the judging one: the other of two, or the first other.
+  CPR_DEVICE int second() const { return args.rows == 1 ? judge : judge == 0; }
+  CPR_DEVICE uint32_t size() const { return args.num_keys; }
+  CPR_DEVICE Four judged(uint32_t first, Four& other) const {
+    Four four = load_four(row(judge) + first);
+    other = load_four(row(second()) + first);
+    mark_absent(four, other);
+    if (args.rows > 2)
+#pragma unroll 1
+      for (int r = 0; r < args.rows; ++r) mark_absent(four, load_four(row(r) + first));
+    return four;
+  }
+  CPR_DEVICE Four judged(uint32_t first) const {
+    Four other;
+    return judged(first, other);
+  }
+  CPR_DEVICE uint32_t index(uint32_t at) const { return at; }
+  CPR_DEVICE uint32_t word(int r, uint32_t at) const { return r == args.rows ? at : bits_of(row(r)[at]); }
+
+ private:
+  CPR_DEVICE static void mark_absent(Four& four, const Four& other) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i)
+      if (unordered(four.of[i], other.of[i])) four.of[i] = float_of(ABSENT);
   }
 };
 
-// The first list, in order, from the ring: the entries that every row can judge and that the threshold on row
-// `judge` keeps.
-CPR_DEVICE uint32_t keep_from_ring(Team& team, const SelectArgs& args, const float* scores, int judge,
-                                   Threshold cut, const Entries& to) {
-  constexpr int HELD = 2;  // rows kept in registers over the barrier (64 a thread); more are formed twice
-  Taking taking;
-  const uint32_t tile = static_cast<uint32_t>(team.threads) * 4;
+// Views as rows weigh them, for those that do not take one as it is: weighted and added in order, then the
+// bias, every step rounded. Scores beyond the last key, of the four that it is in, are absent. Two barriers.
+CPR_DEVICE void mix_rows(const Team& team, const SelectArgs& args, uint32_t query) {
+  const uint32_t n = args.num_keys, thread = static_cast<uint32_t>(team.thread());
+  float* scores = args.scores + query * args.pitch;
+  if (n + thread < (n + 3) / 4 * 4)
 #pragma unroll 1
-  for (uint32_t base = 0; base < args.num_keys; base += tile) {
-    const uint32_t first = base + static_cast<uint32_t>(team.thread) * 4;
-    uint32_t there = 15u, above = 0, equal = 0;
-    Four held[HELD];
-    const auto look = [&](int r, const Four& keys) {
-#pragma unroll
-      for (uint32_t i = 0; i < 4; ++i) {
-        if (keys.of[i] == 0u) there &= ~(1u << i);
-        if (r != judge) continue;
-        above |= static_cast<uint32_t>(keys.of[i] > cut.key) << i;
-        equal |= static_cast<uint32_t>(keys.of[i] == cut.key) << i;
+    for (int v = 0; v < args.num_views; ++v) scores[v * args.plane_stride + n + thread] = float_of(ABSENT);
+  team.sync();
+#pragma unroll 1
+  for (int r = 0; r < args.rows; ++r) {
+    if (args.plane[r] < args.num_views) continue;
+    const float* bias = args.key_bias + (args.bias_a_query ? query * args.pitch : 0);
+#pragma unroll 1
+    for (uint32_t at = thread; at < (n + 3) / 4 * 4; at += static_cast<uint32_t>(team.threads)) {
+      float total = 0.0f;
+      bool started = false;
+#pragma unroll 1
+      for (int v = 0; v < args.num_views; ++v) {
+        const float weight = args.weights[r * args.num_views + v];
+        if (weight == 0.0f) continue;
+        const float term = product(scores[v * args.plane_stride + at], weight);
+        total = started ? plus(total, term) : term;
+        started = true;
       }
-    };
-#pragma unroll
-    for (int r = 0; r < HELD; ++r)
-      if (r < args.rows) {
-        held[r] = keys_of(row_scores(args, scores, r, first));
-        look(r, held[r]);
-      }
-#pragma unroll 1
-    for (int r = HELD; r < args.rows; ++r) look(r, keys_of(row_scores(args, scores, r, first)));
-    uint32_t stays = above & there;
-    const uint32_t place = taking.next(team, cut, equal & there, stays);
-    const auto write = [&](int r, const Four& keys) {
-      uint32_t at = place;
-#pragma unroll
-      for (uint32_t i = 0; i < 4; ++i)
-        if (stays >> i & 1u) to.row(r)[at++] = keys.of[i];
-    };
-#pragma unroll
-    for (int r = 0; r < HELD; ++r)
-      if (r < args.rows) write(r, held[r]);
-#pragma unroll 1
-    for (int r = HELD; r < args.rows; ++r) write(r, keys_of(row_scores(args, scores, r, first)));
-    write(args.rows, Four{{first, first + 1, first + 2, first + 3}});
+      if (r == args.biased && at < n) total = plus(total, bias[at]);
+      scores[args.plane[r] * args.plane_stride + at] = total;
+    }
   }
-  sync_block();
-  return taking.kept;
+  team.sync();
+}
+
+// The range of each row's scores, from some of them. One barrier, and another before they may be read.
+CPR_DEVICE void find_ranges(const Team& team, SelectMemory& memory, const Ring& ring) {
+  const uint32_t n = ring.size(), apart = n > SAMPLERS * 32 ? n / (SAMPLERS * 32) : 1;
+  const uint32_t at = static_cast<uint32_t>(team.thread()) * apart;
+  if (team.warp() < SAMPLERS)
+#pragma unroll 1
+    for (int r = 0; r < ring.args.rows; ++r) {
+      uint32_t key = 0;
+      if (at < n) key = key_or_none(ring.row(r)[at]);
+      const uint32_t most = warp_max(key), least = warp_max(key ? ~key : 0u);
+      if (team.lane() == 0) {
+        memory.sampled[r][0][team.warp()] = most;
+        memory.sampled[r][1][team.warp()] = least;
+      }
+    }
+  team.sync();
+  if (team.thread() < ring.args.rows) {
+    uint32_t most = 0, least = 0;  // keys, the latter turned
+#pragma unroll 1
+    for (int w = 0; w < SAMPLERS; ++w) {
+      most = greater(most, memory.sampled[team.thread()][0][w]);
+      least = greater(least, memory.sampled[team.thread()][1][w]);
+    }
+    set_range(memory.ranges[team.thread()], score_of_ascending(least ? ~least : LEAST_KEY),
+              score_of_ascending(most ? most : MOST_KEY));
+  }
+}
+
+// The entries of the ring that the cut keeps, but for candidates. Two rows pass through registers where
+// HOLDS, others are read again.
+template <bool HOLDS>
+CPR_DEVICE void keep_from_ring(const Team& team, SelectMemory& memory, const Ring& ring, const Entries& to) {
+  constexpr int GROUP = HOLDS ? 2 : 1;
+  const uint32_t n = ring.size(), step = static_cast<uint32_t>(team.threads) * 4;
+  const int rows = ring.args.rows, judge = ring.judge, second = ring.second();
+#pragma unroll 1
+  for (uint32_t base = 0; base < n; base += step * GROUP) {
+    const uint32_t first = base + static_cast<uint32_t>(team.thread()) * 4;
+    Four judged[GROUP], other[GROUP];
+#pragma unroll
+    for (int g = 0; g < GROUP; ++g) {
+      judged[g] = absent_four();
+      if (first + g * step < n) judged[g] = ring.judged(first + g * step, other[g]);
+    }
+    const Chosen chosen = choose(team, memory, ring, rows, judged, first, step);
+    if constexpr (HOLDS) {
+      float* own_place = reinterpret_cast<float*>(to.row(judge) + chosen.place);
+      float* other_place = reinterpret_cast<float*>(to.row(second) + chosen.place);
+      uint32_t* index_place = to.row(rows) + chosen.place;
+#pragma unroll
+      for (int s = 0; s < 4 * GROUP; ++s)
+        if (chosen.stays >> s & 1u) {
+          *other_place++ = other[s / 4].of[s % 4];
+          *own_place++ = judged[s / 4].of[s % 4];
+          *index_place++ = first + s / 4 * step + s % 4;
+        }
+      if (rows <= 2) continue;
+    }
+#pragma unroll 1
+    for (int r = 0; r <= rows; ++r) {
+      uint32_t at = chosen.place;
+#pragma unroll 1
+      for (uint32_t left = chosen.stays; left; left &= left - 1) {
+        const uint32_t s = lowest_bit(left);
+        to.row(r)[at++] = ring.word(r, first + s / 4 * step + s % 4);
+      }
+    }
+  }
 }
 
 // The survivors in order of rank, then padding.
-CPR_DEVICE void write_result(Team& team, SelectMemory& memory, const SelectArgs& args, uint32_t query,
-                             const Entries& list) {
-  const uint32_t* keys = list.row(args.row_of_stage[args.stages - 1]);
-  const uint32_t* index = list.row(args.rows);
+CPR_DEVICE void write_result(const Team& team, SelectMemory& memory, const SelectArgs& args, uint32_t query,
+                             const List& list) {
+  const uint32_t* scores = list.entries.row(args.row_of_stage[args.stages - 1]);
+  const uint32_t* index = list.entries.row(args.rows);
   int64_t* indices = args.indices + query * args.k;
   float* best = args.best + query * args.k;
-  const uint32_t n = list.n, thread = static_cast<uint32_t>(team.thread),
+  const uint32_t n = list.n, thread = static_cast<uint32_t>(team.thread()),
                  threads = static_cast<uint32_t>(team.threads);
-  if (n <= SAMPLE) {
-    if (thread < n) memory.sorted[thread] = keys[thread];
-    sync_block();
-    if (thread < n) {
-      uint32_t rank = 0;  // how many rank before this one
-      for (uint32_t i = 0; i < n; ++i)
-        rank += memory.sorted[i] > keys[thread] || (memory.sorted[i] == keys[thread] && i < thread);
-      indices[rank] = index[thread];
-      best[rank] = score_of_ascending(keys[thread]);
+  if (n <= RANKED) {
+#pragma unroll 1
+    for (uint32_t i = thread; i < n; i += threads) {
+      const uint32_t rank = rank_among(scores, index, n, i);
+      indices[rank] = index[i];
+      best[rank] = plus(float_of(scores[i]), 0.0f);  // never -0
     }
   } else {
-    uint32_t size = SAMPLE;
+    uint32_t size = RANKED;
     while (size < n) size <<= 1;
-    uint64_t* sorted = size <= SORTED_IN_SHARED ? reinterpret_cast<uint64_t*>(memory.candidates)
+    uint64_t* sorted = size <= SORTED_IN_SHARED ? reinterpret_cast<uint64_t*>(memory.bins)
                                                 : args.sorts + query * args.sort_size;
     for (uint32_t i = thread; i < size; i += threads)
-      sorted[i] = i < n ? static_cast<uint64_t>(~keys[i]) << 32 | index[i] : ~uint64_t{0};
+      sorted[i] =
+          i < n ? static_cast<uint64_t>(~ascending_key(float_of(scores[i]))) << 32 | index[i] : ~uint64_t{0};
     sort_keys(team, sorted, size);
     for (uint32_t i = thread; i < n; i += threads) {
       indices[i] = static_cast<int64_t>(sorted[i] & 0xFFFFFFFFu);
       best[i] = score_of_key(sorted[i]);
     }
   }
+#pragma unroll 1
   for (int64_t i = int64_t{n} + thread; i < args.k; i += threads) {
     indices[i] = -1;
     best[i] = float_of(0xFF800000u);
   }
 }
 
+// All stages of a query, whose entries are in the ring, then in a list.
 CPR_DEVICE void select_query(const SelectArgs& args, uint32_t query, unsigned char* shared) {
   SelectMemory& memory = *reinterpret_cast<SelectMemory*>(shared);
-  uint32_t* in_shared = reinterpret_cast<uint32_t*>(shared + SELECT_MEMORY_BYTES);
-  Team team = Team::here(&memory.team);
-  const float* scores = args.scores + query * args.pitch;
-  Entries list{in_shared, args.shared_entries, 0};
-  if (args.longest > args.shared_entries)
-    list = {args.lists + query * (args.rows + int64_t{1}) * args.longest, args.longest, 0};
+  Team team{block_threads()};
+  const Entries in_shared{reinterpret_cast<uint32_t*>(shared + SELECT_MEMORY_BYTES), args.shared_entries};
+  const Entries in_global{args.lists + query * (args.rows + int64_t{1}) * args.longest, args.longest};
+  clear_bins(team, memory);
+  if (team.thread() == 0) {
+    memory.appended = memory.kept = 0;
+    memory.cut = {float_of(0xFF800000u), float_of(0xFF800000u), true, ~0u, 0};  // keeps all that are there
+  }
+  mix_rows(team, args, query);
+  find_ranges(team, memory, Ring{args, query, 0});
+  uint32_t n = args.num_keys;
+  bool shared_list = false;
   int stage = args.first;
   do {
     const bool in_ring = stage == args.first;  // the first list is still to be made
-    const bool cuts = stage < args.stages;
+    const bool cuts = stage < args.stages;     // false where every stage keeps all keys
     const int judge = cuts ? args.row_of_stage[stage] : 0;
-    const uint32_t keep = cuts ? args.keep[stage] : 0;
-    if (!in_ring && keep >= list.n) continue;
-    Search search = found(0, EVERY_TIE);
-    if (!in_ring) {
-      search = {{}, list.row(judge), list.n, keep};
-    } else if (cuts) {
-      const uint32_t free = args.shared_entries * static_cast<uint32_t>(args.rows + 1);  // no list there yet
-      const Room room = free > CANDIDATES ? Room{in_shared, free} : Room{memory.candidates[1], CANDIDATES};
-      search = mth_best(team, memory, RingKeys{args, scores, judge}, args.num_keys, keep, room);
+    const uint32_t keep = cuts ? args.keep[stage] : n;
+    if (!in_ring && keep >= n) continue;
+    if (team.thread() == 0) {
+      memory.appended = memory.kept = 0;
+      memory.round.what = cuts ? Count::scores : Count::nothing;
+      memory.round.below = (n + 3) / 4 * 4 - keep;
     }
-    if (search.n) search = mth_best(team, memory, ListKeys{search.keys}, search.n, search.m, Room{});
-    if (in_ring) {
-      list.n = keep_from_ring(team, args, scores, judge, search.cut, list);
-    } else {
-      Entries to = list;
-      if (list.memory != in_shared && keep <= args.shared_entries) to = {in_shared, args.shared_entries, 0};
-      to.n = keep_within(team, list, to, args.rows, judge, search.cut);
-      list = to;
+    if (in_ring) team.sync();
+    const auto list = [&](const Entries& entries) { return List{entries, n, args.rows, judge}; };
+    for (Count what = cuts ? Count::scores : Count::nothing; what != Count::nothing;
+         what = memory.round.what) {
+      if (in_ring)
+        count_bins(team, memory, Ring{args, query, judge}, what);
+      else if (shared_list)
+        count_bins(team, memory, list(in_shared), what);
+      else
+        count_bins(team, memory, list(in_global), what);
+      team.sync();
+      sum_segments(team, memory);
+      team.sync();
+      if (team.warp() == 0) narrow(memory, judge, args.num_keys, team.lane());
+      team.sync();
+      clear_bins(team, memory);
+      if (memory.round.what != Count::nothing) team.sync();
+    }
+    const bool fits = keep <= args.shared_entries;
+    const Entries to{fits ? in_shared.memory : in_global.memory, fits ? in_shared.pitch : in_global.pitch};
+    if (in_ring && fits)
+      keep_from_ring<true>(team, memory, Ring{args, query, judge}, in_shared);
+    else if (in_ring)
+      keep_from_ring<false>(team, memory, Ring{args, query, judge}, in_global);
+    else if (shared_list)
+      keep_from_list<true>(team, memory, list(in_shared), in_shared);
+    else
+      keep_from_list<false>(team, memory, list(in_global), to);
+    team.sync();
+    n = add_candidates(team, memory, to, args.rows, judge);
+    shared_list = fits;
+    team.sync();  // what was written can be read
+    if (fits && n <= FEW_ENTRIES && team.threads > FEW_THREADS) {
+      team.threads = FEW_THREADS;
+      if (team.thread() >= team.threads) break;
     }
   } while (++stage < args.stages);
-  sync_block();  // whatever the stages left in shared memory has been read
-  write_result(team, memory, args, query, list);
+  if (team.thread() < team.threads)
+    write_result(team, memory, args, query, List{shared_list ? in_shared : in_global, n, args.rows, 0});
   sync_block();  // the next query of this block may begin
 }
 

@@ -23,6 +23,8 @@ CPR_DEVICE uint32_t block_index_z() { return blockIdx.z; }
 CPR_DEVICE uint32_t grid_blocks() { return gridDim.x; }
 
 CPR_DEVICE void sync_block() { __syncthreads(); }
+// Of the block's first `threads`, a multiple of 32.
+CPR_DEVICE void sync_threads(int threads) { asm volatile("bar.sync 1, %0;" ::"r"(threads) : "memory"); }
 CPR_DEVICE void sync_warp() { __syncwarp(); }
 CPR_DEVICE void sync_cluster() {
 #if __CUDA_ARCH__ >= 900
@@ -64,8 +66,24 @@ CPR_DEVICE uint32_t warp_max(uint32_t value) { return __reduce_max_sync(0xFFFFFF
 CPR_DEVICE uint32_t shared_add(uint32_t* place, uint32_t value) { return atomicAdd(place, value); }
 CPR_DEVICE void shared_or(uint32_t* place, uint32_t value) { atomicOr(place, value); }
 CPR_DEVICE int count_bits(uint32_t bits) { return __popc(bits); }
+CPR_DEVICE int leading_zeros(uint32_t bits) { return __clz(static_cast<int>(bits)); }
 CPR_DEVICE float product(float a, float b) { return __fmul_rn(a, b); }  // never fused into a sum
 CPR_DEVICE float plus(float a, float b) { return __fadd_rn(a, b); }
+CPR_DEVICE float fused(float a, float b, float c) { return __fmaf_rn(a, b, c); }
+// The same kept within 0 and 1; 0 of NaN.
+CPR_DEVICE float saturated_fused(float a, float b, float c) {
+  float result;
+  asm("fma.rn.sat.f32 %0, %1, %2, %3;" : "=f"(result) : "f"(a), "f"(b), "f"(c));
+  return result;
+}
+CPR_DEVICE bool unordered(float a, float b) { return a != a || b != b; }  // is one NaN?
+// Marks with `bit` a value above `high`; the most of the others is kept in `rest`.
+CPR_DEVICE void mark_above(float value, float high, uint32_t bit, uint32_t& marked, float& rest) {
+  asm("{.reg .pred %%above; setp.gt.f32 %%above, %2, %3; @%%above or.b32 %0, %0, %4; "
+      "@!%%above max.f32 %1, %1, %2;}"
+      : "+r"(marked), "+f"(rest)
+      : "f"(value), "f"(high), "r"(bit));
+}
 CPR_DEVICE uint32_t bits_of(float value) { return __float_as_uint(value); }
 CPR_DEVICE float float_of(uint32_t bits) { return __uint_as_float(bits); }
 

@@ -39,7 +39,7 @@ struct Copy {
 struct Block {
   uint32_t index[3];
   std::vector<unsigned char> shared;
-  Barrier all;
+  Barrier all, some;
   AsyncBlock async;
 };
 
@@ -179,7 +179,7 @@ inline void launch(const uint32_t (&grid)[3], uint32_t cluster, int threads, siz
         for (uint32_t c = 0; c < cluster; ++c) {
           w.blocks[c].index[0] = x + c, w.blocks[c].index[1] = y, w.blocks[c].index[2] = z;
           w.blocks[c].shared.assign(shared + BORDER, STALE);  // stale, as on a device
-          w.blocks[c].all = {};
+          w.blocks[c].all = w.blocks[c].some = {};
           w.blocks[c].async = {};
           for (int t = 0; t < threads; ++t) {
             Fiber& f = w.fibers[c * static_cast<uint32_t>(threads) + static_cast<uint32_t>(t)];
@@ -240,6 +240,9 @@ inline uint32_t grid_blocks() { return emulate::world()->grid[0]; }
 inline void sync_block() {
   emulate::arrive(emulate::here().block->all, static_cast<uint32_t>(block_threads()));
 }
+inline void sync_threads(int threads) {
+  emulate::arrive(emulate::here().block->some, static_cast<uint32_t>(threads));
+}
 inline void sync_warp() { emulate::arrive(emulate::here().warp->all, 32); }
 inline void sync_cluster() {
   emulate::arrive(emulate::world()->cluster, static_cast<uint32_t>(emulate::world()->fibers.size()));
@@ -287,8 +290,21 @@ inline uint32_t shared_add(uint32_t* place, uint32_t value) {
 }
 inline void shared_or(uint32_t* place, uint32_t value) { *place |= value; }
 inline int count_bits(uint32_t bits) { return __builtin_popcount(bits); }
+inline int leading_zeros(uint32_t bits) { return bits ? __builtin_clz(bits) : 32; }
 inline float product(float a, float b) { return a * b; }  // the tests compile with -ffp-contract=off
 inline float plus(float a, float b) { return a + b; }
+inline float fused(float a, float b, float c) { return std::fma(a, b, c); }
+inline float saturated_fused(float a, float b, float c) {
+  const float value = std::fma(a, b, c);
+  return value > 0.0f ? std::min(value, 1.0f) : 0.0f;
+}
+inline bool unordered(float a, float b) { return a != a || b != b; }
+inline void mark_above(float value, float high, uint32_t bit, uint32_t& marked, float& rest) {
+  if (value > high)
+    marked |= bit;
+  else
+    rest = std::fmax(rest, value);
+}
 inline uint32_t bits_of(float value) {
   uint32_t bits;
   std::memcpy(&bits, &value, 4);

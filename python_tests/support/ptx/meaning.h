@@ -190,6 +190,11 @@ void op_fma_rn(Bits& to, Bits a, Bits b, Bits c) {
   to = put(std::fma(get<T>(a), get<T>(b), get<T>(c)));
 }
 template <class T>
+void op_fma_rn_sat(Bits& to, Bits a, Bits b, Bits c) {
+  const float value = std::fma(get<T>(a), get<T>(b), get<T>(c));
+  to = put(value > 0.0f ? std::min(value, 1.0f) : 0.0f);
+}
+template <class T>
 void op_fma_rm(Bits& to, Bits a, Bits b, Bits c) {
   const double exact = static_cast<double>(get<T>(a)) * get<T>(b) + static_cast<double>(get<T>(c));
   const float near = static_cast<float>(exact);

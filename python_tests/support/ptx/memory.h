@@ -88,6 +88,7 @@ inline void op_cp_async_wait_group(Thread&, u32, Bits pending) {
 
 // Barriers.
 inline void op_bar_sync(Thread&, Bits) { cpr::sync_block(); }
+inline void op_bar_sync(Thread&, Bits, Bits threads) { cpr::sync_threads(static_cast<int>(threads)); }
 inline void whole(Bits mask) {
   if (get<u32>(mask) != ~0u) fault("a warp-wide instruction without the whole warp");
 }

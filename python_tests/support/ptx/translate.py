@@ -143,8 +143,8 @@ class _Translation:
         if operand.startswith("%") and "." in operand:
             return f"special_{operand[1:].replace('.', '_')}()"
         if operand.startswith("%"):
-            self.registers.add(operand[1:])
-            return operand[1:]
+            self.registers.add(f"{operand[1:]}_")  # %f32 is no type
+            return f"{operand[1:]}_"
         if re.fullmatch(r"0[fF][0-9A-Fa-f]{8}", operand):
             return f"Bits(0x{operand[2:]}u)"
         if re.fullmatch(r"-?\d+U?", operand):
