@@ -35,7 +35,7 @@ struct Ring {
   CPR_DEVICE float* row(int r) const {
     return args.scores + args.plane[r] * args.plane_stride + query * args.pitch;
   }
-  // The row that is read beside the judging one: the other of two, or the first other.
+  // The row that is read beside the one that judges: the other of two, or the first other.
   CPR_DEVICE int second() const { return args.rows == 1 ? judge : judge == 0; }
   CPR_DEVICE uint32_t size() const { return args.num_keys; }
   CPR_DEVICE Four judged(uint32_t first, Four& other) const {

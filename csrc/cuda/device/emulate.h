@@ -295,15 +295,12 @@ inline float product(float a, float b) { return a * b; }  // the tests compile w
 inline float plus(float a, float b) { return a + b; }
 inline float fused(float a, float b, float c) { return std::fma(a, b, c); }
 inline float saturated_fused(float a, float b, float c) {
-  const float value = std::fma(a, b, c);
-  return value > 0.0f ? std::min(value, 1.0f) : 0.0f;
+  return std::fmin(std::fmax(std::fma(a, b, c), 0.0f), 1.0f);  // 0 of NaN
 }
 inline bool unordered(float a, float b) { return a != a || b != b; }
 inline void mark_above(float value, float high, uint32_t bit, uint32_t& marked, float& rest) {
-  if (value > high)
-    marked |= bit;
-  else
-    rest = std::fmax(rest, value);
+  marked |= value > high ? bit : 0u;
+  rest = value > high ? rest : std::fmax(rest, value);
 }
 inline uint32_t bits_of(float value) {
   uint32_t bits;
