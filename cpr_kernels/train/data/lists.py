@@ -22,6 +22,7 @@ from .kinds.annotations import (
     kinetics_lines,
     list_lines,
     split_of,
+    stem_of,
 )
 from .layouts import Labels, split_named
 from .segments import WHOLE, Segment, segment_of
@@ -170,7 +171,7 @@ def _activity_net(table: Path, database: dict[str, _Facts], labels: Labels) -> t
 
     The videos are files called `<id>` or `v_<id>` with a video's ending, anywhere below the list's folder.
     """
-    files = {path.stem: path.relative_to(table.parent).as_posix() for path in walk(table.parent)[0]}
+    files = {stem_of(name): name for name in walk(table.parent)[0]}
     rows: dict[str, Row] = {}
     passed_over: PassedOver = []
     for video, facts in database.items():
