@@ -46,7 +46,10 @@ def sealed_text(body: Mapping[str, Any], indent: int = 0) -> bytes:
     """
     import msgspec
 
-    text = msgspec.json.format(msgspec.json.encode(body), indent=indent or -1)
+    try:
+        text = msgspec.json.format(msgspec.json.encode(body), indent=indent or -1)
+    except UnicodeEncodeError:  # half of a surrogate pair, which only an escape can hold
+        text = json.dumps(body, indent=indent or None).encode()
     return _text_head(rest := text[1:], indent) + rest
 
 

@@ -26,6 +26,7 @@ UCF_NAME = re.compile(r"^v_(?P<name>.+)_g(?P<group>\d+)_c(?P<clip>\d+)$")
 HMDB_NAME = re.compile(r"^(?P<source>.+)_[fhlu]_(cm|nm)_np\d_(ba|bl|br|fr|le|ri)_(bad|goo|med)_\d+$")
 UCF_TEST_GROUPS = range(1, 8)  # split 1 of UCF101 tests on groups 1 to 7
 TEST_SHARE = 0.25
+NO_LABELS = "no labels: the data set has no classes"
 
 
 class Stamp(NamedTuple):
@@ -142,7 +143,7 @@ def _from_shards(shards: Sequence[Path], labels: Labels) -> Listing:
             else:
                 own = group_of(label, key)
                 listed.append(Source(name, str(path), label, own, split_of(path), member=member))
-    return Listing(listed, passed_over, [] if labelled else ["no labels: the data set has no classes"])
+    return Listing(listed, passed_over, [] if labelled else [NO_LABELS])
 
 
 def _joined(listings: Sequence[Listing]) -> Listing:
@@ -157,7 +158,9 @@ def _joined(listings: Sequence[Listing]) -> Listing:
             )
     passed_over = [one for listed in listings for one in listed.passed_over]
     passed_over += [(again.id, "listed twice") for again, _ in repeats]
-    return Listing(kept, passed_over, [note for listed in listings for note in listed.notes])
+    unlabelled = not any(one.label for one in kept)
+    notes = [note for listed in listings for note in listed.notes if note != NO_LABELS or unlabelled]
+    return Listing(kept, passed_over, list(dict.fromkeys(notes)))
 
 
 def group_of(label: str, name: str) -> str:
@@ -244,11 +247,18 @@ def _without_repeats(sources: Sequence[Source]) -> tuple[list[Source], PassedOve
     testing_first = sorted(sources, key=lambda one: (one.split == "train", one.id))
     kept, repeats = first_of_each(testing_first, identity)
     stamped = [
-        one if status is None else one._replace(stamp=Stamp(status.st_size, status.st_mtime_ns))
+        one if status is None else Source(*one[:-1], Stamp(status.st_size, status.st_mtime_ns))
         for one in kept
         for status in [known[one.file]]
     ]
-    return stamped, [(again.id, f"same file again: {first.id} ({first.split})") for again, first in repeats]
+    return stamped, [
+        (again.id, f"same file again{_labels_differ(again, first)}: {first.id} ({first.split})")
+        for again, first in repeats
+    ]
+
+
+def _labels_differ(again: Source, first: Source) -> str:
+    return "" if again.label == first.label else f" with another label than {first.label or 'none'}"
 
 
 def _status(file: str) -> os.stat_result | None:
@@ -266,6 +276,11 @@ def _segments_on_both_sides(sources: Sequence[Source]) -> list[str]:
             splits[source.file].add(source.split)
     both = sum({"train", "test"} <= of_file for of_file in splits.values())
     return [f"{both:,} files have segments for training and for testing"] if both else []
+
+
+def _with_slashes(folder: Path, name: str) -> str:
+    """The name of a file as a list gives it, where it is with Windows' separators too."""
+    return name if "\\" not in name or (folder / name).exists() else name.replace("\\", "/")
 
 
 def _from_folder(root: Path, labels: Labels) -> Listing:
@@ -288,12 +303,13 @@ def _from_list(table: Path, labels: Labels, root: Path | None) -> Listing:
     rows, passed_over = read_list(table, labels, root)
     in_parts = {normpath(row.name) for row in rows if not row.segment.whole}
     listed = []
+    folder = root or table.parent
     for name, label, split, group, segment in rows:
+        name = _with_slashes(folder, name)
         of_source = (
             "" if in_parts and normpath(name) in in_parts else label
         )  # segments of a file are siblings whatever their classes
         own = f"{of_source}/{group}" if group else group_of(of_source, name)
-        path = str((root or table.parent) / name)
-        listed.append(Source(segment.id(name), path, label, own, split, segment))
-    notes = [] if any(row.label for row in rows) else ["no labels: the data set has no classes"]
+        listed.append(Source(segment.id(name), str(folder / name), label, own, split, segment))
+    notes = [] if any(row.label for row in rows) else [NO_LABELS]
     return Listing(listed, passed_over, notes)
