@@ -21,7 +21,7 @@ import numpy as np
 
 from ..harness.text import markdown, significant
 
-FRAMES = 60  # of a video
+FRAMES = 30  # of a video
 BOUND, QUALITY = 20.0, 95
 
 
@@ -44,12 +44,11 @@ def decoded(path: Path, size: int) -> list[Any]:
 
 def decoded_then_shrunk(path: Path, size: int) -> list[Any]:
     """Returns the frames by the usual way: whole, as RGB, then shrunk."""
-    import av
     import cv2
 
-    from cpr_kernels.video import shrunk
+    from cpr_kernels.video import opened, shrunk
 
-    with av.open(str(path)) as container:
+    with opened(path) as container:
         container.streams.video[0].thread_type = "NONE"
         whole = (frame.to_ndarray(format="rgb24") for frame in islice(container.decode(video=0), FRAMES))
         return [

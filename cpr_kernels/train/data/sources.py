@@ -16,10 +16,10 @@ from ...video_files import ENDINGS, PassedOver, by_reason, first_of_each, walk
 from .. import TrainError
 from .kinds.annotations import is_address, split_of, stem_of
 from .kinds.shards import Member, read_shard, shards_in
+from .kinds.splits import official_splits
 from .layouts import Labels, read_layout
 from .lists import COLUMNS, read_list
 from .segments import WHOLE, Segment
-from .splits import official_splits
 
 UCF_NAME = re.compile(r"^v_(?P<name>.+)_g(?P<group>\d+)_c(?P<clip>\d+)$")
 # HMDB51: source, class, visible parts, camera motion, people, view, quality, clip number

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from .. import TrainError
+from ... import TrainError
 
 HMDB_FILE = "*_test_split{fold}.txt"
 HMDB_SPLITS = {"1": "train", "2": "test", "0": ""}  # 0: in neither, of this split
