@@ -14,10 +14,10 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import Tensor
 
 from cpr_kernels import Schedule, ShardedMultiViewQueue, cascade_topk
+from cpr_kernels.processes import process_context
 
 from ..harness.memory import status_bytes
 from .data import BLOCK, QUERIES, Base, Replicas
@@ -107,7 +107,7 @@ class Shares:
 
     def __init__(self, base: Base, size: int, ranks: int, threads: int) -> None:
         self._folder = tempfile.TemporaryDirectory()
-        context = mp.get_context("spawn")
+        context = process_context(__name__)
         self._pipes, self._processes = [], []
         each = max(threads // ranks, 1)
         for rank in range(ranks):

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from cpr_kernels import ShardedMultiViewQueue, cascade_topk, cpr_schedule
 from cpr_kernels.memory.sharded_queue import even_sizes
+from cpr_kernels.processes import process_context, start_method
 
 VIEWS = {"flow": 128, "rgb": 128}
 
@@ -98,5 +99,7 @@ def measure(ranks: int, entries: int, batch: int, threads: int = 1, repeats: int
     if min(ranks, entries, batch, threads, repeats) < 1:
         raise ValueError("ranks, entries, batch, threads and repeats must all be >= 1")
     with tempfile.TemporaryDirectory() as folder:
-        mp.spawn(_rank, args=(ranks, entries, batch, threads, repeats, folder), nprocs=ranks)
+        process_context(__name__)
+        arguments = (ranks, entries, batch, threads, repeats, folder)
+        mp.start_processes(_rank, arguments, ranks, start_method=start_method())
         return Run(*torch.load(Path(folder, "run.pt")))

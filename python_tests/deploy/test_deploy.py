@@ -41,8 +41,8 @@ pytest_plugins = ["train_fixtures"]
 
 
 @pytest.fixture(scope="module")
-def run(cascade_run: Path) -> Path:
-    return cascade_run
+def run(s3d_run: Path) -> Path:
+    return s3d_run
 
 
 @pytest.fixture(scope="module")

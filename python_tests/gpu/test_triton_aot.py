@@ -76,7 +76,7 @@ def test_score_tiles(arch: int, dtype: str, tmp_path: Path) -> None:
         chosen = kernels.score_config(num_keys)
         config = triton.Config({"BLOCK_N": chosen.pop("BLOCK_N")}, **chosen)
         needs = check(kernels.score_tile, arch, types, constants, config, tmp_path)
-        assert ("HGMMA" if arch == 90 else "HMMA") in needs.sass, "the products are not on the tensor cores"
+        assert ("HGMMA" if arch == 90 else "HMMA") in needs.sass(), "the products are not on the tensor cores"
 
 
 @pytest.mark.parametrize("arch", ARCHES)

@@ -19,7 +19,7 @@ LAYERS = {
     "cpr_kernels": [
         {"__main__"}, {"cli"}, {"train"}, {"__init__"}, {"tuning"}, {"ops", "explain", "metrics", "flops"},
         {"mining", "losses", "memory", "deploy"}, {"networks"},
-        {"dispatch", "video", "files", "progress", "errors", "reading"}, {"video_files", "plot_style", "_core"},
+        {"dispatch", "video", "files", "processes", "progress", "errors", "reading"}, {"video_files", "plot_style", "_core"},
     ],
     "cpr_kernels.train": [
         {"demo"}, {"update", "export", "pages"}, {"evaluate", "adapt"}, {"pretrain"}, {"batches"}, {"views"},

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 
 import torch
+from forked import run_python
 from places import ROOT
 
 if str(ROOT) not in sys.path:
@@ -19,15 +19,7 @@ SETTINGS = Settings(threads=torch.get_num_threads(), compiled=False, memory=Fals
 
 def run_bench(*arguments: str) -> subprocess.CompletedProcess[str]:
     """``python -m bench`` in a process of its own."""
-    return subprocess.run(
-        [sys.executable, "-m", "bench", *arguments],
-        cwd=ROOT,
-        env={**os.environ, "OMP_WAIT_POLICY": "passive"},
-        capture_output=True,
-        text=True,
-        timeout=280,
-        check=False,
-    )
+    return run_python("-m", "bench", *arguments, cwd=ROOT, timeout=280)
 
 
 def ours(op):

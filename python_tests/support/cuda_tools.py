@@ -113,10 +113,9 @@ def emulated_changed(changed: Path, folder: Path) -> Any:
     """The same module with one source file in place of the one of its name; built in `folder`, the rest is reused."""
     objects = [_built().parent / f"{path.stem}.o" for path in _sources() if path.name != changed.name]
     assert len(objects) == len(_sources()) - 1
-    _compile(changed, folder / "changed.o")
-    _link(
-        [folder / "changed.o", *objects], folder / "_emulated.so"
-    )  # first: of equal functions the linker takes its
+    _compile(changed, folder / "changed.o", "-O0")  # it compiles for longer than it runs
+    # first: of equal functions the linker takes its
+    _link([folder / "changed.o", *objects], folder / "_emulated.so")
     return _imported(folder / "_emulated.so")
 
 
@@ -134,8 +133,7 @@ def _imported(built: Path) -> Any:
     return module
 
 
-def _compile(source: Path, to: Path) -> None:
-    done = subprocess.run(
-        ["g++", *_emulated_flags(), "-x", "c++", "-c", source, "-o", to], capture_output=True, text=True
-    )
+def _compile(source: Path, to: Path, *more: str) -> None:
+    words = ["g++", *_emulated_flags(), *more, "-x", "c++", "-c", source, "-o", to]
+    done = subprocess.run(words, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

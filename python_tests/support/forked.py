@@ -17,7 +17,7 @@ from multiprocessing.context import BaseContext
 from pathlib import Path
 from typing import Any
 
-from cpr_kernels.train.runtime.processes import process_context
+from cpr_kernels.processes import process_context
 
 IMPORTED = (
     "torch._dynamo", "torch.distributed.elastic.multiprocessing", "cpr_kernels.cli.train", "cpr_kernels.train.pretrain.loop",

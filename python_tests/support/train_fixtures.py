@@ -48,3 +48,9 @@ def sound_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def cascade_run(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run, InfoNCE and one cycle. To be read only."""
     return pretrain(tiny(data, tmp_path_factory.mktemp("finished") / "cascade"))
+
+
+@pytest.fixture(scope="session")
+def s3d_run(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same of the narrowest S3D."""
+    return pretrain(tiny(data, tmp_path_factory.mktemp("finished") / "s3d", backbone="s3d"))

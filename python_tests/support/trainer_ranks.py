@@ -17,6 +17,7 @@ import torch
 import torch.multiprocessing as mp
 from forked import context
 
+from cpr_kernels.processes import start_method
 from cpr_kernels.train import TrainError
 from cpr_kernels.train.pretrain import loop
 from cpr_kernels.train.pretrain.config import Mining, TrainConfig, from_json
@@ -24,7 +25,6 @@ from cpr_kernels.train.pretrain.mining.tuned import TunedMining
 from cpr_kernels.train.pretrain.phases import Phase
 from cpr_kernels.train.runtime import ranks
 from cpr_kernels.train.runtime.checkpoint import save
-from cpr_kernels.train.runtime.processes import start_method
 
 
 def on_ranks(world: int, out: Path, resume: bool) -> None:

@@ -14,7 +14,19 @@ class Needs(NamedTuple):
     registers: int
     local_bytes: int  # of spilled registers, per thread
     shared_bytes: int
-    sass: str
+    cubin: Path
+
+    def sass(self) -> str:
+        """Its machine code, as text."""
+        return _cuobjdump("-sass", self.cubin)
+
+
+def _cuobjdump(*words: str | Path) -> str:
+    import triton
+
+    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    done = subprocess.run([tool, *words], capture_output=True, text=True, check=True)
+    return done.stdout + done.stderr
 
 
 def compile_for(kernel: Any, arch: int, types: dict[str, str], constants: dict[str, Any], warps: int, stages: int,
@@ -33,14 +45,8 @@ def compile_for(kernel: Any, arch: int, types: dict[str, str], constants: dict[s
     compiled = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
     cubin = folder / f"{kernel.__name__}_{arch}_{warps}.cubin"
     cubin.write_bytes(compiled.asm["cubin"])
-    tools = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
-    usage = subprocess.run(
-        [tools / "cuobjdump", "-res-usage", cubin], capture_output=True, text=True, check=True
-    )
-    found = re.search(r"REG:(\d+) STACK:(\d+) SHARED:(\d+) LOCAL:(\d+)", usage.stdout + usage.stderr)
-    assert found, usage.stdout + usage.stderr
+    usage = _cuobjdump("-res-usage", cubin)
+    found = re.search(r"REG:(\d+) STACK:(\d+) SHARED:(\d+) LOCAL:(\d+)", usage)
+    assert found, usage
     registers, stack, _, local = map(int, found.groups())
-    sass = subprocess.run(
-        [tools / "cuobjdump", "-sass", cubin], capture_output=True, text=True, check=True
-    ).stdout
-    return Needs(registers, stack + local, compiled.metadata.shared, sass)
+    return Needs(registers, stack + local, compiled.metadata.shared, cubin)

@@ -11,7 +11,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from forked import context
 
-from cpr_kernels.train.runtime.processes import start_method
+from cpr_kernels.processes import start_method
 
 
 def _rank(rank: int, work: Callable[[int], Any], folder: Path) -> None:

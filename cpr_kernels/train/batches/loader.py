@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from ...processes import process_context
 from .. import TrainError
-from ..runtime.processes import process_context
 from ..views import View
 from ..views.augment import Augment, Draws
 from .dataset import Batch, ClipDataset

@@ -15,8 +15,8 @@ from multiprocessing.connection import wait as wait_for
 from pathlib import Path
 from typing import TypedDict
 
+from ...processes import process_context
 from .. import TrainError
-from ..runtime.processes import process_context
 from .decoding import FrameSettings, Knots, Pictures, UnreadableVideo, knots, read_views
 from .kinds.shards import extracted
 from .segments import WHOLE, Segment

@@ -179,7 +179,7 @@ def test_snapshot_between_any_two_steps_continues_alike(data: Path, tmp_path: Pa
 
 @pytest.mark.slow
 def test_training_lowers_the_loss(data: Path, tmp_path: Path) -> None:
-    config = tiny(data, tmp_path / "r", infonce_epochs=10, cycles=0, width=0.125)
+    config = tiny(data, tmp_path / "r", infonce_epochs=10, cycles=0, backbone="s3d", width=0.125)
     steps = [line for line in read_lines(pretrain(config) / "log.jsonl") if line["kind"] == "step"]
     for view in ("rgb", "flow"):
         losses = [line[f"loss_{view}"] for line in steps]
@@ -199,7 +199,7 @@ def test_refusals_are_one_sentence(straight: Path, data: Path, tmp_path: Path) -
         pretrain(replace(config, out=tmp_path / "x", clips=replace(config.clips, frames=7)))
     with pytest.raises(TrainError, match="5 positives cannot come from a queue of 4"):
         replace(config, queue=4, mining=Mining(stages=1, topk=5)).check()
-    with pytest.raises(TrainError, match=r"a s3d of width 0\.05 and embedding 16"):
+    with pytest.raises(TrainError, match=r"a conv4 of width 0\.05 and embedding 16"):
         encoder = encoder_files(straight)[0][1]["rgb"]
         build(replace(config, out=tmp_path / "x", width=0.1, init={"rgb": encoder}))
     assert not (tmp_path / "x").exists()

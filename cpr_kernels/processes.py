@@ -1,4 +1,4 @@
-"""Starts the trainer's helper processes from one that has imported torch already.
+"""Starts helper processes from one that has imported torch already.
 
 Importing torch takes seconds of a core. On Linux a server imports it once and forks a process whenever one is wanted;
 it has no threads of torch's, whose fork could hang. Elsewhere every process starts anew and imports what it needs.
