@@ -13,14 +13,18 @@ import argparse
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
+from functools import partial
+from importlib import import_module
 from itertools import islice, pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from ..harness.text import markdown, significant
 
+T = TypeVar("T")
+R = TypeVar("R")
 FRAMES = 30  # of a video
 BOUND, QUALITY = 20.0, 95
 
@@ -61,10 +65,8 @@ def torchcodec_decoder() -> Callable[[Path, int], list[Any]] | str:
     """Returns what decodes by torchcodec on one thread, or why it cannot."""
     try:
         with suppress(ImportError):  # FFmpeg as a wheel, for systems that lack it
-            import torchcodec_ffmpeg
-
-            torchcodec_ffmpeg.install()
-        from torchcodec.decoders import VideoDecoder
+            import_module("torchcodec_ffmpeg").install()
+        decoders = import_module("torchcodec.decoders")
     except (ImportError, RuntimeError, OSError) as error:
         return f"torchcodec cannot be used: {' '.join(str(error).split())[:120]}"
 
@@ -73,7 +75,7 @@ def torchcodec_decoder() -> Callable[[Path, int], list[Any]] | str:
 
         from cpr_kernels.video import shrunk
 
-        decoder = VideoDecoder(
+        decoder = decoders.VideoDecoder(
             str(path), num_ffmpeg_threads=1, dimension_order="NHWC", seek_mode="approximate"
         )
         return [
@@ -92,7 +94,8 @@ def flows() -> Iterator[tuple[str, Callable[[Any, Any], Any]]]:
 
     for effort in FLOW_SETTINGS:
         yield f"TV-L1 {effort}", flow_estimator(effort, BOUND)
-    dis = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
+    contributed: Any = cv2  # this part of OpenCV has no type hints
+    dis = contributed.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
 
     def between(first: Any, second: Any) -> Any:
         greys = [cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY) for frame in (first, second)]
@@ -101,11 +104,16 @@ def flows() -> Iterator[tuple[str, Callable[[Any, Any], Any]]]:
     yield "DIS medium (not offered)", between
 
 
-def timed(work: Callable[[], Any]) -> tuple[float, Any]:
-    """Returns seconds of this thread's CPU and the result."""
+def timed(work: Callable[[T], R], items: Sequence[T]) -> tuple[float, list[R]]:
+    """Returns seconds of this thread's CPU and the results of all items."""
     began = time.thread_time()
-    made = work()
+    made = [work(item) for item in items]
     return time.thread_time() - began, made
+
+
+def starmapped(work: Callable[[Any, Any], Any], pair: tuple[Any, Any]) -> Any:
+    """Returns `work` of a pair's two items."""
+    return work(*pair)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -121,7 +129,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = words.parse_args(argv)
     cv2.setNumThreads(1)
     paths = paths_in(options.videos, options.count)
-    decoders: dict[str, Callable[[Path, int], list[Any]]] = {
+    decoders: dict[str, Callable[..., list[Any]]] = {
         "decoded and scaled (PyAV)": decoded, "decoded whole, then shrunk": decoded_then_shrunk,
     }  # fmt: skip
     by_torchcodec = torchcodec_decoder()
@@ -130,20 +138,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     clips = [decoded(path, options.size) for path in paths]  # also warms the files up
     frames = sum(map(len, clips))
     costs = {
-        name: sum(timed(lambda path=path, read=read: read(path, options.size))[0] for path in paths) / frames
-        for name, read in decoders.items()
+        name: timed(partial(read, size=options.size), paths)[0] / frames for name, read in decoders.items()
     }
-    rgb = sum(
-        timed(lambda clip=clip: [encode_jpeg(frame[..., ::-1], QUALITY) for frame in clip])[0]
-        for clip in clips
-    )
+    rgb = timed(
+        lambda frame: encode_jpeg(frame[..., ::-1], QUALITY), [one for clip in clips for one in clip]
+    )[0]
     rows = [[name, significant(1e3 * cost), ""] for name, cost in costs.items()]
     rows.append(["JPEGs of the pictures", significant(1e3 * rgb / frames), ""])
+    pairs = [two for clip in clips for two in pairwise(clip)]
     for name, between in flows():
-        spent, made = timed(
-            lambda between=between: [between(a, b) for clip in clips for a, b in pairwise(clip)]
-        )
-        packed, _ = timed(lambda made=made: [encode_jpeg(one, QUALITY) for one in made])
+        spent, made = timed(partial(starmapped, between), pairs)
+        packed = timed(lambda one: encode_jpeg(one, QUALITY), made)[0]
         whole = costs["decoded and scaled (PyAV)"] + (rgb + spent + packed) / frames
         rows.append([name, significant(1e3 * spent / frames), f"{100 * spent / frames / whole:.0f} %"])
         jpegs = 1e3 * packed / frames

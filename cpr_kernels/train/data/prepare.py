@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from ...progress import ProgressBar, say, table
 from ...reading.records import many_objects
@@ -144,7 +144,12 @@ def _prepare(
                 if isinstance(outcome, str):
                     skipped.append((source.id, str(outcome)))
                     if isinstance(outcome, Lasting) and source.stamp:
-                        note = Refusal(reason=str(outcome), reader=_reader(), **source.stamp._asdict())
+                        note = Refusal(
+                            reason=str(outcome),
+                            reader=_reader(),
+                            bytes=source.stamp.bytes,
+                            changed_ns=source.stamp.changed_ns,
+                        )
                         store.put({record_key("refused", source.id): sealed_text(note)})
                 else:
                     store.put(records(source.id, outcome))
@@ -239,7 +244,7 @@ def _reader() -> str:
 @many_objects()
 def _manifest(
     sources: list[Source],
-    entries: dict[str, Entry],
+    entries: dict[str, Any],
     settings: FrameSettings,
     skipped: list[tuple[str, str]],
 ) -> Manifest:
