@@ -25,6 +25,14 @@ COMMANDS = {  # name: (the module with its `main(argv)`, what it does)
         "Rewrites the tables of README.md and docs/benchmarks.md from the kept results.",
     ),
     "scale": ("bench.scale.run", "Measures queues of 1e5 entries and more: exact, in shares and by FAISS."),
+    "prepare": (
+        "bench.data.speed",
+        "Measures where preparing videos spends its time: decoding, flow at every effort, JPEGs.",
+    ),
+    "startup": (
+        "bench.data.startup",
+        "Measures how long a data set of 240,000 videos takes to be listed, prepared again and opened.",
+    ),
     "sharded": ("bench.sharded.model_tables", "Prints a cost model of a queue shared by many ranks."),
     "demo": (
         "bench.studies.demo",

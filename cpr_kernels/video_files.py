@@ -45,7 +45,8 @@ def why_not(name: str) -> str | None:
     """The reason, by its name, why a file is taken for no video; None where it may be one."""
     if name.startswith("."):
         return "hidden"
-    ending = Path(name).suffix.lower()
+    stem, _, ending = name.rpartition(".")  # a path's suffix would take ten times as long
+    ending = f".{ending.lower()}" if stem else ""
     if ending in ENDINGS:
         return None
     return KIND_OF.get(ending) or (f"ending {ending} is no video's" if ending else "no ending")
@@ -75,60 +76,68 @@ def _holds_frames(names: Sequence[str]) -> bool:
     return last - first + 1 == len(frames[0])
 
 
-def walk(root: Path, frames: bool = False) -> tuple[list[Path], PassedOver]:
+def walk(root: Path, frames: bool = False) -> tuple[list[str], PassedOver]:
     """Returns the files below a folder that may hold video, sorted, and what was passed over, with the reason.
 
-    With `frames`, a folder that holds nothing but numbered pictures counts as a video.
-
-    Links to files and folders are followed, except one that leads back to a folder that holds it. Hidden files and
-    folders, which begin with a point, are passed over, and so are files whose ending is no video's.
+    Names are below the root, with slashes. With `frames`, a folder that holds nothing but numbered pictures counts as
+    a video. Links to files and folders are followed, except one that leads back to a folder that holds it. Hidden files
+    and folders, which begin with a point, are passed over, and so are files whose ending is no video's.
     """
-    found: list[Path] = []
+    found: list[str] = []
     passed_over: PassedOver = []
     status = root.stat()
-    _walk(root, "", ((status.st_dev, status.st_ino),), found, passed_over, frames)
-    return sorted(found), passed_over
+    _walk(str(root), "", ((status.st_dev, status.st_ino),), found, passed_over, frames)
+    return found, passed_over
 
 
 def _walk(
-    folder: Path, below: str, above: tuple[tuple[int, int], ...], found: list[Path], passed_over: PassedOver,
+    folder: str, below: str, above: tuple[tuple[int, int], ...], found: list[str], passed_over: PassedOver,
     frames: bool,
 ) -> None:  # fmt: skip
-    """Adds the files of a folder, `below` the root, whose own and whose parents' identities are `above`."""
+    """Adds the files of a folder in order, `below` the root, whose own and whose parents' identities are `above`."""
     try:
-        names = sorted(path.name for path in folder.iterdir())
+        with os.scandir(folder) as scan:
+            entries = sorted(scan, key=lambda entry: entry.name)
     except OSError as error:
         passed_over.append((below or f"{folder}/", f"folder cannot be read: {error.strerror}"))
         return
-    if not names and below:
+    if not entries and below:
         passed_over.append((below, "empty folder"))
-    if frames and below and _holds_frames(names):
-        found.append(folder)
+    if frames and below and _holds_frames([entry.name for entry in entries]):
+        found.append(below[:-1])
         return
-    for name in names:
-        path, shown = folder / name, below + printable(name)
+    for entry in entries:
+        name = entry.name
+        shown = below + (name if name.isascii() else printable(name))
         if name.startswith("."):
             passed_over.append((shown, "hidden"))
             continue
         try:
-            status = path.stat()
+            mode, identity = _kind(entry)
         except OSError as error:
-            broken = f"broken link: to {str(path.readlink())!r}" if path.is_symlink() else None
+            broken = f"broken link: to {os.readlink(entry.path)!r}" if entry.is_symlink() else None  # noqa: PTH115
             passed_over.append((shown, broken or f"cannot be read: {error.strerror}"))
             continue
-        identity = (status.st_dev, status.st_ino)
         if shown != below + name:
             passed_over.append((shown, "name is not UTF-8: rename it"))
-        elif not stat.S_ISDIR(status.st_mode):
-            reason = why_not(name) if stat.S_ISREG(status.st_mode) else "no regular file"
+        elif not stat.S_ISDIR(mode):
+            reason = why_not(name) if stat.S_ISREG(mode) else "no regular file"
             if reason is None:
-                found.append(path)
+                found.append(shown)
             else:
                 passed_over.append((shown, reason))
         elif identity in above:
             passed_over.append((f"{shown}/", "link that leads back to a folder above it"))
         else:
-            _walk(path, f"{shown}/", (*above, identity), found, passed_over, frames)
+            _walk(entry.path, f"{shown}/", (*above, identity), found, passed_over, frames)
+
+
+def _kind(entry: os.DirEntry[str]) -> tuple[int, tuple[int, int]]:
+    """The mode of a folder's entry and what identifies it; of a plain file without a call to the file system."""
+    if entry.is_file(follow_symlinks=False):
+        return stat.S_IFREG, (0, 0)
+    status = entry.stat()
+    return status.st_mode, (status.st_dev, status.st_ino)
 
 
 def printable(name: str) -> str:

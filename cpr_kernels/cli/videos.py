@@ -37,7 +37,8 @@ def video_files(command: str, given: Sequence[str]) -> list[Path]:
     for word in given:
         path = Path(word)
         if path.is_dir():
-            inside, passed_over = walk(path)
+            names, passed_over = walk(path)
+            inside = [path / name for name in names]
             what = "this folder holds no video"
         elif path.exists() or not glob.has_magic(word):
             inside, passed_over = [path], []  # a missing file is said when its turn comes

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import struct
 from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any
 
-SEAL = "sha256"
+SEAL, TEXT_SEAL = "sha256", "sha256_of_rest"
 UNSEALED = "holds no content hash (written by an older cpr_kernels), so damage cannot be seen"
 DAMAGED = (
     f"its content is not what its {SEAL} says: it was damaged, or changed by hand (then take that line out)"
 )
+TEXT_HEAD = re.compile(rb'\{\s*"%b":\s*"(?P<hash>[0-9a-f]{64})",' % TEXT_SEAL.encode())
 # A zip file ends in 22 bytes, of which the last two count those of a comment after them.
 END, MARK, DIGITS = b"PK\x05\x06", b"sha256:", 64
 COMMENT = len(MARK) + DIGITS
@@ -35,6 +37,39 @@ def check_seal(body: Mapping[str, Any]) -> bool:
     if body[SEAL] != _hash({name: value for name, value in body.items() if name != SEAL}):
         raise ValueError(DAMAGED)
     return True
+
+
+def sealed_text(body: Mapping[str, Any], indent: int = 0) -> bytes:
+    """Returns an object as JSON whose first member is the hash of the bytes after it, which costs no second parsing.
+
+    indent: spaces a level, or 0 for one line.
+    """
+    import msgspec
+
+    try:
+        text = msgspec.json.format(msgspec.json.encode(body), indent=indent or -1)
+    except UnicodeEncodeError:  # half of a surrogate pair, which only an escape can hold
+        text = json.dumps(body, indent=indent or None).encode()
+    return _text_head(rest := text[1:], indent) + rest
+
+
+def has_text_seal(text: bytes) -> bool:
+    """Returns whether JSON begins with the hash of the bytes after it.
+
+    Raises:
+        ValueError: it begins with another hash.
+    """
+    if not (found := TEXT_HEAD.match(text)):
+        return False
+    rest = text[found.end() :]
+    if found["hash"].decode() != hashlib.sha256(rest).hexdigest():
+        raise ValueError(DAMAGED.replace(SEAL, TEXT_SEAL))
+    return True
+
+
+def _text_head(rest: bytes, indent: int) -> bytes:
+    space = "\n" + indent * " " if indent else ""
+    return f'{{{space}"{TEXT_SEAL}":{" " if indent else ""}"{hashlib.sha256(rest).hexdigest()}",'.encode()
 
 
 def _hash(body: Mapping[str, Any]) -> str:

@@ -27,7 +27,7 @@ from cpr_kernels.deploy.model import ClipBatch
 from cpr_kernels.reading.seals import sealed
 from cpr_kernels.train import TrainError
 from cpr_kernels.train.batches.dataset import ClipDataset
-from cpr_kernels.train.data.decoding import _jpeg, decode_rgb
+from cpr_kernels.train.data.decoding import decode_rgb, encode_jpeg
 from cpr_kernels.train.encoders.weights import load_encoder
 from cpr_kernels.train.evaluate.classifier import load_classifier
 from cpr_kernels.train.evaluate.finetune import Finetune, finetune
@@ -125,7 +125,7 @@ def test_a_video_gives_what_its_prepared_frames_gave(
 
 def as_stored(clips: torch.Tensor, quality: int) -> torch.Tensor:
     """Frames [M, T, H, W, 3] after the JPEG in which `prepare` stores them."""
-    frames = [decode_rgb(_jpeg(frame[..., ::-1], quality)) for frame in clips.flatten(0, 1).numpy()]
+    frames = [decode_rgb(encode_jpeg(frame[..., ::-1], quality)) for frame in clips.flatten(0, 1).numpy()]
     return torch.from_numpy(np.stack(frames)).reshape(clips.shape)
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from cpr_kernels.cli.tables import open_columns
-from cpr_kernels.reading.seals import sealed
+from cpr_kernels.reading.seals import SEAL, TEXT_SEAL, sealed, sealed_text
 
 Change = Callable[[Any], Any]
 
@@ -18,9 +18,11 @@ Change = Callable[[Any], Any]
 def resealed_json(body: bytes, change: Change) -> bytes:
     """JSON with its hash made right after a change, where it has one."""
     held = json.loads(body)
-    had_seal = held.pop("sha256", None) is not None
+    seal = next((name for name in (SEAL, TEXT_SEAL) if held.pop(name, None)), "")
     made = change(held)
-    return json.dumps(sealed(made) if had_seal and isinstance(made, dict) else made).encode()
+    if seal == TEXT_SEAL and isinstance(made, dict) and made:
+        return sealed_text(made)
+    return json.dumps(sealed(made) if seal == SEAL and isinstance(made, dict) else made).encode()
 
 
 def read_table(name: str) -> Callable[[Path], dict[str, Any]]:

@@ -247,11 +247,11 @@ def sound_manifest(whole: Any, got: Any, folder: Path) -> bool:
 
 
 def write_store(folder: Path) -> None:
-    from cpr_kernels.train.data.decoding import _jpeg
+    from cpr_kernels.train.data.decoding import encode_jpeg
     from cpr_kernels.train.data.store import FrameStore, packed, record_key
 
     rng = np.random.default_rng(0)
-    frames = [_jpeg(rng.integers(0, 256, (32, 32, 3)).astype(np.uint8), 90) for _ in range(6)]
+    frames = [encode_jpeg(rng.integers(0, 256, (32, 32, 3)).astype(np.uint8), 90) for _ in range(6)]
     store = FrameStore(folder, writable=True)
     for n in range(3):
         store.put(

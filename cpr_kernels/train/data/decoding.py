@@ -112,9 +112,9 @@ def _read_folder(folder: Path, settings: FrameSettings) -> Pictures:
     if flow is None:
         between = flow_estimator(settings.flow, settings.flow_bound)
         flow = [between(first, second) for first, second in itertools.pairwise(rgb)]
-    jpegs = [_jpeg(frame[..., ::-1], settings.jpeg_quality) for frame in rgb]
+    jpegs = [encode_jpeg(frame[..., ::-1], settings.jpeg_quality) for frame in rgb]
     _refuse_unfit(jpegs, settings)
-    flow_jpegs = [_jpeg(one, settings.jpeg_quality) for one in flow[: len(rgb) - 1]]
+    flow_jpegs = [encode_jpeg(one, settings.jpeg_quality) for one in flow[: len(rgb) - 1]]
     return Pictures(jpegs[:-1], flow_jpegs, [], None, "")
 
 
@@ -143,8 +143,8 @@ def read_views(path: Path, settings: FrameSettings, segment: Segment = WHOLE) ->
         if previous is not None:
             if previous.shape != frame.shape:
                 raise UnreadableVideo("the frame size changes inside the video")
-            flow.append(_jpeg(between(previous, frame), settings.jpeg_quality))
-        rgb.append(_jpeg(frame[..., ::-1], settings.jpeg_quality))
+            flow.append(encode_jpeg(between(previous, frame), settings.jpeg_quality))
+        rgb.append(encode_jpeg(frame[..., ::-1], settings.jpeg_quality))
         times.append(second)
         previous = frame
     _refuse_unfit(rgb, settings)
@@ -218,7 +218,8 @@ def decode_picture(body: bytes | memoryview, flags: int) -> Frame:
     return np.asarray(picture, np.uint8)
 
 
-def _jpeg(image: Any, quality: int) -> bytes:
+def encode_jpeg(image: Any, quality: int) -> bytes:
+    """An image as a JPEG of this quality, grey or in the order blue, green, red."""
     import cv2
 
     good, encoded = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, quality])

@@ -18,7 +18,7 @@ SPLIT_NAMES = {
     "eval": "val", "evaluation": "val", "test": "test", "testing": "test",
 }  # fmt: skip
 _SPLIT_FOLDER = re.compile(
-    rf"(?:(?:videos?|clips)[_-])?({'|'.join(SPLIT_NAMES)})(?:[_-]?(?:set|split|videos?|clips|data)|[_-]\d+)?"
+    rf"(?:(?:videos?|clips)[_-])?({'|'.join(SPLIT_NAMES)})(?:[_-]?(?:set|split|list|videos?|clips|data)|[_-]\d+)?"
 )
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import codecs
 import csv
 import io
-from collections.abc import Iterator
+import itertools
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,6 +23,7 @@ from .kinds.annotations import (
     kinetics_lines,
     list_lines,
     split_of,
+    stem_of,
 )
 from .layouts import Labels, split_named
 from .segments import WHOLE, Segment, segment_of
@@ -71,15 +73,18 @@ def read_list(table: Path, labels: Labels, root: Path | None = None) -> tuple[li
             f"videos: {table} is a file, and no CSV in UTF-8; give a folder of videos, a CSV with the columns "
             f"{COLUMNS}, or ActivityNet's JSON"
         ) from None
-    return _rows(table, lines, labels)
+    return _public(table, [line for _, line in lines], [], labels, [number for number, _ in lines])
 
 
 def _public(
-    table: Path, lines: list[Line], passed_over: PassedOver, labels: Labels
+    table: Path, lines: list[Line], passed_over: PassedOver, labels: Labels, numbers: Sequence[int] = ()
 ) -> tuple[list[Row], PassedOver]:
-    """The rows of a public data set's list; what gives no split has that of the list's name."""
+    """The rows of a list's lines, whose `numbers` count from 1; what gives no split has that of the list's name."""
     named = split_of(table)
-    numbered = [(i, {**line, "split": line.get("split") or named}) for i, line in enumerate(lines, start=1)]
+    numbered = [
+        (number, {**line, "split": line.get("split") or named})
+        for number, line in zip(numbers or itertools.count(1), lines)
+    ]
     rows, further = _rows(table, numbered, labels)
     return rows, passed_over + further
 
@@ -89,9 +94,10 @@ def _rows(
 ) -> tuple[list[Row], PassedOver]:
     rows: dict[str, Row] = {}
     passed_over: PassedOver = []
-    has_labels = labels != "none" and any(_label_in(line) for _, line in lines)
+    named = _class_names(table, lines) if labels != "none" else {}
+    has_labels = any(named.values())
     for number, line in lines:
-        name, label = line.get("path", ""), _label_in(line) if labels != "none" else ""
+        name, label = line.get("path", ""), named.get(_label_in(line), "")
         written = line.get("split", "")
         split = split_named(written) if written else ""
         if split is None:
@@ -109,11 +115,34 @@ def _rows(
             passed_over.append((name, "an address, no file"))
         elif not name or (has_labels and not label):
             passed_over.append((f"{table.name} line {number}", "path or label is empty"))
-        elif segment.id(name) in rows:
-            passed_over.append((segment.id(name), f"listed twice: line {number}"))
+        elif (first := rows.get(segment.id(name))) is not None:
+            other = f" with different labels: {first.label} and {label}," if first.label != label else ":"
+            passed_over.append((segment.id(name), f"listed twice{other} line {number}"))
         else:
             rows[segment.id(name)] = Row(name, label, split, line.get("group", ""), segment)
     return list(rows.values()), passed_over
+
+
+def _class_names(table: Path, lines: list[tuple[int, dict[str, str]]]) -> dict[str, str]:
+    """The classes that the labels of a list name: {label: class}.
+
+    Where all labels are numbers, 2.0 is 2, and negative ones and nan mean none.
+
+    Raises:
+        TrainError: all are numbers and one is not whole.
+    """
+    labels = dict.fromkeys(_label_in(line) for _, line in lines)
+    try:
+        numbers = {label: float(label) for label in labels if label}
+    except ValueError:
+        return {label: label for label in labels}
+    odd = next((label for label, number in numbers.items() if number != number // 1 and number > 0), None)
+    if odd is not None:
+        raise TrainError(
+            f"videos: {table} has labels such as {odd}: numbers that are no classes; give names or whole numbers, or "
+            "add --labels none"
+        )
+    return {label: str(int(number)) if number >= 0 else "" for label, number in numbers.items()}
 
 
 def _label_in(line: dict[str, str]) -> str:
@@ -126,6 +155,8 @@ def _lines(table: Path, text: str) -> Iterator[tuple[int, dict[str, str]]]:
     bare = len(first) == 1 and Path(first[0].strip()).suffix.lower() in ENDINGS
     reader = csv.DictReader(io.StringIO(text, newline=""), ["path"] if bare else None)
     columns = [(name or "").strip().lower() for name in reader.fieldnames or ()]
+    if twice := next((name for name in columns if name and columns.count(name) > 1), None):
+        raise TrainError(f"videos: {table} has two columns {twice}; rename one")
     if "path" not in columns and not set(columns) >= KINETICS:
         raise TrainError(f"videos: {table} needs a header with {COLUMNS}, got {sorted(columns)}")
     for row in reader:
@@ -170,7 +201,7 @@ def _activity_net(table: Path, database: dict[str, _Facts], labels: Labels) -> t
 
     The videos are files called `<id>` or `v_<id>` with a video's ending, anywhere below the list's folder.
     """
-    files = {path.stem: path.relative_to(table.parent).as_posix() for path in walk(table.parent)[0]}
+    files = {stem_of(name): name for name in walk(table.parent)[0]}
     rows: dict[str, Row] = {}
     passed_over: PassedOver = []
     for video, facts in database.items():
@@ -202,4 +233,7 @@ def text_of(path: Path) -> str:
     """
     body = path.read_bytes()
     marks = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
-    return body.decode("utf-16" if body.startswith(marks) else "utf-8-sig")
+    text = body.decode("utf-16" if body.startswith(marks) else "utf-8-sig")
+    if "\0" in text:
+        raise UnicodeError("a zero byte: UTF-16 without its mark, or no text")
+    return text

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-import msgspec
 import numpy as np
 from msgspec import Meta
 
 from ...progress import say
-from ...reading.records import as_record, read_json
-from ...reading.seals import UNSEALED, check_seal, sealed
+from ...reading.records import as_record, many_objects, read_json, read_large_record
+from ...reading.seals import UNSEALED, check_seal, has_text_seal, sealed_text
 from .. import TrainError
 from ..runtime.files import write_atomically
 from .decoding import FrameSettings, Knots
@@ -86,6 +84,7 @@ class Manifest:
                 "or by a CSV with a label column (cpr explore, cpr export and cpr index need none)"
             )
 
+    @many_objects()
     def save(self, folder: Path) -> None:
         """Writes `manifest.json` and `skipped.txt`, atomically."""
         body = {
@@ -98,10 +97,7 @@ class Manifest:
         write_atomically(
             folder / "skipped.txt", "".join(f"{name}\t{reason}\n" for name, reason in self.skipped).encode()
         )
-        text = msgspec.json.format(
-            json.dumps(sealed(body)).encode(), indent=1
-        )  # json's own indent takes minutes
-        write_atomically(folder / "manifest.json", text)
+        write_atomically(folder / "manifest.json", sealed_text(body, indent=1))
 
     @classmethod
     def load(cls, folder: Path) -> Manifest:
@@ -117,15 +113,12 @@ class Manifest:
                 "by --data"
             )
         try:
-            body = read_json(path.read_bytes())
-            if not isinstance(body, dict):
-                raise ValueError(f"a {type(body).__name__} where an object belongs")
-            if body.get("version") not in READABLE:
-                known = " or ".join(map(str, READABLE))
-                raise ValueError(f"it has version {body.get('version')}, expected {known}")
-            if not check_seal(body):
-                say(f"data: {path} {UNSEALED}")
-            made = as_record(body, cls)
+            text = path.read_bytes()
+            if has_text_seal(text):
+                _check_version(read_large_record(text, _Version).version)
+                made = read_large_record(text, cls)
+            else:
+                made = _older(text, path)
             made.check()
         except (ValueError, OSError) as error:
             raise TrainError(f"data: {path} is damaged ({error}); run the same `cpr prepare` again") from None
@@ -140,6 +133,29 @@ class Manifest:
                 )
         if len({video.id for video in self.videos}) < len(self.videos):
             raise ValueError("two of its videos have one id")
+
+
+@dataclass(frozen=True)
+class _Version:
+    """Holds the version of a manifest, whatever else is in it."""
+
+    version: Any = None
+
+
+def _check_version(version: Any) -> None:
+    if version not in READABLE:
+        raise ValueError(f"it has version {version}, expected {' or '.join(map(str, READABLE))}")
+
+
+def _older(text: bytes, path: Path) -> Manifest:
+    """Returns a manifest of an older version, whose hash is of its content, or which has none."""
+    body = read_json(text)
+    if not isinstance(body, dict):
+        raise ValueError(f"a {type(body).__name__} where an object belongs")
+    _check_version(body.get("version"))
+    if not check_seal(body):
+        say(f"data: {path} {UNSEALED}")
+    return as_record(body, Manifest)
 
 
 def rate_warning(manifest: Manifest) -> str:

@@ -1,42 +1,37 @@
-"""Videos in, data set out: decoding and TV-L1 in several processes, one writer, resumable at any moment."""
+"""Videos in, data set out: several processes read, one writes, resumable at any moment."""
 
 from __future__ import annotations
 
 import json
 import math
-import multiprocessing
 import os
-import signal
-import threading
-from collections import Counter, deque
-from collections.abc import Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
-from dataclasses import asdict, dataclass, replace
-from multiprocessing.connection import wait as wait_for
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from ...processes import process_context
 from ...progress import ProgressBar, say, table
-from ...reading.seals import sealed
+from ...reading.records import many_objects
+from ...reading.seals import sealed_text
 from ...video_files import by_reason, folded
 from .. import TrainError
 from ..runtime.lock import exclusive
-from .decoding import FrameSettings, Pictures, UnreadableVideo, knots, read_views
-from .kinds.shards import extracted
+from .decoding import FrameSettings
 from .layouts import Labels
 from .manifest import NO_CLASS, VERSION, Manifest, Video, rate_warning
 from .parts import FOLDER as IS_PART
 from .parts import Part, finished, refuse_other_parts
-from .segments import WHOLE, Segment
-from .sound import NoSound, log_mel, packed_spectrogram, read_sound
 from .sources import Source, list_sources
 from .store import FrameStore, packed, record_key
+from .workers import Entry, Lasting, Reading, Refusal, read_all
 
 SPLITS = ("train", "test", "val")
 KEPT = ("frames", "silence", "fps", "knots", "note")  # of an entry, in the manifest
-SLOWEST = 2.0  # seconds from a picture to the next, the mean, up to which sound is kept
+
+
+T = TypeVar("T", Entry, Refusal)
 
 
 @dataclass(frozen=True)
@@ -136,22 +131,28 @@ def _prepare(
     store, passed_over = FrameStore(out, writable=True), len(skipped)
     try:
         store.check()
-        _same_settings(store, settings)
-        entries = {source.id: entry for source in sources if (entry := _stored_entry(store, source))}
+        claim(store, settings)
+        entries, refused = _known(store, "entry", Entry, sources), _known(store, "refused", Refusal, sources)
         kept = len(entries)
-        todo = [source for source in sources if source.id not in entries]
-        with ProgressBar("prepare", len(sources), done=kept, unit="video") as bar:
-            for source, outcome in _read_all(todo, settings, processes):
+        refused = {
+            id: note for id, note in refused.items() if id not in entries and note["reader"] == _reader()
+        }
+        skipped += [(id, str(note["reason"])) for id, note in refused.items()]
+        todo = [source for source in sources if source.id not in entries and source.id not in refused]
+        with ProgressBar("prepare", len(sources), done=kept + len(refused), unit="video") as bar:
+            for source, outcome in read_all(todo, settings, processes):
                 if isinstance(outcome, str):
-                    skipped.append((source.id, outcome))
+                    skipped.append((source.id, str(outcome)))
+                    if isinstance(outcome, Lasting) and source.stamp:
+                        note = Refusal(
+                            reason=str(outcome),
+                            reader=_reader(),
+                            bytes=source.stamp.bytes,
+                            changed_ns=source.stamp.changed_ns,
+                        )
+                        store.put({record_key("refused", source.id): sealed_text(note)})
                 else:
-                    rgb, flow = record_key("rgb", source.id), record_key("flow", source.id)
-                    store.put({
-                        rgb: packed(outcome.rgb, rgb),
-                        flow: packed(outcome.flow, flow),
-                        **({record_key("audio", source.id): outcome.audio} if outcome.audio else {}),
-                        record_key("entry", source.id): json.dumps(sealed(outcome.entry)).encode(),
-                    })  # fmt: skip
+                    store.put(records(source.id, outcome))
                     entries[source.id] = outcome.entry
                 bar.advance()
     finally:
@@ -162,6 +163,17 @@ def _prepare(
     store.note_whole()
     (manifest := _manifest(sources, entries, settings, skipped)).save(out)
     return Prepared(manifest, stored=len(entries) - kept, kept=kept)
+
+
+def records(id: str, reading: Reading) -> dict[str, bytes]:
+    """The records of a video, which are stored together or not at all."""
+    rgb, flow = record_key("rgb", id), record_key("flow", id)
+    return {
+        rgb: packed(reading.rgb, rgb),
+        flow: packed(reading.flow, flow),
+        **({record_key("audio", id): reading.audio} if reading.audio else {}),
+        record_key("entry", id): sealed_text(reading.entry),
+    }
 
 
 def print_summary(prepared: Prepared, out: Path) -> None:
@@ -196,7 +208,8 @@ def print_summary(prepared: Prepared, out: Path) -> None:
         table(f"{len(manifest.skipped)} skipped", ["file", "reason"], shown)
 
 
-def _same_settings(store: FrameStore, settings: FrameSettings) -> None:
+def claim(store: FrameStore, settings: FrameSettings) -> None:
+    """Notes in a new data set what it is made with; raises `TrainError` for one that was made otherwise."""
     wanted = {"version": VERSION, **asdict(settings)}
     before = store.get_json("settings")
     if before is None:
@@ -210,24 +223,28 @@ def _same_settings(store: FrameStore, settings: FrameSettings) -> None:
         )
 
 
-def _stored_entry(store: FrameStore, source: Source) -> dict[str, Any] | None:
-    """What is known of a video that is stored already, from a file that has not changed since."""
-    entry = store.get_json(record_key("entry", source.id))
-    try:
-        return entry if entry is not None and entry == {**entry, **_stamp(source.path)} else None
-    except OSError:
-        return None
+def _known(store: FrameStore, kind: str, form: type[T], sources: list[Source]) -> dict[str, T]:
+    """What an earlier run has stored of each source whose file has not changed since: {id: JSON}."""
+    stored = store.all_json(kind, form)
+    known: dict[str, T] = {}
+    for source in sources if stored else ():
+        note = stored.get(record_key(kind, source.id))
+        if note and source.stamp and source.stamp == (note.get("bytes"), note.get("changed_ns")):
+            known[source.id] = note
+    return known
 
 
-def _stamp(path: Path) -> dict[str, int]:
-    """Size and time of change of a file: what tells a changed one from an unchanged one."""
-    status = path.stat()
-    return {"bytes": status.st_size, "changed_ns": status.st_mtime_ns}
+def _reader() -> str:
+    """What reads the videos: another version may read a file that this one cannot."""
+    import av
+
+    return f"cpr_kernels {version('cpr_kernels')}, PyAV {av.__version__}"
 
 
+@many_objects()
 def _manifest(
     sources: list[Source],
-    entries: dict[str, dict[str, Any]],
+    entries: dict[str, Any],
     settings: FrameSettings,
     skipped: list[tuple[str, str]],
 ) -> Manifest:
@@ -248,153 +265,3 @@ def _manifest(
         for source in usable
     ]
     return Manifest(settings, classes, videos, sorted(skipped))
-
-
-@dataclass(frozen=True)
-class Reading:
-    """What a video file gave: its frames as JPEGs, its spectrogram as a PNG where there is one, and its entry."""
-
-    rgb: list[bytes]
-    flow: list[bytes]
-    audio: bytes
-    entry: dict[str, Any]
-
-
-def _read_all(
-    todo: list[Source], settings: FrameSettings, processes: int
-) -> Iterator[tuple[Source, Reading | str]]:
-    """Every source with its two views, or the reason why not, in the order of completion."""
-    waiting = deque(todo)
-    while waiting:
-        flying: dict[Future[Reading | str], Source] = {}
-        try:
-            yield from _read_in_pool(waiting, settings, processes, flying)
-        except BrokenProcessPool:
-            # One file killed its decoder, and with it the pool; reading those in flight one by one finds it.
-            yield from _read_one_by_one(list(flying.values()), settings)
-
-
-def _read_in_pool(
-    waiting: deque[Source],
-    settings: FrameSettings,
-    processes: int,
-    flying: dict[Future[Reading | str], Source],
-) -> Iterator[tuple[Source, Reading | str]]:
-    with _pool(min(processes, len(waiting))) as pool:
-        try:
-            while waiting or flying:
-                while waiting and len(flying) < 2 * processes:
-                    future = pool.submit(
-                        _read_source, waiting[0], settings
-                    )  # raises where the pool is broken
-                    flying[future] = waiting.popleft()
-                for future in wait(flying, return_when=FIRST_COMPLETED).done:
-                    outcome = future.result()
-                    yield flying.pop(future), outcome
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
-
-
-def _read_one_by_one(
-    sources: list[Source], settings: FrameSettings
-) -> Iterator[tuple[Source, Reading | str]]:
-    """Each source in a process of its own making, twice if need be; a file that ends both is the guilty one."""
-    pool = _pool(1)
-    for source in sources:
-        outcome: Reading | str = "the decoder crashed on this file"
-        for _ in range(2):
-            try:
-                outcome = pool.submit(_read_source, source, settings).result()
-                break
-            except BrokenProcessPool:
-                pool = _working_pool()
-        yield source, outcome
-    pool.shutdown()
-
-
-def _working_pool() -> ProcessPoolExecutor:
-    """A pool of one process that has answered; an error where processes end as soon as they start."""
-    pool = _pool(1)
-    try:
-        pool.submit(os.getpid).result()
-    except BrokenProcessPool:
-        raise TrainError(
-            "processes: a decoding process ends as soon as it starts; its own message stands above"
-        ) from None
-    return pool
-
-
-def _pool(processes: int) -> ProcessPoolExecutor:
-    # Never forked from here: torch is loaded, and a fork of its threads can hang.
-    return ProcessPoolExecutor(processes, process_context(__name__), _start_worker)
-
-
-def _read_source(source: Source, settings: FrameSettings) -> Reading | str:
-    """What a source gives, taken out of its shard where it is in one; see `_read_one`."""
-    try:
-        stamp = _stamp(source.path)
-        with extracted(source.path, source.member) as path:
-            outcome = _read_one(path, settings, source.segment)
-    except OSError as error:
-        return (
-            "missing file" if isinstance(error, FileNotFoundError) else f"cannot be read ({error.strerror})"
-        )
-    return outcome if isinstance(outcome, str) else replace(outcome, entry={**outcome.entry, **stamp})
-
-
-def _read_one(path: Path, settings: FrameSettings, segment: Segment = WHOLE) -> Reading | str:
-    """What a file gives, or in a line why it gives nothing, whatever its decoder raises."""
-    try:
-        stamp = _stamp(path)
-        pictures = read_views(path, settings, segment)
-    except UnreadableVideo as reason:
-        return str(reason)
-    except FileNotFoundError:
-        return "missing file"
-    except ImportError:
-        raise  # a missing package fails for every file
-    except Exception as error:
-        return f"its decoder failed ({type(error).__name__}: {_one_line(error)})"
-    audio, silence = _read_sound(path, pictures)
-    entry = {
-        "frames": len(pictures.rgb), "silence": silence, "fps": pictures.rate, "knots": knots(pictures.times),
-        "note": pictures.note, **stamp,
-    }  # fmt: skip
-    return Reading(pictures.rgb, pictures.flow, audio, entry)
-
-
-def _read_sound(path: Path, pictures: Pictures) -> tuple[bytes, str]:
-    """The spectrogram of a video's pictures as a PNG, or no bytes and why there is none."""
-    if path.is_dir():
-        return b"", "no sound of a folder of frames"
-    seconds = pictures.times[-1]
-    if seconds > SLOWEST * len(pictures.rgb):
-        return b"", f"no sound of pictures that are {SLOWEST:g} s apart or more"
-    try:
-        return packed_spectrogram(log_mel(read_sound(path, seconds, pictures.origin))), ""
-    except NoSound as reason:
-        return b"", str(reason)
-    except Exception as error:
-        return b"", f"its sound's decoder failed ({type(error).__name__}: {_one_line(error)})"
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200]
-
-
-def _start_worker() -> None:
-    """One core a worker; Ctrl-C is the parent's business; a worker whose parent was killed leaves too."""
-    import av.logging
-    import cv2
-
-    cv2.setNumThreads(1)
-    av.logging.set_level(None)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    parent = multiprocessing.parent_process()
-
-    def leave_with_parent() -> None:
-        if parent is not None:
-            wait_for([parent.sentinel])
-            os._exit(1)
-
-    threading.Thread(target=leave_with_parent, daemon=True).start()

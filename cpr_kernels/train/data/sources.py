@@ -3,43 +3,63 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 from collections import Counter, defaultdict
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass, replace
+from os.path import normpath, realpath
 from pathlib import Path
 from typing import NamedTuple
 
+from ...reading.records import many_objects
 from ...video_files import ENDINGS, PassedOver, by_reason, first_of_each, walk
 from .. import TrainError
-from .kinds.annotations import is_address, split_of
+from .kinds.annotations import is_address, split_of, stem_of
 from .kinds.shards import Member, read_shard, shards_in
+from .kinds.splits import official_splits
 from .layouts import Labels, read_layout
 from .lists import COLUMNS, read_list
 from .segments import WHOLE, Segment
-from .splits import official_splits
 
 UCF_NAME = re.compile(r"^v_(?P<name>.+)_g(?P<group>\d+)_c(?P<clip>\d+)$")
 # HMDB51: source, class, visible parts, camera motion, people, view, quality, clip number
 HMDB_NAME = re.compile(r"^(?P<source>.+)_[fhlu]_(cm|nm)_np\d_(ba|bl|br|fr|le|ri)_(bad|goo|med)_\d+$")
 UCF_TEST_GROUPS = range(1, 8)  # split 1 of UCF101 tests on groups 1 to 7
 TEST_SHARE = 0.25
+NO_LABELS = "no labels: the data set has no classes"
 
 
-@dataclass(frozen=True)
-class Source:
+class Stamp(NamedTuple):
+    """Size and time of change of a file: what tells a changed one from an unchanged one."""
+
+    bytes: int
+    changed_ns: int
+
+
+class Source(NamedTuple):
     """One sample: a video file, or a segment of one. `label` is empty where it has no class. `group` names the footage
     it was cut from: samples of one group are siblings, and so are all segments of a file. `split` is train, test, or
     val: kept apart from both.
     """
 
     id: str
-    path: Path
+    file: str
     label: str
     group: str
     split: str = ""
     segment: Segment = WHOLE
-    member: Member | None = None  # where it is in `path`, a tar
+    member: Member | None = None  # where it is in `file`, a tar
+    stamp: Stamp | None = None  # of the file when it was listed; None: it is missing
+
+    @property
+    def path(self) -> Path:
+        """Its file."""
+        return Path(self.file)
+
+    @property
+    def stem(self) -> str:
+        """The name of its file, without a video's ending."""
+        return stem_of(self.file)
 
 
 class Listing(NamedTuple):
@@ -50,6 +70,7 @@ class Listing(NamedTuple):
     notes: list[str]
 
 
+@many_objects()
 def list_sources(
     videos: Path | Sequence[Path],
     splits: Path | None = None,
@@ -120,8 +141,9 @@ def _from_shards(shards: Sequence[Path], labels: Labels) -> Listing:
             if labelled and not label:
                 passed_over.append((name, "no class in its .cls or .json"))
             else:
-                listed.append(Source(name, path, label, group_of(label, key), split_of(path), member=member))
-    return Listing(listed, passed_over, [] if labelled else ["no labels: the data set has no classes"])
+                own = group_of(label, key)
+                listed.append(Source(name, str(path), label, own, split_of(path), member=member))
+    return Listing(listed, passed_over, [] if labelled else [NO_LABELS])
 
 
 def _joined(listings: Sequence[Listing]) -> Listing:
@@ -130,24 +152,26 @@ def _joined(listings: Sequence[Listing]) -> Listing:
         return listings[0]
     kept, repeats = first_of_each([one for listed in listings for one in listed.sources], lambda one: one.id)
     for again, first in repeats:
-        if again.path.resolve() != first.path.resolve():
+        if realpath(again.file) != realpath(first.file):
             raise TrainError(
-                f"videos: {again.id} is the name of {first.path} and of {again.path}; list them below one folder"
+                f"videos: {again.id} is the name of {first.file} and of {again.file}; list them below one folder"
             )
     passed_over = [one for listed in listings for one in listed.passed_over]
     passed_over += [(again.id, "listed twice") for again, _ in repeats]
-    return Listing(kept, passed_over, [note for listed in listings for note in listed.notes])
+    unlabelled = not any(one.label for one in kept)
+    notes = [note for listed in listings for note in listed.notes if note != NO_LABELS or unlabelled]
+    return Listing(kept, passed_over, list(dict.fromkeys(notes)))
 
 
 def group_of(label: str, name: str) -> str:
     """The source footage of a file by its path or name: class and group for UCF101 names, the film for HMDB51's, else
     the file itself, in its class or in its folder.
     """
-    path = Path(name)
-    if match := UCF_NAME.match(path.stem):
+    stem = stem_of(name)
+    if match := UCF_NAME.match(stem):
         return f"{label or match['name']}/g{match['group']}"
-    match = HMDB_NAME.match(path.stem)
-    return f"{label or path.parent.as_posix()}/{match['source'] if match else path.stem}"
+    match = HMDB_NAME.match(stem)
+    return f"{label or name.rpartition('/')[0] or '.'}/{match['source'] if match else stem}"
 
 
 def with_splits(sources: list[Source]) -> list[Source]:
@@ -162,12 +186,12 @@ def with_splits(sources: list[Source]) -> list[Source]:
         wanted = max(1, round(len(ranked) * TEST_SHARE)) if len(ranked) > 1 else 0
         test_groups.update(ranked[:wanted])
     return [
-        source if source.split else replace(source, split=_split(source, test_groups)) for source in sources
+        source if source.split else source._replace(split=_split(source, test_groups)) for source in sources
     ]
 
 
 def _split(source: Source, test_groups: set[str]) -> str:
-    match = UCF_NAME.match(source.path.stem)
+    match = UCF_NAME.match(source.stem)
     in_test = int(match["group"]) in UCF_TEST_GROUPS if match else source.group in test_groups
     return "test" if in_test else "train"
 
@@ -177,17 +201,17 @@ def by_official_lists(sources: list[Source], lists: Path, fold: int) -> tuple[li
     splits = official_splits(lists, fold)
     kept, passed_over, seen = [], [], set()
     for source in sources:
-        split = splits.get(source.path.stem, "")
-        seen.add(source.path.stem)
+        split = splits.get(source.stem, "")
+        seen.add(source.stem)
         if split:
-            kept.append(replace(source, split=split))
+            kept.append(source._replace(split=split))
         else:
             passed_over.append((source.id, f"in no list of split {fold}"))
     missing = [stem for stem, split in splits.items() if split and stem not in seen]
     if not kept:
         raise TrainError(
             f"splits: none of the {len(sources)} videos is listed in {lists} (split {fold}); the lists name videos "
-            f"like {next(iter(splits), 'none')!r}, the folder holds {sources[0].path.stem!r}"
+            f"like {next(iter(splits), 'none')!r}, the folder holds {sources[0].stem!r}"
         )
     if missing:
         passed_over.append(
@@ -203,60 +227,89 @@ def _settled_validation(sources: list[Source]) -> tuple[list[Source], list[str]]
         return sources, []
     if counts["test"]:
         return sources, [f"{counts['val']:,} validation videos are kept apart: neither trained on nor tested"]
-    resolved = [replace(one, split="test") if one.split == "val" else one for one in sources]
+    resolved = [one._replace(split="test") if one.split == "val" else one for one in sources]
     return resolved, [f"the {counts['val']:,} validation videos are the test split"]
 
 
 def _without_repeats(sources: Sequence[Source]) -> tuple[list[Source], PassedOver]:
-    """Each file once: a link, or another spelling of its path, is the same video."""
+    """Each file once, with its stamp: a link, or another spelling of its path, is the same video."""
+    known: dict[str, os.stat_result | None] = {}
+    for source in sources:
+        if source.file not in known:
+            known[source.file] = _status(source.file)
 
     def identity(source: Source) -> Hashable:
-        try:
-            status = source.path.stat()
-        except OSError:
+        status = known[source.file]
+        if status is None:
             return source.id
         return status.st_dev, status.st_ino, source.segment, source.member
 
     testing_first = sorted(sources, key=lambda one: (one.split == "train", one.id))
     kept, repeats = first_of_each(testing_first, identity)
-    return kept, [(again.id, f"same file again: {first.id} ({first.split})") for again, first in repeats]
+    stamped = [
+        one if status is None else Source(*one[:-1], Stamp(status.st_size, status.st_mtime_ns))
+        for one in kept
+        for status in [known[one.file]]
+    ]
+    return stamped, [
+        (again.id, f"same file again{_labels_differ(again, first)}: {first.id} ({first.split})")
+        for again, first in repeats
+    ]
+
+
+def _labels_differ(again: Source, first: Source) -> str:
+    return "" if again.label == first.label else f" with another label than {first.label or 'none'}"
+
+
+def _status(file: str) -> os.stat_result | None:
+    try:
+        return os.stat(file)  # noqa: PTH116  (a path would take three times as long)
+    except OSError:
+        return None
 
 
 def _segments_on_both_sides(sources: Sequence[Source]) -> list[str]:
     """What is to be said of files that a list cuts into segments for training and for testing."""
-    splits: dict[Path, set[str]] = defaultdict(set)
+    splits: dict[str, set[str]] = defaultdict(set)
     for source in sources:
         if not source.segment.whole:
-            splits[source.path].add(source.split)
+            splits[source.file].add(source.split)
     both = sum({"train", "test"} <= of_file for of_file in splits.values())
     return [f"{both:,} files have segments for training and for testing"] if both else []
 
 
+def _with_slashes(folder: Path, name: str) -> str:
+    """The name of a file as a list gives it, where it is with Windows' separators too."""
+    return name if "\\" not in name or (folder / name).exists() else name.replace("\\", "/")
+
+
 def _from_folder(root: Path, labels: Labels) -> Listing:
-    found, passed_over = walk(root, frames=True)
-    names = [path.relative_to(root) for path in found]
-    layout = read_layout(Counter(name.parts[:-1] for name in names), labels)
+    names, passed_over = walk(root, frames=True)
+    counts = Counter(name.rpartition("/")[0] for name in names)
+    folders = {folder: tuple(folder.split("/")) if folder else () for folder in counts}
+    layout = read_layout({folders[folder]: count for folder, count in counts.items()}, labels)
     listed = []
-    for path, name in zip(found, names):
-        folders = name.parts[:-1]
-        if folders in layout.places:
-            split, label = layout.places[folders]
-            id = name.as_posix()
-            listed.append(Source(id, path, label, group_of(label, id), split))
+    for name in names:
+        above = folders[name.rpartition("/")[0]]
+        if above in layout.places:
+            split, label = layout.places[above]
+            listed.append(Source(name, f"{root}/{name}", label, group_of(label, name), split))
         else:
-            passed_over.append((name.as_posix(), layout.passed_over[folders]))
+            passed_over.append((name, layout.passed_over[above]))
     return Listing(listed, passed_over, layout.notes)
 
 
 def _from_list(table: Path, labels: Labels, root: Path | None) -> Listing:
     rows, passed_over = read_list(table, labels, root)
-    in_parts = {Path(row.name) for row in rows if not row.segment.whole}
+    in_parts = {normpath(row.name) for row in rows if not row.segment.whole}
     listed = []
+    folder = root or table.parent
     for name, label, split, group, segment in rows:
+        name = _with_slashes(folder, name)
         of_source = (
-            "" if in_parts and Path(name) in in_parts else label
+            "" if in_parts and normpath(name) in in_parts else label
         )  # segments of a file are siblings whatever their classes
         own = f"{of_source}/{group}" if group else group_of(of_source, name)
-        listed.append(Source(segment.id(name), (root or table.parent) / name, label, own, split, segment))
-    notes = [] if any(row.label for row in rows) else ["no labels: the data set has no classes"]
+        listed.append(Source(segment.id(name), str(folder / name), label, own, split, segment))
+    notes = [] if any(row.label for row in rows) else [NO_LABELS]
     return Listing(listed, passed_over, notes)

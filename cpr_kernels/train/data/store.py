@@ -3,7 +3,8 @@
 Record `<view>/<key>`: the count and the end offsets of the frames as little-endian uint32, then the JPEGs one
 after the other and a CRC-32 of each, so a clip is read and checked without touching the rest of the video. Record
 `audio/<key>`: the spectrogram as a PNG, where there is sound. Record `entry/<key>`: JSON about the video, written in
-the same transaction: a video is stored whole or not at all. `manifest.json` is written last, when all are in.
+the same transaction: a video is stored whole or not at all. Record `refused/<key>`: JSON about why a video that cannot
+be used is not read again until its file changes. `manifest.json` is written last, when all are in.
 """
 
 from __future__ import annotations
@@ -18,19 +19,21 @@ import zlib
 from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import lmdb
+import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from ...reading.records import read_json
-from ...reading.seals import SEAL, check_seal
+from ...reading.records import as_record, many_objects, read_json
+from ...reading.seals import SEAL, TEXT_SEAL, check_seal, has_text_seal
 from .. import TrainError
 from ..runtime.files import write_atomically
 from .decoding import DamagedRecord, decode_flow, decode_rgb
 from .sound import unpacked_spectrogram
 
+T = TypeVar("T")
 FIRST_MAP_SIZE = 1 << 28
 COPY = "take a whole copy of data.mdb, or prepare the videos into a new folder"
 LOCK_BYTES = 8192  # of LMDB's lock file, for its default of 126 readers
@@ -168,16 +171,27 @@ class FrameStore:
         with self.env.begin() as transaction:
             value = transaction.get(key.encode())
         try:
-            body = None if value is None else read_json(bytes(value))
-            if body is not None and not isinstance(body, dict):
-                raise ValueError(f"a {type(body).__name__} where an object belongs")
-            if body is not None and check_seal(body):
-                del body[SEAL]
+            return None if value is None else _plain(value)
         except ValueError as error:
-            raise TrainError(
-                f"data: record {key} of {self.folder / 'data.mdb'} is damaged ({error}); {COPY}"
-            ) from None
-        return body
+            raise self._damaged(key, error) from None
+
+    def all_json(self, kind: str, form: type[T]) -> dict[str, T]:
+        """The JSON records of a kind by their keys, as a `TypedDict`; they are neighbours in the file's tables."""
+        read, prefix, found = msgspec.json.Decoder(form).decode, f"{kind}/".encode(), {}
+        with self.env.begin() as transaction, many_objects():
+            cursor = transaction.cursor()
+            for key, value in cursor if cursor.set_range(prefix) else ():
+                if not key.startswith(prefix):
+                    break
+                name = key.decode()
+                try:
+                    found[name] = read(value) if has_text_seal(value) else as_record(_older(value), form)
+                except (ValueError, msgspec.MsgspecError) as error:
+                    raise self._damaged(name, error) from None
+        return found
+
+    def _damaged(self, key: str, error: Exception) -> TrainError:
+        return TrainError(f"data: record {key} of {self.folder / 'data.mdb'} is damaged ({error}); {COPY}")
 
     def frames(self, video_id: str, view: str, start: int, count: int) -> npt.NDArray[np.uint8]:
         """Frames start .. start+count-1 of a view, [count, H, W, 3] for rgb and [count, H, W, 2] for flow,
@@ -217,6 +231,23 @@ class FrameStore:
         env = _OPEN.pop((os.getpid(), self.folder), None)
         if env is not None:
             env.close()
+
+
+def _plain(value: bytes) -> dict[str, Any]:
+    """The JSON object of a record, without its hash."""
+    if not has_text_seal(value):
+        return _older(value)
+    return {name: item for name, item in read_json(value).items() if name != TEXT_SEAL}
+
+
+def _older(value: bytes) -> dict[str, Any]:
+    """The JSON object of a record whose hash is of its content, or which has none, without the hash."""
+    body = read_json(value)
+    if not isinstance(body, dict):
+        raise ValueError(f"a {type(body).__name__} where an object belongs")
+    if check_seal(body):
+        del body[SEAL]
+    return body
 
 
 def record_key(kind: str, video_id: str) -> str:

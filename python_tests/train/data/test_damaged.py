@@ -15,7 +15,7 @@ import pytest
 from limits import limited
 from train_sets import DRAFT, lively, tiny
 
-from cpr_kernels.reading.seals import sealed
+from cpr_kernels.reading.seals import TEXT_SEAL, sealed, sealed_text
 from cpr_kernels.train import TrainError
 from cpr_kernels.train.batches.dataset import ClipDataset
 from cpr_kernels.train.batches.loader import clip_batches, clip_loader
@@ -94,7 +94,7 @@ def test_a_store_that_is_missing(copied: Path, tmp_path: Path) -> None:
 
 def test_a_manifest_whose_fields_are_wrong(copied: Path) -> None:
     whole = json.loads((copied / "manifest.json").read_text())
-    del whole["sha256"]
+    del whole[TEXT_SEAL]
     first = whole["videos"][0]
 
     def sentence(**changes: Any) -> str:
@@ -121,11 +121,31 @@ def test_a_manifest_whose_fields_are_wrong(copied: Path) -> None:
 
 
 def test_a_manifest_of_an_older_version_is_read_with_a_note(copied: Path, capsys: Any) -> None:
-    body = json.loads((copied / "manifest.json").read_text())
-    del body["sha256"]
-    (copied / "manifest.json").write_text(json.dumps(body))
-    assert len(Manifest.load(copied).videos) == 72
+    path = copied / "manifest.json"
+    whole = Manifest.load(copied)
+    lines = path.read_text().splitlines()
+    path.write_text("\n".join([lines[0], *lines[2:]]))  # "then take that line out"
+    assert Manifest.load(copied) == whole
     assert "manifest.json holds no content hash" in capsys.readouterr().err
+    path.write_text(json.dumps(sealed(json.loads(path.read_text()))))
+    assert Manifest.load(copied) == whole and capsys.readouterr().err == ""
+    body = path.read_bytes()
+    path.write_bytes(body.replace(b'"version": 2', b'"version": 3'))
+    with pytest.raises(TrainError, match="it has version 3, expected 1 or 2"):
+        Manifest.load(copied)
+
+
+def test_a_manifest_with_a_flipped_bit(copied: Path) -> None:
+    path = copied / "manifest.json"
+    whole = path.read_bytes()
+    assert b'"label": 0' in whole
+    path.write_bytes(whole.replace(b'"label": 0', b'"label": 1', 1))
+    with pytest.raises(TrainError, match="its content is not what its sha256_of_rest says"):
+        Manifest.load(copied)
+    later = {**json.loads(whole), "version": 3, "videos": "elsewhere"}
+    path.write_bytes(sealed_text({name: part for name, part in later.items() if name != TEXT_SEAL}))
+    with pytest.raises(TrainError, match="it has version 3, expected 1 or 2"):
+        Manifest.load(copied)
 
 
 def damage(store: Path, video: str, frame: int) -> None:
@@ -256,7 +276,7 @@ def test_an_evaluation_of_another_shape(body: str, words: str, tmp_path: Path) -
 
 def test_a_split_without_videos(data: Path, copied: Path) -> None:
     manifest = json.loads((copied / "manifest.json").read_text())
-    del manifest["sha256"]  # changed by hand
+    del manifest[TEXT_SEAL]  # changed by hand
     manifest["videos"] = [video for video in manifest["videos"] if video["split"] == "test"]
     (copied / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(TrainError, match="has no train video; prepare it with both splits"):

@@ -164,7 +164,10 @@ def test_links_are_followed_once_and_loops_and_broken_ones_are_said(tmp_path: Pa
     reasons = dict(listing.passed_over)
     assert reasons["train/Jump/b.mp4"] == "same file again: val/Jump/g.mp4 (test)"
     assert reasons["train/Run/e.mp4"] == "same file again: train/Run/again.mp4 (train)"
-    assert reasons["train/Run/hard.mp4"] == "same file again: train/Jump/c.mp4 (train)"
+    assert (
+        reasons["train/Run/hard.mp4"]
+        == "same file again with another label than Jump: train/Jump/c.mp4 (train)"
+    )
     assert reasons["train/Run/gone.mp4"].startswith("broken link: to ")
     assert reasons["val/Run/up/"] == "link that leads back to a folder above it"
     assert "train/Run/self" in reasons and len(reasons) == 6

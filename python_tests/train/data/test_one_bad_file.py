@@ -14,11 +14,12 @@ from odd_videos import av, pictures, write
 from sound_files import sine
 from train_sets import DRAFT
 
-from cpr_kernels.train.data import prepare as room
 from cpr_kernels.train.data import sound as sounds
-from cpr_kernels.train.data.prepare import Reading, _read_one, prepare
+from cpr_kernels.train.data import workers as room
+from cpr_kernels.train.data.prepare import prepare
 from cpr_kernels.train.data.sound import NoSound, log_mel, read_sound
 from cpr_kernels.train.data.sources import Source
+from cpr_kernels.train.data.workers import Reading, read_one
 from cpr_kernels.video import UnreadableVideo, timed_frames
 
 TEN_HOURS = 36_000.0
@@ -99,7 +100,7 @@ def test_a_name_that_spells_a_protocol(tmp_path: Path, monkeypatch: pytest.Monke
     write(Path("12:30:05.mp4"), pictures(20), sound=(sine(1000, 0.8), 0.0))
     Path(os.fsdecode(b"\xff\xe9.mp4")).write_bytes(Path("12:30:05.mp4").read_bytes())
     for name in ("12:30:05.mp4", os.fsdecode(b"\xff\xe9.mp4")):
-        reading = _read_one(Path(name), DRAFT)
+        reading = read_one(Path(name), DRAFT)
         assert isinstance(reading, Reading) and reading.entry["frames"] == 19 and reading.audio
 
 
@@ -114,10 +115,10 @@ def test_a_file_that_vanishes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
     whole = room.read_views
     monkeypatch.setattr(room, "read_views", read_then_lost)
-    reading = _read_one(path, DRAFT)
+    reading = read_one(path, DRAFT)
     assert isinstance(reading, Reading) and reading.entry["bytes"] == size
     assert reading.audio == b"" and reading.entry["silence"].startswith("sound track broken after 0.0 s")
-    assert _read_one(path, DRAFT) == "missing file"
+    assert read_one(path, DRAFT) == "missing file"
     with pytest.raises(UnreadableVideo, match="missing file"):
         next(timed_frames(path, 48))
     with pytest.raises(UnreadableVideo, match="File name too long"):
@@ -132,12 +133,12 @@ def test_whatever_a_decoder_raises_names_its_file(tmp_path: Path, monkeypatch: p
 
     with monkeypatch.context() as patch:
         patch.setattr(room, "read_sound", failing)
-        reading = _read_one(path, DRAFT)
+        reading = read_one(path, DRAFT)
         assert isinstance(reading, Reading) and len(reading.rgb) == 19
         assert reading.entry["silence"] == "its sound's decoder failed (RuntimeError: no frame)"
     with monkeypatch.context() as patch:
         patch.setattr(room, "read_views", failing)
-        assert _read_one(path, DRAFT) == "its decoder failed (RuntimeError: no frame)"
+        assert read_one(path, DRAFT) == "its decoder failed (RuntimeError: no frame)"
 
 
 def test_a_pool_that_breaks_between_two_files_loses_none(
@@ -146,7 +147,7 @@ def test_a_pool_that_breaks_between_two_files_loses_none(
     sources = []
     for i in range(2):
         path = write(tmp_path / f"{i}.mkv", pictures(12))
-        sources.append(Source(path.name, path, "x", path.name))
+        sources.append(Source(path.name, str(path), "x", path.name))
     fresh, made = room._pool, []
 
     def broken_at_first(processes: int) -> ProcessPoolExecutor:
@@ -156,6 +157,6 @@ def test_a_pool_that_breaks_between_two_files_loses_none(
         return pool
 
     monkeypatch.setattr(room, "_pool", broken_at_first)
-    found = {source.id: outcome for source, outcome in room._read_all(sources, DRAFT, 1)}
+    found = {source.id: outcome for source, outcome in room.read_all(sources, DRAFT, 1)}
     assert sorted(found) == ["0.mkv", "1.mkv"]
     assert all(isinstance(outcome, Reading) for outcome in found.values()) and len(made) > 1

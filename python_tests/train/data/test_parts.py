@@ -24,6 +24,7 @@ from cpr_kernels.train.data.decoding import FrameSettings
 from cpr_kernels.train.data.manifest import Manifest
 from cpr_kernels.train.data.parts import Part, PartedStore, open_store, parse_part, part_of, parts_in
 from cpr_kernels.train.data.store import FrameStore
+from cpr_kernels.train.data.workers import read_one
 
 SETTINGS = FrameSettings(size=32, min_frames=4, flow="draft")
 VIDEOS, OF = 12, 3
@@ -33,12 +34,13 @@ from pathlib import Path
 from cpr_kernels.train.data import prepare as module
 from cpr_kernels.train.data.decoding import FrameSettings
 from cpr_kernels.train.data.parts import Part
+from cpr_kernels.train.data.workers import read_one
 
 def read_all(todo, settings, processes):
-    yield todo[0], module._read_one(todo[0].path, settings)
+    yield todo[0], read_one(todo[0].path, settings)
     os.kill(os.getpid(), signal.SIGKILL)
 
-module._read_all = read_all
+module.read_all = read_all
 settings = FrameSettings(size=32, min_frames=4, flow="draft")
 module.prepare(Path(sys.argv[1]), Path(sys.argv[2]), settings, part=Part(2, 3))
 """
@@ -50,9 +52,9 @@ def read_here(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def read_all(todo: list[Any], settings: FrameSettings, processes: int) -> Iterator[tuple[Any, Any]]:
         for source in todo:
-            yield source, module._read_one(source.path, settings, source.segment)
+            yield source, read_one(source.path, settings, source.segment)
 
-    monkeypatch.setattr(module, "_read_all", read_all)
+    monkeypatch.setattr(module, "read_all", read_all)
 
 
 @pytest.fixture(scope="module")

@@ -98,7 +98,9 @@ def test_groups_and_splits_of_segments(tmp_path: Path) -> None:
     assert groups["c.mp4@5-6"] == groups["c.mp4@1-2.25"] and len(set(groups.values())) == 4
     splits = {source.id: source.split for source in listing.sources}
     assert splits["a.mp4@0-1"] == splits["a.mp4@1-2"] == splits["a.mp4"]
-    assert dict(listing.passed_over) == {"a.mp4@0-1": "listed twice: line 8"}
+    assert dict(listing.passed_over) == {
+        "a.mp4@0-1": "listed twice with different labels: Run and Sit, line 8"
+    }
     both = listed(tmp_path, "a.mp4,Run,train,0,1", "a.mp4,Run,val,1,2", head="Path,Label,Split,Start,End")
     assert "1 files have segments for training and for testing" in list_sources(both).notes
 

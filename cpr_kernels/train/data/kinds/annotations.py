@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from ....video_files import PassedOver, walk
+from ....video_files import ENDINGS, PassedOver, walk
 from ..layouts import split_named
 
 ADDRESS = re.compile(r"[a-zA-Z][\w+.-]+:/{1,2}(?=[^/\\])")
@@ -30,8 +30,14 @@ def split_of(table: Path) -> str:
 
 def files_by_id(root: Path) -> dict[str, str]:
     """The videos and folders of frames below a folder: {name without ending: path below it}."""
-    found = walk(root, frames=True)[0]
-    return {path.name if path.is_dir() else path.stem: path.relative_to(root).as_posix() for path in found}
+    return {stem_of(name): name for name in walk(root, frames=True)[0]}
+
+
+def stem_of(name: str) -> str:
+    """The name of a video, or of a folder of frames, without folders and without a video's ending."""
+    name = name.rpartition("/")[2]
+    stem, _, ending = name.rpartition(".")
+    return stem if stem and f".{ending.lower()}" in ENDINGS else name
 
 
 def list_lines(text: str) -> list[Line] | None:

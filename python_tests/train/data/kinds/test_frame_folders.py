@@ -12,7 +12,7 @@ pytest.importorskip("cv2", reason="the trainer's packages: pip install 'cpr_kern
 import cv2
 
 from cpr_kernels.train.data.decoding import FrameSettings, decode_flow, decode_rgb, knots, read_views
-from cpr_kernels.train.data.prepare import _read_one
+from cpr_kernels.train.data.workers import read_one
 from cpr_kernels.video import UnreadableVideo
 
 SETTINGS = FrameSettings(size=32, min_frames=4, flow="draft", jpeg_quality=100)
@@ -64,7 +64,7 @@ def test_without_flow_pictures_it_is_estimated(tmp_path: Path, clip: np.ndarray)
 
 
 def test_an_entry_of_a_folder_knows_no_times(tmp_path: Path, clip: np.ndarray) -> None:
-    reading = _read_one(written(tmp_path / "v", clip, COUNT), SETTINGS)
+    reading = read_one(written(tmp_path / "v", clip, COUNT), SETTINGS)
     assert not isinstance(reading, str)
     entry = reading.entry
     assert (entry["frames"], entry["fps"], entry["silence"]) == (
@@ -86,8 +86,8 @@ def test_what_is_wrong_with_a_folder_is_one_line(tmp_path: Path, clip: np.ndarra
     with pytest.raises(UnreadableVideo, match="too short: 6 frames, at least 17"):
         read_views(written(tmp_path / "w", clip), FrameSettings(size=32, flow="draft"))
     (tmp_path / "w/img_00002.png").write_bytes(b"none")
-    assert _read_one(tmp_path / "w", SETTINGS) == "img_00002.png is no picture"
+    assert read_one(tmp_path / "w", SETTINGS) == "img_00002.png is no picture"
     (tmp_path / "w/img_00002.png").write_bytes(b"")
-    assert _read_one(tmp_path / "w", SETTINGS) == "img_00002.png is no picture"
+    assert read_one(tmp_path / "w", SETTINGS) == "img_00002.png is no picture"
     cv2.imwrite(str(tmp_path / "w/img_00002.png"), clip[0, :40])
-    assert _read_one(tmp_path / "w", SETTINGS) == "the frame size changes inside the video"
+    assert read_one(tmp_path / "w", SETTINGS) == "the frame size changes inside the video"

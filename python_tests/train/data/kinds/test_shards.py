@@ -14,9 +14,9 @@ pytest.importorskip("cv2", reason="the trainer's packages: pip install 'cpr_kern
 
 from cpr_kernels.train import TrainError
 from cpr_kernels.train.data.decoding import FrameSettings
-from cpr_kernels.train.data.prepare import _read_one, _read_source
 from cpr_kernels.train.data.sources import list_sources
 from cpr_kernels.train.data.synthetic import write_mp4
+from cpr_kernels.train.data.workers import read_one, read_source
 
 SETTINGS = FrameSettings(size=32, min_frames=4, flow="draft")
 
@@ -53,14 +53,14 @@ def test_videos_in_shards_are_read_with_their_classes(tmp_path: Path, video: byt
         "train-000.tar/002": "no class in its .cls or .json",
     }
     (tmp_path / "plain.mp4").write_bytes(video)
-    direct = _read_one(tmp_path / "plain.mp4", SETTINGS)
-    inside = _read_source(listing.sources[1], SETTINGS)
+    direct = read_one(tmp_path / "plain.mp4", SETTINGS)
+    inside = read_source(listing.sources[1], SETTINGS)
     assert not isinstance(direct, str) and not isinstance(inside, str)
     assert (inside.rgb, inside.flow) == (direct.rgb, direct.flow) and len(inside.rgb) == 7
     assert (
         inside.entry["bytes"] == (tmp_path / "train-000.tar").stat().st_size
     )  # a changed shard is read again
-    assert "not a video" in str(_read_source(listing.sources[0], SETTINGS))
+    assert "not a video" in str(read_source(listing.sources[0], SETTINGS))
     without = list_sources(tmp_path / "train-000.tar", labels="none")
     assert len(without.sources) == 4 and {one.label for one in without.sources} == {""}
 
@@ -79,4 +79,4 @@ def test_a_damaged_shard_is_one_line(tmp_path: Path, video: bytes) -> None:
     ]
     whole_listing = list_sources(whole)
     whole.unlink()
-    assert _read_source(whole_listing.sources[0], SETTINGS) == "missing file"
+    assert read_source(whole_listing.sources[0], SETTINGS) == "missing file"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from .. import TrainError
+from ... import TrainError
 
 HMDB_FILE = "*_test_split{fold}.txt"
 HMDB_SPLITS = {"1": "train", "2": "test", "0": ""}  # 0: in neither, of this split
@@ -43,7 +43,8 @@ def official_splits(lists: Path, fold: int = 1) -> dict[str, str]:
 def _ucf_entries(path: Path, split: str, classes: set[str]) -> list[tuple[str, str]]:
     entries = []
     for number, line in enumerate(_text(path).splitlines(), start=1):
-        name = line.strip().rsplit(" ", 1)[0] if split == "train" else line.strip()
+        line = line.replace("\\", "/")
+        name = line.strip().rsplit(None, 1)[0] if split == "train" and line.strip() else line.strip()
         if not name:
             continue
         label, slash, _ = name.partition("/")

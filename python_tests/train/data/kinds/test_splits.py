@@ -8,8 +8,8 @@ import pytest
 from train_sets import DRAFT  # noqa: F401  (skips where the trainer's packages are absent)
 
 from cpr_kernels.train import TrainError
+from cpr_kernels.train.data.kinds.splits import official_splits
 from cpr_kernels.train.data.sources import group_of, list_sources
-from cpr_kernels.train.data.splits import official_splits
 
 
 def videos(folder: Path, *names: str) -> Path:

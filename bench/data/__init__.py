@@ -1,0 +1,1 @@
+"""How long does a data set take to be made and to be opened?"""
