@@ -20,6 +20,7 @@ pytestmark = [
 ]
 ARCHES = (80, 90)
 SHARED_LIMIT = 99 * 1024  # bytes a block on 8.6 and 8.9, the least of all from 8.0 on
+OLD_STATS = 88  # bytes that Triton 3.6 keeps in local memory for the loss with statistics on 8.0
 SCALARS = 16  # bytes of loop-carried scalars that a row kernel may keep in local memory; tiles keep none
 MASKS = {"query_ids": "*i64", "key_ids": "*i64"}
 FLAGS = {"HAS_QUERY_IDS": True, "HAS_KEY_IDS": True}
@@ -181,7 +182,9 @@ def test_loss_sweep_and_keys_gradient(arch: int, dtype: str, wide: bool, stats: 
         fixed = {n: c for n, c in constants.items() if n in kernel.arg_names} | {"BLOCK_B": queries}
         sizes = {name: value for name, value in launch.items() if name.startswith("BLOCK_")}
         counts = {name: value for name, value in launch.items() if name.startswith("num_")}
-        check(kernel, arch, mine, fixed, triton.Config(sizes, **counts), tmp_path)
+        old = stats and arch == 80 and triton.__version__.startswith("3.6.")
+        spilled = OLD_STATS if old and kernel is kernels.sweep_part else 0
+        check(kernel, arch, mine, fixed, triton.Config(sizes, **counts), tmp_path, spilled)
 
 
 def kernel_modules() -> list[Any]:
