@@ -6,9 +6,10 @@ import json
 from pathlib import Path
 
 import pytest
-from chromium import evaluate_in_page
+from bench_tools import ROOT  # noqa: F401  puts the repository's root on the path
 from train_sets import DRAFT, tiny
 
+from bench.harness.chromium import Page
 from cpr_kernels.__main__ import main
 from cpr_kernels.train import TrainError
 from cpr_kernels.train.data.manifest import NO_CLASS, Manifest
@@ -20,7 +21,7 @@ from cpr_kernels.train.pretrain.config import Mining
 from cpr_kernels.train.pretrain.loop import build, pretrain
 from cpr_kernels.train.runtime.run_log import read_lines
 
-pytest_plugins = ["train_fixtures"]
+pytest_plugins = ["train_fixtures", "page_fixtures"]
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +62,7 @@ def test_a_flat_folder_trains_without_classes(run: Path) -> None:
     assert any(line["picks"].get("mined") for line in read_lines(run / "mined.jsonl"))
 
 
-def test_its_pages_show_what_was_mined_and_judge_nothing(run: Path, tmp_path: Path) -> None:
+def test_its_pages_show_what_was_mined_and_judge_nothing(run: Path, tab: Page, tmp_path: Path) -> None:
     page = tmp_path / "report.html"
     assert main(["report", str(run), "--out", str(page)]) == 0
     text = page.read_text()
@@ -71,11 +72,13 @@ def test_its_pages_show_what_was_mined_and_judge_nothing(run: Path, tmp_path: Pa
     assert text.count("data:image/svg+xml;base64,") == 3
     inside = tmp_path / "report_inside.html"
     script = (
-        "return {title: document.querySelector('.found h2').textContent, heads: [...document.querySelectorAll('th')]"
+        "await drawn(); return {title: document.querySelector('.found h2').textContent, heads: [...document.querySelectorAll('th')]"
         ".map((one) => one.textContent), marked: document.querySelectorAll('.right, .wrong').length, name: "
         "document.querySelector('.picks .name').textContent, history: document.getElementById('history').textContent}"
     )
-    shown = evaluate_in_page(inside, script, tmp_path / "profile")
+    tab.open(inside)
+    shown = tab.run(script)
+    assert not tab.errors
     assert shown["title"].startswith("mined: ") and "right" not in shown["title"]
     assert shown["heads"] == ["stage", "judge", "stay", "out"] and shown["marked"] == 0
     assert shown["name"].startswith("holiday ") and "its videos have no classes" in shown["history"]

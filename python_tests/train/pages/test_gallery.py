@@ -30,7 +30,7 @@ from cpr_kernels.train.pretrain.missing_views import ViewMask
 from cpr_kernels.train.views import chosen
 from cpr_kernels.train.views.pictures import spectrogram_picture
 
-pytest_plugins = ["train_fixtures"]
+pytest_plugins = ["train_fixtures", "page_fixtures"]
 VIEWS = ("rgb", "audio")
 
 
@@ -107,7 +107,7 @@ def test_the_report_shows_sound_below_the_frames(run, tmp_path):
     assert "nothing mined: the query lacks a view" in page
 
 
-def test_the_explorer_shows_it_and_leaves_stages_out_as_training_does(run, explorer, sound_data, tmp_path):
+def test_the_explorer_shows_it_and_leaves_stages_out_as_training_does(run, explorer, sound_data, tab):
     text = re.search(r'<script id="data" type="application/json">(.*?)</script>', explorer.read_text())[1]
     body = json.loads(text)
     [held], [album] = body["runs"], body["albums"]
@@ -122,15 +122,22 @@ def test_the_explorer_shows_it_and_leaves_stages_out_as_training_does(run, explo
     assert 0 < len(mute) < entries and (rows["audio"][mute] == 0).all()
     schedules = ("audio:6,rgb:3", "rgb:6,audio:3", "audio:3", "rgb+audio:3")
     script = f"""
-        const result = {{picks: {json.dumps(schedules)}.map((text) => [...Array(runs[0].entries).keys()].map(
-            (query) => {{ const last = cascade(runs[0], parseSchedule(text, runs[0]), query).at(-1); return last ? best(last.kept, last.score) : []; }}))}};
-        choice.panes[0].schedule = "audio:3"; setQuery({mute[0]});
+        const mine = async (stages, query) => {{
+            const last = (await ask("trace", 0, stages, query, [])).traced.at(-1);
+            return last ? best(last.kept, last.score) : [];
+        }};
+        const queries = [...Array(runs[0].entries).keys()], result = {{}};
+        result.picks = await Promise.all({json.dumps(schedules)}.map((text) =>
+            Promise.all(queries.map((query) => mine(parseSchedule(text, runs[0]), query)))));
+        choice.panes[0].schedule = "audio:3"; setQuery({mute[0]}); await drawn();
         result.said = document.querySelector("#panes .soft").textContent;
         const shown = listed().map(([entry]) => clip(runs[0], entry).querySelector(".beside i"));
         result.shown = [shown.length, shown.filter((one) => one.style.backgroundImage.startsWith("url(")).length];
         return result;
     """
-    result = evaluate_in_page(explorer, script, tmp_path)
+    tab.open(explorer)
+    result = tab.run(script)
+    assert not tab.errors
     assert (
         result["said"]
         == "this clip has no audio: as in training, that stage is left out, and nothing is mined"

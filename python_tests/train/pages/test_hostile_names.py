@@ -75,7 +75,7 @@ def test_the_report_shows_hostile_names(cascade_run: Path, data: Path, tmp_path:
     renamed = dict(zip(manifest["classes"], NAMES, strict=True))
     shutil.copytree(data, tmp_path / "data")
     manifest["classes"] = list(renamed.values())
-    del manifest["sha256"]
+    del manifest["sha256_of_rest"]
     (tmp_path / "data" / "manifest.json").write_text(json.dumps(manifest))
     run = Path(shutil.copytree(cascade_run, tmp_path / r"<b>$\frac{<"))
     config = json.loads((run / "config.json").read_text())

@@ -47,7 +47,7 @@ def test_prepare_again_keeps_all_and_an_old_data_set_is_silent(sound_data, clip_
     assert (again.stored, again.kept) == (0, 72)
     body = json.loads((tmp_path / "manifest.json").read_text())
     body["version"] = 1
-    del body["sha256"]
+    del body["sha256_of_rest"]
     for video in body["videos"]:
         del video["silence"]
     (tmp_path / "manifest.json").write_text(json.dumps(body))
