@@ -37,7 +37,8 @@ function marksOf(run, weights) {
 // Round numbers from low to high, about as many as wanted.
 function ticks(low, high, wanted) {
   const rough = (high - low) / Math.max(1, wanted), power = 10 ** Math.floor(Math.log10(rough));
-  const step = [1, 2, 5, 10].map((part) => part * power).find((one) => one >= rough) ?? 10 * power;
+  const off = (step) => Math.abs(Math.log(step / rough));
+  const step = [1, 2, 5, 10].map((part) => part * power).reduce((one, next) => (off(next) < off(one) ? next : one));
   const digits = Math.max(0, -Math.floor(Math.log10(step) + 1e-9)), found = [];
   for (let i = Math.ceil(low / step - 1e-9); i * step <= high + 1e-9 * step; i++) found.push([i * step, (i * step).toFixed(digits)]);
   return found;
