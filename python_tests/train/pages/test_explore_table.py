@@ -255,6 +255,16 @@ def test_names_roles_and_contrast(made: SimpleNamespace, tab: Page, dark: bool) 
     tab.emulate()
 
 
+@pytest.mark.parametrize("width", [1000, 1200])
+def test_no_column_of_the_stages_is_cut(made: SimpleNamespace, tab: Page, width: int) -> None:
+    tab.resize(width, 900)
+    tab.open(made.page)
+    needed, there = tab.run(
+        "const box = document.querySelector('.scroll'); return [box.scrollWidth, box.clientWidth]"
+    )
+    assert needed <= there
+
+
 def test_a_phone_and_paper(made: SimpleNamespace, tab: Page) -> None:
     tab.resize(390, 844)
     tab.open(made.page, "#query=5&stage=2")
