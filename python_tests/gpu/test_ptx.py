@@ -6,11 +6,11 @@ is what takes time, and is kept in build/ptx by contents.
 
 from __future__ import annotations
 
-import faulthandler
 import os
 import shutil
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ import gpu_small
 import pytest
 import torch
 from cases import LARGE_CASES, SMALL_CASES, CascadeCase, LossCase, listed, name_of
-from cuda_tools import nvcc
+from cuda_tools import last_words, nvcc
 from oracles import same
 from test_cuda_build import REGISTERS
 from test_cuda_emulated import A100, H200, H200_SLICE, RTX, check_loss
@@ -204,16 +204,12 @@ def test_faults_are_seen(tmp_path: Path) -> None:
     )
     given = [torch.zeros(8, 5)], torch.tensor(3), torch.tensor(3), [torch.ones(2, 5)]
     made = [compiled([kernel])[0] for kernel in translated(text)]
+
+    def planted(one: Any) -> None:
+        core.restore_kernels()
+        core.replace_kernel("advance_kernel", one.address, one.stack)
+        enqueue.on_stream(*given, core, 0)
+
     for one, (body, expected) in zip(made, FAULTS.items()):
-        said = tmp_path / "said"
-        child = os.fork()
-        if child == 0:
-            faulthandler.disable()
-            with said.open("w") as file:
-                os.dup2(file.fileno(), 2)
-            core.restore_kernels()
-            core.replace_kernel("advance_kernel", one.address, one.stack)
-            enqueue.on_stream(*given, core, 0)
-            os._exit(0)
-        assert os.waitpid(child, 0)[1] != 0, body
-        assert f"PTX fault: {expected}" in said.read_text(), body
+        said = last_words(partial(planted, one), tmp_path / "said")
+        assert f"PTX fault: {expected}" in said, body

@@ -3,16 +3,16 @@ planted in PTX that the runner must name. Their PTX runs in test_ptx.py."""
 
 from __future__ import annotations
 
-import faulthandler
-import os
 import shutil
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from cuda_tools import last_words
 from oracles import same
 from test_cuda_emulated import A100, H200, H200_SLICE, shape
 
@@ -153,15 +153,7 @@ mov.pred %p2, -1;
     try:
         for i, (way, expected) in enumerate(FAULTS):
             call = CascadeCall([torch.ones(i + 1, 192).bfloat16()], [torch.ones(8, 192).bfloat16()], [1.0], [2], None, None, None)  # fmt: skip
-            said = tmp_path / "said"
-            child = os.fork()
-            if child == 0:
-                faulthandler.disable()
-                with said.open("w") as file:
-                    os.dup2(file.fileno(), 2)
-                native.run_on_stream(call, core, 0)
-                os._exit(0)
-            assert os.waitpid(child, 0)[1] != 0, way
-            assert expected in said.read_text(), way
+            said = last_words(partial(native.run_on_stream, call, core, 0), tmp_path / "said")
+            assert expected in said, way
     finally:
         core.restore_kernels()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import functools
 import hashlib
 import importlib.util
@@ -11,6 +12,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -137,3 +139,16 @@ def _compile(source: Path, to: Path, *more: str) -> None:
     words = ["g++", *_emulated_flags(), *more, "-x", "c++", "-c", source, "-o", to]
     done = subprocess.run(words, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def last_words(run: Callable[[], object], file: Path) -> str:
+    """What a process wrote to stderr that a call of `run` ended, by way of `file`; a call that returns is an error."""
+    child = os.fork()
+    if child == 0:
+        faulthandler.disable()
+        with file.open("w") as written:
+            os.dup2(written.fileno(), 2)
+        run()
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] != 0, "the call returned"
+    return file.read_text()
