@@ -163,35 +163,46 @@ def table_of(rows: Sequence[Row]) -> str:
     return markdown(header, lines)
 
 
+def timing_parser(command: str, what: str, per: str, budget: float) -> argparse.ArgumentParser:
+    """Returns a parser of what commands share that time mining at the paper's shapes."""
+    parser = argparse.ArgumentParser(prog=f"python -m bench {command}", description=what)
+    add = parser.add_argument
+    add("--workload", action="append", default=[], metavar="NAME", help="only this one; may repeat")
+    add("--threads", type=int, default=torch.get_num_threads(), help="torch threads")
+    add("--budget", type=float, default=budget, metavar="SECONDS", help=f"timing per {per}")
+    add("--quick", action="store_true", help="a tiny workload: a smoke test, no figures")
+    return parser
+
+
+def selected(args: argparse.Namespace) -> tuple[list[Workload], Settings]:
+    """Returns the workloads and settings that arguments of a `timing_parser` ask for.
+
+    Raises:
+        ValueError: a workload that is none of them.
+    """
+    known = {one.name: one for one in (QUICK[:1] if args.quick else TABLE[:3])}
+    for name in args.workload:
+        if name not in known:
+            raise ValueError(f"--workload {name!r} is not one of {', '.join(known)}")
+    settings = Settings(threads=args.threads, budget_s=0.2 if args.quick else args.budget, compiled=False)
+    return [known[name] for name in args.workload or known], settings
+
+
 def main(argv: Sequence[str]) -> int:
     """Runs the command.
 
     Raises:
         ValueError: an argument that cannot work.
     """
-    parser = argparse.ArgumentParser(
-        prog="python -m bench between", description="Time mining between torch's products."
-    )
-    parser.add_argument(
-        "--workload", action="append", default=[], metavar="NAME", help="only this one; may repeat"
-    )
+    parser = timing_parser("between", "Time mining between torch's products.", "workload and policy", 8.0)
     parser.add_argument("--policy", choices=POLICIES, action="append", help="only this one (default: both)")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="torch threads")
-    parser.add_argument(
-        "--budget", type=float, default=8.0, metavar="SECONDS", help="timing per workload and policy"
-    )
-    parser.add_argument("--quick", action="store_true", help="a tiny workload: a smoke test, no figures")
     args = parser.parse_args(argv)
-    known = {w.name: w for w in (QUICK[:1] if args.quick else TABLE[:3])}
-    for name in args.workload:
-        if name not in known:
-            raise ValueError(f"--workload {name!r} is not one of {', '.join(known)}")
-    settings = Settings(threads=args.threads, budget_s=0.2 if args.quick else args.budget, compiled=False)
+    workloads, settings = selected(args)
     rows = []
-    for name in args.workload or known:
+    for workload in workloads:
         for policy in args.policy or POLICIES:
-            rows += in_a_process(known[name], settings, policy)
-            print(f"{known[name]}, OMP_WAIT_POLICY={policy}: done", flush=True)
+            rows += in_a_process(workload, settings, policy)
+            print(f"{workload}, OMP_WAIT_POLICY={policy}: done", flush=True)
     print(f"\n{table_of(rows)}")
     return 0
 

@@ -6,7 +6,6 @@ that its rows need as keys. The cascade is `cascade_topk` by itself, of seven st
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -21,7 +20,8 @@ from ..harness.inputs import make_table
 from ..harness.peer import Call, Settings
 from ..harness.text import duration, markdown
 from ..harness.timing import Timing, cpu_sampler, interleave
-from ..harness.workloads import QUICK, TABLE, Workload
+from ..harness.workloads import Workload
+from .between import selected, timing_parser
 
 CASCADE, STEP, MINED = "cascade", "step", "step but for writing"
 ONE_JOINT, WIDE = "one stage of all views, top-5", "one stage of all views, top-50"
@@ -126,22 +126,9 @@ def main(argv: Sequence[str]) -> int:
     Raises:
         ValueError: an argument that cannot work.
     """
-    parser = argparse.ArgumentParser(
-        prog="python -m bench miner", description="Time the whole step of a tuned miner."
-    )
-    parser.add_argument(
-        "--workload", action="append", default=[], metavar="NAME", help="only this one; may repeat"
-    )
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="torch threads")
-    parser.add_argument("--budget", type=float, default=10.0, metavar="SECONDS", help="timing per workload")
-    parser.add_argument("--quick", action="store_true", help="a tiny workload: a smoke test, no figures")
-    args = parser.parse_args(argv)
-    known = {one.name: one for one in (QUICK[:1] if args.quick else TABLE[:3])}
-    for name in args.workload:
-        if name not in known:
-            raise ValueError(f"--workload {name!r} is not one of {', '.join(known)}")
-    torch.set_num_threads(args.threads)
-    settings = Settings(threads=args.threads, budget_s=0.2 if args.quick else args.budget, compiled=False)
-    rows = [row for name in args.workload or known for row in measure(known[name], settings)]
+    parser = timing_parser("miner", "Time the whole step of a tuned miner.", "workload", 10.0)
+    workloads, settings = selected(parser.parse_args(argv))
+    torch.set_num_threads(settings.threads)
+    rows = [row for workload in workloads for row in measure(workload, settings)]
     print(table_of(rows))
     return 0
