@@ -25,7 +25,7 @@ from ..data.manifest import Manifest
 from ..encoders.forward import calibrate_
 from ..encoders.weights import load_encoder
 from ..pretrain.config import Clips
-from ..pretrain.run_folder import config_of, encoder_files
+from ..pretrain.run_folder import config_of, encoder_files, videos_hash
 from ..runtime.checkpoint import load, save
 from ..runtime.device import Amp, autocast, device_to_train_on
 from ..runtime.files import read_json, write_atomically
@@ -296,9 +296,11 @@ def _refuse_another(settings: Finetune) -> dict[str, Any]:
     free = {"fuse", "clips", "ten_crop", "workers", "cache_mb", "logger", "device"}
     wanted = _as_json(settings)
     wanted |= {name: str(Path(wanted[name]).resolve()) for name in PLACES if wanted[name]}
+    wanted["videos"] = videos_hash(Manifest.load(settings.data))
     path = settings.out / "finetune.json"
     if path.is_file():
         before = settings_of(settings.out)
+        free |= {"videos"} | ({"data"} if before.get("videos") == wanted["videos"] else set())
         changed = [
             f"{name} {before.get(name)} -> {value}"
             for name, value in wanted.items() if name not in {*free, "out"} and before.get(name) != value

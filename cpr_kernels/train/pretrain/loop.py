@@ -314,7 +314,10 @@ def _refuse_another(run: Path, config: TrainConfig, resume: bool) -> dict[str, A
         return None
     if not known:
         raise TrainError(f"resume: {run} holds no run (no config.json)")
-    if not same_settings(config_of(run), config):
+    before = config_of(run)
+    if before.data.resolve() != Path(config.data).resolve():  # the data set was moved: its videos decide
+        before = config_of(run, Path(config.data))
+    if not same_settings(before, config):
         raise TrainError(
             f"resume: the settings differ from {run / 'config.json'}; resume with the run's own settings"
         )

@@ -13,7 +13,7 @@ import train_sets  # noqa: F401  skips without the trainer's packages
 
 from cpr_kernels.train import TrainError
 from cpr_kernels.train.data.manifest import Manifest
-from cpr_kernels.train.evaluate.finetune import settings_of
+from cpr_kernels.train.evaluate.finetune import Finetune, _refuse_another, settings_of
 from cpr_kernels.train.evaluate.retrieval import evaluate_run
 from cpr_kernels.train.pages.explorer.runs import explore
 from cpr_kernels.train.pages.report import write_report
@@ -64,10 +64,26 @@ def test_data_that_was_moved_is_given_by_name(cascade_run: Path, data: Path, tmp
     evaluate_run(run, clips=1, data=elsewhere, last=True)
     assert (run / "eval.json").is_file()  # its own data set: no transfer
     assert write_report([run], tmp_path / "report.html", data=elsewhere).is_file()
+    assert pretrain(config_of(run, elsewhere), resume=True) == run
+    (run / "config.json").write_text(json.dumps({**config, "data": str(data)}))
     manifest = Manifest.load(elsewhere)
     replace(manifest, videos=manifest.videos[1:]).save(elsewhere)
     with pytest.raises(TrainError, match="holds other videos than"):
+        pretrain(replace(config_of(run), data=elsewhere), resume=True)
+    with pytest.raises(TrainError, match="holds other videos than"):
         explore([run], tmp_path / "page.html", data=elsewhere)
+
+
+def test_a_fine_tuning_resumes_on_data_that_was_moved(data: Path, cascade_run: Path, tmp_path: Path) -> None:
+    settings = Finetune(data, tmp_path / "tuned", run=cascade_run).resolved()
+    (tmp_path / "tuned").mkdir()
+    (tmp_path / "tuned" / "finetune.json").write_text(json.dumps(_refuse_another(settings)))
+    elsewhere = Path(shutil.copytree(data, tmp_path / "elsewhere"))
+    assert _refuse_another(replace(settings, data=elsewhere))["data"] == str(elsewhere)
+    manifest = Manifest.load(elsewhere)
+    replace(manifest, videos=manifest.videos[1:]).save(elsewhere)
+    with pytest.raises(TrainError, match=r"made with other settings \(data .*elsewhere\)"):
+        _refuse_another(replace(settings, data=elsewhere))
 
 
 def test_a_moved_run_resumes(moved: Path) -> None:
