@@ -239,6 +239,17 @@ class Code:
         return (print, ("run",))
 
 
+@pytest.mark.parametrize(
+    "text", ["id;rgb_0;rgb_1\n7;0,5;1\n8;1,5;2\n", "0,5;0,25\n1;2\n", "rgb_0\trgb_1\n1\t2\n1,5\t2\n"]
+)
+def test_decimal_commas_are_named(tmp_path, text):
+    (tmp_path / "a.csv").write_text(text)
+    with pytest.raises(ValueError, match=r"a\.csv: has numbers with a comma, such as \d,5; write decimals"):
+        open_columns(tmp_path / "a.csv")
+    (tmp_path / "a.csv").write_text("0,5\n1,2.5\n")
+    assert open_columns(tmp_path / "a.csv")["a"].load()[:].tolist() == [[0, 5], [1, 2.5]]
+
+
 def damaged(path, kind):
     """A file that its ending lies about, or that is cut short."""
     if kind == "cut":

@@ -19,6 +19,7 @@ import pyarrow.parquet
 from .column import Column, Rows, Unfit, dtype_name, guarded
 
 NUMBERED = re.compile(r"(?P<view>.*?)[ _.\-\[]?(?P<number>\d+)\]?")
+DECIMAL = re.compile(r"\s*[+-]?\d+(?:[.,]\d+)?(?:[eE][+-]?\d+)?\s*")
 SNIFFED = 1 << 16  # bytes of a CSV that show its delimiter and its header
 Take = Callable[[list[str]], pa.Table]  # the columns of a file by name
 
@@ -51,6 +52,8 @@ def delimited(path: Path, name: str) -> list[Column]:
     with path.open(encoding="utf-8-sig", newline="") as file:
         first = file.read(SNIFFED).split("\n")[0].strip("\r")
     delimiter = max("\t" if path.suffix.lower() == ".tsv" else ",", ";", "\t", key=first.count)
+    for other in ";\t":
+        _refuse_decimal_commas(path, first.split(other) if other in first else [])
     header = next(csv.reader([first], delimiter=delimiter), [])
     if len(set(header)) < len(header) and not _is_data(header):
         raise Unfit(f"{path}: two columns have one name in its header, {header[:8]}")
@@ -68,7 +71,17 @@ def delimited(path: Path, name: str) -> list[Column]:
         table = table.rename_columns([str(i) for i in range(table.num_columns)])
     else:
         table = _as_written(table, read)
+    for column in table.columns if delimiter != "," else ():
+        if pa.types.is_string(column.type) and len(column):
+            _refuse_decimal_commas(path, pc.unique(column.drop_null()).to_pylist())
     return _columns(path, name, table.schema, len(table), table.select)
+
+
+def _refuse_decimal_commas(path: Path, fields: list[str]) -> None:
+    """Raises `Unfit` where fields are all numbers, and some have a comma for the point."""
+    commas = [field for field in fields if "," in field]
+    if commas and all(map(DECIMAL.fullmatch, fields)):
+        raise Unfit(f"{path}: has numbers with a comma, such as {commas[0]}; write decimals with a point")
 
 
 def _is_data(header: list[str]) -> bool:

@@ -6,6 +6,7 @@ import codecs
 import csv
 import io
 import itertools
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,6 +30,10 @@ from .layouts import Labels, split_named
 from .segments import WHOLE, Segment, segment_of
 
 COLUMNS = "path[,label,split,group,start,end]"
+DELIMITERS = ",;\t"
+WHOLE_LINE = "\x1f"  # a delimiter that no path has
+DECIMALS = "; write decimals with a point"
+DECIMAL_COMMA = re.compile(r"\s*\d+,\d+\s*")
 
 
 class Row(NamedTuple):
@@ -109,7 +114,7 @@ def _rows(
         if segment is None:
             raise TrainError(
                 f"videos: {table} line {number}: start and end must be seconds with 0 <= start < end, got {times[0]!r} "
-                f"and {times[1]!r}"
+                f"and {times[1]!r}{DECIMALS if any(map(DECIMAL_COMMA.fullmatch, times)) else ''}"
             )
         if is_address(name):
             passed_over.append((name, "an address, no file"))
@@ -153,14 +158,30 @@ def _lines(table: Path, text: str) -> Iterator[tuple[int, dict[str, str]]]:
     """The rows of a CSV as {column: text}, with their line numbers."""
     first = next(csv.reader(io.StringIO(text)), [])
     bare = len(first) == 1 and Path(first[0].strip()).suffix.lower() in ENDINGS
-    reader = csv.DictReader(io.StringIO(text, newline=""), ["path"] if bare else None)
+    delimiter = WHOLE_LINE if bare else _delimiter(text)
+    reader = csv.DictReader(io.StringIO(text, newline=""), ["path"] if bare else None, delimiter=delimiter)
     columns = [(name or "").strip().lower() for name in reader.fieldnames or ()]
     if twice := next((name for name in columns if name and columns.count(name) > 1), None):
         raise TrainError(f"videos: {table} has two columns {twice}; rename one")
     if "path" not in columns and not set(columns) >= KINETICS:
         raise TrainError(f"videos: {table} needs a header with {COLUMNS}, got {sorted(columns)}")
     for row in reader:
+        if any(map(str.strip, row.get(None) or ())):  # type: ignore[call-overload]  # fields beyond the header's
+            raise TrainError(
+                f"videos: {table} line {reader.line_num} has more fields than its header; put a text with {delimiter!r} "
+                "in quotes, and write decimals with a point"
+            )
         yield reader.line_num, {(k or "").strip().lower(): (v or "").strip() for k, v in row.items() if k}
+
+
+def _delimiter(text: str) -> str:
+    """What separates the columns of a CSV: the first of comma, semicolon and tab by which its header is one."""
+    for delimiter in DELIMITERS:
+        header = next(csv.reader(io.StringIO(text), delimiter=delimiter), [])
+        columns = {name.strip().lower() for name in header}
+        if "path" in columns or columns >= KINETICS:
+            return delimiter
+    return DELIMITERS[0]
 
 
 @dataclass(frozen=True)

@@ -87,3 +87,35 @@ def test_text_with_zero_bytes_is_no_list(tmp_path: Path) -> None:
     for body in ("path,label\na.mp4,run\n".encode("utf-16-le"), b"path,label\na.mp4,ru\0n\n"):
         with pytest.raises(TrainError, match="is a file, and no CSV in UTF-8"):
             listed(folder, body)
+
+
+@pytest.mark.parametrize("delimiter", [";", "\t", ","])
+def test_lists_of_spreadsheets_are_read(tmp_path: Path, delimiter: str) -> None:
+    folder = touched(tmp_path, "a.mp4", "b, c.mp4")
+    rows = ["path;label;start;end", "a.mp4;Run;0;1.5", '"b, c.mp4";Jump;;']
+    found = listed(folder, "\n".join(rows).replace(";", delimiter)).sources
+    assert [(one.id, one.label) for one in found] == [("a.mp4@0-1.5", "Run"), ("b, c.mp4", "Jump")]
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (
+            "path;start;end\na.mp4;0,5;1,5",
+            r"start and end must be seconds .*got '0,5' and '1,5'; write decimals",
+        ),
+        ("path,start,end\na.mp4,0,5,1,5", r"line 2 has more fields than its header.*decimals with a point"),
+        (
+            "path,label\nb, c.mp4,Run",
+            r"line 2 has more fields than its header; put a text with ',' in quotes",
+        ),
+    ],
+)
+def test_commas_inside_of_fields_are_named(tmp_path: Path, text: str, said: str) -> None:
+    with pytest.raises(TrainError, match=said):
+        listed(touched(tmp_path, "a.mp4", "b, c.mp4"), text)
+
+
+def test_a_list_of_paths_takes_whole_lines(tmp_path: Path) -> None:
+    found = listed(touched(tmp_path, "a.mp4", "b, c.mp4"), "a.mp4\nb, c.mp4\n").sources
+    assert [one.id for one in found] == ["a.mp4", "b, c.mp4"]
