@@ -145,7 +145,7 @@ Cascade positive mining for multi-view contrastive learning.
 {commands}
 
 `cpr COMMAND --help` explains one; `cpr --version`; `cpr --traceback COMMAND ...` shows where an error arose.
-Every command takes `--quiet` (errors only) and `--json` (the result as JSON); files are replaced only with `--force`.
+All take `--quiet` (errors only) and `--json` (the result). Files are replaced only with `--force`, folders continued.
 """
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import IO
@@ -50,6 +50,13 @@ def replacing(paths: Sequence[Path]) -> Iterator[list[Path]]:
             for part in parts:
                 with suppress(OSError):
                     part.unlink(missing_ok=True)
+
+
+def refuse_existing(paths: Iterable[Path], force: bool, option: str = "--out") -> None:
+    """Raises ValueError where files to write are there already, unless they may be replaced."""
+    there = [] if force else [str(path) for path in paths if path.exists()]
+    if there:
+        raise ValueError(f"{option}: {', '.join(there)} is there already; add --force to replace it")
 
 
 def leftovers(folder: Path, name: str | None = None) -> list[Path]:

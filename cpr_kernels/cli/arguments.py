@@ -11,7 +11,6 @@ import re
 import shutil
 import sys
 from collections.abc import Callable, Container, Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import tyro
@@ -169,12 +168,6 @@ def pop_option(argv: list[str], option: str) -> tuple[str | None, list[str]]:
         if argument.startswith(option + "="):
             return argument.split("=", 1)[1], [*argv[:i], *argv[i + 1 :]]
     return None, argv
-
-
-def free_file(path: Path | None, force: bool, flag: str = "--out") -> None:
-    """Raises ValueError where a file to write is there already, unless it may be replaced."""
-    if path is not None and path.exists() and not force:
-        raise ValueError(f"{flag}: {path} is there already; add --force to replace it")
 
 
 def at_least(least: int, **values: int | None) -> None:

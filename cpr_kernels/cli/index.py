@@ -12,8 +12,9 @@ from tyro.conf import Positional, arg
 
 from ..deploy.clip_index import Clip, ClipIndex, exists, extend, prune, tidy, writing
 from ..deploy.model import Model, VideoPrediction
+from ..files import refuse_existing
 from ..progress import result, say
-from .arguments import at_least, free_file, parse
+from .arguments import at_least, parse
 from .predict import Artifact, Count, Output, Videos, as_text, format_of, neighbour
 from .videos import Results, each, video_files
 
@@ -128,7 +129,7 @@ def search(argv: Sequence[str]) -> int:
     """
     args: Search = parse(Search, argv, "search")
     at_least(1, topk=args.topk)
-    free_file(args.out, args.force)
+    refuse_existing([args.out] if args.out else [], args.force)
     kind = format_of(args)
     paths = video_files("search", args.videos)
     model = Model(args.artifact, args.trust)

@@ -12,9 +12,10 @@ from tyro.conf import Positional, arg
 from ..deploy.adapter import is_adapter
 from ..deploy.clip_index import ClipIndex, Neighbor
 from ..deploy.model import Model, VideoPrediction
+from ..files import refuse_existing
 from ..progress import result
 from .adapted import adapted_table
-from .arguments import at_least, free_file, parse
+from .arguments import at_least, parse
 from .videos import Results, each, video_files
 
 Artifact: TypeAlias = Annotated[Path, arg(metavar="ARTIFACT")]
@@ -83,7 +84,7 @@ def main(argv: Sequence[str]) -> int:
     """
     args: Predict = parse(Predict, argv, "predict")
     at_least(1, topk=args.topk, clips=args.clips)
-    free_file(args.out, args.force)
+    refuse_existing([args.out] if args.out else [], args.force)
     if is_adapter(args.artifact):
         return _adapt(args)
     paths = video_files("predict", args.videos)

@@ -10,9 +10,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from ..files import refuse_existing
 from ..progress import result
 from ..train import TrainError
-from .arguments import common_options, free_file, parse, pop_option, positional_as_option
+from .arguments import common_options, parse, pop_option, positional_as_option
 
 ADVANCED = ("optim", "augment", "iic")  # groups of options of `pretrain` that --help leaves out
 
@@ -107,7 +108,7 @@ class Report:
     out: Path = field(default=Path("report.html"))
     """The page to write."""
     force: bool = False
-    """Replace --out if it is there."""
+    """Replace --out and the page beside it if they are there."""
     title: str = "Cascade positive retrieval"
     baseline: Path | None = None
     """A run to compare the first one with: R@1 on the same test videos, with the difference's 95 % interval."""
@@ -228,7 +229,8 @@ def finetune(argv: list[str]) -> int:
 def report(argv: list[str]) -> int:
     """Runs `cpr report RUN [RUN ...] --out PAGE`."""
     options = parse(Report, positional_as_option(argv, "--runs"), "report")
-    free_file(options.out, options.force)
+    inside = options.out.with_name(f"{options.out.stem}_inside.html")
+    refuse_existing([options.out, inside], options.force)
 
     from ..train.data.manifest import Manifest
     from ..train.evaluate.retrieval import evaluate_run
@@ -239,12 +241,10 @@ def report(argv: list[str]) -> int:
     for run in [*options.runs, *([options.baseline] if options.baseline else [])]:
         if not (run / "eval.json").is_file() and Manifest.load(config_of(run, options.data).data).classes:
             evaluate_run(run, data=options.data)
-    inside = ""
-    if all((run / "checkpoint.pt").is_file() for run in options.runs):
-        page = options.out.with_name(f"{options.out.stem}_inside.html")
-        inside = explore(options.runs, page, data=options.data).name
+    whole = all((run / "checkpoint.pt").is_file() for run in options.runs)
+    linked = explore(options.runs, inside, data=options.data).name if whole else ""
     page = write_report(
-        options.runs, options.out, options.title, inside, data=options.data, baseline=options.baseline
+        options.runs, options.out, options.title, linked, data=options.data, baseline=options.baseline
     )
     result({"page": page}, str(page))
     return 0

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from tyro.conf import Positional
 
+from ..files import refuse_existing
 from ..progress import ProgressBar, result
 from ..tuning import MiningPlan, tune_schedule
 from ..tuning.plan_files import whiteners_path
@@ -105,9 +106,7 @@ def _check_out(args: Tune) -> None:
         raise ValueError(f"--out: a plan is written as JSON; end {args.out.name!r} in .json")
     if not args.out.parent.is_dir():
         raise ValueError(f"--out: the folder {args.out.parent} does not exist; make it first")
-    there = [str(path) for path in (args.out, whiteners_path(args.out)) if path.exists()]
-    if there and not args.force:
-        raise ValueError(f"--out: {', '.join(there)} is there already; add --force to replace it")
+    refuse_existing([args.out, whiteners_path(args.out)], args.force)
 
 
 def _check_plot(args: Tune) -> None:
@@ -118,8 +117,7 @@ def _check_plot(args: Tune) -> None:
         raise ValueError(f"--plot: is drawn as .svg or .png; end {args.plot.name!r} in one of them")
     if not args.plot.parent.is_dir():
         raise ValueError(f"--plot: the folder {args.plot.parent} does not exist; make it first")
-    if args.plot.exists() and not args.force:
-        raise ValueError(f"--plot: {args.plot} is there already; add --force to replace it")
+    refuse_existing([args.plot], args.force, "--plot")
     if find_spec("matplotlib") is None:
         raise ImportError("--plot: drawing needs matplotlib: pip install 'cpr_kernels[train]'")
 

@@ -17,6 +17,7 @@ from ..deploy import artifact
 from ..deploy.model import RECORDS
 from ..deploy.network import Network, weights_of, why_not_described
 from ..deploy.program import MOST_CLIPS, program_of
+from ..files import refuse_existing
 from ..progress import say
 from . import TrainError
 from .batches.dataset import ClipDataset
@@ -57,12 +58,11 @@ class Export:
     """Replace --out if it is there."""
 
     def check(self) -> None:
-        """Raises `TrainError` for the first setting that cannot work."""
+        """Raises `TrainError` for the first setting that cannot work, `ValueError` where `out` is there already."""
         for name, least in (("clips", 1), ("center", 0)):
             if getattr(self, name) < least:
                 raise TrainError(f"{name}: must be at least {least}, got {getattr(self, name)}")
-        if self.out.exists() and not self.force:
-            raise TrainError(f"out: {self.out} exists; give another --out, or --force to replace it")
+        refuse_existing([self.out], self.force)
         if not self.source.is_dir():
             raise TrainError(f"source: {self.source} is not a folder of `cpr finetune` or `cpr pretrain`")
 
@@ -83,8 +83,8 @@ def export(settings: Export) -> Path:
     """Writes the artifact; returns its path.
 
     Raises:
-        TrainError: nothing trained there, a view that an artifact cannot be fed, a data set that is gone, or a file
-            that is there already.
+        TrainError: nothing trained there, a view that an artifact cannot be fed, or a data set that is gone.
+        ValueError: a file that is there already.
     """
     settings.check()
     source, out = settings.source, settings.out

@@ -131,24 +131,62 @@ def test_a_quiet_command_prints_its_error_and_nothing_else(
 @pytest.mark.parametrize(
     "words",
     [
-        ["predict", "model.cpr", "a.mp4"], ["search", "model.cpr", "known", "a.mp4"], ["report", "run"],
-        ["explore", "run"], ["mine", "t.npz"],
+        ["predict", "model.cpr", "a.mp4", "--out", "there.csv"],
+        ["search", "model.cpr", "known", "a.mp4", "--out", "there.csv"],
+        ["report", "run", "--out", "there.html"], ["report", "run", "--out", "page.html", "there: page_inside.html"],
+        ["explore", "run", "--out", "there.html"], ["export", "run", "--out", "there.cpr"],
+        ["mine", "t.npz", "--out", "there.csv"], ["mine", "t.npz", "--report", "there.html"],
+        ["mine", "t.npz", "--out", "a.npy", "there: a.scores.npy"], ["tune", "t.npz", "--out", "there.json"],
+        ["tune", "t.npz", "--out", "a.json", "there: a.safetensors"], ["tune", "t.npz", "--plot", "there.svg"],
     ],
-    ids=lambda words: words[0],
+    ids=" ".join,
 )  # fmt: skip
 def test_a_file_is_replaced_only_with_force(
-    words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("av")
-    out = tmp_path / "there.csv"
-    out.write_text("precious")
-    assert main([*words, "--out", str(out)]) == 2
-    assert (
-        capsys.readouterr().err
-        == f"cpr {words[0]}: --out: {out} is there already; add --force to replace it\n"
+    monkeypatch.chdir(tmp_path)
+    *words, last = words
+    words, there = (words, last[7:]) if last.startswith("there: ") else ([*words, last], last)
+    Path(there).write_text("precious")
+    option = next(word for word in reversed(words) if word.startswith("--"))
+    assert main(words) == 2
+    said = capsys.readouterr().err
+    assert said == f"cpr {words[0]}: {option}: {there} is there already; add --force to replace it\n"
+    assert main([*words, "--force"]) == 2  # refused for what is missing
+    assert "--force" not in capsys.readouterr().err and Path(there).read_text() == "precious"
+
+
+FOLDERS = {  # what each command does with a folder that is there
+    "prepare": "continued by the same command", "finetune": "continued by the same command",
+    "update": "continued by the same command", "demo": "continued by the same command",
+    "index": "added to", "evaluate": "measured again", "pretrain": "--resume", "adapt": "--resume",
+}  # fmt: skip
+NO_FILES = {"doctor", "completion"}
+
+
+def test_every_command_is_of_one_kind_of_output() -> None:
+    forced = {"predict", "search", "report", "explore", "export", "mine", "tune"}
+    assert {*COMMANDS} == forced | {*FOLDERS} | NO_FILES
+
+
+@pytest.mark.parametrize(
+    "words", [["pretrain", "--data", "none"], ["adapt", "t.npz", "--ids", "none"]], ids=lambda words: words[0]
+)
+def test_a_folder_of_a_job_is_continued_only_by_resume(
+    words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("av")
+    monkeypatch.chdir(tmp_path)
+    make_data(tmp_path)
+    Path("job").mkdir()
+    Path("job/config.json").write_text("{}")
+    assert main([*words, "--out", "job"]) == 2
+    said = capsys.readouterr().err
+    assert re.fullmatch(
+        rf"cpr {words[0]}: out: job holds a (run|job) already; .*--resume.* give another --out\n", said
     )
-    assert main([*words, "--out", str(out), "--force"]) == 2  # refused for what is missing
-    assert "--force" not in capsys.readouterr().err and out.read_text() == "precious"
+    assert Path("job/config.json").read_text() == "{}"
 
 
 def test_json_is_another_name_of_lines_of_json() -> None:

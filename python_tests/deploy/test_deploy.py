@@ -353,7 +353,6 @@ def test_export_refuses_what_it_cannot_do(run: Path, namer: Path, tmp_path: Path
     for settings, sentence in (
         (Export(tmp_path / "none"), "is not a folder of"),
         (Export(tmp_path), "holds neither a classifier"),
-        (Export(run, namer), "exists; give another --out, or --force"),
         (Export(run, tmp_path / "x.cpr", views=("sound",)), "has no view 'sound'; it has rgb, flow"),
         (Export(run, tmp_path / "x.cpr", clips=0), "clips: must be at least 1"),
     ):
@@ -366,7 +365,7 @@ def test_the_command_says_where_it_went_and_replaces_only_when_told(
     run: Path, encoder: Path, capsys: Any
 ) -> None:
     assert main(["export", str(run), "--out", str(encoder)]) == 2
-    assert "exists; give another --out, or --force" in capsys.readouterr().err
+    assert "is there already; add --force" in capsys.readouterr().err
     assert main(["export", "--help"]) == 0
     assert "works without the trainer" in " ".join(capsys.readouterr().out.split())
 

@@ -9,8 +9,9 @@ from typing import Annotated
 
 from tyro.conf import arg
 
+from ...files import refuse_existing
 from ...progress import result
-from ..arguments import at_least, free_file, parse, positional_as_option
+from ..arguments import at_least, parse, positional_as_option
 from ..mine.options import Count, Mine, Names, Preset, Text, ViewFiles
 from ..tables.pooling import Pool
 from .table import Look, rows_of
@@ -89,7 +90,7 @@ def main(argv: Sequence[str]) -> int:
         ValueError: an error of the user, in one line.
     """
     args: Explore = parse(Explore, positional_as_option(list(argv), "--inputs"), "explore")
-    free_file(args.out, args.force)
+    refuse_existing([args.out], args.force)
     at_least(1, sample=args.sample)
     runs = [path for path in args.inputs if (path / "config.json").is_file()]
     if runs or (len(args.inputs) > 1 and not args.view):

@@ -14,11 +14,12 @@ from torch import Tensor
 
 from ... import mining
 from ...dispatch.backends import choose
+from ...files import refuse_existing
 from ...mining import CascadeTrace, Schedule, cascade_topk, cascade_trace
 from ...mining.arguments import as_call
 from ...progress import ProgressBar, result
 from ...tuning import MiningPlan
-from ..arguments import at_least, free_file, parse
+from ..arguments import at_least, parse
 from ..explore.explore import write_table
 from ..explore.table import Look
 from .classes import labels_of
@@ -80,7 +81,7 @@ def main(argv: Sequence[str]) -> int:
     at_least(1, chunk=args.chunk, threads=args.threads)
     at_least(0, sample=args.sample)
     out = [] if args.out is None else output_paths(args.out, args.force)
-    free_file(args.report, args.force, "--report")
+    refuse_existing([args.report] if args.report else [], args.force, "--report")
     with _threads(args.threads):
         summary = _run(args, out)
     result(as_json(summary), as_text(summary), sys.stderr if out == [STDOUT] else None)

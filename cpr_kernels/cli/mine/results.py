@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, TextIO
 import numpy as np
 import torch
 
-from ...files import replacing
+from ...files import refuse_existing, replacing
 
 WRITES = (".npz", ".npy", ".csv", ".parquet", ".safetensors")
 STDOUT = Path("-")
@@ -78,9 +78,7 @@ def output_paths(path: Path, force: bool) -> list[Path]:
     paths = [path]
     if path.suffix == ".npy":
         paths = [path.with_suffix(".indices.npy"), path.with_suffix(".scores.npy")]
-    there = [str(p) for p in paths if p.exists()]
-    if there and not force:
-        raise ValueError(f"--out: {', '.join(there)} is there already; add --force to replace it")
+    refuse_existing(paths, force)
     return paths
 
 

@@ -168,8 +168,8 @@ def _lines(table: Path, text: str) -> Iterator[tuple[int, dict[str, str]]]:
     for row in reader:
         if any(map(str.strip, row.get(None) or ())):  # type: ignore[call-overload]  # fields beyond the header's
             raise TrainError(
-                f"videos: {table} line {reader.line_num} has more fields than its header; put a text with {delimiter!r} "
-                "in quotes, and write decimals with a point"
+                f"videos: {table} line {reader.line_num} has more fields than its header; put a text with "
+                f"{delimiter!r} in quotes, and write decimals with a point"
             )
         yield reader.line_num, {(k or "").strip().lower(): (v or "").strip() for k, v in row.items() if k}
 
