@@ -18,7 +18,7 @@ Frame = npt.NDArray[np.uint8]
 Frames = npt.NDArray[np.uint8]
 
 # Settings of OpenCV's DualTVL1: "full" is its default (116 ms for a pair of 112 x 112 frames on one core); fast takes
-# a quarter of its time, draft a ninth. Mean relative error on textured discs of 22 px radius that move 2, 4 and 8 px a
+# a third of its time, draft a seventh. Mean relative error on textured discs of 22 px radius that move 2, 4 and 8 px a
 # frame: full 0.11, 0.07, 0.41; fast 0.11, 0.10, 0.44; draft 0.15, 0.14, 0.63. None follows a fine texture at 12 px.
 FLOW_SETTINGS: dict[str, dict[str, float]] = {
     "full": {},
@@ -30,6 +30,9 @@ FLOW_SETTINGS: dict[str, dict[str, float]] = {
 # that were joined. FORWARD_JOINED holds for formats whose clocks may break at any place (MPEG-TS); it is FFmpeg's own.
 BACK, FORWARD, FORWARD_JOINED = 1.0, 600.0, 10.0
 SAME_TIME = 1e-6  # seconds: far below a frame, far above the rounding of a sum
+HDR = {16: "PQ", 18: "HLG"}  # FFmpeg's numbers of transfer curves
+BT709 = 1  # the same of BT.709's curve, and of its primaries
+MAPS_HDR = 18  # the first PyAV that converts curves and primaries
 LONGEST_PIXEL = 16  # pixels longer than this many times their breadth come from a damaged header
 
 
@@ -143,11 +146,17 @@ class TimedFrames(Iterator[tuple[Frame, float]]):
     clock: FrameClock | None = None
 
     def __init__(self, path: Path, size: int, stride: int, fps: float) -> None:
+        self._scaler = FrameScaler()
         frames = self._decoded(path, size)
         self._frames = at_rate(frames, fps) if fps else islice(frames, 0, None, stride)
 
     def __next__(self) -> tuple[Frame, float]:
         return next(self._frames)
+
+    @property
+    def note(self) -> str:
+        """What is to be said of the times and colours; empty where all is well."""
+        return "; ".join(note for note in (self.clock.note if self.clock else "", self._scaler.note) if note)
 
     def _decoded(self, path: Path, size: int) -> Iterator[tuple[Frame, float]]:
         """Every frame, with its second."""
@@ -162,7 +171,8 @@ class TimedFrames(Iterator[tuple[Frame, float]]):
                 stream.thread_type = "NONE"
                 self.clock = FrameClock(container, stream)
                 for frame in container.decode(stream):
-                    yield as_shown(frame, stream.sample_aspect_ratio, size), self.clock.second(frame)
+                    image = self._scaler.as_shown(frame, stream.sample_aspect_ratio, size)
+                    yield image, self.clock.second(frame)
                     seen += 1
         except (av.FFmpegError, ValueError, OSError) as error:
             reason = str(error).split(":")[0].split("] ")[-1]
@@ -208,21 +218,54 @@ def at_rate(frames: Iterable[tuple[Frame, float]], fps: float) -> Iterator[tuple
         count += 1
 
 
-def as_shown(frame: Any, pixel_aspect: Fraction | None, size: int) -> Frame:
-    """A decoded frame as a player shows it, RGB [H, W, 3], shorter edge `size`: square pixels, turned and mirrored.
+class FrameScaler:
+    """Turns decoded frames into pictures as a player shows them; one is kept for all frames of a video.
 
-    Args:
-        frame: PyAV's.
-        pixel_aspect: width of a pixel by its height; None is a square.
-        size: pixels; a smaller picture is not enlarged.
+    HDR (BT.2100's curves PQ and HLG) becomes what a standard screen shows, by FFmpeg's libswscale: curve and primaries
+    of BT.709, white at 203 cd/m2, what is brighter clipped. Making its table takes seconds, once a video.
+
+    Attributes:
+        note: what is to be said of the colours; empty where all is well.
     """
-    aspect = float(pixel_aspect or 1)
-    if not 1 / LONGEST_PIXEL <= aspect <= LONGEST_PIXEL:
-        raise UnreadableVideo(f"its header is damaged: pixels {aspect:g}:1")
-    width, height = shrunk(max(1, round(frame.width * aspect)), frame.height, size)
-    image = frame.reformat(width, height, "rgb24", interpolation="AREA").to_ndarray()
-    matrix = frame.side_data.get("DISPLAYMATRIX")
-    return image if matrix is None else turned(image, struct.unpack("=9i", bytes(matrix)))
+
+    note = ""
+
+    def __init__(self) -> None:
+        from av.video.reformatter import VideoReformatter
+
+        self._scale, self._map = VideoReformatter(), VideoReformatter()
+
+    def as_shown(self, frame: Any, pixel_aspect: Fraction | None, size: int) -> Frame:
+        """A frame as RGB [H, W, 3], shorter edge `size`: square pixels, turned and mirrored.
+
+        Args:
+            frame: PyAV's.
+            pixel_aspect: width of a pixel by its height; None is a square.
+            size: pixels; a smaller picture is not enlarged.
+        """
+        aspect = float(pixel_aspect or 1)
+        if not 1 / LONGEST_PIXEL <= aspect <= LONGEST_PIXEL:
+            raise UnreadableVideo(f"its header is damaged: pixels {aspect:g}:1")
+        image = self._rgb(frame, *shrunk(max(1, round(frame.width * aspect)), frame.height, size))
+        matrix = frame.side_data.get("DISPLAYMATRIX")
+        return image if matrix is None else turned(image, struct.unpack("=9i", bytes(matrix)))
+
+    def _rgb(self, frame: Any, width: int, height: int) -> Frame:
+        import av
+
+        how = {"width": width, "height": height, "interpolation": "AREA", "threads": 1}
+        curve = HDR.get(frame.color_trc)
+        if curve and int(av.__version__.partition(".")[0]) >= MAPS_HDR:
+            small = self._scale.reformat(frame, format="gbrp16le", **how)
+            image = self._map.reformat(
+                small, format="rgb24", threads=1, dst_color_trc=BT709, dst_color_primaries=BT709
+            )
+            return np.asarray(image.to_ndarray())
+        if curve:
+            self.note = (
+                f"its colours are HDR ({curve}) and taken as they are: PyAV {MAPS_HDR} or newer maps them"
+            )
+        return np.asarray(self._scale.reformat(frame, format="rgb24", **how).to_ndarray())
 
 
 def turned(image: Frame, matrix: Sequence[int]) -> Frame:

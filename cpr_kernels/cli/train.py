@@ -67,7 +67,7 @@ class Prepare:
     video. 0 keeps each video's own rate.
     """
     flow: Literal["full", "fast", "draft"] = "full"
-    """TV-L1 effort: full (OpenCV's default), fast (a quarter of its time) or draft (a ninth)."""
+    """TV-L1 effort: full (OpenCV's default), fast (a third of its time) or draft (a seventh)."""
     flow_bound: float = 20.0
     """Flow is clipped to +- this many pixels a frame; less for small frames."""
     jpeg_quality: int = 95

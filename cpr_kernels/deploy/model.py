@@ -152,9 +152,7 @@ class Model:
             if shares is not None:
                 probabilities.append(shares)
         scores = torch.cat(probabilities) if probabilities else None
-        return VideoPrediction(
-            scores, torch.cat(embeddings), times, frames.clock.note if frames.clock else ""
-        )
+        return VideoPrediction(scores, torch.cat(embeddings), times, frames.note)
 
     def read(self, path: Path, clips: int) -> Iterator[ClipBatch]:
         """Yields the clips of a video, part by part."""

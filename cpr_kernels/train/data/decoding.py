@@ -76,7 +76,7 @@ class Pictures:
     times: [F + 1] seconds of the frames and of the one that ends the last flow, from the first of them on; none where
     frames have no times.
     origin: the first frame's second on the file's own clock, which its sound shares; None where the file has none.
-    note: what is to be said of the times; empty where all is well.
+    note: what is to be said of the times and colours; empty where all is well.
     """
 
     rgb: list[bytes]
@@ -150,7 +150,7 @@ def read_views(path: Path, settings: FrameSettings, segment: Segment = WHOLE) ->
     _refuse_unfit(rgb, settings)
     clock = frames.clock
     assert clock is not None  # there was a frame
-    notes = [clock.note] if clock.note else []
+    notes = [frames.note] if frames.note else []
     if 0 < clock.rate < REPEATED * settings.fps:
         notes.append(
             f"{clock.rate:.3g} frames a second are repeated up to {settings.fps:g}, with no flow between copies"

@@ -195,7 +195,7 @@ def print_summary(prepared: Prepared, out: Path) -> None:
         say(f"warning: {said}")
     notes = [[video.id, video.note] for video in manifest.videos if video.note]
     if notes:
-        table(f"times of {len(notes)} videos", ["file", "reason"], notes[:20])
+        table(f"notes on {len(notes)} videos", ["file", "reason"], notes[:20])
     for split, word in (("train", "training"), ("test", "test")):
         lacking = [name for label, name in enumerate(manifest.classes) if not counts[label, split]]
         if lacking:

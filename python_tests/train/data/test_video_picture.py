@@ -7,13 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from odd_videos import write
+from odd_videos import av, write
 from train_sets import DRAFT
 
 from cpr_kernels.train.data.decoding import FrameSettings
 from cpr_kernels.train.data.prepare import prepare
 from cpr_kernels.train.data.store import FrameStore
-from cpr_kernels.video import UnreadableVideo, timed_frames, turned
+from cpr_kernels.video import MAPS_HDR, UnreadableVideo, timed_frames, turned
 
 ONE = 1 << 16
 # Display matrices, and what each shows of an image.
@@ -129,3 +129,107 @@ def test_prepare_stores_what_deploy_sees(tmp_path: Path) -> None:
         flow = store.frames(video.id, "flow", 0, 1)[0][MATRICES[name][1](inside[..., None])[..., 0]]
         found = (flow.astype(float).mean(axis=0) - 127.5) * settings.flow_bound / 127.5
         assert found == pytest.approx(directions[name], abs=0.5), video.id
+
+
+MATRIX = {
+    1: (0.2126, 0.0722),
+    5: (0.299, 0.114),
+    6: (0.299, 0.114),
+    9: (0.2627, 0.0593),
+}  # weights of red and blue
+BARS = np.array(
+    [(200, 50, 50), (50, 200, 50), (50, 50, 200), (255, 255, 255), (0, 0, 0), (128, 128, 128)], np.uint8
+)
+
+
+def write_yuv(path: Path, planes: np.ndarray, pixels: str, **tags: int) -> Path:
+    """Writes 12 lossless frames of bars, 16 wide, of which `planes` [bars, 3] has luma and chroma."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("ffv1", rate=25)
+        stream.width, stream.height, stream.pix_fmt = 16 * len(planes), 32, pixels
+        frame = av.VideoFrame(stream.width, stream.height, pixels)
+        for plane, values in zip(frame.planes, planes.T):
+            row = values.repeat(16).view(np.uint8)
+            lines = np.zeros((plane.height, plane.line_size), np.uint8)
+            lines[:, : len(row)] = row
+            plane.update(lines)
+        for name, tag in tags.items():
+            setattr(frame, name, tag)
+            setattr(stream.codec_context, name, tag)
+        for i in range(12):
+            frame.pts = i
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    return path
+
+
+def bars_of(path: Path, size: int) -> np.ndarray:
+    """The colours in the middle of the bars of the first frame."""
+    [(frame, _), *_] = timed_frames(path, size)
+    return frame[len(frame) // 2, frame.shape[1] // 12 :: frame.shape[1] // 6].astype(int)
+
+
+@pytest.mark.parametrize("full", [False, True], ids=["limited", "full"])
+@pytest.mark.parametrize("matrix", MATRIX)
+def test_colours_follow_the_matrix_and_the_range_of_the_file(matrix: int, full: bool, tmp_path: Path) -> None:
+    red, blue = MATRIX[matrix]
+    rgb = BARS / 255
+    luma = rgb @ [red, 1 - red - blue, blue]
+    chroma = [(rgb[:, i] - luma) / (2 * (1 - weight)) for i, weight in ((2, blue), (0, red))]
+    black, luma_range, chroma_range = (0, 255, 255) if full else (16, 219, 224)
+    planes = np.stack([black + luma_range * luma, *(128 + chroma_range * one for one in chroma)], 1)
+    planes = planes.round().clip(0, 255).astype(np.uint8)
+    path = write_yuv(tmp_path / "a.mkv", planes, "yuv444p", colorspace=matrix, color_range=1 + full)
+    for size in (32, 24):
+        assert np.abs(bars_of(path, size) - BARS).max() <= 3
+
+
+def pq(light: np.ndarray) -> np.ndarray:
+    """SMPTE ST 2084: the signal of light in cd/m2."""
+    power = (light / 10_000) ** 0.1593017578125
+    return ((0.8359375 + 18.8515625 * power) / (1 + 18.6875 * power)) ** 78.84375
+
+
+def hlg(light: np.ndarray) -> np.ndarray:
+    """ARIB STD-B67: the signal of scene light, 1 at most."""
+    return np.where(
+        light <= 1 / 12,
+        np.sqrt(3 * light),
+        0.17883277 * np.log(np.maximum(12 * light - 0.28466892, 1e-9)) + 0.55991073,
+    )
+
+
+@pytest.mark.skipif(int(av.__version__.partition(".")[0]) < MAPS_HDR, reason="PyAV 18 maps HDR")
+@pytest.mark.parametrize(
+    "curve", [pytest.param(16, id="PQ"), pytest.param(18, id="HLG", marks=pytest.mark.slow)]
+)
+def test_hdr_becomes_what_a_standard_screen_shows(curve: int, tmp_path: Path) -> None:
+    light = np.array([0, 20.3, 50.75, 101.5, 203, 1000])  # white is 203 cd/m2, in HLG 75 % of the signal
+    signal = pq(light) if curve == 16 else hlg(np.array([0, 0.039, 0.083, 0.148, 0.265, 1]))
+    planes = np.full((6, 3), 512, np.uint16)
+    planes[:, 0] = np.round(64 + 876 * signal)
+    path = write_yuv(
+        tmp_path / "a.mkv",
+        planes,
+        "yuv444p10le",
+        colorspace=9,
+        color_range=1,
+        color_primaries=9,
+        color_trc=curve,
+    )
+    shown = bars_of(path, 32)
+    assert np.ptp(shown, axis=1).max() <= 2  # grey stays grey
+    grey = shown[:, 1]
+    assert grey[0] <= 2 and grey[4] >= 250 and grey[5] == 255
+    if curve == 16:  # BT.1886 is a power of 2.4
+        assert np.abs(grey[1:4] - 255 * (light[1:4] / 203) ** (1 / 2.4)).max() <= 6, grey
+    assert (np.diff(grey) >= 0).all() and grey[2] > np.round(255 * signal[2]) - 10
+
+
+def test_hdr_that_cannot_be_mapped_is_noted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    planes = np.full((6, 3), 512, np.uint16)
+    planes[:, 0] = np.arange(6) * 100 + 200
+    path = write_yuv(tmp_path / "a.mkv", planes, "yuv444p10le", colorspace=9, color_range=1, color_trc=16)
+    monkeypatch.setattr("cpr_kernels.video.MAPS_HDR", 10_000)
+    frames = timed_frames(path, 32)
+    assert len(list(frames)) == 12 and "HDR (PQ)" in frames.note
