@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json as _json
 import sys
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from types import TracebackType
@@ -40,7 +41,7 @@ def result(data: Any, text: str = "", file: TextIO | None = None) -> None:
 
 
 class ProgressBar:
-    """Shows how far a job is: a bar on a terminal, elsewhere a line every 30 seconds.
+    """Shows how far a job is: a bar on a terminal, elsewhere a line every 30 seconds, however long a step takes.
 
     Args:
         description: what is done.
@@ -67,6 +68,8 @@ class ProgressBar:
         self.description, self.total, self.unit = description, total, f" {unit}"
         self.done, self.first, self.status = done, done, ""
         self.began = self.line_at = time.monotonic()
+        self._ended, self._printing = threading.Event(), threading.Lock()
+        self._clock = threading.Thread(target=self._keep_time, daemon=True)
 
     def advance(self, steps: int = 1, status: str = "") -> None:
         """Counts finished steps; `status` is free text after the rate."""
@@ -74,8 +77,18 @@ class ProgressBar:
         if status:
             self.bar.set_postfix_str(status, refresh=False)
         self.bar.update(steps)
-        if self.lines and time.monotonic() - self.line_at >= LINE_EVERY_S:
-            self._line()
+        if self.lines:
+            self._line_if_due()
+
+    def _keep_time(self) -> None:
+        """Prints lines while a step takes longer than from one to the next."""
+        while not self._ended.wait(max(0.01, self.line_at + LINE_EVERY_S - time.monotonic())):
+            self._line_if_due()
+
+    def _line_if_due(self) -> None:
+        with self._printing:
+            if time.monotonic() - self.line_at >= LINE_EVERY_S:
+                self._line()
 
     def _line(self) -> None:
         self.line_at = time.monotonic()
@@ -88,12 +101,17 @@ class ProgressBar:
         )  # fmt: skip
 
     def __enter__(self) -> ProgressBar:
+        if self.lines:
+            self._clock.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.bar.close()
+        if self.lines:
+            self._ended.set()
+            self._clock.join()
         if self.lines and self.line_at > self.began:  # long enough for lines: say how it ended
             self._line()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
+import time
 
 import pytest
 
@@ -30,6 +31,17 @@ def test_a_log_file_gets_a_line_every_30_seconds(
     assert len(lines) == 11  # ten of the job, and how it ended
     assert re.fullmatch(r"pretrain: 43/100 \[00:30<09:30, .*10\.00s/ step, loss 0\.5\]", lines[0]), lines[0]
     assert lines[-1].startswith("pretrain: 70/100 [05:00<")
+
+
+def test_a_long_step_gets_lines_too(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(progress, "LINE_EVERY_S", 0.02)
+    with ProgressBar("prepare", total=2, unit="video") as bar:
+        while bar.line_at < bar.began + 0.04:  # two lines, during the first step
+            time.sleep(0.01)
+    lines = capfd.readouterr().err.splitlines()
+    assert len(lines) >= 2 and all(line.startswith("prepare: 0/2 [") for line in lines), lines
 
 
 def test_short_jobs_and_hidden_ones_print_nothing(
