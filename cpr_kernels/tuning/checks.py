@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from .whitening import present
+from .whitening import TESTED_ROWS, held_blocks, present
 
 LEAST_ROWS = 8
 
@@ -70,7 +70,9 @@ def check_features(
                 f"{op}: views[{name!r}] has {table.shape[0]} rows, but the views before have {rows}"
             )
         rows = table.shape[0]
-        if values and not bool(table.isfinite().all()):
+        if values and not bool(
+            torch.stack([part.isfinite().all() for part in table.split(TESTED_ROWS)]).all()
+        ):
             _check_finite(op, name, table)
 
 
@@ -91,13 +93,14 @@ def check_varied(op: str, views: Mapping[str, Tensor]) -> None:
         ValueError: naming the view.
     """
     for name, table in views.items():
-        held = table[present(table)]
-        if len(held) < LEAST_ROWS:
+        held = present(table)
+        if (count := int(held.sum())) < LEAST_ROWS:
             raise ValueError(
-                f"{op}: views[{name!r}] is held by {len(held)} of {len(table)} rows; at least {LEAST_ROWS} are needed, "
+                f"{op}: views[{name!r}] is held by {count} of {len(table)} rows; at least {LEAST_ROWS} are needed, "
                 "or leave the view out"
             )
-        if bool((held == held[0]).all()):
+        first = table[held.nonzero()[0, 0]]
+        if all(bool((block == first).all()) for block in held_blocks(table)):
             raise ValueError(f"{op}: views[{name!r}] is constant: every row is the same; leave the view out")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
@@ -9,13 +10,24 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 BLOCK_ROWS = 4096  # converted to float64 at a time
+TESTED_ROWS = 1 << 16  # compared with zero at a time
 FLAT = 1e-10  # axes of less than this share of the largest variance are left out
 RIDGE = 0.1  # of the mean variance, added where the power is 1
 
 
 def present(rows: Tensor) -> Tensor:
     """Returns True [N] where a row holds the view; a row of NaN or of zeros throughout is a missing view."""
-    return ~(rows.isnan() | (rows == 0)).all(dim=1)
+    held = rows.new_empty(len(rows), dtype=torch.bool)
+    for part, block in zip(held.split(TESTED_ROWS), rows.split(TESTED_ROWS)):
+        part.copy_(~(block.isnan() | (block == 0)).all(dim=1))
+    return held
+
+
+def held_blocks(rows: Tensor) -> Iterator[Tensor]:
+    """Yields the rows [N, D] that hold the view, in blocks, so that a table larger than memory is read in parts."""
+    for block in rows.split(BLOCK_ROWS):
+        held = present(block)
+        yield block if bool(held.all()) else block[held]
 
 
 class Whitener(NamedTuple):
@@ -69,20 +81,21 @@ def whitened_coordinates(coordinates: Tensor, scales: Tensor) -> Tensor:
 
 def principal_axes(rows: Tensor) -> PrincipalAxes:
     """Fits mean and axes to the rows [N, D] that hold the view (Jegou and Chum 2012, section 3), in float64."""
-    held = rows[present(rows)]
-    blocks = held.split(BLOCK_ROWS)
-    mean = torch.stack([block.double().sum(dim=0) for block in blocks]).sum(dim=0) / len(held)
-    count, dim = held.shape
+    dim, count = rows.shape[1], int(present(rows).sum())
+    sums = rows.new_zeros(len(rows.split(BLOCK_ROWS)), dim, dtype=torch.float64)
+    for own, block in zip(sums, held_blocks(rows)):  # sums of their own memory would lie between freed blocks
+        own.copy_(block.double().sum(dim=0))
+    mean = sums.sum(dim=0) / count
     if count < dim:
-        unit = normalize(held.double() - mean, dim=1)
+        unit = normalize(torch.cat(list(held_blocks(rows))).double() - mean, dim=1)
         variances, vectors = torch.linalg.eigh(
             unit @ unit.T / count
         )  # of the [N, N] side: the same variances
         kept = variances > FLAT * variances[-1]
         scale = (count * variances[kept]).rsqrt()
         return PrincipalAxes(mean, unit.T @ vectors[:, kept] * scale, variances[kept])
-    second = held.new_zeros(dim, dim, dtype=torch.float64)
-    for block in blocks:
+    second = rows.new_zeros(dim, dim, dtype=torch.float64)
+    for block in held_blocks(rows):
         unit = normalize(block.double() - mean, dim=1)
         second.addmm_(unit.T, unit)
     variances, axes = torch.linalg.eigh(second / count)

@@ -10,6 +10,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from places import SHARED_DATA
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from tuning_data import allowed, clusters, plan_by_loops, ranked, whitened_by_loops
 
 import cpr_kernels as cpr
@@ -21,6 +23,9 @@ from cpr_kernels.tuning.steps import joint_schedule
 from cpr_kernels.tuning.tune import choose
 
 POWERS = (0.0, 0.25, 0.5, 0.75, 1.0)
+from cpr_kernels.tuning.checks import check_varied, check_views
+from cpr_kernels.tuning.trial import draw_sample
+from cpr_kernels.tuning.whitening import TESTED_ROWS, present, principal_axes
 
 
 @pytest.fixture(scope="module")
@@ -311,3 +316,31 @@ def test_ucf101_without_a_label():
     mined, _ = plan.mine(views, plan.prepare_keys(views, ids), ids)
     assert positive_mining_recall(mined, labels, labels).item() == pytest.approx(0.860, abs=6e-4)
     assert median_recall(class_mining_recall(mined, labels, labels)) == pytest.approx(0.818, abs=6e-4)
+
+
+class Largest(TorchDispatchMode):
+    """Remembers the largest tensor that is made."""
+
+    numbers = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        made = func(*args, **(kwargs or {}))
+        found = [one.numel() for one in tree_leaves(made) if isinstance(one, torch.Tensor)]
+        self.numbers = max(self.numbers, *found, 0)
+        return made
+
+
+def test_a_table_is_read_in_parts():
+    rows = 3 * TESTED_ROWS
+    views = {
+        name: torch.randn(rows, 4, generator=torch.Generator().manual_seed(i))
+        for i, name in enumerate(("a", "b"))
+    }
+    views["a"][5] = torch.nan  # a missing row: what is held would be copied
+    with Largest() as largest:
+        check_views("t", views)
+        check_varied("t", views)
+        draw_sample(views, torch.arange(rows), 100, 0)
+    assert largest.numbers <= 4 * TESTED_ROWS
+    held = views["a"][present(views["a"])].double()
+    assert torch.allclose(principal_axes(views["a"]).mean, held.mean(0), rtol=0, atol=1e-12)
