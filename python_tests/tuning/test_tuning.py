@@ -19,13 +19,13 @@ from cpr_kernels.metrics import class_mining_recall, median_recall, positive_min
 from cpr_kernels.tuning import Expansion
 from cpr_kernels.tuning.agreement import Votes, copies, is_mutual, votes_of
 from cpr_kernels.tuning.candidates import Settings, without_views
+from cpr_kernels.tuning.checks import check_varied, check_views
 from cpr_kernels.tuning.steps import joint_schedule
+from cpr_kernels.tuning.trial import draw_sample
 from cpr_kernels.tuning.tune import choose
+from cpr_kernels.tuning.whitening import TESTED_ROWS, present, principal_axes
 
 POWERS = (0.0, 0.25, 0.5, 0.75, 1.0)
-from cpr_kernels.tuning.checks import check_varied, check_views
-from cpr_kernels.tuning.trial import draw_sample
-from cpr_kernels.tuning.whitening import TESTED_ROWS, present, principal_axes
 
 
 @pytest.fixture(scope="module")
