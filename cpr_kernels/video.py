@@ -253,7 +253,7 @@ class FrameScaler:
     def _rgb(self, frame: Any, width: int, height: int) -> Frame:
         import av
 
-        how = {"width": width, "height": height, "interpolation": "AREA", "threads": 1}
+        how: dict[str, Any] = {"width": width, "height": height, "interpolation": "AREA", "threads": 1}
         curve = HDR.get(frame.color_trc)
         if curve and int(av.__version__.partition(".")[0]) >= MAPS_HDR:
             small = self._scale.reformat(frame, format="gbrp16le", **how)

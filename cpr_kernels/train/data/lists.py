@@ -166,7 +166,7 @@ def _lines(table: Path, text: str) -> Iterator[tuple[int, dict[str, str]]]:
     if "path" not in columns and not set(columns) >= KINETICS:
         raise TrainError(f"videos: {table} needs a header with {COLUMNS}, got {sorted(columns)}")
     for row in reader:
-        if any(map(str.strip, row.get(None) or ())):  # type: ignore[call-overload]  # fields beyond the header's
+        if any(map(str.strip, row.get(None) or ())):  # fields beyond the header's
             raise TrainError(
                 f"videos: {table} line {reader.line_num} has more fields than its header; put a text with "
                 f"{delimiter!r} in quotes, and write decimals with a point"
