@@ -248,7 +248,7 @@ elif wants figures; then
   figures tune 50 "${IN_SITE[@]}" "$PY" -m bench gpu-tune --out "$RESULTS/tune.md"
   # executed instructions of every kernel of one step, and where its time goes; the clocks are left as they are
   command -v ncu > /dev/null && FORGIVEN=profile step profile 60 "${IN_SITE[@]}" ncu --clock-control none \
-    --target-processes all --kernel-name "regex:^(prepare|score|score_wgmma|select|tiny|own|attend|attend_wide|finish)_kernel" \
+    --target-processes all --kernel-name "regex:^(prepare|score|score_wgmma|select|tiny|own|attend|attend_wgmma|attend_wide|finish)_kernel" \
     --launch-count 30 --section InstructionStats --section SpeedOfLight --section Occupancy --section WarpStateStats \
     --section MemoryWorkloadAnalysis --section LaunchStats "$PY" -m bench gpu-tune --once k400-b512-ids
 fi

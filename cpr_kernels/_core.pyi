@@ -82,7 +82,7 @@ def plan_cuda_cascade(
 ) -> tuple[str, int, int, int, int, bool, str]: ...  # fmt: skip
 def plan_cuda_mil_nce(
     dtype: int, sizes: tuple[int, int, int], limits: Limits, gradient: bool, /
-) -> tuple[int, int, bool, int]: ...
+) -> tuple[int, int, bool, int, str]: ...
 def plan_cpu_cascade(
     views: Views, dtype: int, num_queries: int, num_keys: int, weights: Sequence[float], keep: Sequence[int],
     key_bias: Address, threads: int, /,

@@ -61,12 +61,13 @@ class CudaLossPlan(NamedTuple):
     keys_per_part: int
     streamed_features: bool  # too many for a block to hold
     workspace_bytes: int
+    products: str  # "wgmma" or "mma.sync", and why a device of 9.0 does not use wgmma
 
     def __str__(self) -> str:
         features = "; features stream through the blocks" if self.streamed_features else ""
         return (
             f"{counted(self.parts, 'part')} of up to {self.keys_per_part} keys, combined in order, "
-            f"{_amount(self.workspace_bytes)} of workspace with the gradient{features}"
+            f"{_amount(self.workspace_bytes)} of workspace with the gradient{features}; products by {self.products}"
         )
 
 

@@ -82,11 +82,16 @@ inline void bind(py::module_& m) {
         args.dtype = static_cast<DType>(dtype);
         std::tie(args.num_queries, args.num_keys, args.dim) = sizes;
         LossLayout layout;
-        if (const char* reason = plan_loss(args, {true, gradient, false}, limits_of(limits), nullptr, layout))
+        const LossWanted wanted{true, gradient, false};
+        if (const char* reason = plan_loss(args, wanted, limits_of(limits), nullptr, layout))
           throw std::invalid_argument(reason);
-        return std::make_tuple(layout.parts, layout.part_columns, layout.wide, layout.bytes);
+        std::string products = layout.wgmma ? "wgmma" : "mma.sync";
+        if (!layout.wgmma && limits_of(limits).capability == 90 && args.num_keys > 0)
+          products += std::string(", not wgmma: ") + why_not_attend_wgmma(args, wanted, limits_of(limits));
+        return std::make_tuple(layout.parts, layout.part_columns, layout.wide, layout.bytes, products);
       },
-      "Parts of the keys, keys a part, whether features stream through a block, and bytes of workspace.");
+      "Parts of the keys, keys a part, whether features stream through a block, bytes of workspace, and what "
+      "forms products, with the reason where 9.0 does not by wgmma.");
   m.def(
       "plan_cpu_cascade",
       [](const Views& views, int dtype, int64_t num_queries, int64_t num_keys,

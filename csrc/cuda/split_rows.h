@@ -25,6 +25,7 @@ struct PrepareArgs {
   uint16_t* planes;     // [1 or 2][count, padded], or packed
   int32_t* exponents;   // [count] when split
   bool packed = false;  // as Packed says
+  int fill = 64;        // packed rows are filled up to a multiple of this, by zeros
 };
 
 CPR_DEVICE float element(const void* rows, DType dtype, int64_t at) {
@@ -51,6 +52,9 @@ struct alignas(16) Features {
 struct alignas(8) Halves {
   uint32_t of[2];
 };
+struct alignas(16) Exponents {
+  int32_t of[PREPARED_AT_ONCE];
+};
 
 // Features d to d + 3 of a row, zeros beyond its end. WHOLE: rows of float32 begin and end on 16 bytes.
 template <bool WHOLE>
@@ -67,22 +71,40 @@ CPR_DEVICE Features features_from(const PrepareArgs& args, int64_t row, int d) {
   return features;
 }
 
-// Magnitudes order as their bits do, NaN above infinity above all.
+// The largest magnitude: bits that order as magnitudes do, those of NaN above infinity above all.
 CPR_DEVICE uint32_t largest(const Features& features, uint32_t top) {
+  const float* of = features.of;
+  const uint32_t bits =
+      bits_of(larger(larger(fabsf(of[0]), fabsf(of[1])), larger(fabsf(of[2]), fabsf(of[3]))));
+  return bits > top ? bits : top;
+}
+
+// Magnitudes up to `top` are below 2^exponent; -126 of zero and of subnormal ones.
+CPR_DEVICE int exponent_of(uint32_t top) { return static_cast<int>(top >> 23) - 126; }
+
+// Four features below 1 to both planes.
+CPR_DEVICE void store_split(const Features& features, float low_scale, uint16_t* high, uint16_t* low) {
+  Halves of_high, of_low;
 #pragma unroll
-  for (int i = 0; i < 4; ++i) {
-    const uint32_t magnitude = bits_of(features.of[i]) & 0x7FFFFFFFu;
-    top = magnitude > top ? magnitude : top;
+  for (int i = 0; i < 2; ++i) {
+    const float a = features.of[2 * i], b = features.of[2 * i + 1];
+    of_high.of[i] = to_halves(a, b);
+    float high_a, high_b;
+    from_halves(of_high.of[i], high_a, high_b);
+    of_low.of[i] = to_halves((a - high_a) * low_scale, (b - high_b) * low_scale);
   }
-  return top;
+  *reinterpret_cast<Halves*>(high) = of_high;
+  *reinterpret_cast<Halves*>(low) = of_low;
 }
 
 // Where feature d of a row goes, row by row.
 struct InRows {
   uint16_t *high, *low;
+  int padded;
   CPR_DEVICE InRows(const PrepareArgs& args, int64_t row)
-      : high(args.planes + row * args.padded), low(high + args.count * args.padded) {}
+      : high(args.planes + row * args.padded), low(high + args.count * args.padded), padded(args.padded) {}
   CPR_DEVICE uint16_t* at(int plane, int d) const { return (plane ? low : high) + d; }
+  CPR_DEVICE void next() { high += padded, low += padded; }
 };
 
 // The same in blocks of 64 rows by 64 features, [rows / 64][padded / 64][planes][64, 64], zeros where there
@@ -91,11 +113,13 @@ constexpr int PACKED = 64;
 struct Packed {
   uint16_t* first;  // of the row, in its first block
   int swizzle, planes;
-  CPR_DEVICE Packed(const PrepareArgs& args, int64_t row) : planes(args.split ? 2 : 1) {
-    const int64_t block = row / PACKED * (args.padded / PACKED) * planes;
+  CPR_DEVICE Packed(const PrepareArgs& args, int64_t at) : planes(args.split ? 2 : 1) {
+    const uint32_t row = static_cast<uint32_t>(at);
+    const int64_t block = static_cast<int64_t>(row / PACKED) * (args.padded / PACKED * planes);
     first = args.planes + (block * PACKED + row % PACKED) * PACKED;
     swizzle = static_cast<int>(row & 7);
   }
+  CPR_DEVICE void next() { first += PACKED, ++swizzle; }  // of the same eight rows
   CPR_DEVICE uint16_t* at(int plane, int d) const {
     const int block = d / PACKED * planes + plane, piece = (d % PACKED >> 3) ^ swizzle;
     return first + block * PACKED * PACKED + piece * 8 + d % 8;
@@ -110,8 +134,7 @@ CPR_DEVICE void split_row(const PrepareArgs& args, int64_t row, int lane, const 
   for (int d = 128 + 4 * lane; d < args.dim; d += 128) top = largest(features_from<WHOLE>(args, row, d), top);
   top = warp_max(top);
   const bool odd = top >= 0x7F800000u;
-  int exponent = static_cast<int>(top >> 23) - 126;  // top < 2^exponent
-  if (top < 0x00800000u) exponent = -126;            // zero or subnormal
+  const int exponent = exponent_of(top);
   if (lane == 0) args.exponents[row] = odd ? ODD : exponent;
   // 2^-exponent in two steps, of which the second is 1 but for the two largest exponents
   const int step = exponent < 126 ? exponent : 126;
@@ -120,17 +143,10 @@ CPR_DEVICE void split_row(const PrepareArgs& args, int64_t row, int lane, const 
 #pragma unroll 1
   for (int d = 4 * lane; d < args.padded; d += 128) {
     const Features features = d < 128 ? first : features_from<WHOLE>(args, row, d);
-    Halves of_high, of_low;
+    Features fitting;
 #pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      const float a = odd ? 0.0f : features.of[2 * i] * scale * rest,
-                  b = odd ? 0.0f : features.of[2 * i + 1] * scale * rest;
-      of_high.of[i] = to_halves(a, b);
-      of_low.of[i] = to_halves((a - from_half(static_cast<uint16_t>(of_high.of[i]))) * args.low_scale,
-                               (b - from_half(static_cast<uint16_t>(of_high.of[i] >> 16))) * args.low_scale);
-    }
-    *reinterpret_cast<Halves*>(to.at(0, d)) = of_high;
-    *reinterpret_cast<Halves*>(to.at(1, d)) = of_low;
+    for (int i = 0; i < 4; ++i) fitting.of[i] = odd ? 0.0f : features.of[i] * scale * rest;
+    store_split(fitting, args.low_scale, to.at(0, d), to.at(1, d));
   }
 }
 
@@ -141,12 +157,76 @@ CPR_DEVICE void pad_row(const PrepareArgs& args, int64_t row, int lane) {
   for (int d = lane; d < args.padded; d += 32) to[d] = d < args.dim ? from[d] : static_cast<uint16_t>(0);
 }
 
-// All rows of an operand, packed, over the warps of `blocks` blocks. Of queries only: they are few.
+// Rows that split_short_rows takes: of at most 128 features of float32 and no padding, on 16 bytes.
+CPR_DEVICE bool are_short(const PrepareArgs& args, bool whole) {
+  return args.split && whole && args.dim == args.padded && args.dim <= 128;
+}
+
+// A warp splits four rows at a time: what is the same of all is formed once.
+template <class Place>
+CPR_DEVICE void split_short_rows(const PrepareArgs& args, uint32_t block, uint32_t blocks) {
+  constexpr uint32_t SCALABLE = 0x7E800000u;  // magnitudes below it are scaled by one normal number
+  const int lane = thread_index() & 31, warp = thread_index() >> 5;
+  const bool real = 4 * lane < args.dim;
+#pragma unroll 1
+  for (int64_t row = block * static_cast<uint32_t>(PREPARED) + static_cast<uint32_t>(warp * PREPARED_AT_ONCE);
+       row < args.count; row += blocks * PREPARED) {
+    Features features[PREPARED_AT_ONCE];
+    uint32_t tops[PREPARED_AT_ONCE], top = SCALABLE;
+    if (row + PREPARED_AT_ONCE <= args.count) {
+      const float* from = static_cast<const float*>(args.rows) + row * args.stride + (real ? 4 * lane : 0);
+#pragma unroll
+      for (int i = 0; i < PREPARED_AT_ONCE; ++i, from += args.stride)
+        features[i] = *reinterpret_cast<const Features*>(from);
+      top = 0;
+#pragma unroll
+      for (int i = 0; i < PREPARED_AT_ONCE; ++i) {
+        tops[i] = warp_max(largest(features[i], 0));
+        top = tops[i] > top ? tops[i] : top;
+      }
+    }
+    if (top < SCALABLE) {
+      if (real) {
+        Place to(args, row);
+#pragma unroll
+        for (int i = 0; i < PREPARED_AT_ONCE; ++i, to.next()) {
+          const float scale = power_of_two(-exponent_of(tops[i]));
+#pragma unroll
+          for (int f = 0; f < 4; ++f) features[i].of[f] *= scale;
+          store_split(features[i], args.low_scale, to.at(0, 4 * lane), to.at(1, 4 * lane));
+        }
+      }
+      if (lane == 0) {
+        Exponents exponents;
+#pragma unroll
+        for (int i = 0; i < PREPARED_AT_ONCE; ++i) exponents.of[i] = exponent_of(tops[i]);
+        *reinterpret_cast<Exponents*>(args.exponents + row) = exponents;
+      }
+    } else {
+#pragma unroll 1
+      for (int i = 0; i < PREPARED_AT_ONCE && row + i < args.count; ++i)
+        split_row<true, Place>(args, row + i, lane, features_from<true>(args, row + i, 4 * lane));
+    }
+  }
+}
+
+// Are rows of float32 that begin and end on 16 bytes?
+CPR_DEVICE bool are_whole(const PrepareArgs& args) {
+  const uint64_t places = reinterpret_cast<uintptr_t>(args.rows) | static_cast<uint64_t>(args.stride * 4) |
+                          static_cast<uint64_t>(args.dim * int64_t{4});
+  return args.dtype == DType::float32 && places % 16 == 0;
+}
+
+// Rows of an operand packed, over the warps of `blocks` blocks, and zeros behind them.
 CPR_DEVICE void pack_rows(const PrepareArgs& args, uint32_t block, uint32_t blocks) {
   const int lane = thread_index() & 31, planes = args.split ? 2 : 1;
+  const uint32_t first = block * (SCORE_THREADS / 32) + static_cast<uint32_t>(thread_index() >> 5),
+                 step = blocks * (SCORE_THREADS / 32);
+  const bool split = are_short(args, are_whole(args));
+  if (split) split_short_rows<Packed>(args, block, blocks);
 #pragma unroll 1
-  for (int64_t row = block * (SCORE_THREADS / 32) + thread_index() / 32;
-       row < (args.count + PACKED - 1) / PACKED * PACKED; row += blocks * (SCORE_THREADS / 32)) {
+  for (int64_t row = (split ? args.count : 0) + first;
+       row < (args.count + args.fill - 1) / args.fill * args.fill; row += step) {
     if (args.split && row < args.count) {
       split_row<false, Packed>(args, row, lane, features_from<false>(args, row, 4 * lane));
       continue;
@@ -161,9 +241,10 @@ CPR_DEVICE void pack_rows(const PrepareArgs& args, uint32_t block, uint32_t bloc
 
 // All rows of an operand, over the warps of `blocks` blocks.
 CPR_DEVICE void prepare_rows(const PrepareArgs& args, uint32_t block, uint32_t blocks) {
+  if (block * PREPARED >= args.count) return;  // as soon as that is known: other operands may have more rows
   const int lane = thread_index() & 31;
-  const bool whole = args.dtype == DType::float32 && args.stride % 4 == 0 && args.dim % 4 == 0 &&
-                     reinterpret_cast<uintptr_t>(args.rows) % 16 == 0;
+  const bool whole = are_whole(args);
+  if (are_short(args, whole)) return split_short_rows<InRows>(args, block, blocks);
 #pragma unroll 1
   for (int64_t row = block * PREPARED + thread_index() / 32 * PREPARED_AT_ONCE; row < args.count;
        row += blocks * PREPARED) {
@@ -176,13 +257,16 @@ CPR_DEVICE void prepare_rows(const PrepareArgs& args, uint32_t block, uint32_t b
           pad_row(args, row + i, lane);
       continue;
     }
-    Features first[PREPARED_AT_ONCE];
+#pragma unroll 1
+    for (int64_t pair = row; pair < row + PREPARED_AT_ONCE && pair < args.count; pair += 2) {
+      Features first[2];  // their loads are in flight together
 #pragma unroll
-    for (int i = 0; i < PREPARED_AT_ONCE; ++i)
-      first[i] = features_from<true>(args, row + i < args.count ? row + i : args.count - 1, 4 * lane);
+      for (int i = 0; i < 2; ++i)
+        first[i] = features_from<true>(args, pair + i < args.count ? pair + i : pair, 4 * lane);
 #pragma unroll
-    for (int i = 0; i < PREPARED_AT_ONCE; ++i)
-      if (row + i < args.count) split_row<true>(args, row + i, lane, first[i]);
+      for (int i = 0; i < 2; ++i)
+        if (pair + i < args.count) split_row<true>(args, pair + i, lane, first[i]);
+    }
   }
 }
 

@@ -301,6 +301,22 @@ def test_errors_of_scores_are_bounded_by_the_rows_not_by_the_entries(core: Any) 
     assert (error > 64 * 2**-24 * products).any()  # more than any order of float32 sums
 
 
+def test_rows_between_sixteen_bytes_give_the_same_bits(core: Any) -> None:
+    """Rows on 16 bytes are split four at a time where nothing is odd among them, others one at a time."""
+    g = torch.Generator().manual_seed(8)
+    rows = torch.randn(46, 129, generator=g) * 10.0 ** torch.randint(-12, 13, (46, 1), generator=g)
+    rows[5], rows[9], rows[14], rows[21, 3], rows[45] = 0.0, 1e-40, 2e38, float("inf"), 1e-39
+    apart = rows[:, 1:]
+    whole = apart.contiguous()
+    core.set_limits(*A100)
+    answers = [
+        native.run_on_stream(CascadeCall([q], [k], [1.0], [40], None, None, None), core, 0)
+        for q, k in ((whole[:6], whole[6:]), (apart[:6], apart[6:]))
+    ]
+    assert apart.data_ptr() % 16 != 0 and whole.data_ptr() % 16 == 0
+    same(*answers)
+
+
 def test_the_batch_split_does_not_change_a_bit(core: Any) -> None:
     g = torch.Generator().manual_seed(5)
     query, keys = torch.randn(70, 48, generator=g), torch.randn(500, 48, generator=g)
@@ -336,6 +352,12 @@ def test_what_the_sanitizers_watch_runs_every_kernel() -> None:
         assert all(torch.equal(a, b) for a, b in zip(swept[:-1], ranked[:-1]))
         given = (torch.ones_like(swept.loss), swept.lse_all, swept.lse_positive)
         loss_native.keys_gradient_on_stream(call, given, core, 0)
+        for choice in gpu_small.choices(loss)[1:]:
+            core.cuda_tune(**choice)
+            torch.testing.assert_close(
+                loss_native.sweep_on_stream(call, True, core, 0).loss, swept.loss, rtol=1e-5, atol=1e-5
+            )
+        core.cuda_tune()
     enqueue.on_stream([torch.zeros(8, 5)], torch.tensor(3), torch.tensor(3), [torch.ones(11, 5)], core, 0)
     assert core.kernels_launched() == len(REGISTERS) + 1  # prepare_kernel is compiled into two files
 

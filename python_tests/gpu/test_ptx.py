@@ -122,8 +122,18 @@ def test_large_cascades(kernels: dict[str, Any], case: CascadeCase) -> None:
 
 
 @pytest.mark.parametrize("case", gpu_small.DIMS, ids=name_of)
-def test_losses(core: Any, case: LossCase) -> None:
+def test_losses(core: Any, kernels: dict[str, Any], case: LossCase) -> None:
     check_loss(core, case)
+    if not has_clusters(kernels) or case.dim != 100:
+        return
+    kernel = kernels[f"attend_wgmma_kernel<{2 if case.dtype == torch.float32 else 1}>"]
+    kernel.take_tally()
+    core.cuda_tune(wgmma_parts=1)
+    try:
+        check_loss(core, case)
+    finally:
+        core.cuda_tune()
+    assert kernel.take_tally().instructions > 0
 
 
 def test_enqueue(core: Any) -> None:
@@ -153,14 +163,20 @@ BUDGETS = {
     ("score_wgmma_kernel<true, 1>", "tile of 64 x 256"): 2_870,
     ("score_wgmma_kernel<true, 1>", "tile of 64 x 256 with ids"): 5_810,
     ("score_wgmma_kernel<true, 1>", "256 keys and a first tile"): 6_670,
-    ("prepare_kernel", "row of 128 numbers"): 150,
+    ("prepare_kernel", "row of 128 numbers"): 74,
+    ("prepare_kernel", "packed row of 128 numbers"): 94,
+    ("prepare_kernel", "packed row of 128 16-bit numbers"): 260,
     ("select_kernel", "query, N = 2,048"): 21_100,
     ("select_kernel", "query, N = 4,096"): 26_600,
     ("select_kernel", "query, N = 16,384"): 66_200,
-    ("tiny_kernel<false, 2>", "block of 16, 16 x 2,048"): 66_800,
-    ("tiny_kernel<true, 1>", "block of 16, 16 x 2,048"): 28_500,
+    ("tiny_kernel<false, 2>", "block of 16, 16 x 2,048"): 46_500,
+    ("tiny_kernel<true, 1>", "block of 16, 16 x 2,048"): 27_800,
     ("attend_kernel<128, 0>", "warp and step of 32 keys"): 2_250,
     ("attend_kernel<128, 0>", "warp beside its steps"): 4_180,
+    ("attend_wgmma_kernel<2>", "step of 64 x 128"): 4_590,
+    ("attend_wgmma_kernel<2>", "64 queries and a first step"): 7_670,
+    ("attend_wgmma_kernel<1>", "step of 64 x 128"): 4_290,
+    ("attend_wgmma_kernel<1>", "64 queries and a first step"): 7_370,
     ("finish_kernel", "query, 1,024 keys with ids"): 6_320,
 }
 

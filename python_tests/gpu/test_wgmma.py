@@ -91,6 +91,12 @@ def products(number: int, a: str = "%rd3", b: str = "%rd4") -> str:
     return f"wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 {{{sums}}}, {a}, {b}, %p2, 1, 1, 0, 0;"
 
 
+def columns(number: int) -> str:
+    """The same of a factor in registers by columns."""
+    sums = ", ".join(f"%f{number}{i:02}" for i in range(64))
+    return f"wgmma.mma_async.sync.aligned.m64n128k16.f32.f16.f16 {{{sums}}}, {{%r2, %r2, %r5, %r5}}, %rd4, %p2, 1, 1, 1;"
+
+
 FENCE, COMMIT, WAIT = (f"wgmma.{name}.sync.aligned{rest};" for name, rest in (("fence", ""), ("commit_group", ""), ("wait_group", " 0")))  # fmt: skip
 MADE = "mbarrier.init.shared::cta.b64 [%r3], 1;"
 COPY = "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes"
@@ -102,6 +108,9 @@ FAULTS = [
     (f"{FENCE} {products(1)} mov.f32 %f100, 0f00000000; {products(1)}", "an accumulator in flight is overwritten"),
     (f"{FENCE} {products(1)} {COMMIT}", "products of a warpgroup that nobody waited for"),
     (f"{FENCE} {products(1)} {WAIT}", "products of a warpgroup that nobody waited for"),
+    (f"{FENCE} mov.u32 %r5, %r2; {columns(1)}", "written after wgmma.fence"),
+    (f"mov.u32 %r5, %r2; {FENCE} {columns(1)} {COMMIT} add.u32 %r5, %r5, 1; {WAIT}", "a factor in flight is overwritten"),
+    (f"mov.u32 %r5, %r2; st.shared.u32 [1040], %r2; {FENCE} {columns(1)}", "tensor cores read what no fence has shown"),
     (f"st.shared.u32 [16], %r2; {FENCE} {products(1)}", "tensor cores read what no fence has shown"),
     (f"{FENCE} add.s64 %rd5, %rd3, 32; {products(1, '%rd5')}", "do not begin at 1,024 bytes"),
     (f"{FENCE} shl.b64 %rd5, %rd3, 1; {products(1, '%rd5')}", "without the 128-byte swizzle"),

@@ -36,8 +36,17 @@ TILES = [
 ]
 # 1,024 threads a query, and lists in device memory
 LONG = CascadeCase("long lists", 3, 60_000, {"flow": 8, "rgb": 8}, few(60_000, 50_000, 40_000, 9))
-# blocks that hold 64, 128 and 256 features, and one through which they stream
-DIMS = [LossCase(f"{dim} features", 70, 90, dim, ids=20, use_own=True) for dim in (40, 100, 200, 300)]
+# blocks that hold 64, 128 and 256 features, one through which they stream, and 16-bit features
+DIMS = [
+    LossCase(f"{dim} features, {dtype}", 70, 90, dim, ids=20, use_own=True, dtype=dtype)
+    for dim, dtype in (
+        (40, DTYPES[0]),
+        (100, DTYPES[0]),
+        (200, DTYPES[0]),
+        (300, DTYPES[0]),
+        (100, DTYPES[1]),
+    )
+]
 
 
 def cascades(quick: bool) -> Iterator[CascadeCase]:
@@ -55,9 +64,9 @@ def losses_of(quick: bool) -> Iterator[LossCase]:
     yield from DIMS
 
 
-def choices(case: CascadeCase) -> list[dict[str, int]]:
-    """The planner's own, and scores by wgmma where a device has it, though the case is small for that."""
-    return [{}, {"wgmma_parts": 2}] if case in TILES else [{}]
+def choices(case: CascadeCase | LossCase) -> list[dict[str, int]]:
+    """The planner's own, and products by wgmma where a device has it, though the case is small for that."""
+    return [{}, {"wgmma_parts": 2}] if case in TILES or case in DIMS else [{}]
 
 
 def equal(got: tuple[torch.Tensor, ...], expected: tuple[torch.Tensor, ...]) -> bool:
@@ -85,14 +94,21 @@ def wrong_cascade(case: CascadeCase) -> int:
 
 def wrong_loss(case: LossCase) -> int:
     """1 where a case's loss is not near the reference's; the gradients are formed for who watches memory."""
-    call = case.call("cuda")
-    swept = losses.sweep(call, True, True)  # with statistics; the rest has the same bits without
+    call, exact = case.call("cuda"), loss_reference.sweep(case.call(dtype=torch.float64), True)
+    swept = losses.sweep(
+        call, True, True
+    )  # with statistics; the rest has the same bits without, but by wgmma
     losses.keys_gradient(call, torch.ones_like(swept.loss), swept.lse_all, swept.lse_positive)
-    error = (swept.loss.cpu() - loss_reference.run(case.call())).abs()
-    if (error <= 1e-4 * (1 + swept.loss.cpu().abs())).all():
-        return 0
-    print(f"WRONG loss: {case.name}")
-    return 1
+    wrong = 0
+    for choice in choices(case):
+        _core.cuda_tune(**choice)
+        for one in (swept, losses.sweep(call, True)):
+            for got, wanted in ((one.loss, exact.loss), (one.grad_query, exact.grad_query)):
+                if not ((got.cpu() - wanted).abs() <= 1e-4 * (1 + wanted.abs())).all():
+                    print(f"WRONG loss: {case.name}, {choice}")
+                    wrong += 1
+    _core.cuda_tune()
+    return wrong
 
 
 def wrong_enqueue() -> int:

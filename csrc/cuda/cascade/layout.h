@@ -13,8 +13,6 @@
 // All rules are computed, none is measured yet; bench/gpu_tune.py times the others.
 #pragma once
 #include <algorithm>
-#include <cstdlib>
-#include <cstring>
 
 #include "../../cascade_topk.h"
 #include "../../weightings.h"
@@ -40,11 +38,6 @@ constexpr int64_t LARGE_FROM = 4096;
 // nearly every multiprocessor; where not even half of those come about, smaller tiles fill the device better.
 constexpr int WGMMA_KEYS = 256, WGMMA_KEY_BLOCKS = 4;
 constexpr int64_t WGMMA_QUERIES = 64, WGMMA_BLOCKS = 128;
-#ifdef CPR_WITHOUT_SM90A
-constexpr bool HAS_SM90A = false;  // the core was built without code of sm_90a
-#else
-constexpr bool HAS_SM90A = true;
-#endif
 
 // The distinct weightings of the stages. Stages with the same weighting share a row.
 struct Weightings {
@@ -168,22 +161,10 @@ inline uint32_t wgmma_parts(int64_t num_queries, int64_t num_keys, int views) {
   return static_cast<uint32_t>(std::max<int64_t>(1, std::min(tiles, wanted)));
 }
 
-// CPR_CUDA_WGMMA=0 keeps a process from it.
-inline bool wgmma_is_off() {
-  static const bool off = [] {
-    const char* text = std::getenv("CPR_CUDA_WGMMA");
-    return text && std::strcmp(text, "0") == 0;
-  }();
-  return off;
-}
-
 // Null where scores are formed by wgmma, else why not, in words. Sweeps must begin at whole tiles.
 inline const char* why_not_wgmma(const CascadeArgs& args, const DeviceLimits& limits,
                                  const CascadeLayout& layout) {
-  if (limits.capability != 90) return "not of compute capability 9.0";
-  if (!HAS_SM90A) return "the core was built without sm_90a";
-  if (wgmma_is_off()) return "CPR_CUDA_WGMMA=0";
-  if (tuning().wgmma_parts == 0) return "cuda_tune says so";
+  if (const char* reason = why_no_wgmma(limits)) return reason;
   const int planes = args.dtype == DType::float32 ? 2 : 1;
   for (int v = 0; v < layout.weightings.num_views; ++v)
     if (planes * rounded_up(args.views[layout.used[v]].dim, 64) > 64 * WGMMA_KEY_BLOCKS)

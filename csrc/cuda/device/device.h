@@ -76,6 +76,16 @@ CPR_DEVICE float saturated_fused(float a, float b, float c) {
   asm("fma.rn.sat.f32 %0, %1, %2, %3;" : "=f"(result) : "f"(a), "f"(b), "f"(c));
   return result;
 }
+CPR_DEVICE float larger(float a, float b) {  // NaN if one is
+  float result;
+  asm("max.NaN.f32 %0, %1, %2;" : "=f"(result) : "f"(a), "f"(b));
+  return result;
+}
+CPR_DEVICE float fast_exp2(float a) {  // near 2^a; 0 where that is no normal number
+  float result;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(a));
+  return result;
+}
 CPR_DEVICE bool unordered(float a, float b) { return a != a || b != b; }  // is one NaN?
 // Marks with `bit` a value above `high`; the most of the others is kept in `rest`.
 CPR_DEVICE void mark_above(float value, float high, uint32_t bit, uint32_t& marked, float& rest) {
@@ -102,6 +112,14 @@ CPR_DEVICE float from_half(uint16_t bits) {
   float value;
   asm("cvt.f32.f16 %0, %1;" : "=f"(value) : "h"(bits));
   return value;
+}
+
+// The same back again.
+CPR_DEVICE void from_halves(uint32_t bits, float& low, float& high) {
+  asm("{.reg .b16 %%first, %%second; mov.b32 {%%first, %%second}, %2; cvt.f32.f16 %0, %%first; "
+      "cvt.f32.f16 %1, %%second;}"
+      : "=f"(low), "=f"(high)
+      : "r"(bits));
 }
 
 CPR_DEVICE uint32_t shared_address(const void* place) {

@@ -297,6 +297,11 @@ inline float fused(float a, float b, float c) { return std::fma(a, b, c); }
 inline float saturated_fused(float a, float b, float c) {
   return std::fmin(std::fmax(std::fma(a, b, c), 0.0f), 1.0f);  // 0 of NaN
 }
+inline float larger(float a, float b) { return a != a || b != b ? NAN : std::fmax(a, b); }
+inline float fast_exp2(float a) {
+  const float result = std::exp2(a);
+  return result < 0x1p-126f ? 0.0f : result;
+}
 inline bool unordered(float a, float b) { return a != a || b != b; }
 inline void mark_above(float value, float high, uint32_t bit, uint32_t& marked, float& rest) {
   marked |= value > high ? bit : 0u;
@@ -342,6 +347,11 @@ inline uint16_t to_half(float value) {
 
 inline uint32_t to_halves(float low, float high) {
   return to_half(low) | static_cast<uint32_t>(to_half(high)) << 16;
+}
+
+inline void from_halves(uint32_t bits, float& low, float& high) {
+  low = from_half(static_cast<uint16_t>(bits));
+  high = from_half(static_cast<uint16_t>(bits >> 16));
 }
 
 inline void copy_async(void* to, const void* from, bool real) {

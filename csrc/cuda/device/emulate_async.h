@@ -53,10 +53,17 @@ struct BulkCopy {
   }
 };
 
+// Of a in registers: the thread's two rows, 16 float16 numbers each.
+struct Factor {
+  std::array<uint16_t, 32> rows;
+};
+
 struct Product {
   uint64_t a, b;
   bool bfloat, accumulate;
-  float* sums;  // the first accumulator, by which the others are known
+  float* sums;                // the first accumulator, by which the others are known
+  bool in_registers = false;  // is a, and b has swizzled columns?
+  Factor factor{};
 };
 
 // A thread's accumulators while products of theirs are not waited for: what they will be.

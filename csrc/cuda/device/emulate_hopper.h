@@ -74,6 +74,28 @@ read_row(uint64_t rows, int row, bool bfloat, float (&to)[16]) {
   }
 }
 
+// Where a feature of a row of swizzled columns is in shared memory.
+inline uint32_t place_of(uint64_t columns, int row, int feature) {
+  const uint32_t distance = static_cast<uint32_t>(columns >> 16 & START_BITS) << 4;
+  const uint32_t at = static_cast<uint32_t>((columns & START_BITS) << 4) + static_cast<uint32_t>(row) * 128 +
+                      static_cast<uint32_t>(feature / 64) * distance +
+                      static_cast<uint32_t>(feature % 64) * 2;
+  return at ^ (at >> 7 & 7) << 4;
+}
+
+#ifdef __GNUC__
+__attribute__((optimize("O3")))
+#endif
+inline void
+read_column(uint64_t columns, int feature, float (&to)[16]) {
+  const unsigned char* shared = here().block->shared.data();
+  for (int row = 0; row < 16; ++row) {
+    uint16_t bits;
+    std::memcpy(&bits, shared + place_of(columns, row, feature), 2);
+    to[row] = halves()[bits];
+  }
+}
+
 // The first row of a thread's share of a, and the first column.
 inline int first_row() { return here().thread / 32 % 4 * 16 + here().thread % 32 / 4; }
 inline int first_column() { return here().thread % 4 * 2; }
@@ -85,9 +107,18 @@ inline void
 multiply(const Product& product) {
   std::array<float, 64>& sums = here().async.accumulators.at(product.sums).value;
   float a[2][16], b[16];
-  for (int half = 0; half < 2; ++half) read_row(product.a, first_row() + 8 * half, product.bfloat, a[half]);
+  for (int half = 0; half < 2; ++half)
+    if (product.in_registers)
+      for (int k = 0; k < 16; ++k)
+        a[half][k] = halves()[product.factor.rows[static_cast<size_t>(16 * half + k)]];
+    else
+      read_row(product.a, first_row() + 8 * half, product.bfloat, a[half]);
   for (int n = 0; n < 32; ++n) {
-    read_row(product.b, first_column() + n / 2 * 8 + n % 2, product.bfloat, b);
+    const int column = first_column() + n / 2 * 8 + n % 2;
+    if (product.in_registers)
+      read_column(product.b, column, b);
+    else
+      read_row(product.b, column, product.bfloat, b);
     for (int half = 0; half < 2; ++half) {
       double total = 0;
       for (int k = 0; k < 16; ++k) total += static_cast<double>(a[half][k]) * b[k];
@@ -109,17 +140,24 @@ inline void check_alike(const Product& product) {
   const size_t number = here().async.issued++;
   if (number == all.size()) all.push_back(product);
   const Product& first = all[number];
-  if (first.a != product.a || first.b != product.b || first.accumulate != product.accumulate)
+  if (first.a != product.a || first.b != product.b || first.accumulate != product.accumulate ||
+      first.in_registers != product.in_registers)
     fault("threads of a warpgroup multiply different rows");
 }
 
 inline void issue(const Product& product, const std::array<float*, 64>& at) {
   check_alike(product);
-  check_rows(product.a);
   check_rows(product.b);
-  for (int piece = 0; piece < 2; ++piece) {
-    for (int half = 0; half < 2; ++half) check_piece(piece_of(product.a, first_row() + 8 * half, piece));
-    for (int n = 0; n < 32; ++n) check_piece(piece_of(product.b, first_column() + n / 2 * 8 + n % 2, piece));
+  if (product.in_registers) {
+    for (int row = 0; row < 16; ++row)
+      for (int n = 0; n < 16; ++n) check_piece(place_of(product.b, row, n * 8));
+  } else {
+    check_rows(product.a);
+    for (int piece = 0; piece < 2; ++piece) {
+      for (int half = 0; half < 2; ++half) check_piece(piece_of(product.a, first_row() + 8 * half, piece));
+      for (int n = 0; n < 32; ++n)
+        check_piece(piece_of(product.b, first_column() + n / 2 * 8 + n % 2, piece));
+    }
   }
   AsyncThread& own = here().async;
   auto found = own.accumulators.find(product.sums);
@@ -133,6 +171,22 @@ inline void issue(const Product& product, const std::array<float*, 64>& at) {
   }
   ++found->second.products;
   own.groups.back().products.push_back(product);
+}
+
+// What the lanes of a warp have of a, as by multiply_add, by the thread's rows.
+inline Factor gathered(const uint32_t (&a)[4]) {
+  struct Part {
+    uint32_t of[4];
+  };
+  const Slot* all = exchange(Part{{a[0], a[1], a[2], a[3]}});
+  const int quad = here().thread % 32 / 4 * 4;
+  Factor made;
+  for (int half = 0; half < 2; ++half)
+    for (int k = 0; k < 16; ++k) {
+      const uint32_t pair = from_lane<Part>(all, quad + k % 8 / 2).of[half + k / 8 * 2];
+      made.rows[static_cast<size_t>(16 * half + k)] = static_cast<uint16_t>(pair >> k % 2 * 16);
+    }
+  return made;
 }
 
 }  // namespace emulate
@@ -194,6 +248,11 @@ inline void show_to_tensor_cores() {
     }
 }
 
+template <int COUNT>
+void take_registers() {}
+template <int COUNT>
+void release_registers() {}
+
 inline void wgmma_fence() { emulate::here().async.fenced = true; }
 inline void wgmma_commit() {
   emulate::AsyncThread& own = emulate::here().async;
@@ -217,14 +276,20 @@ void wgmma_wait() {
   own.fenced = false;
 }
 
-template <int N>
-void wgmma_hold(float (&)[N][4]) {}
+template <class T, int N>
+void wgmma_hold(T (&)[N][4]) {}
 
 template <bool BFLOAT>
 void wgmma_multiply(float (&sum)[16][4], uint64_t a, uint64_t b, bool accumulate) {
   std::array<float*, 64> at;
   for (size_t i = 0; i < 64; ++i) at[i] = &sum[i / 4][i % 4];
   emulate::issue({a, b, BFLOAT, accumulate, at[0]}, at);
+}
+
+inline void wgmma_add_columns(float (&sum)[16][4], const uint32_t (&a)[4], uint64_t b) {
+  std::array<float*, 64> at;
+  for (size_t i = 0; i < 64; ++i) at[i] = &sum[i / 4][i % 4];
+  emulate::issue({0, b, false, true, at[0], true, emulate::gathered(a)}, at);
 }
 
 }  // namespace cpr

@@ -3,6 +3,10 @@
 // rounding is the device's.
 #pragma once
 #include <cstdint>
+#include <cstdlib>
+#include <cstring>
+
+#include "device_limits.h"
 
 namespace cpr {
 
@@ -22,5 +26,28 @@ inline Tuning& tuning() {
 
 // May a launch ask for an early start? Devices before 9.0 refuse to launch it.
 inline bool can_start_early(int capability) { return capability >= 90; }
+
+#ifdef CPR_WITHOUT_SM90A
+constexpr bool HAS_SM90A = false;  // the core was built without code of sm_90a
+#else
+constexpr bool HAS_SM90A = true;
+#endif
+
+// CPR_CUDA_WGMMA=0 keeps a process from wgmma.
+inline bool wgmma_is_off() {
+  static const bool off = [] {
+    const char* text = std::getenv("CPR_CUDA_WGMMA");
+    return text && std::strcmp(text, "0") == 0;
+  }();
+  return off;
+}
+
+// Null where wgmma may be used, else why not, in words.
+inline const char* why_no_wgmma(const DeviceLimits& limits) {
+  if (limits.capability != 90) return "not of compute capability 9.0";
+  if (!HAS_SM90A) return "the core was built without sm_90a";
+  if (wgmma_is_off()) return "CPR_CUDA_WGMMA=0";
+  return tuning().wgmma_parts == 0 ? "cuda_tune says so" : nullptr;
+}
 
 }  // namespace cpr

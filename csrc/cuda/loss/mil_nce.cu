@@ -9,6 +9,7 @@
 #include "../device/host.h"
 #include "../prepare.h"
 #include "attend_wide.h"
+#include "launch_attend_wgmma.h"
 #include "layout.h"
 
 namespace cpr {
@@ -268,6 +269,7 @@ const char* launch_both(const LossArgs& args, const LossLayout& layout, void* st
   list.of[0] =
       prepare_args(args, args.query, args.query_stride, args.num_queries, layout.depths, layout.queries);
   list.of[1] = prepare_args(args, args.keys, args.key_stride, args.num_keys, layout.depths, layout.keys);
+  for (int i = 0; i < 2 && layout.wgmma; ++i) list.of[i].packed = true, list.of[i].fill = ATTEND_WGMMA_KEYS;
   return launch_prepare(list, 2, stream);
 }
 
@@ -339,8 +341,10 @@ const char* mil_nce_sweep_cuda(const LossArgs& args, const LossOut& out, void* w
       grid.threads = FINISH_THREADS;
       if (const char* error = launch<own_kernel>(grid, OwnArgs{args, layout.ranks.own}, stream)) return error;
     }
-    const char* const error = wanted.stats ? launch_attend<ATTEND_RANKS>(attend, layout, layout.parts, stream)
-                                           : launch_attend<ATTEND_SUMS>(attend, layout, layout.parts, stream);
+    const char* const error = layout.wgmma ? launch_attend_wgmma(args.dtype, attend, layout.parts, stream)
+                              : wanted.stats
+                                  ? launch_attend<ATTEND_RANKS>(attend, layout, layout.parts, stream)
+                                  : launch_attend<ATTEND_SUMS>(attend, layout, layout.parts, stream);
     if (error) return error;
   }
   Grid grid;
@@ -351,9 +355,9 @@ const char* mil_nce_sweep_cuda(const LossArgs& args, const LossOut& out, void* w
   grid.shared = sizeof(FinishMemory);
   grid.follows = args.num_keys > 0;
   return launch<finish_kernel>(grid,
-                FinishArgs{args, out, static_cast<int>(layout.parts), layout.top, layout.mass,
-                           layout.attended, layout.ranks},
-                stream);
+                               FinishArgs{args, out, static_cast<int>(layout.parts), layout.top, layout.mass,
+                                          layout.attended, layout.ranks},
+                               stream);
 }
 
 const char* mil_nce_keys_gradient_cuda(const LossArgs& args, const float* grad_loss, const float* lse_all,

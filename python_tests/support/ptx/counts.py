@@ -57,9 +57,11 @@ def cascade(
     return lambda core: native.run_on_stream(call, core, 0)
 
 
-def loss(queries: int, keys: int, ids: bool = False) -> Callable[[Any], object]:
+def loss(
+    queries: int, keys: int, ids: bool = False, dtype: torch.dtype = torch.float32
+) -> Callable[[Any], object]:
     """A loss with the queries' gradient."""
-    rows = [unit_rows(n, 128, torch.float32, n) for n in (queries, queries + 1, keys)]
+    rows = [unit_rows(n, 128, dtype, n) for n in (queries, queries + 1, keys)]
     positives = torch.arange(queries * 5).reshape(queries, 5) % keys
     query_ids, key_ids = (torch.arange(queries), torch.arange(keys) + queries) if ids else (None, None)
     call = LossCall(rows[0], rows[1][:queries], rows[2], positives, 0.07, query_ids, key_ids, None, 1)
@@ -93,12 +95,20 @@ def works() -> Iterator[Work]:
             wgmma,
         )
     yield Work("prepare_kernel", "row of 128 numbers", 2 * (64 + 512), cascade(64, 512, 128, stages=2))
+    for name, dtype in (("numbers", torch.float32), ("16-bit numbers", bf16)):
+        yield Work(
+            "prepare_kernel", f"packed row of 128 {name}", 128 + 512, loss(128, 512, dtype=dtype), wgmma
+        )
     for keys in (2048, 4096, 16384):
         yield Work("select_kernel", f"query, N = {keys:,}", 2, cascade(2, keys, 8))
     yield Work("tiny_kernel<false, 2>", "block of 16, 16 x 2,048", 16, cascade(16, 2048, 128))
     yield Work("tiny_kernel<true, 1>", "block of 16, 16 x 2,048", 16, cascade(16, 2048, 128, bf16))
     yield Work("attend_kernel<128, 0>", "warp and step of 32 keys", 4, loss(64, 64), less=loss(64, 32))
     yield Work("attend_kernel<128, 0>", "warp beside its steps", 4, loss(64, 32))
+    for kernel, dtype in (("attend_wgmma_kernel<2>", torch.float32), ("attend_wgmma_kernel<1>", bf16)):
+        two, one = loss(128, 256, dtype=dtype), loss(128, 128, dtype=dtype)
+        yield Work(kernel, "step of 64 x 128", 2, two, wgmma, less=one)
+        yield Work(kernel, "64 queries and a first step", 2, one, wgmma)
     yield Work("finish_kernel", "query, 1,024 keys with ids", 64, loss(64, 1024, ids=True))
 
 

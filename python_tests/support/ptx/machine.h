@@ -96,6 +96,7 @@ struct Thread {
   uint32_t* entered;
   bool by_wgmma;                                         // does the kernel have products of a warpgroup?
   std::map<float*, std::array<Bits*, 64>> accumulators;  // in flight, by the first
+  std::vector<std::pair<Bits*, Bits>> factors;           // in registers and in flight, and what they were
 
   Thread(const void* arguments, size_t blocks, size_t places, bool by_wgmma)
       : parameters(reinterpret_cast<Bits>(arguments)),

@@ -87,6 +87,11 @@ void op_max(Bits& to, Bits a, Bits b) {
     to = put(std::max(get<T>(a), get<T>(b)));
 }
 template <class T>
+void op_max_NaN(Bits& to, Bits left, Bits right) {
+  const T a = get<T>(left), b = get<T>(right);
+  to = a != a || b != b ? Bits{0x7FFFFFFF} : put(std::fmax(a, b));
+}
+template <class T>
 using Wide = std::conditional_t<std::is_signed_v<T>, s64, u64>;
 template <class T>
 void op_mul_wide(Bits& to, Bits a, Bits b) {

@@ -57,6 +57,7 @@ class _Translation:
         self.lines: list[str] = []
         self.costs = [[0] * (1 + len(COUNTED))]
         self.places = 0  # of memory accesses
+        self.unfenced: set[str] = set()  # registers written since the last wgmma.fence
         self.by_wgmma = "wgmma." in body  # what is written to shared memory must be shown to the tensor cores
         self._enter()
         for statement in _statements(body):
@@ -98,7 +99,17 @@ class _Translation:
         columns = re.search(r"mma_async.*n(\d+)k16", opcode)
         if columns:  # a warp's 16 rows, in products of m16n8k16
             cost[1] += int(columns[1]) // 8
-        call = self._call(head, opcode, _operands(rest))
+        operands = _operands(rest)
+        call = self._call(head, opcode, operands)
+        in_registers = (
+            set(re.findall(r"%\w+", operands[1])) if columns and operands[1].startswith("{") else set()
+        )
+        if in_registers & self.unfenced:
+            call = f'fault("a factor in registers is written after wgmma.fence"); {call}'
+        elif opcode.startswith("wgmma.fence"):
+            self.unfenced.clear()
+        elif not columns and operands and not operands[0].startswith("["):
+            self.unfenced.update(re.findall(r"%\w+", operands[0]))
         self.lines.append(f"  if ({self._value(guard)}) {{ {call} }}" if guard else f"  {call}")
         if head in ENDS_BLOCK:
             self._enter()

@@ -39,6 +39,11 @@ inline void op_cp_async_bulk_shared_cluster_global_mbarrier_complete_tx_bytes(Th
   tally.global_bytes += get<u32>(bytes);
 }
 
+template <class T>
+void op_setmaxnreg_inc_sync_aligned(Bits) {}
+template <class T>
+void op_setmaxnreg_dec_sync_aligned(Bits) {}
+
 inline void op_wgmma_fence_sync_aligned(Thread&) { cpr::wgmma_fence(); }
 inline void op_wgmma_commit_group_sync_aligned(Thread&) { cpr::wgmma_commit(); }
 inline void op_wgmma_wait_group_sync_aligned(Thread& t, Bits pending) {
@@ -48,6 +53,9 @@ inline void op_wgmma_wait_group_sync_aligned(Thread& t, Bits pending) {
     for (Bits* one : known.second)
       if (*one >> 32 == IN_FLIGHT) *one = get<u64>(*one) & 0xFFFFFFFFu;
   t.accumulators.clear();
+  for (const auto& factor : t.factors)
+    if (*factor.first != factor.second) fault("a factor in flight is overwritten");
+  t.factors.clear();
 }
 
 template <class Operands, size_t... I>
@@ -55,15 +63,33 @@ std::array<Bits*, 64> first_64(Operands& operands, std::index_sequence<I...>) {
   return {&std::get<I>(operands)...};
 }
 
-// 64 accumulators, the rows of both factors, whether to add to what is there, and signs and transpositions.
+// 64 accumulators, the rows of both factors, or one of them in four registers, whether to add to what is there,
+// and signs and transpositions.
 template <class D, class A, class B, class... Operands>
 void op_wgmma_mma_async_sync_aligned_m64n128k16(Thread& t, Operands&&... all) {
+  constexpr bool IN_REGISTERS = sizeof...(all) == 73;
+  static_assert(IN_REGISTERS || sizeof...(all) == 71, "a factor in shared memory, or in four registers");
   std::tuple<Operands&...> operands(all...);
   const std::array<Bits*, 64> registers = first_64(operands, std::make_index_sequence<64>());
-  const bool accumulate = std::get<66>(operands) != 0;
-  if (std::get<67>(operands) != 1 || std::get<68>(operands) != 1 || std::get<69>(operands) != 0 ||
-      std::get<70>(operands) != 0)
-    fault("signs and transpositions of wgmma have no meaning here yet");
+  constexpr size_t B_AT = IN_REGISTERS ? 68 : 65;
+  const bool accumulate = std::get<B_AT + 1>(operands) != 0;
+  if (std::get<B_AT + 2>(operands) != 1 || std::get<B_AT + 3>(operands) != 1)
+    fault("signs of wgmma have no meaning here yet");
+  cpr::emulate::Product product{0, std::get<B_AT>(operands), std::is_same_v<A, bf16>, accumulate, nullptr};
+  if constexpr (IN_REGISTERS) {
+    if (std::get<B_AT + 4>(operands) != 1 || product.bfloat)
+      fault("factors in registers are float16, and the others columns");
+    Bits* const four[4] = {&std::get<64>(operands), &std::get<65>(operands), &std::get<66>(operands),
+                           &std::get<67>(operands)};
+    uint32_t factor[4];
+    for (int i = 0; i < 4; ++i) factor[i] = get<u32>(*four[i]), t.factors.emplace_back(four[i], *four[i]);
+    product.in_registers = true;
+    product.factor = cpr::emulate::gathered(factor);
+  } else {
+    if (std::get<B_AT + 4>(operands) != 0 || std::get<B_AT + 5>(operands) != 0)
+      fault("transpositions of factors in shared memory have no meaning here yet");
+    product.a = std::get<64>(operands);
+  }
   std::array<float*, 64> at;
   for (size_t i = 0; i < 64; ++i) at[i] = reinterpret_cast<float*>(registers[i]);
   const bool known = t.accumulators.count(at[0]) > 0;
@@ -72,8 +98,8 @@ void op_wgmma_mma_async_sync_aligned_m64n128k16(Thread& t, Operands&&... all) {
     if (known && *one >> 32 != IN_FLIGHT) fault("an accumulator in flight is overwritten");
     if (!known && *one >> 32 == IN_FLIGHT) fault("an accumulator in flight is another's, too");
   }
-  cpr::emulate::issue(
-      {std::get<64>(operands), std::get<65>(operands), std::is_same_v<A, bf16>, accumulate, at[0]}, at);
+  product.sums = at[0];
+  cpr::emulate::issue(product, at);
   for (Bits* one : registers) *one = get<u64>(*one) & 0xFFFFFFFFu | IN_FLIGHT << 32;
   t.accumulators[at[0]] = registers;
 }
