@@ -102,8 +102,7 @@ struct Attention {
 #pragma unroll
       for (int n = 0; n < N8; ++n)
         most = fmaxf(most, fmaxf(fabsf(weights[n][2 * half]), fabsf(weights[n][2 * half + 1])));
-      most = fmaxf(most, shuffle_xor(most, 1));
-      most = fmaxf(most, shuffle_xor(most, 2));
+      most = row_maximum(most);
       int needed = static_cast<int>(bits_of(most) >> 23) - 126;  // most < 2^needed
       if (needed < -120) needed = -120;
       if (needed < power[half]) needed = power[half];  // only grows: sums never lose their low bits
@@ -163,9 +162,7 @@ CPR_DEVICE void write_rows(const AttendArgs& args, const A& attention, const Lan
                            uint32_t part, int first) {
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
-    float whole = rows.mass[half];  // of four lanes, in a fixed order
-    whole += shuffle_xor(whole, 1);
-    whole += shuffle_xor(whole, 2);
+    const float whole = row_sum(rows.mass[half]);
     const uint32_t row = row0 + static_cast<uint32_t>(8 * half);
     if (row >= args.num_rows) continue;
     if constexpr (GRADIENT) {

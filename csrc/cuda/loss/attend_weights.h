@@ -27,6 +27,16 @@ struct AttendArgs {
   RankRoom ranks;
 };
 
+// Of a row's four lanes, in a fixed order.
+CPR_DEVICE float row_sum(float sum) {
+  sum += shuffle_xor(sum, 1);
+  return sum + shuffle_xor(sum, 2);
+}
+CPR_DEVICE float row_maximum(float most) {
+  most = fmaxf(most, shuffle_xor(most, 1));
+  return fmaxf(most, shuffle_xor(most, 2));
+}
+
 struct ColumnFacts {
   int64_t id[ATTEND_COLUMNS];
   int exponent[ATTEND_COLUMNS];
@@ -172,8 +182,7 @@ CPR_DEVICE void weigh(const AttendArgs& args, const ColumnFacts& facts, uint32_t
 #pragma unroll
         for (int c = 2 * half; c < 2 * half + 2; ++c)
           if (taking >> (4 * n + c) & 1u) most = fmaxf(most, weights[n][c]);
-      most = fmaxf(most, shuffle_xor(most, 1));
-      most = fmaxf(most, shuffle_xor(most, 2));
+      most = row_maximum(most);
       shrink[half] = expf((rows.top[half] - most) * args.scale);
       rows.top[half] = most;
       rows.mass[half] *= shrink[half];

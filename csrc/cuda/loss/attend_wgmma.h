@@ -175,9 +175,7 @@ CPR_DEVICE void write_group_rows(const AttendArgs& args, const RowSums& rows, co
   const float to_scores = 1.0f / (args.scale * LOG2_E);
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
-    float whole = rows.mass[half];  // of four lanes, in a fixed order
-    whole += shuffle_xor(whole, 1);
-    whole += shuffle_xor(whole, 2);
+    const float whole = row_sum(rows.mass[half]);
     const uint32_t row = row0 + static_cast<uint32_t>(8 * half);
     if (row >= args.num_rows) continue;
     const int64_t at = static_cast<int64_t>(part) * args.num_rows + row;

@@ -60,11 +60,6 @@ CPR_DEVICE void leave_siblings_out(const StepFacts& facts, const LaneRows& rows,
       if (facts.id[column0 + n * 8 + c % 2] == rows.id[c / 2]) logits[n][c] = float_of(0xFF800000u);
 }
 
-CPR_DEVICE float row_maximum(float most) {  // of four lanes
-  most = fmaxf(most, shuffle_xor(most, 1));
-  return fmaxf(most, shuffle_xor(most, 2));
-}
-
 // Products become weights, where all exponents are usual; returns by what the sums so far shrink. `of_row`:
 // logits to base two a product.
 CPR_DEVICE void weigh_usual(const AttendArgs& args, const StepFacts& facts, const LaneRows& rows,
