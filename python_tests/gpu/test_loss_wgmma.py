@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from cases import LossCase, name_of
+from cuda_tools import shuffled_core
 from test_cuda_emulated import A100, H200, check_loss
 
 from cpr_kernels.dispatch.calls import LossCall
@@ -25,15 +26,8 @@ PREPARE_ATTEND_FINISH = 3
 @pytest.fixture
 def core() -> Iterator[Any]:
     """The emulated core, its threads shuffled, copies and products early and late, sweeps by wgmma."""
-    from cuda_tools import emulated
-
-    module = emulated()
-    module.set_seed(7)
-    module.set_limits(*H200)
-    module.restore_kernels()
-    module.cuda_tune(wgmma_parts=1)
-    yield module
-    module.cuda_tune()
+    with shuffled_core(H200, wgmma_parts=1) as module:
+        yield module
 
 
 CASES = [  # both warpgroups, steps beyond the stages, features not 128, all meanings of ids

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from cuda_tools import last_words
+from cuda_tools import last_words, shuffled_core
 from oracles import same
 from test_cuda_emulated import A100, H200, H200_SLICE, shape
 
@@ -42,14 +42,8 @@ def odd_features(dtype: torch.dtype, queries: int = 70, dim: int = 72) -> Cascad
 @pytest.fixture
 def core() -> Iterator[Any]:
     """The emulated core, its threads shuffled, copies and products early and late."""
-    from cuda_tools import emulated
-
-    module = emulated()
-    module.set_seed(7)
-    module.set_limits(*H200_SLICE)
-    module.restore_kernels()
-    yield module
-    module.cuda_tune()
+    with shuffled_core(H200_SLICE) as module:
+        yield module
 
 
 @pytest.mark.parametrize(

@@ -12,8 +12,9 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -93,6 +94,20 @@ def _built_folder() -> Path:
 def emulated() -> Any:
     """The module `_emulated`: the CUDA kernels run thread by thread on the CPU. Built once per state of the sources."""
     return _imported(_built())
+
+
+@contextmanager
+def shuffled_core(limits: tuple[int, ...], **tuned: int) -> Iterator[Any]:
+    """The same with shuffled threads, copies and products early and late, on a device of these limits."""
+    core = emulated()
+    core.set_seed(7)
+    core.set_limits(*limits)
+    core.restore_kernels()
+    core.cuda_tune(**tuned)
+    try:
+        yield core
+    finally:
+        core.cuda_tune()
 
 
 def _built() -> Path:

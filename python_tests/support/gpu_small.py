@@ -95,9 +95,8 @@ def wrong_cascade(case: CascadeCase) -> int:
 def wrong_loss(case: LossCase) -> int:
     """1 where a case's loss is not near the reference's; the gradients are formed for who watches memory."""
     call, exact = case.call("cuda"), loss_reference.sweep(case.call(dtype=torch.float64), True)
-    swept = losses.sweep(
-        call, True, True
-    )  # with statistics; the rest has the same bits without, but by wgmma
+    # with statistics; the rest has the same bits without, but by wgmma
+    swept = losses.sweep(call, True, True)
     losses.keys_gradient(call, torch.ones_like(swept.loss), swept.lse_all, swept.lse_positive)
     wrong = 0
     for choice in choices(case):
