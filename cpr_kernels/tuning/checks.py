@@ -101,7 +101,7 @@ def check_varied(op: str, views: Mapping[str, Tensor]) -> None:
                 "or leave the view out"
             )
         first = table[held.nonzero()[0, 0]]
-        if all(bool((block == first).all()) for block in held_blocks(table)):
+        if all(bool((block == first).all()) for block in held_blocks(table, held)):
             raise ValueError(f"{op}: views[{name!r}] is constant: every row is the same; leave the view out")
 
 

@@ -23,11 +23,10 @@ def present(rows: Tensor) -> Tensor:
     return held
 
 
-def held_blocks(rows: Tensor) -> Iterator[Tensor]:
-    """Yields the rows [N, D] that hold the view, in blocks, so that a table larger than memory is read in parts."""
-    for block in rows.split(BLOCK_ROWS):
-        held = present(block)
-        yield block if bool(held.all()) else block[held]
+def held_blocks(rows: Tensor, held: Tensor) -> Iterator[Tensor]:
+    """Yields the rows [N, D] where `held` [N] is True, in blocks: a table may be larger than memory."""
+    for block, mask in zip(rows.split(BLOCK_ROWS), held.split(BLOCK_ROWS)):
+        yield block if bool(mask.all()) else block[mask]
 
 
 class Whitener(NamedTuple):
@@ -81,13 +80,16 @@ def whitened_coordinates(coordinates: Tensor, scales: Tensor) -> Tensor:
 
 def principal_axes(rows: Tensor) -> PrincipalAxes:
     """Fits mean and axes to the rows [N, D] that hold the view (Jegou and Chum 2012, section 3), in float64."""
-    dim, count = rows.shape[1], int(present(rows).sum())
+    held = present(rows)
+    dim, count = rows.shape[1], int(held.sum())
     sums = rows.new_zeros(len(rows.split(BLOCK_ROWS)), dim, dtype=torch.float64)
-    for own, block in zip(sums, held_blocks(rows)):  # sums of their own memory would lie between freed blocks
+    for own, block in zip(
+        sums, held_blocks(rows, held)
+    ):  # sums of their own memory would lie between freed blocks
         own.copy_(block.double().sum(dim=0))
     mean = sums.sum(dim=0) / count
     if count < dim:
-        unit = normalize(torch.cat(list(held_blocks(rows))).double() - mean, dim=1)
+        unit = normalize(torch.cat(list(held_blocks(rows, held))).double() - mean, dim=1)
         variances, vectors = torch.linalg.eigh(
             unit @ unit.T / count
         )  # of the [N, N] side: the same variances
@@ -95,7 +97,7 @@ def principal_axes(rows: Tensor) -> PrincipalAxes:
         scale = (count * variances[kept]).rsqrt()
         return PrincipalAxes(mean, unit.T @ vectors[:, kept] * scale, variances[kept])
     second = rows.new_zeros(dim, dim, dtype=torch.float64)
-    for block in held_blocks(rows):
+    for block in held_blocks(rows, held):
         unit = normalize(block.double() - mean, dim=1)
         second.addmm_(unit.T, unit)
     variances, axes = torch.linalg.eigh(second / count)
