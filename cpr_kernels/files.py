@@ -52,9 +52,9 @@ def replacing(paths: Sequence[Path]) -> Iterator[list[Path]]:
                     part.unlink(missing_ok=True)
 
 
-def refuse_existing(paths: Iterable[Path], force: bool, option: str = "--out") -> None:
-    """Raises ValueError where files to write are there already, unless they may be replaced."""
-    there = [] if force else [str(path) for path in paths if path.exists()]
+def refuse_existing(paths: Iterable[Path | None], force: bool, option: str = "--out") -> None:
+    """Raises ValueError where files to write are there already, unless they may be replaced; None is no file."""
+    there = [] if force else [str(path) for path in paths if path and path.exists()]
     if there:
         raise ValueError(f"{option}: {', '.join(there)} is there already; add --force to replace it")
 

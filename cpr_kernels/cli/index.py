@@ -129,7 +129,7 @@ def search(argv: Sequence[str]) -> int:
     """
     args: Search = parse(Search, argv, "search")
     at_least(1, topk=args.topk)
-    refuse_existing([args.out] if args.out else [], args.force)
+    refuse_existing([args.out], args.force)
     kind = format_of(args)
     paths = video_files("search", args.videos)
     model = Model(args.artifact, args.trust)

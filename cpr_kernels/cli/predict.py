@@ -84,7 +84,7 @@ def main(argv: Sequence[str]) -> int:
     """
     args: Predict = parse(Predict, argv, "predict")
     at_least(1, topk=args.topk, clips=args.clips)
-    refuse_existing([args.out] if args.out else [], args.force)
+    refuse_existing([args.out], args.force)
     if is_adapter(args.artifact):
         return _adapt(args)
     paths = video_files("predict", args.videos)

@@ -81,7 +81,7 @@ def main(argv: Sequence[str]) -> int:
     at_least(1, chunk=args.chunk, threads=args.threads)
     at_least(0, sample=args.sample)
     out = [] if args.out is None else output_paths(args.out, args.force)
-    refuse_existing([args.report] if args.report else [], args.force, "--report")
+    refuse_existing([args.report], args.force, "--report")
     with _threads(args.threads):
         summary = _run(args, out)
     result(as_json(summary), as_text(summary), sys.stderr if out == [STDOUT] else None)
