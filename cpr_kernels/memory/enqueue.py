@@ -7,10 +7,35 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import increment_version
 
+from ..dispatch.fast_path import dispatcher_is_idle
 from ..dispatch.native import LIMITS, core, on_current_stream, why_not_cuda
 
 MAX_COLUMNS = LIMITS["columns"]
+
+
+def write(buffers: list[Tensor], pointer: Tensor, count: Tensor, rows: list[Tensor]) -> None:
+    """Writes by `cpr::enqueue_`, or without torch's dispatcher where that would only pass the tensors on."""
+    if not run_directly(buffers, pointer, count, rows):
+        torch.ops.cpr.enqueue_(buffers, pointer, count, rows)
+
+
+def run_directly(buffers: list[Tensor], pointer: Tensor, count: Tensor, rows: list[Tensor]) -> bool:
+    """Writes plain CPU tensors that fit together, where nothing listens to torch's calls and no graph is recorded.
+
+    Returns:
+        False for all else, which the op runs or refuses; then nothing was written.
+    """
+    if not dispatcher_is_idle() or torch.is_grad_enabled():
+        return False
+    written = [*buffers, pointer, count]
+    if any(tensor.is_inference() for tensor in written):  # these have no version
+        return False
+    if not core.enqueue_tensors(buffers, rows, pointer, count):
+        return False
+    increment_version(written)
+    return True
 
 
 def run(buffers: Sequence[Tensor], pointer: Tensor, count: Tensor, rows: Sequence[Tensor]) -> None:

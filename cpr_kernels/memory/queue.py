@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
 from ..dispatch.tensor_checks import FEATURE_DTYPES, check_ids, check_one_kind, check_views
+from .enqueue import write
 from .ids import check_filled, with_own_sources
 
 
@@ -153,7 +154,8 @@ class MultiViewQueue(nn.Module):
     @property
     def views(self) -> dict[str, Tensor]:
         """``{view: [N, D]}``: the buffers themselves, not copies. What mining takes as keys."""
-        return {name: getattr(self, f"view_{name}") for name in self._names}
+        buffers = cast(dict[str, Tensor], self._buffers)  # at every step: an attribute costs three times as much
+        return {name: buffers[f"view_{name}"] for name in self._names}
 
     def __len__(self) -> int:
         """Entries filled so far, at most N; waits for the device."""
@@ -200,13 +202,39 @@ class MultiViewQueue(nn.Module):
             ValueError: a missing or unknown view, a wrong shape, dtype or device, or a negative id (an error of the
                 device on CUDA).
         """
-        values = check_rows(self.views, features, ids, labels, self.ids.device)
-        buffers = [*self.views.values(), self.ids, self.labels]
-        rows = gathered([value.to(buffer.dtype) for value, buffer in zip(values, buffers)])
+        self.enqueue_beside(features, ids, labels)
+
+    @torch.no_grad()
+    def enqueue_beside(
+        self,
+        features: Mapping[str, Tensor],
+        ids: Tensor | None = None,
+        labels: Tensor | None = None,
+        more: Sequence[tuple[Tensor, Tensor]] = (),
+    ) -> None:
+        """As :meth:`enqueue`, and writes more rows [B, ...] to the same slots of other tensors [N, ...].
+
+        Args:
+            features: as :meth:`enqueue`.
+            ids: as :meth:`enqueue`.
+            labels: as :meth:`enqueue`.
+            more: pairs of a tensor that is written to, and the batch's rows for it.
+
+        Raises:
+            ValueError: as :meth:`enqueue`, or rows that do not fit their tensor.
+        """
+        views = self.views
+        values = check_rows(views, features, ids, labels, self.ids.device)
+        buffers = [*views.values(), self.ids, self.labels]
+        for buffer, rows in more:
+            buffers.append(buffer)
+            values.append(rows)
+        columns = gathered([value.to(buffer.dtype) for value, buffer in zip(values, buffers)])
         if ids is None or in_a_group():  # another rank may have left them out
-            slots = (self.pointer + torch.arange(rows[-1].shape[0], device=self.ids.device)) % self.size
-            rows[-2] = with_own_sources(rows[-2], slots)
-        torch.ops.cpr.enqueue_(buffers, self.pointer, self.count, rows)
+            of_ids = len(views)
+            slots = (self.pointer + torch.arange(columns[of_ids].shape[0], device=self.ids.device)) % self.size
+            columns[of_ids] = with_own_sources(columns[of_ids], slots)
+        write(buffers, self.pointer, self.count, columns)
 
     def _load_from_state_dict(
         self, state_dict: Mapping[str, Any], prefix: str, *args: Any, **kwargs: Any

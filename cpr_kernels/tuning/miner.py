@@ -134,8 +134,12 @@ class Miner(nn.Module):
         """
         if isinstance(self.queue, MemoryBank):
             raise ValueError("Miner: enqueue writes to a queue; a MemoryBank is written by row, with update")
-        self.queue.enqueue(mined.features, ids, labels)
-        self.store.enqueue(mined.kept, ids)
+        store = self.store  # its entries are the queue's, so that one write serves both
+        columns = [(buffer, mined.kept[name]) for name, buffer in store.views.items()]
+        self.queue.enqueue_beside(mined.features, ids, labels, columns)
+        store.ids.copy_(self.queue.ids)
+        store.pointer.copy_(self.queue.pointer)
+        store.count.copy_(self.queue.count)
 
     @torch.no_grad()
     def update(

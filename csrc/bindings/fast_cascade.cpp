@@ -6,7 +6,6 @@
 
 #include "../cascade_topk.h"
 #include "../weightings.h"
-#include "dlpack_tensors.h"
 
 namespace cpr {
 namespace {
@@ -174,6 +173,8 @@ PyObject* are_plain(PyObject*, PyObject* const* given, Py_ssize_t count) {
 }
 
 }  // namespace
+
+const TorchTensors& torch_tensors() { return torch.tensors; }
 
 namespace fast_cascade {
 

@@ -18,6 +18,7 @@
 #include "../types.h"
 #include "arguments.h"
 #include "fast_cascade.h"
+#include "fast_enqueue.h"
 #include "plans.h"
 #include "shards.h"
 #ifdef CPR_HAS_CUDA
@@ -102,6 +103,7 @@ PYBIND11_MODULE(_core, m) {
   shard_bindings::bind(m);
   plan_bindings::bind(m);
   fast_cascade::bind(m);
+  fast_enqueue::bind(m);
   m.def("sampled_keys", &sampled_keys,
         "Keys whose scores bracket the thresholds of a queue this long, for tests.");
   m.def(
