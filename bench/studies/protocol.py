@@ -72,7 +72,7 @@ def budget(preset: str, data: Path, out: Path, device: str) -> Budget:
     if preset == "small":
         return Budget(
             replace(
-                common, infonce_epochs=40, cycles=1, cycle_epochs=20, queue=320, backbone="conv4", width=0.5,
+                common, infonce_epochs=30, cycles=1, cycle_epochs=10, queue=320, backbone="conv4", width=0.25,
                 clips=Clips(frames=8, crop=48, batch=32), augment=Augment(min_area=0.5, blur=0.0),
                 optim=Optim(momentum=0.97, warmup=10),
             ),

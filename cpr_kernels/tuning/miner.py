@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -83,8 +83,9 @@ class Miner(nn.Module):
 
     def _whiten(self) -> dict[str, Whitener]:
         """Returns the whiteners around the buffers."""
+        buffers = self._buffers
         return {
-            view: Whitener(getattr(self, f"mean_{number}"), getattr(self, f"matrix_{number}", None))
+            view: Whitener(cast(Tensor, buffers[f"mean_{number}"]), buffers.get(f"matrix_{number}"))
             for number, view in enumerate(self._plan.whiten)
         }
 
@@ -107,7 +108,10 @@ class Miner(nn.Module):
         """
         plan, keys = self._plan, self.keys
         check_features("Miner", features, self._sizes, values=False)
-        whitened = {view: whitener(features[view]) for view, whitener in self._whiten().items()}
+        whitened, lost = {}, None
+        for view, whitener in self._whiten().items():
+            whitened[view], lacking = whitener.with_lacking(features[view])
+            lost = lacking if lost is None else lost & lacking
         rows = whitened
         if plan.expand is not None:
             found = cascade_topk(whitened, keys.whitened, self._nearest, query_ids=ids, key_ids=keys.ids)
@@ -119,8 +123,8 @@ class Miner(nn.Module):
         if keys.hub is not None and self._hub_count is not None:
             kept[HUB] = hub_terms(near.scores, self._hub_count)[:, None]
             near = less_hubs(near, keys.hub, plan.topk)
-        lost = ~torch.stack([table.any(dim=1) for table in whitened.values()]).any(dim=0)[:, None]
-        indices, scores = near.indices.masked_fill(lost, -1), near.scores.masked_fill(lost, -torch.inf)
+        assert lost is not None  # a plan is of one view or more
+        indices, scores = near.indices.masked_fill_(lost, -1), near.scores.masked_fill_(lost, -torch.inf)
         return Mined(indices, scores, dict(features), kept)
 
     @torch.no_grad()

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import embedding_bag
 
+from ..dispatch.fast_path import dispatcher_is_idle
+from ..dispatch.native import core
 from ..mining import Schedule, Stage, cascade_topk
 
 HUB_WEIGHT = 0.5  # of the hub term, as in CSLS (Conneau et al. 2018, section 2.3): half for either side
@@ -59,20 +61,21 @@ def expanded(
     if expansion.power == 0:  # else padding, whose score is -inf, weighs 0
         weights = weights.masked_fill(indices < 0, 0.0)
     places = indices.clamp(min=0)
-    sums = {
-        name: row + embedding_bag(places, keys[name], per_sample_weights=weights, mode="sum")
+    sums = [
+        embedding_bag(places, keys[name], per_sample_weights=weights, mode="sum").add_(row)
         for name, row in rows.items()
-    }
-    length = torch.linalg.vector_norm(torch.cat(list(sums.values()), dim=1), dim=1, keepdim=True)
-    scale = len(sums) ** 0.5 / length.clamp(min=1e-12)
-    return {name: total * scale for name, total in sums.items()}
+    ]
+    whole = torch.cat(sums, dim=1)
+    length = torch.linalg.vector_norm(whole, dim=1, keepdim=True)
+    whole = whole * (len(sums) ** 0.5 / length.clamp(min=1e-12))
+    return dict(zip(rows, whole.split([part.shape[1] for part in sums], dim=1)))
 
 
 def hub_terms(scores: Tensor, count: int) -> Tensor:
     """Returns the mean of each row's `count` highest scores [B]; padding (-inf) is left out, 0 without any."""
     best = scores[:, :count]
-    known = best > -torch.inf
-    return best.masked_fill(~known, 0.0).sum(dim=1) / known.sum(dim=1).clamp(min=1)
+    known = (best > -torch.inf).sum(dim=1)
+    return best.nan_to_num(neginf=0.0).sum(dim=1) / known.clamp_(min=1)
 
 
 def hub_count(keep: int, num_keys: int, topk: int) -> int:
@@ -82,6 +85,8 @@ def hub_count(keep: int, num_keys: int, topk: int) -> int:
 
 def less_hubs(near: Neighbors, terms: Tensor, topk: int) -> Neighbors:
     """Returns the `topk` neighbours of the highest ``score - terms[j] / 2``, by (score descending, index ascending)."""
+    if dispatcher_is_idle() and (found := core.less_hubs_of_tensors(*near, terms, topk)):
+        return Neighbors(*found)
     by_index, order = near.indices.sort(dim=1)
     scores = near.scores.gather(1, order) - HUB_WEIGHT * terms[by_index.clamp(min=0)]
     best, places = scores.sort(dim=1, descending=True, stable=True)

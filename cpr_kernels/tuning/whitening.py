@@ -40,10 +40,15 @@ class Whitener(NamedTuple):
 
     def __call__(self, rows: Tensor) -> Tensor:
         """Returns the whitened rows, float32."""
+        return self.with_lacking(rows)[0]
+
+    def with_lacking(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns the whitened rows, and True [B, 1] where a row is a missing view or holds NaN."""
         rows = rows.float()
         moved = rows - self.mean if self.matrix is None else (rows - self.mean) @ self.matrix
-        longest = torch.linalg.vector_norm(rows, torch.inf, dim=1, keepdim=True)  # NaN where a number is NaN
-        return torch.where(longest > 0, normalize(moved, dim=1), 0.0)
+        lacking = ~(torch.linalg.vector_norm(rows, torch.inf, dim=1, keepdim=True) > 0)  # NaN is not above 0
+        length = torch.linalg.vector_norm(moved, dim=1, keepdim=True).clamp_min_(1e-12)
+        return (moved / length).masked_fill_(lacking, 0.0), lacking
 
     def to(self, device: torch.device | str) -> Whitener:
         """Returns the same whitener on another device."""

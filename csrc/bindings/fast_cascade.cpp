@@ -176,6 +176,16 @@ PyObject* are_plain(PyObject*, PyObject* const* given, Py_ssize_t count) {
 
 const TorchTensors& torch_tensors() { return torch.tensors; }
 
+PyObject* empty_tensor(int64_t rows, int64_t columns, DlCode code, void*& data) {
+  PyObject* const of_rows = PyLong_FromLongLong(rows);
+  PyObject* const of_columns = of_rows ? PyLong_FromLongLong(columns) : nullptr;
+  PyObject* const dtype = code == DlCode::integer ? torch.int64 : torch.float32;
+  PyObject* const made = of_columns ? empty(of_rows, of_columns, dtype, data) : nullptr;
+  Py_XDECREF(of_rows);
+  Py_XDECREF(of_columns);
+  return made;
+}
+
 namespace fast_cascade {
 
 void bind(py::module_& m) {

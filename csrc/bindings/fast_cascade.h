@@ -10,6 +10,10 @@ namespace cpr {
 // How torch's tensors are read; it reads none before `connect_torch`.
 const TorchTensors& torch_tensors();
 
+// torch.empty(rows, columns) of int64 or float32 in CPU memory, and where its elements are; null with a Python
+// error.
+PyObject* empty_tensor(int64_t rows, int64_t columns, DlCode code, void*& data);
+
 namespace fast_cascade {
 
 void bind(pybind11::module_& m);
