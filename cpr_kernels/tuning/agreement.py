@@ -40,11 +40,19 @@ class Votes(NamedTuple):
         The root of the sum of its squares is the agreement's standard error (the infinitesimal jackknife, Efron 1982,
         section 6.3), which resamples of the queries would estimate with noise.
         """
-        pairs = self.pairs.sum(dim=1)[:, None]  # [U, 1]
-        share = self.agreed.sum(dim=2) / pairs.clamp(min=1e-12)  # [U, Q]
-        best = int(share.sum(dim=0).argmax())
-        moved = (self.agreed[:, best] - share[:, best, None] * self.pairs) / pairs.clamp(min=1e-12)
-        return moved.sum(dim=0) / (pairs > 0).sum().clamp(min=1)
+        _, moved = self.by_view(self.best_power())
+        return moved.sum(dim=0) / (self.pairs.sum(dim=1) > 0).sum().clamp(min=1)
+
+    def best_power(self) -> int:
+        """Returns which of the Q powers makes the agreement highest."""
+        share = self.agreed.sum(dim=2) / self.pairs.sum(dim=1)[:, None].clamp(min=1e-12)  # [U, Q]
+        return int(share.sum(dim=0).argmax())
+
+    def by_view(self, power: int) -> tuple[Tensor, Tensor]:
+        """Returns each view's share of agreed pairs [U] at one of the powers, and its derivative by query [U, N]."""
+        pairs = self.pairs.sum(dim=1)[:, None].clamp(min=1e-12)  # [U, 1]
+        share = self.agreed[:, power].sum(dim=1, keepdim=True) / pairs
+        return share[:, 0], (self.agreed[:, power] - share * self.pairs) / pairs
 
 
 def joined(of_views: Sequence[Votes]) -> Votes:

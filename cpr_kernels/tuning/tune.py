@@ -28,7 +28,8 @@ class Choice(NamedTuple):
     agreement: Tensor  # [C]
     behind: Tensor  # [C] standard errors below the best
     confidence: float
-    spread: float  # standard error of the best agreement
+    best: int  # which candidate agrees most, of those that may be chosen
+    spread: float  # its standard error
 
 
 def choose(ballots: Sequence[Votes], settings: Sequence[Settings], seed: int, thinned: bool) -> Choice:
@@ -38,6 +39,9 @@ def choose(ballots: Sequence[Votes], settings: Sequence[Settings], seed: int, th
     1984, section 3.4.3, with 5 % in place of one standard error). Of equal whitening, the one that agrees most; on a
     thinned sample first the one of most neighbours, as the table holds more of each class than the sample showed.
 
+    A single view or cascade is no candidate but where `is_vouched`: else two views that err alike would win by each
+    vouching for the other's pairs.
+
     Args:
         ballots: the votes for C candidates.
         settings: what they are; those of the joint score come first.
@@ -46,11 +50,12 @@ def choose(ballots: Sequence[Votes], settings: Sequence[Settings], seed: int, th
     """
     agreement = torch.cat([votes.agreement() for votes in ballots]).double()
     influence = torch.stack([votes.influence() for votes in ballots]).double()  # [C, N]
-    best = int(agreement.argmax())
+    joint = settings[0].schedule
+    vouched = [tried.schedule == joint or is_vouched(votes, ballots[0]) for votes, tried in zip(ballots, settings)]
+    best = int(agreement.where(torch.tensor(vouched, device=agreement.device), -torch.inf).argmax())
     gap = agreement[best] - agreement
     errors = torch.linalg.vector_norm(influence[best] - influence, dim=1)
     behind = torch.where(gap > 0, gap / errors.clamp(min=1e-12), 0.0)
-    joint = settings[0].schedule
 
     def rank(c: int) -> tuple[float, int, float]:
         tried = settings[c]
@@ -59,11 +64,25 @@ def choose(ballots: Sequence[Votes], settings: Sequence[Settings], seed: int, th
 
     alike = [c for c, tried in enumerate(settings) if tried.schedule == joint and behind[c] <= ALIKE]
     chosen = min(alike, key=rank, default=best)
-    runner_up = int(
-        gap.masked_fill(errors == 0, torch.inf).argmin()
-    )  # others with the same votes are the best itself
+    others = (errors > 0) & (gap >= 0)  # those with the same votes are the best itself
+    runner_up = int(gap.where(others, torch.inf).argmin())
     confidence = _share_ahead(ballots[best], ballots[runner_up], seed)
-    return Choice(chosen, agreement, behind, confidence, float(torch.linalg.vector_norm(influence[best])))
+    spread = float(torch.linalg.vector_norm(influence[best]))
+    return Choice(chosen, agreement, behind, confidence, best, spread)
+
+
+def is_vouched(votes: Votes, joint: Votes) -> bool:
+    """Returns whether a plain schedule is clearly better than the plain joint score by two views, and worse by none.
+
+    One view's word is not enough: it may err like the schedule's view, as near copies do, and the joint score is
+    judged without it while the schedule loses nothing. A view without which the schedule cannot be judged gave it the
+    joint score's votes, and says neither.
+    """
+    power = joint.best_power()
+    (share, moved), (joint_share, joint_moved) = votes.by_view(power), joint.by_view(power)
+    errors = torch.linalg.vector_norm(moved.double() - joint_moved.double(), dim=1)
+    ahead = (share - joint_share).double() / errors.clamp(min=1e-12)
+    return int((ahead > ALIKE).sum()) >= 2 and bool((ahead >= -ALIKE).all())
 
 
 def _share_ahead(best: Votes, other: Votes, seed: int) -> float:
@@ -147,7 +166,7 @@ def _plan(
     numbers = zip(settings, choice.agreement.tolist(), choice.behind.tolist())
     candidates = [Candidate(*each, c == choice.chosen) for c, each in enumerate(numbers)]
     ranked = tuple(candidates[c] for c in order)
-    above = float(choice.agreement.max()) - trial.by_chance()
+    above = float(choice.agreement[choice.best]) - trial.by_chance()
     if above <= SURE * choice.spread:
         doubt = "the views agree on what is mined no more than on random pairs"
         return replace(
