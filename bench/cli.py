@@ -56,6 +56,10 @@ COMMANDS = {  # name: (the module with its `main(argv)`, what it does)
         "bench.studies.weights",
         "Weighs the views of tuned plans by their agreement, and compares PMR with equal weights.",
     ),
+    "drift": (
+        "bench.studies.drift",
+        "Mines by one plan in a queue whose keys drift, refitted at several intervals.",
+    ),
     "pictures": ("bench.studies.pictures", "Makes the pictures of README.md and docs/ from a demo's pages."),
     "screenshots": (
         "bench.tables.screenshots",

@@ -22,7 +22,7 @@ from ..tuning.whitening import principal_axes
 from .arguments import at_least, parse
 from .mine.inputs import Side, find_names, open_sides
 from .mine.options import File, Mine, Names, ViewFiles
-from .mine.planned import raw_rows
+from .mine.planned import missing_notes, raw_view
 from .mine.summary import Labels, as_json, quality
 
 
@@ -72,7 +72,8 @@ def main(argv: Sequence[str]) -> int:
     table = Mine(input=args.input, view=args.view, views=args.views, ids=args.ids, labels=args.labels)
     entries, _ = open_sides(table)
     ids, labels = (find_names(kind, entries, None, table) for kind in ("ids", "labels"))
-    views = {name: raw_rows(column.load(), table.scratch) for name, column in entries.views.items()}
+    read = {name: raw_view(column.load(), table.scratch) for name, column in entries.views.items()}
+    views, notes = {name: made.rows for name, made in read.items()}, missing_notes(read)
     sources = None if ids.codes is None else ids.codes.of_keys
     started = time.perf_counter()
     plan = tune_schedule(
@@ -84,7 +85,8 @@ def main(argv: Sequence[str]) -> int:
         progress=None if args.progress else False,
     )
     seconds = time.perf_counter() - started
-    summary: dict[str, Any] = {"rows": entries.rows, "ids": ids.text, "seconds": seconds, **plan.to_dict()}
+    summary: dict[str, Any] = {"rows": entries.rows, "ids": ids.text, "seconds": seconds, "notes": notes}
+    summary |= plan.to_dict()
     held = _Table(views, sources, None)
     if labels.codes is not None:
         names = list(map(str, labels.codes.names))
@@ -166,7 +168,8 @@ def _plain(plan: MiningPlan) -> MiningPlan:
 
 def _as_text(plan: MiningPlan, summary: dict[str, Any], entries: Side, args: Tune) -> str:
     views = ", ".join(f"{name} [{column.shape[1]}]" for name, column in entries.views.items())
-    lines = [f"input      {summary['rows']:,} rows; views {views}", f"ids        {summary['ids']}", ""]
+    lines = [f"input      {summary['rows']:,} rows; views {views}", f"ids        {summary['ids']}"]
+    lines += [*(f"note       {note}" for note in summary["notes"]), ""]
     lines += [*str(plan).splitlines(), "", f"tuned in {summary['seconds']:.1f} s"]
     for name, good in summary.get("labelled", {}).items():
         lines.append(

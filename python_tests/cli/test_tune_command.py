@@ -120,6 +120,22 @@ def test_other_queries_mine_by_the_plan(folder, capsys):
     assert (np.load(out[1])["indices"] == np.load(out[0])["indices"][10:17]).all()
 
 
+def test_rows_that_are_not_finite_are_counted(folder, capsys):
+    """One number of a row makes the row a missing view, which must not pass unsaid."""
+    arrays = dict(np.load(folder / "clips.npz"))
+    arrays["v1"] = arrays["v1"].copy()
+    arrays["v1"][[3, 70], [2, 0]] = np.nan, np.inf
+    np.savez(folder / "odd.npz", **arrays)
+    said = "2 rows of v1 hold NaN or infinity: they count as missing in that view"
+    assert main(["tune", str(folder / "odd.npz"), "--no-progress"]) == 0
+    assert f"note       {said}\n" in capsys.readouterr().out
+    assert main(["tune", str(folder / "odd.npz"), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["notes"] == [said]
+    plan = ["--plan", str(folder / "plan.json")]
+    assert main(["mine", str(folder / "odd.npz"), *plan, "--out", str(folder / "odd_mined.npz")]) == 0
+    assert said in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [

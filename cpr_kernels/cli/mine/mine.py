@@ -27,7 +27,7 @@ from .codes import as_given
 from .embeddings import Prepared, Preparing, mean_row, nan_rows, prepare
 from .inputs import Names, Side, find_names, open_sides, pick, plain_columns
 from .options import DTYPES, Mine, schedule_of
-from .planned import PlannedQueries, load_plan, raw_rows
+from .planned import PlannedQueries, load_plan, missing_notes, raw_view
 from .results import STDOUT, Known, Result, output_paths, write_result
 from .summary import Labels, as_json, as_text, quality, sample_rows, stage_rows
 
@@ -170,12 +170,13 @@ def _prepare(args: Mine, entries: Side, queries: Side | None, schedule: Schedule
 def _prepare_plan(args: Mine, plan: MiningPlan, entries: Side, queries: Side | None, ids: Names) -> Problem:
     """The table as the plan compares it, mined by the plan's cascade."""
     arrays = {name: (queries or entries).views[name].load() for name in plan.whiten}
-    tables = {name: raw_rows(entries.views[name].load(), args.scratch) for name in plan.whiten}
+    tables = {name: raw_view(entries.views[name].load(), args.scratch) for name in plan.whiten}
     key_ids, query_ids = _sources(entries, queries, ids)
-    keys = plan.prepare_keys(tables, key_ids)
+    keys = plan.prepare_keys({name: made.rows for name, made in tables.items()}, key_ids)
     features = {name: rows.to(DTYPES[args.dtype]) for name, rows in plan.key_features(keys).items()}
     made = PlannedQueries(plan, keys, arrays, query_ids, args)
-    return Problem(plan.cascade, features, made, keys.ids, query_ids, [f"mined by the plan {args.plan}"])
+    notes = [f"mined by the plan {args.plan}", *missing_notes(tables)]
+    return Problem(plan.cascade, features, made, keys.ids, query_ids, notes)
 
 
 def _sources(entries: Side, queries: Side | None, ids: Names) -> tuple[Tensor | None, Tensor | None]:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ...tuning import MiningPlan, PlanKeys
-from .embeddings import Preparing, prepare
+from .embeddings import Prepared, Preparing, prepare
 from .options import DTYPES, Mine
 
 SHAPING = ("schedule", "preset", "order", "stages", "ratio", "topk")
@@ -38,7 +38,21 @@ def load_plan(args: Mine, views: Sequence[str]) -> MiningPlan:
 
 def raw_rows(array: Any, scratch: Path) -> Tensor:
     """Returns rows of a view [N, D] in float32; a row that is not finite is NaN throughout."""
-    return prepare(array, Preparing(None, False, torch.float32, scratch)).rows
+    return raw_view(array, scratch).rows
+
+
+def raw_view(array: Any, scratch: Path) -> Prepared:
+    """Returns rows as :func:`raw_rows` does, with how many are not finite."""
+    return prepare(array, Preparing(None, False, torch.float32, scratch))
+
+
+def missing_notes(views: Mapping[str, Prepared]) -> list[str]:
+    """Returns a sentence for each view of which some rows count as missing for a NaN or an infinity."""
+    return [
+        f"{made.not_finite:,} rows of {name} hold NaN or infinity: they count as missing in that view"
+        for name, made in views.items()
+        if made.not_finite
+    ]
 
 
 class PlannedQueries:
