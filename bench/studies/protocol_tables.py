@@ -4,6 +4,7 @@ the two views judge.
 
 from __future__ import annotations
 
+from math import isnan
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -14,6 +15,7 @@ from cpr_kernels import Schedule, cascade_trace, coclr_schedule, cpr_schedule, o
 from cpr_kernels.train.data.manifest import Manifest
 from cpr_kernels.train.pretrain.config import TrainConfig
 from cpr_kernels.train.runtime.checkpoint import load
+from cpr_kernels.tuning.agreement import rank_correlation
 
 from ..harness.text import markdown as table
 from ..harness.text import percents
@@ -34,6 +36,9 @@ def markdown(document: Document) -> str:
         features_table(document),
         "Mined positives in the last epoch of each view's last phase, %:",
         mining_table(document),
+        "PMR of what is mined, and its agreement without labels, epoch by epoch, % (mean over seeds; rank correlation "
+        "of the two over the epochs):" if (curves := curves_table(document)) else "",
+        curves,
         "The queue at the end of the warm-up, mined in several ways, stage by stage (right: entries with the query's "
         "class, as a share of what is kept, and of all that the query could find, %):",
         diagnosis_table(document),
@@ -82,6 +87,23 @@ def mining_table(document: Document) -> str:
         "of their sum",
     ]
     return table(header, rows) if rows else ""
+
+
+def curves_table(document: Document) -> str:
+    """Returns a row a method and phase: PMR and agreement of each epoch that has both; older results have none."""
+    rows = []
+    for method, of_seed in document["results"].items():
+        watched = [run.get("watched", []) for run in of_seed.values()]
+        for phase in dict.fromkeys(epoch["phase"] for epochs in watched for epoch in epochs):
+            of_phase = [[epoch for epoch in epochs if epoch["phase"] == phase] for epochs in watched]
+            curves = {
+                figure: [mean(epoch[figure] for epoch in same) for same in zip(*of_phase)]
+                for figure in ("pmr", "agreement")
+            }
+            shown = [" ".join(f"{100 * value:.0f}" for value in curve) for curve in curves.values()]
+            correlation = rank_correlation(*curves.values())
+            rows.append([method, phase, *shown, "" if isnan(correlation) else f"{correlation:.2f}"])
+    return table(["method", "phase", "PMR", "agreement", "rank corr."], rows) if rows else ""
 
 
 def diagnosis_table(document: Document) -> str:

@@ -11,7 +11,7 @@ import torch
 from train_sets import tiny
 
 from bench.studies import protocol
-from bench.studies.protocol_tables import diagnosis
+from bench.studies.protocol_tables import curves_table, diagnosis
 from cpr_kernels.train import TrainError
 from cpr_kernels.train.data.manifest import Manifest
 from cpr_kernels.train.pretrain.config import Mining
@@ -32,12 +32,13 @@ def base(data: Path, tmp_path_factory: pytest.TempPathFactory) -> protocol.Budge
 
 @pytest.fixture(scope="module")
 def document(base: protocol.Budget) -> dict:
-    return protocol.run_protocol(base, base.config.out, [3], ["coclr", "cpr-3"])
+    return protocol.run_protocol(base, base.config.out, [3], ["coclr", "cpr-3", "tuned"])
 
 
 def test_methods_start_from_the_common_warm_up(base: protocol.Budget, document: dict) -> None:
     out = base.config.out / "seed3"
-    coclr, cpr = (config_of(out / name) for name in ("coclr", "cpr-3"))
+    coclr, cpr, tuned = (config_of(out / name) for name in ("coclr", "cpr-3", "tuned"))
+    assert tuned.mining.method == "auto" and tuned.init == cpr.init
     assert coclr.init == cpr.init and all(
         path.parent == out / "warm-up" / "encoders" for path in cpr.init.values()
     )
@@ -93,9 +94,29 @@ def purity_by_hand(base: protocol.Budget) -> list[float]:
     return [right / (2 * len(videos))]
 
 
+def test_pmr_and_agreement_are_watched_epoch_by_epoch(base: protocol.Budget, document: dict) -> None:
+    lines = [json.loads(line) for line in (base.config.out / "seed3" / "tuned" / "log.jsonl").read_text().splitlines()]
+    epochs = [line for line in lines if line["kind"] == "epoch"]
+    watched = document["results"]["tuned"]["3"]["watched"]
+    assert [epoch["phase"] for epoch in watched] == [line["phase"] for line in epochs] and len(watched) == 2
+    assert [epoch["agreement"] for epoch in watched] == [line["agreement"]["mined"] for line in epochs]
+    assert [epoch["pmr"] for epoch in watched] == document["results"]["tuned"]["3"]["pmr_by_epoch"]
+
+
+def test_curves_are_means_over_seeds() -> None:
+    def run(*pairs: tuple[float, float]) -> dict:
+        return {"watched": [{"phase": "cycle1-flow", "pmr": pmr, "agreement": agreed} for pmr, agreed in pairs]}
+
+    seeds = {"0": run((0.2, 0.1), (0.4, 0.3), (0.3, 0.2)), "1": run((0.3, 0.1), (0.5, 0.3), (0.4, 0.2))}
+    text = curves_table({"results": {"cpr-7": seeds, "warm-up": {"0": {}}}})
+    cells = [cell.strip() for cell in text.splitlines()[-1].split("|")[1:-1]]
+    assert cells == ["cpr-7", "cycle1-flow", "25 45 35", "10 30 20", "1.00"]
+    assert curves_table({"results": {"cpr-7": {"0": {}}}}) == ""
+
+
 def test_same_command_goes_on_and_leaves_what_is_done(base: protocol.Budget, document: dict) -> None:
     files = {path: path.stat().st_mtime_ns for path in base.config.out.rglob("checkpoint.pt")}
-    again = protocol.run_protocol(base, base.config.out, [3], ["coclr", "cpr-3"])
+    again = protocol.run_protocol(base, base.config.out, [3], ["coclr", "cpr-3", "tuned"])
     assert {path: path.stat().st_mtime_ns for path in base.config.out.rglob("checkpoint.pt")} == files
     assert again["results"] == document["results"]
     assert diagnosis(base.config.out / "seed3" / "warm-up", base.config) == document["diagnosis"]["3"]
@@ -122,7 +143,7 @@ def test_what_others_finished_is_only_read(
         "--device",
         "cpu",
     ]
-    assert protocol.main([*arguments, "--seeds", "3", "--methods", "coclr", "cpr-3"]) == 0
+    assert protocol.main([*arguments, "--seeds", "3", "--methods", "coclr", "cpr-3", "tuned"]) == 0
     again = json.loads((base.config.out / "protocol.json").read_text())
     assert again["results"] == document["results"] and again["diagnosis"] == document["diagnosis"]
     page, said = (base.config.out / "report.html").read_text(), capsys.readouterr().out
@@ -139,7 +160,7 @@ def test_other_arguments_do_not_mix_with_what_is_there(base: protocol.Budget, do
 def test_every_method_has_the_same_budget(
     data: Path, tmp_path: Path, base: protocol.Budget, document: dict
 ) -> None:
-    for preset in ("cpu", "gpu"):
+    for preset in ("cpu", "small", "gpu"):
         config = protocol.budget(preset, data, base.config.out, "cpu").config
         config.check()
         epochs = set()
