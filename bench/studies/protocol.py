@@ -1,6 +1,6 @@
 """Compares the papers' methods in one command: every method under one budget, from each seed's common InfoNCE warm-up.
 
-    python -m bench protocol --data DATA --out FOLDER [--preset cpu|gpu] [--seeds 0 1]
+    python -m bench protocol --data DATA --out FOLDER [--preset cpu|gpu|flow] [--seeds 0 1]
 
 DATA is a set made by `cpr prepare`. Every run is resumable: stopped or killed, the same command continues it.
 FOLDER gets seed<n>/<method>/ (runs), protocol.json, protocol.md, curves.svg and report.html.
@@ -28,6 +28,7 @@ from cpr_kernels.train.pretrain.loop import pretrain
 from cpr_kernels.train.pretrain.phases import make_plan, total_steps
 from cpr_kernels.train.pretrain.run_folder import config_of, encoder_files
 from cpr_kernels.train.runtime.run_log import read_lines
+from cpr_kernels.train.views.augment import Augment
 
 from ..tables.readme import write_text
 from .protocol_tables import diagnosis, markdown
@@ -38,6 +39,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "coclr": {"method": "coclr"},
     "cpr-3": {"method": "cpr", "stages": 3},
     "cpr-7": {"method": "cpr", "stages": 7},
+    "tuned": {"method": "auto"},
     "cpr-7-progressive": {"method": "cpr", "stages": 7, "progressive": True},
     "ubernce": {"method": "ubernce"},
 }
@@ -54,7 +56,8 @@ class Budget:
 
 def budget(preset: str, data: Path, out: Path, device: str) -> Budget:
     """Returns the budget of a preset. cpu: a reduced setting for two cores, hours for 1,256 videos. gpu: the
-    full S3D on 32 x 112 x 112.
+    full S3D on 32 x 112 x 112. flow: a small network trained long, then flow alone with positives mined with RGB,
+    which labels improve much.
     """
     ignored = Mining(topk=5, siblings="ignore", infonce_siblings="ignore")
     common = TrainConfig(data=data, out=out, mining=ignored, device=device)
@@ -66,6 +69,16 @@ def budget(preset: str, data: Path, out: Path, device: str) -> Budget:
                 optim=Optim(momentum=0.99, cycle_lr=2e-4, warmup=50),
             ),
             clips_per_video=5,
+        )  # fmt: skip
+    if preset == "flow":
+        return Budget(
+            replace(
+                common, infonce_epochs=100, cycles=1, cycle_epochs=50, cycle_views=("flow",), queue=384,
+                backbone="conv4", width=0.5, mining=replace(ignored, drop_own_positive=0.9),
+                clips=Clips(frames=8, crop=48, batch=32, cache_mb=4096),
+                optim=Optim(momentum=0.99, cycle_lr=1e-3, warmup=10), augment=Augment(blur=0.0),
+            ),
+            clips_per_video=4,
         )  # fmt: skip
     return Budget(
         replace(
@@ -204,7 +217,7 @@ def main(argv: Sequence[str]) -> int:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--data", type=Path, required=True, help="a prepared data set")
     parser.add_argument("--out", type=Path, required=True, help="folder of all runs and results")
-    parser.add_argument("--preset", choices=("cpu", "gpu"), default="cpu")
+    parser.add_argument("--preset", choices=("cpu", "gpu", "flow"), default="cpu")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
     parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=list(METHODS))
     parser.add_argument("--infonce-epochs", type=int, help="of the warm-up; the preset's by default")
