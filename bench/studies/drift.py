@@ -37,7 +37,13 @@ VIEWS, CLASSES, DIM, NUISANCES, TOPK = ("flow", "rgb"), 20, 48, 3, 5
 SIZE, BATCH, TURNOVERS = 512, 32, 8
 STEPS = SIZE // BATCH  # that replace the queue
 PLAIN, NEVER, ANEW = "plain joint", "never", "tuned anew, 1"
-INTERVALS = {NEVER: 0, "4": 4 * STEPS, "1": STEPS, "1/4": STEPS // 4, "each step": 1}  # in turnovers of the queue
+INTERVALS = {
+    NEVER: 0,
+    "4": 4 * STEPS,
+    "1": STEPS,
+    "1/4": STEPS // 4,
+    "each step": 1,
+}  # in turnovers of the queue
 
 
 class Drift(NamedTuple):
@@ -71,9 +77,7 @@ class Encoder:
     def __call__(self, labels: Tensor, at: float) -> Tensor:
         """Returns embeddings [B, D] of length 1."""
         drift = self.drift
-        nuisance, noise = (
-            first + (last - first) * at for first, last in (drift.nuisance, drift.noise)
-        )
+        nuisance, noise = (first + (last - first) * at for first, last in (drift.nuisance, drift.noise))
         room = torch.randn(len(labels), NUISANCES, generator=self.generator) @ self.nuisances
         own = torch.randn(len(labels), DIM, generator=self.generator)
         rows = self.codes[labels] + nuisance * room / NUISANCES**0.5 + noise * own
@@ -146,9 +150,9 @@ def page(rows: dict[str, list[Row]]) -> str:
     ]
     cost = mean(row.refit_ms for of in rows.values() for row in of)
     return (
-        f"PMR of the top {TOPK} in a queue of {SIZE} entries, batches of {BATCH}, {TURNOVERS} turnovers of the queue, by "
-        f"the turnovers between refits (two views of {DIM} numbers, {CLASSES} classes, a nuisance of {NUISANCES} directions; "
-        f"mean of {len(next(iter(rows.values())))} seeds):\n\n{markdown(header, lines)}\n\n"
+        f"PMR of the top {TOPK} in a queue of {SIZE} entries, batches of {BATCH}, {TURNOVERS} turnovers of the queue, "
+        f"by the turnovers between refits (two views of {DIM} numbers, {CLASSES} classes, a nuisance of {NUISANCES} "
+        f"directions; mean of {len(next(iter(rows.values())))} seeds):\n\n{markdown(header, lines)}\n\n"
         f"A refit took {cost:.0f} ms of one core."
     )
 

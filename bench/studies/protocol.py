@@ -166,7 +166,11 @@ def figures_of(run: Path) -> dict[str, Any]:
         mined[view] = line["mining"]
     curve = [line["mining"]["mined"]["pmr"] for line in epochs if "mined" in line["mining"]]
     watched = [
-        {"phase": line["phase"], "pmr": line["mining"]["mined"]["pmr"], "agreement": line["agreement"]["mined"]}
+        {
+            "phase": line["phase"],
+            "pmr": line["mining"]["mined"]["pmr"],
+            "agreement": line["agreement"]["mined"],
+        }
         for line in epochs
         if "mined" in line["mining"] and "mined" in line.get("agreement", {})
     ]

@@ -40,7 +40,9 @@ def markdown(document: Document) -> str:
         "Mined positives in the last epoch of each view's last phase, %:",
         mining_table(document),
         "PMR of what is mined, and its agreement without labels, epoch by epoch, % (mean over seeds; rank correlation "
-        "of the two over the epochs):" if (curves := curves_table(document)) else "",
+        "of the two over the epochs):"
+        if (curves := curves_table(document))
+        else "",
         curves,
         "The queue at the end of the warm-up, mined in several ways, stage by stage (right: entries with the query's "
         "class, as a share of what is kept, and of all that the query could find, %):",

@@ -154,7 +154,9 @@ class MultiViewQueue(nn.Module):
     @property
     def views(self) -> dict[str, Tensor]:
         """``{view: [N, D]}``: the buffers themselves, not copies. What mining takes as keys."""
-        buffers = cast(dict[str, Tensor], self._buffers)  # at every step: an attribute costs three times as much
+        buffers = cast(
+            dict[str, Tensor], self._buffers
+        )  # at every step: an attribute costs three times as much
         return {name: buffers[f"view_{name}"] for name in self._names}
 
     def __len__(self) -> int:
@@ -232,7 +234,9 @@ class MultiViewQueue(nn.Module):
         columns = gathered([value.to(buffer.dtype) for value, buffer in zip(values, buffers)])
         if ids is None or in_a_group():  # another rank may have left them out
             of_ids = len(views)
-            slots = (self.pointer + torch.arange(columns[of_ids].shape[0], device=self.ids.device)) % self.size
+            slots = (
+                self.pointer + torch.arange(columns[of_ids].shape[0], device=self.ids.device)
+            ) % self.size
             columns[of_ids] = with_own_sources(columns[of_ids], slots)
         write(buffers, self.pointer, self.count, columns)
 

@@ -51,7 +51,9 @@ def choose(ballots: Sequence[Votes], settings: Sequence[Settings], seed: int, th
     agreement = torch.cat([votes.agreement() for votes in ballots]).double()
     influence = torch.stack([votes.influence() for votes in ballots]).double()  # [C, N]
     joint = settings[0].schedule
-    vouched = [tried.schedule == joint or is_vouched(votes, ballots[0]) for votes, tried in zip(ballots, settings)]
+    vouched = [
+        tried.schedule == joint or is_vouched(votes, ballots[0]) for votes, tried in zip(ballots, settings)
+    ]
     best = int(agreement.where(torch.tensor(vouched, device=agreement.device), -torch.inf).argmax())
     gap = agreement[best] - agreement
     errors = torch.linalg.vector_norm(influence[best] - influence, dim=1)

@@ -30,9 +30,7 @@ def ring(pointer: int = 5) -> tuple[list[Tensor], Tensor, Tensor]:
 
 
 def batch_of(buffers: list[Tensor], rows: int) -> list[Tensor]:
-    made = [
-        (100 + torch.arange(rows * b[0].numel())).view(rows, *b.shape[1:]).to(b.dtype) for b in buffers
-    ]
+    made = [(100 + torch.arange(rows * b[0].numel())).view(rows, *b.shape[1:]).to(b.dtype) for b in buffers]
     wide = torch.arange(rows * 9.0).view(rows, 9)
     made[0] = wide[:, 4:7]  # rows apart, each contiguous
     return made
@@ -125,7 +123,10 @@ def test_odd_numbers_are_left_to_torch():
     near, terms = neighbors()
     assert core.less_hubs_of_tensors(*near, terms[:10], 5) is None  # an index beyond the keys
     assert core.less_hubs_of_tensors(*near, torch.where(terms > 1, torch.nan, terms), 5) is None
-    assert core.less_hubs_of_tensors(*near, terms, 21) is None and core.less_hubs_of_tensors(*near, terms, 0) is None
+    assert (
+        core.less_hubs_of_tensors(*near, terms, 21) is None
+        and core.less_hubs_of_tensors(*near, terms, 0) is None
+    )
     assert core.less_hubs_of_tensors(near.indices, near.scores.double(), terms.double(), 5) is None
     assert core.less_hubs_of_tensors(near.indices[:, :4], near.scores, terms, 2) is None
     assert core.less_hubs_of_tensors(near.indices, near.scores, terms[:, None], 5) is None

@@ -247,7 +247,11 @@ def test_views_that_err_alike_do_not_vouch_for_one_of_them():
     assert set(plan.schedule.views) == set(views)
     mined, _ = plan.mine(views, plan.prepare_keys(views), torch.arange(600))
     [alone, _] = cpr.cascade_topk(
-        views, views, plan.candidates[0].settings.schedule, query_ids=torch.arange(600), key_ids=torch.arange(600)
+        views,
+        views,
+        plan.candidates[0].settings.schedule,
+        query_ids=torch.arange(600),
+        key_ids=torch.arange(600),
     )
     pmr = [float(positive_mining_recall(found, labels, labels)) for found in (mined, alone)]
     assert pmr[0] > pmr[1] + 0.2

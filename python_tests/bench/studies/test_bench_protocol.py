@@ -125,7 +125,10 @@ def purity_by_hand(base: protocol.Budget) -> list[float]:
 
 
 def test_pmr_and_agreement_are_watched_epoch_by_epoch(base: protocol.Budget, document: dict) -> None:
-    lines = [json.loads(line) for line in (base.config.out / "seed3" / "tuned" / "log.jsonl").read_text().splitlines()]
+    lines = [
+        json.loads(line)
+        for line in (base.config.out / "seed3" / "tuned" / "log.jsonl").read_text().splitlines()
+    ]
     epochs = [line for line in lines if line["kind"] == "epoch"]
     watched = document["results"]["tuned"]["3"]["watched"]
     assert [epoch["phase"] for epoch in watched] == [line["phase"] for line in epochs] and len(watched) == 2
@@ -135,7 +138,9 @@ def test_pmr_and_agreement_are_watched_epoch_by_epoch(base: protocol.Budget, doc
 
 def test_curves_are_means_over_seeds() -> None:
     def run(*pairs: tuple[float, float]) -> dict:
-        return {"watched": [{"phase": "cycle1-flow", "pmr": pmr, "agreement": agreed} for pmr, agreed in pairs]}
+        return {
+            "watched": [{"phase": "cycle1-flow", "pmr": pmr, "agreement": agreed} for pmr, agreed in pairs]
+        }
 
     seeds = {"0": run((0.2, 0.1), (0.4, 0.3), (0.3, 0.2)), "1": run((0.3, 0.1), (0.5, 0.3), (0.4, 0.2))}
     text = curves_table({"results": {"cpr-7": seeds, "warm-up": {"0": {}}}})
