@@ -60,6 +60,10 @@ COMMANDS = {  # name: (the module with its `main(argv)`, what it does)
         "bench.studies.weights",
         "Weighs the views of tuned plans by their agreement, and compares PMR with equal weights.",
     ),
+    "drawn": (
+        "bench.studies.drawn",
+        "Tunes on drawn tables that are hard to choose for: noise, near copies, shared nuisance.",
+    ),
     "drift": (
         "bench.studies.drift",
         "Mines by one plan in a queue whose keys drift, refitted at several intervals.",
