@@ -17,7 +17,7 @@ from .trial import Sample, Trial, draw_sample
 from .whitening import PrincipalAxes
 
 RESAMPLES = 400
-SURE = 3.0  # standard errors above chance that the best agreement must have
+SURE = 3.0  # standard errors: so far above chance must the best agree, and two views for a plain schedule speak
 ALIKE = 1.645  # standard errors: closer to the best than this, a candidate is as good (one-sided 5 %)
 
 
@@ -84,7 +84,7 @@ def is_vouched(votes: Votes, joint: Votes) -> bool:
     (share, moved), (joint_share, joint_moved) = votes.by_view(power), joint.by_view(power)
     errors = torch.linalg.vector_norm(moved.double() - joint_moved.double(), dim=1)
     ahead = (share - joint_share).double() / errors.clamp(min=1e-12)
-    return int((ahead > ALIKE).sum()) >= 2 and bool((ahead >= -ALIKE).all())
+    return int((ahead > SURE).sum()) >= 2 and bool((ahead >= -ALIKE).all())
 
 
 def _share_ahead(best: Votes, other: Votes, seed: int) -> float:
