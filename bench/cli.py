@@ -61,11 +61,11 @@ COMMANDS = {  # name: (the module with its `main(argv)`, what it does)
         "Weighs the views of tuned plans by their agreement, and compares PMR with equal weights.",
     ),
     "drawn": (
-        "bench.studies.drawn",
+        "bench.plans.drawn",
         "Tunes on drawn tables that are hard to choose for: noise, near copies, shared nuisance.",
     ),
     "drift": (
-        "bench.studies.drift",
+        "bench.plans.drift",
         "Mines by one plan in a queue whose keys drift, refitted at several intervals.",
     ),
     "pictures": ("bench.studies.pictures", "Makes the pictures of README.md and docs/ from a demo's pages."),

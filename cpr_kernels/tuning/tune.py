@@ -17,7 +17,9 @@ from .trial import Sample, Trial, draw_sample
 from .whitening import PrincipalAxes
 
 RESAMPLES = 400
-SURE = 3.0  # standard errors: so far above chance must the best agree, and two views for a plain schedule speak
+SURE = (
+    3.0  # standard errors: so far above chance must the best agree, and two views for a plain schedule speak
+)
 ALIKE = 1.645  # standard errors: closer to the best than this, a candidate is as good (one-sided 5 %)
 
 

@@ -7,7 +7,7 @@ import torch
 
 cli = pytest.importorskip("bench.cli", reason="bench is not beside the tests")
 
-from bench.studies import drawn  # noqa: E402
+from bench.plans import drawn  # noqa: E402
 
 
 @pytest.mark.parametrize("kind", drawn.KINDS, ids=lambda kind: kind.__name__)

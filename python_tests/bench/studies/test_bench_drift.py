@@ -7,8 +7,8 @@ import torch
 
 cli = pytest.importorskip("bench.cli", reason="bench is not beside the tests")
 
-from bench.studies import drift  # noqa: E402
-from bench.studies.drift import ANEW, BEGIN, END, INTERVALS, NEVER, PLAIN, Drift, Encoder, Row  # noqa: E402
+from bench.plans import drift  # noqa: E402
+from bench.plans.drift import ANEW, BEGIN, END, INTERVALS, NEVER, PLAIN, Drift, Encoder, Row  # noqa: E402
 
 
 def test_embeddings_rotate_and_are_of_length_1() -> None:
