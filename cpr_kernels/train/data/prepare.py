@@ -23,7 +23,7 @@ from .layouts import Labels
 from .manifest import NO_CLASS, VERSION, Manifest, Video, rate_warning
 from .parts import FOLDER as IS_PART
 from .parts import Part, finished, refuse_other_parts
-from .sources import Source, list_sources
+from .sources import ROOT_HINT, Source, list_sources
 from .store import FrameStore, packed, record_key
 from .workers import Entry, Lasting, Reading, Refusal, read_all
 
@@ -159,7 +159,8 @@ def _prepare(
         store.close()
     if not entries and sources and not IS_PART.fullmatch(out.name):
         example = "; ".join(f"{name}: {reason}" for name, reason in skipped[passed_over : passed_over + 2])
-        raise TrainError(f"videos: none of the {len(sources)} files in {videos} could be used ({example})")
+        hint = ROOT_HINT if example.endswith("missing file") else ""
+        raise TrainError(f"videos: none of the {len(sources)} files in {videos} could be used ({example}){hint}")
     store.note_whole()
     (manifest := _manifest(sources, entries, settings, skipped)).save(out)
     return Prepared(manifest, stored=len(entries) - kept, kept=kept)
