@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TypedDict
 
 from ...processes import process_context
+from ...reading.seals import file_hash
 from .. import TrainError
 from .decoding import FrameSettings, Knots, Pictures, UnreadableVideo, knots, read_views
 from .kinds.shards import extracted
@@ -31,7 +32,9 @@ class Lasting(str):
 
 
 class Entry(TypedDict, total=False):
-    """What is stored of a video beside its frames, in part as in `Video`; `bytes` and `changed_ns` are its file's."""
+    """What is stored of a video beside its frames, in part as in `Video`; `bytes`, `changed_ns` and `content_sha256` are
+    its file's.
+    """
 
     frames: int
     silence: str
@@ -40,6 +43,7 @@ class Entry(TypedDict, total=False):
     note: str
     bytes: int
     changed_ns: int
+    content_sha256: str  # none of a folder of frames
 
 
 class Refusal(TypedDict):
@@ -129,10 +133,12 @@ def _pool(processes: int) -> ProcessPoolExecutor:
 
 
 def read_source(source: Source, settings: FrameSettings) -> Reading | str:
-    """What a source gives, taken out of its shard where it is in one; see `read_one`."""
+    """What a source gives, taken out of its shard where it is in one, with its file's stamp; see `read_one`."""
     try:
         stamp = stamp_of(source.path)
         with extracted(source.path, source.member) as path:
+            if path.is_file():
+                stamp["content_sha256"] = file_hash(path)
             outcome = read_one(path, settings, source.segment)
     except OSError as error:
         return (
@@ -141,10 +147,18 @@ def read_source(source: Source, settings: FrameSettings) -> Reading | str:
     return outcome if isinstance(outcome, str) else replace(outcome, entry={**outcome.entry, **stamp})
 
 
+def content_hash(source: Source) -> str:
+    """The `content_sha256` that a source's entry has while its content is the same; empty where it cannot be read."""
+    try:
+        with extracted(source.path, source.member) as path:
+            return file_hash(path) if path.is_file() else ""
+    except OSError:
+        return ""
+
+
 def read_one(path: Path, settings: FrameSettings, segment: Segment = WHOLE) -> Reading | str:
     """What a file gives, or in a line why it gives nothing, whatever its decoder raises."""
     try:
-        stamp = stamp_of(path)
         pictures = read_views(path, settings, segment)
     except UnreadableVideo as reason:
         lasts = reason.__cause__ is None or isinstance(reason.__cause__, ValueError)
@@ -158,7 +172,7 @@ def read_one(path: Path, settings: FrameSettings, segment: Segment = WHOLE) -> R
     audio, silence = _read_sound(path, pictures)
     entry: Entry = {
         "frames": len(pictures.rgb), "silence": silence, "fps": pictures.rate, "knots": knots(pictures.times),
-        "note": pictures.note, **stamp,
+        "note": pictures.note,
     }  # fmt: skip
     return Reading(pictures.rgb, pictures.flow, audio, entry)
 
