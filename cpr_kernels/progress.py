@@ -30,6 +30,16 @@ def set_output(quiet: bool, json: bool) -> None:
     _Output.quiet, _Output.json = quiet, json
 
 
+def is_quiet() -> bool:
+    """Returns whether the running command prints errors only."""
+    return _Output.quiet
+
+
+def is_json() -> bool:
+    """Returns whether the running command prints its result as JSON."""
+    return _Output.json
+
+
 def result(data: Any, text: str = "", file: TextIO | None = None) -> None:
     """Prints a command's result: as JSON, as text where there is one, or when quiet not at all; on standard output, or
     to `file`.
