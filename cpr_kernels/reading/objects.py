@@ -11,7 +11,11 @@ from typing import IO, Any
 
 import numpy as np
 
-NUMPY = {"numpy", "numpy.core.multiarray", "numpy._core.multiarray"}  # the modules that an array's pickle names
+NUMPY = {
+    "numpy",
+    "numpy.core.multiarray",
+    "numpy._core.multiarray",
+}  # the modules that an array's pickle names
 NAMES = {"_reconstruct", "ndarray", "dtype"}
 
 
@@ -36,8 +40,8 @@ class _Plain(pickle._Unpickler):  # Python's own: the one in C makes room for as
 
 
 def plain_objects(file: IO[bytes]) -> np.ndarray | None:
-    """Returns an array of objects, at whose pickle the file is, as strings, whole numbers or truth values, in its shape;
-    None where it holds others.
+    """Returns an array of objects, at whose pickle the file is, as strings, whole numbers or truth values; None where it
+    holds others.
 
     None and NaN beside strings are empty strings, as missing values of pandas.
     """

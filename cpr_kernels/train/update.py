@@ -227,7 +227,9 @@ def _refuse_same_names(sources: list[Source], store: FrameStore, known: set[str]
         if entry is not None and source.path.is_file():
             status = source.path.stat()
             same = (entry["bytes"], entry["changed_ns"]) == (status.st_size, status.st_mtime_ns)
-            if not same and (not entry.get("content_sha256") or entry["content_sha256"] != content_hash(source)):
+            if not same and (
+                not entry.get("content_sha256") or entry["content_sha256"] != content_hash(source)
+            ):
                 raise TrainError(
                     f"videos: {source.id} of {videos} has the name of another video that the run learnt from; rename it"
                 )

@@ -154,7 +154,13 @@ def test_objects_of_strings_or_whole_numbers_are_ids(tmp_path, given, kept, kind
     ids = np.array(given, dtype=object)
     np.savez(tmp_path / "t.npz", flow=FLOW, **({"ids": ids} if kind == "npz" else {}))
     np.save(tmp_path / "i.npy", ids, allow_pickle=True)
-    run(tmp_path / "t.npz", "--ids", "ids" if kind == "npz" else tmp_path / "i.npy", "--out", tmp_path / "m.npz")
+    run(
+        tmp_path / "t.npz",
+        "--ids",
+        "ids" if kind == "npz" else tmp_path / "i.npy",
+        "--out",
+        tmp_path / "m.npz",
+    )
     mined = np.load(tmp_path / "m.npz")
     assert mined["key_ids"].tolist() == kept
     own = mined["key_ids"][mined["indices"]] == mined["query_ids"][:, None]

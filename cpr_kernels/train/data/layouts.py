@@ -47,7 +47,7 @@ def _split_inside(name: str) -> tuple[str, str] | None:
     """The split among the words of a folder's name, and its other words: `k400_train` is ("train", "k")."""
     words = _WORD.findall(_NUMBER.sub(" ", unicodedata.normalize("NFC", name).casefold()))
     splits = {split for word in words if (split := split_named(word))}
-    if not splits or len(splits) > 1 and splits != {"train", "val"}:
+    if not splits or (len(splits) > 1 and splits != {"train", "val"}):
         return None
     rest = [word for word in words if not split_named(word) and not re.fullmatch(_FURTHER, word)]
     return "train" if len(splits) > 1 else splits.pop(), " ".join(rest)
@@ -131,8 +131,8 @@ def _splits_inside(names: Iterable[str], notes: list[str]) -> dict[str, str]:
     for group in alike.values():
         if len(set(group.values())) > 1:
             notes.append(
-                f"folders {', '.join(list(group)[:3])} have names of splits in them and are taken for classes; where they "
-                "are splits, call them train and test or list the videos in a CSV"
+                f"folders {', '.join(list(group)[:3])} have names of splits in them and are taken for classes; where "
+                "they are splits, call them train and test or list the videos in a CSV"
             )
     return {}
 

@@ -28,6 +28,7 @@ from .kinds.columns import COLUMNS, csv_lines
 from .layouts import Labels, split_named
 from .segments import WHOLE, Segment, segment_of
 
+
 class Row(NamedTuple):
     """One sample of a list: its path as written, and what the list says of it; empty where it says nothing."""
 

@@ -12,7 +12,7 @@ from msgspec import Meta
 
 from ...progress import say
 from ...reading.records import as_record, many_objects, read_json, read_large_record
-from ...reading.seals import UNSEALED, check_seal, text_seal, sealed_text
+from ...reading.seals import UNSEALED, check_seal, sealed_text, text_seal
 from .. import TrainError
 from ..runtime.files import write_atomically
 from .decoding import FrameSettings, Knots
@@ -137,7 +137,9 @@ class Manifest:
             raise ValueError("two of its videos have one id")
 
 
-_HELD: WeakValueDictionary[str, Manifest] = WeakValueDictionary()  # by their hash: what is in use is not decoded again
+_HELD: WeakValueDictionary[str, Manifest] = (
+    WeakValueDictionary()
+)  # by their hash: what is in use is not decoded again
 
 
 @dataclass(frozen=True)

@@ -162,7 +162,9 @@ def _prepare(
     if not entries and sources and not IS_PART.fullmatch(out.name):
         example = "; ".join(f"{name}: {reason}" for name, reason in skipped[passed_over : passed_over + 2])
         hint = ROOT_HINT if example.endswith("missing file") else ""
-        raise TrainError(f"videos: none of the {len(sources)} files in {videos} could be used ({example}){hint}")
+        raise TrainError(
+            f"videos: none of the {len(sources)} files in {videos} could be used ({example}){hint}"
+        )
     store.note_whole()
     (manifest := _manifest(sources, entries, settings, skipped)).save(out)
     return Prepared(manifest, stored=len(entries) - kept, kept=kept)
@@ -234,7 +236,9 @@ def _known_entries(store: FrameStore, sources: list[Source]) -> dict[str, Entry]
     known = _unchanged(stored, "entry", sources)
     before = {one.id: stored.get(record_key("entry", one.id)) for one in sources if one.id not in known}
     others = [(one, entry, one.stamp) for one in sources if (entry := before.get(one.id)) and one.stamp]
-    touched = [item for item in others if item[1].get("content_sha256") and item[1].get("bytes") == item[2].bytes]
+    touched = [
+        item for item in others if item[1].get("content_sha256") and item[1].get("bytes") == item[2].bytes
+    ]
     copied: dict[str, Entry] = {}
     with ThreadPoolExecutor() as pool, ProgressBar("compare", len(touched), unit="video") as bar:
         hashes = pool.map(lambda item: content_hash(item[0]), touched)

@@ -15,10 +15,10 @@ from ...reading.records import many_objects
 from ...video_files import ENDINGS, PassedOver, by_reason, first_of_each, walk
 from .. import TrainError
 from .kinds.annotations import is_address, split_of, stem_of
+from .kinds.columns import COLUMNS
 from .kinds.shards import Member, read_shard, shards_in
 from .kinds.splits import official_splits
 from .layouts import Labels, read_layout
-from .kinds.columns import COLUMNS
 from .lists import read_list
 from .segments import WHOLE, Segment
 
@@ -315,5 +315,7 @@ def _from_list(table: Path, labels: Labels, root: Path | None) -> Listing:
         listed.append(Source(segment.id(name), str(folder / name), label, own, split, segment))
     notes = [] if any(row.label for row in rows) else [NO_LABELS]
     if unused:
-        notes.append(f"columns of {table.name} that are not used: {', '.join(unused)}; those read are {COLUMNS}")
+        notes.append(
+            f"columns of {table.name} that are not used: {', '.join(unused)}; those read are {COLUMNS}"
+        )
     return Listing(listed, passed_over, notes)

@@ -32,9 +32,7 @@ class Lasting(str):
 
 
 class Entry(TypedDict, total=False):
-    """What is stored of a video beside its frames, in part as in `Video`; `bytes`, `changed_ns` and `content_sha256` are
-    its file's.
-    """
+    """What is stored of a video beside its frames, in part as in `Video`; the last three are its file's."""
 
     frames: int
     silence: str

@@ -123,7 +123,11 @@ def test_a_list_of_paths_takes_whole_lines(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "head",
-    ["path,label,split,start,end", "filename,Category,subset,t_start,t_end", "video_path,class,Set,begin,stop"],
+    [
+        "path,label,split,start,end",
+        "filename,Category,subset,t_start,t_end",
+        "video_path,class,Set,begin,stop",
+    ],
 )
 def test_columns_are_known_by_what_other_programs_call_them(tmp_path: Path, head: str) -> None:
     found = listed(touched(tmp_path, "a.mp4"), f"{head}\na.mp4,run,val,0,1\na.mp4,sit,val,1,2.5\n")
@@ -136,7 +140,9 @@ def test_columns_are_known_by_what_other_programs_call_them(tmp_path: Path, head
 def test_columns_that_are_not_used_are_said(tmp_path: Path) -> None:
     found = listed(touched(tmp_path, "a.mp4"), "path,label,class,fold,,start_frame\na.mp4,run,x,1,,7\n")
     assert [(s.id, s.label) for s in found.sources] == [("a.mp4", "run")]
-    assert found.notes[0].startswith("columns of list.csv that are not used: class, fold, start_frame; those read")
+    assert found.notes[0].startswith(
+        "columns of list.csv that are not used: class, fold, start_frame; those read"
+    )
 
 
 @pytest.mark.parametrize("delimiter", [",", ";", "\t"])
@@ -164,7 +170,9 @@ def test_addresses_of_files_are_counted(tmp_path: Path) -> None:
 
 def test_lists_elsewhere_name_the_option(tmp_path: Path) -> None:
     touched(tmp_path, "videos/v_abc.mp4", "lists/x")
-    net = '{"database": {"abc": {"subset": "training", "annotations": [{"label": "Run", "segment": [0, 1]}]}}}'
+    net = (
+        '{"database": {"abc": {"subset": "training", "annotations": [{"label": "Run", "segment": [0, 1]}]}}}'
+    )
     (tmp_path / "lists" / "net.json").write_text(net)
     with pytest.raises(TrainError, match=r"passed over: missing file 1.*--root FOLDER"):
         list_sources(tmp_path / "lists" / "net.json")

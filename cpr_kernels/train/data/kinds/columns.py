@@ -58,7 +58,7 @@ def csv_lines(table: Path, text: str, folder: Path) -> tuple[list[tuple[int, Lin
 
 def _meaning(columns: Sequence[str]) -> dict[str, str]:
     """{our name: the column that is called so}; empty where none names a path."""
-    if KINETICS <= set(columns):
+    if set(columns) >= KINETICS:
         return {name: name for name in (*sorted(KINETICS), "label", "split") if name in columns}
     found = {
         ours: next((name for name in names.split() if name in columns), "") for ours, names in CALLED.items()
@@ -76,7 +76,7 @@ def _shape(text: str, folder: Path) -> tuple[str, list[str] | None]:
         if _meaning([name.strip().lower() for name in header]):
             return delimiter, None
     first = text.partition("\n")[0].strip()
-    if len(headers[","]) == 1 and _ends_as_video(headers[","][0]) or _is_file(folder, first):
+    if (len(headers[","]) == 1 and _ends_as_video(headers[","][0])) or _is_file(folder, first):
         if _ends_as_video(headers["\t"][0]) and len(headers["\t"]) == 2:
             return "\t", ["path", "label"]
         return WHOLE_LINE, ["path"]
