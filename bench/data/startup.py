@@ -56,7 +56,7 @@ def make(folder: Path, videos: int) -> None:
         assert source.stamp is not None  # its file was just written
         entry = Entry(
             frames=FRAMES, silence="no sound track", fps=25.0, knots=((0, 0.0), (FRAMES, seconds)), note="",
-            bytes=source.stamp.bytes, changed_ns=source.stamp.changed_ns,
+            bytes=source.stamp.bytes, changed_ns=source.stamp.changed_ns, content_sha256="0" * 64,
         )  # fmt: skip
         waiting |= records(source.id, Reading(rgb, flow, b"", entry))
         if number % STORED_AT_ONCE == 0 or number == videos:

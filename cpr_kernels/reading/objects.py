@@ -40,10 +40,9 @@ class _Plain(pickle._Unpickler):  # Python's own: the one in C makes room for as
 
 
 def plain_objects(file: IO[bytes]) -> np.ndarray | None:
-    """Returns an array of objects, at whose pickle the file is, as strings, whole numbers or truth values; None where it
-    holds others.
+    """Returns an array of objects, at whose pickle the file is, as strings, whole numbers or truth values.
 
-    None and NaN beside strings are empty strings, as missing values of pandas.
+    It is None where there are others. None and NaN beside strings are empty strings, as missing values of pandas.
     """
     try:
         state = _Plain(file).load().state
