@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from ..progress import say, table
+from ..progress import say, table, waiting
 from . import TrainError
 from .batches.dataset import ClipDataset
 from .data.layouts import Labels
@@ -242,7 +242,8 @@ def _copy(before: Path, data: Path) -> None:
     with exclusive(part, "copy"):
         for name in ("data.mdb", "lock.mdb"):
             (part / name).unlink(missing_ok=True)
-        FrameStore(before).env.copy(str(part))
+        with waiting(f"copy {before}"):
+            FrameStore(before).env.copy(str(part))
         if data.is_dir() and not any(data.iterdir()):
             data.rmdir()
         part.replace(data)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from small_artifact import small
 from train_sets import DRAFT
 
 from cpr_command import COMMANDS
+from cpr_kernels import progress
 from cpr_kernels.__main__ import main
 from cpr_kernels.train import demo
 
@@ -129,3 +131,29 @@ def test_text_is_quiet_and_data_that_was_asked_for_is_not(
     assert capfd.readouterr().out.startswith("path,rank,class,probability")
     assert main([*words, "missing.mp4"]) == 1
     assert capfd.readouterr() == ("", "cpr predict: missing.mp4: missing file\n")
+
+
+STRETCHES = {  # what each command says while it is at work, where a line is due at once
+    "prepare": ["list videos", "check "], "mine": ["read the table", "mining", "PMR and stages"],
+    "tune": ["read the table", "tuning", "PMR of the plan"], "adapt": ["read the table", "adapt"],
+    "evaluate": ["linear probe, rgb"], "report": ["thumbnails", "draw the report"], "explore": ["thumbnails"],
+    "export": ["export the program"], "index": ["index"], "search": ["search"], "predict": ["predict"],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", STRETCHES)
+def test_no_stretch_of_a_job_is_silent(
+    name: str, places: dict[str, Any], capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(progress, "LINE_EVERY_S", 0.0)
+    (places["data"] / "checked.json").unlink(missing_ok=True)  # so that the tables are followed again
+    if name == "evaluate":
+        shutil.rmtree(places["run"] / "features", ignore_errors=True)
+    if name == "search":
+        assert ran("index", places, "--quiet") == 0
+    capfd.readouterr()
+    (again := places["out"] / "again").mkdir(exist_ok=True)
+    assert ran(name, places if name == "search" else {**places, "out": again}) == 0
+    said = capfd.readouterr().err
+    for description in STRETCHES[name]:
+        assert re.search(rf"^{description}.*\d+/\d+ \[", said, re.MULTILINE), (description, said[-600:])

@@ -11,6 +11,7 @@ from os.path import normpath, realpath
 from pathlib import Path
 from typing import NamedTuple
 
+from ...progress import waiting
 from ...reading.records import many_objects
 from ...video_files import ENDINGS, PassedOver, by_reason, first_of_each, walk
 from .. import TrainError
@@ -97,7 +98,8 @@ def list_sources(
         TrainError: nothing there, a list that cannot be read, or folders that cannot be understood.
     """
     given = [videos] if isinstance(videos, Path) else list(videos)
-    listed = _joined([_listed(one, labels, root) for one in given])
+    with waiting("list videos"):
+        listed = _joined([_listed(one, labels, root) for one in given])
     videos = given[0] if len(given) == 1 else Path(", ".join(map(str, given)))
     if not listed.sources:
         why = by_reason(listed.passed_over)

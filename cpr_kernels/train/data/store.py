@@ -26,6 +26,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
+from ...progress import waiting
 from ...reading.records import as_record, many_objects, read_json
 from ...reading.seals import SEAL, TEXT_SEAL, check_seal, text_seal
 from .. import TrainError
@@ -123,11 +124,9 @@ class FrameStore:
         path = self.folder / "data.mdb"
         self.env.info()
         if not self._is_known_whole():
-            walked = subprocess.run(
-                [sys.executable, "-I", "-c", WALK, str(self.folder), *_paths_of(lmdb)],
-                capture_output=True,
-                check=False,
-            )
+            command = [sys.executable, "-I", "-c", WALK, str(self.folder), *_paths_of(lmdb)]
+            with waiting(f"check {path}"):
+                walked = subprocess.run(command, capture_output=True, check=False)
             if walked.returncode:
                 why = walked.stderr.decode(errors="replace").strip().rpartition("\n")[2]
                 raise TrainError(
