@@ -139,7 +139,7 @@ def track(items: Sequence[T], description: str, unit: str = "step") -> Iterator[
 
 @contextmanager
 def waiting(description: str, shown: bool | None = None) -> Iterator[None]:
-    """Shows that a step is at work, of which nobody knows how far it is: a line every 30 seconds, or a bar meanwhile."""
+    """Shows that a step is at work, of which it is not known how far it is: lines every 30 seconds, or a bar."""
     with ProgressBar(description, 1, unit="part", shown=shown, kept=False) as bar:
         yield
         bar.advance()

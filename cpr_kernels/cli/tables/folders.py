@@ -83,8 +83,8 @@ def _nearly_views(tops: dict[str, dict[str, Path]]) -> str:
     lone = min(set.union(*names) - set.intersection(*names))
     holds = next(top for top, inside in tops.items() if lone in inside)
     return (
-        f"folders {', '.join(list(tops)[:4])} hold nearly the same names and are taken for classes; where they are views, "
-        f"all must hold the same ones: {lone} of {holds} is not in every one"
+        f"folders {', '.join(list(tops)[:4])} hold nearly the same names and are taken for classes; where they are "
+        f"views, all must hold the same ones: {lone} of {holds} is not in every one"
     )
 
 
