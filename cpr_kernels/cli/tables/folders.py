@@ -78,9 +78,11 @@ def _nearly_views(tops: dict[str, dict[str, Path]]) -> str:
     classes.
     """
     names = [set(inside) for inside in tops.values()]
-    if len(names) < 2 or 2 * len(set.intersection(*names)) < len(set.union(*names)):
+    every = set[str]().union(*names)
+    common = every.intersection(*names)
+    if len(names) < 2 or 2 * len(common) < len(every):
         return ""
-    lone = min(set.union(*names) - set.intersection(*names))
+    lone = min(every - common)
     holds = next(top for top, inside in tops.items() if lone in inside)
     return (
         f"folders {', '.join(list(tops)[:4])} hold nearly the same names and are taken for classes; where they are "
