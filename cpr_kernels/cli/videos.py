@@ -102,7 +102,7 @@ class Results:
     """Where rows go as they come: standard output, or FILE.partial, which becomes FILE at the end.
 
     Also where a run is stopped or fails, FILE holds what was finished; killed outright, FILE.partial does. A quiet
-    command prints no text; CSV and JSON were asked for.
+    command prints no text, but CSV and JSON.
 
     Args:
         kind: "text", "csv" or "jsonl".
