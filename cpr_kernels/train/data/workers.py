@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from multiprocessing.connection import wait as wait_for
 from pathlib import Path
 from typing import TypedDict
@@ -137,12 +137,11 @@ def read_source(source: Source, settings: FrameSettings) -> Reading | str:
         with extracted(source.path, source.member) as path:
             if path.is_file():
                 stamp["content_sha256"] = file_hash(path)
-            outcome = read_one(path, settings, source.segment)
+            return read_one(path, settings, source.segment, stamp)
     except OSError as error:
         return (
             "missing file" if isinstance(error, FileNotFoundError) else f"cannot be read ({error.strerror})"
         )
-    return outcome if isinstance(outcome, str) else replace(outcome, entry={**outcome.entry, **stamp})
 
 
 def content_hash(source: Source) -> str:
@@ -154,9 +153,15 @@ def content_hash(source: Source) -> str:
         return ""
 
 
-def read_one(path: Path, settings: FrameSettings, segment: Segment = WHOLE) -> Reading | str:
-    """What a file gives, or in a line why it gives nothing, whatever its decoder raises."""
+def read_one(
+    path: Path, settings: FrameSettings, segment: Segment = WHOLE, stamp: Entry | None = None
+) -> Reading | str:
+    """What a file gives, or in a line why it gives nothing, whatever its decoder raises.
+
+    `stamp`: of the file that its entry is to name, by default its own.
+    """
     try:
+        stamp = stamp_of(path) if stamp is None else stamp
         pictures = read_views(path, settings, segment)
     except UnreadableVideo as reason:
         lasts = reason.__cause__ is None or isinstance(reason.__cause__, ValueError)
@@ -170,7 +175,7 @@ def read_one(path: Path, settings: FrameSettings, segment: Segment = WHOLE) -> R
     audio, silence = _read_sound(path, pictures)
     entry: Entry = {
         "frames": len(pictures.rgb), "silence": silence, "fps": pictures.rate, "knots": knots(pictures.times),
-        "note": pictures.note,
+        "note": pictures.note, **stamp,
     }  # fmt: skip
     return Reading(pictures.rgb, pictures.flow, audio, entry)
 

@@ -14,7 +14,7 @@ from .annotations import KINETICS, Line
 
 COLUMNS = "path[,label,split,group,start,end]"
 CALLED = {  # {column: what other programs call it}; of several that are there, the first counts
-    "path": "path file filename file_name filepath file_path video video_path video_file clip_path",
+    "path": "path filename file_name filepath file_path video video_path video_file clip_path",
     "label": "label class labels class_name label_name category action",
     "split": "split subset set partition",
     "group": "group",
