@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, TextIO, TypeVar
 
@@ -30,6 +31,16 @@ def set_output(quiet: bool, json: bool) -> None:
     _Output.quiet, _Output.json = quiet, json
 
 
+def is_quiet() -> bool:
+    """Returns whether the running command prints errors only."""
+    return _Output.quiet
+
+
+def is_json() -> bool:
+    """Returns whether the running command prints its result as JSON."""
+    return _Output.json
+
+
 def result(data: Any, text: str = "", file: TextIO | None = None) -> None:
     """Prints a command's result: as JSON, as text where there is one, or when quiet not at all; on standard output, or
     to `file`.
@@ -49,6 +60,7 @@ class ProgressBar:
         done: steps that an earlier run has done.
         unit: what a step is, for the rate.
         shown: True shows a bar, False nothing; None shows a bar on a terminal and lines elsewhere.
+        kept: whether a bar stays on the terminal at the end.
 
     Example:
         >>> with ProgressBar("encode", total=100, unit="video") as bar:
@@ -56,14 +68,15 @@ class ProgressBar:
     """
 
     def __init__(
-        self, description: str, total: int, *, done: int = 0, unit: str = "step", shown: bool | None = None
-    ) -> None:
+        self, description: str, total: int, *, done: int = 0, unit: str = "step", shown: bool | None = None,
+        kept: bool = True,
+    ) -> None:  # fmt: skip
         terminal = sys.stderr.isatty()
         shown = False if _Output.quiet else shown
         self.lines = shown is None and not terminal
         self.bar = tqdm(
             total=total, initial=done, desc=description, unit=f" {unit}", file=sys.stderr, dynamic_ncols=True,
-            disable=not (shown or (shown is None and terminal)),
+            disable=not (shown or (shown is None and terminal)), leave=kept,
         )  # fmt: skip
         self.description, self.total, self.unit = description, total, f" {unit}"
         self.done, self.first, self.status = done, done, ""
@@ -122,6 +135,14 @@ def track(items: Sequence[T], description: str, unit: str = "step") -> Iterator[
         for item in items:
             yield item
             bar.advance()
+
+
+@contextmanager
+def waiting(description: str, shown: bool | None = None) -> Iterator[None]:
+    """Shows that a step is at work, of which it is not known how far it is: lines every 30 seconds, or a bar."""
+    with ProgressBar(description, 1, unit="part", shown=shown, kept=False) as bar:
+        yield
+        bar.advance()
 
 
 def say(text: str, error: bool = False) -> None:

@@ -31,6 +31,7 @@ FLOW_SETTINGS: dict[str, dict[str, float]] = {
 BACK, FORWARD, FORWARD_JOINED = 1.0, 600.0, 10.0
 SAME_TIME = 1e-6  # seconds: far below a frame, far above the rounding of a sum
 HDR = {16: "PQ", 18: "HLG"}  # FFmpeg's numbers of transfer curves
+WIDE = {9: "BT.2020", 11: "DCI-P3", 12: "P3"}  # of primaries that show more colours than BT.709's
 BT709 = 1  # the same of BT.709's curve, and of its primaries
 MAPS_HDR = 18  # the first PyAV that converts curves and primaries
 LONGEST_PIXEL = 16  # pixels longer than this many times their breadth come from a damaged header
@@ -221,8 +222,9 @@ def at_rate(frames: Iterable[tuple[Frame, float]], fps: float) -> Iterator[tuple
 class FrameScaler:
     """Turns decoded frames into pictures as a player shows them; one is kept for all frames of a video.
 
-    HDR (BT.2100's curves PQ and HLG) becomes what a standard screen shows, by FFmpeg's libswscale: curve and primaries
-    of BT.709, white at 203 cd/m2, what is brighter clipped. Making its table takes seconds, once a video.
+    HDR (BT.2100's curves PQ and HLG) and wide primaries become what a standard screen shows, by FFmpeg's libswscale:
+    curve and primaries of BT.709, HDR's white at 203 cd/m2, what is brighter clipped. Making its table takes seconds,
+    once a video.
 
     Attributes:
         note: what is to be said of the colours; empty where all is well.
@@ -254,17 +256,17 @@ class FrameScaler:
         import av
 
         how: dict[str, Any] = {"width": width, "height": height, "interpolation": "AREA", "threads": 1}
-        curve = HDR.get(frame.color_trc)
-        if curve and int(av.__version__.partition(".")[0]) >= MAPS_HDR:
+        curve, wide = HDR.get(frame.color_trc), WIDE.get(frame.color_primaries)
+        if not curve and not wide:
+            return np.asarray(self._scale.reformat(frame, format="rgb24", **how).to_ndarray())
+        if int(av.__version__.partition(".")[0]) >= MAPS_HDR:
             small = self._scale.reformat(frame, format="gbrp16le", **how)
             image = self._map.reformat(
                 small, format="rgb24", threads=1, dst_color_trc=BT709, dst_color_primaries=BT709
             )
             return np.asarray(image.to_ndarray())
-        if curve:
-            self.note = (
-                f"its colours are HDR ({curve}) and taken as they are: PyAV {MAPS_HDR} or newer maps them"
-            )
+        kind = f"HDR ({curve})" if curve else f"of wide primaries ({wide})"
+        self.note = f"its colours are {kind} and taken as they are: PyAV {MAPS_HDR} or newer maps them"
         return np.asarray(self._scale.reformat(frame, format="rgb24", **how).to_ndarray())
 
 

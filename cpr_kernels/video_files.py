@@ -54,6 +54,7 @@ def why_not(name: str) -> str | None:
 
 FRAME = re.compile(r"(?P<kind>.*?)[_-]?(?P<number>\d+)\.(?:jpe?g|png|webp|bmp)", re.IGNORECASE)
 FEWEST = 2  # pictures that make a folder of frames
+LEFTOVERS = ("thumbs.db", "ehthumbs.db", "desktop.ini")  # Windows' own files in folders of pictures
 
 
 def numbered_frames(names: Iterable[str]) -> dict[str, list[str]]:
@@ -65,15 +66,23 @@ def numbered_frames(names: Iterable[str]) -> dict[str, list[str]]:
     return {kind: [group[number] for number in sorted(group)] for kind, group in groups.items()}
 
 
-def _holds_frames(names: Sequence[str]) -> bool:
-    """Whether a folder's names are those of one video's frames, numbered without a gap, with or without its flow."""
-    shown = [name for name in names if not name.startswith(".")]
+def _why_no_frames(names: Sequence[str]) -> str | None:
+    """None where a folder's names are those of one video's frames, numbered without a gap, with or without its flow;
+    else why they are not, where all are numbered pictures, and nothing where they are other files.
+    """
+    shown = [name for name in names if not name.startswith(".") and name.lower() not in LEFTOVERS]
     groups = numbered_frames(shown)
-    frames = [group for kind, group in groups.items() if kind not in ("flow_x", "flow_y")]
-    if len(frames) != 1 or len(frames[0]) < FEWEST or sum(map(len, groups.values())) < len(shown):
-        return False
-    first, last = (int(FRAME.fullmatch(frames[0][i])["number"]) for i in (0, -1))  # type: ignore[index]
-    return last - first + 1 == len(frames[0])
+    frames = {kind: group for kind, group in groups.items() if kind not in ("flow_x", "flow_y")}
+    if not frames or sum(map(len, groups.values())) < len(shown) or len(shown) < FEWEST:
+        return ""
+    if len(frames) > 1:
+        return f"numbered pictures of several names, so no folder of frames: {', '.join(sorted(frames)[:4])}"
+    [only] = frames.values()
+    first, last = (int(FRAME.fullmatch(only[i])["number"]) for i in (0, -1))  # type: ignore[index]
+    if len(only) < FEWEST:
+        return ""
+    missing = last - first + 1 - len(only)
+    return f"numbers of frames have a gap: {missing:,} missing from {first} to {last}" if missing else None
 
 
 def walk(root: Path, frames: bool = False) -> tuple[list[str], PassedOver]:
@@ -103,8 +112,11 @@ def _walk(
         return
     if not entries and below:
         passed_over.append((below, "empty folder"))
-    if frames and below and _holds_frames([entry.name for entry in entries]):
-        found.append(below[:-1])
+    if frames and below and (why := _why_no_frames([entry.name for entry in entries])) != "":
+        if why is None:
+            found.append(below[:-1])
+        else:
+            passed_over.append((below, why))
         return
     for entry in entries:
         name = entry.name

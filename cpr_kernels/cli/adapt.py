@@ -14,7 +14,7 @@ from torch import Tensor
 from tyro.conf import Positional, arg
 
 from ..memory.ids import with_own_sources
-from ..progress import result
+from ..progress import result, waiting
 from ..train.adapt import AdaptConfig, Table
 from ..train.adapt.job import Report, adapt
 from .arguments import at_least, parse
@@ -73,10 +73,9 @@ def main(argv: Sequence[str]) -> int:
     columns = _with_clips(entries, args) if args.clips else entries.views
     places = torch.arange(entries.rows)
     sources = places if ids.codes is None else with_own_sources(ids.codes.of_keys, places)
-    table = Table(
-        {name: _rows(column, files.scratch) for name, column in columns.items()}, sources,
-        None if labels.codes is None else labels.codes.of_keys,
-    )  # fmt: skip
+    with waiting("read the table"):
+        rows = {name: _rows(column, files.scratch) for name, column in columns.items()}
+    table = Table(rows, sources, None if labels.codes is None else labels.codes.of_keys)
     config = AdaptConfig(
         **{field.name: getattr(args, field.name) for field in dataclasses.fields(AdaptConfig)}
     )

@@ -15,6 +15,7 @@ from tyro.conf import Positional
 
 from cpr_command import COMMANDS
 
+from ..progress import is_json, result
 from .arguments import Collected, collecting, parse
 
 
@@ -37,7 +38,11 @@ class Bare:
 def main(argv: Sequence[str]) -> int:
     """Runs `cpr completion`."""
     args: Completion = parse(Completion, argv, "completion")
-    print(script(args.shell), end="")
+    found = script(args.shell)
+    if is_json():
+        result({"shell": args.shell, "script": found})
+    else:
+        print(found, end="")  # also when quiet: it is what a shell reads
     return 0
 
 

@@ -10,18 +10,18 @@ from typing import Annotated, Any
 import torch
 from tyro.conf import Positional, arg
 
-from ..deploy.clip_index import Clip, ClipIndex, exists, extend, prune, tidy, writing
+from ..deploy.clip_index import Clip, ClipIndex, exists, extend, prune, restamp, tidy, writing
 from ..deploy.model import Model, VideoPrediction
 from ..files import refuse_existing
-from ..progress import result, say
+from ..progress import ProgressBar, result, say
+from ..reading.seals import file_hash
 from .arguments import at_least, parse
 from .predict import Artifact, Count, Output, Videos, as_text, format_of, neighbour
 from .videos import Results, each, video_files
 
 COLUMNS = ("path", "rank", "known", "start", "end", "score")
-Stamped = tuple[
-    Path, tuple[int, int], VideoPrediction
-]  # a file, its size and time of change, and what was seen in it
+Stamp = tuple[int, int, str]  # size, time of change and hash of a file
+Stamped = tuple[Path, Stamp, VideoPrediction]  # a file, and what was seen in it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,13 +89,13 @@ def main(argv: Sequence[str]) -> int:
         if args.prune:
             for gone in prune(args.out, model.id):
                 say(f"{gone}: gone, dropped from the index")
-    known = _known(args.out, model.id)
-    todo = [path for path in paths if known.get(str(path.resolve())) != _stamp(path)]
+    todo = _changed(paths, args.out, model.id, args.progress)
     failed, added, held = 0, 0, list[Stamped]()
-    stamps: dict[Path, tuple[int, int]] = {}
+    stamps: dict[Path, Stamp] = {}
 
     def look(path: Path) -> VideoPrediction:
-        stamps[path] = _stamp(path) or (0, 0)  # before it is read: a later change is seen the next time
+        size, changed = _status(path) or (0, 0)  # before it is read: a later change is seen the next time
+        stamps[path] = size, changed, _hash(path)
         return model.video(path, args.clips)
 
     try:
@@ -153,8 +153,8 @@ def search(argv: Sequence[str]) -> int:
     return 1 if failed else 0
 
 
-def _stamp(path: Path) -> tuple[int, int] | None:
-    """Size and time of change: what tells a changed file from an unchanged one."""
+def _status(path: Path) -> tuple[int, int] | None:
+    """Size and time of change."""
     try:
         status = path.stat()
     except OSError:
@@ -162,11 +162,42 @@ def _stamp(path: Path) -> tuple[int, int] | None:
     return status.st_size, status.st_mtime_ns
 
 
-def _known(folder: Path, model: str) -> dict[str, tuple[int, int]]:
-    """The files of an index, as they were."""
-    if not exists(folder):
-        return {}
-    return {clip.path: (clip.bytes, clip.changed_ns) for clip in ClipIndex(folder, model).clips}
+def _hash(path: Path) -> str:
+    """The hash of a file; empty where it cannot be read, which is said when its turn comes."""
+    try:
+        return file_hash(path)
+    except OSError:
+        return ""
+
+
+def _changed(paths: Sequence[Path], folder: Path, model: str, progress: bool) -> list[Path]:
+    """The files that an index does not hold as they are: it does where size and time of change are the same, or where
+    only the time is another, as after copying, and the content is not.
+    """
+    clips = ClipIndex(folder, model).clips if exists(folder) else []
+    known = {clip.path: clip for clip in clips}
+    todo, touched, copied = [], [], dict[str, int]()
+    for path in paths:
+        clip, status = known.get(str(path.resolve())), _status(path)
+        if clip is not None and status is not None and clip.bytes == status[0] and clip.content_sha256:
+            touched += [(path, clip, status[1])] if clip.changed_ns != status[1] else []
+        elif clip is None or (clip.bytes, clip.changed_ns) != status:
+            todo.append(path)
+    with ProgressBar("compare", len(touched), unit="video", shown=None if progress else False) as bar:
+        for path, clip, changed_ns in touched:
+            if _hash(path) == clip.content_sha256:
+                copied[clip.path] = changed_ns
+            else:
+                todo.append(path)
+            bar.advance()
+    if copied:
+        restamp(folder, model, copied)
+        say(f"{len(copied):,} files have another time of change and the same content: kept")
+    if gone := sum(not Path(path).is_file() for path in known):
+        say(f"{gone:,} files of the index are gone; --prune drops them")
+    if again := sum(str(path.resolve()) in known for path in todo):
+        say(f"{again:,} files have changed since they were indexed: they are read again")
+    return todo
 
 
 def _save(folder: Path, model: str, held: Sequence[Stamped]) -> None:

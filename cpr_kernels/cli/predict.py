@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -116,7 +117,10 @@ def _adapt(args: Predict) -> int:
             f"{args.artifact} was made by cpr adapt: give it one table of embeddings, and --out FILE.npz"
         )
     rows = adapted_table(args.artifact, Path(args.videos[0]), args.out)
-    result({"rows": rows, "out": str(args.out)}, f"{args.out}: {rows:,} rows")
+    if format_of(args) == "jsonl":
+        print(json.dumps({"rows": rows, "out": str(args.out)}))
+    else:
+        result({}, f"{args.out}: {rows:,} rows")
     return 0
 
 

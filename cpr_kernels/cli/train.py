@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 from ..files import refuse_existing
-from ..progress import result
+from ..progress import result, waiting
 from ..train import TrainError
 from .arguments import common_options, parse, pop_option, positional_as_option
 
@@ -243,9 +243,10 @@ def report(argv: list[str]) -> int:
             evaluate_run(run, data=options.data)
     whole = all((run / "checkpoint.pt").is_file() for run in options.runs)
     linked = explore(options.runs, inside, data=options.data).name if whole else ""
-    page = write_report(
-        options.runs, options.out, options.title, linked, data=options.data, baseline=options.baseline
-    )
+    with waiting("draw the report"):
+        page = write_report(
+            options.runs, options.out, options.title, linked, data=options.data, baseline=options.baseline
+        )
     result({"page": page}, str(page))
     return 0
 

@@ -13,7 +13,7 @@ import torch
 from tyro.conf import Positional
 
 from ..files import refuse_existing
-from ..progress import ProgressBar, result
+from ..progress import ProgressBar, result, waiting
 from ..tuning import MiningPlan, tune_schedule
 from ..tuning.plan_files import whiteners_path
 from ..tuning.steps import joint_schedule
@@ -72,7 +72,9 @@ def main(argv: Sequence[str]) -> int:
     table = Mine(input=args.input, view=args.view, views=args.views, ids=args.ids, labels=args.labels)
     entries, _ = open_sides(table)
     ids, labels = (find_names(kind, entries, None, table) for kind in ("ids", "labels"))
-    read = {name: raw_view(column.load(), table.scratch) for name, column in entries.views.items()}
+    shown = None if args.progress else False
+    with waiting("read the table", shown):
+        read = {name: raw_view(column.load(), table.scratch) for name, column in entries.views.items()}
     views, notes = {name: made.rows for name, made in read.items()}, missing_notes(read)
     sources = None if ids.codes is None else ids.codes.of_keys
     started = time.perf_counter()
@@ -82,7 +84,7 @@ def main(argv: Sequence[str]) -> int:
         topk=args.topk,
         sample=args.sample,
         seed=args.seed,
-        progress=None if args.progress else False,
+        progress=shown,
     )
     seconds = time.perf_counter() - started
     summary: dict[str, Any] = {"rows": entries.rows, "ids": ids.text, "seconds": seconds, "notes": notes}
@@ -91,7 +93,8 @@ def main(argv: Sequence[str]) -> int:
     if labels.codes is not None:
         names = list(map(str, labels.codes.names))
         held = held._replace(labels=Labels(labels.codes.of_queries, labels.codes.of_keys, names))
-        summary["labelled"] = {"plan": held.quality(plan), "joint": held.quality(_plain(plan))}
+        with waiting("PMR of the plan", shown):
+            summary["labelled"] = {"plan": held.quality(plan), "joint": held.quality(_plain(plan))}
     if args.out is not None:
         plan.save(args.out)
     if args.plot is not None:

@@ -14,7 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TextIO
 
-from ..progress import ProgressBar, say
+from ..progress import ProgressBar, is_quiet, say
 from ..video import UnreadableVideo
 from ..video_files import ENDINGS, PassedOver, by_reason, first_of_each, walk, why_not
 
@@ -101,7 +101,8 @@ def each(
 class Results:
     """Where rows go as they come: standard output, or FILE.partial, which becomes FILE at the end.
 
-    Also where a run is stopped or fails, FILE holds what was finished; killed outright, FILE.partial does.
+    Also where a run is stopped or fails, FILE holds what was finished; killed outright, FILE.partial does. A quiet
+    command prints no text, but CSV and JSON.
 
     Args:
         kind: "text", "csv" or "jsonl".
@@ -121,6 +122,8 @@ class Results:
 
     def add(self, rows: Sequence[dict[str, Any]], text: str, nested: dict[str, Any]) -> None:
         """One video: its CSV rows, its text, its JSON object."""
+        if self.kind == "text" and self.out is None and is_quiet():
+            return
         buffer = io.StringIO()
         if self.kind == "text":
             buffer.write(text + "\n")

@@ -39,6 +39,7 @@ class Clip:
     end: float
     bytes: Annotated[int, Meta(ge=0)]
     changed_ns: int
+    content_sha256: str = ""  # of the file; none in an older index
 
 
 @dataclass(frozen=True)
@@ -177,6 +178,14 @@ def extend(folder: Path, model: str, clips: Sequence[Clip], embeddings: Tensor) 
         everything = np.concatenate([old.vectors()[rows], added])
         _commit(folder, model, old.generation + 1, [*(old.clips[i] for i in rows), *clips], everything)
     return len(everything)
+
+
+def restamp(folder: Path, model: str, changed_ns: dict[str, int]) -> None:
+    """Notes another time of change of files whose content is the same: {path: nanoseconds}."""
+    with writing(folder):
+        old = ClipIndex(folder, model)
+        clips = [replace(one, changed_ns=changed_ns.get(one.path, one.changed_ns)) for one in old.clips]
+        _commit(folder, model, old.generation + 1, clips, old.vectors())
 
 
 def prune(folder: Path, model: str) -> list[str]:

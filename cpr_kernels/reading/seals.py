@@ -53,18 +53,18 @@ def sealed_text(body: Mapping[str, Any], indent: int = 0) -> bytes:
     return _text_head(rest := text[1:], indent) + rest
 
 
-def has_text_seal(text: bytes) -> bool:
-    """Returns whether JSON begins with the hash of the bytes after it.
+def text_seal(text: bytes) -> str:
+    """Returns the hash that JSON begins with, of the bytes after it; empty where it has none.
 
     Raises:
         ValueError: it begins with another hash.
     """
     if not (found := TEXT_HEAD.match(text)):
-        return False
+        return ""
     rest = text[found.end() :]
     if found["hash"].decode() != hashlib.sha256(rest).hexdigest():
         raise ValueError(DAMAGED.replace(SEAL, TEXT_SEAL))
-    return True
+    return found["hash"].decode()
 
 
 def _text_head(rest: bytes, indent: int) -> bytes:

@@ -18,7 +18,7 @@ from ..deploy.model import RECORDS
 from ..deploy.network import Network, weights_of, why_not_described
 from ..deploy.program import MOST_CLIPS, program_of
 from ..files import refuse_existing
-from ..progress import say
+from ..progress import say, waiting
 from . import TrainError
 from .batches.dataset import ClipDataset
 from .data.manifest import Manifest
@@ -103,7 +103,8 @@ def export(settings: Export) -> Path:
         )
         for record in records.values()
     )
-    members = {artifact.PROGRAM: program_of(model, example), artifact.WEIGHTS: weights_of(model)}
+    with waiting("export the program"):
+        members = {artifact.PROGRAM: program_of(model, example), artifact.WEIGHTS: weights_of(model)}
     if settings.onnx:
         members[artifact.ONNX] = onnx_of(model, example, list(records))
     with torch.no_grad():

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from ..progress import say, table
+from ..progress import say, table, waiting
 from . import TrainError
 from .batches.dataset import ClipDataset
 from .data.layouts import Labels
@@ -19,6 +19,7 @@ from .data.parts import parts_in
 from .data.prepare import prepare
 from .data.sources import Source, group_of, list_sources
 from .data.store import FrameStore, record_key
+from .data.workers import content_hash
 from .encoders.weights import load_encoder
 from .evaluate.features import Measured, Protocol, measured
 from .evaluate.retrieval import recall_of
@@ -225,7 +226,10 @@ def _refuse_same_names(sources: list[Source], store: FrameStore, known: set[str]
         )
         if entry is not None and source.path.is_file():
             status = source.path.stat()
-            if (entry["bytes"], entry["changed_ns"]) != (status.st_size, status.st_mtime_ns):
+            same = (entry["bytes"], entry["changed_ns"]) == (status.st_size, status.st_mtime_ns)
+            if not same and (
+                not entry.get("content_sha256") or entry["content_sha256"] != content_hash(source)
+            ):
                 raise TrainError(
                     f"videos: {source.id} of {videos} has the name of another video that the run learnt from; rename it"
                 )
@@ -238,7 +242,8 @@ def _copy(before: Path, data: Path) -> None:
     with exclusive(part, "copy"):
         for name in ("data.mdb", "lock.mdb"):
             (part / name).unlink(missing_ok=True)
-        FrameStore(before).env.copy(str(part))
+        with waiting(f"copy {before}"):
+            FrameStore(before).env.copy(str(part))
         if data.is_dir() and not any(data.iterdir()):
             data.rmdir()
         part.replace(data)

@@ -108,15 +108,19 @@ BAD = [
     ({"label": np.array(["a", "b"])}, "got str [2]; name another array, or give --labels none"),
     (
         {"ids": np.arange(2 * N).reshape(N, 2)},
-        "'ids' is int64 [60, 2], and views are floats of shape [N, D], here N=60",
+        "'ids' is int64 [60, 2], and views are floats of shape [N, D], columns [N], here N=60",
     ),
     (
         {"rgb": RGB[:9]},
-        "'rgb' is float32 [9, 6], and views are floats of shape [N, D], here N=60; give --views flow to leave",
+        "'rgb' is float32 [9, 6], and views are floats of shape [N, D], columns [N], here N=60; give --views flow to",
     ),
     ({"video": np.zeros((N, 3, 6, 2), np.float32)}, "'video' is float32 [60, 3, 6, 2]"),
     ({"video": np.zeros((N, 3, 6), np.int32)}, "'video' is int32 [60, 3, 6]"),
     ({"codes": np.zeros((N, 8), np.uint8)}, "'codes' is uint8 [60, 8]"),
+    ({"caption": np.array(["a"] * (N - 1))}, "'caption' is str [59], and views are floats"),
+    ({"times": np.zeros(2 * N)}, "'times' is float64 [120], and views are floats"),
+    ({"ids": np.array(["a", 1] * (N // 2), dtype=object)}, "got object [60]"),
+    ({"ids": np.array([2**64] * N, dtype=object)}, "got object [60]"),
     ({"ids": np.arange(N) + 0.5}, "--ids: 'ids' must hold integers or strings, got fractions or NaN"),
     (
         {"ids": (np.arange(N) * 1e6).astype(np.float32)},
@@ -133,6 +137,34 @@ def test_what_is_not_understood_is_an_error_and_never_unused(tmp_path, capsys, o
     run(tmp_path / "t.npz", status=2)
     printed = capsys.readouterr()
     assert printed.out == "" and printed.err.count("\n") == 1 and says in printed.err
+
+
+@pytest.mark.parametrize(
+    ("given", "kept"),
+    [
+        ([f"v{i // 2}" for i in range(N)], [f"v{i // 2}" for i in range(N)]),
+        ([-7 - i // 2 for i in range(N)], [-7 - i // 2 for i in range(N)]),
+        ([2**63 + i // 2 for i in range(N)], [2**63 + i // 2 for i in range(N)]),
+        ([None, float("nan"), *("ab" * 29)], ["", "", *("ab" * 29)]),
+    ],
+    ids=["strings", "negative", "large", "missing"],
+)
+@pytest.mark.parametrize("kind", ["npz", "npy"])
+def test_objects_of_strings_or_whole_numbers_are_ids(tmp_path, given, kept, kind):
+    ids = np.array(given, dtype=object)
+    np.savez(tmp_path / "t.npz", flow=FLOW, **({"ids": ids} if kind == "npz" else {}))
+    np.save(tmp_path / "i.npy", ids, allow_pickle=True)
+    run(
+        tmp_path / "t.npz",
+        "--ids",
+        "ids" if kind == "npz" else tmp_path / "i.npy",
+        "--out",
+        tmp_path / "m.npz",
+    )
+    mined = np.load(tmp_path / "m.npz")
+    assert mined["key_ids"].tolist() == kept
+    own = mined["key_ids"][mined["indices"]] == mined["query_ids"][:, None]
+    assert not own[mined["indices"] >= 0].any()
 
 
 def test_objects_are_never_unpickled(tmp_path, capsys):

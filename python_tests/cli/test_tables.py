@@ -336,3 +336,20 @@ def test_a_scratch_folder_that_is_not_there_is_named(tmp_path, capsys, monkeypat
     run(data.npz, "--topk", 3, "--scratch", tmp_path / "none", status=2)
     assert "--scratch: the folder" in capsys.readouterr().err
     run(data.npz, "--topk", 3, "--scratch", tmp_path)
+
+
+def test_views_of_which_one_lacks_a_video_are_told(tmp_path, capsys):
+    for number in range(4):
+        for view in ("rgb", "flow"):
+            (tmp_path / view).mkdir(exist_ok=True)
+            np.save(tmp_path / view / f"clip{number}.npy", np.full(8, number, "float32"))
+    (tmp_path / "flow" / "clip3.npy").unlink()
+    columns = open_columns(tmp_path)
+    assert columns["label"].load().tolist() == ["flow"] * 3 + ["rgb"] * 4
+    said = capsys.readouterr().err
+    assert "folders flow, rgb hold nearly the same names and are taken for classes" in said
+    assert "clip3 of rgb is not in every one" in said
+    for number in range(1, 4):
+        (tmp_path / "flow" / f"clip{number}.npy").unlink(missing_ok=True)
+    open_columns(tmp_path)
+    assert capsys.readouterr().err == ""

@@ -96,6 +96,39 @@ def test_no_file_ends_a_run(
     assert capsys.readouterr().out.splitlines()[0] == "caf\\xe9.mp4"
 
 
+def test_an_index_keeps_copied_files_and_says_what_changed_or_is_gone(
+    namer: Path, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("faiss", reason="indexes need faiss: pip install 'cpr_kernels[deploy]'")
+    files = [write(tmp_path / f"v/{i}.mkv", pictures(12 + i)) for i in range(3)]
+    command = ["index", str(namer), str(tmp_path / "v"), "--out", str(tmp_path / "known")]
+    assert main(command) == 0
+    before = ClipIndex(tmp_path / "known").vectors()
+    seen: list[str] = []
+    whole = Model.video
+
+    def watched(model: Model, path: Path, clips: int | None = None) -> Any:
+        seen.append(path.name)
+        return whole(model, path, clips)
+
+    monkeypatch.setattr(Model, "video", watched)
+    for path in files:
+        os.utime(path, ns=(1, 1))
+    body = files[1].read_bytes()
+    files[1].write_bytes(body[:-1] + bytes([body[-1] ^ 1]))  # the same size
+    capsys.readouterr()
+    assert main(command) == 0
+    said = capsys.readouterr().err
+    assert seen == ["1.mkv"] and "2 files have another time of change and the same content: kept" in said
+    assert "1 files have changed since they were indexed: they are read again" in said
+    assert main(command) == 0 and seen == ["1.mkv"]
+    assert sorted(map(tuple, ClipIndex(tmp_path / "known").vectors())) == sorted(map(tuple, before))
+    files[2].unlink()
+    capsys.readouterr()
+    assert main(command) == 0 and seen == ["1.mkv"]
+    assert "1 files of the index are gone; --prune drops them" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("how", ["predict", "search", "index"])
 def test_a_stopped_run_keeps_what_was_finished(
     how: str, namer: Path, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -195,13 +196,18 @@ def find_views(columns: Mapping[str, Column], named: Sequence[str] | None, flag:
 
 
 def _refuse_odd(columns: Mapping[str, Column], views: Mapping[str, Column], rows: int, flag: str) -> None:
-    """Raises `ValueError` for an array of two dimensions or more that is no view [N, D], and no column [N, 1]."""
+    """Raises `ValueError` for an array that is no view [N, D], no column [N] or [N, 1], no names of classes, no single
+    value, and not called like ids or labels, of which more is said elsewhere.
+    """
     for column in columns.values():
-        if column.name in views or len(column.shape) < 2 or column.shape[1:] == (1,):
+        single = math.prod(column.shape) <= 1 or column.name in CLASS_NAMES
+        if column.name in views or single or column.shape in ((rows,), (rows, 1)):
+            continue
+        if len(column.shape) == 1 and column.name in (*ID_NAMES, *LABEL_NAMES):
             continue
         raise ValueError(
             f"{flag}: {column.name!r} is {column.dtype} {list(column.shape)}, and views are floats of shape "
-            f"[N, D], here N={rows}; give --views {','.join(views)} to leave it out"
+            f"[N, D], columns [N], here N={rows}; give --views {','.join(views)} to leave it out"
         )
 
 

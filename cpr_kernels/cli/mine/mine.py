@@ -17,7 +17,7 @@ from ...dispatch.backends import choose
 from ...files import refuse_existing
 from ...mining import CascadeTrace, Schedule, cascade_topk, cascade_trace
 from ...mining.arguments import as_call
-from ...progress import ProgressBar, result
+from ...progress import ProgressBar, result, waiting
 from ...tuning import MiningPlan
 from ..arguments import at_least, parse
 from ..explore.explore import write_table
@@ -102,13 +102,15 @@ def _threads(count: int | None) -> Iterator[None]:
 def _run(args: Mine, out: list[Any]) -> dict[str, Any]:
     entries, queries = open_sides(args)
     ids, labels = (find_names(kind, entries, queries, args) for kind in ("ids", "labels"))
-    if args.plan is None:
-        schedule = schedule_of(args, list(entries.views), entries.rows)
-        problem = _prepare(args, entries, queries, schedule, ids)
-    else:
-        plan = load_plan(args, list(entries.views))
-        problem = _prepare_plan(args, plan, entries, queries, ids)
-        schedule = problem.schedule
+    shown = None if args.progress else False
+    with waiting("read the table", shown):
+        if args.plan is None:
+            schedule = schedule_of(args, list(entries.views), entries.rows)
+            problem = _prepare(args, entries, queries, schedule, ids)
+        else:
+            plan = load_plan(args, list(entries.views))
+            problem = _prepare_plan(args, plan, entries, queries, ids)
+            schedule = problem.schedule
 
     started = time.perf_counter()
     indices, scores, backend = _mine(args, problem)
@@ -134,14 +136,16 @@ def _run(args: Mine, out: list[Any]) -> dict[str, Any]:
         "queries_per_second": len(indices) / seconds if seconds else 0.0,
         "short_queries": int((indices < 0).any(dim=1).sum()),
     }
-    summary |= _quality(args, problem, indices, labels_of(entries, labels))
+    with waiting("PMR and stages", shown):
+        summary |= _quality(args, problem, indices, labels_of(entries, labels))
     used = {*schedule.views, *ids.used, *labels.used}
     summary["columns"] = []
     if out:
         known = (Known("ids", "id", *_known(ids)), Known("labels", "label", *_known(labels)))
         mined = Result(indices.numpy(), scores.numpy(), str(schedule), known)
         further = _further(args, entries, queries, used, mined.names())
-        write_result(out, mined._replace(known=(*known, *further)))
+        with waiting("write", shown):
+            write_result(out, mined._replace(known=(*known, *further)))
         summary["columns"] = [one.plural for one in further]
     summary["unused"] = [name for name in entries.columns if name not in {*used, *summary["columns"]}]
     summary["out"] = ["standard output" if path == STDOUT else str(path) for path in out]

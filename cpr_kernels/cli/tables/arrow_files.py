@@ -16,10 +16,10 @@ import pyarrow.csv
 import pyarrow.feather
 import pyarrow.parquet
 
+from ...reading.decimals import WITH_A_POINT, decimal_comma
 from .column import Column, Rows, Unfit, dtype_name, guarded
 
 NUMBERED = re.compile(r"(?P<view>.*?)[ _.\-\[]?(?P<number>\d+)\]?")
-DECIMAL = re.compile(r"\s*[+-]?\d+(?:[.,]\d+)?(?:[eE][+-]?\d+)?\s*")
 SNIFFED = 1 << 16  # bytes of a CSV that show its delimiter and its header
 Take = Callable[[list[str]], pa.Table]  # the columns of a file by name
 
@@ -79,9 +79,8 @@ def delimited(path: Path, name: str) -> list[Column]:
 
 def _refuse_decimal_commas(path: Path, fields: list[str]) -> None:
     """Raises `Unfit` where fields are all numbers, and some have a comma for the point."""
-    commas = [field for field in fields if "," in field]
-    if commas and all(map(DECIMAL.fullmatch, fields)):
-        raise Unfit(f"{path}: has numbers with a comma, such as {commas[0]}; write decimals with a point")
+    if comma := decimal_comma(fields):
+        raise Unfit(f"{path}: has numbers with a comma, such as {comma}; {WITH_A_POINT}")
 
 
 def _is_data(header: list[str]) -> bool:

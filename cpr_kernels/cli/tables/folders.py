@@ -25,6 +25,8 @@ def folder(root: Path, name: str, pool: Pool) -> list[Column]:
     files = _files(root)
     tops = _by_top(files)
     views = tops if _are_views(tops) else {name: files}
+    if views is not tops and (note := _nearly_views(tops)):
+        say(f"{root}: {note}")
     columns: list[Column] = []
     for view, inside in views.items():
         columns += _view_columns(root, view, inside, pool, len(views) > 1)
@@ -69,6 +71,23 @@ def _are_views(tops: dict[str, dict[str, Path]]) -> bool:
     """Whether folders hold the same names: the same videos, seen in different ways."""
     names = [set(inside) for inside in tops.values()]
     return len(names) > 1 and all(other == names[0] for other in names)
+
+
+def _nearly_views(tops: dict[str, dict[str, Path]]) -> str:
+    """What is to be said of folders that share most of their names: views of which one lacks a video are taken for
+    classes.
+    """
+    names = [set(inside) for inside in tops.values()]
+    every = set[str]().union(*names)
+    common = every.intersection(*names)
+    if len(names) < 2 or 2 * len(common) < len(every):
+        return ""
+    lone = min(every - common)
+    holds = next(top for top, inside in tops.items() if lone in inside)
+    return (
+        f"folders {', '.join(list(tops)[:4])} hold nearly the same names and are taken for classes; where they are "
+        f"views, all must hold the same ones: {lone} of {holds} is not in every one"
+    )
 
 
 def _view_columns(root: Path, view: str, files: dict[str, Path], pool: Pool, several: bool) -> list[Column]:

@@ -1,4 +1,4 @@
-"""Reads `.npz` and `.npy`; a `.npy` is mapped into memory, not loaded."""
+"""Reads `.npz` and `.npy`; a `.npy` is mapped into memory, not loaded. Objects are read where they are plain."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from ...reading.arrays import npy_file, npz_headers
-from .column import Column, Unfit, dtype_name, guarded
+from ...reading.objects import objects_of
+from .column import Column, Unfit, dtype_name, guarded, of_array
 
 
 def npz(path: Path, _name: str) -> list[Column]:
@@ -17,6 +18,9 @@ def npz(path: Path, _name: str) -> list[Column]:
 
 
 def _member(path: Path, name: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Column:
+    if dtype.hasobject and (plain := objects_of(path, name)) is not None:
+        return of_array(name, f"{path}: {name}", plain)
+
     def load() -> Any:
         with np.load(path, allow_pickle=False) as archive:
             return archive[name]
@@ -31,6 +35,8 @@ def npy(path: Path, name: str) -> list[Column]:
         return np.load(path, mmap_mode="r", allow_pickle=False)
 
     header = npy_file(path)
+    if header is not None and header.dtype.hasobject and (plain := objects_of(path)) is not None:
+        return [of_array(name, str(path), plain)]
     if header is None or header.dtype.hasobject:
         raise Unfit(f"{path}: holds Python objects or named fields; save plain numbers or strings")
     return [Column(name, str(path), header.shape, dtype_name(header.dtype), guarded(path, load))]

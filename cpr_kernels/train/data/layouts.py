@@ -15,11 +15,15 @@ Labels = Literal["auto", "folder", "none"]
 Folders = tuple[str, ...]  # the names of the folders from the root down to a video
 SPLIT_NAMES = {
     "train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "dev": "val",
-    "eval": "val", "evaluation": "val", "test": "test", "testing": "test",
+    "eval": "val", "evaluation": "val", "test": "test", "testing": "test", "trainval": "train", "holdout": "test",
+    "heldout": "test",
 }  # fmt: skip
+_FURTHER = "set|split|list|videos?|clips?|data|frames"  # words beside a split's that say no more
 _SPLIT_FOLDER = re.compile(
-    rf"(?:(?:videos?|clips)[_-])?({'|'.join(SPLIT_NAMES)})(?:[_-]?(?:set|split|list|videos?|clips|data)|[_-]\d+)?"
+    rf"(?:(?:{_FURTHER})[ _.-])?({'|'.join(SPLIT_NAMES)})(?:[ _.-]?(?:{_FURTHER})|[_-]\d+)?"
 )
+_NUMBER = re.compile(r"v?\d+(?:x\d+)?(?:px|p|fps)?(?![^\W\d_])")  # 256, 256x256, 256px, v2
+_WORD = re.compile(r"[^\W\d_]+")
 
 
 @dataclass
@@ -39,6 +43,16 @@ def split_named(name: str) -> str | None:
     return SPLIT_NAMES[match[1]] if match else None
 
 
+def _split_inside(name: str) -> tuple[str, str] | None:
+    """The split among the words of a folder's name, and its other words: `k400_train` is ("train", "k")."""
+    words = _WORD.findall(_NUMBER.sub(" ", unicodedata.normalize("NFC", name).casefold()))
+    splits = {split for word in words if (split := split_named(word))}
+    if not splits or (len(splits) > 1 and splits != {"train", "val"}):
+        return None
+    rest = [word for word in words if not split_named(word) and not re.fullmatch(_FURTHER, word)]
+    return "train" if len(splits) > 1 else splits.pop(), " ".join(rest)
+
+
 def read_layout(counts: dict[Folders, int], labels: Labels) -> Layout:
     """Returns what the folders of a data set mean; `counts`: how many videos each of them holds itself.
 
@@ -49,11 +63,11 @@ def read_layout(counts: dict[Folders, int], labels: Labels) -> Layout:
         TrainError: with `labels` auto, where most videos are in no class folder but some are.
     """
     layout = Layout()
-    level = _split_level(list(counts), layout.notes)
+    found = _split_level(list(counts), layout.notes)
     rest = {folders: folders for folders in counts}
     splits = dict.fromkeys(counts, "")
-    if level is not None:
-        rest, splits = _without_splits(list(counts), level, layout)
+    if found is not None:
+        rest, splits = _without_splits(list(counts), *found, layout)
     labels_of = {folders: _label(parts) if labels != "none" else "" for folders, parts in rest.items()}
     _note_odd_labels(labels_of.values(), layout.notes)
     loose = sum(counts[folders] for folders, label in labels_of.items() if not label)
@@ -74,40 +88,63 @@ def read_layout(counts: dict[Folders, int], labels: Labels) -> Layout:
     return layout
 
 
-def _split_level(folders: Sequence[Folders], notes: list[str]) -> int | None:
-    """The level at which folders are splits: all of them, or two splits or more below every parent."""
-    pure: list[tuple[int, int]] = []  # (number of different splits, level)
+def _split_level(folders: Sequence[Folders], notes: list[str]) -> tuple[int, dict[str, str]] | None:
+    """The level at which folders are splits, and the split of each name there: all of them are called like one, or two
+    or more below every parent, or all have a split's word beside others that they share.
+    """
+    found: list[tuple[int, dict[str, str]]] = []
     for level in range(max(map(len, folders), default=0)):
         children: dict[Folders, set[str]] = defaultdict(set)
         for path in folders:
             if len(path) > level:
                 children[path[:level]].add(path[level])
         names = set().union(*children.values())
-        called = sorted(name for name in names if split_named(name))
+        called = {name: split for name in sorted(names) if (split := split_named(name))}
         others = sorted(names - set(called))
-        if not called:
-            continue
-        fewest = min(len({split_named(name) for name in below} - {None}) for below in children.values())
-        if not others or fewest > 1:
-            pure.append((len({split_named(name) for name in called}), level))
-        else:
+        fewest = min(len({called[name] for name in below & called.keys()}) for below in children.values())
+        if called and (not others or fewest > 1):
+            found.append((level, called))
+        elif inside := _splits_inside(names, notes):
+            found.append((level, inside))
+        elif called:
             notes.append(
                 f"folder {', '.join(called)} is taken for a class, since it is beside {', '.join(others[:3])}; where "
                 "it is a split, move the others away or list the videos in a CSV"
             )
-    if not pure:
+    if not found:
         return None
-    return next((level for splits, level in pure if splits > 1), pure[0][1])
+    return next(((level, splits) for level, splits in found if len(set(splits.values())) > 1), found[0])
+
+
+def _splits_inside(names: Iterable[str], notes: list[str]) -> dict[str, str]:
+    """The splits of folders called `k400_train`, `k400_val`: every name has a split's word, two of them differ, and
+    their other words are the same; empty where that is not so, with a note where some are like that.
+    """
+    parts = {name: _split_inside(name) for name in sorted(names)}
+    alike: dict[str, dict[str, str]] = defaultdict(dict)  # {other words: {name: split}}
+    for name, part in parts.items():
+        if part:
+            alike[part[1]][name] = part[0]
+    splits = {name: split for group in alike.values() for name, split in group.items()}
+    if len(splits) == len(parts) and len(set(splits.values())) > 1 and len(alike.keys() - {""}) <= 1:
+        return splits
+    for group in alike.values():
+        if len(set(group.values())) > 1:
+            notes.append(
+                f"folders {', '.join(list(group)[:3])} have names of splits in them and are taken for classes; where "
+                "they are splits, call them train and test or list the videos in a CSV"
+            )
+    return {}
 
 
 def _without_splits(
-    folders: Sequence[Folders], level: int, layout: Layout
+    folders: Sequence[Folders], level: int, called: dict[str, str], layout: Layout
 ) -> tuple[dict[Folders, Folders], dict[Folders, str]]:
     """The folders that make the class, and the split, of each folder that is in one."""
     splits: dict[Folders, str] = {}
     for path in folders:
-        if len(path) > level and (split := split_named(path[level])):
-            splits[path] = split
+        if len(path) > level and path[level] in called:
+            splits[path] = called[path[level]]
         else:
             layout.passed_over[path] = "beside the split folders"
     parts = {path: path[:level] + path[level + 1 :] for path in splits}
@@ -126,7 +163,7 @@ def _label(parts: Sequence[str]) -> str:
 
 
 def _note_odd_labels(labels: Iterable[str], notes: list[str]) -> None:
-    """Classes that may be one: they differ in case alone; and splits that are left in their names."""
+    """Classes that may be one: they differ in case alone, or one is in the other; and splits left in their names."""
     distinct = sorted({label for label in labels if label})
     alike: dict[str, list[str]] = defaultdict(list)
     for label in distinct:
@@ -138,6 +175,12 @@ def _note_odd_labels(labels: Iterable[str], notes: list[str]) -> None:
     if left:
         notes.append(
             f"class {left[0]} has the name of a split in it; where it is one, list the videos in a CSV"
+        )
+    known = set(distinct)
+    if inner := next((label for label in distinct if label.rpartition("/")[0] in known), None):
+        notes.append(
+            f"class {inner} is a folder inside of class {inner.rpartition('/')[0]}, and another class; where it is the "
+            "same, move its videos up or list them in a CSV"
         )
     if len(distinct) == 1:
         notes.append(

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import codecs
 import csv
-import io
 import itertools
-import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ...reading.decimals import WITH_A_POINT, decimal_comma
 from ...reading.records import as_record, read_json
-from ...video_files import ENDINGS, PassedOver, walk
+from ...video_files import PassedOver
 from .. import TrainError
 from .kinds.annotations import (
     KINETICS,
@@ -24,16 +23,10 @@ from .kinds.annotations import (
     kinetics_lines,
     list_lines,
     split_of,
-    stem_of,
 )
+from .kinds.columns import COLUMNS, csv_lines
 from .layouts import Labels, split_named
 from .segments import WHOLE, Segment, segment_of
-
-COLUMNS = "path[,label,split,group,start,end]"
-DELIMITERS = ",;\t"
-WHOLE_LINE = "\x1f"  # a delimiter that no path has
-DECIMALS = "; write decimals with a point"
-DECIMAL_COMMA = re.compile(r"\s*\d+,\d+\s*")
 
 
 class Row(NamedTuple):
@@ -46,12 +39,21 @@ class Row(NamedTuple):
     segment: Segment = WHOLE
 
 
-def read_list(table: Path, labels: Labels, root: Path | None = None) -> tuple[list[Row], PassedOver]:
+class List(NamedTuple):
+    """What a list names: its samples, what was passed over, and the columns that are not used."""
+
+    rows: list[Row]
+    passed_over: PassedOver
+    unused: Sequence[str] = ()
+
+
+def read_list(table: Path, labels: Labels, root: Path | None = None) -> List:
     """Returns the samples of a list, and what was passed over: rows without a path, without a label where others have
     one, and repeated ones.
 
-    The header of a CSV names its columns: `path`, and optionally `label` (or `class`), `split`, `group`, and `start`
-    and `end` of a segment, in seconds from the first frame on. A list of paths alone needs no header. UTF-8, or UTF-16
+    The header of a CSV names its columns: `path`, and optionally `label`, `split`, `group`, and `start` and `end` of a
+    segment, in seconds from the first frame on, or as other programs call them (see `columns.CALLED`). A list of paths
+    alone, or of paths and labels, needs no header. UTF-8, or UTF-16
     that begins with its mark. A file called `.json` is ActivityNet's (see `_activity_net`), Kinetics' or
     Something-Something's, and mmaction2's `path label` is read too; see `annotations`. Where those give no split, it is
     in the list's name. `root`: the folder that names are below, by default the list's.
@@ -59,31 +61,36 @@ def read_list(table: Path, labels: Labels, root: Path | None = None) -> tuple[li
     Raises:
         TrainError: no such header, another encoding, a split or a segment that is none.
     """
+    folder = root or table.parent
     try:
         text = text_of(table)
         if table.suffix.lower() == ".json":
             body = read_json(text)
-            public = json_lines(body, files_by_id(root or table.parent), labels != "none")
+            files, repeats = files_by_id(folder)
+            public = json_lines(body, files, labels != "none")
             if public is None:
-                return _activity_net(table, _database(table, body), labels)
-            return _public(table, *public, labels)
+                rows, passed_over = _activity_net(_database(table, body), files, labels)
+                return List(rows, passed_over + repeats)
+            return _public(table, public[0], public[1] + repeats, labels)
         if (plain := list_lines(text)) is not None:
             return _public(table, plain, [], labels)
-        lines = list(_lines(table, text))
+        lines, unused = csv_lines(table, text, folder)
         if lines and lines[0][1].keys() >= KINETICS:
-            files = files_by_id(root or table.parent)
-            return _public(table, *kinetics_lines((line for _, line in lines), files), labels)
+            files, repeats = files_by_id(folder)
+            made, passed_over = kinetics_lines((line for _, line in lines), files)
+            return _public(table, made, passed_over + repeats, labels)._replace(unused=unused)
     except (ValueError, csv.Error):
         raise TrainError(
             f"videos: {table} is a file, and no CSV in UTF-8; give a folder of videos, a CSV with the columns "
             f"{COLUMNS}, or ActivityNet's JSON"
         ) from None
-    return _public(table, [line for _, line in lines], [], labels, [number for number, _ in lines])
+    numbers = [number for number, _ in lines]
+    return _public(table, [line for _, line in lines], [], labels, numbers)._replace(unused=unused)
 
 
 def _public(
     table: Path, lines: list[Line], passed_over: PassedOver, labels: Labels, numbers: Sequence[int] = ()
-) -> tuple[list[Row], PassedOver]:
+) -> List:
     """The rows of a list's lines, whose `numbers` count from 1; what gives no split has that of the list's name."""
     named = split_of(table)
     numbered = [
@@ -91,7 +98,7 @@ def _public(
         for number, line in zip(numbers or itertools.count(1), lines)
     ]
     rows, further = _rows(table, numbered, labels)
-    return rows, passed_over + further
+    return List(rows, passed_over + further)
 
 
 def _rows(
@@ -102,7 +109,7 @@ def _rows(
     named = _class_names(table, lines) if labels != "none" else {}
     has_labels = any(named.values())
     for number, line in lines:
-        name, label = line.get("path", ""), named.get(_label_in(line), "")
+        name, label = line.get("path", ""), named.get(line.get("label", ""), "")
         written = line.get("split", "")
         split = split_named(written) if written else ""
         if split is None:
@@ -112,9 +119,10 @@ def _rows(
         times = line.get("start", ""), line.get("end", "")
         segment = segment_of(*times)
         if segment is None:
+            comma = decimal_comma([time for time in times if time])
             raise TrainError(
                 f"videos: {table} line {number}: start and end must be seconds with 0 <= start < end, got {times[0]!r} "
-                f"and {times[1]!r}{DECIMALS if any(map(DECIMAL_COMMA.fullmatch, times)) else ''}"
+                f"and {times[1]!r}{f'; {WITH_A_POINT}' if comma else ''}"
             )
         if is_address(name):
             passed_over.append((name, "an address, no file"))
@@ -136,7 +144,7 @@ def _class_names(table: Path, lines: list[tuple[int, dict[str, str]]]) -> dict[s
     Raises:
         TrainError: all are numbers and one is not whole.
     """
-    labels = dict.fromkeys(_label_in(line) for _, line in lines)
+    labels = dict.fromkeys(line.get("label", "") for _, line in lines)
     try:
         numbers = {label: float(label) for label in labels if label}
     except ValueError:
@@ -148,40 +156,6 @@ def _class_names(table: Path, lines: list[tuple[int, dict[str, str]]]) -> dict[s
             "add --labels none"
         )
     return {label: str(int(number)) if number >= 0 else "" for label, number in numbers.items()}
-
-
-def _label_in(line: dict[str, str]) -> str:
-    return line.get("label") or line.get("class") or ""
-
-
-def _lines(table: Path, text: str) -> Iterator[tuple[int, dict[str, str]]]:
-    """The rows of a CSV as {column: text}, with their line numbers."""
-    first = next(csv.reader(io.StringIO(text)), [])
-    bare = len(first) == 1 and Path(first[0].strip()).suffix.lower() in ENDINGS
-    delimiter = WHOLE_LINE if bare else _delimiter(text)
-    reader = csv.DictReader(io.StringIO(text, newline=""), ["path"] if bare else None, delimiter=delimiter)
-    columns = [(name or "").strip().lower() for name in reader.fieldnames or ()]
-    if twice := next((name for name in columns if name and columns.count(name) > 1), None):
-        raise TrainError(f"videos: {table} has two columns {twice}; rename one")
-    if "path" not in columns and not set(columns) >= KINETICS:
-        raise TrainError(f"videos: {table} needs a header with {COLUMNS}, got {sorted(columns)}")
-    for row in reader:
-        if any(map(str.strip, row.get(None) or ())):  # fields beyond the header's
-            raise TrainError(
-                f"videos: {table} line {reader.line_num} has more fields than its header; put a text with "
-                f"{delimiter!r} in quotes, and write decimals with a point"
-            )
-        yield reader.line_num, {(k or "").strip().lower(): (v or "").strip() for k, v in row.items() if k}
-
-
-def _delimiter(text: str) -> str:
-    """What separates the columns of a CSV: the first of comma, semicolon and tab by which its header is one."""
-    for delimiter in DELIMITERS:
-        header = next(csv.reader(io.StringIO(text), delimiter=delimiter), [])
-        columns = {name.strip().lower() for name in header}
-        if "path" in columns or columns >= KINETICS:
-            return delimiter
-    return DELIMITERS[0]
 
 
 @dataclass(frozen=True)
@@ -217,12 +191,13 @@ def _database(table: Path, body: Any) -> dict[str, _Facts]:
         ) from None
 
 
-def _activity_net(table: Path, database: dict[str, _Facts], labels: Labels) -> tuple[list[Row], PassedOver]:
+def _activity_net(
+    database: dict[str, _Facts], files: dict[str, str], labels: Labels
+) -> tuple[list[Row], PassedOver]:
     """The segments of ``{"database": {id: {"subset", "annotations": [{"label", "segment": [start, end]}]}}}``.
 
-    The videos are files called `<id>` or `v_<id>` with a video's ending, anywhere below the list's folder.
+    The videos are files called `<id>` or `v_<id>` with a video's ending, anywhere below the list's folder or the root.
     """
-    files = {stem_of(name): name for name in walk(table.parent)[0]}
     rows: dict[str, Row] = {}
     passed_over: PassedOver = []
     for video, facts in database.items():

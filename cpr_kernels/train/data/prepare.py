@@ -7,6 +7,7 @@ import math
 import os
 from collections import Counter
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -23,9 +24,9 @@ from .layouts import Labels
 from .manifest import NO_CLASS, VERSION, Manifest, Video, rate_warning
 from .parts import FOLDER as IS_PART
 from .parts import Part, finished, refuse_other_parts
-from .sources import Source, list_sources
+from .sources import ROOT_HINT, Source, list_sources
 from .store import FrameStore, packed, record_key
-from .workers import Entry, Lasting, Reading, Refusal, read_all
+from .workers import Entry, Lasting, Reading, Refusal, content_hash, read_all
 
 SPLITS = ("train", "test", "val")
 KEPT = ("frames", "silence", "fps", "knots", "note")  # of an entry, in the manifest
@@ -132,7 +133,8 @@ def _prepare(
     try:
         store.check()
         claim(store, settings)
-        entries, refused = _known(store, "entry", Entry, sources), _known(store, "refused", Refusal, sources)
+        entries = _known_entries(store, sources)
+        refused = _unchanged(store.all_json("refused", Refusal), "refused", sources)
         kept = len(entries)
         refused = {
             id: note for id, note in refused.items() if id not in entries and note["reader"] == _reader()
@@ -159,7 +161,10 @@ def _prepare(
         store.close()
     if not entries and sources and not IS_PART.fullmatch(out.name):
         example = "; ".join(f"{name}: {reason}" for name, reason in skipped[passed_over : passed_over + 2])
-        raise TrainError(f"videos: none of the {len(sources)} files in {videos} could be used ({example})")
+        hint = ROOT_HINT if example.endswith("missing file") else ""
+        raise TrainError(
+            f"videos: none of the {len(sources)} files in {videos} could be used ({example}){hint}"
+        )
     store.note_whole()
     (manifest := _manifest(sources, entries, settings, skipped)).save(out)
     return Prepared(manifest, stored=len(entries) - kept, kept=kept)
@@ -223,9 +228,34 @@ def claim(store: FrameStore, settings: FrameSettings) -> None:
         )
 
 
-def _known(store: FrameStore, kind: str, form: type[T], sources: list[Source]) -> dict[str, T]:
-    """What an earlier run has stored of each source whose file has not changed since: {id: JSON}."""
-    stored = store.all_json(kind, form)
+def _known_entries(store: FrameStore, sources: list[Source]) -> dict[str, Entry]:
+    """What is stored of each source whose file is the same: in size and time of change, or where only its time is
+    another, as after copying, in its content.
+    """
+    stored = store.all_json("entry", Entry)
+    known = _unchanged(stored, "entry", sources)
+    before = {one.id: stored.get(record_key("entry", one.id)) for one in sources if one.id not in known}
+    others = [(one, entry, one.stamp) for one in sources if (entry := before.get(one.id)) and one.stamp]
+    touched = [
+        item for item in others if item[1].get("content_sha256") and item[1].get("bytes") == item[2].bytes
+    ]
+    copied: dict[str, Entry] = {}
+    with ThreadPoolExecutor() as pool, ProgressBar("compare", len(touched), unit="video") as bar:
+        hashes = pool.map(lambda item: content_hash(item[0]), touched)
+        for (source, entry, stamp), found in zip(touched, hashes):
+            if found == entry["content_sha256"]:
+                copied[source.id] = {**entry, "changed_ns": stamp.changed_ns}
+            bar.advance()
+    if copied:
+        store.put({record_key("entry", id): sealed_text(entry) for id, entry in copied.items()})
+        say(f"{len(copied):,} files have another time of change and the same content: kept")
+    if len(others) > len(copied):
+        say(f"{len(others) - len(copied):,} files have changed since they were stored: they are read again")
+    return {**known, **copied}
+
+
+def _unchanged(stored: dict[str, T], kind: str, sources: list[Source]) -> dict[str, T]:
+    """What is stored of each source whose file has the same size and time of change: {id: JSON}."""
     known: dict[str, T] = {}
     for source in sources if stored else ():
         note = stored.get(record_key(kind, source.id))

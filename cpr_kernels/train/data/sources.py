@@ -11,14 +11,16 @@ from os.path import normpath, realpath
 from pathlib import Path
 from typing import NamedTuple
 
+from ...progress import waiting
 from ...reading.records import many_objects
 from ...video_files import ENDINGS, PassedOver, by_reason, first_of_each, walk
 from .. import TrainError
 from .kinds.annotations import is_address, split_of, stem_of
+from .kinds.columns import COLUMNS
 from .kinds.shards import Member, read_shard, shards_in
 from .kinds.splits import official_splits
 from .layouts import Labels, read_layout
-from .lists import COLUMNS, read_list
+from .lists import read_list
 from .segments import WHOLE, Segment
 
 UCF_NAME = re.compile(r"^v_(?P<name>.+)_g(?P<group>\d+)_c(?P<clip>\d+)$")
@@ -26,6 +28,7 @@ UCF_NAME = re.compile(r"^v_(?P<name>.+)_g(?P<group>\d+)_c(?P<clip>\d+)$")
 HMDB_NAME = re.compile(r"^(?P<source>.+)_[fhlu]_(cm|nm)_np\d_(ba|bl|br|fr|le|ri)_(bad|goo|med)_\d+$")
 UCF_TEST_GROUPS = range(1, 8)  # split 1 of UCF101 tests on groups 1 to 7
 TEST_SHARE = 0.25
+ROOT_HINT = "; --root FOLDER names the folder that a list's files are below"
 NO_LABELS = "no labels: the data set has no classes"
 
 
@@ -95,14 +98,15 @@ def list_sources(
         TrainError: nothing there, a list that cannot be read, or folders that cannot be understood.
     """
     given = [videos] if isinstance(videos, Path) else list(videos)
-    listed = _joined([_listed(one, labels, root) for one in given])
+    with waiting("list videos"):
+        listed = _joined([_listed(one, labels, root) for one in given])
     videos = given[0] if len(given) == 1 else Path(", ".join(map(str, given)))
     if not listed.sources:
         why = by_reason(listed.passed_over)
         raise TrainError(
             f"videos: no video found in {videos}{f' (passed over: {why})' if why else ''}; expected "
-            f"{videos.name}/<class>/<video>, {videos.name}/<video>, or a CSV with the columns {COLUMNS}; videos end in "
-            f"{' '.join(sorted(ENDINGS))}"
+            f"{videos.name}/<class>/<video>, {videos.name}/<video>, or a CSV with the columns {COLUMNS}"
+            f"{ROOT_HINT if 'missing file' in why else ''}; videos end in {' '.join(sorted(ENDINGS))}"
         )
     sources, passed_over = listed.sources, list(listed.passed_over)
     if splits is not None:
@@ -300,7 +304,7 @@ def _from_folder(root: Path, labels: Labels) -> Listing:
 
 
 def _from_list(table: Path, labels: Labels, root: Path | None) -> Listing:
-    rows, passed_over = read_list(table, labels, root)
+    rows, passed_over, unused = read_list(table, labels, root)
     in_parts = {normpath(row.name) for row in rows if not row.segment.whole}
     listed = []
     folder = root or table.parent
@@ -312,4 +316,8 @@ def _from_list(table: Path, labels: Labels, root: Path | None) -> Listing:
         own = f"{of_source}/{group}" if group else group_of(of_source, name)
         listed.append(Source(segment.id(name), str(folder / name), label, own, split, segment))
     notes = [] if any(row.label for row in rows) else [NO_LABELS]
+    if unused:
+        notes.append(
+            f"columns of {table.name} that are not used: {', '.join(unused)}; those read are {COLUMNS}"
+        )
     return Listing(listed, passed_over, notes)

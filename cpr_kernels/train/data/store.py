@@ -26,8 +26,9 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
+from ...progress import waiting
 from ...reading.records import as_record, many_objects, read_json
-from ...reading.seals import SEAL, TEXT_SEAL, check_seal, has_text_seal
+from ...reading.seals import SEAL, TEXT_SEAL, check_seal, text_seal
 from .. import TrainError
 from ..runtime.files import write_atomically
 from .decoding import DamagedRecord, decode_flow, decode_rgb
@@ -123,11 +124,9 @@ class FrameStore:
         path = self.folder / "data.mdb"
         self.env.info()
         if not self._is_known_whole():
-            walked = subprocess.run(
-                [sys.executable, "-I", "-c", WALK, str(self.folder), *_paths_of(lmdb)],
-                capture_output=True,
-                check=False,
-            )
+            command = [sys.executable, "-I", "-c", WALK, str(self.folder), *_paths_of(lmdb)]
+            with waiting(f"check {path}"):
+                walked = subprocess.run(command, capture_output=True, check=False)
             if walked.returncode:
                 why = walked.stderr.decode(errors="replace").strip().rpartition("\n")[2]
                 raise TrainError(
@@ -185,7 +184,7 @@ class FrameStore:
                     break
                 name = key.decode()
                 try:
-                    found[name] = read(value) if has_text_seal(value) else as_record(_older(value), form)
+                    found[name] = read(value) if text_seal(value) else as_record(_older(value), form)
                 except (ValueError, msgspec.MsgspecError) as error:
                     raise self._damaged(name, error) from None
         return found
@@ -235,7 +234,7 @@ class FrameStore:
 
 def _plain(value: bytes) -> dict[str, Any]:
     """The JSON object of a record, without its hash."""
-    if not has_text_seal(value):
+    if not text_seal(value):
         return _older(value)
     return {name: item for name, item in read_json(value).items() if name != TEXT_SEAL}
 

@@ -10,12 +10,13 @@ from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from multiprocessing.connection import wait as wait_for
 from pathlib import Path
 from typing import TypedDict
 
 from ...processes import process_context
+from ...reading.seals import file_hash
 from .. import TrainError
 from .decoding import FrameSettings, Knots, Pictures, UnreadableVideo, knots, read_views
 from .kinds.shards import extracted
@@ -31,7 +32,7 @@ class Lasting(str):
 
 
 class Entry(TypedDict, total=False):
-    """What is stored of a video beside its frames, in part as in `Video`; `bytes` and `changed_ns` are its file's."""
+    """What is stored of a video beside its frames, in part as in `Video`; the last three are its file's."""
 
     frames: int
     silence: str
@@ -40,6 +41,7 @@ class Entry(TypedDict, total=False):
     note: str
     bytes: int
     changed_ns: int
+    content_sha256: str  # none of a folder of frames
 
 
 class Refusal(TypedDict):
@@ -129,22 +131,37 @@ def _pool(processes: int) -> ProcessPoolExecutor:
 
 
 def read_source(source: Source, settings: FrameSettings) -> Reading | str:
-    """What a source gives, taken out of its shard where it is in one; see `read_one`."""
+    """What a source gives, taken out of its shard where it is in one, with its file's stamp; see `read_one`."""
     try:
         stamp = stamp_of(source.path)
         with extracted(source.path, source.member) as path:
-            outcome = read_one(path, settings, source.segment)
+            if path.is_file():
+                stamp["content_sha256"] = file_hash(path)
+            return read_one(path, settings, source.segment, stamp)
     except OSError as error:
         return (
             "missing file" if isinstance(error, FileNotFoundError) else f"cannot be read ({error.strerror})"
         )
-    return outcome if isinstance(outcome, str) else replace(outcome, entry={**outcome.entry, **stamp})
 
 
-def read_one(path: Path, settings: FrameSettings, segment: Segment = WHOLE) -> Reading | str:
-    """What a file gives, or in a line why it gives nothing, whatever its decoder raises."""
+def content_hash(source: Source) -> str:
+    """The `content_sha256` that a source's entry has while its content is the same; empty where it cannot be read."""
     try:
-        stamp = stamp_of(path)
+        with extracted(source.path, source.member) as path:
+            return file_hash(path) if path.is_file() else ""
+    except OSError:
+        return ""
+
+
+def read_one(
+    path: Path, settings: FrameSettings, segment: Segment = WHOLE, stamp: Entry | None = None
+) -> Reading | str:
+    """What a file gives, or in a line why it gives nothing, whatever its decoder raises.
+
+    `stamp`: of the file that its entry is to name, by default its own.
+    """
+    try:
+        stamp = stamp_of(path) if stamp is None else stamp
         pictures = read_views(path, settings, segment)
     except UnreadableVideo as reason:
         lasts = reason.__cause__ is None or isinstance(reason.__cause__, ValueError)

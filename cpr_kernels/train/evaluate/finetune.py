@@ -127,9 +127,10 @@ def finetune(settings: Finetune) -> dict[str, Any]:
     """
     settings = settings.resolved()
     settings.check()
-    out, wanted = settings.out, _refuse_another(settings)
+    manifest = Manifest.load(settings.data)  # held, so that the two data sets do not decode it again
+    out, wanted = settings.out, _refuse_another(settings, manifest)
     device = device_to_train_on(settings.device, settings.amp)
-    Manifest.load(settings.data).need_classes(settings.data, "a classifier")
+    manifest.need_classes(settings.data, "a classifier")
     train, test = _dataset(settings, "train"), _dataset(settings, "test")
     classifier = new_classifier(settings, train.manifest.classes).to(device)
     _refuse_before_training(classifier, test, settings)
@@ -291,12 +292,12 @@ def _as_json(settings: Finetune) -> dict[str, Any]:
     return dict(json.loads(json.dumps(asdict(settings), default=str)))
 
 
-def _refuse_another(settings: Finetune) -> dict[str, Any]:
+def _refuse_another(settings: Finetune, manifest: Manifest) -> dict[str, Any]:
     """Returns the settings as plain values; refuses a folder made with others. How it is tested may change."""
     free = {"fuse", "clips", "ten_crop", "workers", "cache_mb", "logger", "device"}
     wanted = _as_json(settings)
     wanted |= {name: str(Path(wanted[name]).resolve()) for name in PLACES if wanted[name]}
-    wanted["videos"] = videos_hash(Manifest.load(settings.data))
+    wanted["videos"] = videos_hash(manifest)
     path = settings.out / "finetune.json"
     if path.is_file():
         before = settings_of(settings.out)

@@ -13,7 +13,7 @@ from msgspec import Meta
 from torch import Tensor, nn
 
 from ... import retrieval_recall_at_k
-from ...progress import say
+from ...progress import say, waiting
 from .. import TrainError
 from ..data.manifest import Manifest
 from ..pretrain.run_folder import config_of, encoder_files, is_own_data
@@ -87,7 +87,8 @@ def probe_of(found: Measured) -> dict[str, float]:
         train, test = (
             (splits[split][has[split]], found.labels[split][has[split]]) for split in ("train", "test")
         )
-        accuracy[view] = probe(*train, *test)
+        with waiting(f"linear probe, {view}"):
+            accuracy[view] = probe(*train, *test)
     return accuracy
 
 

@@ -57,6 +57,43 @@ def test_a_held_out_split_is_never_trained_on_and_doubles_no_class(
     assert listing.passed_over == []
 
 
+@pytest.mark.parametrize(
+    ("train", "held"),
+    [
+        ("Train Set", "Validation Set"), ("train.v1", "val.v1"), ("k400_train", "k400_val"),
+        ("ucf101-train", "ucf101-TEST"), ("train2017", "val2017"), ("train-256px", "val-256px"),
+        ("train_256x256", "val_256x256"), ("trainlist01", "testlist01"), ("rgb_train", "rgb_val"),
+        ("train_videos_256", "val_videos_256"), ("01_training", "02_testing"), ("trainval", "test"),
+        ("train+val", "test"), ("train", "holdout"), ("train", "k600_val"),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("around", ["", "sets/"])
+def test_names_of_splits_with_other_words_double_no_class(
+    tmp_path: Path, train: str, held: str, around: str
+) -> None:
+    names = [around + name for name in split_folders(train, held)]
+    listing = list_sources(touched(tmp_path, *names))
+    assert placed(listing) == {
+        names[0]: ("train", "Run"), names[1]: ("train", "Jump"), names[2]: ("test", "Run"), names[3]: ("test", "Sit"),
+    }  # fmt: skip
+
+
+def test_classes_with_the_words_of_splits_stay_classes(tmp_path: Path) -> None:
+    names = ["training dog/a.mp4", "testing cars/b.mp4", "train station/c.mp4", "plane/d.mp4"]
+    listing = list_sources(touched(tmp_path / "a", *names))
+    assert {source.label for source in listing.sources} == {name[:-6] for name in names}
+    assert not any("names of splits" in note for note in listing.notes)
+    listing = list_sources(touched(tmp_path / "b", *split_folders("k400_train", "k400_val"), "extra/x.mp4"))
+    assert {source.label for source in listing.sources} > {"k400_train/Run", "extra"}
+    assert any("folders k400_train, k400_val have names of splits in them" in note for note in listing.notes)
+
+
+def test_a_class_inside_of_another_is_said(tmp_path: Path) -> None:
+    listing = list_sources(touched(tmp_path, "Run/a.mp4", "Run/part2/b.mp4", "Jump/c.mp4"))
+    assert {source.label for source in listing.sources} == {"Run", "Run/part2", "Jump"}
+    assert any("class Run/part2 is a folder inside of class Run, and another" in n for n in listing.notes)
+
+
 def test_splits_may_be_below_the_classes(tmp_path: Path) -> None:
     names = ["Run/train/a.mp4", "Run/val/b.mp4", "Jump/training/c.mp4", "Jump/Val/d.mp4", "Sit/train/e.mp4"]
     assert placed(list_sources(touched(tmp_path, *names))) == {

@@ -119,3 +119,69 @@ def test_commas_inside_of_fields_are_named(tmp_path: Path, text: str, said: str)
 def test_a_list_of_paths_takes_whole_lines(tmp_path: Path) -> None:
     found = listed(touched(tmp_path, "a.mp4", "b, c.mp4"), "a.mp4\nb, c.mp4\n").sources
     assert [one.id for one in found] == ["a.mp4", "b, c.mp4"]
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        "path,label,split,start,end",
+        "filename,Category,subset,t_start,t_end",
+        "video_path,class,Set,begin,stop",
+    ],
+)
+def test_columns_are_known_by_what_other_programs_call_them(tmp_path: Path, head: str) -> None:
+    found = listed(touched(tmp_path, "a.mp4"), f"{head}\na.mp4,run,val,0,1\na.mp4,sit,val,1,2.5\n")
+    assert [(s.id, s.label, s.split) for s in found.sources] == [
+        ("a.mp4@0-1", "run", "test"), ("a.mp4@1-2.5", "sit", "test"),
+    ]  # fmt: skip
+    assert not any("not used" in note for note in found.notes)
+
+
+def test_columns_that_are_not_used_are_said(tmp_path: Path) -> None:
+    found = listed(touched(tmp_path, "a.mp4"), "path,label,class,fold,,start_frame\na.mp4,run,x,1,,7\n")
+    assert [(s.id, s.label) for s in found.sources] == [("a.mp4", "run")]
+    assert found.notes[0].startswith(
+        "columns of list.csv that are not used: class, fold, start_frame; those read"
+    )
+
+
+@pytest.mark.parametrize("delimiter", [",", ";", "\t"])
+def test_paths_and_labels_need_no_header(tmp_path: Path, delimiter: str) -> None:
+    folder = touched(tmp_path, "a.mp4", "sub/b.mp4")
+    found = listed(folder, f"a.mp4{delimiter}3\nsub/b.mp4{delimiter}0\n")
+    assert [(s.id, s.label, s.stamp is not None) for s in found.sources] == [
+        ("a.mp4", "3", True), ("sub/b.mp4", "0", True),
+    ]  # fmt: skip
+
+
+def test_line_ends_of_every_kind_and_a_comma_in_the_first_path(tmp_path: Path) -> None:
+    folder = touched(tmp_path, "a.mp4", "b, c.mp4")
+    for end in ("\n", "\r\n", "\r"):
+        found = listed(folder, end.join(["path,label", "a.mp4,run", '"b, c.mp4",sit', ""]))
+        assert [(s.id, s.label) for s in found.sources] == [("a.mp4", "run"), ("b, c.mp4", "sit")]
+    assert [s.id for s in listed(folder, "b, c.mp4\na.mp4\n").sources] == ["a.mp4", "b, c.mp4"]
+
+
+def test_addresses_of_files_are_counted(tmp_path: Path) -> None:
+    found = listed(touched(tmp_path, "a.mp4"), "a.mp4\nfile:///x/b.mp4\nhttps://x/c.mp4\n")
+    assert [s.id for s in found.sources] == ["a.mp4"]
+    assert [reason for _, reason in found.passed_over] == ["an address, no file"] * 2
+
+
+def test_lists_elsewhere_name_the_option(tmp_path: Path) -> None:
+    touched(tmp_path, "videos/v_abc.mp4", "lists/x")
+    net = (
+        '{"database": {"abc": {"subset": "training", "annotations": [{"label": "Run", "segment": [0, 1]}]}}}'
+    )
+    (tmp_path / "lists" / "net.json").write_text(net)
+    with pytest.raises(TrainError, match=r"passed over: missing file 1.*--root FOLDER"):
+        list_sources(tmp_path / "lists" / "net.json")
+    found = list_sources(tmp_path / "lists" / "net.json", root=tmp_path / "videos")
+    assert [(s.id, s.stamp is not None) for s in found.sources] == [("v_abc.mp4@0-1", True)]
+
+
+def test_two_files_of_one_name_are_said(tmp_path: Path) -> None:
+    touched(tmp_path, "a/abc.mp4", "b/abc.webm")
+    found = listed(tmp_path, "label,youtube_id,time_start,time_end,split\nRun,abc,0,10,train\n")
+    assert [s.id for s in found.sources] == ["a/abc.mp4@0-10"]
+    assert found.passed_over == [("b/abc.webm", "another file of its name is taken: a/abc.mp4")]

@@ -24,7 +24,7 @@ from cpr_kernels.train.data.decoding import FrameSettings
 from cpr_kernels.train.data.manifest import Manifest
 from cpr_kernels.train.data.parts import Part, PartedStore, open_store, parse_part, part_of, parts_in
 from cpr_kernels.train.data.store import FrameStore
-from cpr_kernels.train.data.workers import read_one
+from cpr_kernels.train.data.workers import read_source
 
 SETTINGS = FrameSettings(size=32, min_frames=4, flow="draft")
 VIDEOS, OF = 12, 3
@@ -34,10 +34,10 @@ from pathlib import Path
 from cpr_kernels.train.data import prepare as module
 from cpr_kernels.train.data.decoding import FrameSettings
 from cpr_kernels.train.data.parts import Part
-from cpr_kernels.train.data.workers import read_one
+from cpr_kernels.train.data.workers import read_source
 
 def read_all(todo, settings, processes):
-    yield todo[0], read_one(todo[0].path, settings)
+    yield todo[0], read_source(todo[0], settings)
     os.kill(os.getpid(), signal.SIGKILL)
 
 module.read_all = read_all
@@ -52,7 +52,7 @@ def read_here(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def read_all(todo: list[Any], settings: FrameSettings, processes: int) -> Iterator[tuple[Any, Any]]:
         for source in todo:
-            yield source, read_one(source.path, settings, source.segment)
+            yield source, read_source(source, settings)
 
     monkeypatch.setattr(module, "read_all", read_all)
 

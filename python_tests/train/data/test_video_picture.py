@@ -233,3 +233,43 @@ def test_hdr_that_cannot_be_mapped_is_noted(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr("cpr_kernels.video.MAPS_HDR", 10_000)
     frames = timed_frames(path, 32)
     assert len(list(frames)) == 12 and "HDR (PQ)" in frames.note
+
+
+TO_709 = {  # linear light of D65 primaries to BT.709's
+    9: [[1.6605, -0.5876, -0.0728], [-0.1246, 1.1329, -0.0083], [-0.0182, -0.1006, 1.1187]],
+    12: [[1.2249, -0.2247, 0.0], [-0.0420, 1.0419, 0.0], [-0.0197, -0.0786, 1.0979]],
+}
+
+
+@pytest.mark.skipif(int(av.__version__.partition(".")[0]) < MAPS_HDR, reason="PyAV 18 maps primaries")
+@pytest.mark.parametrize("primaries", [9, pytest.param(12, marks=pytest.mark.slow)])
+def test_wide_primaries_become_those_of_a_standard_screen(primaries: int, tmp_path: Path) -> None:
+    bars = np.array(
+        [(150, 120, 120), (120, 150, 120), (120, 120, 150), (255, 255, 255), (0, 0, 0), (128, 128, 128)]
+    )
+    red, blue = MATRIX[1]
+    luma = bars / 255 @ [red, 1 - red - blue, blue]
+    chroma = [(bars[:, i] / 255 - luma) / (2 * (1 - weight)) for i, weight in ((2, blue), (0, red))]
+    planes = np.stack([16 + 219 * luma, *(128 + 224 * one for one in chroma)], 1).round().astype(np.uint8)
+    path = write_yuv(
+        tmp_path / "a.mkv",
+        planes,
+        "yuv444p",
+        colorspace=1,
+        color_range=1,
+        color_primaries=primaries,
+        color_trc=1,
+    )
+    wanted = 255 * ((bars / 255) ** 2.4 @ np.array(TO_709[primaries]).T).clip(0, 1) ** (1 / 2.4)
+    assert np.abs(bars_of(path, 32) - wanted).max() <= 3
+    assert np.abs(wanted - bars).max() > 6  # it matters
+
+
+def test_wide_primaries_that_cannot_be_mapped_are_noted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    planes = np.full((6, 3), 128, np.uint8)
+    path = write_yuv(tmp_path / "a.mkv", planes, "yuv444p", color_primaries=12)
+    monkeypatch.setattr("cpr_kernels.video.MAPS_HDR", 10_000)
+    frames = timed_frames(path, 32)
+    assert len(list(frames)) == 12 and "of wide primaries (P3)" in frames.note

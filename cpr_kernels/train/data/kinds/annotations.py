@@ -7,10 +7,10 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from ....video_files import ENDINGS, PassedOver, walk
+from ....video_files import ENDINGS, PassedOver, first_of_each, walk
 from ..layouts import split_named
 
-ADDRESS = re.compile(r"[a-zA-Z][\w+.-]+:/{1,2}(?=[^/\\])")
+ADDRESS = re.compile(r"[a-zA-Z][\w+.-]+:/{1,3}(?=[^/\\])")
 LIST_LINE = re.compile(r"(?P<path>\S.*?)(?:\s+(?P<frames>\d+))?\s+(?P<label>\d+)\s*")
 KINETICS = {"youtube_id", "time_start", "time_end"}  # columns of its CSV
 
@@ -28,9 +28,14 @@ def split_of(table: Path) -> str:
     return next((split for word in words if (split := split_named(word))), "")
 
 
-def files_by_id(root: Path) -> dict[str, str]:
-    """The videos and folders of frames below a folder: {name without ending: path below it}."""
-    return {stem_of(name): name for name in walk(root, frames=True)[0]}
+def files_by_id(root: Path) -> tuple[dict[str, str], PassedOver]:
+    """The videos and folders of frames below a folder: {name without ending: path below it}; and those of a name that
+    another has.
+    """
+    kept, repeats = first_of_each(walk(root, frames=True)[0], stem_of)
+    return {stem_of(name): name for name in kept}, [
+        (again, f"another file of its name is taken: {first}") for again, first in repeats
+    ]
 
 
 def stem_of(name: str) -> str:

@@ -57,6 +57,8 @@ def read_shard(path: Path) -> tuple[list[Sample], PassedOver]:
                 folder, slash, name = entry.name.rpartition("/")
                 stem, _, ending = name.partition(".")
                 key, ending = f"{folder}{slash}{stem}", f".{ending.lower()}"
+                if (last := f".{ending.rpartition('.')[2]}") in ENDINGS:  # KEY.video.mp4
+                    ending = last
                 shown = f"{path.name}/{printable(entry.name)}"
                 if not entry.isreg():
                     continue

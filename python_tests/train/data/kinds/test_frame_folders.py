@@ -14,6 +14,7 @@ import cv2
 from cpr_kernels.train.data.decoding import FrameSettings, decode_flow, decode_rgb, knots, read_views
 from cpr_kernels.train.data.workers import read_one
 from cpr_kernels.video import UnreadableVideo
+from cpr_kernels.video_files import walk
 
 SETTINGS = FrameSettings(size=32, min_frames=4, flow="draft", jpeg_quality=100)
 COUNT = 6
@@ -91,3 +92,22 @@ def test_what_is_wrong_with_a_folder_is_one_line(tmp_path: Path, clip: np.ndarra
     assert read_one(tmp_path / "w", SETTINGS) == "img_00002.png is no picture"
     cv2.imwrite(str(tmp_path / "w/img_00002.png"), clip[0, :40])
     assert read_one(tmp_path / "w", SETTINGS) == "the frame size changes inside the video"
+
+
+def test_folders_that_are_nearly_frames_are_told(tmp_path: Path) -> None:
+    names = {
+        "good": ["img_1.jpg", "img_2.jpg", "img_3.jpg", "Thumbs.db", "desktop.ini", ".DS_Store"],
+        "gap": ["img_1.jpg", "img_2.jpg", "img_4.jpg"], "kinds": ["img_1.jpg", "img_2.jpg", "flow_u_1.jpg"],
+        "photos": ["a.jpg", "b.jpg"],
+    }  # fmt: skip
+    for folder, inside in names.items():
+        for name in inside:
+            (tmp_path / "Run" / folder).mkdir(parents=True, exist_ok=True)
+            (tmp_path / "Run" / folder / name).write_text(name)
+    found, passed_over = walk(tmp_path, frames=True)
+    assert found == ["Run/good"]
+    assert dict(passed_over) == {
+        "Run/gap/": "numbers of frames have a gap: 1 missing from 1 to 4",
+        "Run/kinds/": "numbered pictures of several names, so no folder of frames: flow_u, img",
+        "Run/photos/a.jpg": "picture", "Run/photos/b.jpg": "picture",
+    }  # fmt: skip

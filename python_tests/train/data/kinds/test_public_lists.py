@@ -60,7 +60,7 @@ def test_mmaction2_lists_of_frame_folders(tmp_path: Path) -> None:
     assert [one.id for one in folders.sources] == ["v1", "v2"] and all(
         one.path.is_dir() for one in folders.sources
     )
-    assert dict(folders.passed_over)["odd/img_1.jpg"] == "picture"
+    assert dict(folders.passed_over)["odd/"] == "numbers of frames have a gap: 1 missing from 1 to 3"
 
 
 def test_kinetics_csv_and_json(tmp_path: Path) -> None:

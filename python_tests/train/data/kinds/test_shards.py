@@ -80,3 +80,9 @@ def test_a_damaged_shard_is_one_line(tmp_path: Path, video: bytes) -> None:
     whole_listing = list_sources(whole)
     whole.unlink()
     assert read_source(whole_listing.sources[0], SETTINGS) == "missing file"
+
+
+def test_a_key_ends_at_its_first_point(tmp_path: Path, video: bytes) -> None:
+    shard(tmp_path / "s.tar", {"a.video.mp4": video, "a.cls": b"3", "b.mp4": video, "b.cls": b"4"})
+    found = list_sources(tmp_path / "s.tar").sources
+    assert [(one.id, one.label) for one in found] == [("s.tar/a", "3"), ("s.tar/b", "4")]
