@@ -87,7 +87,7 @@ inline void bind(py::module_& m) {
           throw std::invalid_argument(reason);
         std::string products = layout.wgmma ? "wgmma" : "mma.sync";
         if (!layout.wgmma && limits_of(limits).capability == 90 && args.num_keys > 0)
-          products += std::string(", not wgmma: ") + why_not_attend_wgmma(args, wanted, limits_of(limits));
+          products += std::string(", not wgmma: ") + why_not_attend_wgmma(args, limits_of(limits));
         return std::make_tuple(layout.parts, layout.part_columns, layout.wide, layout.bytes, products);
       },
       "Parts of the keys, keys a part, whether features stream through a block, bytes of workspace, and what "

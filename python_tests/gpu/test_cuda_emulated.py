@@ -354,9 +354,9 @@ def test_what_the_sanitizers_watch_runs_every_kernel() -> None:
         loss_native.keys_gradient_on_stream(call, given, core, 0)
         for choice in gpu_small.choices(loss)[1:]:
             core.cuda_tune(**choice)
-            torch.testing.assert_close(
-                loss_native.sweep_on_stream(call, True, core, 0).loss, swept.loss, rtol=1e-5, atol=1e-5
-            )
+            for wanted in (False, True):
+                chosen = loss_native.sweep_on_stream(call, True, core, 0, wanted)
+                torch.testing.assert_close(chosen.loss, swept.loss, rtol=1e-5, atol=1e-5)
         core.cuda_tune()
     enqueue.on_stream([torch.zeros(8, 5)], torch.tensor(3), torch.tensor(3), [torch.ones(11, 5)], core, 0)
     assert core.kernels_launched() == len(REGISTERS) + 1  # prepare_kernel is compiled into two files
