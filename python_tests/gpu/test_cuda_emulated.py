@@ -16,7 +16,16 @@ from typing import Any
 import gpu_small
 import pytest
 import torch
-from cases import LARGE_CASES, LOSS_CASES, SMALL_CASES, CascadeCase, LossCase, listed, name_of
+from cases import (
+    ABSENT_BY_ANOTHER,
+    LARGE_CASES,
+    LOSS_CASES,
+    SMALL_CASES,
+    CascadeCase,
+    LossCase,
+    listed,
+    name_of,
+)
 from cuda_tools import CUDA_SOURCES
 from hypothesis import given, settings
 from oracles import cascade_calls, same
@@ -79,7 +88,7 @@ def borders_hold(borders: list[torch.Tensor]) -> None:
 
 
 @pytest.mark.parametrize("device", [H200, A100], ids=["tiny", "ring"])
-@pytest.mark.parametrize("case", SMALL_CASES, ids=name_of)
+@pytest.mark.parametrize("case", [*SMALL_CASES, ABSENT_BY_ANOTHER], ids=name_of)
 def test_small_cascades(
     core: Any, case: CascadeCase, device: tuple[int, ...], guarded: list[torch.Tensor]
 ) -> None:
@@ -445,6 +454,7 @@ FAULTS = {
     "no barrier between two halves of a launch": ("cascade/cascade_topk.cu", "  sync_cluster();\n  for (uint32_t query", "  for (uint32_t query"),
     "the later of two ties first": ("cascade/select.h", "indices[i] < indices[own]", "indices[i] > indices[own]"),
     "entries beyond the last key": ("cascade/stages.h", "+ n + thread] = float_of(ABSENT)", "+ n + thread] = 1e30f"),
+    "entries that are absent by the other row alone": ("cascade/stages.h", "n < keep && !careful", "n < keep && n == 0"),
 }  # fmt: skip
 
 
@@ -461,9 +471,9 @@ def test_the_emulation_sees_a_planted_fault(fault: str, tmp_path: Path) -> None:
     built.mkdir()
     script = (
         "import cuda_tools, torch; from pathlib import Path\n"
-        "from cases import SMALL_CASES; from cpr_kernels.mining import native, reference\n"
+        "from cases import ABSENT_BY_ANOTHER, SMALL_CASES; from cpr_kernels.mining import native, reference\n"
         f"core = cuda_tools.emulated_changed(Path({str(changed)!r}), Path({str(built)!r})); core.set_seed(7)\n"
-        "pairs = ((native.run_on_stream(c.call(), core, 0), reference.run(c.call())) for c in SMALL_CASES)\n"
+        "pairs = ((native.run_on_stream(c.call(), core, 0), reference.run(c.call())) for c in [ABSENT_BY_ANOTHER, *SMALL_CASES])\n"
         "raise SystemExit(0 if all(torch.equal(a[0], b[0]) for a, b in pairs) else 7)"
     )
     path = os.pathsep.join(map(str, (SUPPORT, Path(cpr_kernels.__file__).parents[1])))
