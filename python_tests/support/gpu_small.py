@@ -100,7 +100,9 @@ def wrong_loss(case: LossCase) -> int:
         _core.cuda_tune(**choice)
         swept, plain = losses.sweep(call, True, True), losses.sweep(call, True)
         losses.keys_gradient(call, torch.ones_like(swept.loss), swept.lse_all, swept.lse_positive)
-        right = equal((swept.stats,), (exact.stats,)) and equal(swept[:-1], tuple(t.cpu() for t in plain[:-1]))
+        right = equal((swept.stats,), (exact.stats,)) and equal(
+            swept[:-1], tuple(t.cpu() for t in plain[:-1])
+        )
         for got, wanted in ((swept.loss, exact.loss), (swept.grad_query, exact.grad_query)):
             right = right and bool(((got.cpu() - wanted).abs() <= 1e-4 * (1 + wanted.abs())).all())
         if not right:
