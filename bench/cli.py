@@ -15,6 +15,10 @@ COMMANDS = {  # name: (the module with its `main(argv)`, what it does)
     "loss": ("bench.ops.measure", "Measures the MIL-NCE loss only, forward and backward."),
     "enqueue": ("bench.ops.measure", "Measures writing a batch into the queue only."),
     "train_step": ("bench.ops.measure", "Measures the training step without encoders only."),
+    "step": (
+        "bench.ops.whole_step",
+        "Measures a whole training step of S3D part by part, beside one with the published forms.",
+    ),
     "between": (
         "bench.ops.between",
         "Measures mining between torch's own products: cold caches, threads that sleep or spin.",

@@ -1,6 +1,6 @@
 """Compares the papers' methods in one command: every method under one budget, from each seed's common InfoNCE warm-up.
 
-    python -m bench protocol --data DATA --out FOLDER [--preset cpu|gpu] [--seeds 0 1]
+    python -m bench protocol --data DATA --out FOLDER [--preset cpu|gpu|flow] [--seeds 0 1]
 
 DATA is a set made by `cpr prepare`. Every run is resumable: stopped or killed, the same command continues it.
 FOLDER gets seed<n>/<method>/ (runs), protocol.json, protocol.md, curves.svg and report.html.
@@ -20,6 +20,9 @@ from typing import Any
 import torch
 
 from cpr_kernels.train import Interrupted, TrainError
+from cpr_kernels.train.data.manifest import Manifest
+from cpr_kernels.train.evaluate.features import Protocol, measured_videos
+from cpr_kernels.train.evaluate.paired_gain import right_by_video
 from cpr_kernels.train.evaluate.retrieval import evaluate_run
 from cpr_kernels.train.pages.plots import Panel, save_curves
 from cpr_kernels.train.pages.report import last_epochs, write_report
@@ -28,6 +31,7 @@ from cpr_kernels.train.pretrain.loop import pretrain
 from cpr_kernels.train.pretrain.phases import make_plan, total_steps
 from cpr_kernels.train.pretrain.run_folder import config_of, encoder_files
 from cpr_kernels.train.runtime.run_log import read_lines
+from cpr_kernels.train.views.augment import Augment
 
 from ..tables.readme import write_text
 from .protocol_tables import diagnosis, markdown
@@ -38,6 +42,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "coclr": {"method": "coclr"},
     "cpr-3": {"method": "cpr", "stages": 3},
     "cpr-7": {"method": "cpr", "stages": 7},
+    "tuned": {"method": "auto"},
     "cpr-7-progressive": {"method": "cpr", "stages": 7, "progressive": True},
     "ubernce": {"method": "ubernce"},
 }
@@ -54,7 +59,8 @@ class Budget:
 
 def budget(preset: str, data: Path, out: Path, device: str) -> Budget:
     """Returns the budget of a preset. cpu: a reduced setting for two cores, hours for 1,256 videos. gpu: the
-    full S3D on 32 x 112 x 112.
+    full S3D on 32 x 112 x 112. flow: a small network trained long, then flow alone with positives mined with RGB,
+    which labels improve much.
     """
     ignored = Mining(topk=5, siblings="ignore", infonce_siblings="ignore")
     common = TrainConfig(data=data, out=out, mining=ignored, device=device)
@@ -66,6 +72,16 @@ def budget(preset: str, data: Path, out: Path, device: str) -> Budget:
                 optim=Optim(momentum=0.99, cycle_lr=2e-4, warmup=50),
             ),
             clips_per_video=5,
+        )  # fmt: skip
+    if preset == "flow":
+        return Budget(
+            replace(
+                common, infonce_epochs=100, cycles=1, cycle_epochs=50, cycle_views=("flow",), queue=384,
+                backbone="conv4", width=0.5, mining=replace(ignored, drop_own_positive=0.9),
+                clips=Clips(frames=8, crop=48, batch=32, cache_mb=4096),
+                optim=Optim(momentum=0.99, cycle_lr=1e-3, warmup=10), augment=Augment(blur=0.0),
+            ),
+            clips_per_video=4,
         )  # fmt: skip
     return Budget(
         replace(
@@ -144,13 +160,49 @@ def figures_of(run: Path) -> dict[str, Any]:
     return {
         "recall": evaluation["recall"], "probe": evaluation["probe"], "mining": mined, "pmr_by_epoch": curve,
         "trained_steps": len(steps), "seconds": sum(line["seconds"] for line in steps),
+        "right": _right(run),
     }  # fmt: skip
+
+
+def _right(run: Path) -> dict[str, str]:
+    """Returns {view: a digit for each test video}, 1 where its nearest training video has its class, - without view."""
+    settings = json.loads((run / "eval.json").read_text())["protocol"]
+    protocol = Protocol(**{**settings, "ks": tuple(settings["ks"])})
+    return {
+        view: "".join("-" if value.isnan() else str(int(value)) for value in of_videos)
+        for view, of_videos in right_by_video(run, protocol).items()
+    }
+
+
+def _of_other_seeds(
+    base: Budget, out: Path, seeds: Sequence[int]
+) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
+    """Returns the results and the diagnoses that protocol.json holds of other seeds, perhaps trained elsewhere."""
+    file = out / "protocol.json"
+    before = json.loads(file.read_text()) if file.is_file() else {"seeds": []}
+    others = {str(seed) for seed in before["seeds"]} - set(map(str, seeds))
+    if not others:
+        return {}, {}
+    if before["budget"] != described(base):
+        raise TrainError(f"out: {file} has seeds of another budget; give another --out")
+    kept = {
+        name: {seed: run for seed, run in of_seed.items() if seed in others}
+        for name, of_seed in before["results"].items()
+    }
+    return kept, {seed: found for seed, found in before["diagnosis"].items() if seed in others}
+
+
+def sources_of_test_videos(base: Budget) -> list[int]:
+    """Returns the source of each test video, in the order of the digits of `right`."""
+    manifest, clips = Manifest.load(base.config.data), base.config.clips
+    protocol = Protocol(clips.frames, clips.crop, base.clips_per_video)
+    return [manifest.videos[i].group for i in measured_videos(manifest, "test", protocol)]
 
 
 def run_protocol(base: Budget, out: Path, seeds: Sequence[int], methods: Sequence[str]) -> dict[str, Any]:
     """Trains all runs, one after the other; returns what protocol.json holds."""
-    results: dict[str, dict[str, Any]] = {name: {} for name in (WARM_UP, *methods)}
-    queues: dict[str, Any] = {}
+    results, queues = _of_other_seeds(base, out, seeds)
+    results = {name: results.pop(name, {}) for name in (WARM_UP, *methods)} | results
     for seed in seeds:
         warm_up = warm_up_config(base.config, out, seed)
         train(warm_up, base.clips_per_video)
@@ -168,22 +220,29 @@ def run_protocol(base: Budget, out: Path, seeds: Sequence[int], methods: Sequenc
     return write_document(base, out, results, queues)
 
 
+def described(base: Budget) -> dict[str, Any]:
+    """Returns what protocol.md says of a budget."""
+    config = base.config
+    told = {
+        "views": list(config.views), "warm-up epochs": config.infonce_epochs, "epochs a view":
+        config.cycles * config.cycle_epochs, "queue": config.queue, "frames": config.clips.frames,
+        "pixels": config.clips.crop, "width": config.width, "batch": config.clips.batch, "top-k":
+        config.mining.topk, "ratio": config.mining.ratio, "test clips a video": base.clips_per_video,
+    }  # fmt: skip
+    if config.cycle_views:
+        told["views trained in cycles"] = list(config.cycle_views)
+    return told
+
+
 def write_document(
     base: Budget, out: Path, results: dict[str, dict[str, Any]], queues: dict[str, Any]
 ) -> dict[str, Any]:
     """Writes protocol.json, protocol.md and the curves of what is finished so far; `queues`: the diagnosis of
     each seed's.
     """
-    config = base.config
     document = {
-        "budget": {
-            "views": list(config.views), "warm-up epochs": config.infonce_epochs, "epochs a view":
-            config.cycles * config.cycle_epochs, "queue": config.queue, "frames": config.clips.frames,
-            "pixels": config.clips.crop, "width": config.width, "batch": config.clips.batch, "top-k":
-            config.mining.topk, "ratio": config.mining.ratio, "test clips a video": base.clips_per_video,
-        },
-        "torch": torch.__version__, "seeds": list(map(int, queues)), "results": results,
-        "diagnosis": queues,
+        "budget": described(base), "torch": torch.__version__, "seeds": sorted(map(int, queues)),
+        "results": results, "diagnosis": queues, "sources": sources_of_test_videos(base),
     }  # fmt: skip
     write_text(out / "protocol.json", json.dumps(document, indent=1) + "\n")
     write_text(out / "protocol.md", markdown(document))
@@ -204,7 +263,7 @@ def main(argv: Sequence[str]) -> int:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--data", type=Path, required=True, help="a prepared data set")
     parser.add_argument("--out", type=Path, required=True, help="folder of all runs and results")
-    parser.add_argument("--preset", choices=("cpu", "gpu"), default="cpu")
+    parser.add_argument("--preset", choices=("cpu", "gpu", "flow"), default="cpu")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
     parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=list(METHODS))
     parser.add_argument("--infonce-epochs", type=int, help="of the warm-up; the preset's by default")

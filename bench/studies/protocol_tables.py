@@ -12,6 +12,7 @@ import torch
 
 from cpr_kernels import Schedule, cascade_trace, coclr_schedule, cpr_schedule, oracle_schedule
 from cpr_kernels.train.data.manifest import Manifest
+from cpr_kernels.train.evaluate.paired_gain import Z, clustered_standard_error
 from cpr_kernels.train.pretrain.config import TrainConfig
 from cpr_kernels.train.runtime.checkpoint import load
 
@@ -19,6 +20,7 @@ from ..harness.text import markdown as table
 from ..harness.text import percents
 
 Document = dict[str, Any]
+BASELINE = "infonce"
 
 
 def markdown(document: Document) -> str:
@@ -32,6 +34,7 @@ def markdown(document: Document) -> str:
         f"Budget: {budget}. Seeds {seeds}: mean (each seed). Torch {document['torch']}.",
         "Features after the last phase, retrieval of training videos by test videos and linear probe, %:",
         features_table(document),
+        gains_table(document),
         "Mined positives in the last epoch of each view's last phase, %:",
         mining_table(document),
         "The queue at the end of the warm-up, mined in several ways, stage by stage (right: entries with the query's "
@@ -52,6 +55,37 @@ def features_table(document: Document) -> str:
             cells = [percents([run["recall"][view][k] for run in found]) for k in ks]
             rows.append([method, view, *cells, percents([run["probe"][view] for run in found])])
     return table(header, rows) if rows else ""
+
+
+def gains_table(document: Document) -> str:
+    """Returns a row a method and view: R@1 over InfoNCE's of the same length, paired by test video and seed.
+
+    The interval is of the mean over seeds: 1.96 standard errors over the test videos' sources on each side.
+    """
+    results, rows = document["results"], []
+    baseline = {seed: run["right"] for seed, run in results.get(BASELINE, {}).items() if "right" in run}
+    for method, of_seed in results.items():
+        seeds = [seed for seed in baseline if "right" in of_seed.get(seed, {})]
+        if method == BASELINE or not seeds:
+            continue
+        for view in baseline[seeds[0]]:
+            each = torch.stack(
+                [_digits(of_seed[seed]["right"][view]) - _digits(baseline[seed][view]) for seed in seeds]
+            )  # [seeds, test videos], of 100, 0 and -100
+            has = each.isfinite().all(dim=0)
+            gain, sources = each[:, has].mean(dim=0), torch.tensor(document["sources"])[has]
+            middle, half = gain.mean().item(), Z * clustered_standard_error(gain, sources)
+            by_seed = ", ".join(f"{value:+.1f}" for value in each[:, has].mean(dim=1).tolist())
+            rows.append(
+                [method, view, f"{middle:+.1f}", f"{middle - half:+.1f} to {middle + half:+.1f}", by_seed]
+            )
+    header = ["method", "view", "points of R@1 over infonce", "95 % interval", "by seed"]
+    return f"Paired with InfoNCE of the same length:\n\n{table(header, rows)}" if rows else ""
+
+
+def _digits(text: str) -> torch.Tensor:
+    """Returns 100 for 1, 0 for 0, NaN for -, of each test video."""
+    return torch.tensor([torch.nan if digit == "-" else 100.0 * int(digit) for digit in text])
 
 
 def mining_table(document: Document) -> str:

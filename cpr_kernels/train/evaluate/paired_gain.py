@@ -55,7 +55,7 @@ def paired_gains(run: Path, baseline: Path, protocol: Protocol, data: Path | Non
     manifest = Manifest.load(config.data)
     videos = [manifest.videos[i] for i in measured_videos(manifest, "test", protocol)]
     sources, classes = torch.tensor([v.group for v in videos]), torch.tensor([v.label for v in videos])
-    right = [_right(folder, config.data, config.views, protocol) for folder in (run, baseline)]
+    right = [right_by_video(folder, protocol, config.data) for folder in (run, baseline)]
     gains = []
     for view in right[0]:
         both = torch.stack([of[view] for of in right])
@@ -89,13 +89,15 @@ def clustered_standard_error(values: Tensor, clusters: Tensor) -> float:
     return (sums.square().sum() * count / (count - 1)).sqrt().item() / len(values)
 
 
-def _right(run: Path, data: Path, views: tuple[str, ...], protocol: Protocol) -> dict[str, Tensor]:
-    """Returns {view: [M]}: 1.0 where the nearest training video of a test video has its class, NaN where it lacks the
-    view.
+def right_by_video(run: Path, protocol: Protocol, data: Path | None = None) -> dict[str, Tensor]:
+    """Returns {view: [M]} of a run's last encoders, a number for each test video, in the order of `measured_videos`.
+
+    It is 1.0 where the nearest training video has the test video's class, 0.0 where not, NaN where it lacks the view.
     """
+    config = config_of(run, data)
     files = encoder_files(run)[-1][1]
-    kept = {view: files[view] for view in measurable_views(data, views)}
-    found = measured_files(kept, data, protocol, run / "features")
+    kept = {view: files[view] for view in measurable_views(config.data, config.views)}
+    found = measured_files(kept, config.data, protocol, run / "features")
     right = {}
     for view, splits in units_of(found, protocol).items():
         has = {split: rows.any(dim=1) for split, rows in splits.items()}

@@ -143,6 +143,8 @@ class TrainConfig:
     """Cycles; each trains one view after the other, the others frozen."""
     cycle_epochs: int = 100
     """Epochs for each view in each cycle."""
+    cycle_views: tuple[str, ...] = ()
+    """Views that the cycles train, in this order; none named: all, in the order of `views`."""
     queue: int = 2048
     """Entries of the memory queue (N); keep it well below the number of training videos."""
     backbone: str = "s3d"
@@ -223,6 +225,10 @@ class TrainConfig:
             self._check_auto()
         if self.framework == "iic":
             self._check_iic()
+        if unknown := [view for view in self.cycle_views if view not in self.views]:
+            raise TrainError(
+                f"cycle-views: the run has no view {unknown[0]!r}; it has {', '.join(self.views)}"
+            )
         if unknown := [view for view in self.init if view not in self.views]:
             raise TrainError(f"init: the run has no view {unknown[0]!r}; it has {', '.join(self.views)}")
 
@@ -248,6 +254,7 @@ class TrainConfig:
             ("mining.drop-own-positive", self.mining.drop_own_positive, (0.0,)),
             ("optim.accumulate", self.optim.accumulate, (1,)),
             ("goes-on", self.goes_on, (None,)),
+            ("cycle-views", self.cycle_views, ((),)),
         ):
             if value not in known:
                 raise TrainError(f"{name}: framework iic takes {' and '.join(map(str, known))}, got {value}")

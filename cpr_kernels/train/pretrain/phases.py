@@ -77,7 +77,7 @@ def make_plan(config: TrainConfig) -> list[Phase]:
     fill_steps = ceil(config.queue / config.clips.batch)
     for cycle in range(1, config.cycles + 1 if config.cycle_epochs else 1):
         topk = topk_of_cycle(config, cycle)
-        for trained in config.views:
+        for trained in config.cycle_views or config.views:
             method = method_of(config, trained, topk)
             phases.append(
                 Phase(

@@ -56,21 +56,27 @@ def _recoloured(rgb: Tensor, draws: Tensor, how: Augment) -> Tensor:
 
 
 def _blurred(rgb: Tensor, chosen: Tensor, sigma: Tensor, radius: int) -> Tensor:
-    """Blurs the chosen clips [2, B, T, H, W, 3] by a separable Gaussian, edges repeated; sigma in pixels."""
-    some = rgb[chosen]
-    if len(some) == 0:
+    """Blurs the chosen clips of [2, B, T, H, W, 3], in place, by a separable Gaussian, edges repeated; sigma in pixels.
+
+    Each axis is one matrix product, since a clip's frames share their Gaussian.
+    """
+    some = rgb[chosen].movedim(-1, 1)  # [n, 3, T, H, W]
+    count, colours, frames, height, width = some.shape
+    if count == 0:
         return rgb
     steps = torch.arange(-radius, radius + 1, device=rgb.device)
     weights = torch.softmax(-0.5 * (steps / sigma[chosen][:, None]) ** 2, dim=1)  # [n, 2 * radius + 1]
-    for axis in (2, 3):
-        length = some.shape[axis]
-        places = torch.arange(length, device=rgb.device)
-        total = torch.zeros_like(some)
-        for step, weight in zip(steps.tolist(), weights.T):
-            total += weight.view(-1, 1, 1, 1, 1) * some.index_select(
-                axis, (places + step).clamp(0, length - 1)
-            )
-        some = total
-    result = rgb.clone()
-    result[chosen] = some
-    return result
+    along = some.reshape(count, -1, width) @ _gaussian(weights, steps, width).mT
+    both = _gaussian(weights, steps, height)[:, None] @ along.view(count, colours * frames, height, width)
+    rgb[chosen] = both.view_as(some).movedim(1, -1)
+    return rgb
+
+
+def _gaussian(weights: Tensor, steps: Tensor, length: int) -> Tensor:
+    """Returns the blur of an axis as matrices [n, length, length], from weights [n, K] at `steps` [K]."""
+    pixels = torch.arange(length, device=steps.device)
+    source = (pixels[:, None] + steps).clamp(0, length - 1)  # [length, K]
+    taken = (source.T[..., None] == pixels).to(
+        weights.dtype
+    )  # [K, length, length]: which pixel each one reads
+    return (weights @ taken.flatten(1)).view(-1, length, length)

@@ -6,12 +6,13 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from train_sets import tiny
 
 from bench.studies import protocol
-from bench.studies.protocol_tables import diagnosis
+from bench.studies.protocol_tables import diagnosis, gains_table
 from cpr_kernels.train import TrainError
 from cpr_kernels.train.data.manifest import Manifest
 from cpr_kernels.train.pretrain.config import Mining
@@ -72,6 +73,35 @@ def test_tables_say_what_was_measured(base: protocol.Budget, document: dict) -> 
         f"in {100 * found['chance']:.1f} %; {100 * found['siblings']:.1f} % of the entries are siblings"
         in text
     )
+
+
+def test_gains_are_paired_by_video_and_seed() -> None:
+    def run(right: str) -> dict:
+        return {"right": {"flow": right}}
+
+    results = {
+        "infonce": {"0": run("1100-0"), "1": run("0000-0"), "2": run("1111-1")},
+        "cpr-7": {"0": run("1110-1"), "1": run("1000-0")},
+    }
+    text = gains_table({"results": results, "sources": [1, 1, 2, 3, 4, 5]})
+    gains = np.array([0.5, 0, 0.5, 0, 0.5])  # of the five videos that have the view, mean of two seeds
+    sums = np.array([gains[:2].sum() - 0.6, *(gains[2:] - 0.3)])  # of four sources, less the mean
+    half = 1.96 * np.sqrt((sums**2).sum() * 4 / 3) / 5
+    row = [cell.strip() for cell in text.splitlines()[-1].split("|")]
+    assert row[1:4] == ["cpr-7", "flow", "+30.0"] and row[5] == "+40.0, +20.0"
+    assert row[4] == f"{30 - 100 * half:+.1f} to {30 + 100 * half:+.1f}"
+
+
+def test_seeds_of_another_sitting_stay(base: protocol.Budget, document: dict, tmp_path: Path) -> None:
+    """Only protocol.json came along from another machine: its seed is in the tables of the next one."""
+    moved = replace(base, config=replace(base.config, out=tmp_path))
+    (tmp_path / "protocol.json").write_text(json.dumps({**document, "seeds": [3]}))
+    both = protocol.run_protocol(moved, tmp_path, [4], ["coclr"])
+    assert both["seeds"] == [3, 4] and set(both["results"]["coclr"]) == {"3", "4"}
+    assert both["results"]["cpr-3"] == document["results"]["cpr-3"]
+    other = replace(moved, clips_per_video=2)
+    with pytest.raises(TrainError, match=r"protocol.json has seeds of another budget"):
+        protocol.run_protocol(other, tmp_path, [5], ["coclr"])
 
 
 def pairs_of_a_class(base: protocol.Budget) -> int:

@@ -92,6 +92,16 @@ def test_plan_follows_algorithm_1(data: Path, tmp_path: Path) -> None:
         make_plan(replace(config, mining=Mining(stages=7)))
 
 
+def test_cycles_train_the_views_that_are_named(data: Path, tmp_path: Path) -> None:
+    config = tiny(data, tmp_path, cycle_views=("flow",), cycles=2)
+    assert [phase.name for phase in make_plan(config)] == ["infonce", "cycle1-flow", "cycle2-flow"]
+    assert make_plan(config)[0].train == ("rgb", "flow")
+    turned = make_plan(replace(config, cycle_views=("flow", "rgb"), cycles=1))
+    assert [phase.name for phase in turned[1:]] == ["cycle1-flow", "cycle1-rgb"]
+    with pytest.raises(TrainError, match=r"cycle-views: the run has no view 'depth'; it has rgb, flow"):
+        replace(config, cycle_views=("depth",)).check()
+
+
 def test_learning_rate_grows_and_falls(data: Path, tmp_path: Path) -> None:
     plan = make_plan(tiny(data, tmp_path, infonce_epochs=5, cycle_epochs=2))
 

@@ -20,6 +20,7 @@ from cpr_kernels.train.views import base, chosen
 from cpr_kernels.train.views.augment import Augment
 from cpr_kernels.train.views.crops import resized_crop
 from cpr_kernels.train.views.flow import mirrored
+from cpr_kernels.train.views.rgb import _blurred
 
 pytest_plugins = ["train_fixtures"]
 
@@ -119,6 +120,23 @@ def test_augmentation_is_seeded_and_leaves_flow_colours_alone(data: Path) -> Non
         batch, TWO, Augment(flip=0, jitter=0, grey=0, blur=0), torch.Generator().manual_seed(1), CPU
     )
     assert torch.allclose(untouched["rgb"], TWO["rgb"].plain(batch["rgb"].transpose(0, 1)), atol=1e-5)
+
+
+def test_blur_is_a_gaussian_of_each_clips_own_width_with_edges_repeated() -> None:
+    clips = torch.rand(2, 3, 2, 6, 9, 3, generator=torch.Generator().manual_seed(0))
+    chosen = torch.tensor([[True, False, True], [False, True, False]])
+    sigma = torch.tensor([[0.1, 0.5, 0.9], [1.3, 1.7, 2.0]])
+    got = _blurred(clips.clone(), chosen, sigma, radius=2)
+    assert torch.equal(got[~chosen], clips[~chosen])
+    for side, number in chosen.nonzero().tolist():
+        weights = np.exp(-0.5 * (np.arange(-2, 3) / float(sigma[side, number])) ** 2)
+        expected = clips[side, number].double().numpy()
+        for axis in (1, 2):
+            wide = np.pad(expected, [(2, 2) if place == axis else (0, 0) for place in range(4)], mode="edge")
+            shifted = [wide.take(np.arange(k, k + expected.shape[axis]), axis=axis) for k in range(5)]
+            expected = np.tensordot(weights / weights.sum(), np.stack(shifted), axes=1)
+        np.testing.assert_allclose(got[side, number].numpy(), expected, atol=1e-6)
+    assert torch.equal(_blurred(clips.clone(), torch.zeros_like(chosen), sigma, radius=2), clips)
 
 
 def test_sampler_covers_every_video_and_resumes_anywhere() -> None:
