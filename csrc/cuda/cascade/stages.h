@@ -27,7 +27,7 @@ struct SelectArgs : Weightings {
 };
 
 // The entries of one query as the ring holds them, judged by one row. An entry that is NaN by any row is
-// absent, of which only the judging row is asked unless `careful`: few are by another one alone.
+// absent; unless `careful`, only the row that judges is asked, for few are absent by another one alone.
 struct Ring {
   const SelectArgs& args;
   uint32_t query;
