@@ -40,7 +40,7 @@ CHOICES: tuple[dict[str, Any], ...] = (
     {"select_threads": 1024},
     {"sweep": 64},
     {"sweep": 128},
-    {"sweep": 256},
+    {"sweep": 192},
     {"sweep": 512},
     {"sweep": 256, "early_start": True},
 )

@@ -43,9 +43,9 @@ inline std::string rule_of(const CascadeArgs& args, const DeviceLimits& limits, 
                      : args.num_keys > TINY_KEYS       ? "more than " + keys + " entries"
                      : !limits.clusters_of_16          ? "no clusters of 16 blocks on this device"
                                                        : "lists longer than shared memory holds";
-  const int64_t a_query = 4 * layout.pitch * layout.weightings.num_views, half = limits.cache_bytes / 2;
+  const int64_t a_query = 4 * layout.pitch * layout.weightings.num_views, room = ring_bytes(limits.cache_bytes);
   const std::string sizes =
-      " half of the L2 (" + amount(half) + ", and a query's take " + amount(a_query) + ")";
+      " five eighths of the L2 (" + amount(room) + ", and a query's take " + amount(a_query) + ")";
   text += layout.in_cache ? "; scores that fit" + sizes + " stay there from the score kernel to the selection"
                           : "; the scores of neither " + std::to_string(SWEEP_QUERIES) +
                                 " queries nor all fit" + sizes + ", so they go through device memory";
@@ -87,7 +87,7 @@ inline void bind(py::module_& m) {
           throw std::invalid_argument(reason);
         std::string products = layout.wgmma ? "wgmma" : "mma.sync";
         if (!layout.wgmma && limits_of(limits).capability == 90 && args.num_keys > 0)
-          products += std::string(", not wgmma: ") + why_not_attend_wgmma(args, wanted, limits_of(limits));
+          products += std::string(", not wgmma: ") + why_not_attend_wgmma(args, limits_of(limits));
         return std::make_tuple(layout.parts, layout.part_columns, layout.wide, layout.bytes, products);
       },
       "Parts of the keys, keys a part, whether features stream through a block, bytes of workspace, and what "

@@ -157,9 +157,9 @@ CPR_DEVICE void pad_row(const PrepareArgs& args, int64_t row, int lane) {
   for (int d = lane; d < args.padded; d += 32) to[d] = d < args.dim ? from[d] : static_cast<uint16_t>(0);
 }
 
-// Rows that split_short_rows takes: of at most 128 features of float32 and no padding, on 16 bytes.
+// Rows that split_short_rows takes: of at most 128 features of float32, padding counted, on 16 bytes.
 CPR_DEVICE bool are_short(const PrepareArgs& args, bool whole) {
-  return args.split && whole && args.dim == args.padded && args.dim <= 128;
+  return args.split && whole && args.dim > 0 && args.padded <= 128;
 }
 
 // A warp splits four rows at a time: what is the same of all is formed once.
@@ -167,7 +167,7 @@ template <class Place>
 CPR_DEVICE void split_short_rows(const PrepareArgs& args, uint32_t block, uint32_t blocks) {
   constexpr uint32_t SCALABLE = 0x7E800000u;  // magnitudes below it are scaled by one normal number
   const int lane = thread_index() & 31, warp = thread_index() >> 5;
-  const bool real = 4 * lane < args.dim;
+  const bool real = 4 * lane < args.dim;  // else zeros, where there is a place
 #pragma unroll 1
   for (int64_t row = block * static_cast<uint32_t>(PREPARED) + static_cast<uint32_t>(warp * PREPARED_AT_ONCE);
        row < args.count; row += blocks * PREPARED) {
@@ -186,11 +186,11 @@ CPR_DEVICE void split_short_rows(const PrepareArgs& args, uint32_t block, uint32
       }
     }
     if (top < SCALABLE) {
-      if (real) {
+      if (4 * lane < args.padded) {
         Place to(args, row);
 #pragma unroll
         for (int i = 0; i < PREPARED_AT_ONCE; ++i, to.next()) {
-          const float scale = power_of_two(-exponent_of(tops[i]));
+          const float scale = real ? power_of_two(-exponent_of(tops[i])) : 0.0f;
 #pragma unroll
           for (int f = 0; f < 4; ++f) features[i].of[f] *= scale;
           store_split(features[i], args.low_scale, to.at(0, 4 * lane), to.at(1, 4 * lane));

@@ -44,11 +44,11 @@ def told(queries: int, keys: int, device: Any = None, **changes: Any) -> Any:
         ("H200", 17, 2048, "ring", 1, "more than 16 queries"),
         ("H200", 16, 4097, "ring", 1, "more than 4096 entries"),
         ("A100", 16, 2048, "ring", 1, "no clusters of 16 blocks"),
-        ("H200", 512, 16384, "ring", 3, "half of the L2 (30.0 MB, and a query's take 128 KB)"),
-        ("H100", 512, 16384, "ring", 3, "half of the L2 (25.0 MB"),
+        ("H200", 512, 16384, "ring", 2, "five eighths of the L2 (37.5 MB, and a query's take 128 KB)"),
+        ("H100", 512, 16384, "ring", 3, "five eighths of the L2 (31.2 MB"),
         ("RTX 3090", 512, 16384, "huge", 4, "neither 128 queries nor all"),
         ("H200", 4096, 1_000_000, "huge", 32, "through device memory"),
-        ((90, 232_448, 2 << 20, False), 512, 16384, "huge", 4, "half of the L2 (1.0 MB"),
+        ((90, 232_448, 2 << 20, False), 512, 16384, "huge", 4, "five eighths of the L2 (1.2 MB"),
     ],
 )
 def test_a_path_is_told_for_a_device_that_is_not_here(

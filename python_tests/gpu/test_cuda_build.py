@@ -27,7 +27,8 @@ REGISTERS = {
     "prepare_kernel": 64, "attend_kernel<64,0>": 168, "attend_kernel<128,0>": 255, "attend_kernel<256,0>": 255,
     "attend_kernel<64,1>": 168, "attend_kernel<128,1>": 255, "attend_kernel<256,1>": 255, "finish_kernel": 96,
     "attend_wide_kernel<0>": 255, "attend_wide_kernel<1>": 255, "attend_wide_kernel<2>": 255, "own_kernel": 64,
-    "attend_wgmma_kernel<2>": 168, "attend_wgmma_kernel<1>": 168,  # of which the copying warps leave theirs to the others
+    "attend_wgmma_kernel<2,0>": 168, "attend_wgmma_kernel<1,0>": 168,  # of which the copying warps leave theirs to the others
+    "attend_wgmma_kernel<2,2>": 168, "attend_wgmma_kernel<1,2>": 168,
     "attend_kernel<64,2>": 255, "attend_kernel<128,2>": 255, "attend_kernel<256,2>": 255,
     "gather_kernel<0>": 64, "gather_kernel<1>": 64, "gather_kernel<2>": 64, "copy_rows_kernel": 64, "advance_kernel": 64,
 }  # fmt: skip

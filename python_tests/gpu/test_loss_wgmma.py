@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from cases import LossCase, name_of
+from cases import TIED_CASES, LossCase, name_of
 from cuda_tools import shuffled_core
 from test_cuda_emulated import A100, H200, check_loss
 
@@ -20,7 +20,7 @@ from cpr_kernels.losses import native, reference
 pytestmark = pytest.mark.skipif(
     sys.platform != "linux" or shutil.which("g++") is None, reason="the emulation needs g++ on Linux"
 )
-PREPARE_ATTEND_FINISH = 3
+PREPARE_ATTEND_FINISH, OWN = 3, 1
 
 
 @pytest.fixture
@@ -30,10 +30,11 @@ def core() -> Iterator[Any]:
         yield module
 
 
-CASES = [  # both warpgroups, steps beyond the stages, features not 128, all meanings of ids
+CASES = [  # both warpgroups, steps beyond the stages, features fewer than 128, all meanings of ids
     LossCase("two tiles of queries", 70, 140, 128, ids=20, use_own=True),
     LossCase("siblings are left out", 5, 300, 100, ids=20, siblings=2),
     LossCase("an odd number of features, large scores", 3, 130, 101, scale=30.0, ids=3, siblings=0),
+    LossCase("few features", 5, 140, 40, ids=20),
     LossCase("bf16", 3, 140, 128, dtype=torch.bfloat16, ids=9),
     LossCase("fp16, cold", 3, 60, 66, dtype=torch.float16, temperature=0.005),
 ]
@@ -45,6 +46,21 @@ def test_losses(core: Any, case: LossCase) -> None:
     native.sweep_on_stream(case.call(), True, core, 0)
     assert core.kernels_launched() == PREPARE_ATTEND_FINISH
     check_loss(core, case)
+
+
+@pytest.mark.parametrize("parts", [1, 3])
+@pytest.mark.parametrize("case", [*CASES, *TIED_CASES], ids=name_of)
+def test_statistics(core: Any, case: LossCase, parts: int) -> None:
+    """Those of the reference, and every bit of the rest as without them."""
+    call = case.call()
+    core.cuda_tune(wgmma_parts=parts)
+    plain = native.sweep_on_stream(call, True, core, 0)
+    core.kernels_launched()
+    ranked = native.sweep_on_stream(call, True, core, 0, True)
+    assert core.kernels_launched() == PREPARE_ATTEND_FINISH + OWN
+    assert all(torch.equal(a, b) for a, b in zip(plain[:-1], ranked[:-1]))
+    exact = reference.sweep(case.call(dtype=torch.float64), False, True).stats
+    assert torch.equal(ranked.stats, exact)
 
 
 def test_parts_change_no_more_than_rounding(core: Any) -> None:
@@ -75,7 +91,8 @@ def test_rows_of_any_size(core: Any) -> None:
     exact = reference.sweep(
         call._replace(**{n: getattr(call, n).double() for n in ("query", "positive", "keys")}), True
     )
-    got = native.sweep_on_stream(call, True, core, 0)
+    got = native.sweep_on_stream(call, True, core, 0, True)
+    assert torch.equal(got.stats, reference.sweep(call, True, True).stats)
     for name in ("loss", "lse_all", "lse_positive", "own_weight", "grad_query"):
         value, wanted = getattr(got, name).double(), getattr(exact, name)
         assert value.isfinite().all(), name
@@ -94,13 +111,14 @@ def test_numbers_that_are_not_finite(core: Any, taking: bool, size: float) -> No
     spoilt[135, 3], spoilt[7, 79] = float("nan"), float("inf")
     ids[[7, 135]] = call.query_ids[0] if taking else -1
     masked = call._replace(key_ids=ids)
-    got = native.sweep_on_stream(masked._replace(keys=spoilt), True, core, 0)
-    expected = native.sweep_on_stream(masked, True, core, 0)
+    got = native.sweep_on_stream(masked._replace(keys=spoilt), True, core, 0, True)
+    expected = native.sweep_on_stream(masked, True, core, 0, True)
     own = call.query_ids == call.query_ids[0]  # whose siblings are left out
     kept = own if taking else torch.ones(4, dtype=torch.bool)
     assert clean.loss.isfinite().all() and kept.any()
     assert torch.equal(got.loss[kept], expected.loss[kept])
     assert torch.equal(got.grad_query[kept], expected.grad_query[kept])
+    assert torch.equal(got.stats[kept], expected.stats[kept]) and (got.stats[~kept] == -1).all()
     assert got.loss[~kept].isnan().all() and got.grad_query[~kept].isnan().all()
 
 
@@ -127,8 +145,8 @@ def shape(queries: int, keys: int, dim: int = 128, dtype: torch.dtype = torch.fl
         (shape(512, 16384), 32, "wgmma"),
         (shape(64, 16384), 128, "wgmma"),
         (shape(512, 16384, 100, torch.bfloat16), 32, "wgmma"),
-        (shape(512, 16384, 64), 32, "mma.sync, not wgmma: not 65 to 128 features"),
-        (shape(512, 16384, 129), 16, "mma.sync, not wgmma: not 65 to 128 features"),
+        (shape(512, 16384, 3), 32, "wgmma"),
+        (shape(512, 16384, 129), 16, "mma.sync, not wgmma: more than 128 features"),
         (shape(16, 16384), 256, "mma.sync, not wgmma: too few queries"),
         (shape(64, 4096), 64, "mma.sync, not wgmma: too few blocks"),
     ],

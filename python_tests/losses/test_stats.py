@@ -73,6 +73,18 @@ def test_cuda_kernels_rank_as_the_reference(case: LossCase) -> None:
     assert torch.equal(ranked.stats, reference.sweep(call, False, True).stats)
 
 
+@pytest.mark.parametrize("late", [[17], [17, 24], [39]], ids=str)
+def test_of_equal_scores_the_first_keys_stay_among_the_best(late: list[int]) -> None:
+    """Higher scores push out the last of the best five, where five of one score had filled a lane's list."""
+    query, keys = torch.zeros(1, 8), torch.zeros(40, 8)
+    query[0, 0], keys[[0, 1, 8, 9, 16], 0], keys[late, 0] = 1.0, 5.0, 6.0
+    for listed in (0, 1, 8, 9, 16):
+        call = LossCall(query, torch.zeros(1, 8), keys, torch.tensor([[listed]]), 1.0, None, None, None, 1)
+        expected = torch.tensor(oracle(call))
+        assert torch.equal(native.sweep(call, False, True).stats, expected)
+        assert torch.equal(native.sweep_on_stream(call, True, emulated(), 0, True).stats, expected)
+
+
 def test_threads_do_not_change_them() -> None:
     call = LossCase("", 130, 5000, 8, positives=6, ids=40, integers=True).call()
     before = torch.get_num_threads()

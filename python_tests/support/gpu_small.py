@@ -94,18 +94,20 @@ def wrong_cascade(case: CascadeCase) -> int:
 
 def wrong_loss(case: LossCase) -> int:
     """1 where a case's loss is not near the reference's; the gradients are formed for who watches memory."""
-    call, exact = case.call("cuda"), loss_reference.sweep(case.call(dtype=torch.float64), True)
-    # with statistics; the rest has the same bits without, but by wgmma
-    swept = losses.sweep(call, True, True)
-    losses.keys_gradient(call, torch.ones_like(swept.loss), swept.lse_all, swept.lse_positive)
+    call, exact = case.call("cuda"), loss_reference.sweep(case.call(dtype=torch.float64), True, True)
     wrong = 0
     for choice in choices(case):
         _core.cuda_tune(**choice)
-        for one in (swept, losses.sweep(call, True)):
-            for got, wanted in ((one.loss, exact.loss), (one.grad_query, exact.grad_query)):
-                if not ((got.cpu() - wanted).abs() <= 1e-4 * (1 + wanted.abs())).all():
-                    print(f"WRONG loss: {case.name}, {choice}")
-                    wrong += 1
+        swept, plain = losses.sweep(call, True, True), losses.sweep(call, True)
+        losses.keys_gradient(call, torch.ones_like(swept.loss), swept.lse_all, swept.lse_positive)
+        right = equal((swept.stats,), (exact.stats,)) and equal(
+            swept[:-1], tuple(t.cpu() for t in plain[:-1])
+        )
+        for got, wanted in ((swept.loss, exact.loss), (swept.grad_query, exact.grad_query)):
+            right = right and bool(((got.cpu() - wanted).abs() <= 1e-4 * (1 + wanted.abs())).all())
+        if not right:
+            print(f"WRONG loss: {case.name}, {choice}")
+            wrong += 1
     _core.cuda_tune()
     return wrong
 

@@ -5,8 +5,8 @@
 //         selects, with two cluster barriers between. One launch, where three would wait about 2 us each for
 //         the last. Sixteen multiprocessors at 64 bytes a clock read 4 MB of keys in 2.3 us, less than the
 //         launches saved; at N = 16,384 they would take 9 us, where the whole device takes 1.
-//   ring  the scores of 128 queries or more, or of all there are, fit half the L2 (the rest is for keys, and
-//         for what the two halves of an L2 hold twice): sweeps of that many, all of one size.
+//   ring  the scores of 128 queries or more, or of all there are, fit five eighths of the L2 (the rest is for
+//         keys): sweeps of that many, all of one size.
 //   huge  they do not: sweeps of up to 128 queries through device memory. A sweep reads 4 D bytes a key and
 //         view, 4 D / 128 = 4 bytes a score at D = 128, as many as writing the score: fewer queries a sweep
 //         would be bound by keys.
@@ -178,12 +178,15 @@ inline const char* why_not_wgmma(const CascadeArgs& args, const DeviceLimits& li
   return blocks < WGMMA_BLOCKS / 2 ? "too few blocks for the device" : nullptr;
 }
 
+// What the scores of a sweep may take of an L2.
+inline int64_t ring_bytes(int64_t cache_bytes) { return cache_bytes / 8 * 5; }
+
 // Queries a sweep; see the head of this file. Sweeps are of one size, for a short one takes as long as the
 // rest.
 inline void plan_chunk(int64_t num_queries, int64_t ring_a_query, int64_t bytes_a_query, int64_t cache_bytes,
                        CascadeLayout& layout) {
-  const int64_t fitting = cache_bytes / 2 / ring_a_query / SWEEP_UNIT * SWEEP_UNIT;
-  layout.in_cache = fitting >= SWEEP_QUERIES || num_queries * ring_a_query <= cache_bytes / 2;
+  const int64_t fitting = ring_bytes(cache_bytes) / ring_a_query / SWEEP_UNIT * SWEEP_UNIT;
+  layout.in_cache = fitting >= SWEEP_QUERIES || num_queries * ring_a_query <= ring_bytes(cache_bytes);
   int64_t most = layout.in_cache ? std::max(fitting, SWEEP_UNIT)
                                  : std::min(SWEEP_QUERIES, HUGE_BYTES / std::max<int64_t>(bytes_a_query, 1));
   if (tuning().sweep > 0) most = tuning().sweep;

@@ -165,19 +165,34 @@ CPR_DEVICE void sum_segments(const Team& team, SelectMemory& memory) {
   }
 }
 
-// By one warp: the greatest key whose score's bin is before `bin`, which half warps may choose.
+// Is the bin of a key's score before `bin`?
+CPR_DEVICE bool is_before(uint32_t key, uint32_t bin, const Range& range) {
+  return key < LEAST_KEY || (key <= MOST_KEY && bin_place(score_of_ascending(key), range.scale,
+                                                          range.offset) < bin * 4);
+}
+
+// By one warp: the greatest key whose score's bin is before `bin`, which half warps may choose. It is looked
+// for among the few keys that rounding allows, and among all where it is not there. LEAST_KEY - 1: none is.
 CPR_DEVICE uint32_t last_key_before(uint32_t bin, const Range& range, int lane) {
+  constexpr float ROUNDING = 1.0f / 4194304.0f;  // 2^-22 of a range, twice what rounding makes of one
+  const bool all_or_none = bin == 0 || bin >= BINS;
+  const float width = range.most - range.least, share = (static_cast<float>(bin) - 0.125f) / (BINS - 0.25f);
+  const float near = fused(share, width, range.least),
+              margin = fused(fabsf(near), ROUNDING, width * ROUNDING);
+  const uint32_t low = ascending_key(near - margin), high = ascending_key(near + margin);
   uint32_t key = 0;
-#pragma unroll 1
-  for (int shift = 28; shift >= 0; shift -= 4) {
-    const uint32_t tried = key | static_cast<uint32_t>(lane & 15) << shift;
-    const bool before =
-        tried < LEAST_KEY ||
-        (tried <= MOST_KEY && bin_place(score_of_ascending(tried), range.scale, range.offset) < bin * 4);
-    const uint32_t all = ballot(before) >> (lane & 16) & 0xFFFFu;
-    key |= static_cast<uint32_t>(count_bits(all) - 1) << shift;
+  int shift = 28;
+  if (ballot(all_or_none || (is_before(low, bin, range) && !is_before(high, bin, range))) == ~0u) {
+    key = low;
+    shift = (31 - leading_zeros(warp_max(all_or_none ? 0 : high - low) | 1u)) & ~3;
   }
-  return key;
+#pragma unroll 1
+  for (; shift >= 0; shift -= 4) {
+    const uint32_t tried = key + (static_cast<uint32_t>(lane & 15) << shift);
+    const uint32_t all = ballot(tried >= key && is_before(tried, bin, range));
+    key += static_cast<uint32_t>(count_bits(all >> (lane & 16) & 0xFFFFu) - 1) << shift;
+  }
+  return bin == 0 ? LEAST_KEY - 1 : bin >= BINS ? MOST_KEY : key;
 }
 
 // A bin, and the entries counted before it and in it.
@@ -354,16 +369,12 @@ CPR_DEVICE void keep_from_list(const Team& team, SelectMemory& memory, const Lis
       load(second, two);
       load(from.rows, indices);
       team.sync();
-      float* one_place = reinterpret_cast<float*>(to.row(0) + chosen.place);
-      float* two_place = reinterpret_cast<float*>(to.row(second) + chosen.place);
-      float* index_place = reinterpret_cast<float*>(to.row(from.rows) + chosen.place);
+      SharedWords one_place(to.row(0) + chosen.place), two_place(to.row(second) + chosen.place),
+          index_place(to.row(from.rows) + chosen.place);
 #pragma unroll
       for (int s = 0; s < 4 * GROUP; ++s)
-        if (chosen.stays >> s & 1u) {
-          *two_place++ = two[s / 4].of[s % 4];
-          *one_place++ = one[s / 4].of[s % 4];
-          *index_place++ = indices[s / 4].of[s % 4];
-        }
+        store_marked(chosen.stays, 1u << s, two_place, two[s / 4].of[s % 4], one_place, one[s / 4].of[s % 4],
+                     index_place, bits_of(indices[s / 4].of[s % 4]));
     }
 #pragma unroll 1
     for (int r = HOLDS ? 2 : 0; r < from.rows + !HOLDS; ++r) {

@@ -27,29 +27,34 @@ struct SelectArgs : Weightings {
 };
 
 // The entries of one query as the ring holds them, judged by one row. An entry that is NaN by any row is
-// absent.
+// absent; unless `careful`, only the row that judges is asked, for few are absent by another one alone.
 struct Ring {
   const SelectArgs& args;
   uint32_t query;
   int judge;
+  bool careful;
+  const float *own, *other;
+
+  CPR_DEVICE Ring(const SelectArgs& args, uint32_t query, int judge, bool careful)
+      : args(args), query(query), judge(judge), careful(careful), own(row(judge)), other(row(second())) {}
   CPR_DEVICE float* row(int r) const {
     return args.scores + args.plane[r] * args.plane_stride + query * args.pitch;
   }
   // The row that is read beside the one that judges: the other of two, or the first other.
   CPR_DEVICE int second() const { return args.rows == 1 ? judge : judge == 0; }
   CPR_DEVICE uint32_t size() const { return args.num_keys; }
-  CPR_DEVICE Four judged(uint32_t first, Four& other) const {
-    Four four = load_four(row(judge) + first);
-    other = load_four(row(second()) + first);
-    mark_absent(four, other);
+  CPR_DEVICE Four judged(uint32_t first, Four& beside) const {
+    Four four = load_four(own + first);
+    beside = load_four(other + first);
+    mark_absent(four, beside);
     if (args.rows > 2)
 #pragma unroll 1
       for (int r = 0; r < args.rows; ++r) mark_absent(four, load_four(row(r) + first));
     return four;
   }
   CPR_DEVICE Four judged(uint32_t first) const {
-    Four other;
-    return judged(first, other);
+    Four beside;
+    return careful ? judged(first, beside) : load_four(own + first);
   }
   CPR_DEVICE uint32_t index(uint32_t at) const { return at; }
   CPR_DEVICE uint32_t word(int r, uint32_t at) const { return r == args.rows ? at : bits_of(row(r)[at]); }
@@ -140,16 +145,12 @@ CPR_DEVICE void keep_from_ring(const Team& team, SelectMemory& memory, const Rin
     }
     const Chosen chosen = choose(team, memory, ring, rows, judged, first, step);
     if constexpr (HOLDS) {
-      float* own_place = reinterpret_cast<float*>(to.row(judge) + chosen.place);
-      float* other_place = reinterpret_cast<float*>(to.row(second) + chosen.place);
-      uint32_t* index_place = to.row(rows) + chosen.place;
+      SharedWords own_place(to.row(judge) + chosen.place), other_place(to.row(second) + chosen.place),
+          index_place(to.row(rows) + chosen.place);
 #pragma unroll
       for (int s = 0; s < 4 * GROUP; ++s)
-        if (chosen.stays >> s & 1u) {
-          *other_place++ = other[s / 4].of[s % 4];
-          *own_place++ = judged[s / 4].of[s % 4];
-          *index_place++ = first + s / 4 * step + s % 4;
-        }
+        store_marked(chosen.stays, 1u << s, other_place, other[s / 4].of[s % 4], own_place,
+                     judged[s / 4].of[s % 4], index_place, first + s / 4 * step + s % 4);
       if (rows <= 2) continue;
     }
 #pragma unroll 1
@@ -213,9 +214,9 @@ CPR_DEVICE void select_query(const SelectArgs& args, uint32_t query, unsigned ch
     memory.cut = {float_of(0xFF800000u), float_of(0xFF800000u), true, ~0u, 0};  // keeps all that are there
   }
   mix_rows(team, args, query);
-  find_ranges(team, memory, Ring{args, query, 0});
+  find_ranges(team, memory, Ring(args, query, 0, false));
   uint32_t n = args.num_keys;
-  bool shared_list = false;
+  bool shared_list = false, careful = args.rows > 2 || args.first == args.stages;
   int stage = args.first;
   do {
     const bool in_ring = stage == args.first;  // the first list is still to be made
@@ -233,7 +234,7 @@ CPR_DEVICE void select_query(const SelectArgs& args, uint32_t query, unsigned ch
     for (Count what = cuts ? Count::scores : Count::nothing; what != Count::nothing;
          what = memory.round.what) {
       if (in_ring)
-        count_bins(team, memory, Ring{args, query, judge}, what);
+        count_bins(team, memory, Ring(args, query, judge, careful), what);
       else if (shared_list)
         count_bins(team, memory, list(in_shared), what);
       else
@@ -249,9 +250,9 @@ CPR_DEVICE void select_query(const SelectArgs& args, uint32_t query, unsigned ch
     const bool fits = keep <= args.shared_entries;
     const Entries to{fits ? in_shared.memory : in_global.memory, fits ? in_shared.pitch : in_global.pitch};
     if (in_ring && fits)
-      keep_from_ring<true>(team, memory, Ring{args, query, judge}, in_shared);
+      keep_from_ring<true>(team, memory, Ring(args, query, judge, true), in_shared);
     else if (in_ring)
-      keep_from_ring<false>(team, memory, Ring{args, query, judge}, in_global);
+      keep_from_ring<false>(team, memory, Ring(args, query, judge, true), in_global);
     else if (shared_list)
       keep_from_list<true>(team, memory, list(in_shared), in_shared);
     else
@@ -260,6 +261,12 @@ CPR_DEVICE void select_query(const SelectArgs& args, uint32_t query, unsigned ch
     n = add_candidates(team, memory, to, args.rows, judge);
     shared_list = fits;
     team.sync();  // what was written can be read
+    if (in_ring && n < keep && !careful) {  // some entries that were counted are absent by the other row
+      careful = true;
+      n = args.num_keys;
+      --stage;
+      continue;
+    }
     if (fits && n <= FEW_ENTRIES && team.threads > FEW_THREADS) {
       team.threads = FEW_THREADS;
       if (team.thread() >= team.threads) break;

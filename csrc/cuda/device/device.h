@@ -126,6 +126,23 @@ CPR_DEVICE uint32_t shared_address(const void* place) {
   return static_cast<uint32_t>(__cvta_generic_to_shared(place));
 }
 
+// A place in shared memory where 32-bit words go one after the other.
+struct SharedWords {
+  uint32_t at;
+  CPR_DEVICE explicit SharedWords(const void* place) : at(shared_address(place)) {}
+};
+// Where `bit` of `marked` is set, a word goes to each of three places, which move on.
+CPR_DEVICE void store_marked(uint32_t marked, uint32_t bit, SharedWords& a, float to_a, SharedWords& b,
+                             float to_b, SharedWords& c, uint32_t to_c) {
+  asm volatile(
+      "{.reg .pred %%stays; .reg .b32 %%one; and.b32 %%one, %3, %4; setp.ne.u32 %%stays, %%one, 0; "
+      "@%%stays st.shared.f32 [%0], %5; @%%stays st.shared.f32 [%1], %6; @%%stays st.shared.u32 [%2], %7; "
+      "@%%stays add.u32 %0, %0, 4; @%%stays add.u32 %1, %1, 4; @%%stays add.u32 %2, %2, 4;}"
+      : "+r"(a.at), "+r"(b.at), "+r"(c.at)
+      : "r"(marked), "r"(bit), "f"(to_a), "f"(to_b), "r"(to_c)
+      : "memory");
+}
+
 // 16 bytes from global to shared memory while the thread continues; zeros when not `real`. Both 16-byte
 // aligned.
 CPR_DEVICE void copy_async(void* to, const void* from, bool real) {

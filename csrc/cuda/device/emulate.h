@@ -328,6 +328,18 @@ inline float from_half(uint16_t half) {
   }
   return float_of(sign | ((exponent + 112) << 23) | (fraction << 13));
 }
+struct SharedWords {
+  uint32_t* at;
+  explicit SharedWords(void* place) : at(static_cast<uint32_t*>(place)) {}
+};
+inline void store_marked(uint32_t marked, uint32_t bit, SharedWords& a, float to_a, SharedWords& b,
+                         float to_b, SharedWords& c, uint32_t to_c) {
+  if (!(marked & bit)) return;
+  *a.at++ = bits_of(to_a);
+  *b.at++ = bits_of(to_b);
+  *c.at++ = to_c;
+}
+
 inline uint16_t to_half(float value) {
   const uint32_t bits = bits_of(value), sign = (bits >> 16) & 0x8000u;
   const float size = float_of(bits & 0x7FFFFFFFu);

@@ -248,6 +248,7 @@ inline void show_to_tensor_cores() {
     }
 }
 
+inline void forget_loads() {}
 template <int COUNT>
 void take_registers() {}
 template <int COUNT>

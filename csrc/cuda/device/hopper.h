@@ -71,6 +71,9 @@ CPR_DEVICE void copy_bulk(void* to, const void* from, uint32_t bytes, uint64_t* 
 // What this thread has written to shared memory can be read by the tensor cores.
 CPR_DEVICE void show_to_tensor_cores() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 
+// What was read from memory is read again, not kept in registers.
+CPR_DEVICE void forget_loads() { asm volatile("" ::: "memory"); }
+
 // A warpgroup takes registers, up to COUNT a thread, that another has released; each whole and once.
 template <int COUNT>
 CPR_DEVICE void take_registers() {

@@ -31,20 +31,20 @@ struct LaneRanks {
       }
     }
   }
-  // Columns come in ascending order.
+  // Columns come in ascending order: of equal scores the one that was there stays before the new one.
   template <int HALF>
   CPR_DEVICE void add(float score, uint32_t column) {
     above[HALF] += score > own[HALF] ? 1u : 0u;
     if (!(score > scores[HALF][BEST - 1])) return;
+    bool higher = true;  // than the entry at i
 #pragma unroll
-    for (int i = 0; i < BEST; ++i) {
-      if (!(score > scores[HALF][i])) continue;
-      const float kept = scores[HALF][i];
-      const uint32_t kept_column = columns[HALF][i];
-      scores[HALF][i] = score;
-      columns[HALF][i] = column;
-      score = kept;
-      column = kept_column;
+    for (int i = BEST - 1; i >= 0; --i) {
+      const bool than_next = i > 0 && score > scores[HALF][i > 0 ? i - 1 : 0];
+      if (higher) {
+        scores[HALF][i] = than_next ? scores[HALF][i > 0 ? i - 1 : 0] : score;
+        columns[HALF][i] = than_next ? columns[HALF][i > 0 ? i - 1 : 0] : column;
+      }
+      higher = than_next;
     }
   }
   CPR_DEVICE void write(const RankRoom& room, uint32_t num_rows, uint32_t first, uint32_t part) const {

@@ -200,21 +200,22 @@ CPR_DEVICE void write_group_rows(const AttendArgs& args, const RowSums& rows, co
   }
 }
 
-// One warpgroup: its rows against all of the block's keys.
-template <int PLANES>
+// One warpgroup: its rows against all of the block's keys, with statistics of the logits or without.
+template <int PLANES, int MODE>
 CPR_DEVICE void attend_steps(const AttendArgs& args, const KeySpan& span,
                              const AttendShared<PLANES>& shared) {
   using Steps = AttendSteps<PLANES>;
   const int lane = thread_index() & 31, group = thread_index() / ATTEND_GROUP_THREADS;
   const uint32_t row0 = (block_index() * ATTEND_GROUPS + static_cast<uint32_t>(group)) * PACKED +
                         static_cast<uint32_t>(thread_index() / 32 % 4 * 16 + lane / 4);
-  const LaneRows rows(args, row0);
+  const StepRows rows(args, row0);
   bool all_usual = ballot(!usual(rows.exponent[0]) || !usual(rows.exponent[1])) == 0;
   float of_row[2], sums[16][4] = {};
 #pragma unroll
   for (int half = 0; half < 2; ++half)
     of_row[half] = all_usual ? power_of_two(rows.exponent[half]) * (args.scale * LOG2_E) : 0.0f;
   RowSums row_sums;
+  Ranks<MODE> ranks(args.ranks, args.num_rows, row0);
   barrier_wait(&shared.barriers->rows, 0);
 
   uint32_t stage = 0, round = 0;
@@ -226,6 +227,8 @@ CPR_DEVICE void attend_steps(const AttendArgs& args, const KeySpan& span,
     barrier_wait(&shared.barriers->full[stage], round & 1);
     multiply_step<PLANES>(weights, shared.rows + group * Steps::ROWS, keys);
     all_usual = all_usual && facts.unusual == 0;  // for good: there may be an excess from then on
+    if (!all_usual) form_scores(facts, rows, weights);
+    if constexpr (Ranks<MODE>::COUNTS) rank_step(args, facts, rows, first, all_usual, ranks, weights);
     if (all_usual)
       weigh_usual(args, facts, rows, of_row, row_sums, weights, shrink);
     else
@@ -236,10 +239,11 @@ CPR_DEVICE void attend_steps(const AttendArgs& args, const KeySpan& span,
     if (++stage == Steps::STAGES) stage = 0, ++round;
   }
   write_group_rows(args, row_sums, sums, row0, block_index_y());
+  ranks.write(args.ranks, args.num_rows, row0, block_index_y());
 }
 
 // Grid: x over two times 64 rows, y over parts of the keys.
-template <int PLANES>
+template <int PLANES, int MODE>
 CPR_DEVICE void attend_by_wgmma(const AttendArgs& args, unsigned char* memory) {
   const AttendShared<PLANES> shared(memory);
   const uint32_t begin = block_index_y() * args.part_columns, end = begin + args.part_columns;
@@ -261,7 +265,7 @@ CPR_DEVICE void attend_by_wgmma(const AttendArgs& args, unsigned char* memory) {
       copy_steps<PLANES>(args, span, groups, shared);
   } else if (group < groups) {
     take_registers<ATTEND_REGISTERS>();
-    attend_steps<PLANES>(args, span, shared);
+    attend_steps<PLANES, MODE>(args, span, shared);
   }
 }
 

@@ -50,19 +50,45 @@ struct RowSums {
   float top[2] = {LEAST, LEAST}, excess[2] = {0.0f, 0.0f}, mass[2] = {0.0f, 0.0f};
 };
 
-// Pairs of one source are left out.
-CPR_DEVICE void leave_siblings_out(const StepFacts& facts, const LaneRows& rows, float (&logits)[16][4]) {
-  const int column0 = (thread_index() & 3) * 2;
+// A lane's two rows; their ids are read when they are wanted, for registers are short.
+struct StepRows {
+  uint32_t at[2];  // rows beyond the end repeat the last one
+  int exponent[2];
+
+  CPR_DEVICE StepRows(const AttendArgs& args, uint32_t first) {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const uint32_t row = first + static_cast<uint32_t>(8 * half);
+      at[half] = row < args.num_rows ? row : args.num_rows - 1;
+      exponent[half] = args.rows.exponents[at[half]];
+    }
+  }
+};
+
+// Pairs of one source are left out: they become `absent`.
+CPR_DEVICE void leave_siblings_out(const AttendArgs& args, const StepFacts& facts, const StepRows& rows,
+                                   float absent, float (&logits)[16][4]) {
+  const int64_t* of_columns = facts.id + (thread_index() & 3) * 2;
+  uint32_t same[2] = {0, 0};  // bit 2 n + i: column i of piece n
+  int64_t ids[2];
+#pragma unroll
+  for (int half = 0; half < 2; ++half) ids[half] = args.row_ids ? args.row_ids[rows.at[half]] : -1;
+#pragma unroll 1
+  for (int bit = 0; bit < 32; ++bit) {
+    const int64_t id = of_columns[bit / 2 * 8 + bit % 2];
+    if (id == ids[0]) same[0] |= 1u << bit;
+    if (id == ids[1]) same[1] |= 1u << bit;
+  }
 #pragma unroll
   for (int n = 0; n < 16; ++n)
 #pragma unroll
     for (int c = 0; c < 4; ++c)
-      if (facts.id[column0 + n * 8 + c % 2] == rows.id[c / 2]) logits[n][c] = float_of(0xFF800000u);
+      if (same[c / 2] >> (2 * n + c % 2) & 1u) logits[n][c] = absent;
 }
 
 // Products become weights, where all exponents are usual; returns by what the sums so far shrink. `of_row`:
 // logits to base two a product.
-CPR_DEVICE void weigh_usual(const AttendArgs& args, const StepFacts& facts, const LaneRows& rows,
+CPR_DEVICE void weigh_usual(const AttendArgs& args, const StepFacts& facts, const StepRows& rows,
                             const float (&of_row)[2], RowSums& sums, float (&weights)[16][4],
                             float (&shrink)[2]) {
   const ColumnPair* pairs = facts.pairs + (thread_index() & 3);
@@ -73,7 +99,7 @@ CPR_DEVICE void weigh_usual(const AttendArgs& args, const StepFacts& facts, cons
     for (int c = 0; c < 4; ++c)
       weights[n][c] = fused(product(weights[n][c], pair.factor[c % 2]), of_row[c / 2], pair.shift[c % 2]);
   }
-  if (args.siblings == 2) leave_siblings_out(facts, rows, weights);
+  if (args.siblings == 2) leave_siblings_out(args, facts, rows, float_of(0xFF800000u), weights);
   float mass[2] = {0.0f, 0.0f};
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
@@ -99,11 +125,10 @@ CPR_DEVICE void weigh_usual(const AttendArgs& args, const StepFacts& facts, cons
   for (int half = 0; half < 2; ++half) sums.mass[half] = fused(sums.mass[half], shrink[half], mass[half]);
 }
 
-// The same of any exponents: NaN where a score overflows or a row is odd.
-CPR_DEVICE void weigh_any(const AttendArgs& args, const StepFacts& facts, const LaneRows& rows, RowSums& sums,
-                          float (&weights)[16][4], float (&shrink)[2]) {
+// Products become scores, of any exponents: NaN where one overflows or a row is odd, and where a key takes
+// part in nothing.
+CPR_DEVICE void form_scores(const StepFacts& facts, const StepRows& rows, float (&products)[16][4]) {
   const ColumnPair* pairs = facts.pairs + (thread_index() & 3);
-  const float to_logits = args.scale * LOG2_E, nothing = float_of(0xFF800000u);
 #pragma unroll
   for (int n = 0; n < 16; ++n)
 #pragma unroll
@@ -111,14 +136,52 @@ CPR_DEVICE void weigh_any(const AttendArgs& args, const StepFacts& facts, const 
       const float shift = pairs[n * 4].shift[c % 2];
       const bool odd = unordered(shift, shift) || rows.exponent[c / 2] == ODD;
       float score = float_of(0x7FC00000u);
-      if (!odd && shift != nothing)
-        score = scaled(weights[n][c], rows.exponent[c / 2] + static_cast<int>(shift));
-      float logit = fused(score, 0.0f, score) * to_logits;
+      if (!odd && shift != float_of(0xFF800000u))
+        score = scaled(products[n][c], rows.exponent[c / 2] + static_cast<int>(shift));
+      products[n][c] = fused(score, 0.0f, score);
+    }
+}
+
+// The statistics of a step: of products where all exponents are usual, else of scores. Nothing changes but
+// pairs of one source, where those are left out: they are NaN until they weigh nothing.
+template <class R>
+CPR_DEVICE void rank_step(const AttendArgs& args, const StepFacts& facts, const StepRows& rows,
+                          uint32_t first, bool all_usual, R& ranks, float (&products)[16][4]) {
+  const uint32_t column0 = static_cast<uint32_t>(thread_index() & 3) * 2;
+  const ColumnPair* pairs = facts.pairs + column0 / 2;
+  if (args.siblings == 2) leave_siblings_out(args, facts, rows, float_of(0x7FC00000u), products);
+  float of_row[2] = {1.0f, 1.0f};
+  if (all_usual) of_row[0] = power_of_two(rows.exponent[0]), of_row[1] = power_of_two(rows.exponent[1]);
+#pragma unroll
+  for (uint32_t n = 0; n < 16; ++n) {
+    const ColumnPair pair = pairs[n * 4];
+#pragma unroll
+    for (uint32_t i = 0; i < 2; ++i) {
+      const float factor = all_usual ? pair.factor[i] : 1.0f,
+                  absent = pair.shift[i] - pair.shift[i];  // NaN where a key takes part in nothing, else 0
+      const uint32_t column = first + column0 + n * 8 + i;
+      ranks.template add<0>(fused(product(products[n][i], factor), of_row[0], absent), column);
+      ranks.template add<1>(fused(product(products[n][2 + i], factor), of_row[1], absent), column);
+    }
+  }
+  forget_loads();  // registers are short
+}
+
+// Scores of form_scores become weights, as products of usual exponents do.
+CPR_DEVICE void weigh_any(const AttendArgs& args, const StepFacts& facts, const StepRows& rows, RowSums& sums,
+                          float (&weights)[16][4], float (&shrink)[2]) {
+  const ColumnPair* pairs = facts.pairs + (thread_index() & 3);
+  const float to_logits = args.scale * LOG2_E, nothing = float_of(0xFF800000u);
+#pragma unroll
+  for (int n = 0; n < 16; ++n)
+#pragma unroll
+    for (int c = 0; c < 4; ++c) {
+      float logit = weights[n][c] * to_logits;
       if (logit > MOST) logit = MOST;
       if (logit < LEAST) logit = LEAST;
-      weights[n][c] = shift == nothing ? nothing : logit;
+      weights[n][c] = pairs[n * 4].shift[c % 2] == nothing ? nothing : logit;
     }
-  if (args.siblings == 2) leave_siblings_out(facts, rows, weights);
+  if (args.siblings == 2) leave_siblings_out(args, facts, rows, nothing, weights);
   float most[2] = {nothing, nothing}, largest[2] = {nothing, nothing};
 #pragma unroll
   for (int n = 0; n < 16; ++n)

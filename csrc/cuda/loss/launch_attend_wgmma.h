@@ -1,4 +1,5 @@
-// The sums of a loss on compute capability 9.0, of rows packed in both planes (split_rows.h).
+// The sums of a loss on compute capability 9.0, of rows packed in both planes (split_rows.h), with
+// statistics where there is room for them.
 #pragma once
 #include "attend_weights.h"
 

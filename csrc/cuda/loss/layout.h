@@ -74,11 +74,10 @@ inline LossPlanes plan_planes(int64_t count, int depths, Carver& carver) {
 }
 
 // Null where a sweep runs by wgmma, else why not, in words.
-inline const char* why_not_attend_wgmma(const LossArgs& args, LossWanted wanted, const DeviceLimits& limits) {
+inline const char* why_not_attend_wgmma(const LossArgs& args, const DeviceLimits& limits) {
   if (const char* reason = why_no_wgmma(limits)) return reason;
   if (limits.shared_bytes < ATTEND_WGMMA_BYTES) return "too little shared memory a block";
-  if (args.dim <= 64 || args.dim > ATTEND_WGMMA_DEPTHS) return "not 65 to 128 features";
-  if (wanted.stats) return "statistics are gathered by the others";
+  if (args.dim > ATTEND_WGMMA_DEPTHS) return "more than 128 features";
   if (tuning().wgmma_parts > 0) return nullptr;
   if (args.num_queries <= 16) return "too few queries for a tile of 64";
   const int64_t tiles = (args.num_queries + ATTEND_WGMMA_QUERIES - 1) / ATTEND_WGMMA_QUERIES;
@@ -101,12 +100,13 @@ inline const char* plan_loss(const LossArgs& args, LossWanted wanted, const Devi
   layout = {};
   if (args.drawn()) return "negatives for each query";
   if (args.dim > INT32_MAX - OUT_DEPTH) return "features of more than 2^31 numbers";
-  layout.depths =
-      args.dim <= 64 ? 64 : static_cast<int>(rounded_up(std::max<int64_t>(args.dim, 1), OUT_DEPTH));
+  layout.wgmma = wanted.sweep && args.num_keys > 0 && !why_not_attend_wgmma(args, limits);
+  layout.depths = args.dim <= 64 && !layout.wgmma
+                      ? 64
+                      : static_cast<int>(rounded_up(std::max<int64_t>(args.dim, 1), OUT_DEPTH));
   // two planes of 64 rows and twice 32 columns of 256 features are 131 KB: 8.0 and 9.0 have them, 8.6 has not
   layout.wide = layout.depths > 256 || (layout.depths == 256 && limits.shared_bytes < ATTEND_256_BYTES);
   Carver carver{static_cast<char*>(workspace)};
-  layout.wgmma = wanted.sweep && args.num_keys > 0 && !why_not_attend_wgmma(args, wanted, limits);
   const int64_t filled = layout.wgmma ? ATTEND_WGMMA_KEYS : 1;
   layout.queries = plan_planes(rounded_up(args.num_queries, filled), layout.depths, carver);
   layout.keys = plan_planes(rounded_up(args.num_keys, filled), layout.depths, carver);

@@ -11,6 +11,7 @@
 #include "attend_wide.h"
 #include "launch_attend_wgmma.h"
 #include "layout.h"
+#include "query_stats.h"
 
 namespace cpr {
 namespace {
@@ -110,60 +111,6 @@ CPR_KERNEL(FINISH_THREADS, 1) own_kernel(OwnArgs args) {
   if ((thread_index() & 31) == 0) args.own[query] = own;
 }
 
-// The statistics of one query by one warp: the best of all lists and the own pair, one after the other.
-CPR_DEVICE void write_stats(const FinishArgs& args, int64_t query, float own, bool own_counts, bool spoilt,
-                            int lane) {
-  const LossArgs& loss = args.loss;
-  const int64_t lists = static_cast<int64_t>(args.parts) * RANK_LISTS;
-  uint32_t above = 0;
-  for (int64_t i = lane; i < lists; i += 32)
-    above += args.ranks.above[(i / RANK_LISTS * loss.num_queries + query) * RANK_LISTS + i % RANK_LISTS];
-#pragma unroll
-  for (int step = 16; step; step >>= 1) above += shuffle_xor(above, step);
-  float last_score =
-      float_of(0x7F800000u);  // +inf: what was taken last, by (score descending, key ascending)
-  int64_t last_key = -2, positives = 0, best_is_positive = 0;
-  for (int taken = 0; taken < BEST; ++taken) {
-    float score = float_of(0xFF800000u);
-    int64_t key = INT64_MAX;
-    const auto offer = [&](float candidate, int64_t at) {
-      const bool left = candidate < last_score || (candidate == last_score && at > last_key);
-      if (left && (candidate > score || (candidate == score && at < key))) {
-        score = candidate;
-        key = at;
-      }
-    };
-    if (lane == 0) offer(own, -1);
-    for (int64_t i = lane; i < lists * BEST; i += 32) {
-      const int64_t list = i / BEST;
-      const int64_t at =
-          ((list / RANK_LISTS * loss.num_queries + query) * RANK_LISTS + list % RANK_LISTS) * BEST + i % BEST;
-      if (args.ranks.best_keys[at] != UINT32_MAX) offer(args.ranks.best_scores[at], args.ranks.best_keys[at]);
-    }
-#pragma unroll
-    for (int step = 16; step; step >>= 1) {
-      const float other = shuffle_xor(score, step);
-      const int low = shuffle_xor(static_cast<int>(key & 0xFFFFFFFF), step),
-                high = shuffle_xor(static_cast<int>(key >> 32), step);
-      const int64_t other_key = static_cast<int64_t>(high) << 32 | static_cast<uint32_t>(low);
-      if (other > score || (other == score && other_key < key)) {
-        score = other;
-        key = other_key;
-      }
-    }
-    if (key == INT64_MAX) break;
-    last_score = score;
-    last_key = key;
-    const bool positive = key < 0 ? own_counts : is_positive(loss, query, key);
-    positives += positive;
-    if (taken == 0) best_is_positive = positive;
-  }
-  if (lane != 0) return;
-  args.out.stats[query * 3] = spoilt ? -1 : static_cast<int64_t>(above);
-  args.out.stats[query * 3 + 1] = spoilt ? -1 : best_is_positive;
-  args.out.stats[query * 3 + 2] = spoilt ? -1 : positives;
-}
-
 // Grid: x over queries, y over features, 256 a block; each block forms the query's own numbers, and the first
 // writes them.
 CPR_KERNEL(FINISH_THREADS, 1) finish_kernel(FinishArgs args) {
@@ -222,8 +169,15 @@ CPR_KERNEL(FINISH_THREADS, 1) finish_kernel(FinishArgs args) {
     args.out.lse_positive[query] = positive_top * scale + logf(positive_mass) + mass * 0.0f;
     args.out.own_weight[query] = own_of_all - own_of_positive;
   }
-  if (args.out.stats && warp == 0 && first_feature == 0)
-    write_stats(args, query, own, own_counts, mass != mass, lane);
+  if (args.out.stats && warp == 0 && first_feature == 0) {
+    const QueryStats found(loss, args.ranks, args.parts, query, own, own_counts);
+    if (lane == 0) {
+      const bool spoilt = mass != mass;
+      args.out.stats[query * 3] = spoilt ? -1 : int64_t{found.above};
+      args.out.stats[query * 3 + 1] = spoilt ? -1 : int64_t{found.best_is_positive};
+      args.out.stats[query * 3 + 2] = spoilt ? -1 : int64_t{found.positives};
+    }
+  }
   if (!args.out.grad_query) return;
   const int64_t d = first_feature + thread;
   if (d < loss.dim) {

@@ -58,14 +58,14 @@ def cascade(
 
 
 def loss(
-    queries: int, keys: int, ids: bool = False, dtype: torch.dtype = torch.float32
+    queries: int, keys: int, ids: bool = False, dtype: torch.dtype = torch.float32, stats: bool = False
 ) -> Callable[[Any], object]:
     """A loss with the queries' gradient."""
     rows = [unit_rows(n, 128, dtype, n) for n in (queries, queries + 1, keys)]
     positives = torch.arange(queries * 5).reshape(queries, 5) % keys
     query_ids, key_ids = (torch.arange(queries), torch.arange(keys) + queries) if ids else (None, None)
     call = LossCall(rows[0], rows[1][:queries], rows[2], positives, 0.07, query_ids, key_ids, None, 1)
-    return lambda core: losses.sweep_on_stream(call, True, core, 0)
+    return lambda core: losses.sweep_on_stream(call, True, core, 0, stats)
 
 
 def works() -> Iterator[Work]:
@@ -103,13 +103,19 @@ def works() -> Iterator[Work]:
         yield Work("select_kernel", f"query, N = {keys:,}", 2, cascade(2, keys, 8))
     yield Work("tiny_kernel<false, 2>", "block of 16, 16 x 2,048", 16, cascade(16, 2048, 128))
     yield Work("tiny_kernel<true, 1>", "block of 16, 16 x 2,048", 16, cascade(16, 2048, 128, bf16))
-    yield Work("attend_kernel<128, 0>", "warp and step of 32 keys", 4, loss(64, 64), less=loss(64, 32))
-    yield Work("attend_kernel<128, 0>", "warp beside its steps", 4, loss(64, 32))
-    for kernel, dtype in (("attend_wgmma_kernel<2>", torch.float32), ("attend_wgmma_kernel<1>", bf16)):
-        two, one = loss(128, 256, dtype=dtype), loss(128, 128, dtype=dtype)
-        yield Work(kernel, "step of 64 x 128", 2, two, wgmma, less=one)
-        yield Work(kernel, "64 queries and a first step", 2, one, wgmma)
+    for mode, stats in ((0, False), (2, True)):
+        two, one = loss(64, 64, stats=stats), loss(64, 32, stats=stats)
+        yield Work(f"attend_kernel<128, {mode}>", "warp and step of 32 keys", 4, two, less=one)
+        yield Work(f"attend_kernel<128, {mode}>", "warp beside its steps", 4, one)
+        for planes, dtype in ((2, torch.float32), (1, bf16)):
+            kernel = f"attend_wgmma_kernel<{planes}, {mode}>"
+            two, one = (loss(128, keys, dtype=dtype, stats=stats) for keys in (256, 128))
+            yield Work(kernel, "step of 64 x 128", 2, two, wgmma, less=one)
+            yield Work(kernel, "64 queries and a first step", 2, one, wgmma)
     yield Work("finish_kernel", "query, 1,024 keys with ids", 64, loss(64, 1024, ids=True))
+    many = loss(2, 32 * 128, stats=True)
+    yield Work("finish_kernel", "query, 32 parts, statistics", 2, many, (("wgmma_parts", 32),))
+    yield Work("own_kernel", "query", 64, loss(64, 32, stats=True))
 
 
 def counts(core: Any, kernels: dict[str, Compiled]) -> Iterator[Count]:

@@ -43,13 +43,21 @@ class Goal(NamedTuple):
     parts: list[Part]
 
 
+def select_part(queries: int, sweeps: int) -> Part:
+    """A block a query: a launch ends with the multiprocessors that have one more than others."""
+    a_launch, blocks = queries // sweeps, min(queries // sweeps, MULTIPROCESSORS)
+    return Part(
+        "select_kernel", "query, N = 16,384", sweeps * -(-a_launch // blocks) * blocks, sweeps, blocks
+    )
+
+
 def wgmma_goal(name: str, goal: float, queries: int, planes: str, sweeps: int) -> Goal:
     """The same with scores by wgmma: 128 blocks of 256 keys, of which each sweep's first tile waits for the keys."""
     tiles, kernel = -(-queries // 64) * 128, f"score_wgmma_kernel<{planes}>"
     parts = [
         Part(kernel, "256 keys and a first tile", sweeps * 128, sweeps),
         Part(kernel, "tile of 64 x 256", tiles - sweeps * 128, 0),
-        Part("select_kernel", "query, N = 16,384", queries, sweeps, min(queries, MULTIPROCESSORS)),
+        select_part(queries, sweeps),
     ]
     rows = 2 * (queries + 16384 if planes == FLOAT32 else queries)
     return Goal(name, goal, [Part("prepare_kernel", "row of 128 numbers", rows), *parts])
@@ -60,50 +68,62 @@ def cascade_goal(name: str, goal: float, queries: int, planes: str, tile: int, s
     tiles = -(-queries // tile) * 128 * 2
     parts = [
         Part(f"score_kernel<{planes}, {tile}>", "tile", tiles, sweeps),
-        Part("select_kernel", "query, N = 16,384", queries, sweeps, min(queries, MULTIPROCESSORS)),
+        select_part(queries, sweeps),
     ]
     if planes == "false, 2":
         parts.insert(0, Part("prepare_kernel", "row of 128 numbers", 2 * (queries + 16384)))
     return Goal(name, goal, parts)
 
 
-def loss_goal(name: str, goal: float, planes: int, numbers: str) -> Goal:
+def loss_goal(name: str, planes: int, numbers: str, stats: bool = False) -> Goal:
     """A loss of 512 x 16,384 by wgmma: 128 blocks of two times 64 queries and four steps."""
-    kernel = f"attend_wgmma_kernel<{planes}>"
+    kernel = f"attend_wgmma_kernel<{planes}, {2 if stats else 0}>"
     parts = [
         Part("prepare_kernel", f"packed row of 128 {numbers}", 512 + 16384),
         Part(kernel, "64 queries and a first step", 256, 1, 128, LOSS),
         Part(kernel, "step of 64 x 128", 768, 0, 128, LOSS),
-        Part("finish_kernel", "query, 1,024 keys with ids", 512),
     ]
-    return Goal(name, goal, parts)
+    return Goal(name, LOSS_GOAL, [*parts, *after_the_sweep(stats)])
+
+
+def plain_loss_goal(name: str, stats: bool = False) -> Goal:
+    """The same in float32 by mma.sync."""
+    kernel = f"attend_kernel<128, {2 if stats else 0}>"
+    parts = [
+        Part("prepare_kernel", "row of 128 numbers", 512 + 16384),
+        Part(kernel, "warp and step of 32 keys", 512 / 16 * 16384 / 32, issued=LOSS),
+    ]
+    return Goal(name, LOSS_GOAL, [*parts, *after_the_sweep(stats)])
+
+
+def after_the_sweep(stats: bool) -> list[Part]:
+    """Own pairs, whose scores a sweep with statistics needs, and what ends the loss."""
+    if not stats:
+        return [Part("finish_kernel", "query, 1,024 keys with ids", 512)]
+    return [Part("own_kernel", "query", 512), Part("finish_kernel", "query, 32 parts, statistics", 512)]
 
 
 FLOAT32, BF16 = "false, 2", "true, 1"
+LOSS_GOAL = 15
 LOSS = 2  # issued a clock by 8 warps a multiprocessor
 ALONE = 1.5  # what one block of 8 warps issues a clock, its barriers and loads waited for
 GOALS = [
-    wgmma_goal("512 x 16,384, float32, wgmma", 40, 512, FLOAT32, 3),
-    wgmma_goal("512 x 16,384, bf16, wgmma", 28, 512, BF16, 3),
+    wgmma_goal("512 x 16,384, float32, wgmma", 40, 512, FLOAT32, 2),
+    wgmma_goal("512 x 16,384, bf16, wgmma", 28, 512, BF16, 2),
     wgmma_goal("64 x 16,384, float32, wgmma", 20, 64, FLOAT32, 1),
     wgmma_goal("64 x 16,384, bf16, wgmma", 16, 64, BF16, 1),
-    cascade_goal("512 x 16,384, float32", 40, 512, FLOAT32, 64, 3),
-    cascade_goal("512 x 16,384, bf16", 28, 512, BF16, 64, 3),
+    cascade_goal("512 x 16,384, float32", 40, 512, FLOAT32, 64, 2),
+    cascade_goal("512 x 16,384, bf16", 28, 512, BF16, 64, 2),
     cascade_goal("64 x 16,384, float32", 20, 64, FLOAT32, 64, 1),
     cascade_goal("64 x 16,384, bf16", 16, 64, BF16, 64, 1),
     Goal("16 x 2,048, float32", 10, [Part(f"tiny_kernel<{FLOAT32}>", "block of 16, 16 x 2,048", 16, 1, 16, ALONE)]),
     Goal("16 x 2,048, bf16", 10, [Part(f"tiny_kernel<{BF16}>", "block of 16, 16 x 2,048", 16, 1, 16, ALONE)]),
-    loss_goal("loss and gradient, 512 x 16,384, float32, wgmma", 15, 2, "numbers"),
-    loss_goal("loss and gradient, 512 x 16,384, bf16, wgmma", 15, 1, "16-bit numbers"),
-    Goal(
-        "loss and gradient, 512 x 16,384, float32",
-        15,
-        [
-            Part("prepare_kernel", "row of 128 numbers", 512 + 16384),
-            Part("attend_kernel<128, 0>", "warp and step of 32 keys", 512 / 16 * 16384 / 32, issued=LOSS),
-            Part("finish_kernel", "query, 1,024 keys with ids", 512),
-        ],
-    ),
+    loss_goal("loss and gradient, 512 x 16,384, float32, wgmma", 2, "numbers"),
+    loss_goal("loss and gradient, 512 x 16,384, bf16, wgmma", 1, "16-bit numbers"),
+    plain_loss_goal("loss and gradient, 512 x 16,384, float32"),
+    loss_goal("loss, gradient and statistics, 512 x 16,384, float32, wgmma", 2, "numbers", stats=True),
+    loss_goal("loss, gradient and statistics, 512 x 16,384, bf16, wgmma", 1, "16-bit numbers", stats=True),
+    plain_loss_goal("loss, gradient and statistics, 512 x 16,384, float32", stats=True),
 ]  # fmt: skip
 
 

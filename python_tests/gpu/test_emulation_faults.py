@@ -1,0 +1,51 @@
+"""Faults planted in the CUDA kernels of the cascade, each of which the emulation must show as another answer."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from cuda_tools import CUDA_SOURCES
+from places import SUPPORT
+
+import cpr_kernels
+
+pytestmark = pytest.mark.skipif(
+    sys.platform != "linux" or shutil.which("g++") is None, reason="the emulation needs g++ on Linux"
+)
+FAULTS = {
+    "a copy not waited for": ("score.h", "copy_wait<STEPS - 2>();", "copy_wait<STEPS - 1>();"),
+    "no barrier between two halves of a launch": ("cascade/cascade_topk.cu", "  sync_cluster();\n  for (uint32_t query", "  for (uint32_t query"),
+    "the later of two ties first": ("cascade/select.h", "indices[i] < indices[own]", "indices[i] > indices[own]"),
+    "entries beyond the last key": ("cascade/stages.h", "+ n + thread] = float_of(ABSENT)", "+ n + thread] = 1e30f"),
+    "entries that are absent by the other row alone": ("cascade/stages.h", "n < keep && !careful", "n > keep"),
+}  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fault", FAULTS)
+def test_the_emulation_sees_a_planted_fault(fault: str, tmp_path: Path) -> None:
+    """In a process of its own, for a faulty kernel may write anywhere."""
+    shutil.copytree(CUDA_SOURCES.parent, tmp_path / "csrc")
+    name, old, new = FAULTS[fault]
+    source = tmp_path / "csrc" / "cuda" / name
+    assert source.read_text().count(old) == 1
+    source.write_text(source.read_text().replace(old, new))
+    changed, built = tmp_path / "csrc" / "cuda" / "cascade" / "cascade_topk.cu", tmp_path / "built"
+    built.mkdir()
+    script = (
+        "import cuda_tools, torch; from pathlib import Path\n"
+        "from cases import ABSENT_BY_ANOTHER, SMALL_CASES; from cpr_kernels.mining import native, reference\n"
+        f"core = cuda_tools.emulated_changed(Path({str(changed)!r}), Path({str(built)!r})); core.set_seed(7)\n"
+        "pairs = ((native.run_on_stream(c.call(), core, 0), reference.run(c.call())) for c in [ABSENT_BY_ANOTHER, *SMALL_CASES])\n"
+        "raise SystemExit(0 if all(torch.equal(a[0], b[0]) for a, b in pairs) else 7)"
+    )
+    path = os.pathsep.join(map(str, (SUPPORT, Path(cpr_kernels.__file__).parents[1])))
+    done = subprocess.run(
+        [sys.executable, "-c", script], env={**os.environ, "PYTHONPATH": path}, capture_output=True
+    )
+    assert done.returncode == 7 or done.returncode < 0, done.stderr.decode()
