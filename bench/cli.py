@@ -16,7 +16,7 @@ COMMANDS = {  # name: (the module with its `main(argv)`, what it does)
     "enqueue": ("bench.ops.measure", "Measures writing a batch into the queue only."),
     "train_step": ("bench.ops.measure", "Measures the training step without encoders only."),
     "step": (
-        "bench.ops.whole_step",
+        "bench.studies.step",
         "Measures a whole training step of S3D part by part, beside one with the published forms.",
     ),
     "between": (
@@ -45,7 +45,7 @@ COMMANDS = {  # name: (the module with its `main(argv)`, what it does)
     "protocol": ("bench.studies.protocol", "Trains every mining method under one budget and compares them."),
     "modalities": ("bench.studies.modalities", "Trains with one, two and three modalities, and CPR on IIC."),
     "tuning": (
-        "bench.studies.tuning",
+        "bench.plans.tuning",
         "Compares the plan tuned without labels with fixed schedules, on tables with labels.",
     ),
     "heads": (
@@ -53,11 +53,11 @@ COMMANDS = {  # name: (the module with its `main(argv)`, what it does)
         "Trains heads over tables of embeddings with every way of mining, and compares them in pairs.",
     ),
     "coverage": (
-        "bench.studies.coverage",
+        "bench.plans.coverage",
         "Keeps the surest of the mined pairs, by signs without labels: PMR against coverage.",
     ),
     "weights": (
-        "bench.studies.weights",
+        "bench.plans.weights",
         "Weighs the views of tuned plans by their agreement, and compares PMR with equal weights.",
     ),
     "drawn": (

@@ -1,1 +1,1 @@
-"""Does a plan hold? Studies on drawn data: keys that drift, and tables that are hard to choose for."""
+"""Does the choice of a plan hold, on public tables, on drawn ones, and while keys drift?"""

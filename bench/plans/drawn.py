@@ -19,7 +19,7 @@ from cpr_kernels.tuning.steps import joint_schedule
 from cpr_kernels.tuning.whitening import principal_axes
 
 from ..harness.text import markdown
-from ..studies.tuning import TOPK, Table, cascades, chosen_text, figures, plain
+from .tuning import TOPK, Table, cascades, chosen_text, figures, plain
 
 ROWS, LATENT = 1500, 12
 Views = dict[str, Tensor]

@@ -28,11 +28,11 @@ from cpr_kernels.train.adapt.measure import hits, recall
 from cpr_kernels.train.runtime.files import write_atomically
 
 from ..harness.machine import commit, cpu_model, versions
+from ..plans.tuning import Table as Labelled
+from ..plans.tuning import read
 from ..tables.readme import write_text
 from .heads_plot import draw
 from .heads_tables import markdown
-from .tuning import Table as Labelled
-from .tuning import read
 
 LEAST_ROWS, LEAST_CLASSES = 1_000, 10
 TRAIN_SHARE = 4 / 7  # of the groups: 4 of UCF101's 7

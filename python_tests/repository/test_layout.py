@@ -26,7 +26,7 @@ LAYERS = {
         {"s3d", "checkpoint"}, {"data", "encoders"}, {"runtime"}, {"__init__"},
     ],
     "bench": [
-        {"__main__"}, {"cli"}, {"plans"}, {"studies"}, {"ops", "scale", "data"}, {"peers", "sharded", "tables"}, {"harness"}, {"__init__"},
+        {"__main__"}, {"cli"}, {"studies"}, {"plans"}, {"ops", "scale", "data"}, {"peers", "sharded", "tables"}, {"harness"}, {"__init__"},
     ],
 }  # fmt: skip
 MAX_MODULES = 12

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from bench.plans.tuning import Table, read
 from bench.studies.heads import METHODS, collected, main, publish, queue_of, run_seed, split
 from bench.studies.heads_plot import pmr_of, recall_of
 from bench.studies.heads_tables import ALL, Resampled, claims_table
-from bench.studies.tuning import Table, read
 from cpr_kernels.train.adapt import AdaptConfig
 
 TINY = AdaptConfig(head="projection", hidden=8, embedding=8, warm_up=1, epochs=1, batch=64, lr=1e-3)

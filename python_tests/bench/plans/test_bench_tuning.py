@@ -12,7 +12,7 @@ from tuning_data import clusters, save_clusters
 cli = pytest.importorskip("bench.cli", reason="bench is not beside the tests")
 
 import cpr_kernels as cpr  # noqa: E402
-from bench.studies.tuning import BEGIN, END, Row, rank_correlation, read, study  # noqa: E402
+from bench.plans.tuning import BEGIN, END, Row, rank_correlation, read, study  # noqa: E402
 
 
 @pytest.fixture(scope="module")

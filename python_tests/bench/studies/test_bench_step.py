@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from train_sets import DRAFT  # noqa: F401  (skips where the trainer's packages are absent)
 
-from bench.ops import whole_step
+from bench.studies import step as whole_step
 
 
 def test_parts_add_up_beside_the_published_forms(capsys: pytest.CaptureFixture[str]) -> None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 from bench_tools import ROOT  # noqa: F401  puts the repository's root on the path
 
-from bench.studies import weights
-from bench.studies.tuning import TOPK
+from bench.plans import weights
+from bench.plans.tuning import TOPK
 from cpr_kernels import estimate_agreement
 from cpr_kernels.tuning.candidates import Settings
 from cpr_kernels.tuning.steps import joint_schedule

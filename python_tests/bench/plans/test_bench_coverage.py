@@ -12,8 +12,8 @@ from tuning_data import clusters
 cli = pytest.importorskip("bench.cli", reason="bench is not beside the tests")
 
 import cpr_kernels as cpr  # noqa: E402
-from bench.studies.coverage import BEGIN, END, SIGNS, figures, signs, study, surest, then  # noqa: E402
-from bench.studies.tuning import Table, read  # noqa: E402
+from bench.plans.coverage import BEGIN, END, SIGNS, figures, signs, study, surest, then  # noqa: E402
+from bench.plans.tuning import Table, read  # noqa: E402
 
 
 @pytest.fixture(scope="module")
