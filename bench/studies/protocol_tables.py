@@ -69,13 +69,17 @@ def gains_table(document: Document) -> str:
 
     The interval is of the mean over seeds: 1.96 standard errors over the test videos' sources on each side.
     """
-    results, rows = document["results"], []
+    results, rows, budget = document["results"], [], document["budget"]
+    trained = budget.get("views trained in cycles", budget["views"])
+    untrained = set(budget["views"]) - set(trained)
     baseline = {seed: run["right"] for seed, run in results.get(BASELINE, {}).items() if "right" in run}
     for method, of_seed in results.items():
         seeds = [seed for seed in baseline if "right" in of_seed.get(seed, {})]
         if method == BASELINE or not seeds:
             continue
         for view in baseline[seeds[0]]:
+            if view in untrained:
+                continue
             each = torch.stack(
                 [_digits(of_seed[seed]["right"][view]) - _digits(baseline[seed][view]) for seed in seeds]
             )  # [seeds, test videos], of 100, 0 and -100
