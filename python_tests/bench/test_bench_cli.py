@@ -14,7 +14,7 @@ from bench.harness.workloads import OPS, workloads_of
 
 # a folder or file of bench imports from its own and from later sets; those of one set never import each other
 LAYERS = [
-    {"__main__"}, {"cli"}, {"plans"}, {"studies"}, {"ops", "scale", "data"}, {"peers", "sharded", "tables"}, {"harness"}, {"__init__"},
+    {"__main__"}, {"cli"}, {"studies"}, {"plans"}, {"ops", "scale", "data"}, {"peers", "sharded", "tables"}, {"harness"}, {"__init__"},
 ]  # fmt: skip
 
 
