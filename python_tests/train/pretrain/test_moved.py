@@ -74,16 +74,20 @@ def test_data_that_was_moved_is_given_by_name(cascade_run: Path, data: Path, tmp
         explore([run], tmp_path / "page.html", data=elsewhere)
 
 
+def refused_another(settings: Finetune) -> dict:
+    return _refuse_another(settings, Manifest.load(settings.data))
+
+
 def test_a_fine_tuning_resumes_on_data_that_was_moved(data: Path, cascade_run: Path, tmp_path: Path) -> None:
     settings = Finetune(data, tmp_path / "tuned", run=cascade_run).resolved()
     (tmp_path / "tuned").mkdir()
-    (tmp_path / "tuned" / "finetune.json").write_text(json.dumps(_refuse_another(settings)))
+    (tmp_path / "tuned" / "finetune.json").write_text(json.dumps(refused_another(settings)))
     elsewhere = Path(shutil.copytree(data, tmp_path / "elsewhere"))
-    assert _refuse_another(replace(settings, data=elsewhere))["data"] == str(elsewhere)
+    assert refused_another(replace(settings, data=elsewhere))["data"] == str(elsewhere)
     manifest = Manifest.load(elsewhere)
     replace(manifest, videos=manifest.videos[1:]).save(elsewhere)
     with pytest.raises(TrainError, match=r"made with other settings \(data .*elsewhere\)"):
-        _refuse_another(replace(settings, data=elsewhere))
+        refused_another(replace(settings, data=elsewhere))
 
 
 def test_a_moved_run_resumes(moved: Path) -> None:
