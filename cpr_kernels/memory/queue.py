@@ -225,20 +225,25 @@ class MultiViewQueue(nn.Module):
         Raises:
             ValueError: as :meth:`enqueue`, or rows that do not fit their tensor.
         """
-        views = self.views
-        values = check_rows(views, features, ids, labels, self.ids.device)
-        buffers = [*views.values(), self.ids, self.labels]
+        views, own = self.views, cast(dict[str, Tensor], self._buffers)
+        values = check_rows(views, features, ids, labels, own["ids"].device)
+        buffers = [*views.values(), own["ids"], own["labels"]]
         for buffer, rows in more:
             buffers.append(buffer)
             values.append(rows)
-        columns = gathered([value.to(buffer.dtype) for value, buffer in zip(values, buffers)])
+        columns = gathered(
+            [
+                value if value.dtype == buffer.dtype else value.to(buffer.dtype)
+                for value, buffer in zip(values, buffers)
+            ]
+        )
         if ids is None or in_a_group():  # another rank may have left them out
             of_ids = len(views)
             slots = (
                 self.pointer + torch.arange(columns[of_ids].shape[0], device=self.ids.device)
             ) % self.size
             columns[of_ids] = with_own_sources(columns[of_ids], slots)
-        write(buffers, self.pointer, self.count, columns)
+        write(buffers, own["pointer"], own["count"], columns)
 
     def _load_from_state_dict(
         self, state_dict: Mapping[str, Any], prefix: str, *args: Any, **kwargs: Any

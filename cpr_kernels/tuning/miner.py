@@ -136,14 +136,14 @@ class Miner(nn.Module):
         Raises:
             ValueError: a memory bank, whose rows :meth:`update` writes.
         """
-        if isinstance(self.queue, MemoryBank):
+        queue, store = self.queue, self.store  # its entries are the queue's, so that one write serves both
+        if isinstance(queue, MemoryBank):
             raise ValueError("Miner: enqueue writes to a queue; a MemoryBank is written by row, with update")
-        store = self.store  # its entries are the queue's, so that one write serves both
         columns = [(buffer, mined.kept[name]) for name, buffer in store.views.items()]
-        self.queue.enqueue_beside(mined.features, ids, labels, columns)
-        store.ids.copy_(self.queue.ids)
-        store.pointer.copy_(self.queue.pointer)
-        store.count.copy_(self.queue.count)
+        queue.enqueue_beside(mined.features, ids, labels, columns)
+        held, now = (cast(dict[str, Tensor], one._buffers) for one in (store, queue))
+        for name in ("ids", "pointer", "count"):
+            held[name].copy_(now[name])
 
     @torch.no_grad()
     def update(

@@ -7,7 +7,6 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.functional import embedding_bag
 
 from ..dispatch.fast_path import dispatcher_is_idle
 from ..dispatch.native import core
@@ -60,9 +59,10 @@ def expanded(
     weights = scores.clamp(min=0) ** expansion.power
     if expansion.power == 0:  # else padding, whose score is -inf, weighs 0
         weights = weights.masked_fill(indices < 0, 0.0)
-    places = indices.clamp(min=0)
-    sums = [
-        embedding_bag(places, keys[name], per_sample_weights=weights, mode="sum").add_(row)
+    places, weights = indices.clamp(min=0).flatten(), weights.flatten()
+    starts = torch.arange(0, len(places), indices.shape[1], device=places.device)
+    sums = [  # as functional.embedding_bag calls it, which checks and flattens anew for each view
+        torch.embedding_bag(keys[name], places, starts, False, 0, False, weights)[0].add_(row)
         for name, row in rows.items()
     ]
     whole = torch.cat(sums, dim=1)

@@ -46,7 +46,8 @@ class Whitener(NamedTuple):
         """Returns the whitened rows, and True [B, 1] where a row is a missing view or holds NaN."""
         rows = rows.float()
         moved = rows - self.mean if self.matrix is None else (rows - self.mean) @ self.matrix
-        lacking = ~(torch.linalg.vector_norm(rows, torch.inf, dim=1, keepdim=True) > 0)  # NaN is not above 0
+        longest = torch.linalg.vector_norm(rows, torch.inf, dim=1, keepdim=True)
+        lacking = (longest > 0).logical_not_()  # NaN is not above 0
         length = torch.linalg.vector_norm(moved, dim=1, keepdim=True).clamp_min_(1e-12)
         return (moved / length).masked_fill_(lacking, 0.0), lacking
 
