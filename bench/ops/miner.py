@@ -1,8 +1,8 @@
 """Times the whole step of a tuned miner against the paper's cascade: ``python -m bench miner``.
 
 A step whitens the batch, finds its neighbours, expands by them, mines with hub terms, and writes the batch with all
-that its rows need as keys. The cascade is `cascade_topk` by itself, of seven stages over the same embeddings. Every call
-comes after other work of torch, as in a training, so that caches are cold for all alike.
+that its rows need as keys. The cascade is `cascade_topk` by itself, of seven stages over the same embeddings. Every
+call comes after other work of torch, as in a training, so that caches are cold for all alike.
 """
 
 from __future__ import annotations
