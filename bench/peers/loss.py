@@ -75,7 +75,12 @@ def logits_and_mask(
 
 def log_softmax_form(logits: Tensor, mask: Tensor) -> Tensor:
     """Returns the loss in the form of CoCLR: log of the softmax mass of the positives."""
-    return -(logits.softmax(dim=1) * mask).sum(dim=1).log().mean()
+    return log_softmax_rows(logits, mask).mean()
+
+
+def log_softmax_rows(logits: Tensor, mask: Tensor) -> Tensor:
+    """Returns the same of each query [B]."""
+    return -(logits.softmax(dim=1) * mask).sum(dim=1).log()
 
 
 def logsumexp_form(logits: Tensor, mask: Tensor) -> Tensor:

@@ -35,7 +35,9 @@ from cpr_kernels.train.runtime.run_log import RunLog
 
 from ..harness.peer import siblings
 from ..harness.text import duration, markdown
+from ..peers.loss import log_softmax_rows, logits_and_mask
 from ..peers.published import restated
+from ..peers.torch_forms import TEMPERATURE
 
 OURS, PUBLISHED = "cpr_kernels", "published forms"
 LOAD, AUGMENT, MINE, LOSS, QUEUE, MOMENTUM, ADAM, REST = (
@@ -105,10 +107,8 @@ def published_loss(
     query: Tensor, positive: Tensor, keys: Tensor, mined: Tensor, temperature: float, **how: Any
 ) -> Tensor:
     """Replaces `mil_nce`: all logits, their softmax, and the mass of the positives."""
-    same = siblings(how["query_ids"], how["key_ids"])
-    logits = torch.cat([(query * positive).sum(dim=1, keepdim=True), query @ keys.T], dim=1) / temperature
-    positives = torch.cat([torch.ones_like(same[:, :1]), same.scatter(1, mined, True)], dim=1)
-    return -(logits.softmax(dim=1) * positives).sum(dim=1).log()
+    assert temperature == TEMPERATURE
+    return log_softmax_rows(*logits_and_mask(query, positive, keys, mined, how["query_ids"], how["key_ids"]))
 
 
 def new_trainer(data: Path, out: Path, size: dict[str, Any]) -> loop.Trainer:
@@ -172,7 +172,7 @@ def check(trainer: loop.Trainer) -> None:
     keys = model.queue.views["rgb"]
     ids: dict[str, Any] = {"query_ids": inputs.sources, "key_ids": model.queue.ids}
     ours, published = (
-        form(rows["rgb"], rows["flow"], keys, mined, 0.07, reduction="none", **ids)
+        form(rows["rgb"], rows["flow"], keys, mined, TEMPERATURE, reduction="none", **ids)
         for form in (co_training.mil_nce, published_loss)
     )
     if not torch.allclose(ours, published, rtol=1e-4, atol=1e-5):
