@@ -35,11 +35,13 @@ score_kernel(ScoreArgs args) {
 }
 
 // Grid: x over queries.
-CPR_KERNEL(LARGE_THREADS, 1) select_kernel(SelectArgs args) {
+template <bool CODES>
+CPR_KERNEL(CODES ? CODES_THREADS : LARGE_THREADS, CODES ? 2 : 1)
+select_kernel(SelectArgs args) {
   CPR_SHARED_MEMORY(shared);
   await_previous_kernel();
   let_next_kernel_start();
-  select_query(args, block_index(), shared);
+  select_query<CODES>(args, block_index(), shared);
 }
 
 // Grid: one cluster of TINY_BLOCKS. Empty where there are no clusters: plan() never takes it there.
@@ -58,7 +60,7 @@ tiny_kernel(TinyArgs args) {
                                    shared);
   sync_cluster();
   for (uint32_t query = block_index(); query < args.select.num_queries; query += TINY_BLOCKS)
-    select_query(args.select, query, shared);
+    select_query<false>(args.select, query, shared);
 #endif
 }
 
@@ -134,7 +136,7 @@ const char* launch_tiny(const TinyArgs& args, const CascadeLayout& layout, bool*
   grid.x = grid.cluster = TINY_BLOCKS;
   grid.threads = SCORE_THREADS;
   grid.shared = std::max<int64_t>(SCORE_SHARED_BYTES<16, PLANES>,
-                                  select_shared_bytes(layout.weightings.rows, layout.shared_entries));
+                                  layout.select_bytes);
   *took = cluster_fits(tiny_kernel<BFLOAT, PLANES>, grid);
   return *took ? launch<tiny_kernel<BFLOAT, PLANES>>(grid, args, stream) : nullptr;
 }
@@ -188,6 +190,7 @@ SelectArgs select_args(const CascadeArgs& args, const CascadeLayout& layout, int
   select.sorts = layout.sorts;
   select.sort_size = layout.sort_size;
   select.shared_entries = layout.shared_entries;
+  select.coded_entries = layout.coded_entries;
   select.k = args.keep[args.num_stages - 1];
   select.indices = args.indices + first * select.k;
   select.best = args.scores + first * select.k;
@@ -198,9 +201,10 @@ const char* launch_select(const SelectArgs& args, const CascadeLayout& layout, b
   Grid grid;
   grid.x = args.num_queries;
   grid.threads = layout.threads;
-  grid.shared = select_shared_bytes(args.rows, args.shared_entries);
+  grid.shared = layout.select_bytes;
   grid.follows = follows;
-  return launch<select_kernel>(grid, args, stream);
+  return layout.coded_entries > 0 ? launch<select_kernel<true>>(grid, args, stream)
+                                  : launch<select_kernel<false>>(grid, args, stream);
 }
 
 const char* cascade_topk_cuda_workspace(const CascadeArgs& args, int64_t* bytes) {

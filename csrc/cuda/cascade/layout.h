@@ -33,6 +33,9 @@ constexpr int64_t SELECT_MEMORY_BYTES = 13568;    // of a block that selects, be
 // own kilobyte counted); else one block of 1,024.
 constexpr int SMALL_THREADS = 256, HALF_THREADS = 512, LARGE_THREADS = 1024;
 constexpr int64_t LARGE_FROM = 4096;
+// Of a block that selects by codes (select_codes.h): entries that a thread holds, and the most threads.
+constexpr int CODES_A_THREAD = 32, CODES_THREADS = 512;
+constexpr int64_t CODES_RESULT = 256;  // the longest result it writes
 // Scores on 9.0: a block holds WGMMA_KEYS keys of one view, at most WGMMA_KEY_BLOCKS times 64 features of a
 // plane, and queries come 64 at a time. Parts share the queries until there are WGMMA_BLOCKS blocks, one for
 // nearly every multiprocessor; where not even half of those come about, smaller tiles fill the device better.
@@ -69,6 +72,8 @@ struct CascadeLayout {
   int64_t pitch;            // of a row of scores
   uint32_t longest;         // list: what the first stage that drops something keeps, a multiple of 4
   uint32_t shared_entries;  // what the list in shared memory holds, a multiple of 4
+  uint32_t coded_entries;   // the same of the first of two lists of codes; 0 where none are used
+  int64_t select_bytes;     // of shared memory of a block that selects
   int64_t sort_size;        // entries to sort a query, a power of two; 0 when results are short
   int threads;              // of a block that selects
   int tile;                 // queries of a score tile
@@ -211,6 +216,31 @@ inline bool plan_lists(int64_t num_keys, const DeviceLimits& limits, CascadeLayo
   return layout.longest > layout.shared_entries;
 }
 
+// How much shared memory a block that selects takes, and whether it does so by codes: by at most two rows, where
+// threads hold all entries, and lists of those that stay after every second stage fit.
+inline void plan_codes(int64_t num_keys, const DeviceLimits& limits, CascadeLayout& layout) {
+  const Weightings& weightings = layout.weightings;
+  layout.select_bytes = select_shared_bytes(weightings.rows, layout.shared_entries);
+  if (weightings.rows > 2 || weightings.first == weightings.stages || layout.threads > CODES_THREADS ||
+      num_keys > int64_t{CODES_A_THREAD} * layout.threads ||
+      weightings.keep[weightings.stages - 1] > CODES_RESULT)
+    return;
+  int64_t entries[2] = {0, 0}, n = num_keys;
+  for (int s = weightings.first, list = 0; s < weightings.stages; list = 1 - list) {
+    const int judge = weightings.row_of_stage[s];
+    for (int decided = 0; decided < 2 && s < weightings.stages; ++decided) {
+      if (decided == 1 && weightings.row_of_stage[s] == judge) break;
+      n = weightings.keep[s];
+      while (s < weightings.stages && weightings.keep[s] >= n) ++s;
+    }
+    entries[list] = std::max(entries[list], rounded_up(n, 2));
+  }
+  const int64_t bytes = SELECT_MEMORY_BYTES + 8 * (entries[0] + entries[1]);
+  if (bytes > limits.shared_bytes) return;
+  layout.coded_entries = static_cast<uint32_t>(entries[0]);
+  layout.select_bytes = std::max(layout.select_bytes, bytes);
+}
+
 // Queries of a score tile. 128 reuse each key twice as often from shared memory as 64, and are taken where no
 // tile is left half empty; the order of a sum is the same in all.
 inline int score_tile_queries(int64_t chunk) {
@@ -230,6 +260,7 @@ inline const char* plan_cascade(const CascadeArgs& args, const DeviceLimits& lim
   const int64_t N = args.num_keys, k = std::min(args.keep[args.num_stages - 1], N);
   layout.pitch = score_pitch(N);
   const bool listed = plan_lists(N, limits, layout), sorted = k > SORTED_IN_SHARED;
+  plan_codes(N, limits, layout);
   if (sorted)
     for (layout.sort_size = SORTED_IN_SHARED; layout.sort_size < k;) layout.sort_size *= 2;
   layout.tiny =

@@ -175,6 +175,24 @@ void op_prmt(Bits& to, Bits low, Bits high, Bits which) {
   to = made;
 }
 template <class T>
+void op_lop3(Bits& to, Bits left, Bits middle, Bits right, Bits table) {
+  const T a = get<T>(left), b = get<T>(middle), c = get<T>(right);
+  T made = 0;
+  for (u32 row = 0; row < 8; ++row)
+    if (get<u32>(table) >> row & 1u) made |= (row & 4 ? a : ~a) & (row & 2 ? b : ~b) & (row & 1 ? c : ~c);
+  to = put(made);
+}
+// A product of one half of `a`'s two, each with a byte of b's lower or upper half.
+template <class A, class B>
+void op_dp2a_lo(Bits& to, Bits a, Bits b, Bits c) {
+  static_assert(std::is_same_v<A, u32> && std::is_same_v<B, u32>, "signed products have no meaning here yet");
+  to = static_cast<u32>(get<u32>(c) + get<u16>(a) * get<u8>(b) + get<u16>(a >> 16) * get<u8>(b >> 8));
+}
+template <class A, class B>
+void op_dp2a_hi(Bits& to, Bits a, Bits b, Bits c) {
+  op_dp2a_lo<A, B>(to, a, b >> 16, c);
+}
+template <class T>
 void op_popc(Bits& to, Bits a) {
   to = static_cast<Bits>(__builtin_popcountll(static_cast<u64>(get<T>(a))));
 }
@@ -249,6 +267,22 @@ COMPARE(geu, !(a < b))
 COMPARE(nan, a != a || b != b)
 COMPARE(num, a == a && b == b)
 #undef COMPARE
+// Two halves at once: all bits of a half are set where it is true.
+template <class To, class From, class Holds>
+void set_halves(Bits& to, Bits a, Bits b, Holds holds) {
+  static_assert(std::is_same_v<To, u32> && std::is_same_v<From, f16x2>, "masks of two halves");
+  to = 0;
+  for (u32 shift = 0; shift < 32; shift += 16)
+    if (holds(cpr::from_half(get<u16>(a >> shift)), cpr::from_half(get<u16>(b >> shift)))) to |= Bits{0xFFFF} << shift;
+}
+template <class To, class From>
+void op_set_ge(Bits& to, Bits a, Bits b) {
+  set_halves<To, From>(to, a, b, [](float x, float y) { return x >= y; });
+}
+template <class To, class From>
+void op_set_eq(Bits& to, Bits a, Bits b) {
+  set_halves<To, From>(to, a, b, [](float x, float y) { return x == y; });
+}
 template <class T>
 void op_selp(Bits& to, Bits a, Bits b, Bits choose) {
   to = put(get<T>(choose ? a : b));

@@ -1,0 +1,292 @@
+// Selection of short lists by 16-bit codes. A thread holds the codes of its entries in registers, two to a
+// register, of two rows, and decides two stages by them: codes are counted one by one, the code of the m-th
+// best is the cut, entries above it stay, and those of that very code, the candidates, are ranked by their
+// scores, which are read again. Then those that stay go to a list, of which fewer threads hold the codes.
+//
+// A code rises with the score, never falls, so that what the codes decide is what the scores decide. Where
+// they decide too little (too many candidates, or a cut among entries too low for a code of their own), the
+// query begins again by select.h.
+#pragma once
+#include "../device/codes.h"
+#include "ring.h"
+
+namespace cpr {
+
+constexpr int PAIRS = CODES_A_THREAD / 2;  // of codes in a thread's registers, of each row
+constexpr uint32_t LOWEST_CODE = 0x3401u;  // after that of 1/4; 2,048 to that of 1
+constexpr uint32_t NO_CODE = 0x7FFF7FFFu;  // equal to none
+static_assert(LOWEST_CODE + BINS - 1 == 0x3C00u, "a bin a code");
+
+// The code of a score is that of (score scale + offset), kept within 0 and 1: the sampled range from 0.3 to
+// 0.95.
+struct Coding {
+  float scale, offset;
+  CPR_DEVICE explicit Coding(const Range& range)
+      : scale(product(range.scale, 0.65f)), offset(fused(range.offset, 0.65f, 0.3f)) {}
+  CPR_DEVICE uint32_t pair(float low, float high) const {
+    return to_halves(saturated_fused(low, scale, offset), saturated_fused(high, scale, offset));
+  }
+};
+
+struct CodeCut {
+  uint32_t least, tied;  // in both halves: the least code that stays, and that of the candidates
+  uint32_t candidates, wanted;
+};
+
+// Where the candidates of select.h are.
+struct CodeMemory {
+  uint32_t scores[CANDIDATES], indices[CANDIDATES], owners[CANDIDATES];
+  uint32_t dropped[CODES_THREADS];  // candidates that do not stay, a bit each
+  CodeCut cut;
+  bool failed;
+};
+static_assert(sizeof(CodeMemory) <= sizeof(SelectMemory::candidates), "it fits there");
+
+struct CodedEntry {
+  uint32_t codes;  // of both rows, the first one's in the lower half
+  uint32_t index;
+};
+struct alignas(16) TwoEntries {
+  CodedEntry of[2];
+};
+
+// Entries in registers: bit s of a mask is that of pair s % 16, half s / 16.
+struct Held {
+  uint32_t own[PAIRS], other[PAIRS];  // codes by the rows that judge first and second
+  uint32_t stays, tied;
+};
+
+// Where a thread's entry is in the list that was loaded.
+CPR_DEVICE uint32_t position(const Team& team, uint32_t s) {
+  const uint32_t pair = s % PAIRS;
+  return (pair / 2 * static_cast<uint32_t>(team.threads) + static_cast<uint32_t>(team.thread())) * 4 +
+         pair % 2 * 2 + s / PAIRS;
+}
+
+// Codes of the ring's entries, zeros of those that are absent by a row.
+CPR_DEVICE void load_ring(const Team& team, const Ring& ring, const Coding& own, const Coding& other,
+                          Held& held) {
+  const uint32_t n = ring.size(), step = static_cast<uint32_t>(team.threads) * 4;
+  constexpr int GROUP = 2;  // whose loads are in flight together
+#pragma unroll
+  for (int l = 0; l < PAIRS / 2; l += GROUP) {
+    const uint32_t first = static_cast<uint32_t>(team.thread()) * 4 + static_cast<uint32_t>(l) * step;
+    Four a[GROUP], b[GROUP];
+#pragma unroll
+    for (int g = 0; g < GROUP; ++g) {
+      a[g] = b[g] = absent_four();
+      if (first + g * step < n) a[g] = load_four(ring.own + first + g * step), b[g] = load_four(ring.other + first + g * step);
+    }
+#pragma unroll
+    for (int g = 0; g < GROUP; ++g) {
+      float sum = product(a[g].of[0], b[g].of[0]);
+#pragma unroll
+      for (int i = 1; i < 4; ++i) sum = fused(a[g].of[i], b[g].of[i], sum);
+      if (sum != sum)  // one may be NaN
+#pragma unroll
+        for (int i = 0; i < 4; ++i)
+          if (unordered(a[g].of[i], b[g].of[i])) a[g].of[i] = b[g].of[i] = float_of(ABSENT);
+#pragma unroll
+      for (int h = 0; h < 2; ++h) {
+        held.own[2 * (l + g) + h] = own.pair(a[g].of[2 * h], a[g].of[2 * h + 1]);
+        held.other[2 * (l + g) + h] = other.pair(b[g].of[2 * h], b[g].of[2 * h + 1]);
+      }
+    }
+  }
+}
+
+// Codes of a list's entries; `turned`: the second row judges first.
+CPR_DEVICE void load_list(const Team& team, const CodedEntry* list, uint32_t n, bool turned, Held& held) {
+  const uint32_t of_own = turned ? UPPER : LOWER, of_other = turned ? LOWER : UPPER;
+#pragma unroll
+  for (int p = 0; p < PAIRS; ++p) {
+    const uint32_t at = position(team, static_cast<uint32_t>(p));
+    TwoEntries two{};
+    if (at < n) two = *reinterpret_cast<const TwoEntries*>(list + at);
+    if (at + 1 >= n) two.of[1].codes = 0;
+    held.own[p] = halves_of(two.of[0].codes, two.of[1].codes, of_own);
+    held.other[p] = halves_of(two.of[0].codes, two.of[1].codes, of_other);
+  }
+}
+
+// By one warp: the cut that keeps `keep` of the entries counted. False where they are too few.
+CPR_DEVICE bool find_code_cut(const SelectMemory& memory, uint32_t keep, int lane, CodeCut& cut) {
+  constexpr int SEGMENTS = BINS / SEGMENT;
+  const uint32_t counted = warp_sum(lane < SEGMENTS ? memory.segments[lane] : 0);
+  if (counted < keep) return false;
+  const Bin bin = find_bin(memory, counted - keep, lane);
+  cut.least = (LOWEST_CODE + bin.at) * 0x10001u;
+  cut.wanted = keep - (counted - bin.before - bin.inside);
+  cut.candidates = cut.wanted == bin.inside ? 0 : bin.inside;
+  cut.tied = cut.candidates ? cut.least : NO_CODE;
+  return cut.candidates <= CANDIDATES;
+}
+
+// One stage of one query by codes in registers, whose bins are zeros before and after.
+struct CodedStage {
+  const Team& team;
+  SelectMemory& memory;
+  CodeMemory& codes;
+  const Ring& ring;         // judged by the stage's row
+  const CodedEntry* list;   // of the entries; null of the ring's
+  uint32_t keep;
+
+  CPR_DEVICE uint32_t index(uint32_t s) const {
+    const uint32_t at = position(team, s);
+    return list ? list[at].index : at;
+  }
+
+  // The cut, of codes counted before. False where codes cannot decide it.
+  CPR_DEVICE bool find_cut() const {
+    team.sync();
+    sum_segments(team, memory);
+    team.sync();
+    if (team.warp() == 0) {
+      CodeCut cut;
+      const bool found = find_code_cut(memory, keep, team.lane(), cut);
+      if (team.lane() == 0) {
+        codes.cut = cut;
+        codes.failed = !found;
+        memory.appended = 0;
+      }
+    }
+    team.sync();
+    if (codes.failed) return false;
+    clear_bins(team, memory);
+    return true;
+  }
+
+  // Marks what stays; candidates stay, too, and are set aside to be ranked. Other codes of the rest become
+  // zeros.
+  CPR_DEVICE void apply_cut(const uint32_t (&judged)[PAIRS], uint32_t (&beside)[PAIRS], Held& held) const {
+    const CodeCut cut = codes.cut;
+    held.stays = held.tied = 0;
+#pragma unroll
+    for (int p = 0; p < PAIRS; ++p) {
+      const uint32_t mask = at_least(judged[p], cut.least);
+      beside[p] &= mask;
+      held.stays = marked_by(mask, 0x10001u << p, held.stays);
+      held.tied = marked_by(equal_to(judged[p], cut.tied), 0x10001u << p, held.tied);
+    }
+    uint32_t left = held.tied & ~codes.dropped[team.thread()];
+#pragma unroll 1
+    for (; left; left &= left - 1) {
+      const uint32_t s = lowest_bit(left), slot = shared_add(&memory.appended, 1), at = index(s);
+      codes.scores[slot] = ring.word(ring.judge, at);
+      codes.indices[slot] = at;
+      codes.owners[slot] = static_cast<uint32_t>(team.thread()) << 5 | s;
+    }
+    team.sync();
+  }
+
+  // Drops candidates beyond those wanted; where the next stage counts codes of the other row, not theirs.
+  CPR_DEVICE void rank_candidates(bool counts, const Coding& other) const {
+    const uint32_t n = codes.cut.candidates;
+#pragma unroll 1
+    for (uint32_t i = static_cast<uint32_t>(team.thread()); i < n; i += static_cast<uint32_t>(team.threads)) {
+      if (rank_among(codes.scores, codes.indices, n, i) < codes.cut.wanted) continue;
+      shared_or(&codes.dropped[codes.owners[i] >> 5], 1u << (codes.owners[i] & 31));
+      if (!counts) continue;
+      const uint32_t code = other.pair(ring.other[codes.indices[i]], 0.0f) & 0xFFFFu;
+      if (code >= LOWEST_CODE) shared_add(&memory.bins[code - LOWEST_CODE], ~0u);
+    }
+  }
+};
+
+CPR_DEVICE void count_codes(const uint32_t (&held)[PAIRS], SelectMemory& memory) {
+#pragma unroll
+  for (int p = 0; p < PAIRS; ++p) count_pair(held[p], memory.bins, LOWEST_CODE);
+}
+
+// What stays of the entries held, to a list.
+CPR_DEVICE void keep_codes(const Team& team, SelectMemory& memory, const CodedEntry* from, bool turned,
+                           const Held& held, CodedEntry* to) {
+  const uint32_t count = static_cast<uint32_t>(count_bits(held.stays)), upto = running(count, team.lane());
+  uint32_t place = 0;
+  if (team.lane() == 31) place = shared_add(&memory.kept, upto);
+  place = shuffle(place, 31) + upto - count;
+  if (from) {
+#pragma unroll 1
+    for (uint32_t left = held.stays; left; left &= left - 1) to[place++] = from[position(team, lowest_bit(left))];
+    return;
+  }
+  const uint32_t lower = turned ? LOWER_TURNED : LOWER, upper = turned ? UPPER_TURNED : UPPER;
+  SharedPairs at(to + place);
+#pragma unroll
+  for (int p = 0; p < PAIRS; ++p) {
+    const uint32_t index = position(team, static_cast<uint32_t>(p));
+    store_marked(held.stays, 1u << p, at, halves_of(held.own[p], held.other[p], lower), index);
+    store_marked(held.stays, 0x10000u << p, at, halves_of(held.own[p], held.other[p], upper), index + 1);
+  }
+}
+
+// The first stage from `stage` on that drops some of n entries.
+CPR_DEVICE int next_cut(const SelectArgs& args, int stage, uint32_t n) {
+  while (stage < args.stages && args.keep[stage] >= n) ++stage;
+  return stage;
+}
+
+// All stages of a query by codes. The result's entries are where the bins were. Threads that are no longer
+// needed return early; whether it `failed` can be read after a barrier of the block.
+CPR_DEVICE List select_by_codes(Team& team, SelectMemory& memory, const SelectArgs& args, uint32_t query,
+                                unsigned char* lists) {
+  CodeMemory& codes = *reinterpret_cast<CodeMemory*>(memory.candidates);
+  CodedEntry* spaces[2] = {reinterpret_cast<CodedEntry*>(lists),
+                           reinterpret_cast<CodedEntry*>(lists) + args.coded_entries};
+  const CodedEntry* list = nullptr;
+  uint32_t n = args.num_keys;
+  const Entries result{memory.bins, RANKED};
+#pragma unroll 1
+  for (int stage = args.first; stage < args.stages;) {
+    const int judge = args.row_of_stage[stage];
+    const Ring first(args, query, judge, true), second(args, query, first.second(), true);
+    const Coding own(memory.ranges[first.judge]), other(memory.ranges[second.judge]);
+    const bool turned = judge == 1;
+    Held held;
+    codes.dropped[team.thread()] = 0;
+    if (team.thread() == 0) memory.kept = 0;
+    if (list)
+      load_list(team, list, n, turned, held);
+    else
+      load_ring(team, first, own, other, held);
+    count_codes(held.own, memory);
+    const CodedStage one{team, memory, codes, first, list, args.keep[stage]};
+    if (!one.find_cut()) return {result, 0, args.rows, 0};
+    one.apply_cut(held.own, held.other, held);
+    n = args.keep[stage];
+    stage = next_cut(args, stage + 1, n);
+    const bool both = stage < args.stages && args.row_of_stage[stage] != judge;
+    one.rank_candidates(both, other);
+    if (both) {
+      count_codes(held.other, memory);
+      const CodedStage two{team, memory, codes, second, list, args.keep[stage]};
+      if (!two.find_cut()) return {result, 0, args.rows, 0};
+      two.apply_cut(held.other, held.own, held);
+      two.rank_candidates(false, own);
+      n = args.keep[stage];
+      stage = next_cut(args, stage + 1, n);
+    }
+    team.sync();
+    held.stays &= ~codes.dropped[team.thread()];
+    CodedEntry* to = list == spaces[0] ? spaces[1] : spaces[0];
+    keep_codes(team, memory, list, turned, held, to);
+    list = to;
+    team.sync();
+    const int needed = static_cast<int>((n + CODES_A_THREAD * 32 - 1) / (CODES_A_THREAD * 32)) * 32;
+    if (needed < team.threads) team.threads = needed;
+    if (team.thread() >= team.threads) break;
+  }
+  const int last = args.row_of_stage[args.stages - 1];
+  if (team.thread() < team.threads) {
+    const Ring ring(args, query, last, true);
+#pragma unroll 1
+    for (uint32_t i = static_cast<uint32_t>(team.thread()); i < n; i += static_cast<uint32_t>(team.threads)) {
+      result.row(last)[i] = ring.word(last, list[i].index);
+      result.row(args.rows)[i] = list[i].index;
+    }
+    team.sync();
+  }
+  return {result, n, args.rows, 0};
+}
+
+}  // namespace cpr

@@ -1,0 +1,99 @@
+// Words for pairs of 16-bit codes in a register, the first in the lower half: codes are float16 patterns of
+// numbers from 0 to 1, which order as they do.
+#pragma once
+#include "device.h"
+
+namespace cpr {
+
+// Lower halves of two pairs, and upper ones; the first pair's in the lower half, or turned.
+constexpr uint32_t LOWER = 0x5410u, UPPER = 0x7632u, LOWER_TURNED = 0x1054u, UPPER_TURNED = 0x3276u;
+
+#ifdef CPR_EMULATE
+inline uint32_t half_of(uint32_t pair, int half) { return half ? pair >> 16 : pair & 0xFFFFu; }
+// 0xFFFF in each half where the code is at least another, or equal to it, which NaN never is.
+inline uint32_t at_least(uint32_t pair, uint32_t least) {
+  uint32_t mask = 0;
+  for (int h = 0; h < 2; ++h)
+    if (from_half(static_cast<uint16_t>(half_of(pair, h))) >=
+        from_half(static_cast<uint16_t>(half_of(least, h))))
+      mask |= 0xFFFFu << 16 * h;
+  return mask;
+}
+inline uint32_t equal_to(uint32_t pair, uint32_t other) {
+  uint32_t mask = 0;
+  for (int h = 0; h < 2; ++h)
+    if (from_half(static_cast<uint16_t>(half_of(pair, h))) ==
+        from_half(static_cast<uint16_t>(half_of(other, h))))
+      mask |= 0xFFFFu << 16 * h;
+  return mask;
+}
+// `marked` and those of `bits` that the mask has.
+inline uint32_t marked_by(uint32_t mask, uint32_t bits, uint32_t marked) { return (mask & bits) | marked; }
+// Adds 1 to the bins of both codes; `lowest` is the code of the first bin, and lower ones have none.
+inline void count_pair(uint32_t pair, uint32_t* bins, uint32_t lowest) {
+  for (int h = 0; h < 2; ++h)
+    if (half_of(pair, h) >= lowest) ++bins[half_of(pair, h) - lowest];
+}
+// Two halves of two pairs, by the selectors below.
+inline uint32_t halves_of(uint32_t first, uint32_t second, uint32_t selector) {
+  const uint64_t from = static_cast<uint64_t>(second) << 32 | first;
+  uint32_t made = 0;
+  for (int i = 0; i < 4; ++i) made |= static_cast<uint32_t>(from >> (selector >> 4 * i & 7) * 8 & 255) << 8 * i;
+  return made;
+}
+struct SharedPairs {
+  uint32_t* at;
+  explicit SharedPairs(void* place) : at(static_cast<uint32_t*>(place)) {}
+};
+inline void store_marked(uint32_t marked, uint32_t bit, SharedPairs& to, uint32_t first, uint32_t second) {
+  if (!(marked & bit)) return;
+  *to.at++ = first;
+  *to.at++ = second;
+}
+#else
+CPR_DEVICE uint32_t at_least(uint32_t pair, uint32_t least) {
+  uint32_t mask;
+  asm("set.ge.u32.f16x2 %0, %1, %2;" : "=r"(mask) : "r"(pair), "r"(least));
+  return mask;
+}
+CPR_DEVICE uint32_t equal_to(uint32_t pair, uint32_t other) {
+  uint32_t mask;
+  asm("set.eq.u32.f16x2 %0, %1, %2;" : "=r"(mask) : "r"(pair), "r"(other));
+  return mask;
+}
+CPR_DEVICE uint32_t marked_by(uint32_t mask, uint32_t bits, uint32_t marked) {
+  uint32_t all;
+  asm("lop3.b32 %0, %1, %2, %3, 234;" : "=r"(all) : "r"(mask), "r"(bits), "r"(marked));  // (a & b) | c
+  return all;
+}
+// A product with (4, 0) or (0, 4) takes a half to its place in bytes; places below the first bin are negative
+// distances from it.
+CPR_DEVICE void count_pair(uint32_t pair, uint32_t* bins, uint32_t lowest) {
+  const uint32_t first = shared_address(bins), zero = first - lowest * 4;
+  asm volatile(
+      "{.reg .pred %%low, %%high; .reg .b32 %%one, %%two; dp2a.lo.u32.u32 %%one, %0, %3, %1; "
+      "dp2a.hi.u32.u32 %%two, %0, %3, %1; setp.ge.s32 %%low, %%one, %2; setp.ge.s32 %%high, %%two, %2; "
+      "@%%low red.shared.add.u32 [%%one], 1; @%%high red.shared.add.u32 [%%two], 1;}" ::"r"(pair),
+      "r"(zero), "r"(first), "r"(0x04000004u)
+      : "memory");
+}
+CPR_DEVICE uint32_t halves_of(uint32_t first, uint32_t second, uint32_t selector) {
+  return __byte_perm(first, second, selector);
+}
+// A place in shared memory where pairs of 32-bit words go one after the other.
+struct SharedPairs {
+  uint32_t at;
+  CPR_DEVICE explicit SharedPairs(const void* place) : at(shared_address(place)) {}
+};
+// Where `bit` of `marked` is set, two words go to a place, which moves on.
+CPR_DEVICE void store_marked(uint32_t marked, uint32_t bit, SharedPairs& to, uint32_t first, uint32_t second) {
+  asm volatile(
+      "{.reg .pred %%stays; .reg .b32 %%one; and.b32 %%one, %1, %2; setp.ne.u32 %%stays, %%one, 0; "
+      "@%%stays st.shared.v2.u32 [%0], {%3, %4}; @%%stays add.u32 %0, %0, 8;}"
+      : "+r"(to.at)
+      : "r"(marked), "r"(bit), "r"(first), "r"(second)
+      : "memory");
+}
+#endif
+
+}  // namespace cpr
