@@ -26,7 +26,7 @@ constexpr int64_t TINY_QUERIES = 16, TINY_KEYS = 4096;
 constexpr int64_t SWEEP_QUERIES = 128, SWEEP_UNIT = 64;
 constexpr int64_t HUGE_BYTES = int64_t{2} << 30;  // of scores and lists, unless one query needs more
 constexpr uint32_t SORTED_IN_SHARED = 1024;       // longest result sorted where the bins were
-constexpr int64_t SELECT_MEMORY_BYTES = 13568;    // of a block that selects, beside its lists (cascade.h)
+constexpr int64_t SELECT_MEMORY_BYTES = 13696;    // of a block that selects, beside its lists (cascade.h)
 // Threads that select for one query. Up to 4,096 entries are four steps of 256 threads, and four such blocks
 // share a multiprocessor. Beyond, the 64 registers a thread of select_kernel and 65,536 of a multiprocessor
 // allow two blocks of 512, which hide each other's barriers, where shared memory holds both lists (a block's
@@ -221,7 +221,7 @@ inline bool plan_lists(int64_t num_keys, const DeviceLimits& limits, CascadeLayo
 inline void plan_codes(int64_t num_keys, const DeviceLimits& limits, CascadeLayout& layout) {
   const Weightings& weightings = layout.weightings;
   layout.select_bytes = select_shared_bytes(weightings.rows, layout.shared_entries);
-  if (weightings.rows > 2 || weightings.first == weightings.stages || layout.threads > CODES_THREADS ||
+  if (weightings.rows > 2 || weightings.first == weightings.stages || layout.threads != CODES_THREADS ||
       num_keys > int64_t{CODES_A_THREAD} * layout.threads ||
       weightings.keep[weightings.stages - 1] > CODES_RESULT)
     return;

@@ -39,6 +39,14 @@ struct Ring {
   CPR_DEVICE float* row(int r) const {
     return args.scores + args.plane[r] * args.plane_stride + query * args.pitch;
   }
+  // The same judged by the other of two rows.
+  CPR_DEVICE Ring turned() const {
+    Ring other_way = *this;
+    other_way.judge = second();
+    other_way.own = other;
+    other_way.other = own;
+    return other_way;
+  }
   // The row that is read beside the one that judges: the other of two, or the first other.
   CPR_DEVICE int second() const { return args.rows == 1 ? judge : judge == 0; }
   CPR_DEVICE uint32_t size() const { return args.num_keys; }

@@ -54,6 +54,7 @@ struct Range {
 };
 
 struct SelectMemory {
+  alignas(16) uint32_t uncounted[32];  // where codes that have no bin are counted
   alignas(16) uint32_t bins[BINS];  // of zeros between two searches; then where long results are sorted
   uint32_t segments[BINS / SEGMENT];
   alignas(16) uint32_t candidates[MAX_ROWS + 1][CANDIDATES];  // rows and indices, as in a list

@@ -63,39 +63,36 @@ CPR_DEVICE uint32_t position(const Team& team, uint32_t s) {
          pair % 2 * 2 + s / PAIRS;
 }
 
-// Codes of the ring's entries, zeros of those that are absent by a row.
+// Codes of the ring's entries, zeros of those that are absent by a row. By all threads.
 CPR_DEVICE void load_ring(const Team& team, const Ring& ring, const Coding& own, const Coding& other,
                           Held& held) {
-  const uint32_t n = ring.size(), step = static_cast<uint32_t>(team.threads) * 4;
-  constexpr int GROUP = 2;  // whose loads are in flight together
+  constexpr uint32_t STEP = CODES_THREADS * 4;
+  const uint32_t first = static_cast<uint32_t>(team.thread()) * 4;
+  const float *from_own = ring.own + first, *from_other = ring.other + first;
+  const int left = static_cast<int>(ring.size() - first);
 #pragma unroll
-  for (int l = 0; l < PAIRS / 2; l += GROUP) {
-    const uint32_t first = static_cast<uint32_t>(team.thread()) * 4 + static_cast<uint32_t>(l) * step;
-    Four a[GROUP], b[GROUP];
+  for (int l = 0; l < PAIRS / 2; ++l) {
+    uint32_t* to_own = held.own + 2 * l, *to_other = held.other + 2 * l;
+    to_own[0] = to_own[1] = to_other[0] = to_other[1] = 0;
+    if (static_cast<int>(l * STEP) < left) {
+      Four a = load_four(from_own + l * STEP), b = load_four(from_other + l * STEP);
+      float sum = product(a.of[0], b.of[0]);
 #pragma unroll
-    for (int g = 0; g < GROUP; ++g) {
-      a[g] = b[g] = absent_four();
-      if (first + g * step < n) a[g] = load_four(ring.own + first + g * step), b[g] = load_four(ring.other + first + g * step);
-    }
-#pragma unroll
-    for (int g = 0; g < GROUP; ++g) {
-      float sum = product(a[g].of[0], b[g].of[0]);
-#pragma unroll
-      for (int i = 1; i < 4; ++i) sum = fused(a[g].of[i], b[g].of[i], sum);
+      for (int i = 1; i < 4; ++i) sum = fused(a.of[i], b.of[i], sum);
       if (sum != sum)  // one may be NaN
 #pragma unroll
         for (int i = 0; i < 4; ++i)
-          if (unordered(a[g].of[i], b[g].of[i])) a[g].of[i] = b[g].of[i] = float_of(ABSENT);
+          if (unordered(a.of[i], b.of[i])) a.of[i] = b.of[i] = float_of(ABSENT);
 #pragma unroll
       for (int h = 0; h < 2; ++h) {
-        held.own[2 * (l + g) + h] = own.pair(a[g].of[2 * h], a[g].of[2 * h + 1]);
-        held.other[2 * (l + g) + h] = other.pair(b[g].of[2 * h], b[g].of[2 * h + 1]);
+        to_own[h] = own.pair(a.of[2 * h], a.of[2 * h + 1]);
+        to_other[h] = other.pair(b.of[2 * h], b.of[2 * h + 1]);
       }
     }
   }
 }
 
-// Codes of a list's entries; `turned`: the second row judges first.
+// Codes of a list's entries, after which there is one of zeros where they are odd; `turned`: the second row judges first.
 CPR_DEVICE void load_list(const Team& team, const CodedEntry* list, uint32_t n, bool turned, Held& held) {
   const uint32_t of_own = turned ? UPPER : LOWER, of_other = turned ? LOWER : UPPER;
 #pragma unroll
@@ -103,23 +100,25 @@ CPR_DEVICE void load_list(const Team& team, const CodedEntry* list, uint32_t n, 
     const uint32_t at = position(team, static_cast<uint32_t>(p));
     TwoEntries two{};
     if (at < n) two = *reinterpret_cast<const TwoEntries*>(list + at);
-    if (at + 1 >= n) two.of[1].codes = 0;
     held.own[p] = halves_of(two.of[0].codes, two.of[1].codes, of_own);
     held.other[p] = halves_of(two.of[0].codes, two.of[1].codes, of_other);
   }
 }
 
-// By one warp: the cut that keeps `keep` of the entries counted. False where they are too few.
-CPR_DEVICE bool find_code_cut(const SelectMemory& memory, uint32_t keep, int lane, CodeCut& cut) {
+// By one warp: the cut that keeps `keep` of the entries counted, where codes can decide it.
+CPR_DEVICE void find_code_cut(const SelectMemory& memory, uint32_t keep, int lane, CodeMemory& codes) {
   constexpr int SEGMENTS = BINS / SEGMENT;
   const uint32_t counted = warp_sum(lane < SEGMENTS ? memory.segments[lane] : 0);
-  if (counted < keep) return false;
-  const Bin bin = find_bin(memory, counted - keep, lane);
-  cut.least = (LOWEST_CODE + bin.at) * 0x10001u;
-  cut.wanted = keep - (counted - bin.before - bin.inside);
-  cut.candidates = cut.wanted == bin.inside ? 0 : bin.inside;
-  cut.tied = cut.candidates ? cut.least : NO_CODE;
-  return cut.candidates <= CANDIDATES;
+  const bool enough = counted >= keep;
+  const Bin bin = find_bin(memory, enough ? counted - keep : 0, lane);
+  const uint32_t wanted = keep - (counted - bin.before - bin.inside), code = (LOWEST_CODE + bin.at) * 0x10001u;
+  if (lane > 0) return;
+  const bool all = wanted == bin.inside;
+  codes.cut.least = code;
+  codes.cut.tied = all ? NO_CODE : code;
+  codes.cut.candidates = all ? 0 : bin.inside;
+  codes.cut.wanted = wanted;
+  codes.failed = !enough || (!all && bin.inside > CANDIDATES);
 }
 
 // One stage of one query by codes in registers, whose bins are zeros before and after.
@@ -127,13 +126,14 @@ struct CodedStage {
   const Team& team;
   SelectMemory& memory;
   CodeMemory& codes;
-  const Ring& ring;         // judged by the stage's row
-  const CodedEntry* list;   // of the entries; null of the ring's
+  const Ring& ring;  // judged by the stage's row
+  const CodedEntry* list;
+  bool listed;  // else the entries are the ring's
   uint32_t keep;
 
   CPR_DEVICE uint32_t index(uint32_t s) const {
     const uint32_t at = position(team, s);
-    return list ? list[at].index : at;
+    return listed ? list[at].index : at;
   }
 
   // The cut, of codes counted before. False where codes cannot decide it.
@@ -141,15 +141,8 @@ struct CodedStage {
     team.sync();
     sum_segments(team, memory);
     team.sync();
-    if (team.warp() == 0) {
-      CodeCut cut;
-      const bool found = find_code_cut(memory, keep, team.lane(), cut);
-      if (team.lane() == 0) {
-        codes.cut = cut;
-        codes.failed = !found;
-        memory.appended = 0;
-      }
-    }
+    if (team.warp() == 0) find_code_cut(memory, keep, team.lane(), codes);
+    if (team.thread() == 0) memory.appended = 0;
     team.sync();
     if (codes.failed) return false;
     clear_bins(team, memory);
@@ -159,14 +152,14 @@ struct CodedStage {
   // Marks what stays; candidates stay, too, and are set aside to be ranked. Other codes of the rest become
   // zeros.
   CPR_DEVICE void apply_cut(const uint32_t (&judged)[PAIRS], uint32_t (&beside)[PAIRS], Held& held) const {
-    const CodeCut cut = codes.cut;
+    const uint32_t least = codes.cut.least, tied = codes.cut.tied;
     held.stays = held.tied = 0;
 #pragma unroll
     for (int p = 0; p < PAIRS; ++p) {
-      const uint32_t mask = at_least(judged[p], cut.least);
+      const uint32_t mask = at_least(judged[p], least);
       beside[p] &= mask;
       held.stays = marked_by(mask, 0x10001u << p, held.stays);
-      held.tied = marked_by(equal_to(judged[p], cut.tied), 0x10001u << p, held.tied);
+      held.tied = marked_by(equal_to(judged[p], tied), 0x10001u << p, held.tied);
     }
     uint32_t left = held.tied & ~codes.dropped[team.thread()];
 #pragma unroll 1
@@ -180,13 +173,14 @@ struct CodedStage {
   }
 
   // Drops candidates beyond those wanted; where the next stage counts codes of the other row, not theirs.
-  CPR_DEVICE void rank_candidates(bool counts, const Coding& other) const {
+  CPR_DEVICE void rank_candidates(bool counts) const {
     const uint32_t n = codes.cut.candidates;
 #pragma unroll 1
     for (uint32_t i = static_cast<uint32_t>(team.thread()); i < n; i += static_cast<uint32_t>(team.threads)) {
       if (rank_among(codes.scores, codes.indices, n, i) < codes.cut.wanted) continue;
       shared_or(&codes.dropped[codes.owners[i] >> 5], 1u << (codes.owners[i] & 31));
       if (!counts) continue;
+      const Coding other(memory.ranges[ring.second()]);
       const uint32_t code = other.pair(ring.other[codes.indices[i]], 0.0f) & 0xFFFFu;
       if (code >= LOWEST_CODE) shared_add(&memory.bins[code - LOWEST_CODE], ~0u);
     }
@@ -199,13 +193,13 @@ CPR_DEVICE void count_codes(const uint32_t (&held)[PAIRS], SelectMemory& memory)
 }
 
 // What stays of the entries held, to a list.
-CPR_DEVICE void keep_codes(const Team& team, SelectMemory& memory, const CodedEntry* from, bool turned,
-                           const Held& held, CodedEntry* to) {
+CPR_DEVICE void keep_codes(const Team& team, SelectMemory& memory, const CodedEntry* from, bool listed,
+                           bool turned, const Held& held, CodedEntry* to) {
   const uint32_t count = static_cast<uint32_t>(count_bits(held.stays)), upto = running(count, team.lane());
   uint32_t place = 0;
   if (team.lane() == 31) place = shared_add(&memory.kept, upto);
   place = shuffle(place, 31) + upto - count;
-  if (from) {
+  if (listed) {
 #pragma unroll 1
     for (uint32_t left = held.stays; left; left &= left - 1) to[place++] = from[position(team, lowest_bit(left))];
     return;
@@ -231,46 +225,47 @@ CPR_DEVICE int next_cut(const SelectArgs& args, int stage, uint32_t n) {
 CPR_DEVICE List select_by_codes(Team& team, SelectMemory& memory, const SelectArgs& args, uint32_t query,
                                 unsigned char* lists) {
   CodeMemory& codes = *reinterpret_cast<CodeMemory*>(memory.candidates);
-  CodedEntry* spaces[2] = {reinterpret_cast<CodedEntry*>(lists),
-                           reinterpret_cast<CodedEntry*>(lists) + args.coded_entries};
-  const CodedEntry* list = nullptr;
+  CodedEntry *list = reinterpret_cast<CodedEntry*>(lists) + args.coded_entries, *next = reinterpret_cast<CodedEntry*>(lists);
+  bool listed = false;
   uint32_t n = args.num_keys;
   const Entries result{memory.bins, RANKED};
 #pragma unroll 1
   for (int stage = args.first; stage < args.stages;) {
     const int judge = args.row_of_stage[stage];
-    const Ring first(args, query, judge, true), second(args, query, first.second(), true);
-    const Coding own(memory.ranges[first.judge]), other(memory.ranges[second.judge]);
+    const Ring first(args, query, judge, true), second = first.turned();
     const bool turned = judge == 1;
     Held held;
     codes.dropped[team.thread()] = 0;
     if (team.thread() == 0) memory.kept = 0;
-    if (list)
+    if (listed)
       load_list(team, list, n, turned, held);
     else
-      load_ring(team, first, own, other, held);
+      load_ring(team, first, Coding(memory.ranges[judge]), Coding(memory.ranges[second.judge]), held);
     count_codes(held.own, memory);
-    const CodedStage one{team, memory, codes, first, list, args.keep[stage]};
+    const CodedStage one{team, memory, codes, first, list, listed, args.keep[stage]};
     if (!one.find_cut()) return {result, 0, args.rows, 0};
     one.apply_cut(held.own, held.other, held);
     n = args.keep[stage];
     stage = next_cut(args, stage + 1, n);
     const bool both = stage < args.stages && args.row_of_stage[stage] != judge;
-    one.rank_candidates(both, other);
+    one.rank_candidates(both);
     if (both) {
       count_codes(held.other, memory);
-      const CodedStage two{team, memory, codes, second, list, args.keep[stage]};
+      const CodedStage two{team, memory, codes, second, list, listed, args.keep[stage]};
       if (!two.find_cut()) return {result, 0, args.rows, 0};
       two.apply_cut(held.other, held.own, held);
-      two.rank_candidates(false, own);
+      two.rank_candidates(false);
       n = args.keep[stage];
       stage = next_cut(args, stage + 1, n);
     }
     team.sync();
     held.stays &= ~codes.dropped[team.thread()];
-    CodedEntry* to = list == spaces[0] ? spaces[1] : spaces[0];
-    keep_codes(team, memory, list, turned, held, to);
-    list = to;
+    keep_codes(team, memory, list, listed, turned, held, next);
+    if (team.thread() == 0 && n % 2) next[n] = {};
+    CodedEntry* made = next;
+    next = list;
+    list = made;
+    listed = true;
     team.sync();
     const int needed = static_cast<int>((n + CODES_A_THREAD * 32 - 1) / (CODES_A_THREAD * 32)) * 32;
     if (needed < team.threads) team.threads = needed;

@@ -82,7 +82,9 @@ CPR_DEVICE void write_result(const Team& team, SelectMemory& memory, const Selec
   }
 }
 
-// All stages of a query, whose entries are in the ring, then in a list. Bins are zeros before.
+// All stages of a query, whose entries are in the ring, then in a list. Bins are zeros before. HOLDS: rows pass
+// through registers where they can.
+template <bool HOLDS>
 CPR_DEVICE List select_by_scores(Team& team, SelectMemory& memory, const SelectArgs& args, uint32_t query,
                                  unsigned char* shared) {
   const Entries in_shared{reinterpret_cast<uint32_t*>(shared + SELECT_MEMORY_BYTES), args.shared_entries};
@@ -126,11 +128,11 @@ CPR_DEVICE List select_by_scores(Team& team, SelectMemory& memory, const SelectA
     const bool fits = keep <= args.shared_entries;
     const Entries to{fits ? in_shared.memory : in_global.memory, fits ? in_shared.pitch : in_global.pitch};
     if (in_ring && fits)
-      keep_from_ring<true>(team, memory, Ring(args, query, judge, true), in_shared);
+      keep_from_ring<HOLDS>(team, memory, Ring(args, query, judge, true), in_shared);
     else if (in_ring)
       keep_from_ring<false>(team, memory, Ring(args, query, judge, true), in_global);
     else if (shared_list)
-      keep_from_list<true>(team, memory, list(in_shared), in_shared);
+      keep_from_list<HOLDS>(team, memory, list(in_shared), in_shared);
     else
       keep_from_list<false>(team, memory, list(in_global), to);
     team.sync();
@@ -172,7 +174,7 @@ CPR_DEVICE void select_query(const SelectArgs& args, uint32_t query, unsigned ch
       clear_bins(team, memory);
     }
   }
-  if (!found) list = select_by_scores(team, memory, args, query, shared);
+  if (!found) list = select_by_scores<!CODES>(team, memory, args, query, shared);
   if (team.thread() < team.threads) write_result(team, memory, args, query, list);
   sync_block();  // the next query of this block may begin
 }

@@ -29,10 +29,13 @@ inline uint32_t equal_to(uint32_t pair, uint32_t other) {
 }
 // `marked` and those of `bits` that the mask has.
 inline uint32_t marked_by(uint32_t mask, uint32_t bits, uint32_t marked) { return (mask & bits) | marked; }
-// Adds 1 to the bins of both codes; `lowest` is the code of the first bin, and lower ones have none.
+// Adds 1 to the bins of both codes; `lowest` is the code of the first bin, and what is lower goes to one of 32
+// words before it, a lane's each.
 inline void count_pair(uint32_t pair, uint32_t* bins, uint32_t lowest) {
-  for (int h = 0; h < 2; ++h)
-    if (half_of(pair, h) >= lowest) ++bins[half_of(pair, h) - lowest];
+  for (int h = 0; h < 2; ++h) {
+    const uint32_t code = half_of(pair, h);
+    ++bins[code >= lowest ? static_cast<int>(code - lowest) : (thread_index() & 31) - 32];
+  }
 }
 // Two halves of two pairs, by the selectors below.
 inline uint32_t halves_of(uint32_t first, uint32_t second, uint32_t selector) {
@@ -66,15 +69,15 @@ CPR_DEVICE uint32_t marked_by(uint32_t mask, uint32_t bits, uint32_t marked) {
   asm("lop3.b32 %0, %1, %2, %3, 234;" : "=r"(all) : "r"(mask), "r"(bits), "r"(marked));  // (a & b) | c
   return all;
 }
-// A product with (4, 0) or (0, 4) takes a half to its place in bytes; places below the first bin are negative
-// distances from it.
+// A product with (4, 0) or (0, 4) takes a half to its place in bytes. No predicates: they would become branches.
 CPR_DEVICE void count_pair(uint32_t pair, uint32_t* bins, uint32_t lowest) {
-  const uint32_t first = shared_address(bins), zero = first - lowest * 4;
+  const uint32_t first = shared_address(bins), zero = first - lowest * 4,
+                 lane = first - 128 + (threadIdx.x & 31) * 4;
   asm volatile(
-      "{.reg .pred %%low, %%high; .reg .b32 %%one, %%two; dp2a.lo.u32.u32 %%one, %0, %3, %1; "
-      "dp2a.hi.u32.u32 %%two, %0, %3, %1; setp.ge.s32 %%low, %%one, %2; setp.ge.s32 %%high, %%two, %2; "
-      "@%%low red.shared.add.u32 [%%one], 1; @%%high red.shared.add.u32 [%%two], 1;}" ::"r"(pair),
-      "r"(zero), "r"(first), "r"(0x04000004u)
+      "{.reg .b32 %%one, %%two; dp2a.lo.u32.u32 %%one, %0, %3, %1; dp2a.hi.u32.u32 %%two, %0, %3, %1; "
+      "max.s32 %%one, %%one, %2; max.s32 %%two, %%two, %2; red.shared.add.u32 [%%one], 1; "
+      "red.shared.add.u32 [%%two], 1;}" ::"r"(pair),
+      "r"(zero), "r"(lane), "r"(0x04000004u)
       : "memory");
 }
 CPR_DEVICE uint32_t halves_of(uint32_t first, uint32_t second, uint32_t selector) {
