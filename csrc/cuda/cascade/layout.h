@@ -221,7 +221,7 @@ inline bool plan_lists(int64_t num_keys, const DeviceLimits& limits, CascadeLayo
 inline void plan_codes(int64_t num_keys, const DeviceLimits& limits, CascadeLayout& layout) {
   const Weightings& weightings = layout.weightings;
   layout.select_bytes = select_shared_bytes(weightings.rows, layout.shared_entries);
-  if (weightings.rows > 2 || weightings.first == weightings.stages || layout.threads != CODES_THREADS ||
+  if (weightings.rows > 2 || layout.longest > layout.shared_entries || weightings.first == weightings.stages || layout.threads != CODES_THREADS ||
       num_keys > int64_t{CODES_A_THREAD} * layout.threads ||
       weightings.keep[weightings.stages - 1] > CODES_RESULT)
     return;
@@ -233,7 +233,7 @@ inline void plan_codes(int64_t num_keys, const DeviceLimits& limits, CascadeLayo
       n = weightings.keep[s];
       while (s < weightings.stages && weightings.keep[s] >= n) ++s;
     }
-    entries[list] = std::max(entries[list], rounded_up(n, 2));
+    entries[list] = std::max(entries[list], rounded_up(n, 32 * CODES_A_THREAD));  // of whole warps
   }
   const int64_t bytes = SELECT_MEMORY_BYTES + 8 * (entries[0] + entries[1]);
   if (bytes > limits.shared_bytes) return;

@@ -29,23 +29,23 @@ struct SelectArgs : Weightings {
 // absent; unless `careful`, only the row that judges is asked, for few are absent by another one alone.
 struct Ring {
   const SelectArgs& args;
-  uint32_t query;
   int judge;
   bool careful;
+  float* scores;  // of the query, the first row's
   const float *own, *other;
 
   CPR_DEVICE Ring(const SelectArgs& args, uint32_t query, int judge, bool careful)
-      : args(args), query(query), judge(judge), careful(careful), own(row(judge)), other(row(second())) {}
-  CPR_DEVICE float* row(int r) const {
-    return args.scores + args.plane[r] * args.plane_stride + query * args.pitch;
-  }
-  // The same judged by the other of two rows.
-  CPR_DEVICE Ring turned() const {
-    Ring other_way = *this;
-    other_way.judge = second();
-    other_way.own = other;
-    other_way.other = own;
-    return other_way;
+      : args(args),
+        judge(judge),
+        careful(careful),
+        scores(args.scores + query * args.pitch),
+        own(row(judge)),
+        other(row(second())) {}
+  CPR_DEVICE float* row(int r) const { return scores + args.plane[r] * args.plane_stride; }
+  // Judges by the other of two rows.
+  CPR_DEVICE void turn() {
+    const float* const judged = own;
+    own = other, other = judged, judge = second();
   }
   // The row that is read beside the one that judges: the other of two, or the first other.
   CPR_DEVICE int second() const { return args.rows == 1 ? judge : judge == 0; }

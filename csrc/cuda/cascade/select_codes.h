@@ -92,14 +92,12 @@ CPR_DEVICE void load_ring(const Team& team, const Ring& ring, const Coding& own,
   }
 }
 
-// Codes of a list's entries, after which there is one of zeros where they are odd; `turned`: the second row judges first.
-CPR_DEVICE void load_list(const Team& team, const CodedEntry* list, uint32_t n, bool turned, Held& held) {
+// Codes of a list's entries, which fill all threads; `turned`: the second row judges first.
+CPR_DEVICE void load_list(const Team& team, const CodedEntry* list, bool turned, Held& held) {
   const uint32_t of_own = turned ? UPPER : LOWER, of_other = turned ? LOWER : UPPER;
 #pragma unroll
   for (int p = 0; p < PAIRS; ++p) {
-    const uint32_t at = position(team, static_cast<uint32_t>(p));
-    TwoEntries two{};
-    if (at < n) two = *reinterpret_cast<const TwoEntries*>(list + at);
+    const TwoEntries two = *reinterpret_cast<const TwoEntries*>(list + position(team, static_cast<uint32_t>(p)));
     held.own[p] = halves_of(two.of[0].codes, two.of[1].codes, of_own);
     held.other[p] = halves_of(two.of[0].codes, two.of[1].codes, of_other);
   }
@@ -121,75 +119,51 @@ CPR_DEVICE void find_code_cut(const SelectMemory& memory, uint32_t keep, int lan
   codes.failed = !enough || (!all && bin.inside > CANDIDATES);
 }
 
-// One stage of one query by codes in registers, whose bins are zeros before and after.
-struct CodedStage {
-  const Team& team;
-  SelectMemory& memory;
-  CodeMemory& codes;
-  const Ring& ring;  // judged by the stage's row
-  const CodedEntry* list;
-  bool listed;  // else the entries are the ring's
-  uint32_t keep;
-
-  CPR_DEVICE uint32_t index(uint32_t s) const {
-    const uint32_t at = position(team, s);
-    return listed ? list[at].index : at;
-  }
-
-  // The cut, of codes counted before. False where codes cannot decide it.
-  CPR_DEVICE bool find_cut() const {
-    team.sync();
-    sum_segments(team, memory);
-    team.sync();
-    if (team.warp() == 0) find_code_cut(memory, keep, team.lane(), codes);
-    if (team.thread() == 0) memory.appended = 0;
-    team.sync();
-    if (codes.failed) return false;
-    clear_bins(team, memory);
-    return true;
-  }
-
-  // Marks what stays; candidates stay, too, and are set aside to be ranked. Other codes of the rest become
-  // zeros.
-  CPR_DEVICE void apply_cut(const uint32_t (&judged)[PAIRS], uint32_t (&beside)[PAIRS], Held& held) const {
-    const uint32_t least = codes.cut.least, tied = codes.cut.tied;
-    held.stays = held.tied = 0;
-#pragma unroll
-    for (int p = 0; p < PAIRS; ++p) {
-      const uint32_t mask = at_least(judged[p], least);
-      beside[p] &= mask;
-      held.stays = marked_by(mask, 0x10001u << p, held.stays);
-      held.tied = marked_by(equal_to(judged[p], tied), 0x10001u << p, held.tied);
-    }
-    uint32_t left = held.tied & ~codes.dropped[team.thread()];
-#pragma unroll 1
-    for (; left; left &= left - 1) {
-      const uint32_t s = lowest_bit(left), slot = shared_add(&memory.appended, 1), at = index(s);
-      codes.scores[slot] = ring.word(ring.judge, at);
-      codes.indices[slot] = at;
-      codes.owners[slot] = static_cast<uint32_t>(team.thread()) << 5 | s;
-    }
-    team.sync();
-  }
-
-  // Drops candidates beyond those wanted; where the next stage counts codes of the other row, not theirs.
-  CPR_DEVICE void rank_candidates(bool counts) const {
-    const uint32_t n = codes.cut.candidates;
-#pragma unroll 1
-    for (uint32_t i = static_cast<uint32_t>(team.thread()); i < n; i += static_cast<uint32_t>(team.threads)) {
-      if (rank_among(codes.scores, codes.indices, n, i) < codes.cut.wanted) continue;
-      shared_or(&codes.dropped[codes.owners[i] >> 5], 1u << (codes.owners[i] & 31));
-      if (!counts) continue;
-      const Coding other(memory.ranges[ring.second()]);
-      const uint32_t code = other.pair(ring.other[codes.indices[i]], 0.0f) & 0xFFFFu;
-      if (code >= LOWEST_CODE) shared_add(&memory.bins[code - LOWEST_CODE], ~0u);
-    }
-  }
-};
-
 CPR_DEVICE void count_codes(const uint32_t (&held)[PAIRS], SelectMemory& memory) {
 #pragma unroll
   for (int p = 0; p < PAIRS; ++p) count_pair(held[p], memory.bins, LOWEST_CODE);
+}
+
+// Marks what stays by the cut, candidates among it; codes by the other row of the rest become zeros.
+CPR_DEVICE void mark_codes(const uint32_t (&judged)[PAIRS], uint32_t (&beside)[PAIRS], const CodeCut& cut,
+                           Held& held) {
+  const uint32_t least = cut.least, tied = cut.tied;
+  held.stays = held.tied = 0;
+#pragma unroll
+  for (int p = 0; p < PAIRS; ++p) {
+    const uint32_t mask = at_least(judged[p], least);
+    beside[p] &= mask;
+    held.stays = marked_by(mask, 0x10001u << p, held.stays);
+    held.tied = marked_by(equal_to(judged[p], tied), 0x10001u << p, held.tied);
+  }
+}
+
+// Sets candidates aside to be ranked; an entry's index is its place, or in the list.
+CPR_DEVICE void gather_candidates(const Team& team, SelectMemory& memory, CodeMemory& codes, const Ring& ring,
+                                  const CodedEntry* list, bool listed, uint32_t left) {
+#pragma unroll 1
+  for (; left; left &= left - 1) {
+    const uint32_t s = lowest_bit(left), slot = shared_add(&memory.appended, 1);
+    uint32_t at = position(team, s);
+    if (listed) at = list[at].index;
+    codes.scores[slot] = bits_of(ring.own[at]);
+    codes.indices[slot] = at;
+    codes.owners[slot] = static_cast<uint32_t>(team.thread()) << 5 | s;
+  }
+}
+
+// Drops candidates beyond those wanted; where the next stage counts codes of the other row, not theirs.
+CPR_DEVICE void rank_candidates(const Team& team, SelectMemory& memory, CodeMemory& codes, const Ring& ring,
+                                bool counts) {
+  const uint32_t n = codes.cut.candidates;
+#pragma unroll 1
+  for (uint32_t i = static_cast<uint32_t>(team.thread()); i < n; i += static_cast<uint32_t>(team.threads)) {
+    if (rank_among(codes.scores, codes.indices, n, i) < codes.cut.wanted) continue;
+    shared_or(&codes.dropped[codes.owners[i] >> 5], 1u << (codes.owners[i] & 31));
+    if (!counts) continue;
+    const uint32_t code = Coding(memory.ranges[ring.second()]).pair(ring.other[codes.indices[i]], 0.0f) & 0xFFFFu;
+    if (code >= LOWEST_CODE) shared_add(&memory.bins[code - LOWEST_CODE], ~0u);
+  }
 }
 
 // What stays of the entries held, to a list.
@@ -225,59 +199,70 @@ CPR_DEVICE int next_cut(const SelectArgs& args, int stage, uint32_t n) {
 CPR_DEVICE List select_by_codes(Team& team, SelectMemory& memory, const SelectArgs& args, uint32_t query,
                                 unsigned char* lists) {
   CodeMemory& codes = *reinterpret_cast<CodeMemory*>(memory.candidates);
-  CodedEntry *list = reinterpret_cast<CodedEntry*>(lists) + args.coded_entries, *next = reinterpret_cast<CodedEntry*>(lists);
+  CodedEntry* const entries = reinterpret_cast<CodedEntry*>(lists);
+  uint32_t from = args.coded_entries, to = 0;  // of the two lists
   bool listed = false;
   uint32_t n = args.num_keys;
   const Entries result{memory.bins, RANKED};
 #pragma unroll 1
   for (int stage = args.first; stage < args.stages;) {
     const int judge = args.row_of_stage[stage];
-    const Ring first(args, query, judge, true), second = first.turned();
+    Ring ring(args, query, judge, true);
     const bool turned = judge == 1;
     Held held;
     codes.dropped[team.thread()] = 0;
     if (team.thread() == 0) memory.kept = 0;
     if (listed)
-      load_list(team, list, n, turned, held);
+      load_list(team, entries + from, turned, held);
     else
-      load_ring(team, first, Coding(memory.ranges[judge]), Coding(memory.ranges[second.judge]), held);
-    count_codes(held.own, memory);
-    const CodedStage one{team, memory, codes, first, list, listed, args.keep[stage]};
-    if (!one.find_cut()) return {result, 0, args.rows, 0};
-    one.apply_cut(held.own, held.other, held);
-    n = args.keep[stage];
-    stage = next_cut(args, stage + 1, n);
-    const bool both = stage < args.stages && args.row_of_stage[stage] != judge;
-    one.rank_candidates(both);
-    if (both) {
-      count_codes(held.other, memory);
-      const CodedStage two{team, memory, codes, second, list, listed, args.keep[stage]};
-      if (!two.find_cut()) return {result, 0, args.rows, 0};
-      two.apply_cut(held.other, held.own, held);
-      two.rank_candidates(false);
+      load_ring(team, ring, Coding(memory.ranges[judge]), Coding(memory.ranges[ring.second()]), held);
+    bool second = false;
+    do {  // one stage, or two
+      if (second)
+        ring.turn(), count_codes(held.other, memory);
+      else
+        count_codes(held.own, memory);
+      team.sync();
+      sum_segments(team, memory);
+      team.sync();
+      if (team.warp() == 0) find_code_cut(memory, args.keep[stage], team.lane(), codes);
+      if (team.thread() == 0) memory.appended = 0;
+      team.sync();
+      if (codes.failed) return {result, 0, args.rows, 0};
+      clear_bins(team, memory);
+      if (second)
+        mark_codes(held.other, held.own, codes.cut, held);
+      else
+        mark_codes(held.own, held.other, codes.cut, held);
+      gather_candidates(team, memory, codes, ring, entries + from, listed, held.tied & ~codes.dropped[team.thread()]);
+      team.sync();
       n = args.keep[stage];
       stage = next_cut(args, stage + 1, n);
-    }
+      second = !second && stage < args.stages && args.row_of_stage[stage] != judge;
+      rank_candidates(team, memory, codes, ring, second);
+    } while (second);
     team.sync();
     held.stays &= ~codes.dropped[team.thread()];
-    keep_codes(team, memory, list, listed, turned, held, next);
-    if (team.thread() == 0 && n % 2) next[n] = {};
-    CodedEntry* made = next;
-    next = list;
-    list = made;
+    keep_codes(team, memory, entries + from, listed, turned, held, entries + to);
+    const int needed = static_cast<int>((n + CODES_A_THREAD * 32 - 1) / (CODES_A_THREAD * 32)) * 32;
+#pragma unroll 1
+    for (uint32_t i = n + static_cast<uint32_t>(team.thread()); i < static_cast<uint32_t>(needed * CODES_A_THREAD);
+         i += static_cast<uint32_t>(team.threads))
+      entries[to + i] = {};
+    const uint32_t made = to;
+    to = from, from = made;
     listed = true;
     team.sync();
-    const int needed = static_cast<int>((n + CODES_A_THREAD * 32 - 1) / (CODES_A_THREAD * 32)) * 32;
-    if (needed < team.threads) team.threads = needed;
-    if (team.thread() >= team.threads) break;
+    team.threads = needed;
+    if (team.thread() >= needed) break;
   }
   const int last = args.row_of_stage[args.stages - 1];
   if (team.thread() < team.threads) {
     const Ring ring(args, query, last, true);
 #pragma unroll 1
     for (uint32_t i = static_cast<uint32_t>(team.thread()); i < n; i += static_cast<uint32_t>(team.threads)) {
-      result.row(last)[i] = ring.word(last, list[i].index);
-      result.row(args.rows)[i] = list[i].index;
+      result.row(last)[i] = ring.word(last, entries[from + i].index);
+      result.row(args.rows)[i] = entries[from + i].index;
     }
     team.sync();
   }

@@ -45,7 +45,8 @@ CPR_DEVICE void keep_from_ring(const Team& team, SelectMemory& memory, const Rin
   }
 }
 
-// The survivors in order of rank, then padding.
+// The survivors in order of rank, then padding. SHORT: at most RANKED.
+template <bool SHORT>
 CPR_DEVICE void write_result(const Team& team, SelectMemory& memory, const SelectArgs& args, uint32_t query,
                              const List& list) {
   const uint32_t* scores = list.entries.row(args.row_of_stage[args.stages - 1]);
@@ -54,7 +55,7 @@ CPR_DEVICE void write_result(const Team& team, SelectMemory& memory, const Selec
   float* best = args.best + query * args.k;
   const uint32_t n = list.n, thread = static_cast<uint32_t>(team.thread()),
                  threads = static_cast<uint32_t>(team.threads);
-  if (n <= RANKED) {
+  if (SHORT || n <= RANKED) {
 #pragma unroll 1
     for (uint32_t i = thread; i < n; i += threads) {
       const uint32_t rank = rank_among(scores, index, n, i);
@@ -82,9 +83,9 @@ CPR_DEVICE void write_result(const Team& team, SelectMemory& memory, const Selec
   }
 }
 
-// All stages of a query, whose entries are in the ring, then in a list. Bins are zeros before. HOLDS: rows pass
-// through registers where they can.
-template <bool HOLDS>
+// All stages of a query, whose entries are in the ring, then in a list. Bins are zeros before. SHORT: what codes
+// leave undecided, seldom, so that the code is short: lists are in shared memory.
+template <bool SHORT>
 CPR_DEVICE List select_by_scores(Team& team, SelectMemory& memory, const SelectArgs& args, uint32_t query,
                                  unsigned char* shared) {
   const Entries in_shared{reinterpret_cast<uint32_t*>(shared + SELECT_MEMORY_BYTES), args.shared_entries};
@@ -94,7 +95,7 @@ CPR_DEVICE List select_by_scores(Team& team, SelectMemory& memory, const SelectA
     memory.cut = {float_of(0xFF800000u), float_of(0xFF800000u), true, ~0u, 0};  // keeps all that are there
   }
   uint32_t n = args.num_keys;
-  bool shared_list = false, careful = args.rows > 2 || args.first == args.stages;
+  bool shared_list = false, careful = SHORT || args.rows > 2 || args.first == args.stages;
   int stage = args.first;
   do {
     const bool in_ring = stage == args.first;  // the first list is still to be made
@@ -113,7 +114,7 @@ CPR_DEVICE List select_by_scores(Team& team, SelectMemory& memory, const SelectA
          what = memory.round.what) {
       if (in_ring)
         count_bins(team, memory, Ring(args, query, judge, careful), what);
-      else if (shared_list)
+      else if (SHORT || shared_list)
         count_bins(team, memory, list(in_shared), what);
       else
         count_bins(team, memory, list(in_global), what);
@@ -125,14 +126,14 @@ CPR_DEVICE List select_by_scores(Team& team, SelectMemory& memory, const SelectA
       clear_bins(team, memory);
       if (memory.round.what != Count::nothing) team.sync();
     }
-    const bool fits = keep <= args.shared_entries;
+    const bool fits = SHORT || keep <= args.shared_entries;
     const Entries to{fits ? in_shared.memory : in_global.memory, fits ? in_shared.pitch : in_global.pitch};
     if (in_ring && fits)
-      keep_from_ring<HOLDS>(team, memory, Ring(args, query, judge, true), in_shared);
+      keep_from_ring<!SHORT>(team, memory, Ring(args, query, judge, true), in_shared);
     else if (in_ring)
       keep_from_ring<false>(team, memory, Ring(args, query, judge, true), in_global);
-    else if (shared_list)
-      keep_from_list<HOLDS>(team, memory, list(in_shared), in_shared);
+    else if (SHORT || shared_list)
+      keep_from_list<!SHORT>(team, memory, list(in_shared), in_shared);
     else
       keep_from_list<false>(team, memory, list(in_global), to);
     team.sync();
@@ -164,6 +165,7 @@ CPR_DEVICE void select_query(const SelectArgs& args, uint32_t query, unsigned ch
   List list;
   bool found = false;
   if constexpr (CODES) {
+    assume(args.rows <= 2);
     team.sync();
     list = select_by_codes(team, memory, args, query, shared + SELECT_MEMORY_BYTES);
     sync_block();
@@ -174,8 +176,8 @@ CPR_DEVICE void select_query(const SelectArgs& args, uint32_t query, unsigned ch
       clear_bins(team, memory);
     }
   }
-  if (!found) list = select_by_scores<!CODES>(team, memory, args, query, shared);
-  if (team.thread() < team.threads) write_result(team, memory, args, query, list);
+  if (!found) list = select_by_scores<CODES>(team, memory, args, query, shared);
+  if (team.thread() < team.threads) write_result<CODES>(team, memory, args, query, list);
   sync_block();  // the next query of this block may begin
 }
 

@@ -11,6 +11,7 @@
 
 #define CPR_DEVICE __device__ __forceinline__
 #define CPR_KERNEL(threads, blocks) __global__ void __launch_bounds__(threads, blocks)
+#define assume(holds) __builtin_assume(holds)
 #define CPR_SHARED_MEMORY(name) extern __shared__ __align__(128) unsigned char name[]
 
 namespace cpr {
