@@ -181,6 +181,7 @@ SelectArgs select_args(const CascadeArgs& args, const CascadeLayout& layout, int
   select.plane_stride = layout.chunk * layout.pitch;
   select.pitch = layout.pitch;
   for (int r = 0; r < layout.weightings.rows; ++r) select.plane[r] = layout.plane[r];
+  select.mixes = layout.planes > layout.weightings.num_views;
   select.key_bias = args.key_bias ? args.key_bias + first * args.bias_stride : nullptr;
   select.bias_a_query = args.bias_stride > 0;
   select.num_keys = static_cast<uint32_t>(args.num_keys);
@@ -190,6 +191,7 @@ SelectArgs select_args(const CascadeArgs& args, const CascadeLayout& layout, int
   select.sorts = layout.sorts;
   select.sort_size = layout.sort_size;
   select.shared_entries = layout.shared_entries;
+  select.paired = layout.paired;
   select.coded_entries = layout.coded_entries;
   select.k = args.keep[args.num_stages - 1];
   select.indices = args.indices + first * select.k;

@@ -72,6 +72,7 @@ struct CascadeLayout {
   int64_t pitch;            // of a row of scores
   uint32_t longest;         // list: what the first stage that drops something keeps, a multiple of 4
   uint32_t shared_entries;  // what the list in shared memory holds, a multiple of 4
+  uint32_t paired;          // stages that are decided with the one before by the same codes, a bit each
   uint32_t coded_entries;   // the same of the first of two lists of codes; 0 where none are used
   int64_t select_bytes;     // of shared memory of a block that selects
   int64_t sort_size;        // entries to sort a query, a power of two; 0 when results are short
@@ -230,8 +231,9 @@ inline void plan_codes(int64_t num_keys, const DeviceLimits& limits, CascadeLayo
     const int judge = weightings.row_of_stage[s];
     for (int decided = 0; decided < 2 && s < weightings.stages; ++decided) {
       if (decided == 1 && weightings.row_of_stage[s] == judge) break;
-      n = weightings.keep[s];
-      while (s < weightings.stages && weightings.keep[s] >= n) ++s;
+      if (weightings.keep[s] >= n) return;
+      layout.paired |= static_cast<uint32_t>(decided) << s;
+      n = weightings.keep[s++];
     }
     entries[list] = std::max(entries[list], rounded_up(n, 32 * CODES_A_THREAD));  // of whole warps
   }

@@ -11,6 +11,7 @@ struct SelectArgs : Weightings {
                   // mixed rows
   int64_t plane_stride, pitch;
   uint8_t plane[MAX_ROWS];  // of each row: its view, or, from num_views on, where its mix is written
+  bool mixes;               // is there any row that is no view?
   const float* key_bias;    // of the weighting `biased`: [num_keys], or [queries, pitch]; on 16 bytes
   bool bias_a_query;        // the latter
   uint32_t num_keys, num_queries;
@@ -19,6 +20,7 @@ struct SelectArgs : Weightings {
   uint64_t* sorts;   // [queries][sort_size], null when results are short
   int64_t sort_size;
   uint32_t shared_entries;  // what the list in shared memory holds, a multiple of 4
+  uint32_t paired;          // stages that are decided with the one before by the same codes, a bit each
   uint32_t coded_entries;   // the same of the first of two lists of codes; 0 where none are used
   int64_t k;
   int64_t* indices;  // out [queries, k]
@@ -29,7 +31,7 @@ struct SelectArgs : Weightings {
 // absent; unless `careful`, only the row that judges is asked, for few are absent by another one alone.
 struct Ring {
   const SelectArgs& args;
-  int judge;
+  int judge, beside;  // the row that judges, and the other of two, or the first other
   bool careful;
   float* scores;  // of the query, the first row's
   const float *own, *other;
@@ -37,18 +39,18 @@ struct Ring {
   CPR_DEVICE Ring(const SelectArgs& args, uint32_t query, int judge, bool careful)
       : args(args),
         judge(judge),
+        beside(args.rows == 1 ? judge : judge == 0),
         careful(careful),
         scores(args.scores + query * args.pitch),
         own(row(judge)),
-        other(row(second())) {}
+        other(row(beside)) {}
   CPR_DEVICE float* row(int r) const { return scores + args.plane[r] * args.plane_stride; }
   // Judges by the other of two rows.
   CPR_DEVICE void turn() {
     const float* const judged = own;
-    own = other, other = judged, judge = second();
+    const int row = judge;
+    own = other, other = judged, judge = beside, beside = row;
   }
-  // The row that is read beside the one that judges: the other of two, or the first other.
-  CPR_DEVICE int second() const { return args.rows == 1 ? judge : judge == 0; }
   CPR_DEVICE uint32_t size() const { return args.num_keys; }
   CPR_DEVICE Four judged(uint32_t first, Four& beside) const {
     Four four = load_four(own + first);
@@ -75,9 +77,11 @@ struct Ring {
 };
 
 // Views as rows weigh them, for those that do not take one as it is: weighted and added in order, then the
-// bias, every step rounded. Scores beyond the last key, of the four that it is in, are absent. Two barriers.
+// bias, every step rounded. Scores beyond the last key, of the four that it is in, are absent. Two barriers where
+// there is anything to do.
 CPR_DEVICE void mix_rows(const Team& team, const SelectArgs& args, uint32_t query) {
   const uint32_t n = args.num_keys, thread = static_cast<uint32_t>(team.thread());
+  if (!args.mixes && n % 4 == 0) return;
   float* scores = args.scores + query * args.pitch;
   if (n + thread < (n + 3) / 4 * 4)
 #pragma unroll 1

@@ -150,19 +150,18 @@ struct alignas(16) FourBins {
   uint32_t of[4];
 };
 CPR_DEVICE void clear_bins(const Team& team, SelectMemory& memory) {
+  FourBins* const bins = reinterpret_cast<FourBins*>(memory.bins);
 #pragma unroll 1
-  for (uint32_t i = static_cast<uint32_t>(team.thread()) * 4; i < BINS;
-       i += static_cast<uint32_t>(team.threads) * 4)
-    *reinterpret_cast<FourBins*>(memory.bins + i) = {};
+  for (int i = team.thread(); i < static_cast<int>(BINS / 4); i += team.threads) bins[i] = {};
 }
 
 CPR_DEVICE void sum_segments(const Team& team, SelectMemory& memory) {
+  static_assert(SEGMENT == 128, "a warp's fours");
+  const FourBins* bins = reinterpret_cast<const FourBins*>(memory.bins) + team.thread();
 #pragma unroll 1
-  for (uint32_t s = static_cast<uint32_t>(team.warp()); s < BINS / SEGMENT;
-       s += static_cast<uint32_t>(team.warps())) {
-    const FourBins four = *reinterpret_cast<const FourBins*>(memory.bins + s * SEGMENT + team.lane() * 4);
-    const uint32_t sum = warp_sum(four.of[0] + four.of[1] + four.of[2] + four.of[3]);
-    if (team.lane() == 0) memory.segments[s] = sum;
+  for (int s = team.warp(); s < static_cast<int>(BINS / SEGMENT); s += team.warps(), bins += team.threads) {
+    const FourBins four = *bins;
+    memory.segments[s] = warp_sum(four.of[0] + four.of[1] + four.of[2] + four.of[3]);  // all lanes the same
   }
 }
 

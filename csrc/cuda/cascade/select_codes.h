@@ -7,6 +7,8 @@
 // they decide too little (too many candidates, or a cut among entries too low for a code of their own), the
 // query begins again by select.h.
 #pragma once
+#include <utility>
+
 #include "../device/codes.h"
 #include "ring.h"
 
@@ -42,7 +44,7 @@ struct CodeMemory {
 };
 static_assert(sizeof(CodeMemory) <= sizeof(SelectMemory::candidates), "it fits there");
 
-struct CodedEntry {
+struct alignas(8) CodedEntry {
   uint32_t codes;  // of both rows, the first one's in the lower half
   uint32_t index;
 };
@@ -55,6 +57,16 @@ struct Held {
   uint32_t own[PAIRS], other[PAIRS];  // codes by the rows that judge first and second
   uint32_t stays, tied;
 };
+
+// Calls what is given with each pair's number, known when it is compiled.
+template <class Given, int... P>
+CPR_DEVICE void for_each_pair(const Given& given, std::integer_sequence<int, P...>) {
+  (given(std::integral_constant<int, P>{}), ...);
+}
+template <class Given>
+CPR_DEVICE void for_each_pair(const Given& given) {
+  for_each_pair(given, std::make_integer_sequence<int, PAIRS>{});
+}
 
 // Where a thread's entry is in the list that was loaded.
 CPR_DEVICE uint32_t position(const Team& team, uint32_t s) {
@@ -129,13 +141,13 @@ CPR_DEVICE void mark_codes(const uint32_t (&judged)[PAIRS], uint32_t (&beside)[P
                            Held& held) {
   const uint32_t least = cut.least, tied = cut.tied;
   held.stays = held.tied = 0;
-#pragma unroll
-  for (int p = 0; p < PAIRS; ++p) {
+  for_each_pair([&](auto pair) {
+    constexpr int p = decltype(pair)::value;
     const uint32_t mask = at_least(judged[p], least);
     beside[p] &= mask;
-    held.stays = marked_by(mask, 0x10001u << p, held.stays);
-    held.tied = marked_by(equal_to(judged[p], tied), 0x10001u << p, held.tied);
-  }
+    held.stays = marked_by<0x10001u << p>(mask, held.stays);
+    held.tied = marked_by<0x10001u << p>(equal_to(judged[p], tied), held.tied);
+  });
 }
 
 // Sets candidates aside to be ranked; an entry's index is its place, or in the list.
@@ -161,7 +173,7 @@ CPR_DEVICE void rank_candidates(const Team& team, SelectMemory& memory, CodeMemo
     if (rank_among(codes.scores, codes.indices, n, i) < codes.cut.wanted) continue;
     shared_or(&codes.dropped[codes.owners[i] >> 5], 1u << (codes.owners[i] & 31));
     if (!counts) continue;
-    const uint32_t code = Coding(memory.ranges[ring.second()]).pair(ring.other[codes.indices[i]], 0.0f) & 0xFFFFu;
+    const uint32_t code = Coding(memory.ranges[ring.beside]).pair(ring.other[codes.indices[i]], 0.0f) & 0xFFFFu;
     if (code >= LOWEST_CODE) shared_add(&memory.bins[code - LOWEST_CODE], ~0u);
   }
 }
@@ -180,18 +192,12 @@ CPR_DEVICE void keep_codes(const Team& team, SelectMemory& memory, const CodedEn
   }
   const uint32_t lower = turned ? LOWER_TURNED : LOWER, upper = turned ? UPPER_TURNED : UPPER;
   SharedPairs at(to + place);
-#pragma unroll
-  for (int p = 0; p < PAIRS; ++p) {
-    const uint32_t index = position(team, static_cast<uint32_t>(p));
-    store_marked(held.stays, 1u << p, at, halves_of(held.own[p], held.other[p], lower), index);
-    store_marked(held.stays, 0x10000u << p, at, halves_of(held.own[p], held.other[p], upper), index + 1);
-  }
-}
-
-// The first stage from `stage` on that drops some of n entries.
-CPR_DEVICE int next_cut(const SelectArgs& args, int stage, uint32_t n) {
-  while (stage < args.stages && args.keep[stage] >= n) ++stage;
-  return stage;
+  for_each_pair([&](auto pair) {
+    constexpr int p = decltype(pair)::value;
+    const uint32_t index = static_cast<uint32_t>(team.thread()) * 4 + p / 2 * CODES_THREADS * 4 + p % 2 * 2;
+    store_marked<1u << p>(held.stays, at, halves_of(held.own[p], held.other[p], lower), index);
+    store_marked<0x10000u << p>(held.stays, at, halves_of(held.own[p], held.other[p], upper), index + 1);
+  });
 }
 
 // All stages of a query by codes. The result's entries are where the bins were. Threads that are no longer
@@ -215,7 +221,7 @@ CPR_DEVICE List select_by_codes(Team& team, SelectMemory& memory, const SelectAr
     if (listed)
       load_list(team, entries + from, turned, held);
     else
-      load_ring(team, ring, Coding(memory.ranges[judge]), Coding(memory.ranges[ring.second()]), held);
+      load_ring(team, ring, Coding(memory.ranges[judge]), Coding(memory.ranges[ring.beside]), held);
     bool second = false;
     do {  // one stage, or two
       if (second)
@@ -236,9 +242,8 @@ CPR_DEVICE List select_by_codes(Team& team, SelectMemory& memory, const SelectAr
         mark_codes(held.own, held.other, codes.cut, held);
       gather_candidates(team, memory, codes, ring, entries + from, listed, held.tied & ~codes.dropped[team.thread()]);
       team.sync();
-      n = args.keep[stage];
-      stage = next_cut(args, stage + 1, n);
-      second = !second && stage < args.stages && args.row_of_stage[stage] != judge;
+      n = args.keep[stage++];
+      second = args.paired >> stage & 1;
       rank_candidates(team, memory, codes, ring, second);
     } while (second);
     team.sync();
@@ -246,7 +251,7 @@ CPR_DEVICE List select_by_codes(Team& team, SelectMemory& memory, const SelectAr
     keep_codes(team, memory, entries + from, listed, turned, held, entries + to);
     const int needed = static_cast<int>((n + CODES_A_THREAD * 32 - 1) / (CODES_A_THREAD * 32)) * 32;
 #pragma unroll 1
-    for (uint32_t i = n + static_cast<uint32_t>(team.thread()); i < static_cast<uint32_t>(needed * CODES_A_THREAD);
+    for (uint32_t i = stage < args.stages ? n + static_cast<uint32_t>(team.thread()) : ~0u; i < static_cast<uint32_t>(needed * CODES_A_THREAD);
          i += static_cast<uint32_t>(team.threads))
       entries[to + i] = {};
     const uint32_t made = to;

@@ -13,7 +13,7 @@ template <bool HOLDS>
 CPR_DEVICE void keep_from_ring(const Team& team, SelectMemory& memory, const Ring& ring, const Entries& to) {
   constexpr int GROUP = HOLDS ? 2 : 1;
   const uint32_t n = ring.size(), step = static_cast<uint32_t>(team.threads) * 4;
-  const int rows = ring.args.rows, judge = ring.judge, second = ring.second();
+  const int rows = ring.args.rows, judge = ring.judge, second = ring.beside;
 #pragma unroll 1
   for (uint32_t base = 0; base < n; base += step * GROUP) {
     const uint32_t first = base + static_cast<uint32_t>(team.thread()) * 4;

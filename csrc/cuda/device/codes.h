@@ -27,8 +27,11 @@ inline uint32_t equal_to(uint32_t pair, uint32_t other) {
       mask |= 0xFFFFu << 16 * h;
   return mask;
 }
-// `marked` and those of `bits` that the mask has.
-inline uint32_t marked_by(uint32_t mask, uint32_t bits, uint32_t marked) { return (mask & bits) | marked; }
+// `marked` and those of BITS that the mask has.
+template <uint32_t BITS>
+uint32_t marked_by(uint32_t mask, uint32_t marked) {
+  return (mask & BITS) | marked;
+}
 // Adds 1 to the bins of both codes; `lowest` is the code of the first bin, and what is lower goes to one of 32
 // words before it, a lane's each.
 inline void count_pair(uint32_t pair, uint32_t* bins, uint32_t lowest) {
@@ -48,8 +51,9 @@ struct SharedPairs {
   uint32_t* at;
   explicit SharedPairs(void* place) : at(static_cast<uint32_t*>(place)) {}
 };
-inline void store_marked(uint32_t marked, uint32_t bit, SharedPairs& to, uint32_t first, uint32_t second) {
-  if (!(marked & bit)) return;
+template <uint32_t BIT>
+void store_marked(uint32_t marked, SharedPairs& to, uint32_t first, uint32_t second) {
+  if (!(marked & BIT)) return;
   *to.at++ = first;
   *to.at++ = second;
 }
@@ -64,9 +68,10 @@ CPR_DEVICE uint32_t equal_to(uint32_t pair, uint32_t other) {
   asm("set.eq.u32.f16x2 %0, %1, %2;" : "=r"(mask) : "r"(pair), "r"(other));
   return mask;
 }
-CPR_DEVICE uint32_t marked_by(uint32_t mask, uint32_t bits, uint32_t marked) {
+template <uint32_t BITS>
+CPR_DEVICE uint32_t marked_by(uint32_t mask, uint32_t marked) {
   uint32_t all;
-  asm("lop3.b32 %0, %1, %2, %3, 234;" : "=r"(all) : "r"(mask), "r"(bits), "r"(marked));  // (a & b) | c
+  asm("lop3.b32 %0, %1, %2, %3, 234;" : "=r"(all) : "r"(mask), "n"(BITS), "r"(marked));  // (a & b) | c
   return all;
 }
 // A product with (4, 0) or (0, 4) takes a half to its place in bytes. No predicates: they would become branches.
@@ -88,13 +93,14 @@ struct SharedPairs {
   uint32_t at;
   CPR_DEVICE explicit SharedPairs(const void* place) : at(shared_address(place)) {}
 };
-// Where `bit` of `marked` is set, two words go to a place, which moves on.
-CPR_DEVICE void store_marked(uint32_t marked, uint32_t bit, SharedPairs& to, uint32_t first, uint32_t second) {
+// Where BIT of `marked` is set, two words go to a place, which moves on.
+template <uint32_t BIT>
+CPR_DEVICE void store_marked(uint32_t marked, SharedPairs& to, uint32_t first, uint32_t second) {
   asm volatile(
       "{.reg .pred %%stays; .reg .b32 %%one; and.b32 %%one, %1, %2; setp.ne.u32 %%stays, %%one, 0; "
       "@%%stays st.shared.v2.u32 [%0], {%3, %4}; @%%stays add.u32 %0, %0, 8;}"
       : "+r"(to.at)
-      : "r"(marked), "r"(bit), "r"(first), "r"(second)
+      : "r"(marked), "n"(BIT), "r"(first), "r"(second)
       : "memory");
 }
 #endif
