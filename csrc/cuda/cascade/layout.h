@@ -222,7 +222,7 @@ inline bool plan_lists(int64_t num_keys, const DeviceLimits& limits, CascadeLayo
 inline void plan_codes(int64_t num_keys, const DeviceLimits& limits, CascadeLayout& layout) {
   const Weightings& weightings = layout.weightings;
   layout.select_bytes = select_shared_bytes(weightings.rows, layout.shared_entries);
-  if (weightings.rows > 2 || layout.longest > layout.shared_entries || weightings.first == weightings.stages || layout.threads != CODES_THREADS ||
+  if (weightings.rows > 2 || weightings.stages > 31 || layout.longest > layout.shared_entries || weightings.first == weightings.stages || layout.threads != CODES_THREADS ||
       num_keys > int64_t{CODES_A_THREAD} * layout.threads ||
       weightings.keep[weightings.stages - 1] > CODES_RESULT)
     return;

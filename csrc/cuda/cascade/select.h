@@ -125,7 +125,7 @@ CPR_DEVICE void count_bins(const Team& team, SelectMemory& memory, const Source&
   unsigned char* bins = reinterpret_cast<unsigned char*>(memory.bins);
 #pragma unroll 1
   for (uint32_t first = static_cast<uint32_t>(team.thread()) * 4; first < n; first += step) {
-    const Four four = source.judged(first);
+    Four four = source.judged(first);
     if (what == Count::scores) {
 #pragma unroll
       for (uint32_t i = 0; i < 4; ++i)
@@ -133,11 +133,13 @@ CPR_DEVICE void count_bins(const Team& team, SelectMemory& memory, const Source&
       continue;
     }
     const Round& round = memory.round;
-#pragma unroll
-    for (uint32_t i = 0; i < 4; ++i) {
-      uint32_t value = key_or_none(four.of[i]);
+#pragma unroll 1
+    for (uint32_t i = 0; i < 4; ++i) {  // seldom: the next one moves to where the first was
+      const float score = four.of[0];
+      four = {{four.of[1], four.of[2], four.of[3], score}};
+      uint32_t value = key_or_none(score);
       if (what == Count::indices) {
-        if (four.of[i] != round.tied) continue;
+        if (score != round.tied) continue;
         value = ~source.index(first + i);
       }
       if (value - round.first <= round.span)
