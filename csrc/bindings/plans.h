@@ -35,9 +35,10 @@ inline std::string amount(int64_t bytes) {
 inline std::string rule_of(const CascadeArgs& args, const DeviceLimits& limits, bool gathered,
                            const CascadeLayout& layout) {
   const std::string queries = std::to_string(TINY_QUERIES), keys = std::to_string(TINY_KEYS);
+  const std::string codes = layout.coded_entries > 0 ? "; selection by 16-bit codes" : "";
   if (layout.tiny)
     return "at most " + queries + " queries and " + keys +
-           " entries: one launch of 16 blocks, since several would wait longer for each other than they work";
+           " entries: one launch of 16 blocks, since several would wait longer for each other than they work" + codes;
   std::string text = gathered                          ? "candidates are gathered, not multiplied by tiles"
                      : args.num_queries > TINY_QUERIES ? "more than " + queries + " queries"
                      : args.num_keys > TINY_KEYS       ? "more than " + keys + " entries"
@@ -53,6 +54,7 @@ inline std::string rule_of(const CascadeArgs& args, const DeviceLimits& limits, 
     text += "; scores by wgmma, " + std::to_string(WGMMA_KEYS) + " keys held by a block while queries stream";
   else if (limits.capability == 90 && !gathered && args.num_keys > 0)
     text += std::string("; scores by mma.sync, not wgmma: ") + why_not_wgmma(args, limits, layout);
+  text += codes;
   if (tuning().sweep > 0) text += "; the size of a sweep was set by cuda_tune";
   return text;
 }

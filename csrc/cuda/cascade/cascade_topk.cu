@@ -34,14 +34,14 @@ score_kernel(ScoreArgs args) {
                                  block_index() / query_tiles * TILE_KEYS, shared);
 }
 
-// Grid: x over queries.
-template <bool CODES>
-CPR_KERNEL(CODES ? CODES_THREADS : LARGE_THREADS, CODES ? 2 : 1)
+// Grid: x over queries. PAIRS: of codes that a thread holds; 0: by scores alone.
+template <int PAIRS>
+CPR_KERNEL(PAIRS ? CODED_THREADS<PAIRS> : LARGE_THREADS, PAIRS == MANY_PAIRS ? 2 : PAIRS ? 4 : 1)
 select_kernel(SelectArgs args) {
   CPR_SHARED_MEMORY(shared);
   await_previous_kernel();
   let_next_kernel_start();
-  select_query<CODES>(args, block_index(), shared);
+  select_query<PAIRS, (PAIRS > 0)>(args, block_index(), shared);
 }
 
 // Grid: one cluster of TINY_BLOCKS. Empty where there are no clusters: plan() never takes it there.
@@ -60,7 +60,7 @@ tiny_kernel(TinyArgs args) {
                                    shared);
   sync_cluster();
   for (uint32_t query = block_index(); query < args.select.num_queries; query += TINY_BLOCKS)
-    select_query<false>(args.select, query, shared);
+    select_query<FEW_PAIRS, false>(args.select, query, shared);
 #endif
 }
 
@@ -205,8 +205,9 @@ const char* launch_select(const SelectArgs& args, const CascadeLayout& layout, b
   grid.threads = layout.threads;
   grid.shared = layout.select_bytes;
   grid.follows = follows;
-  return layout.coded_entries > 0 ? launch<select_kernel<true>>(grid, args, stream)
-                                  : launch<select_kernel<false>>(grid, args, stream);
+  if (layout.coded_entries == 0) return launch<select_kernel<0>>(grid, args, stream);
+  return layout.threads == CODED_THREADS<FEW_PAIRS> ? launch<select_kernel<FEW_PAIRS>>(grid, args, stream)
+                                                    : launch<select_kernel<MANY_PAIRS>>(grid, args, stream);
 }
 
 const char* cascade_topk_cuda_workspace(const CascadeArgs& args, int64_t* bytes) {

@@ -33,9 +33,13 @@ constexpr int64_t SELECT_MEMORY_BYTES = 13696;    // of a block that selects, be
 // own kilobyte counted); else one block of 1,024.
 constexpr int SMALL_THREADS = 256, HALF_THREADS = 512, LARGE_THREADS = 1024;
 constexpr int64_t LARGE_FROM = 4096;
-// Of a block that selects by codes (select_codes.h): entries that a thread holds, and the most threads.
-constexpr int CODES_A_THREAD = 32, CODES_THREADS = 512;
-constexpr int64_t CODES_RESULT = 256;  // the longest result it writes
+// Selection by codes (select_codes.h): pairs of entries that a thread holds, where 256 or 512 select, and the
+// longest result.
+constexpr int FEW_PAIRS = 8, MANY_PAIRS = 16;
+template <int PAIRS>
+constexpr int CODED_THREADS = 32 * PAIRS;
+static_assert(CODED_THREADS<FEW_PAIRS> == SMALL_THREADS && CODED_THREADS<MANY_PAIRS> == HALF_THREADS, "of both");
+constexpr int64_t CODED_RESULT = 256;
 // Scores on 9.0: a block holds WGMMA_KEYS keys of one view, at most WGMMA_KEY_BLOCKS times 64 features of a
 // plane, and queries come 64 at a time. Parts share the queries until there are WGMMA_BLOCKS blocks, one for
 // nearly every multiprocessor; where not even half of those come about, smaller tiles fill the device better.
@@ -221,10 +225,11 @@ inline bool plan_lists(int64_t num_keys, const DeviceLimits& limits, CascadeLayo
 // threads hold all entries, and lists of those that stay after every second stage fit.
 inline void plan_codes(int64_t num_keys, const DeviceLimits& limits, CascadeLayout& layout) {
   const Weightings& weightings = layout.weightings;
+  const int pairs = layout.threads / 32;
   layout.select_bytes = select_shared_bytes(weightings.rows, layout.shared_entries);
-  if (weightings.rows > 2 || weightings.stages > 31 || layout.longest > layout.shared_entries || weightings.first == weightings.stages || layout.threads != CODES_THREADS ||
-      num_keys > int64_t{CODES_A_THREAD} * layout.threads ||
-      weightings.keep[weightings.stages - 1] > CODES_RESULT)
+  if (weightings.rows > 2 || weightings.stages > 31 || layout.longest > layout.shared_entries || weightings.first == weightings.stages || layout.threads > HALF_THREADS ||
+      num_keys > int64_t{2} * pairs * layout.threads ||
+      weightings.keep[weightings.stages - 1] > CODED_RESULT)
     return;
   int64_t entries[2] = {0, 0}, n = num_keys;
   for (int s = weightings.first, list = 0; s < weightings.stages; list = 1 - list) {
@@ -235,7 +240,7 @@ inline void plan_codes(int64_t num_keys, const DeviceLimits& limits, CascadeLayo
       layout.paired |= static_cast<uint32_t>(decided) << s;
       n = weightings.keep[s++];
     }
-    entries[list] = std::max(entries[list], rounded_up(n, 32 * CODES_A_THREAD));  // of whole warps
+    entries[list] = std::max(entries[list], rounded_up(n, 32 * 2 * pairs));  // of whole warps
   }
   const int64_t bytes = SELECT_MEMORY_BYTES + 8 * (entries[0] + entries[1]);
   if (bytes > limits.shared_bytes) return;

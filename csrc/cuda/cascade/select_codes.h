@@ -14,7 +14,6 @@
 
 namespace cpr {
 
-constexpr int PAIRS = CODES_A_THREAD / 2;  // of codes in a thread's registers, of each row
 constexpr uint32_t LOWEST_CODE = 0x3401u;  // after that of 1/4; 2,048 to that of 1
 constexpr uint32_t NO_CODE = 0x7FFF7FFFu;  // equal to none
 static_assert(LOWEST_CODE + BINS - 1 == 0x3C00u, "a bin a code");
@@ -38,7 +37,7 @@ struct CodeCut {
 // Where the candidates of select.h are.
 struct CodeMemory {
   uint32_t scores[CANDIDATES], indices[CANDIDATES], owners[CANDIDATES];
-  uint32_t dropped[CODES_THREADS];  // candidates that do not stay, a bit each
+  uint32_t dropped[HALF_THREADS];  // candidates that do not stay, a bit each
   CodeCut cut;
   bool failed;
 };
@@ -52,33 +51,36 @@ struct alignas(16) TwoEntries {
   CodedEntry of[2];
 };
 
-// Entries in registers: bit s of a mask is that of pair s % 16, half s / 16.
+// Entries in registers, PAIRS of codes a row. Bit s of a mask is that of pair s % 16, half s / 16.
+template <int PAIRS>
 struct Held {
+  static_assert(PAIRS <= 16, "a bit an entry");
   uint32_t own[PAIRS], other[PAIRS];  // codes by the rows that judge first and second
   uint32_t stays, tied;
 };
 
 // Calls what is given with each pair's number, known when it is compiled.
 template <class Given, int... P>
-CPR_DEVICE void for_each_pair(const Given& given, std::integer_sequence<int, P...>) {
+CPR_DEVICE void for_each_of(const Given& given, std::integer_sequence<int, P...>) {
   (given(std::integral_constant<int, P>{}), ...);
 }
-template <class Given>
+template <int PAIRS, class Given>
 CPR_DEVICE void for_each_pair(const Given& given) {
-  for_each_pair(given, std::make_integer_sequence<int, PAIRS>{});
+  for_each_of(given, std::make_integer_sequence<int, PAIRS>{});
 }
 
 // Where a thread's entry is in the list that was loaded.
 CPR_DEVICE uint32_t position(const Team& team, uint32_t s) {
-  const uint32_t pair = s % PAIRS;
+  const uint32_t pair = s % 16;
   return (pair / 2 * static_cast<uint32_t>(team.threads) + static_cast<uint32_t>(team.thread())) * 4 +
-         pair % 2 * 2 + s / PAIRS;
+         pair % 2 * 2 + s / 16;
 }
 
 // Codes of the ring's entries, zeros of those that are absent by a row. By all threads.
+template <int PAIRS>
 CPR_DEVICE void load_ring(const Team& team, const Ring& ring, const Coding& own, const Coding& other,
-                          Held& held) {
-  constexpr uint32_t STEP = CODES_THREADS * 4;
+                          Held<PAIRS>& held) {
+  constexpr uint32_t STEP = CODED_THREADS<PAIRS> * 4;
   const uint32_t first = static_cast<uint32_t>(team.thread()) * 4;
   const float *from_own = ring.own + first, *from_other = ring.other + first;
   const int left = static_cast<int>(ring.size() - first);
@@ -105,7 +107,8 @@ CPR_DEVICE void load_ring(const Team& team, const Ring& ring, const Coding& own,
 }
 
 // Codes of a list's entries, which fill all threads; `turned`: the second row judges first.
-CPR_DEVICE void load_list(const Team& team, const CodedEntry* list, bool turned, Held& held) {
+template <int PAIRS>
+CPR_DEVICE void load_list(const Team& team, const CodedEntry* list, bool turned, Held<PAIRS>& held) {
   const uint32_t of_own = turned ? UPPER : LOWER, of_other = turned ? LOWER : UPPER;
 #pragma unroll
   for (int p = 0; p < PAIRS; ++p) {
@@ -131,17 +134,19 @@ CPR_DEVICE void find_code_cut(const SelectMemory& memory, uint32_t keep, int lan
   codes.failed = !enough || (!all && bin.inside > CANDIDATES);
 }
 
+template <int PAIRS>
 CPR_DEVICE void count_codes(const uint32_t (&held)[PAIRS], SelectMemory& memory) {
 #pragma unroll
   for (int p = 0; p < PAIRS; ++p) count_pair(held[p], memory.bins, LOWEST_CODE);
 }
 
 // Marks what stays by the cut, candidates among it; codes by the other row of the rest become zeros.
+template <int PAIRS>
 CPR_DEVICE void mark_codes(const uint32_t (&judged)[PAIRS], uint32_t (&beside)[PAIRS], const CodeCut& cut,
-                           Held& held) {
+                           Held<PAIRS>& held) {
   const uint32_t least = cut.least, tied = cut.tied;
   held.stays = held.tied = 0;
-  for_each_pair([&](auto pair) {
+  for_each_pair<PAIRS>([&](auto pair) {
     constexpr int p = decltype(pair)::value;
     const uint32_t mask = at_least(judged[p], least);
     beside[p] &= mask;
@@ -179,8 +184,9 @@ CPR_DEVICE void rank_candidates(const Team& team, SelectMemory& memory, CodeMemo
 }
 
 // What stays of the entries held, to a list.
+template <int PAIRS>
 CPR_DEVICE void keep_codes(const Team& team, SelectMemory& memory, const CodedEntry* from, bool listed,
-                           bool turned, const Held& held, CodedEntry* to) {
+                           bool turned, const Held<PAIRS>& held, CodedEntry* to) {
   const uint32_t count = static_cast<uint32_t>(count_bits(held.stays)), upto = running(count, team.lane());
   uint32_t place = 0;
   if (team.lane() == 31) place = shared_add(&memory.kept, upto);
@@ -192,9 +198,9 @@ CPR_DEVICE void keep_codes(const Team& team, SelectMemory& memory, const CodedEn
   }
   const uint32_t lower = turned ? LOWER_TURNED : LOWER, upper = turned ? UPPER_TURNED : UPPER;
   SharedPairs at(to + place);
-  for_each_pair([&](auto pair) {
+  for_each_pair<PAIRS>([&](auto pair) {
     constexpr int p = decltype(pair)::value;
-    const uint32_t index = static_cast<uint32_t>(team.thread()) * 4 + p / 2 * CODES_THREADS * 4 + p % 2 * 2;
+    const uint32_t index = static_cast<uint32_t>(team.thread()) * 4 + p / 2 * CODED_THREADS<PAIRS> * 4 + p % 2 * 2;
     store_marked<1u << p>(held.stays, at, halves_of(held.own[p], held.other[p], lower), index);
     store_marked<0x10000u << p>(held.stays, at, halves_of(held.own[p], held.other[p], upper), index + 1);
   });
@@ -202,6 +208,7 @@ CPR_DEVICE void keep_codes(const Team& team, SelectMemory& memory, const CodedEn
 
 // All stages of a query by codes. The result's entries are where the bins were. Threads that are no longer
 // needed return early; whether it `failed` can be read after a barrier of the block.
+template <int PAIRS>
 CPR_DEVICE List select_by_codes(Team& team, SelectMemory& memory, const SelectArgs& args, uint32_t query,
                                 unsigned char* lists) {
   CodeMemory& codes = *reinterpret_cast<CodeMemory*>(memory.candidates);
@@ -215,7 +222,7 @@ CPR_DEVICE List select_by_codes(Team& team, SelectMemory& memory, const SelectAr
     const int judge = args.row_of_stage[stage];
     Ring ring(args, query, judge, true);
     const bool turned = judge == 1;
-    Held held;
+    Held<PAIRS> held;
     codes.dropped[team.thread()] = 0;
     if (team.thread() == 0) memory.kept = 0;
     if (listed)
@@ -249,9 +256,9 @@ CPR_DEVICE List select_by_codes(Team& team, SelectMemory& memory, const SelectAr
     team.sync();
     held.stays &= ~codes.dropped[team.thread()];
     keep_codes(team, memory, entries + from, listed, turned, held, entries + to);
-    const int needed = static_cast<int>((n + CODES_A_THREAD * 32 - 1) / (CODES_A_THREAD * 32)) * 32;
+    const int needed = static_cast<int>((n + PAIRS * 64 - 1) / (PAIRS * 64)) * 32;
 #pragma unroll 1
-    for (uint32_t i = stage < args.stages ? n + static_cast<uint32_t>(team.thread()) : ~0u; i < static_cast<uint32_t>(needed * CODES_A_THREAD);
+    for (uint32_t i = stage < args.stages ? n + static_cast<uint32_t>(team.thread()) : ~0u; i < static_cast<uint32_t>(needed * 2 * PAIRS);
          i += static_cast<uint32_t>(team.threads))
       entries[to + i] = {};
     const uint32_t made = to;

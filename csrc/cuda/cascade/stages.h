@@ -154,8 +154,8 @@ CPR_DEVICE List select_by_scores(Team& team, SelectMemory& memory, const SelectA
   return {shared_list ? in_shared : in_global, n, args.rows, 0};
 }
 
-// All stages of a query, by one block; CODES: by codes first.
-template <bool CODES>
+// All stages of a query, by one block, where PAIRS are given by codes first. SHORT: as above, and by codes always.
+template <int PAIRS, bool SHORT>
 CPR_DEVICE void select_query(const SelectArgs& args, uint32_t query, unsigned char* shared) {
   SelectMemory& memory = *reinterpret_cast<SelectMemory*>(shared);
   Team team{block_threads()};
@@ -164,20 +164,21 @@ CPR_DEVICE void select_query(const SelectArgs& args, uint32_t query, unsigned ch
   find_ranges(team, memory, Ring(args, query, 0, false));
   List list;
   bool found = false;
-  if constexpr (CODES) {
-    assume(args.rows <= 2);
-    team.sync();
-    list = select_by_codes(team, memory, args, query, shared + SELECT_MEMORY_BYTES);
-    sync_block();
-    found = !reinterpret_cast<const CodeMemory*>(memory.candidates)->failed;
-    if (!found) {
-      team.threads = block_threads();
-      team.sync();  // all know it
-      clear_bins(team, memory);
+  if constexpr (PAIRS > 0)
+    if (SHORT || args.coded_entries > 0) {
+      if constexpr (SHORT) assume(args.rows <= 2);
+      team.sync();
+      list = select_by_codes<PAIRS>(team, memory, args, query, shared + SELECT_MEMORY_BYTES);
+      sync_block();
+      found = !reinterpret_cast<const CodeMemory*>(memory.candidates)->failed;
+      if (!found) {
+        team.threads = block_threads();
+        team.sync();  // all know it
+        clear_bins(team, memory);
+      }
     }
-  }
-  if (!found) list = select_by_scores<CODES>(team, memory, args, query, shared);
-  if (team.thread() < team.threads) write_result<CODES>(team, memory, args, query, list);
+  if (!found) list = select_by_scores<SHORT>(team, memory, args, query, shared);
+  if (team.thread() < team.threads) write_result<SHORT>(team, memory, args, query, list);
   sync_block();  // the next query of this block may begin
 }
 

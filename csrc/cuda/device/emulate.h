@@ -21,7 +21,7 @@
 
 #define CPR_DEVICE inline
 #define CPR_KERNEL(threads, blocks) inline void
-#define assume(holds)
+#define assume(holds) static_cast<void>(holds)
 #define CPR_SHARED_MEMORY(name) unsigned char* name = cpr::emulate::here().block->shared.data()
 
 namespace cpr {

@@ -100,7 +100,9 @@ def works() -> Iterator[Work]:
             "prepare_kernel", f"packed row of 128 {name}", 128 + 512, loss(128, 512, dtype=dtype), wgmma
         )
     for keys in (2048, 4096, 16384):
-        yield Work("select_kernel", f"query, N = {keys:,}", 2, cascade(2, keys, 8))
+        pairs = 8 if keys <= 4096 else 16
+        yield Work(f"select_kernel<{pairs}>", f"query, N = {keys:,}", 2, cascade(2, keys, 8))
+    yield Work("select_kernel<0>", "query, N = 16,384", 2, cascade(2, 16384, 8), (("select_threads", 1024),))
     yield Work("tiny_kernel<false, 2>", "block of 16, 16 x 2,048", 16, cascade(16, 2048, 128))
     yield Work("tiny_kernel<true, 1>", "block of 16, 16 x 2,048", 16, cascade(16, 2048, 128, bf16))
     for mode, stats in ((0, False), (2, True)):

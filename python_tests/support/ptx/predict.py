@@ -47,7 +47,7 @@ def select_part(queries: int, sweeps: int) -> Part:
     """A block a query: a launch ends with the multiprocessors that have one more than others."""
     a_launch, blocks = queries // sweeps, min(queries // sweeps, MULTIPROCESSORS)
     return Part(
-        "select_kernel", "query, N = 16,384", sweeps * -(-a_launch // blocks) * blocks, sweeps, blocks
+        "select_kernel<16>", "query, N = 16,384", sweeps * -(-a_launch // blocks) * blocks, sweeps, blocks
     )
 
 
