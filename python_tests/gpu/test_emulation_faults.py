@@ -21,8 +21,10 @@ FAULTS = {
     "a copy not waited for": ("score.h", "copy_wait<STEPS - 2>();", "copy_wait<STEPS - 1>();"),
     "no barrier between two halves of a launch": ("cascade/cascade_topk.cu", "  sync_cluster();\n  for (uint32_t query", "  for (uint32_t query"),
     "the later of two ties first": ("cascade/select.h", "indices[i] < indices[own]", "indices[i] > indices[own]"),
-    "entries beyond the last key": ("cascade/stages.h", "+ n + thread] = float_of(ABSENT)", "+ n + thread] = 1e30f"),
+    "entries beyond the last key": ("cascade/ring.h", "+ n + thread] = float_of(ABSENT)", "+ n + thread] = 1e30f"),
     "entries that are absent by the other row alone": ("cascade/stages.h", "n < keep && !careful", "n > keep"),
+    "the same, by codes": ("cascade/select_codes.h", "unordered(a.of[i], b.of[i])", "unordered(a.of[i], a.of[i])"),
+    "a dropped entry that the next stage counts": ("cascade/select_codes.h", "ring, second);", "ring, false);"),
 }  # fmt: skip
 
 
@@ -39,12 +41,18 @@ def test_the_emulation_sees_a_planted_fault(fault: str, tmp_path: Path) -> None:
     built.mkdir()
     script = (
         "import cuda_tools, torch; from pathlib import Path\n"
+        "from test_select_codes import CALLS\n"
         "from cases import ABSENT_BY_ANOTHER, SMALL_CASES; from cpr_kernels.mining import native, reference\n"
         f"core = cuda_tools.emulated_changed(Path({str(changed)!r}), Path({str(built)!r})); core.set_seed(7)\n"
-        "pairs = ((native.run_on_stream(c.call(), core, 0), reference.run(c.call())) for c in [ABSENT_BY_ANOTHER, *SMALL_CASES])\n"
+        "def by(call, threads):\n"
+        "    core.cuda_tune(select_threads=threads)\n"
+        "    return native.run_on_stream(call, core, 0)\n"
+        "calls = [case.call() for case in (ABSENT_BY_ANOTHER, *SMALL_CASES)]\n"
+        "pairs = [(by(call, threads), reference.run(call)) for call in calls for threads in (1024, 0)]\n"
+        "pairs += [(by(CALLS[name], 1024), by(CALLS[name], 0)) for name in ('both rows at once', 'odd rows')]\n"
         "raise SystemExit(0 if all(torch.equal(a[0], b[0]) for a, b in pairs) else 7)"
     )
-    path = os.pathsep.join(map(str, (SUPPORT, Path(cpr_kernels.__file__).parents[1])))
+    path = os.pathsep.join(map(str, (SUPPORT, Path(__file__).parent, Path(cpr_kernels.__file__).parents[1])))
     done = subprocess.run(
         [sys.executable, "-c", script], env={**os.environ, "PYTHONPATH": path}, capture_output=True
     )
