@@ -98,15 +98,18 @@ def test_gains_are_paired_by_video_and_seed() -> None:
     assert row[4] == f"{30 - 100 * half:+.1f} to {30 + 100 * half:+.1f}"
 
 
-def test_seeds_of_another_sitting_stay(base: protocol.Budget, document: dict, tmp_path: Path) -> None:
-    """Only protocol.json came along from another machine: its seed is in the tables of the next one."""
+def test_runs_of_another_sitting_stay(base: protocol.Budget, document: dict, tmp_path: Path) -> None:
+    """Only protocol.json came along from another machine: its runs are in the tables of the next one."""
     moved = replace(base, config=replace(base.config, out=tmp_path))
     (tmp_path / "protocol.json").write_text(json.dumps({**document, "seeds": [3]}))
     both = protocol.run_protocol(moved, tmp_path, [4], ["coclr"])
     assert both["seeds"] == [3, 4] and set(both["results"]["coclr"]) == {"3", "4"}
     assert both["results"]["cpr-3"] == document["results"]["cpr-3"]
+    more = protocol.run_protocol(moved, tmp_path, [4], ["infonce"])  # a method more of a seed that is there
+    assert list(more["results"])[:3] == ["warm-up", "infonce", "coclr"]
+    assert more["results"]["coclr"] == both["results"]["coclr"] and set(more["results"]["infonce"]) >= {"4"}
     other = replace(moved, clips_per_video=2)
-    with pytest.raises(TrainError, match=r"protocol.json has seeds of another budget"):
+    with pytest.raises(TrainError, match=r"protocol.json has runs of another budget"):
         protocol.run_protocol(other, tmp_path, [5], ["coclr"])
 
 
@@ -193,8 +196,11 @@ def test_what_others_finished_is_only_read(
 
 def test_other_arguments_do_not_mix_with_what_is_there(base: protocol.Budget, document: dict) -> None:
     other = protocol.Budget(replace(base.config, cycle_epochs=2), 1)
-    with pytest.raises(TrainError, match=r"seed3/coclr was made with other settings"):
+    with pytest.raises(TrainError, match=r"protocol.json has runs of another budget"):
         protocol.run_protocol(other, base.config.out, [3], ["coclr"])
+    slower = replace(base, config=replace(base.config, optim=replace(base.config.optim, lr=1e-5)))
+    with pytest.raises(TrainError, match=r"seed3/warm-up was made with other settings"):
+        protocol.run_protocol(slower, base.config.out, [3], ["coclr"])
 
 
 def test_every_method_has_the_same_budget(
