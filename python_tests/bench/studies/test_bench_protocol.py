@@ -69,6 +69,11 @@ def test_tables_say_what_was_measured(base: protocol.Budget, document: dict) -> 
         for stage, entries in enumerate(kept):  # the same right entries, as a share of two different things
             right = found["purity"][name][stage] * entries * 24
             assert right == pytest.approx(found["alive"][name][stage] * pairs_of_a_class(base), abs=1e-6)
+    for view in ("rgb", "flow"):  # the nearest are nearer than what is mined by another view, and than any
+        similarity = {name: of_view[view] for name, of_view in found["similarity"].items()}
+        assert max(similarity, key=lambda name: similarity[name]) == f"{view} alone"
+        assert min(similarity, key=lambda name: similarity[name]) == "any entry"
+        assert f"A random eligible entry's {view} similarity is {similarity['any entry']:.2f}." in text
     assert "| cascade, 3 stages, flow first |" in text and "12 → 6 → 2" in text
     assert (
         f"in {100 * found['chance']:.1f} %; {100 * found['siblings']:.1f} % of the entries are siblings"
