@@ -1,8 +1,8 @@
 """The compiled core (csrc/bindings/module.cpp): raw addresses in, results in place. Use cpr_kernels, not this.
 
-Everything is positional. Only `cascade_topk_of_tensors`, `less_hubs_of_tensors`, `enqueue_tensors` and `are_plain` take
-tensors. `Address` is a tensor's `data_ptr()`, 0 for none; strides count elements, of `enqueue` bytes. Functions named
-`cuda_...` are there only in builds with CUDA kernels; they queue work on a stream.
+Everything is positional. Only functions `..._of_tensors`, `enqueue_tensors` and `are_plain` take tensors. `Address` is
+a tensor's `data_ptr()`, 0 for none; strides count elements, of `enqueue` bytes. Functions named `cuda_...` are there
+only in builds with CUDA kernels; they queue work on a stream.
 """
 
 from collections.abc import Callable, Sequence
@@ -48,6 +48,11 @@ def cascade_topk_of_tensors(
     queries: list[Any], keys: list[Any], stage_weights: tuple[float, ...], stage_keep: tuple[int, ...],
     query_ids: Any, key_ids: Any, key_bias: Any, threads: int, /,
 ) -> tuple[Tensor, Tensor] | None: ...  # fmt: skip
+def unit_rows_of_tensors(moved: Any, given: Any, missing: Any, /) -> bool: ...
+def expand_rows_of_tensors(
+    rows: list[Any], keys: list[Any], indices: Any, weights: Any, threads: int, /
+) -> list[Tensor] | None: ...
+def hub_terms_of_tensors(scores: Any, count: int, /) -> Tensor | None: ...
 def less_hubs_of_tensors(
     indices: Any, scores: Any, terms: Any, topk: int, /
 ) -> tuple[Tensor, Tensor] | None: ...

@@ -29,3 +29,8 @@ def process_context(*modules: str) -> ForkServerContext | SpawnContext:
     _IMPORTED.extend(module for module in modules if module not in _IMPORTED)
     context.set_forkserver_preload(_IMPORTED)
     return context
+
+
+def imports_main() -> bool:
+    """Returns True where this helper process still imports the program's main module, whose work is not its own."""
+    return bool(getattr(multiprocessing.current_process(), "_inheriting", False))

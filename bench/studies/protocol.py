@@ -193,22 +193,15 @@ def _right(run: Path) -> dict[str, str]:
     }
 
 
-def _of_other_seeds(
-    base: Budget, out: Path, seeds: Sequence[int]
-) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
-    """Returns the results and the diagnoses that protocol.json holds of other seeds, perhaps trained elsewhere."""
+def _of_other_sittings(base: Budget, out: Path) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
+    """Returns the results and the diagnoses that protocol.json holds, perhaps of runs that were trained elsewhere."""
     file = out / "protocol.json"
-    before = json.loads(file.read_text()) if file.is_file() else {"seeds": []}
-    others = {str(seed) for seed in before["seeds"]} - set(map(str, seeds))
-    if not others:
+    if not file.is_file():
         return {}, {}
+    before = json.loads(file.read_text())
     if before["budget"] != described(base):
-        raise TrainError(f"out: {file} has seeds of another budget; give another --out")
-    kept = {
-        name: {seed: run for seed, run in of_seed.items() if seed in others}
-        for name, of_seed in before["results"].items()
-    }
-    return kept, {seed: found for seed, found in before["diagnosis"].items() if seed in others}
+        raise TrainError(f"out: {file} has runs of another budget; give another --out")
+    return before["results"], before["diagnosis"]
 
 
 def sources_of_test_videos(base: Budget) -> list[int]:
@@ -220,8 +213,8 @@ def sources_of_test_videos(base: Budget) -> list[int]:
 
 def run_protocol(base: Budget, out: Path, seeds: Sequence[int], methods: Sequence[str]) -> dict[str, Any]:
     """Trains all runs, one after the other; returns what protocol.json holds."""
-    results, queues = _of_other_seeds(base, out, seeds)
-    results = {name: results.pop(name, {}) for name in (WARM_UP, *methods)} | results
+    results, queues = _of_other_sittings(base, out)
+    results = {name: results.get(name, {}) for name in (WARM_UP, *methods)} | results
     for seed in seeds:
         warm_up = warm_up_config(base.config, out, seed)
         train(warm_up, base.clips_per_video)
@@ -256,9 +249,11 @@ def described(base: Budget) -> dict[str, Any]:
 def write_document(
     base: Budget, out: Path, results: dict[str, dict[str, Any]], queues: dict[str, Any]
 ) -> dict[str, Any]:
-    """Writes protocol.json, protocol.md and the curves of what is finished so far; `queues`: the diagnosis of
-    each seed's.
-    """
+    """Writes protocol.json, protocol.md and the curves of what is finished so far; `queues`: each seed's diagnosis."""
+    names = [name for name in (WARM_UP, *METHODS) if name in results]
+    results = {name: dict(sorted(results[name].items(), key=lambda of: int(of[0]))) for name in names} | {
+        name: of_seed for name, of_seed in results.items() if name not in names
+    }
     document = {
         "budget": described(base), "torch": torch.__version__, "seeds": sorted(map(int, queues)),
         "results": results, "diagnosis": queues, "sources": sources_of_test_videos(base),

@@ -151,29 +151,35 @@ def diagnosis_table(document: Document) -> str:
     found = [value for value in document["diagnosis"].values() if value]
     if not found:
         return ""
-    rows = []
+    rows, near = [], all("similarity" in one for one in found)  # older files are without
+    views = list(found[0]["similarity"]["any entry"]) if near else []
     for name, stages in found[0]["purity"].items():
         kept = " → ".join(str(round(mean(one["kept"][name][i] for one in found))) for i in range(len(stages)))
         shares = " → ".join(percents([one["purity"][name][i] for one in found]) for i in range(len(stages)))
         alive = " → ".join(
             f"{100 * mean(one['alive'][name][i] for one in found):.0f}" for i in range(len(stages))
         )
-        rows.append([name, kept, shares, alive])
+        alike = [f"{mean(one['similarity'][name][view] for one in found):.2f}" for view in views]
+        rows.append([name, kept, shares, alive, *alike])
     facts = (
         f"\n\nA random eligible entry has the query's class in {percents([one['chance'] for one in found])} %; "
         f"{percents([one['siblings'] for one in found])} % of the entries are siblings of the query. The two views' "
         f"similarities correlate by {mean(one['agreement'] for one in found):.2f} (rank correlation over entries, mean "
         "over queries): 1 means that a second view adds nothing."
     )
+    for view in views:
+        alike = mean(one["similarity"]["any entry"][view] for one in found)
+        facts += f" A random eligible entry's {view} similarity is {alike:.2f}."
     header = ["schedule", f"entries kept, of {found[0]['entries']}", "right among them", "of all right ones"]
-    return table(header, rows) + facts
+    return table([*header, *(f"{view} similarity" for view in views)], rows) + facts
 
 
 def diagnosis(run: Path, config: TrainConfig) -> Document:
     """Traces, from the queue that a warm-up left: every stage of several schedules, every entry a query.
 
     kept: entries left after each stage, mean over queries. purity: share of them with the query's class. alive: share
-    of a query's eligible entries of its class that are left. chance: share of a query's eligible entries (of other
+    of a query's eligible entries of its class that are left. similarity: mean cosine of the query and the last stage's
+    entries, by view. chance: share of a query's eligible entries (of other
     sources) with its class. siblings: share of all entries that are siblings. agreement: rank correlation of the two
     views' similarities.
     """
@@ -196,6 +202,8 @@ def diagnosis(run: Path, config: TrainConfig) -> Document:
     siblings = source[:, None] == source[None]
     same = (label[:, None] == label[None]) & ~siblings
     stages_of: dict[str, dict[str, list[float]]] = {"kept": {}, "purity": {}, "alive": {}}
+    cosines = {view: table @ table.T for view, table in rows.items()}
+    similarity = {"any entry": {view: cosine[~siblings].mean().item() for view, cosine in cosines.items()}}
     for name, schedule in schedules.items():
         for figures in stages_of.values():
             figures[name] = []
@@ -205,11 +213,16 @@ def diagnosis(run: Path, config: TrainConfig) -> Document:
             stages_of["kept"][name].append(kept / len(label))
             stages_of["purity"][name].append(right / max(kept, 1))
             stages_of["alive"][name].append(right / max(int(same.sum()), 1))
+        mined = stage.indices.clamp(min=0)
+        similarity[name] = {
+            view: cosine.gather(1, mined)[stage.indices >= 0].mean().item()
+            for view, cosine in cosines.items()
+        }
     ranks = [(rows[view] @ rows[view].T).argsort(dim=1).argsort(dim=1).double() for view in (first, second)]
     centred = [rank - rank.mean(dim=1, keepdim=True) for rank in ranks]
     agreement = (centred[0] * centred[1]).sum(1) / (centred[0].norm(dim=1) * centred[1].norm(dim=1))
     return {
-        **stages_of, "chance": (same.sum() / (~siblings).sum()).item(), "entries": len(label),
+        **stages_of, "similarity": similarity, "chance": (same.sum() / (~siblings).sum()).item(), "entries": len(label),
         "siblings": ((siblings.sum() - len(label)) / siblings.numel()).item(), "agreement": agreement.mean().item(),
     }  # fmt: skip
 

@@ -39,3 +39,9 @@ def dispatcher_is_idle() -> bool:
         and not _profiler_enabled()
         and not _is_torch_function_mode_enabled()
     )
+
+
+def no_graph(*tensors: Tensor) -> bool:
+    """Returns True where, besides, no graph is recorded of what is computed from the tensors."""
+    recorded = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
+    return not recorded and dispatcher_is_idle()

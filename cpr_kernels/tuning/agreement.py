@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -125,7 +126,9 @@ def copies(near: Mapping[str, Tensor]) -> list[tuple[str, ...]]:
 
 
 def rank_correlation(first: Sequence[float], second: Sequence[float]) -> float:
-    """Returns Spearman's rank correlation; equal numbers share the mean of their ranks, NaN where all are equal."""
+    """Returns Spearman's rank correlation; equal numbers share the mean of their ranks, NaN where it has no value."""
+    if len(first) < 2:
+        return math.nan
     ranks = []
     for numbers in (first, second):
         x = torch.tensor(numbers, dtype=torch.float64)

@@ -34,7 +34,8 @@ class Miner(nn.Module):
 
     Each key's whitened and expanded rows and its hub term are by-products of mining it; they are stored beside the
     queue, enter and leave with their key, and are buffers, so that a resumed run continues bit for bit. Keys keep what
-    they were given on entry until :meth:`refit`; of a bank, until their row is updated.
+    they were given on entry until :meth:`refit`; of a bank, until their row is updated. Plain tensors on the CPU are
+    whitened and expanded natively, elsewhere and where compiled by torch, whose sums round in another order.
 
     Args:
         plan: how to mine; its views are the queue's.
@@ -121,7 +122,7 @@ class Miner(nn.Module):
         if plan.expand is not None:
             kept |= {f"{EXPANDED} {view}": table for view, table in rows.items()}
         if keys.hub is not None and self._hub_count is not None:
-            kept[HUB] = hub_terms(near.scores, self._hub_count)[:, None]
+            kept[HUB] = hub_terms(near.scores, self._hub_count)
             near = less_hubs(near, keys.hub, plan.topk)
         assert lost is not None  # a plan is of one view or more
         indices, scores = near.indices.masked_fill_(lost, -1), near.scores.masked_fill_(lost, -torch.inf)

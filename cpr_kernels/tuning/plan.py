@@ -179,7 +179,7 @@ class MiningPlan:
     def hub_terms(self, near: Neighbors, keys: PlanKeys) -> Tensor:
         """Returns the mean of each row's highest scores [B], float32."""
         assert self.hub is not None
-        return hub_terms(near.scores, hub_count(self.hub, len(keys.ids), self.topk))
+        return hub_terms(near.scores, hub_count(self.hub, len(keys.ids), self.topk))[:, 0]
 
     def mine(
         self, queries: Mapping[str, Tensor], keys: PlanKeys, query_ids: Tensor | None = None

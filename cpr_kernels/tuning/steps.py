@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..dispatch.fast_path import dispatcher_is_idle
+from ..dispatch.fast_path import dispatcher_is_idle, no_graph
 from ..dispatch.native import core
 from ..mining import Schedule, Stage, cascade_topk
 
@@ -59,6 +59,12 @@ def expanded(
     weights = scores.clamp(min=0) ** expansion.power
     if expansion.power == 0:  # else padding, whose score is -inf, weighs 0
         weights = weights.masked_fill(indices < 0, 0.0)
+    if no_graph(*rows.values(), *keys.values(), weights):
+        made = core.expand_rows_of_tensors(
+            list(rows.values()), [keys[name] for name in rows], indices, weights, torch.get_num_threads()
+        )
+        if made is not None:
+            return dict(zip(rows, made))
     places, weights = indices.clamp(min=0).flatten(), weights.flatten()
     starts = torch.arange(0, len(places), indices.shape[1], device=places.device)
     sums = [  # as functional.embedding_bag calls it, which checks and flattens anew for each view
@@ -72,10 +78,12 @@ def expanded(
 
 
 def hub_terms(scores: Tensor, count: int) -> Tensor:
-    """Returns the mean of each row's `count` highest scores [B]; padding (-inf) is left out, 0 without any."""
+    """Returns the mean of each row's `count` highest scores [B, 1]; padding (-inf) is left out, 0 without any."""
+    if dispatcher_is_idle() and (terms := core.hub_terms_of_tensors(scores, count)) is not None:
+        return terms
     best = scores[:, :count]
-    known = (best > -torch.inf).sum(dim=1)
-    return best.nan_to_num(neginf=0.0).sum(dim=1) / known.clamp_(min=1)
+    known = (best > -torch.inf).sum(dim=1, keepdim=True)
+    return best.nan_to_num(neginf=0.0).sum(dim=1, keepdim=True) / known.clamp_(min=1)
 
 
 def hub_count(keep: int, num_keys: int, topk: int) -> int:

@@ -57,7 +57,7 @@ def mine_jointly(views: Mapping[str, Tensor], ids: Tensor, topk: int) -> list[Te
     for expansion, hub in STEPS:
         found = of_expansion[expansion]
         if hub is not None:
-            found = less_hubs(found, hub_terms(found.scores, count), topk)
+            found = less_hubs(found, hub_terms(found.scores, count)[:, 0], topk)
         mined.append(found.indices[:, :topk])
     return mined
 

@@ -9,6 +9,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from ..dispatch.fast_path import no_graph
+from ..dispatch.native import core
+
 BLOCK_ROWS = 4096  # converted to float64 at a time
 TESTED_ROWS = 1 << 16  # compared with zero at a time
 FLAT = 1e-10  # axes of less than this share of the largest variance are left out
@@ -46,9 +49,13 @@ class Whitener(NamedTuple):
         """Returns the whitened rows, and True [B, 1] where a row is a missing view or holds NaN."""
         rows = rows.float()
         moved = rows - self.mean if self.matrix is None else (rows - self.mean) @ self.matrix
+        if no_graph(rows, moved):
+            missing = torch.empty(len(rows), 1, dtype=torch.bool, device=rows.device)
+            if core.unit_rows_of_tensors(moved, rows, missing):
+                return moved, missing
         longest = torch.linalg.vector_norm(rows, torch.inf, dim=1, keepdim=True)
         lacking = (longest > 0).logical_not_()  # NaN is not above 0
-        length = torch.linalg.vector_norm(moved, dim=1, keepdim=True).clamp_min_(1e-12)
+        length = torch.linalg.vector_norm(moved, dim=1, keepdim=True).clamp_min(1e-12)
         return (moved / length).masked_fill_(lacking, 0.0), lacking
 
     def to(self, device: torch.device | str) -> Whitener:

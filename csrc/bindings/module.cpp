@@ -19,7 +19,7 @@
 #include "arguments.h"
 #include "fast_cascade.h"
 #include "fast_enqueue.h"
-#include "fast_hubs.h"
+#include "fast_plan.h"
 #include "plans.h"
 #include "shards.h"
 #ifdef CPR_HAS_CUDA
@@ -105,7 +105,7 @@ PYBIND11_MODULE(_core, m) {
   plan_bindings::bind(m);
   fast_cascade::bind(m);
   fast_enqueue::bind(m);
-  fast_hubs::bind(m);
+  fast_plan::bind(m);
   m.def("sampled_keys", &sampled_keys,
         "Keys whose scores bracket the thresholds of a queue this long, for tests.");
   m.def(

@@ -16,7 +16,7 @@ pytestmark = pytest.mark.skipif(not CSRC.is_dir(), reason="the sources are not b
 LAYERS = [
     {"bindings"},
     {"cpu/dispatch.cpp"},
-    {"cpu/cascade", "cpu/loss", "cpu/peak_flops.cpp", "cpu/enqueue.cpp", "cpu/less_hubs.cpp", "cuda/cascade",
+    {"cpu/cascade", "cpu/loss", "cpu/peak_flops.cpp", "cpu/enqueue.cpp", "cpu/plan_steps.cpp", "cuda/cascade",
      "cuda/loss", "cuda/enqueue.cu"},
     {"cuda/prepare.h"},
     {"cuda/score.h"},
@@ -89,7 +89,7 @@ def test_kernels_call_nothing_of_the_dispatcher() -> None:
     defined = {name for path in dispatcher for name in OF_THE_DISPATCHER.findall(path.read_text())}
     assert {"cascade_topk_cpu", "plan_cascade", "retry_exhaustively", "chosen"} <= defined
     for path in set(sources()) - dispatcher:
-        if path.is_relative_to(CSRC / "cpu") and path.name not in ("enqueue.cpp", "less_hubs.cpp"):
+        if path.is_relative_to(CSRC / "cpu") and path.name not in ("enqueue.cpp", "plan_steps.cpp"):
             assert not OF_THE_DISPATCHER.findall(path.read_text()), path
 
 

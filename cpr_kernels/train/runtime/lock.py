@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from ...processes import imports_main
 from ...progress import say
 from .. import TrainError
 
@@ -21,9 +22,16 @@ def exclusive(folder: Path, purpose: str, *, wait: bool = False) -> Iterator[Non
     and prints that. On a file system without locks, nothing is checked.
 
     Raises:
-        TrainError: another process holds the lock, for example a worker that outlived a killed torchrun.
+        TrainError: another process holds the lock, for example a worker that outlived a killed torchrun; or a helper
+            process came here because it imports a program whose calls stand at its top level.
     """
     import fcntl
+
+    if imports_main():
+        raise TrainError(
+            f"out: a helper process was about to {purpose} {folder} too, since it imports the program's main file; put "
+            'what that file does under `if __name__ == "__main__":`'
+        )
 
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / LOCK).open("a+") as lock:

@@ -69,6 +69,11 @@ def test_tables_say_what_was_measured(base: protocol.Budget, document: dict) -> 
         for stage, entries in enumerate(kept):  # the same right entries, as a share of two different things
             right = found["purity"][name][stage] * entries * 24
             assert right == pytest.approx(found["alive"][name][stage] * pairs_of_a_class(base), abs=1e-6)
+    for view in ("rgb", "flow"):  # the nearest are nearer than what is mined by another view, and than any
+        similarity = {name: of_view[view] for name, of_view in found["similarity"].items()}
+        assert max(similarity, key=lambda name: similarity[name]) == f"{view} alone"
+        assert min(similarity, key=lambda name: similarity[name]) == "any entry"
+        assert f"A random eligible entry's {view} similarity is {similarity['any entry']:.2f}." in text
     assert "| cascade, 3 stages, flow first |" in text and "12 → 6 → 2" in text
     assert (
         f"in {100 * found['chance']:.1f} %; {100 * found['siblings']:.1f} % of the entries are siblings"
@@ -98,15 +103,18 @@ def test_gains_are_paired_by_video_and_seed() -> None:
     assert row[4] == f"{30 - 100 * half:+.1f} to {30 + 100 * half:+.1f}"
 
 
-def test_seeds_of_another_sitting_stay(base: protocol.Budget, document: dict, tmp_path: Path) -> None:
-    """Only protocol.json came along from another machine: its seed is in the tables of the next one."""
+def test_runs_of_another_sitting_stay(base: protocol.Budget, document: dict, tmp_path: Path) -> None:
+    """Only protocol.json came along from another machine: its runs are in the tables of the next one."""
     moved = replace(base, config=replace(base.config, out=tmp_path))
     (tmp_path / "protocol.json").write_text(json.dumps({**document, "seeds": [3]}))
     both = protocol.run_protocol(moved, tmp_path, [4], ["coclr"])
     assert both["seeds"] == [3, 4] and set(both["results"]["coclr"]) == {"3", "4"}
     assert both["results"]["cpr-3"] == document["results"]["cpr-3"]
+    more = protocol.run_protocol(moved, tmp_path, [4], ["infonce"])  # a method more of a seed that is there
+    assert list(more["results"])[:3] == ["warm-up", "infonce", "coclr"]
+    assert more["results"]["coclr"] == both["results"]["coclr"] and set(more["results"]["infonce"]) >= {"4"}
     other = replace(moved, clips_per_video=2)
-    with pytest.raises(TrainError, match=r"protocol.json has seeds of another budget"):
+    with pytest.raises(TrainError, match=r"protocol.json has runs of another budget"):
         protocol.run_protocol(other, tmp_path, [5], ["coclr"])
 
 
@@ -193,8 +201,11 @@ def test_what_others_finished_is_only_read(
 
 def test_other_arguments_do_not_mix_with_what_is_there(base: protocol.Budget, document: dict) -> None:
     other = protocol.Budget(replace(base.config, cycle_epochs=2), 1)
-    with pytest.raises(TrainError, match=r"seed3/coclr was made with other settings"):
+    with pytest.raises(TrainError, match=r"protocol.json has runs of another budget"):
         protocol.run_protocol(other, base.config.out, [3], ["coclr"])
+    slower = replace(base, config=replace(base.config, optim=replace(base.config.optim, lr=1e-5)))
+    with pytest.raises(TrainError, match=r"seed3/warm-up was made with other settings"):
+        protocol.run_protocol(slower, base.config.out, [3], ["coclr"])
 
 
 def test_every_method_has_the_same_budget(

@@ -254,3 +254,16 @@ def test_drawn_clips_are_the_same_in_every_process(tmp_path: Path) -> None:
         {path.name: path.read_bytes() for path in (tmp_path / name).rglob("*.mp4")} for name in ("one", "two")
     )
     assert len(one) == 18 and one == two
+
+
+def test_a_program_without_a_main_guard_ends_with_the_reason(clip_folder: Path, tmp_path: Path) -> None:
+    """Its helper processes import it, and would wait for the folder that it holds."""
+    program = tmp_path / "program.py"
+    program.write_text(
+        "from pathlib import Path\nfrom cpr_kernels.train.data.prepare import prepare\n"
+        f"prepare(Path({str(clip_folder)!r}), Path({str(tmp_path / 'out')!r}))\n"
+    )
+    ended = subprocess.run([sys.executable, program], capture_output=True, text=True, timeout=200, cwd=ROOT)
+    assert ended.returncode == 1
+    assert 'under `if __name__ == "__main__":`' in ended.stderr
+    assert "a decoding process ends as soon as it starts" in ended.stderr.splitlines()[-1]
