@@ -38,7 +38,8 @@ inline std::string rule_of(const CascadeArgs& args, const DeviceLimits& limits, 
   const std::string codes = layout.coded_entries > 0 ? "; selection by 16-bit codes" : "";
   if (layout.tiny)
     return "at most " + queries + " queries and " + keys +
-           " entries: one launch of 16 blocks, since several would wait longer for each other than they work" + codes;
+           " entries: one launch of 16 blocks, since several would wait longer for each other than they work" +
+           codes;
   std::string text = gathered                          ? "candidates are gathered, not multiplied by tiles"
                      : args.num_queries > TINY_QUERIES ? "more than " + queries + " queries"
                      : args.num_keys > TINY_KEYS       ? "more than " + keys + " entries"

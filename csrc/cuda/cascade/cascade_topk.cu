@@ -36,7 +36,9 @@ score_kernel(ScoreArgs args) {
 
 // Grid: x over queries. PAIRS: of codes that a thread holds; 0: by scores alone.
 template <int PAIRS>
-CPR_KERNEL(PAIRS ? CODED_THREADS<PAIRS> : LARGE_THREADS, PAIRS == MANY_PAIRS ? 2 : PAIRS ? 4 : 1)
+CPR_KERNEL(PAIRS ? CODED_THREADS<PAIRS> : LARGE_THREADS, PAIRS == MANY_PAIRS ? 2
+                                                         : PAIRS             ? 4
+                                                                             : 1)
 select_kernel(SelectArgs args) {
   CPR_SHARED_MEMORY(shared);
   await_previous_kernel();
@@ -135,8 +137,7 @@ const char* launch_tiny(const TinyArgs& args, const CascadeLayout& layout, bool*
   Grid grid;
   grid.x = grid.cluster = TINY_BLOCKS;
   grid.threads = SCORE_THREADS;
-  grid.shared = std::max<int64_t>(SCORE_SHARED_BYTES<16, PLANES>,
-                                  layout.select_bytes);
+  grid.shared = std::max<int64_t>(SCORE_SHARED_BYTES<16, PLANES>, layout.select_bytes);
   *took = cluster_fits(tiny_kernel<BFLOAT, PLANES>, grid);
   return *took ? launch<tiny_kernel<BFLOAT, PLANES>>(grid, args, stream) : nullptr;
 }

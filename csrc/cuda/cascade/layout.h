@@ -38,7 +38,8 @@ constexpr int64_t LARGE_FROM = 4096;
 constexpr int FEW_PAIRS = 8, MANY_PAIRS = 16;
 template <int PAIRS>
 constexpr int CODED_THREADS = 32 * PAIRS;
-static_assert(CODED_THREADS<FEW_PAIRS> == SMALL_THREADS && CODED_THREADS<MANY_PAIRS> == HALF_THREADS, "of both");
+static_assert(CODED_THREADS<FEW_PAIRS> == SMALL_THREADS && CODED_THREADS<MANY_PAIRS> == HALF_THREADS,
+              "of both");
 constexpr int64_t CODED_RESULT = 256;
 // Scores on 9.0: a block holds WGMMA_KEYS keys of one view, at most WGMMA_KEY_BLOCKS times 64 features of a
 // plane, and queries come 64 at a time. Parts share the queries until there are WGMMA_BLOCKS blocks, one for
@@ -221,15 +222,15 @@ inline bool plan_lists(int64_t num_keys, const DeviceLimits& limits, CascadeLayo
   return layout.longest > layout.shared_entries;
 }
 
-// How much shared memory a block that selects takes, and whether it does so by codes: by at most two rows, where
-// threads hold all entries, and lists of those that stay after every second stage fit.
+// How much shared memory a block that selects takes, and whether it does so by codes: by at most two rows,
+// where threads hold all entries, and lists of those that stay after every second stage fit.
 inline void plan_codes(int64_t num_keys, const DeviceLimits& limits, CascadeLayout& layout) {
   const Weightings& weightings = layout.weightings;
   const int pairs = layout.threads / 32;
   layout.select_bytes = select_shared_bytes(weightings.rows, layout.shared_entries);
-  if (weightings.rows > 2 || weightings.stages > 31 || layout.longest > layout.shared_entries || weightings.first == weightings.stages || layout.threads > HALF_THREADS ||
-      num_keys > int64_t{2} * pairs * layout.threads ||
-      weightings.keep[weightings.stages - 1] > CODED_RESULT)
+  if (weightings.rows > 2 || weightings.stages > 31 || layout.longest > layout.shared_entries ||
+      weightings.first == weightings.stages || layout.threads > HALF_THREADS ||
+      num_keys > int64_t{2} * pairs * layout.threads || weightings.keep[weightings.stages - 1] > CODED_RESULT)
     return;
   int64_t entries[2] = {0, 0}, n = num_keys;
   for (int s = weightings.first, list = 0; s < weightings.stages; list = 1 - list) {

@@ -77,8 +77,8 @@ struct Ring {
 };
 
 // Views as rows weigh them, for those that do not take one as it is: weighted and added in order, then the
-// bias, every step rounded. Scores beyond the last key, of the four that it is in, are absent. Two barriers where
-// there is anything to do.
+// bias, every step rounded. Scores beyond the last key, of the four that it is in, are absent. Two barriers
+// where there is anything to do.
 CPR_DEVICE void mix_rows(const Team& team, const SelectArgs& args, uint32_t query) {
   const uint32_t n = args.num_keys, thread = static_cast<uint32_t>(team.thread());
   if (!args.mixes && n % 4 == 0) return;

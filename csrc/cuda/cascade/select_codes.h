@@ -86,7 +86,7 @@ CPR_DEVICE void load_ring(const Team& team, const Ring& ring, const Coding& own,
   const int left = static_cast<int>(ring.size() - first);
 #pragma unroll
   for (int l = 0; l < PAIRS / 2; ++l) {
-    uint32_t* to_own = held.own + 2 * l, *to_other = held.other + 2 * l;
+    uint32_t *to_own = held.own + 2 * l, *to_other = held.other + 2 * l;
     to_own[0] = to_own[1] = to_other[0] = to_other[1] = 0;
     if (static_cast<int>(l * STEP) < left) {
       Four a = load_four(from_own + l * STEP), b = load_four(from_other + l * STEP);
@@ -112,7 +112,8 @@ CPR_DEVICE void load_list(const Team& team, const CodedEntry* list, bool turned,
   const uint32_t of_own = turned ? UPPER : LOWER, of_other = turned ? LOWER : UPPER;
 #pragma unroll
   for (int p = 0; p < PAIRS; ++p) {
-    const TwoEntries two = *reinterpret_cast<const TwoEntries*>(list + position(team, static_cast<uint32_t>(p)));
+    const TwoEntries two =
+        *reinterpret_cast<const TwoEntries*>(list + position(team, static_cast<uint32_t>(p)));
     held.own[p] = halves_of(two.of[0].codes, two.of[1].codes, of_own);
     held.other[p] = halves_of(two.of[0].codes, two.of[1].codes, of_other);
   }
@@ -124,7 +125,8 @@ CPR_DEVICE void find_code_cut(const SelectMemory& memory, uint32_t keep, int lan
   const uint32_t counted = warp_sum(lane < SEGMENTS ? memory.segments[lane] : 0);
   const bool enough = counted >= keep;
   const Bin bin = find_bin(memory, enough ? counted - keep : 0, lane);
-  const uint32_t wanted = keep - (counted - bin.before - bin.inside), code = (LOWEST_CODE + bin.at) * 0x10001u;
+  const uint32_t wanted = keep - (counted - bin.before - bin.inside),
+                 code = (LOWEST_CODE + bin.at) * 0x10001u;
   if (lane > 0) return;
   const bool all = wanted == bin.inside;
   codes.cut.least = code;
@@ -178,7 +180,8 @@ CPR_DEVICE void rank_candidates(const Team& team, SelectMemory& memory, CodeMemo
     if (rank_among(codes.scores, codes.indices, n, i) < codes.cut.wanted) continue;
     shared_or(&codes.dropped[codes.owners[i] >> 5], 1u << (codes.owners[i] & 31));
     if (!counts) continue;
-    const uint32_t code = Coding(memory.ranges[ring.beside]).pair(ring.other[codes.indices[i]], 0.0f) & 0xFFFFu;
+    const uint32_t code =
+        Coding(memory.ranges[ring.beside]).pair(ring.other[codes.indices[i]], 0.0f) & 0xFFFFu;
     if (code >= LOWEST_CODE) shared_add(&memory.bins[code - LOWEST_CODE], ~0u);
   }
 }
@@ -193,14 +196,16 @@ CPR_DEVICE void keep_codes(const Team& team, SelectMemory& memory, const CodedEn
   place = shuffle(place, 31) + upto - count;
   if (listed) {
 #pragma unroll 1
-    for (uint32_t left = held.stays; left; left &= left - 1) to[place++] = from[position(team, lowest_bit(left))];
+    for (uint32_t left = held.stays; left; left &= left - 1)
+      to[place++] = from[position(team, lowest_bit(left))];
     return;
   }
   const uint32_t lower = turned ? LOWER_TURNED : LOWER, upper = turned ? UPPER_TURNED : UPPER;
   SharedPairs at(to + place);
   for_each_pair<PAIRS>([&](auto pair) {
     constexpr int p = decltype(pair)::value;
-    const uint32_t index = static_cast<uint32_t>(team.thread()) * 4 + p / 2 * CODED_THREADS<PAIRS> * 4 + p % 2 * 2;
+    const uint32_t index =
+        static_cast<uint32_t>(team.thread()) * 4 + p / 2 * CODED_THREADS<PAIRS> * 4 + p % 2 * 2;
     store_marked<1u << p>(held.stays, at, halves_of(held.own[p], held.other[p], lower), index);
     store_marked<0x10000u << p>(held.stays, at, halves_of(held.own[p], held.other[p], upper), index + 1);
   });
@@ -247,7 +252,8 @@ CPR_DEVICE List select_by_codes(Team& team, SelectMemory& memory, const SelectAr
         mark_codes(held.other, held.own, codes.cut, held);
       else
         mark_codes(held.own, held.other, codes.cut, held);
-      gather_candidates(team, memory, codes, ring, entries + from, listed, held.tied & ~codes.dropped[team.thread()]);
+      gather_candidates(team, memory, codes, ring, entries + from, listed,
+                        held.tied & ~codes.dropped[team.thread()]);
       team.sync();
       n = args.keep[stage++];
       second = args.paired >> stage & 1;
@@ -258,8 +264,8 @@ CPR_DEVICE List select_by_codes(Team& team, SelectMemory& memory, const SelectAr
     keep_codes(team, memory, entries + from, listed, turned, held, entries + to);
     const int needed = static_cast<int>((n + PAIRS * 64 - 1) / (PAIRS * 64)) * 32;
 #pragma unroll 1
-    for (uint32_t i = stage < args.stages ? n + static_cast<uint32_t>(team.thread()) : ~0u; i < static_cast<uint32_t>(needed * 2 * PAIRS);
-         i += static_cast<uint32_t>(team.threads))
+    for (uint32_t i = stage < args.stages ? n + static_cast<uint32_t>(team.thread()) : ~0u;
+         i < static_cast<uint32_t>(needed * 2 * PAIRS); i += static_cast<uint32_t>(team.threads))
       entries[to + i] = {};
     const uint32_t made = to;
     to = from, from = made;

@@ -83,8 +83,8 @@ CPR_DEVICE void write_result(const Team& team, SelectMemory& memory, const Selec
   }
 }
 
-// All stages of a query, whose entries are in the ring, then in a list. Bins are zeros before. SHORT: what codes
-// leave undecided, seldom, so that the code is short: lists are in shared memory.
+// All stages of a query, whose entries are in the ring, then in a list. Bins are zeros before. SHORT: what
+// codes leave undecided, seldom, so that the code is short: lists are in shared memory.
 template <bool SHORT>
 CPR_DEVICE List select_by_scores(Team& team, SelectMemory& memory, const SelectArgs& args, uint32_t query,
                                  unsigned char* shared) {
@@ -154,7 +154,8 @@ CPR_DEVICE List select_by_scores(Team& team, SelectMemory& memory, const SelectA
   return {shared_list ? in_shared : in_global, n, args.rows, 0};
 }
 
-// All stages of a query, by one block, where PAIRS are given by codes first. SHORT: as above, and by codes always.
+// All stages of a query, by one block, where PAIRS are given by codes first. SHORT: as above, and always by
+// codes.
 template <int PAIRS, bool SHORT>
 CPR_DEVICE void select_query(const SelectArgs& args, uint32_t query, unsigned char* shared) {
   SelectMemory& memory = *reinterpret_cast<SelectMemory*>(shared);

@@ -32,8 +32,8 @@ template <uint32_t BITS>
 uint32_t marked_by(uint32_t mask, uint32_t marked) {
   return (mask & BITS) | marked;
 }
-// Adds 1 to the bins of both codes; `lowest` is the code of the first bin, and what is lower goes to one of 32
-// words before it, a lane's each.
+// Adds 1 to the bins of both codes; `lowest` is the code of the first bin, and what is lower goes to one of
+// 32 words before it, a lane's each.
 inline void count_pair(uint32_t pair, uint32_t* bins, uint32_t lowest) {
   for (int h = 0; h < 2; ++h) {
     const uint32_t code = half_of(pair, h);
@@ -44,7 +44,8 @@ inline void count_pair(uint32_t pair, uint32_t* bins, uint32_t lowest) {
 inline uint32_t halves_of(uint32_t first, uint32_t second, uint32_t selector) {
   const uint64_t from = static_cast<uint64_t>(second) << 32 | first;
   uint32_t made = 0;
-  for (int i = 0; i < 4; ++i) made |= static_cast<uint32_t>(from >> (selector >> 4 * i & 7) * 8 & 255) << 8 * i;
+  for (int i = 0; i < 4; ++i)
+    made |= static_cast<uint32_t>(from >> (selector >> 4 * i & 7) * 8 & 255) << 8 * i;
   return made;
 }
 struct SharedPairs {
@@ -74,7 +75,8 @@ CPR_DEVICE uint32_t marked_by(uint32_t mask, uint32_t marked) {
   asm("lop3.b32 %0, %1, %2, %3, 234;" : "=r"(all) : "r"(mask), "n"(BITS), "r"(marked));  // (a & b) | c
   return all;
 }
-// A product with (4, 0) or (0, 4) takes a half to its place in bytes. No predicates: they would become branches.
+// A product with (4, 0) or (0, 4) takes a half to its place in bytes. No predicates: they would become
+// branches.
 CPR_DEVICE void count_pair(uint32_t pair, uint32_t* bins, uint32_t lowest) {
   const uint32_t first = shared_address(bins), zero = first - lowest * 4,
                  lane = first - 128 + (threadIdx.x & 31) * 4;
