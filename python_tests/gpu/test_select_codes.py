@@ -31,7 +31,9 @@ def core() -> Iterator[Any]:
         yield module
 
 
-def features(queries: int, keys: int, seed: int, whole: int = 0) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+def features(
+    queries: int, keys: int, seed: int, whole: int = 0
+) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
     """Two views of normal numbers, or of whole ones up to `whole`."""
     g = torch.Generator().manual_seed(seed)
 
@@ -62,7 +64,10 @@ def odd(call: CascadeCall) -> CascadeCall:
     views[0][13::79] = float("-inf")
     exclude = torch.rand(queries, keys, generator=torch.Generator().manual_seed(3)) < 0.1
     return call._replace(
-        keys=views, query_ids=torch.arange(queries), key_ids=torch.arange(keys) % (queries + 3) - 1, exclude=exclude
+        keys=views,
+        query_ids=torch.arange(queries),
+        key_ids=torch.arange(keys) % (queries + 3) - 1,
+        exclude=exclude,
     )
 
 

@@ -31,20 +31,22 @@ struct SelectArgs : Weightings {
 // absent; unless `careful`, only the row that judges is asked, for few are absent by another one alone.
 struct Ring {
   const SelectArgs& args;
+  uint32_t query;
   int judge, beside;  // the row that judges, and the other of two, or the first other
   bool careful;
-  float* scores;  // of the query, the first row's
   const float *own, *other;
 
   CPR_DEVICE Ring(const SelectArgs& args, uint32_t query, int judge, bool careful)
       : args(args),
+        query(query),
         judge(judge),
         beside(args.rows == 1 ? judge : judge == 0),
         careful(careful),
-        scores(args.scores + query * args.pitch),
         own(row(judge)),
         other(row(beside)) {}
-  CPR_DEVICE float* row(int r) const { return scores + args.plane[r] * args.plane_stride; }
+  CPR_DEVICE float* row(int r) const {
+    return args.scores + args.plane[r] * args.plane_stride + query * args.pitch;
+  }
   // Judges by the other of two rows.
   CPR_DEVICE void turn() {
     const float* const judged = own;
