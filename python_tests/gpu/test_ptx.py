@@ -22,6 +22,7 @@ from cuda_tools import last_words, nvcc
 from oracles import same
 from test_cuda_build import REGISTERS
 from test_cuda_emulated import A100, H200, H200_SLICE, RTX, check_loss
+from test_select_codes import BY_SCORES, CALLS
 from test_wgmma import odd_features
 
 from cpr_kernels.losses import native as losses
@@ -107,6 +108,27 @@ def test_scores_by_wgmma(core: Any, kernels: dict[str, Any], dtype: torch.dtype)
     core.cuda_tune()
     assert kernel_ran == [False, True]
     same(*answers)
+
+
+@pytest.mark.parametrize(
+    ("name", "kernel"),
+    [
+        ("both rows at once", "select_kernel<8>"),
+        ("512 threads", "select_kernel<16>"),
+        ("odd rows", None),
+        ("ties", None),
+    ],
+)
+def test_selection_by_codes(core: Any, kernels: dict[str, Any], name: str, kernel: str | None) -> None:
+    """Bit for bit that by scores; in ring calls, and in tiny ones where the architecture has them."""
+    call = CALLS[name]
+    core.cuda_tune(**BY_SCORES)
+    expected = native.run_on_stream(call, core, 0)
+    core.cuda_tune()
+    for one in kernels.values():
+        one.take_tally()
+    same(native.run_on_stream(call, core, 0), expected)
+    assert kernel is None or kernels[kernel].take_tally().instructions > 0
 
 
 LARGE = {"paper, UCF101": H200, "infinities, long": RTX, "bias, wide, long": H200_SLICE}

@@ -65,8 +65,9 @@ def losses_of(quick: bool) -> Iterator[LossCase]:
 
 
 def choices(case: CascadeCase | LossCase) -> list[dict[str, int]]:
-    """The planner's own, and products by wgmma where a device has it, though the case is small for that."""
-    return [{}, {"wgmma_parts": 2}] if case in TILES or case in DIMS else [{}]
+    """The planner's own; products by wgmma where a device has it, though the case is small for that; no selection by codes."""
+    by_wgmma = [{"wgmma_parts": 2}] if case in TILES or case in DIMS else []
+    return [{}, *by_wgmma, *([{"select_threads": 1024}] if case in TILES else [])]
 
 
 def equal(got: tuple[torch.Tensor, ...], expected: tuple[torch.Tensor, ...]) -> bool:
