@@ -43,9 +43,9 @@ class Demo:
     """Your own videos: a folder with one folder per class, or a CSV (path,label[,split,group])."""
     out: Path = Path("runs/demo")
     """Folder of all results; the report is out/report.html."""
-    infonce_epochs: int = 20
+    infonce_epochs: int = 13
     """Epochs of InfoNCE pretraining, both views together."""
-    cycle_epochs: int = 16
+    cycle_epochs: int = 10
     """Epochs of cascade co-training, for each view."""
     seed: int = 0
 
@@ -97,7 +97,7 @@ def demo_config(settings: Demo, manifest: Manifest) -> TrainConfig:
             "too few; give 16 and 1 or more (a class is split only if its videos come from two sources or more)"
         )
     batch = min(32, usable // 4)
-    queue = min(192, (usable * 3 // 4) // batch * batch)
+    queue = min(384, (usable * 3 // 4) // batch * batch)
     stages = 5 if queue >= 96 else 3
     return TrainConfig(
         data=settings.out / "data",

@@ -37,7 +37,7 @@ APPEARANCES = ("Tall", "Wide", "Round")
 class SyntheticSettings:
     """How large a set to draw. `sources` videos a class, `clips` cut from each; `size` pixels square."""
 
-    sources: int = 66
+    sources: int = 90
     test_sources: int = 30
     clips: int = 1
     frames: int = 16
