@@ -215,7 +215,7 @@ def against(rows: Sequence[Row]) -> str:
             f"- against {name}: more by over {CLEAR:g} PMR on {more} of {len(rows)} tables, less on {less}, "
             f"mean {sum(gaps) / len(gaps):+.3f}, worst {min(gaps):+.3f}"
         )
-    return "\n".join(["The tuned plan", *said])
+    return "\n".join(["The tuned plan", "", *said])
 
 
 def parser_of_tables(command: str, does: str) -> argparse.ArgumentParser:
