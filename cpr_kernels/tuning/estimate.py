@@ -71,7 +71,7 @@ def votes_for(op: str, trial: Trial, how: Schedule | MiningPlan, raw: Mapping[st
     """
     schedule = how.schedule if isinstance(how, MiningPlan) else Schedule(how)
     votes = []
-    for view in raw:
+    for view in trial.judges:
         left = without_views(schedule, trial.left_out_with(view))
         if left is None:
             continue

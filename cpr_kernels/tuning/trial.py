@@ -65,14 +65,15 @@ def mine_jointly(views: Mapping[str, Tensor], ids: Tensor, topk: int) -> list[Te
 class Trial:
     """Tries settings on a sample: mines without each view in turn, and collects that view's votes.
 
+    Copies of a view are left out together, and one of them votes for all: they would say the same, twice.
+
     Args:
         sample: the rows.
         topk: positives per query.
-        advance: called after each part of the work.
     """
 
-    def __init__(self, sample: Sample, topk: int, advance: Callable[[], None] = lambda: None) -> None:
-        self.sample, self.topk, self.advance = sample, topk, advance
+    def __init__(self, sample: Sample, topk: int) -> None:
+        self.sample, self.topk = sample, topk
         whitened = [sample.whitened(power) for power in POWERS]
         self.whitened = dict(zip(POWERS, whitened))
         self.near = {
@@ -80,6 +81,7 @@ class Trial:
             for view, held in sample.held.items()
         }
         self.groups = copies({view: lists[0] for view, lists in self.near.items()})
+        self.judges = [group[0] for group in self.groups]
 
     def left_out_with(self, view: str) -> tuple[str, ...]:
         """Returns the view and its copies."""
@@ -101,23 +103,26 @@ class Trial:
         mined = mined.masked_fill((ids < 0)[:, None], -1)
         return votes_of(mined, self.near[view], self.sample.held[view])
 
-    def tuned(self) -> list[Votes]:
-        """Returns the votes for each of `tuned_settings`."""
+    def tuned(self, advance: Callable[[], None]) -> list[Votes]:
+        """Returns the votes for each of `tuned_settings`; `advance` is called after each judge at each power."""
         ballots = []
         for power in POWERS:
             of_steps: list[list[Votes]] = [[] for _ in STEPS]
-            for view in self.near:
+            for view in self.judges:
                 rows, ids = self.rest(view, power)
                 for votes, mined in zip(of_steps, mine_jointly(rows, ids, self.topk)):
                     votes.append(self.vote(view, mined, ids))
-                self.advance()
+                advance()
             ballots += [joined(votes) for votes in of_steps]
         return ballots
 
-    def plain(self, schedules: Sequence[Schedule], joint: Votes) -> list[Votes]:
-        """Returns the votes for schedules on unwhitened rows; those for `joint` where a schedule needs the view."""
+    def plain(self, schedules: Sequence[Schedule], joint: Votes, advance: Callable[[], None]) -> list[Votes]:
+        """Returns the votes for schedules on unwhitened rows; those for `joint` where a schedule needs the view.
+
+        `advance` is called after each judge.
+        """
         ballots: list[list[Votes]] = [[] for _ in schedules]
-        for u, view in enumerate(self.near):
+        for u, view in enumerate(self.judges):
             rows, ids = self.rest(view, 0.0)
             seen: dict[Schedule, Votes] = {}
             for votes, schedule in zip(ballots, schedules):
@@ -129,13 +134,14 @@ class Trial:
                     mined, _ = cascade_topk(rows, rows, left, query_ids=ids, key_ids=ids)
                     seen[left] = self.vote(view, mined, ids)
                 votes.append(seen[left])
-            self.advance()
+            advance()
         return [joined(votes) for votes in ballots]
 
     def by_chance(self) -> float:
         """Returns the agreement that random pairs have."""
         rows = len(self.sample.ids)
         shares = [
-            [float(is_mutual(lists, lists).sum()) / rows**2 for lists in of] for of in self.near.values()
+            [float(is_mutual(lists, lists).sum()) / rows**2 for lists in self.near[view]]
+            for view in self.judges
         ]
         return max(sum(of_power) / len(shares) for of_power in zip(*shares))

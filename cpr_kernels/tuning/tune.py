@@ -17,9 +17,8 @@ from .trial import Sample, Trial, draw_sample
 from .whitening import PrincipalAxes
 
 RESAMPLES = 400
-SURE = (
-    3.0  # standard errors: so far above chance must the best agree, and two views for a plain schedule speak
-)
+SURE = 3.0  # standard errors: so far above chance must the best agree, and views for a plain schedule speak
+VOUCHING = 3  # views that must speak for a plain schedule: without any one of them, two are left
 ALIKE = 1.645  # standard errors: closer to the best than this, a candidate is as good (one-sided 5 %)
 
 
@@ -76,17 +75,18 @@ def choose(ballots: Sequence[Votes], settings: Sequence[Settings], seed: int, th
 
 
 def is_vouched(votes: Votes, joint: Votes) -> bool:
-    """Returns whether a plain schedule is clearly better than the plain joint score by two views, and worse by none.
+    """Returns whether a plain schedule is clearly better than the plain joint score by `VOUCHING` views, worse by none.
 
-    One view's word is not enough: it may err like the schedule's view, as near copies do, and the joint score is
-    judged without it while the schedule loses nothing. A view without which the schedule cannot be judged gave it the
-    joint score's votes, and says neither.
+    A view judges the joint score without itself, while a single view loses nothing: it cannot say that the schedule
+    is better than a joint score that has it. Others can, and one of them may err like the schedule's view, as near
+    copies do; so two others are asked about each. A view without which the schedule cannot be judged gave it the joint
+    score's votes, and says neither; copies are one view.
     """
     power = joint.best_power()
     (share, moved), (joint_share, joint_moved) = votes.by_view(power), joint.by_view(power)
     errors = torch.linalg.vector_norm(moved.double() - joint_moved.double(), dim=1)
     ahead = (share - joint_share).double() / errors.clamp(min=1e-12)
-    return int((ahead > SURE).sum()) >= 2 and bool((ahead >= -ALIKE).all())
+    return int((ahead > SURE).sum()) >= VOUCHING and bool((ahead >= -ALIKE).all())
 
 
 def _share_ahead(best: Votes, other: Votes, seed: int) -> float:
@@ -158,13 +158,13 @@ def _plan(
     schedules = plain_schedules(views, rows, topk, len(drawn.ids))
     tried = plain_schedules(views, len(drawn.ids), topk, len(drawn.ids))
     settings += [Settings(0.0, None, None, schedule) for schedule in schedules]
-    steps = len(views) * (len(POWERS) + 1)
+    trial = Trial(drawn, topk)
+    if len(trial.judges) == 1:
+        return _undecided(drawn, settings[0], f"the views {', '.join(views)} are copies of one another")
+    steps = len(trial.judges) * (len(POWERS) + 1)
     with ProgressBar("tuning", steps, unit="trial", shown=progress) as bar:
-        trial = Trial(drawn, topk, bar.advance)
-        if len(trial.groups) == 1:
-            return _undecided(drawn, settings[0], f"the views {', '.join(views)} are copies of one another")
-        ballots = trial.tuned()
-        ballots += trial.plain(tried, ballots[0])
+        ballots = trial.tuned(bar.advance)
+        ballots += trial.plain(tried, ballots[0], bar.advance)
     choice = choose(ballots, settings, seed, thinned=rows > len(drawn.ids))
     order = sorted(range(len(settings)), key=lambda c: -float(choice.agreement[c]))
     numbers = zip(settings, choice.agreement.tolist(), choice.behind.tolist())

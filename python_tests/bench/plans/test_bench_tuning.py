@@ -12,7 +12,7 @@ from tuning_data import clusters, save_clusters
 cli = pytest.importorskip("bench.cli", reason="bench is not beside the tests")
 
 import cpr_kernels as cpr  # noqa: E402
-from bench.plans.tuning import BEGIN, END, Row, rank_correlation, read, study  # noqa: E402
+from bench.plans.tuning import BEGIN, END, UNSEEN, Figures, Row, against, rank_correlation, read, study  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -62,6 +62,25 @@ def test_the_page_is_rewritten_between_its_markers(folder, tmp_path, capsys):
     assert "small (120, 2)" in text and "small (120, 2)" in capsys.readouterr().out
     assert cli.main(["tuning", str(tmp_path)]) == 2
     assert "holds no .npz table" in capsys.readouterr().err
+
+
+def test_the_page_of_unseen_tables_says_how_often_the_plan_is_better(folder, row, tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text("\n".join([*UNSEEN, BEGIN, "kept", END]) + "\n")
+    assert cli.main(["tuning", str(folder), "--unseen", "--page", str(page)]) == 0
+    text = page.read_text()
+    cells = [
+        cell.strip() for cell in next(line for line in text.splitlines() if "small (120)" in line).split("|")
+    ]
+    assert cells[2] == " ".join(f"{found.pmr:.2f}" for found in row.alone) and "kept" in text
+    assert float(cells[10]) == pytest.approx(row.candidate, abs=6e-4) and row.candidate >= row.joint.pmr
+    lower, higher = Figures(row.joint.pmr - 0.05, 0.0), Figures(row.joint.pmr + 0.03, 0.0)
+    [_, _, joint, *_] = against(
+        [row._replace(tuned=[lower]), row._replace(tuned=[higher, higher])]
+    ).splitlines()
+    assert joint == (
+        "- against the joint score: more by over 0.01 PMR on 1 of 2 tables, less on 1, mean -0.010, worst -0.050"
+    )
 
 
 @pytest.mark.parametrize("drop", ["label", "v1"])
