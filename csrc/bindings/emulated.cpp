@@ -1,4 +1,4 @@
-// A module of the CUDA kernels as emulate.h runs them on a CPU, for tests. Never installed.
+// A module of the CUDA kernels as device/emulate/emulate.h runs them on a CPU, for tests. Never installed.
 #include <optional>
 #include <utility>
 #include <vector>

@@ -25,6 +25,7 @@ LAYERS = [
     {"cpu/scores"},
     {"cpu/arena.h"},
     {"cpu/simd", "cpu/workspace", "cpu/ids.h", "cpu/kernels.h", "cuda/device"},
+    {"cuda/device/emulate"},
     {""},  # what CPU and CUDA share
 ]  # fmt: skip
 MAX_FILES = 13

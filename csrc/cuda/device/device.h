@@ -1,11 +1,11 @@
 // The device's words that the kernels are written in: threads, barriers, warp votes, tensor-core and copy
-// instructions. With CPR_EMULATE defined, emulate.h gives the same words a meaning in plain C++, so tests run
+// instructions. With CPR_EMULATE defined, emulate/ gives the same words a meaning in plain C++, so tests run
 // the kernels on a CPU.
 #pragma once
 #include <cstdint>
 
 #ifdef CPR_EMULATE
-#include "emulate_products.h"
+#include "emulate/products.h"
 #else
 #include <cuda_runtime.h>
 

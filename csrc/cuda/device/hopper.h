@@ -1,5 +1,5 @@
 // Words that only compute capability 9.0 has (sm_90a): products of a warpgroup from shared memory, copies in
-// bulk, and barriers in memory that wait for both. With CPR_EMULATE defined, emulate_hopper.h gives them a
+// bulk, and barriers in memory that wait for both. With CPR_EMULATE defined, emulate/hopper.h gives them a
 // meaning.
 #pragma once
 #include "device.h"
@@ -26,7 +26,7 @@ constexpr uint64_t NEXT_16_ROWS = 16 * 128 >> 4;  // what to add to swizzled_col
 }  // namespace cpr
 
 #ifdef CPR_EMULATE
-#include "emulate_hopper.h"
+#include "emulate/hopper.h"
 #else
 
 namespace cpr {

@@ -1,5 +1,5 @@
 // What PTX instructions of sm_90a mean: products of a warpgroup, copies in bulk, barriers in shared memory.
-// Their checks are those of csrc/cuda/device/emulate_hopper.h, and those of registers here.
+// Their checks are those of csrc/cuda/device/emulate/hopper.h, and those of registers here.
 #pragma once
 #include <tuple>
 

@@ -17,7 +17,7 @@
 #include <string>
 #include <vector>
 
-#include "emulate_async.h"
+#include "async.h"
 
 #define CPR_DEVICE inline
 #define CPR_KERNEL(threads, blocks) inline void
