@@ -57,9 +57,11 @@ def demo(settings: Demo) -> Path:
     videos = settings.videos
     if videos is None:
         videos = out / "videos"
-        timings.measure(
-            "draw the clips", lambda: generate(out / "videos", SyntheticSettings(seed=settings.seed))
-        )
+        drawn = (out / "data" / "manifest.json").is_file()  # perhaps by an older version, which drew others
+        if not drawn:
+            timings.measure(
+                "draw the clips", lambda: generate(out / "videos", SyntheticSettings(seed=settings.seed))
+            )
     prepared = timings.measure("decode and TV-L1 flow", lambda: prepare(videos, out / "data", FRAMES))
     print_summary(prepared, out / "data")
     run, baseline = out / "run", out / "infonce"
