@@ -214,7 +214,7 @@ def sources_of_test_videos(base: Budget) -> list[int]:
 def run_protocol(base: Budget, out: Path, seeds: Sequence[int], methods: Sequence[str]) -> dict[str, Any]:
     """Trains all runs, one after the other; returns what protocol.json holds."""
     results, queues = _of_other_sittings(base, out)
-    results = {name: results.get(name, {}) for name in (WARM_UP, *methods)} | results
+    results = {name: {} for name in (WARM_UP, *methods)} | results
     for seed in seeds:
         warm_up = warm_up_config(base.config, out, seed)
         train(warm_up, base.clips_per_video)

@@ -191,13 +191,12 @@ namespace fast_cascade {
 void bind(py::module_& m) {
   // a plain C function: pybind11's own converters touch more memory than this whole call
   static PyMethodDef methods[] = {
-      {"cascade_topk_of_tensors", reinterpret_cast<PyCFunction>(reinterpret_cast<void*>(&cascade_topk)),
-       METH_FASTCALL,
+      {"cascade_topk_of_tensors", as_method(&cascade_topk), METH_FASTCALL,
        "cascade_topk_of_tensors(arg0: list, arg1: list, arg2: tuple, arg3: tuple, arg4: object, arg5: "
        "object, "
        "arg6: object, arg7: int) -> object\n\nThe cascade on torch's tensors; None: fall back to "
        "torch.ops.cpr.cascade_topk."},
-      {"are_plain", reinterpret_cast<PyCFunction>(reinterpret_cast<void*>(&are_plain)), METH_FASTCALL,
+      {"are_plain", as_method(&are_plain), METH_FASTCALL,
        "are_plain(*args) -> bool\n\nWhether all are None or dense tensors in CPU memory, of torch's own type "
        "and "
        "with nothing pending."},

@@ -10,9 +10,15 @@ namespace cpr {
 // How torch's tensors are read; it reads none before `connect_torch`.
 const TorchTensors& torch_tensors();
 
-// torch.empty(rows, columns) of int64 or float32 in CPU memory, and where its elements are; null with a Python
-// error.
+// torch.empty(rows, columns) of int64 or float32 in CPU memory, and where its elements are; null with a
+// Python error.
 PyObject* empty_tensor(int64_t rows, int64_t columns, DlCode code, void*& data);
+
+// A function of METH_FASTCALL as a table of methods holds it.
+template <typename Function>
+PyCFunction as_method(Function function) {
+  return reinterpret_cast<PyCFunction>(reinterpret_cast<void*>(function));
+}
 
 namespace fast_cascade {
 

@@ -79,7 +79,7 @@ namespace fast_enqueue {
 
 void bind(py::module_& m) {
   static PyMethodDef methods[] = {
-      {"enqueue_tensors", reinterpret_cast<PyCFunction>(reinterpret_cast<void*>(&enqueue)), METH_FASTCALL,
+      {"enqueue_tensors", as_method(&enqueue), METH_FASTCALL,
        "enqueue_tensors(arg0: list, arg1: list, arg2: object, arg3: object) -> bool\n\nWrites rows of torch's "
        "tensors over the oldest of buffers; False: nothing was written, fall back to torch.ops.cpr.enqueue_."},
       {nullptr, nullptr, 0, nullptr}};

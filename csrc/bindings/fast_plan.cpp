@@ -162,11 +162,6 @@ PyObject* less_hubs(PyObject*, PyObject* const* given, Py_ssize_t count) {
   return mined;
 }
 
-template <typename Function>
-PyCFunction as_method(Function function) {
-  return reinterpret_cast<PyCFunction>(reinterpret_cast<void*>(function));
-}
-
 }  // namespace
 
 namespace fast_plan {
@@ -174,21 +169,18 @@ namespace fast_plan {
 void bind(py::module_& m) {
   static PyMethodDef methods[] = {
       {"unit_rows_of_tensors", as_method(&unit_rows), METH_FASTCALL,
-       "unit_rows_of_tensors(arg0: object, arg1: object, arg2: object) -> bool\n\nBrings whitened rows to "
-       "length 1 in "
-       "place, missing views to zeros, and writes which are missing; False: nothing was written."},
+       "unit_rows_of_tensors(arg0: object, arg1: object, arg2: object) -> bool\n\n"
+       "Brings whitened rows to length 1 in place, missing views to zeros, and writes which are missing; "
+       "False: nothing was written."},
       {"expand_rows_of_tensors", as_method(&expand_rows), METH_FASTCALL,
-       "expand_rows_of_tensors(arg0: list, arg1: list, arg2: object, arg3: object, arg4: int) -> "
-       "object\n\nRows plus "
-       "their weighted neighbours, on torch's tensors; None: leave it to torch."},
+       "expand_rows_of_tensors(arg0: list, arg1: list, arg2: object, arg3: object, arg4: int) -> object\n\n"
+       "Rows plus their weighted neighbours, on torch's tensors; None: leave it to torch."},
       {"hub_terms_of_tensors", as_method(&hub_terms), METH_FASTCALL,
-       "hub_terms_of_tensors(arg0: object, arg1: int) -> object\n\nThe mean of each row's highest scores [B, "
-       "1], on "
-       "torch's tensors; None: leave it to torch."},
+       "hub_terms_of_tensors(arg0: object, arg1: int) -> object\n\n"
+       "The mean of each row's highest scores [B, 1], on torch's tensors; None: leave it to torch."},
       {"less_hubs_of_tensors", as_method(&less_hubs), METH_FASTCALL,
-       "less_hubs_of_tensors(arg0: object, arg1: object, arg2: object, arg3: int) -> object\n\nNeighbours "
-       "ranked "
-       "anew less their hub terms, on torch's tensors; None: leave it to torch."},
+       "less_hubs_of_tensors(arg0: object, arg1: object, arg2: object, arg3: int) -> object\n\n"
+       "Neighbours ranked anew less their hub terms, on torch's tensors; None: leave it to torch."},
       {nullptr, nullptr, 0, nullptr}};
   if (PyModule_AddFunctions(m.ptr(), methods) != 0) throw py::error_already_set();
 }

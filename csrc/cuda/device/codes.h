@@ -10,22 +10,21 @@ constexpr uint32_t LOWER = 0x5410u, UPPER = 0x7632u, LOWER_TURNED = 0x1054u, UPP
 
 #ifdef CPR_EMULATE
 inline uint32_t half_of(uint32_t pair, int half) { return half ? pair >> 16 : pair & 0xFFFFu; }
-// 0xFFFF in each half where the code is at least another, or equal to it, which NaN never is.
-inline uint32_t at_least(uint32_t pair, uint32_t least) {
+template <class Holds>
+uint32_t mask_of_halves(uint32_t pair, uint32_t other, Holds holds) {
   uint32_t mask = 0;
   for (int h = 0; h < 2; ++h)
-    if (from_half(static_cast<uint16_t>(half_of(pair, h))) >=
-        from_half(static_cast<uint16_t>(half_of(least, h))))
+    if (holds(from_half(static_cast<uint16_t>(half_of(pair, h))),
+              from_half(static_cast<uint16_t>(half_of(other, h)))))
       mask |= 0xFFFFu << 16 * h;
   return mask;
 }
+// 0xFFFF in each half where the code is at least another, or equal to it, which NaN never is.
+inline uint32_t at_least(uint32_t pair, uint32_t least) {
+  return mask_of_halves(pair, least, [](float code, float other) { return code >= other; });
+}
 inline uint32_t equal_to(uint32_t pair, uint32_t other) {
-  uint32_t mask = 0;
-  for (int h = 0; h < 2; ++h)
-    if (from_half(static_cast<uint16_t>(half_of(pair, h))) ==
-        from_half(static_cast<uint16_t>(half_of(other, h))))
-      mask |= 0xFFFFu << 16 * h;
-  return mask;
+  return mask_of_halves(pair, other, [](float code, float same) { return code == same; });
 }
 // `marked` and those of BITS that the mask has.
 template <uint32_t BITS>
@@ -40,7 +39,7 @@ inline void count_pair(uint32_t pair, uint32_t* bins, uint32_t lowest) {
     ++bins[code >= lowest ? static_cast<int>(code - lowest) : (thread_index() & 31) - 32];
   }
 }
-// Two halves of two pairs, by the selectors below.
+// Two halves of two pairs, by the selectors above.
 inline uint32_t halves_of(uint32_t first, uint32_t second, uint32_t selector) {
   const uint64_t from = static_cast<uint64_t>(second) << 32 | first;
   uint32_t made = 0;
