@@ -170,7 +170,7 @@ void bind(py::module_& m) {
   static PyMethodDef methods[] = {
       {"unit_rows_of_tensors", as_method(&unit_rows), METH_FASTCALL,
        "unit_rows_of_tensors(arg0: object, arg1: object, arg2: object) -> bool\n\n"
-       "Brings whitened rows to length 1 in place, missing views to zeros, and writes which are missing; "
+       "Scales whitened rows to length 1 in place, missing views to zeros, and writes which are missing; "
        "False: nothing was written."},
       {"expand_rows_of_tensors", as_method(&expand_rows), METH_FASTCALL,
        "expand_rows_of_tensors(arg0: list, arg1: list, arg2: object, arg3: object, arg4: int) -> object\n\n"
