@@ -28,7 +28,7 @@ def flow_as_input(flow: Tensor) -> Tensor:
 
 
 def centred_flow_as_input(flow: Tensor) -> Tensor:
-    """Scales u and v [..., T, H, W, 2], stored around 128, to [..., 3, T, H, W]: 0 where nothing moves, third channel 0.
+    """Scales u and v [..., T, H, W, 2], stored around 128, to [..., 3, T, H, W], 0 where nothing moves.
 
     A convolution's zero padding then means no motion. 1 is half of the largest flow that is stored.
     """

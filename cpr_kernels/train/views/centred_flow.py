@@ -1,4 +1,4 @@
-"""Reads flow as numbers around 0, for encoders that start from scratch: borders and third channel then hold no motion."""
+"""Reads flow as numbers around 0, which is no motion, for encoders that start from scratch."""
 
 from __future__ import annotations
 
