@@ -89,8 +89,9 @@ def budget(preset: str, data: Path, out: Path, device: str) -> Budget:
     if preset == "flow":
         return Budget(
             replace(
-                common, infonce_epochs=100, cycles=1, cycle_epochs=50, cycle_views=("flow",), queue=384,
-                backbone="conv4", width=0.5, mining=replace(ignored, drop_own_positive=0.9),
+                common, views=("rgb", "centred_flow"), infonce_epochs=100, cycles=1, cycle_epochs=50,
+                cycle_views=("centred_flow",), queue=384, backbone="conv4", width=0.5,
+                mining=replace(ignored, drop_own_positive=0.9),
                 clips=Clips(frames=8, crop=48, batch=32, cache_mb=4096),
                 optim=Optim(momentum=0.99, cycle_lr=2e-3, warmup=10), augment=Augment(blur=0.0),
             ),

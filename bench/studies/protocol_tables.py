@@ -16,6 +16,7 @@ from cpr_kernels.train.data.manifest import Manifest
 from cpr_kernels.train.evaluate.paired_gain import Z, clustered_standard_error
 from cpr_kernels.train.pretrain.config import TrainConfig
 from cpr_kernels.train.runtime.checkpoint import load
+from cpr_kernels.train.views.names import label, name_of_all_views
 from cpr_kernels.tuning.agreement import rank_correlation
 
 from ..harness.text import markdown as table
@@ -101,7 +102,8 @@ def _digits(text: str) -> torch.Tensor:
 
 def mining_table(document: Document) -> str:
     """Returns a row a method and trained view: what it mined, and what each view alone would have."""
-    rows, ways = [], ("rgb", "flow", "both")
+    views = document["budget"]["views"]
+    rows, ways = [], (*views, name_of_all_views(views))
     for method, of_seed in document["results"].items():
         found = [run["mining"] for run in of_seed.values()]
         for view in found[0] if found else ():
@@ -116,16 +118,8 @@ def mining_table(document: Document) -> str:
                 for way in ways
             ]
             rows.append([method, view, *own, *others])
-    header = [
-        "method",
-        "trained",
-        "PMR",
-        "R@1",
-        "median CMR",
-        "PMR of RGB alone",
-        "of flow alone",
-        "of their sum",
-    ]
+    alone = [f"PMR of {label(view)} alone" for view in views]
+    header = ["method", "trained", "PMR", "R@1", "median CMR", *alone, "of their sum"]
     return table(header, rows) if rows else ""
 
 
