@@ -82,6 +82,8 @@ CPR_DEVICE uint32_t largest(const Features& features, uint32_t top) {
 // Magnitudes up to `top` are below 2^exponent; -126 of zero and of subnormal ones.
 CPR_DEVICE int exponent_of(uint32_t top) { return static_cast<int>(top >> 23) - 126; }
 
+constexpr uint32_t SCALABLE = 0x7E800000u;  // magnitudes below it are scaled by one normal number
+
 // The power of two by which a row's features are divided, from the largest of them: in two steps, of which
 // the second is 1 but for the two largest exponents. Rows of infinities or NaN become zeros.
 struct RowScale {
@@ -177,7 +179,6 @@ CPR_DEVICE bool are_short(const PrepareArgs& args, bool whole) {
 // A warp splits four rows at a time: what is the same of all is formed once.
 template <class Place>
 CPR_DEVICE void split_short_rows(const PrepareArgs& args, uint32_t block, uint32_t blocks) {
-  constexpr uint32_t SCALABLE = 0x7E800000u;  // magnitudes below it are scaled by one normal number
   const int lane = thread_index() & 31, warp = thread_index() >> 5;
   const bool real = 4 * lane < args.dim;  // else zeros, where there is a place
 #pragma unroll 1

@@ -122,6 +122,12 @@ CPR_DEVICE Features plain_features(const float* row, int d, int dim) {
   return features;
 }
 
+// Where a lane's four features of a key go, the low plane's behind the high one's.
+CPR_DEVICE void store_key(const Features& features, unsigned char* high) {
+  store_split(features, LOW_SCALE, reinterpret_cast<uint16_t*>(high),
+              reinterpret_cast<uint16_t*>(high + KEY_BYTES));
+}
+
 // A warpgroup splits its keys as split_row does, a warp 32 of them, to where the tensor cores want them; keys
 // beyond the end repeat the last one. Returns the exponent of the key that has the thread's number.
 template <bool WHOLE>
@@ -129,25 +135,41 @@ CPR_DEVICE int split_keys(const ScoreArgs& args, const ScoreView& view, uint32_t
   const int lane = thread_index() & 31, warp_row = thread_index() % GROUP_THREADS / 32 * 32, d = 4 * lane;
   const bool has_place = d < blocks_of(view.dim) * PACKED;
   to += (d / PACKED * 2) * KEY_BYTES + warp_row * LINE + (d & 4) * 2;
-  key0 += static_cast<uint32_t>(warp_row);
+  const uint32_t first = key0 + static_cast<uint32_t>(warp_row), last = args.num_keys - 1;
+  const auto load = [&](uint32_t key) {
+    const int64_t at = key < last ? key : last;
+    return plain_features<WHOLE>(view.keys.plain + at * view.keys.plain_stride, d, view.plain_dim);
+  };
   int own = 0;
 #pragma unroll 1
   for (int row0 = 0; row0 < 32; row0 += SPLIT_AT_ONCE, to += SPLIT_AT_ONCE * LINE) {
     Features features[SPLIT_AT_ONCE];
+    uint32_t tops[SPLIT_AT_ONCE], top = 0;
+#pragma unroll
+    for (int i = 0; i < SPLIT_AT_ONCE; ++i) features[i] = load(first + static_cast<uint32_t>(row0 + i));
 #pragma unroll
     for (int i = 0; i < SPLIT_AT_ONCE; ++i) {
-      const uint32_t wanted = key0 + static_cast<uint32_t>(row0 + i);
-      const int64_t at = wanted < args.num_keys ? wanted : args.num_keys - 1;
-      features[i] = plain_features<WHOLE>(view.keys.plain + at * view.keys.plain_stride, d, view.plain_dim);
+      tops[i] = warp_max(largest(features[i], 0));
+      top = tops[i] > top ? tops[i] : top;
+      if (lane == row0 + i) own = tops[i] < 0x7F800000u ? exponent_of(tops[i]) : ODD;
     }
+    const int piece = d % PACKED >> 3;
+    if (top < SCALABLE) {
 #pragma unroll
-    for (int i = 0; i < SPLIT_AT_ONCE; ++i) {
-      const RowScale scale(warp_max(largest(features[i], 0)));
-      if (lane == row0 + i) own = scale.stored;
-      unsigned char* place = to + i * LINE + ((d % PACKED >> 3 ^ i) << 4);
-      if (has_place)
-        store_split(scale.fitting(features[i]), LOW_SCALE, reinterpret_cast<uint16_t*>(place),
-                    reinterpret_cast<uint16_t*>(place + KEY_BYTES));
+      for (int i = 0; i < SPLIT_AT_ONCE; ++i) {
+        const float scale = power_of_two(-exponent_of(tops[i]));
+#pragma unroll
+        for (int f = 0; f < 4; ++f) features[i].of[f] *= scale;
+        if (has_place) store_key(features[i], to + i * LINE + ((piece ^ i) << 4));
+      }
+    } else {
+#pragma unroll 1
+      for (int i = 0; i < SPLIT_AT_ONCE; ++i) {
+        const Features one = load(first + static_cast<uint32_t>(row0 + i));
+        const RowScale scale(warp_max(largest(one, 0)));
+        if (has_place)
+          store_key(scale.fitting(one), to + i * LINE + ((piece ^ i) << 4));
+      }
     }
   }
   return own;
