@@ -33,6 +33,8 @@ CHOICES: tuple[dict[str, Any], ...] = (
     {"wgmma_parts": 0},
     {"wgmma_parts": 1},
     {"wgmma_parts": 2},
+    {"key_splits": 0},
+    {"key_splits": 8},
     {"score_queries": 64, "wgmma_parts": 0},
     {"score_queries": 128, "wgmma_parts": 0},
     {"select_threads": 256},

@@ -70,15 +70,15 @@ inline void bind(py::module_& m) {
       "whether it has clusters of 16 blocks.");
   m.def(
       "cuda_tune",
-      [](int64_t sweep, int score_queries, int select_threads, bool early_start, int wgmma_parts) {
+      [](int64_t sweep, int score_queries, int select_threads, bool early_start, int wgmma_parts, int key_splits) {
         if (score_queries != 0 && score_queries != 16 && score_queries != 64 && score_queries != 128)
           throw std::invalid_argument("score_queries must be 0, 16, 64 or 128");
         if (select_threads != 0 && select_threads != 256 && select_threads != 512 && select_threads != 1024)
           throw std::invalid_argument("select_threads must be 0, 256, 512 or 1024");
-        tuning() = {sweep, score_queries, select_threads, early_start, wgmma_parts};
+        tuning() = {sweep, score_queries, select_threads, early_start, wgmma_parts, key_splits};
       },
       py::kw_only(), py::arg("sweep") = 0, py::arg("score_queries") = 0, py::arg("select_threads") = 0,
-      py::arg("early_start") = false, py::arg("wgmma_parts") = -1,
+      py::arg("early_start") = false, py::arg("wgmma_parts") = -1, py::arg("key_splits") = -1,
       "Choices for experiments (csrc/cuda/tuning.h); without arguments, the planner's rules again.");
   m.def(
       "cuda_cascade_topk_workspace",

@@ -52,7 +52,8 @@ inline std::string rule_of(const CascadeArgs& args, const DeviceLimits& limits, 
                           : "; the scores of neither " + std::to_string(SWEEP_QUERIES) +
                                 " queries nor all fit" + sizes + ", so they go through device memory";
   if (layout.wgmma)
-    text += "; scores by wgmma, " + std::to_string(WGMMA_KEYS) + " keys held by a block while queries stream";
+    text += "; scores by wgmma, " + std::to_string(WGMMA_KEYS) + " keys held by a block while queries stream" +
+            (layout.splits ? ", which splits them itself" : "");
   else if (limits.capability == 90 && !gathered && args.num_keys > 0)
     text += std::string("; scores by mma.sync, not wgmma: ") + why_not_wgmma(args, limits, layout);
   text += codes;

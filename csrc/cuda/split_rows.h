@@ -82,6 +82,28 @@ CPR_DEVICE uint32_t largest(const Features& features, uint32_t top) {
 // Magnitudes up to `top` are below 2^exponent; -126 of zero and of subnormal ones.
 CPR_DEVICE int exponent_of(uint32_t top) { return static_cast<int>(top >> 23) - 126; }
 
+constexpr uint32_t SCALABLE = 0x7E800000u;  // magnitudes below it are scaled by one normal number
+
+// The power of two by which a row's features are divided, from the largest of them: in two steps, of which
+// the second is 1 but for the two largest exponents. Rows of infinities or NaN become zeros.
+struct RowScale {
+  float scale, rest;
+  int stored;  // the exponent, or ODD
+  bool odd;
+  CPR_DEVICE explicit RowScale(uint32_t top) : odd(top >= 0x7F800000u) {
+    const int exponent = exponent_of(top), step = exponent < 126 ? exponent : 126;
+    stored = odd ? ODD : exponent;
+    scale = odd ? 0.0f : power_of_two(-step);
+    rest = power_of_two(step - exponent);
+  }
+  CPR_DEVICE Features fitting(const Features& features) const {
+    Features made;
+#pragma unroll
+    for (int i = 0; i < 4; ++i) made.of[i] = odd ? 0.0f : features.of[i] * scale * rest;
+    return made;
+  }
+};
+
 // Four features below 1 to both planes.
 CPR_DEVICE void store_split(const Features& features, float low_scale, uint16_t* high, uint16_t* low) {
   Halves of_high, of_low;
@@ -132,21 +154,13 @@ CPR_DEVICE void split_row(const PrepareArgs& args, int64_t row, int lane, const 
   uint32_t top = largest(first, 0);
 #pragma unroll 1
   for (int d = 128 + 4 * lane; d < args.dim; d += 128) top = largest(features_from<WHOLE>(args, row, d), top);
-  top = warp_max(top);
-  const bool odd = top >= 0x7F800000u;
-  const int exponent = exponent_of(top);
-  if (lane == 0) args.exponents[row] = odd ? ODD : exponent;
-  // 2^-exponent in two steps, of which the second is 1 but for the two largest exponents
-  const int step = exponent < 126 ? exponent : 126;
-  const float scale = odd ? 0.0f : power_of_two(-step), rest = power_of_two(step - exponent);
+  const RowScale scale(warp_max(top));
+  if (lane == 0) args.exponents[row] = scale.stored;
   const Place to(args, row);
 #pragma unroll 1
   for (int d = 4 * lane; d < args.padded; d += 128) {
     const Features features = d < 128 ? first : features_from<WHOLE>(args, row, d);
-    Features fitting;
-#pragma unroll
-    for (int i = 0; i < 4; ++i) fitting.of[i] = odd ? 0.0f : features.of[i] * scale * rest;
-    store_split(fitting, args.low_scale, to.at(0, d), to.at(1, d));
+    store_split(scale.fitting(features), args.low_scale, to.at(0, d), to.at(1, d));
   }
 }
 
@@ -165,7 +179,6 @@ CPR_DEVICE bool are_short(const PrepareArgs& args, bool whole) {
 // A warp splits four rows at a time: what is the same of all is formed once.
 template <class Place>
 CPR_DEVICE void split_short_rows(const PrepareArgs& args, uint32_t block, uint32_t blocks) {
-  constexpr uint32_t SCALABLE = 0x7E800000u;  // magnitudes below it are scaled by one normal number
   const int lane = thread_index() & 31, warp = thread_index() >> 5;
   const bool real = 4 * lane < args.dim;  // else zeros, where there is a place
 #pragma unroll 1

@@ -55,7 +55,11 @@ def test_bits_are_those_of_the_other_kernels(core: Any, dtype: torch.dtype, quer
     core.cuda_tune(wgmma_parts=0)
     expected = native.run_on_stream(call, core, 0)
     core.kernels_launched()
-    for choice, seed in (({"wgmma_parts": 1, "sweep": 64}, 7), ({"wgmma_parts": 2}, 0)):
+    for choice, seed in (
+        ({"wgmma_parts": 1, "sweep": 64}, 7),
+        ({"wgmma_parts": 2}, 0),
+        ({"wgmma_parts": 1, "key_splits": 0}, 7),
+    ):
         core.set_seed(seed)
         core.cuda_tune(**choice)
         same(native.run_on_stream(call, core, 0), expected)
@@ -66,8 +70,9 @@ def test_bits_are_those_of_the_other_kernels(core: Any, dtype: torch.dtype, quer
     ("device", "call", "said"),
     [
         (H200, shape(512, 16384), "by wgmma, 256 keys"),
-        (H200, shape(64, 16384, torch.float32, 128), "by wgmma, 256 keys"),
-        (H200, shape(512, 4096, torch.float32, 128), "by wgmma, 256 keys"),  # eight parts
+        (H200, shape(64, 16384, torch.float32, 128), "while queries stream, which splits them itself"),
+        (H200, shape(64, 16384, torch.bfloat16, 128), "while queries stream;"),
+        (H200, shape(512, 4096, torch.float32, 128), "while queries stream;"),  # eight parts
         (H200, shape(512, 16384, torch.float32, 129), "not wgmma: more features"),
         (H200, shape(512, 16384, torch.bfloat16, 256), "by wgmma, 256 keys"),
         (H200, shape(16, 16384), "not wgmma: too few queries"),

@@ -66,8 +66,11 @@ tiny_kernel(TinyArgs args) {
 #endif
 }
 
-// One operand of a view: used where it lies, or prepared, which is then added to the list.
+// One operand of a view: used where it lies, or prepared, which is then added to the list. float32 rows that
+// are not prepared have no planes.
 Operand operand(const Planes& planes, const PrepareArgs& rows, PrepareList& list, int& count) {
+  if (!planes.prepared && rows.split)
+    return {nullptr, 0, 0, nullptr, static_cast<const float*>(rows.rows), rows.stride};
   if (!planes.prepared) return {static_cast<const uint16_t*>(rows.rows), rows.stride, 0, nullptr, nullptr, 0};
   PrepareArgs& prepare = list.of[count++];
   prepare = rows;

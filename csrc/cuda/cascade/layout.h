@@ -46,6 +46,9 @@ constexpr int64_t CODED_RESULT = 256;
 // nearly every multiprocessor; where not even half of those come about, smaller tiles fill the device better.
 constexpr int WGMMA_KEYS = 256, WGMMA_KEY_BLOCKS = 4;
 constexpr int64_t WGMMA_QUERIES = 64, WGMMA_BLOCKS = 128;
+// A block reads as many bytes of 256 float32 keys as of their planes, so that one that splits them costs
+// instructions only, 12 K beside 6 K a tile of 64 queries, and saves a kernel that reads and writes all keys.
+constexpr int64_t KEY_SPLITS = 2;
 
 // The distinct weightings of the stages. Stages with the same weighting share a row.
 struct Weightings {
@@ -70,6 +73,7 @@ struct Planes {
 struct CascadeLayout {
   bool tiny, in_cache;
   bool wgmma;     // scores by score_wgmma.h
+  bool splits;    // whose blocks split float32 keys themselves
   int64_t chunk;  // queries a sweep
   Weightings weightings;
   int used[MAX_VIEWS];  // the views that some stage weighs, by their number in the call
@@ -189,6 +193,14 @@ inline const char* why_not_wgmma(const CascadeArgs& args, const DeviceLimits& li
   return blocks < WGMMA_BLOCKS / 2 ? "too few blocks for the device" : nullptr;
 }
 
+// Do blocks that form scores by wgmma split their keys? Those of every sweep and part do it anew.
+inline bool blocks_split_keys(const CascadeArgs& args, const CascadeLayout& layout) {
+  if (!layout.wgmma || args.dtype != DType::float32) return false;
+  const int64_t times = layout.sweeps(args.num_queries) *
+                        wgmma_parts(layout.chunk, args.num_keys, layout.weightings.num_views);
+  return times <= (tuning().key_splits >= 0 ? tuning().key_splits : KEY_SPLITS);
+}
+
 // What the scores of a sweep may take of an L2.
 inline int64_t ring_bytes(int64_t cache_bytes) { return cache_bytes / 8 * 5; }
 
@@ -284,13 +296,15 @@ inline const char* plan_cascade(const CascadeArgs& args, const DeviceLimits& lim
              limits.cache_bytes, layout);
   layout.tile = score_tile_queries(layout.chunk);
   layout.wgmma = !layout.tiny && !gathered && N > 0 && !why_not_wgmma(args, limits, layout);
+  layout.splits = blocks_split_keys(args, layout);
   Carver carver{static_cast<char*>(workspace)};
   for (int v = 0; v < views && !gathered; ++v) {
     const View& view = args.views[layout.used[v]];
     layout.queries[v] = layout.wgmma ? plan_packed(args.dtype, args.num_queries, view.dim, carver)
                                      : plan_planes(args.dtype, view.queries, view.query_stride,
                                                    args.num_queries, view.dim, carver);
-    layout.keys[v] = plan_planes(args.dtype, view.keys, view.key_stride, N, view.dim, carver);
+    if (!layout.splits)
+      layout.keys[v] = plan_planes(args.dtype, view.keys, view.key_stride, N, view.dim, carver);
   }
   layout.scores = carver.take<float>(layout.planes * layout.chunk * layout.pitch);
   if (listed) layout.lists = carver.take<uint32_t>(layout.chunk * (rows + 1) * layout.longest);

@@ -1,6 +1,7 @@
 // Scores of compute capability 9.0: a block holds 256 keys of one view in shared memory while all queries of
 // a sweep stream through it, 64 at a time, by copies in bulk. Two warpgroups, 128 keys each, multiply by
-// wgmma; a warp beside them copies. Products, their order, and what becomes of them are those of score.h.
+// wgmma; a warp beside them copies. Products, their order, and what becomes of them are those of score.h. A
+// block copies planes of its keys, or, where few blocks have the same ones, splits their float32 rows itself.
 #pragma once
 #include "../device/hopper.h"
 #include "../score.h"
@@ -104,6 +105,83 @@ CPR_DEVICE void copy_keys(const ScoreArgs& args, const ScoreView& view, uint32_t
   }
 }
 
+// Rows of at most 128 features whose loads a warp has in flight together.
+constexpr int SPLIT_AT_ONCE = 8;
+
+// Features d to d + 3 of a row of float32, zeros beyond its end. WHOLE: on 16 bytes.
+template <bool WHOLE>
+CPR_DEVICE Features plain_features(const float* row, int d, int dim) {
+  Features features{};
+  if constexpr (WHOLE) {
+    if (d < dim) features = *reinterpret_cast<const Features*>(row + d);
+  } else {
+#pragma unroll
+    for (int i = 0; i < 4; ++i)
+      if (d + i < dim) features.of[i] = row[d + i];
+  }
+  return features;
+}
+
+// Where a lane's four features of a key go, the low plane's behind the high one's.
+CPR_DEVICE void store_key(const Features& features, unsigned char* high) {
+  store_split(features, LOW_SCALE, reinterpret_cast<uint16_t*>(high),
+              reinterpret_cast<uint16_t*>(high + KEY_BYTES));
+}
+
+// A warpgroup splits its keys as split_row does, a warp 32 of them, to where the tensor cores want them; keys
+// beyond the end repeat the last one. Returns the exponent of the key that has the thread's number.
+template <bool WHOLE>
+CPR_DEVICE int split_keys(const ScoreArgs& args, const ScoreView& view, uint32_t key0, unsigned char* to) {
+  const int lane = thread_index() & 31, warp_row = thread_index() % GROUP_THREADS / 32 * 32, d = 4 * lane;
+  const bool has_place = d < blocks_of(view.dim) * PACKED;
+  to += (d / PACKED * 2) * KEY_BYTES + warp_row * LINE + (d & 4) * 2;
+  const uint32_t first = key0 + static_cast<uint32_t>(warp_row), last = args.num_keys - 1;
+  const auto load = [&](uint32_t key) {
+    const int64_t at = key < last ? key : last;
+    return plain_features<WHOLE>(view.keys.plain + at * view.keys.plain_stride, d, view.plain_dim);
+  };
+  int own = 0;
+#pragma unroll 1
+  for (int row0 = 0; row0 < 32; row0 += SPLIT_AT_ONCE, to += SPLIT_AT_ONCE * LINE) {
+    Features features[SPLIT_AT_ONCE];
+    uint32_t tops[SPLIT_AT_ONCE], top = 0;
+#pragma unroll
+    for (int i = 0; i < SPLIT_AT_ONCE; ++i) features[i] = load(first + static_cast<uint32_t>(row0 + i));
+#pragma unroll
+    for (int i = 0; i < SPLIT_AT_ONCE; ++i) {
+      tops[i] = warp_max(largest(features[i], 0));
+      top = tops[i] > top ? tops[i] : top;
+      if (lane == row0 + i) own = tops[i] < 0x7F800000u ? exponent_of(tops[i]) : ODD;
+    }
+    const int piece = d % PACKED >> 3;
+    if (top < SCALABLE) {
+#pragma unroll
+      for (int i = 0; i < SPLIT_AT_ONCE; ++i) {
+        const float scale = power_of_two(-exponent_of(tops[i]));
+#pragma unroll
+        for (int f = 0; f < 4; ++f) features[i].of[f] *= scale;
+        if (has_place) store_key(features[i], to + i * LINE + ((piece ^ i) << 4));
+      }
+    } else {
+#pragma unroll 1
+      for (int i = 0; i < SPLIT_AT_ONCE; ++i) {
+        const Features one = load(first + static_cast<uint32_t>(row0 + i));
+        const RowScale scale(warp_max(largest(one, 0)));
+        if (has_place)
+          store_key(scale.fitting(one), to + i * LINE + ((piece ^ i) << 4));
+      }
+    }
+  }
+  return own;
+}
+
+CPR_DEVICE bool plain_on_sixteen_bytes(const ScoreView& view) {
+  const uint64_t places = reinterpret_cast<uintptr_t>(view.keys.plain) |
+                          static_cast<uint64_t>(view.keys.plain_stride * 4) |
+                          static_cast<uint64_t>(view.plain_dim * int64_t{4});
+  return places % 16 == 0;
+}
+
 // The thread's first `blocks - left` groups of copies have landed.
 CPR_DEVICE void keys_landed(int left) {
   static_assert(WGMMA_KEY_BLOCKS == 4, "as many branches as groups");
@@ -117,13 +195,23 @@ CPR_DEVICE void keys_landed(int left) {
     copy_wait<3>();
 }
 
+// A warpgroup's keys, on their way to shared memory, and what there is beside their features.
 template <int PLANES>
-CPR_DEVICE void load_key_rows(const ScoreArgs& args, const ScoreView& view, uint32_t key0, GroupRows& rows) {
+CPR_DEVICE void load_keys(const ScoreArgs& args, const ScoreView& view, uint32_t key0, unsigned char* to,
+                          GroupRows& rows) {
   const int thread = thread_index() % GROUP_THREADS;
   const uint32_t key = key0 + static_cast<uint32_t>(thread);
   const bool real = key < args.num_keys;
+  int exponent = 0;
+  if (PLANES == 1 || view.keys.planes) {
+    copy_keys<PLANES>(args, view, key0, to);
+    if (PLANES == 2 && real) exponent = view.keys.exponents[key];
+  } else {
+    exponent = plain_on_sixteen_bytes(view) ? split_keys<true>(args, view, key0, to)
+                                            : split_keys<false>(args, view, key0, to);
+    if (!real) exponent = 0;
+  }
   rows.key_id[thread] = real && args.key_ids ? args.key_ids[key] : 0;
-  const int exponent = PLANES == 2 && real ? view.keys.exponents[key] : 0;
   rows.key_exponent[thread] = exponent;
   rows.key_scale[thread] = usual(exponent) ? power_of_two(exponent) : 1.0f;
 }
@@ -224,8 +312,7 @@ CPR_DEVICE void score_keys(const ScoreArgs& args, int view_index, uint32_t key0,
   WgmmaBarriers& barriers = *shared.barriers;
   unsigned char* keys = shared.keys + group * GROUP_KEYS * LINE;
   key0 += static_cast<uint32_t>(group * GROUP_KEYS);
-  copy_keys<PLANES>(args, view, key0, keys);
-  load_key_rows<PLANES>(args, view, key0, rows);
+  load_keys<PLANES>(args, view, key0, keys, rows);
 
   bool keys_usual = true;
   uint32_t stage = 0, round = 0;

@@ -17,6 +17,8 @@ struct Tuning {
   bool early_start = false;  // kernels of 9.0 and newer start while the one before them ends
   int wgmma_parts = -1;      // scores by wgmma on 9.0, by so many blocks that share a sweep's queries, or not
                              // at all (0); -1: the planner's rule
+  int key_splits = -1;       // how often float32 keys are split by blocks that form scores by wgmma, at most,
+                             // before they are split once for all; -1: the planner's rule
 };
 
 inline Tuning& tuning() {

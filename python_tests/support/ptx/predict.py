@@ -52,15 +52,16 @@ def select_part(queries: int, sweeps: int) -> Part:
 
 
 def wgmma_goal(name: str, goal: float, queries: int, planes: str, sweeps: int) -> Goal:
-    """The same with scores by wgmma: 128 blocks of 256 keys, of which each sweep's first tile waits for the keys."""
+    """The same with scores by wgmma: 128 blocks of 256 keys, of which each sweep's first tile waits for the keys, which
+    the blocks split themselves."""
     tiles, kernel = -(-queries // 64) * 128, f"score_wgmma_kernel<{planes}>"
     parts = [
         Part(kernel, "256 keys and a first tile", sweeps * 128, sweeps),
         Part(kernel, "tile of 64 x 256", tiles - sweeps * 128, 0),
         select_part(queries, sweeps),
     ]
-    rows = 2 * (queries + 16384 if planes == FLOAT32 else queries)
-    return Goal(name, goal, [Part("prepare_kernel", "row of 128 numbers", rows), *parts])
+    numbers = "numbers" if planes == FLOAT32 else "16-bit numbers"
+    return Goal(name, goal, [Part("prepare_kernel", f"packed row of 128 {numbers}", 2 * queries), *parts])
 
 
 def cascade_goal(name: str, goal: float, queries: int, planes: str, tile: int, sweeps: int) -> Goal:
