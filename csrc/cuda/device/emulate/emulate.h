@@ -61,6 +61,7 @@ struct Fiber {
   bool started = false, done = false;
   const Barrier* waits_for = nullptr;
   uint32_t seen = 0;
+  uint32_t at_cluster = 0;  // the generation of the cluster's barrier when the thread arrived there
   ucontext_t fresh;
   jmp_buf place;
   std::unique_ptr<unsigned char[]> stack;
@@ -245,10 +246,6 @@ inline void sync_threads(int threads) {
   emulate::arrive(emulate::here().block->some, static_cast<uint32_t>(threads));
 }
 inline void sync_warp() { emulate::arrive(emulate::here().warp->all, 32); }
-inline void sync_cluster() {
-  emulate::arrive(emulate::world()->cluster, static_cast<uint32_t>(emulate::world()->fibers.size()));
-}
-
 inline void await_previous_kernel() {}  // kernels run one after the other
 inline void let_next_kernel_start() {}
 
