@@ -190,9 +190,8 @@ CPR_DEVICE void mend_scores(const ScoreArgs& args, const ScoreView& view, const 
       } else if (PLANES == 2 && !usual_rows) {
         const int of_query = rows.query_exponent[row], of_key = rows.key_exponent[column];
         *at = of_query == ODD || of_key == ODD
-                  ? plain_product(
-                        view.queries.plain + (args.first_query + query) * view.queries.plain_stride,
-                        view.keys.plain + key * view.keys.plain_stride, view.plain_dim)
+                  ? plain_product(view.queries.plain + (args.first_query + query) * view.queries.plain_stride,
+                                  view.keys.plain + key * view.keys.plain_stride, view.plain_dim)
                   : scaled(*at, of_query + of_key);
       }
     }

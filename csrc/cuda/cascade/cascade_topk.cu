@@ -34,7 +34,7 @@ select_kernel(SelectArgs args) {
   CPR_SHARED_MEMORY(shared);
   await_previous_kernel();
   let_next_kernel_start();
-  select_query<PAIRS, (PAIRS > 0)>(args, block_index(), shared);
+  select_query<PAIRS, (PAIRS > 0)>(args, block_index(), block_threads(), shared);
 }
 
 // One operand of a view: used where it lies, or prepared, which is then added to the list.

@@ -159,8 +159,9 @@ CPR_DEVICE void mark_codes(const uint32_t (&judged)[PAIRS], uint32_t (&beside)[P
 
 // Sets candidates aside to be ranked; an entry's index is its place, or in the list.
 template <class Args>
-CPR_DEVICE void gather_candidates(const Team& team, SelectMemory& memory, CodeMemory& codes, const Ring<Args>& ring,
-                                  const CodedEntry* list, bool listed, uint32_t left) {
+CPR_DEVICE void gather_candidates(const Team& team, SelectMemory& memory, CodeMemory& codes,
+                                  const Ring<Args>& ring, const CodedEntry* list, bool listed,
+                                  uint32_t left) {
 #pragma unroll 1
   for (; left; left &= left - 1) {
     const uint32_t s = lowest_bit(left), slot = shared_add(&memory.appended, 1);
@@ -174,8 +175,8 @@ CPR_DEVICE void gather_candidates(const Team& team, SelectMemory& memory, CodeMe
 
 // Drops candidates beyond those wanted; where the next stage counts codes of the other row, not theirs.
 template <class Args>
-CPR_DEVICE void rank_candidates(const Team& team, SelectMemory& memory, CodeMemory& codes, const Ring<Args>& ring,
-                                bool counts) {
+CPR_DEVICE void rank_candidates(const Team& team, SelectMemory& memory, CodeMemory& codes,
+                                const Ring<Args>& ring, bool counts) {
   const uint32_t n = codes.cut.candidates;
 #pragma unroll 1
   for (uint32_t i = static_cast<uint32_t>(team.thread()); i < n; i += static_cast<uint32_t>(team.threads)) {

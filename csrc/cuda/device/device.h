@@ -27,6 +27,8 @@ CPR_DEVICE uint32_t grid_blocks() { return gridDim.x; }
 CPR_DEVICE void sync_block() { __syncthreads(); }
 // Of the block's first `threads`, a multiple of 32.
 CPR_DEVICE void sync_threads(int threads) { asm volatile("bar.sync 1, %0;" ::"r"(threads) : "memory"); }
+// The same beside the former, of threads some of which are still at theirs.
+CPR_DEVICE void sync_all_of(int threads) { asm volatile("bar.sync 2, %0;" ::"r"(threads) : "memory"); }
 CPR_DEVICE void sync_warp() { __syncwarp(); }
 // A barrier of a cluster's threads in two halves.
 CPR_DEVICE void arrive_at_cluster() {
@@ -155,7 +157,6 @@ struct FloatsOfBlock {
   CPR_DEVICE FloatsOfBlock(const float* place, uint32_t block) {
     asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(at) : "r"(shared_address(place)), "r"(block));
   }
-  CPR_DEVICE void move(uint32_t count) { at += count * 4; }
   template <int AFTER>  // so many numbers
   CPR_DEVICE void store(float value) const {
     asm volatile("st.shared::cluster.f32 [%0+%2], %1;" ::"r"(at), "f"(value), "n"(4 * AFTER) : "memory");
@@ -189,8 +190,8 @@ CPR_DEVICE void copy_async(void* to, const void* from, bool real) {
 // The same of places so many bytes further, always real.
 template <int TO, int FROM>
 CPR_DEVICE void copy_async_at(void* to, const void* from) {
-  asm volatile("cp.async.cg.shared.global [%0+%2], [%1+%3], 16;" ::"r"(shared_address(to)), "l"(from), "n"(TO),
-               "n"(FROM)
+  asm volatile("cp.async.cg.shared.global [%0+%2], [%1+%3], 16;" ::"r"(shared_address(to)), "l"(from),
+               "n"(TO), "n"(FROM)
                : "memory");
 }
 CPR_DEVICE void copy_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }

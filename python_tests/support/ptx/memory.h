@@ -105,7 +105,10 @@ inline void op_cp_async_wait_group(Thread&, u32, Bits pending) {
 
 // Barriers.
 inline void op_bar_sync(Thread&, Bits) { cpr::sync_block(); }
-inline void op_bar_sync(Thread&, Bits, Bits threads) { cpr::sync_threads(static_cast<int>(threads)); }
+inline void op_bar_sync(Thread&, Bits which, Bits threads) {
+  if (which != 1 && which != 2) fault("a barrier of some threads that has no meaning here");
+  which == 1 ? cpr::sync_threads(static_cast<int>(threads)) : cpr::sync_all_of(static_cast<int>(threads));
+}
 inline void whole(Bits mask) {
   if (get<u32>(mask) != ~0u) fault("a warp-wide instruction without the whole warp");
 }

@@ -9,7 +9,7 @@
 
 namespace cpr {
 
-// One operand of a view as it lies in memory.
+// One operand of a view, as the caller has it.
 struct TinyRows {
   const void* rows;
   int64_t stride;    // elements
@@ -47,13 +47,15 @@ CPR_DEVICE void copy_some(const TinyRows& rows, const T* from, int d, int dim, u
 
 // A lane's pieces of ROWS rows eight apart, `to` ROW bytes apart. Rows beyond the last one repeat it.
 template <class T, int ROWS, int ROW, int COUNT, int TO, int FROM>
-CPR_DEVICE void copy_rows(const TinyRows& rows, uint32_t row, uint32_t last, int d, int dim, unsigned char* to) {
+CPR_DEVICE void copy_rows(const TinyRows& rows, uint32_t row, uint32_t last, int d, int dim,
+                          unsigned char* to) {
   const T* const from = static_cast<const T*>(rows.rows);
   if (rows.full) {
 #pragma unroll
     for (uint32_t r = 0; r < ROWS; ++r) {
       const uint32_t at = row + 8 * r < last ? row + 8 * r : last;
-      copy_all<TO, FROM>(to + r * ROW, from + (at * rows.stride + d), std::make_integer_sequence<int, COUNT>{});
+      copy_all<TO, FROM>(to + r * ROW, from + (at * rows.stride + d),
+                         std::make_integer_sequence<int, COUNT>{});
     }
     return;
   }
@@ -73,8 +75,8 @@ CPR_DEVICE uint32_t largest_of(const Features (&pieces)[COUNT]) {
   return bits_of(most) & 0x7FFFFFFFu;
 }
 
-// A row's features as they were copied to shared memory, of which a lane has COUNT pieces, and what scales them
-// below 1.
+// A row's features as they were copied to shared memory, of which a lane has COUNT pieces, and what scales
+// them below 1.
 template <int COUNT, int LANES, int DISTANCE>
 struct SplitPieces {
   Features pieces[COUNT];

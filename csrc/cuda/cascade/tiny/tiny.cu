@@ -17,7 +17,8 @@ tiny_kernel(TinyArgs args) {
 }
 
 TinyRows rows_of(const void* rows, int64_t stride, int64_t dim, int64_t size) {
-  const bool whole = reinterpret_cast<uintptr_t>(rows) % 16 == 0 && stride * size % 16 == 0 && dim * size % 16 == 0;
+  const bool whole =
+      reinterpret_cast<uintptr_t>(rows) % 16 == 0 && stride * size % 16 == 0 && dim * size % 16 == 0;
   return {rows, stride, whole, whole && dim == TINY_DIM};
 }
 

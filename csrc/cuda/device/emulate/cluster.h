@@ -11,7 +11,8 @@ inline unsigned char* of_block(uint32_t block, size_t offset, size_t bytes) {
   World& w = *world();
   if (block >= w.blocks.size()) fault("shared memory of a block that the cluster does not have");
   if (offset + bytes + BORDER > w.blocks[block].shared.size()) fault("beyond another block's shared memory");
-  if (w.cluster.generation == 0) fault("another block's shared memory before all blocks are known to be there");
+  if (w.cluster.generation == 0)
+    fault("another block's shared memory before all blocks are known to be there");
   return w.blocks[block].shared.data() + offset;
 }
 
@@ -41,7 +42,6 @@ struct FloatsOfBlock {
       : block(block),
         offset(static_cast<size_t>(reinterpret_cast<const unsigned char*>(place) -
                                    emulate::here().block->shared.data())) {}
-  void move(uint32_t count) { offset += size_t{4} * count; }
   template <int AFTER>
   void store(float value) const {
     std::memcpy(emulate::of_block(block, offset + 4 * AFTER, 4), &value, 4);
