@@ -61,6 +61,7 @@ LONG, SHORT, DOTS, MIXED = (4.0, 1.5), (2.0, 1.2), (1.0, 1.2), (4.0, 1.2, 1.0, 1
 VIEWS = {
     "rgb": Mark(GREEN, MIXED, "s"),
     "flow": Mark(ORANGE, LONG, "^"),
+    "centred_flow": Mark(ORANGE, SHORT, "X"),
     "audio": Mark(PINK, (3, 1, 1, 1, 1, 1), "D"),
     "residual": Mark(SKY, SHORT, "v"),
     "both": Mark(BROWN, DOTS, "P"),  # the sum of two views, and of more

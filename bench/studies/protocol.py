@@ -51,10 +51,14 @@ PROGRESSIVE_CYCLES = 5  # top-1 to top-5, in as many epochs as the others take
 
 @dataclass(frozen=True)
 class Budget:
-    """One setting for all methods: the warm-up, then `cycles` of `cycle_epochs` for each view."""
+    """One setting for all methods: the warm-up, then `cycles` of `cycle_epochs` for each view.
+
+    cycle_min_area: least share of the frame that a clip's crop keeps in the cycles; as in the warm-up by default.
+    """
 
     config: TrainConfig
     clips_per_video: int
+    cycle_min_area: float | None = None
 
 
 def budget(preset: str, data: Path, out: Path, device: str) -> Budget:
@@ -88,9 +92,9 @@ def budget(preset: str, data: Path, out: Path, device: str) -> Budget:
                 common, infonce_epochs=100, cycles=1, cycle_epochs=50, cycle_views=("flow",), queue=384,
                 backbone="conv4", width=0.5, mining=replace(ignored, drop_own_positive=0.9),
                 clips=Clips(frames=8, crop=48, batch=32, cache_mb=4096),
-                optim=Optim(momentum=0.99, cycle_lr=1e-3, warmup=10), augment=Augment(blur=0.0),
+                optim=Optim(momentum=0.99, cycle_lr=2e-3, warmup=10), augment=Augment(blur=0.0),
             ),
-            clips_per_video=4,
+            clips_per_video=4, cycle_min_area=0.5,
         )  # fmt: skip
     return Budget(
         replace(
@@ -107,14 +111,17 @@ def warm_up_config(base: TrainConfig, out: Path, seed: int) -> TrainConfig:
     return replace(base, out=out / f"seed{seed}" / WARM_UP, cycles=0, cycle_epochs=0, seed=seed)
 
 
-def method_config(base: TrainConfig, out: Path, seed: int, method: str) -> TrainConfig:
+def method_config(base: Budget, out: Path, seed: int, method: str) -> TrainConfig:
     """Returns the config of a method's cycles, from the seed's warm-up."""
+    config = base.config
+    if base.cycle_min_area is not None:
+        config = replace(config, augment=replace(config.augment, min_area=base.cycle_min_area))
     folder = out / f"seed{seed}"
     phases = encoder_files(folder / WARM_UP)
     settings = METHODS[method]
     changes: dict[str, Any] = {}
     if settings.get("progressive"):
-        total = base.cycles * base.cycle_epochs
+        total = config.cycles * config.cycle_epochs
         if total % PROGRESSIVE_CYCLES:
             raise TrainError(
                 f"cycle-epochs: {total} epochs a view do not divide into {PROGRESSIVE_CYCLES} cycles of the "
@@ -122,8 +129,8 @@ def method_config(base: TrainConfig, out: Path, seed: int, method: str) -> Train
             )
         changes = {"cycles": PROGRESSIVE_CYCLES, "cycle_epochs": total // PROGRESSIVE_CYCLES}
     return replace(
-        base, out=folder / method, seed=seed, infonce_epochs=0, init=phases[-1][1],
-        mining=replace(base.mining, **settings), **changes,
+        config, out=folder / method, seed=seed, infonce_epochs=0, init=phases[-1][1],
+        mining=replace(config.mining, **settings), **changes,
     )  # fmt: skip
 
 
@@ -221,7 +228,7 @@ def run_protocol(base: Budget, out: Path, seeds: Sequence[int], methods: Sequenc
         results[WARM_UP][str(seed)] = figures_of(warm_up.out)
         queues[str(seed)] = diagnosis(warm_up.out, base.config)
         for method in methods:
-            config = method_config(base.config, out, seed, method)
+            config = method_config(base, out, seed, method)
             print(
                 f"seed {seed}, {method}: {total_steps(make_plan(config), 1)} epochs and filling steps",
                 flush=True,
@@ -243,6 +250,10 @@ def described(base: Budget) -> dict[str, Any]:
     }  # fmt: skip
     if config.cycle_views:
         told["views trained in cycles"] = list(config.cycle_views)
+    if base.cycle_min_area is not None:
+        told["rate in cycles"] = config.optim.cycle_lr
+        told["least crop"] = config.augment.min_area
+        told["least crop in cycles"] = base.cycle_min_area
     return told
 
 

@@ -27,6 +27,14 @@ def flow_as_input(flow: Tensor) -> Tensor:
     return as_input(functional.pad(flow, (0, 1)))
 
 
+def centred_flow_as_input(flow: Tensor) -> Tensor:
+    """Scales u and v [..., T, H, W, 2], stored around 128, to [..., 3, T, H, W], 0 where nothing moves.
+
+    A convolution's zero padding then means no motion. 1 is half of the largest flow that is stored.
+    """
+    return functional.pad((flow.float() - 128) / 64, (0, 1)).movedim(-1, -4)
+
+
 def differences(rgb: Tensor) -> Tensor:
     """Returns the changes from each frame of [..., T, H, W, 3] in 0..1 to the next, -1..1, the last one twice."""
     moved = rgb[..., 1:, :, :, :] - rgb[..., :-1, :, :, :]
@@ -42,6 +50,7 @@ def differences_as_input(moved: Tensor) -> Tensor:
 PLAIN: dict[str, Callable[[Tensor], Tensor]] = {
     "rgb": lambda clips: as_input(unit(clips)),
     "flow": lambda clips: flow_as_input(unit(clips)),
+    "centred_flow": centred_flow_as_input,
     "residual": lambda clips: differences_as_input(differences(unit(clips))),
 }
 

@@ -10,11 +10,12 @@ from collections.abc import Mapping, Sequence
 from .. import TrainError
 from .audio import Audio
 from .base import Frames, View
+from .centred_flow import CentredFlow
 from .flow import Flow
 from .residual import Residual
 from .rgb import Rgb
 
-KNOWN: dict[str, View] = {view.name: view for view in (Rgb(), Flow(), Residual(), Audio())}
+KNOWN: dict[str, View] = {view.name: view for view in (Rgb(), Flow(), CentredFlow(), Residual(), Audio())}
 
 
 def chosen(names: Sequence[str]) -> dict[str, View]:

@@ -211,17 +211,18 @@ def test_other_arguments_do_not_mix_with_what_is_there(base: protocol.Budget, do
 def test_every_method_has_the_same_budget(
     data: Path, tmp_path: Path, base: protocol.Budget, document: dict
 ) -> None:
-    for preset in ("cpu", "small", "gpu"):
-        config = protocol.budget(preset, data, base.config.out, "cpu").config
-        config.check()
+    for preset in ("cpu", "small", "flow", "gpu"):
+        budget = protocol.budget(preset, data, base.config.out, "cpu")
+        budget.config.check()
         epochs = set()
         for method in protocol.METHODS:
-            made = protocol.method_config(config, base.config.out, 3, method)
+            made = protocol.method_config(budget, base.config.out, 3, method)
             made.check()
+            assert made.augment.min_area == (budget.cycle_min_area or budget.config.augment.min_area)
             epochs.add(sum(phase.epochs for phase in make_plan(made)))
         assert len(epochs) == 1
     with pytest.raises(TrainError, match="1 epochs a view do not divide into 5 cycles"):
-        protocol.method_config(base.config, base.config.out, 3, "cpr-7-progressive")
+        protocol.method_config(base, base.config.out, 3, "cpr-7-progressive")
 
 
 def test_bad_arguments_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,13 +10,13 @@ import pytest
 import torch
 from train_sets import DRAFT  # noqa: F401  (skips where the trainer's packages are absent)
 
-from cpr_kernels.networks.inputs import differences
+from cpr_kernels.networks.inputs import PLAIN, differences
 from cpr_kernels.networks.s3d import MEAN, STD
 from cpr_kernels.train import TrainError
 from cpr_kernels.train.batches.dataset import ClipDataset
 from cpr_kernels.train.batches.loader import augmented, clip_loader
 from cpr_kernels.train.batches.sampler import ClipSampler
-from cpr_kernels.train.views import base, chosen
+from cpr_kernels.train.views import KNOWN, base, chosen
 from cpr_kernels.train.views.augment import Augment
 from cpr_kernels.train.views.crops import resized_crop
 from cpr_kernels.train.views.flow import mirrored
@@ -78,10 +78,10 @@ def test_flip_mirrors_the_picture_and_negates_flow_u() -> None:
 
 def test_every_view_is_mirrored_with_the_others(data: Path) -> None:
     """All clips flipped: what augmentation gives is what `plain(mirror=True)` gives, view by view."""
-    views = chosen(("rgb", "flow", "residual"))
+    views = chosen(("rgb", "flow", "centred_flow", "residual"))
     dataset = ClipDataset(data, frames=5, crop=32, views=tuple(views))
     batch = next(iter(clip_loader(dataset, ClipSampler(len(dataset), 4, seed=0), workers=0)))
-    assert set(batch) == {"video", "rgb", "flow"}  # the residual comes from the same frames as RGB
+    assert set(batch) == {"video", "rgb", "flow"}  # four views of two records
     how = Augment(flip=1.0, jitter=0.0, grey=0.0, blur=0.0)
     got = augmented(batch, views, how, torch.Generator().manual_seed(0), CPU)
     for name, view in views.items():
@@ -93,6 +93,25 @@ def test_every_view_is_mirrored_with_the_others(data: Path) -> None:
     assert all(
         torch.equal(two[name], three[name]) for name in two
     )  # a further view does not change the others
+
+
+def test_centred_flow_is_0_where_nothing_moves() -> None:
+    """Also beside the clip, where a convolution pads with zeros, and in the third channel; `flow` has a constant there."""
+    still = torch.full((1, 2, 3, 4, 2), 128, dtype=torch.uint8)
+    for mirror in (False, True):
+        assert not KNOWN["centred_flow"].plain(still, mirror).any()
+    assert KNOWN["flow"].plain(still)[0, 2].mean() == pytest.approx(-0.406 / 0.225)
+    still[0, 1, 2, 0] = torch.tensor([192, 96])  # half of the largest flow to the right, a quarter up
+    plain, mirrored = (KNOWN["centred_flow"].plain(still, mirror)[0, :, 1, 2] for mirror in (False, True))
+    assert plain.tolist() == [[1.0, 0, 0, 0], [-0.5, 0, 0, 0], [0.0] * 4]
+    assert mirrored.tolist() == [[0, 0, 0, -1.0], [0, 0, 0, -0.5], [0.0] * 4]
+
+
+@pytest.mark.parametrize("name", PLAIN)
+def test_an_exported_model_prepares_clips_as_training_does(name: str) -> None:
+    channels = 2 if KNOWN[name].stored == "flow" else 3
+    clips = torch.randint(256, (2, 5, 9, 8, channels), generator=torch.Generator().manual_seed(0)).byte()
+    assert torch.equal(PLAIN[name](clips), KNOWN[name].plain(clips))
 
 
 def test_residual_is_the_change_from_frame_to_frame() -> None:
