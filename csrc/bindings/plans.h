@@ -38,13 +38,13 @@ inline std::string rule_of(const CascadeArgs& args, const DeviceLimits& limits, 
   const std::string codes = layout.coded_entries > 0 ? "; selection by 16-bit codes" : "";
   if (layout.tiny)
     return "at most " + queries + " queries and " + keys +
-           " entries: one launch of 16 blocks, since several would wait longer for each other than they work" +
+           " entries: one launch of 16 blocks that share their keys and hold all scores, since several launches "
+           "would wait longer for each other than they work" +
            codes;
-  std::string text = gathered                          ? "candidates are gathered, not multiplied by tiles"
-                     : args.num_queries > TINY_QUERIES ? "more than " + queries + " queries"
-                     : args.num_keys > TINY_KEYS       ? "more than " + keys + " entries"
-                     : !limits.clusters_of_16          ? "no clusters of 16 blocks on this device"
-                                                       : "lists longer than shared memory holds";
+  const char* const why_not = why_not_tiny(args, limits, layout);
+  std::string text = gathered  ? "candidates are gathered, not multiplied by tiles"
+                     : why_not ? why_not
+                               : "lists longer than shared memory holds";
   const int64_t a_query = 4 * layout.pitch * layout.weightings.num_views, room = ring_bytes(limits.cache_bytes);
   const std::string sizes =
       " five eighths of the L2 (" + amount(room) + ", and a query's take " + amount(a_query) + ")";

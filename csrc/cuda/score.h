@@ -120,11 +120,9 @@ struct Pieces {
 };
 
 // The plain float32 product of a pair with an odd row, in order of features.
-CPR_DEVICE float plain_product(const ScoreView& view, int64_t query, int64_t key) {
-  const float* a = view.queries.plain + query * view.queries.plain_stride;
-  const float* b = view.keys.plain + key * view.keys.plain_stride;
+CPR_DEVICE float plain_product(const float* query, const float* key, int dim) {
   float sum = 0;
-  for (int d = 0; d < view.plain_dim; ++d) sum += a[d] * b[d];
+  for (int d = 0; d < dim; ++d) sum += query[d] * key[d];
   return sum;
 }
 
@@ -191,8 +189,10 @@ CPR_DEVICE void mend_scores(const ScoreArgs& args, const ScoreView& view, const 
         *at = float_of(0x7FC00000u);
       } else if (PLANES == 2 && !usual_rows) {
         const int of_query = rows.query_exponent[row], of_key = rows.key_exponent[column];
-        *at = of_query == ODD || of_key == ODD ? plain_product(view, args.first_query + query, key)
-                                               : scaled(*at, of_query + of_key);
+        *at = of_query == ODD || of_key == ODD
+                  ? plain_product(view.queries.plain + (args.first_query + query) * view.queries.plain_stride,
+                                  view.keys.plain + key * view.keys.plain_stride, view.plain_dim)
+                  : scaled(*at, of_query + of_key);
       }
     }
   }

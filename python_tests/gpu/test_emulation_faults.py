@@ -19,7 +19,9 @@ pytestmark = pytest.mark.skipif(
 )
 FAULTS = {
     "a copy not waited for": ("score.h", "copy_wait<STEPS - 2>();", "copy_wait<STEPS - 1>();"),
-    "no barrier between two halves of a launch": ("cascade/cascade_topk.cu", "  sync_cluster();\n  for (uint32_t query", "  for (uint32_t query"),
+    "no barrier between two halves of a launch": ("cascade/tiny/tiny.h", "  arrive_at_cluster();\n  wait_for_cluster();  // all", "  // all"),
+    "scores written to blocks that may not be there": ("cascade/tiny/tiny.h", "      wait_for_cluster();  // scores", "      // scores"),
+    "queries read before all are split": ("cascade/tiny/tiny.h", "  sync_block();\n}", "}"),
     "the later of two ties first": ("cascade/select.h", "indices[i] < indices[own]", "indices[i] > indices[own]"),
     "entries beyond the last key": ("cascade/ring.h", "+ n + thread] = float_of(ABSENT)", "+ n + thread] = 1e30f"),
     "entries that are absent by the other row alone": ("cascade/stages.h", "n < keep && !careful", "n > keep"),
@@ -37,7 +39,8 @@ def test_the_emulation_sees_a_planted_fault(fault: str, tmp_path: Path) -> None:
     source = tmp_path / "csrc" / "cuda" / name
     assert source.read_text().count(old) == 1
     source.write_text(source.read_text().replace(old, new))
-    changed, built = tmp_path / "csrc" / "cuda" / "cascade" / "cascade_topk.cu", tmp_path / "built"
+    unit = "tiny/tiny.cu" if "tiny" in name else "cascade_topk.cu"
+    changed, built = tmp_path / "csrc" / "cuda" / "cascade" / unit, tmp_path / "built"
     built.mkdir()
     script = (
         "import cuda_tools, torch; from pathlib import Path\n"

@@ -8,19 +8,10 @@
 #include "../score.h"
 #include "launch_score_wgmma.h"
 #include "launch_select.h"
+#include "tiny/launch_tiny.h"
 
 namespace cpr {
 namespace {
-
-constexpr uint32_t TINY_BLOCKS = 16;
-
-struct TinyArgs {
-  PrepareList prepare;
-  int prepares;
-  ScoreArgs score;
-  SelectArgs select;
-};
-static_assert(sizeof(TinyArgs) <= 4096, "passed by value");
 
 // Grid: x over tiles, those of one block of keys next to each other; y over views.
 template <bool BFLOAT, int PLANES, int BM>
@@ -43,27 +34,7 @@ select_kernel(SelectArgs args) {
   CPR_SHARED_MEMORY(shared);
   await_previous_kernel();
   let_next_kernel_start();
-  select_query<PAIRS, (PAIRS > 0)>(args, block_index(), shared);
-}
-
-// Grid: one cluster of TINY_BLOCKS. Empty where there are no clusters: plan() never takes it there.
-template <bool BFLOAT, int PLANES>
-CPR_KERNEL(SCORE_THREADS, 1)
-tiny_kernel(TinyArgs args) {
-#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
-  CPR_SHARED_MEMORY(shared);
-#pragma unroll 1
-  for (int i = 0; i < args.prepares; ++i) prepare_rows(args.prepare.of[i], block_index(), TINY_BLOCKS);
-  sync_cluster();
-  const uint32_t views = static_cast<uint32_t>(args.score.num_views);
-  const uint32_t jobs = (args.score.num_keys + TILE_KEYS - 1) / TILE_KEYS * views;
-  for (uint32_t job = block_index(); job < jobs; job += TINY_BLOCKS)
-    score_tile<BFLOAT, PLANES, 16>(args.score, static_cast<int>(job % views), 0, job / views * TILE_KEYS,
-                                   shared);
-  sync_cluster();
-  for (uint32_t query = block_index(); query < args.select.num_queries; query += TINY_BLOCKS)
-    select_query<FEW_PAIRS, false>(args.select, query, shared);
-#endif
+  select_query<PAIRS, (PAIRS > 0)>(args, block_index(), block_threads(), shared);
 }
 
 // One operand of a view: used where it lies, or prepared, which is then added to the list. float32 rows that
@@ -134,29 +105,16 @@ const char* launch_score(const ScoreArgs& args, bool follows, void* stream) {
   return launch<score_kernel<BFLOAT, PLANES, BM>>(grid, args, stream);
 }
 
-// Null with *took false where the device cannot hold the cluster: the other kernels serve then.
-template <bool BFLOAT, int PLANES>
-const char* launch_tiny(const TinyArgs& args, const CascadeLayout& layout, bool* took, void* stream) {
-  Grid grid;
-  grid.x = grid.cluster = TINY_BLOCKS;
-  grid.threads = SCORE_THREADS;
-  grid.shared = std::max<int64_t>(SCORE_SHARED_BYTES<16, PLANES>, layout.select_bytes);
-  *took = cluster_fits(tiny_kernel<BFLOAT, PLANES>, grid);
-  return *took ? launch<tiny_kernel<BFLOAT, PLANES>>(grid, args, stream) : nullptr;
-}
-
 template <bool BFLOAT, int PLANES>
 const char* run(const CascadeArgs& args, const CascadeLayout& layout, void* stream) {
+  if (layout.tiny) {
+    bool took = false;
+    const char* error = launch_tiny(args, layout, &took, stream);
+    if (took) return error;
+  }
   PrepareList list{};
   int prepares = 0;
   ScoreArgs score = score_args(args, layout, list, prepares);
-  if (layout.tiny) {
-    aim(args, 0, args.num_queries, score);
-    bool took = false;
-    const TinyArgs tiny{list, prepares, score, select_args(args, layout, 0, args.num_queries)};
-    const char* error = launch_tiny<BFLOAT, PLANES>(tiny, layout, &took, stream);
-    if (took) return error;
-  }
   if (const char* error = launch_prepare(list, prepares, stream)) return error;
   for (int64_t first = 0; first < args.num_queries; first += layout.chunk) {
     const int64_t count = std::min(layout.chunk, args.num_queries - first);

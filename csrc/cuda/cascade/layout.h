@@ -1,10 +1,11 @@
 // How a cascade call is cut up on a CUDA device: which path, how many queries a sweep, and where everything
 // is in the workspace. Arithmetic alone, so that it can be planned for a device that is not here. Three
 // paths:
-//   tiny  B <= 16, N <= 4,096, 9.0 and newer: one cluster of 16 blocks splits the features, scores and
-//         selects, with two cluster barriers between. One launch, where three would wait about 2 us each for
-//         the last. Sixteen multiprocessors at 64 bytes a clock read 4 MB of keys in 2.3 us, less than the
-//         launches saved; at N = 16,384 they would take 9 us, where the whole device takes 1.
+//   tiny  B <= 16, N <= 4,096, D <= 128, results of up to 256, 9.0 and newer: one cluster of 16 blocks
+//         multiplies, each its keys, and selects, each for a query, with a cluster barrier between. One
+//         launch, where three would wait about 2 us each for the last. Sixteen multiprocessors at 64 bytes a
+//         clock read 4 MB of keys in 2.3 us, less than the launches saved; at N = 16,384 they would take 9
+//         us, where the whole device takes 1.
 //   ring  the scores of 128 queries or more, or of all there are, fit five eighths of the L2 (the rest is for
 //         keys): sweeps of that many, all of one size.
 //   huge  they do not: sweeps of up to 128 queries through device memory. A sweep reads 4 D bytes a key and
@@ -19,10 +20,10 @@
 #include "../device/carver.h"
 #include "../device/device_limits.h"
 #include "../device/tuning.h"
+#include "tiny/memory.h"
 
 namespace cpr {
 
-constexpr int64_t TINY_QUERIES = 16, TINY_KEYS = 4096;
 constexpr int64_t SWEEP_QUERIES = 128, SWEEP_UNIT = 64;
 constexpr int64_t HUGE_BYTES = int64_t{2} << 30;  // of scores and lists, unless one query needs more
 constexpr uint32_t SORTED_IN_SHARED = 1024;       // longest result sorted where the bins were
@@ -270,6 +271,23 @@ inline int score_tile_queries(int64_t chunk) {
   return half_empty ? 64 : 128;
 }
 
+// Null where one cluster serves the call, else why not, in words.
+inline const char* why_not_tiny(const CascadeArgs& args, const DeviceLimits& limits,
+                                const CascadeLayout& layout) {
+  if (args.num_queries > TINY_QUERIES) return "more than 16 queries";
+  if (args.num_keys > TINY_KEYS) return "more than 4096 entries";
+  if (!limits.clusters_of_16) return "no clusters of 16 blocks on this device";
+  for (int v = 0; v < layout.weightings.num_views; ++v)
+    if (args.views[layout.used[v]].dim > TINY_DIM) return "more than 128 features";
+  if (args.keep[args.num_stages - 1] > TINY_RESULT && args.num_keys > TINY_RESULT)
+    return "results of more than 256";
+  const bool split = args.dtype == DType::float32;
+  return tiny_shared_bytes(split, layout.weightings.num_views, layout.planes, args.num_keys,
+                           layout.select_bytes) > limits.shared_bytes
+             ? "more views than shared memory holds scores of"
+             : nullptr;
+}
+
 // Null, or why the call cannot run. `gathered`: scores are not products of tiles, so features are used where
 // they lie.
 inline const char* plan_cascade(const CascadeArgs& args, const DeviceLimits& limits, void* workspace,
@@ -283,13 +301,12 @@ inline const char* plan_cascade(const CascadeArgs& args, const DeviceLimits& lim
   plan_codes(N, limits, layout);
   if (sorted)
     for (layout.sort_size = SORTED_IN_SHARED; layout.sort_size < k;) layout.sort_size *= 2;
-  layout.tiny =
-      !gathered && limits.clusters_of_16 && args.num_queries <= TINY_QUERIES && N <= TINY_KEYS && !listed;
   layout.planes = views;
   for (int r = 0; r < rows; ++r) {
     const int plain = layout.weightings.plain[r];
     layout.plane[r] = static_cast<uint8_t>(plain >= 0 ? plain : layout.planes++);
   }
+  layout.tiny = !gathered && !listed && !why_not_tiny(args, limits, layout);
   const int64_t ring_a_query = 4 * layout.pitch * layout.planes;
   const int64_t list_a_query = listed ? int64_t{4} * layout.longest * (rows + 1) : 0;
   plan_chunk(args.num_queries, ring_a_query, ring_a_query + list_a_query + 8 * layout.sort_size,

@@ -7,6 +7,7 @@
 namespace cpr {
 
 struct SelectArgs : Weightings {
+  static constexpr bool IN_SHARED = false;
   float* scores;  // [planes][queries, pitch]: of the views, NaN where an entry may never be selected; then of
                   // mixed rows
   int64_t plane_stride, pitch;
@@ -27,16 +28,31 @@ struct SelectArgs : Weightings {
   float* best;       // out [queries, k]
 };
 
+// The same where a block has the scores of its one query, [planes][plane_stride], at the beginning of its
+// shared memory.
+struct SelectSharedArgs : SelectArgs {
+  static constexpr bool IN_SHARED = true;
+};
+
+// The scores of a query in one plane.
+template <class Args>
+CPR_DEVICE float* plane_of(const Args& args, int plane, uint32_t query) {
+  CPR_SHARED_MEMORY(shared);
+  if constexpr (Args::IN_SHARED) return reinterpret_cast<float*>(shared) + plane * args.plane_stride;
+  return args.scores + plane * args.plane_stride + query * args.pitch;
+}
+
 // The entries of one query as the ring holds them, judged by one row. An entry that is NaN by any row is
 // absent; unless `careful`, only the row that judges is asked, for few are absent by another one alone.
+template <class Args>
 struct Ring {
-  const SelectArgs& args;
+  const Args& args;
   uint32_t query;
   int judge, beside;  // the row that judges, and the other of two, or the first other
   bool careful;
   const float *own, *other;
 
-  CPR_DEVICE Ring(const SelectArgs& args, uint32_t query, int judge, bool careful)
+  CPR_DEVICE Ring(const Args& args, uint32_t query, int judge, bool careful)
       : args(args),
         query(query),
         judge(judge),
@@ -44,9 +60,7 @@ struct Ring {
         careful(careful),
         own(row(judge)),
         other(row(beside)) {}
-  CPR_DEVICE float* row(int r) const {
-    return args.scores + args.plane[r] * args.plane_stride + query * args.pitch;
-  }
+  CPR_DEVICE float* row(int r) const { return plane_of(args, args.plane[r], query); }
   // Judges by the other of two rows.
   CPR_DEVICE void turn() {
     const float* const judged = own;
@@ -81,10 +95,11 @@ struct Ring {
 // Views as rows weigh them, for those that do not take one as it is: weighted and added in order, then the
 // bias, every step rounded. Scores beyond the last key, of the four that it is in, are absent. Two barriers
 // where there is anything to do.
-CPR_DEVICE void mix_rows(const Team& team, const SelectArgs& args, uint32_t query) {
+template <class Args>
+CPR_DEVICE void mix_rows(const Team& team, const Args& args, uint32_t query) {
   const uint32_t n = args.num_keys, thread = static_cast<uint32_t>(team.thread());
   if (!args.mixes && n % 4 == 0) return;
-  float* scores = args.scores + query * args.pitch;
+  float* scores = plane_of(args, 0, query);
   if (n + thread < (n + 3) / 4 * 4)
 #pragma unroll 1
     for (int v = 0; v < args.num_views; ++v) scores[v * args.plane_stride + n + thread] = float_of(ABSENT);
@@ -113,7 +128,8 @@ CPR_DEVICE void mix_rows(const Team& team, const SelectArgs& args, uint32_t quer
 }
 
 // The range of each row's scores, from some of them. One barrier, and another before they may be read.
-CPR_DEVICE void find_ranges(const Team& team, SelectMemory& memory, const Ring& ring) {
+template <class Args>
+CPR_DEVICE void find_ranges(const Team& team, SelectMemory& memory, const Ring<Args>& ring) {
   const uint32_t n = ring.size(), apart = n > SAMPLERS * 32 ? n / (SAMPLERS * 32) : 1;
   const uint32_t at = static_cast<uint32_t>(team.thread()) * apart;
   if (team.warp() < SAMPLERS)

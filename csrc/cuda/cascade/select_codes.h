@@ -77,8 +77,8 @@ CPR_DEVICE uint32_t position(const Team& team, uint32_t s) {
 }
 
 // Codes of the ring's entries, zeros of those that are absent by a row. By all threads.
-template <int PAIRS>
-CPR_DEVICE void load_ring(const Team& team, const Ring& ring, const Coding& own, const Coding& other,
+template <int PAIRS, class Args>
+CPR_DEVICE void load_ring(const Team& team, const Ring<Args>& ring, const Coding& own, const Coding& other,
                           Held<PAIRS>& held) {
   constexpr uint32_t STEP = CODED_THREADS<PAIRS> * 4;
   const uint32_t first = static_cast<uint32_t>(team.thread()) * 4;
@@ -158,8 +158,10 @@ CPR_DEVICE void mark_codes(const uint32_t (&judged)[PAIRS], uint32_t (&beside)[P
 }
 
 // Sets candidates aside to be ranked; an entry's index is its place, or in the list.
-CPR_DEVICE void gather_candidates(const Team& team, SelectMemory& memory, CodeMemory& codes, const Ring& ring,
-                                  const CodedEntry* list, bool listed, uint32_t left) {
+template <class Args>
+CPR_DEVICE void gather_candidates(const Team& team, SelectMemory& memory, CodeMemory& codes,
+                                  const Ring<Args>& ring, const CodedEntry* list, bool listed,
+                                  uint32_t left) {
 #pragma unroll 1
   for (; left; left &= left - 1) {
     const uint32_t s = lowest_bit(left), slot = shared_add(&memory.appended, 1);
@@ -172,8 +174,9 @@ CPR_DEVICE void gather_candidates(const Team& team, SelectMemory& memory, CodeMe
 }
 
 // Drops candidates beyond those wanted; where the next stage counts codes of the other row, not theirs.
-CPR_DEVICE void rank_candidates(const Team& team, SelectMemory& memory, CodeMemory& codes, const Ring& ring,
-                                bool counts) {
+template <class Args>
+CPR_DEVICE void rank_candidates(const Team& team, SelectMemory& memory, CodeMemory& codes,
+                                const Ring<Args>& ring, bool counts) {
   const uint32_t n = codes.cut.candidates;
 #pragma unroll 1
   for (uint32_t i = static_cast<uint32_t>(team.thread()); i < n; i += static_cast<uint32_t>(team.threads)) {
@@ -213,8 +216,8 @@ CPR_DEVICE void keep_codes(const Team& team, SelectMemory& memory, const CodedEn
 
 // All stages of a query by codes. The result's entries are where the bins were. Threads that are no longer
 // needed return early; whether it `failed` can be read after a barrier of the block.
-template <int PAIRS>
-CPR_DEVICE List select_by_codes(Team& team, SelectMemory& memory, const SelectArgs& args, uint32_t query,
+template <int PAIRS, class Args>
+CPR_DEVICE List select_by_codes(Team& team, SelectMemory& memory, const Args& args, uint32_t query,
                                 unsigned char* lists) {
   CodeMemory& codes = *reinterpret_cast<CodeMemory*>(memory.candidates);
   CodedEntry* const entries = reinterpret_cast<CodedEntry*>(lists);

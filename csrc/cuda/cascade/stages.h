@@ -9,8 +9,9 @@ static_assert((sizeof(SelectMemory) + 127) / 128 * 128 == SELECT_MEMORY_BYTES, "
 
 // The entries of the ring that the cut keeps, but for candidates. Two rows pass through registers where
 // HOLDS, others are read again.
-template <bool HOLDS>
-CPR_DEVICE void keep_from_ring(const Team& team, SelectMemory& memory, const Ring& ring, const Entries& to) {
+template <bool HOLDS, class Args>
+CPR_DEVICE void keep_from_ring(const Team& team, SelectMemory& memory, const Ring<Args>& ring,
+                               const Entries& to) {
   constexpr int GROUP = HOLDS ? 2 : 1;
   const uint32_t n = ring.size(), step = static_cast<uint32_t>(team.threads) * 4;
   const int rows = ring.args.rows, judge = ring.judge, second = ring.beside;
@@ -85,8 +86,8 @@ CPR_DEVICE void write_result(const Team& team, SelectMemory& memory, const Selec
 
 // All stages of a query, whose entries are in the ring, then in a list. Bins are zeros before. SHORT: what
 // codes leave undecided, seldom, so that the code is short: lists are in shared memory.
-template <bool SHORT>
-CPR_DEVICE List select_by_scores(Team& team, SelectMemory& memory, const SelectArgs& args, uint32_t query,
+template <bool SHORT, class Args>
+CPR_DEVICE List select_by_scores(Team& team, SelectMemory& memory, const Args& args, uint32_t query,
                                  unsigned char* shared) {
   const Entries in_shared{reinterpret_cast<uint32_t*>(shared + SELECT_MEMORY_BYTES), args.shared_entries};
   const Entries in_global{args.lists + query * (args.rows + int64_t{1}) * args.longest, args.longest};
@@ -154,33 +155,32 @@ CPR_DEVICE List select_by_scores(Team& team, SelectMemory& memory, const SelectA
   return {shared_list ? in_shared : in_global, n, args.rows, 0};
 }
 
-// All stages of a query, by one block, where PAIRS are given by codes first. SHORT: as above, and always by
-// codes.
-template <int PAIRS, bool SHORT>
-CPR_DEVICE void select_query(const SelectArgs& args, uint32_t query, unsigned char* shared) {
+// All stages of a query, by the first `threads` of a block, where PAIRS are given by codes first. SHORT: as
+// above; CODED: always by codes.
+template <int PAIRS, bool SHORT, bool CODED = SHORT, class Args>
+CPR_DEVICE void select_query(const Args& args, uint32_t query, int threads, unsigned char* shared) {
   SelectMemory& memory = *reinterpret_cast<SelectMemory*>(shared);
-  Team team{block_threads()};
+  Team team{threads};
   clear_bins(team, memory);
   mix_rows(team, args, query);
   find_ranges(team, memory, Ring(args, query, 0, false));
   List list;
   bool found = false;
   if constexpr (PAIRS > 0)
-    if (SHORT || args.coded_entries > 0) {
-      if constexpr (SHORT) assume(args.rows <= 2);
+    if (CODED || args.coded_entries > 0) {
+      if constexpr (CODED) assume(args.rows <= 2);
       team.sync();
       list = select_by_codes<PAIRS>(team, memory, args, query, shared + SELECT_MEMORY_BYTES);
-      sync_block();
+      sync_all_of(threads);
       found = !reinterpret_cast<const CodeMemory*>(memory.candidates)->failed;
       if (!found) {
-        team.threads = block_threads();
+        team.threads = threads;
         team.sync();  // all know it
         clear_bins(team, memory);
       }
     }
   if (!found) list = select_by_scores<SHORT>(team, memory, args, query, shared);
   if (team.thread() < team.threads) write_result<SHORT>(team, memory, args, query, list);
-  sync_block();  // the next query of this block may begin
 }
 
 }  // namespace cpr

@@ -5,6 +5,7 @@
 #include <cstdint>
 
 #ifdef CPR_EMULATE
+#include "emulate/cluster.h"
 #include "emulate/products.h"
 #else
 #include <cuda_runtime.h>
@@ -26,11 +27,20 @@ CPR_DEVICE uint32_t grid_blocks() { return gridDim.x; }
 CPR_DEVICE void sync_block() { __syncthreads(); }
 // Of the block's first `threads`, a multiple of 32.
 CPR_DEVICE void sync_threads(int threads) { asm volatile("bar.sync 1, %0;" ::"r"(threads) : "memory"); }
+// The same beside the former, of threads some of which are still at theirs.
+CPR_DEVICE void sync_all_of(int threads) { asm volatile("bar.sync 2, %0;" ::"r"(threads) : "memory"); }
 CPR_DEVICE void sync_warp() { __syncwarp(); }
-CPR_DEVICE void sync_cluster() {
+// A barrier of a cluster's threads in two halves.
+CPR_DEVICE void arrive_at_cluster() {
 #if __CUDA_ARCH__ >= 900
   __syncwarp();  // the instruction wants whole warps
-  asm volatile("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;" ::: "memory");
+  asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
+#endif
+}
+CPR_DEVICE void wait_for_cluster() {
+#if __CUDA_ARCH__ >= 900
+  __syncwarp();
+  asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
 #endif
 }
 
@@ -82,6 +92,12 @@ CPR_DEVICE float larger(float a, float b) {  // NaN if one is
   asm("max.NaN.f32 %0, %1, %2;" : "=f"(result) : "f"(a), "f"(b));
   return result;
 }
+// The one of larger magnitude, with some sign; NaN if one is. Of 8.6 and newer.
+CPR_DEVICE float larger_magnitude(float a, float b) {
+  float result;
+  asm("max.NaN.xorsign.abs.f32 %0, %1, %2;" : "=f"(result) : "f"(a), "f"(b));
+  return result;
+}
 CPR_DEVICE float fast_exp2(float a) {  // near 2^a; 0 where that is no normal number
   float result;
   asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(a));
@@ -109,6 +125,13 @@ CPR_DEVICE uint32_t to_halves(float low, float high) {
   asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(bits) : "f"(high), "f"(low));
   return bits;
 }
+// Both times a power of two.
+template <uint16_t FACTOR>  // its bits
+CPR_DEVICE uint32_t scaled_halves(uint32_t pair) {
+  uint32_t bits;
+  asm("mul.f16x2 %0, %1, %2;" : "=r"(bits) : "r"(pair), "r"(FACTOR * 0x10001u));
+  return bits;
+}
 CPR_DEVICE float from_half(uint16_t bits) {
   float value;
   asm("cvt.f32.f16 %0, %1;" : "=f"(value) : "h"(bits));
@@ -126,6 +149,19 @@ CPR_DEVICE void from_halves(uint32_t bits, float& low, float& high) {
 CPR_DEVICE uint32_t shared_address(const void* place) {
   return static_cast<uint32_t>(__cvta_generic_to_shared(place));
 }
+
+// Numbers in the shared memory of a block of the cluster: where this block has them at `place`. They may be
+// written between two barriers of the cluster. Of 9.0 and newer.
+struct FloatsOfBlock {
+  uint32_t at;
+  CPR_DEVICE FloatsOfBlock(const float* place, uint32_t block) {
+    asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(at) : "r"(shared_address(place)), "r"(block));
+  }
+  template <int AFTER>  // so many numbers
+  CPR_DEVICE void store(float value) const {
+    asm volatile("st.shared::cluster.f32 [%0+%2], %1;" ::"r"(at), "f"(value), "n"(4 * AFTER) : "memory");
+  }
+};
 
 // A place in shared memory where 32-bit words go one after the other.
 struct SharedWords {
@@ -149,6 +185,13 @@ CPR_DEVICE void store_marked(uint32_t marked, uint32_t bit, SharedWords& a, floa
 CPR_DEVICE void copy_async(void* to, const void* from, bool real) {
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(to)), "l"(from),
                "r"(real ? 16 : 0)
+               : "memory");
+}
+// The same of places so many bytes further, always real.
+template <int TO, int FROM>
+CPR_DEVICE void copy_async_at(void* to, const void* from) {
+  asm volatile("cp.async.cg.shared.global [%0+%2], [%1+%3], 16;" ::"r"(shared_address(to)), "l"(from),
+               "n"(TO), "n"(FROM)
                : "memory");
 }
 CPR_DEVICE void copy_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }

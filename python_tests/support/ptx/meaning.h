@@ -72,6 +72,13 @@ TWO(and, a& b)
 TWO(or, a | b)
 TWO(xor, a ^ b)
 #undef TWO
+template <>
+inline void op_mul<f16x2>(Bits& to, Bits a, Bits b) {
+  to = 0;
+  for (u32 shift = 0; shift < 32; shift += 16)
+    to |= static_cast<Bits>(cpr::to_half(cpr::from_half(get<u16>(a >> shift)) * cpr::from_half(get<u16>(b >> shift))))
+          << shift;
+}
 template <class T>
 void op_min(Bits& to, Bits a, Bits b) {
   if constexpr (std::is_same_v<T, float>)
@@ -90,6 +97,10 @@ template <class T>
 void op_max_NaN(Bits& to, Bits left, Bits right) {
   const T a = get<T>(left), b = get<T>(right);
   to = a != a || b != b ? Bits{0x7FFFFFFF} : put(std::fmax(a, b));
+}
+template <class T>
+void op_max_NaN_xorsign_abs(Bits& to, Bits a, Bits b) {
+  to = put(cpr::larger_magnitude(get<T>(a), get<T>(b)));
 }
 template <class T>
 using Wide = std::conditional_t<std::is_signed_v<T>, s64, u64>;

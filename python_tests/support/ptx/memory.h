@@ -41,6 +41,23 @@ void op_st_shared(Thread& t, u32 place, Bits address, From... from) {
   write<T>(t.in_shared(place, address, sizeof(T) * sizeof...(from)), from...);
   t.wrote(address, sizeof(T) * sizeof...(from));
 }
+// A place in another block's shared memory: the block in the upper bits, its number and one.
+constexpr int BLOCK_SHIFT = 24;
+template <class T>
+void op_mapa_shared_cluster(Bits& to, Bits address, Bits block) {
+  if (address >> BLOCK_SHIFT) fault("an address that is mapped to a block twice");
+  to = static_cast<u32>(address + ((block + 1) << BLOCK_SHIFT));
+}
+template <class T>
+void op_st_shared_cluster(Thread& t, u32 place, Bits address, Bits from) {
+  const Bits block = get<u32>(address) >> BLOCK_SHIFT, offset = address & ((1u << BLOCK_SHIFT) - 1);
+  if (block == 0) fault("an address that is mapped to no block");
+  if (offset % sizeof(T)) fault("a misaligned access to another block's shared memory");
+  write<T>(reinterpret_cast<uint64_t>(
+               cpr::emulate::of_block(static_cast<u32>(block - 1), offset, sizeof(T))),
+           from);
+  t.note(place, address, sizeof(T), true);
+}
 template <class T>
 void op_atom_shared_add(Thread& t, u32 place, Bits& before, Bits address, Bits value) {
   T* const at = reinterpret_cast<T*>(t.in_shared(place, address, sizeof(T)));
@@ -88,7 +105,10 @@ inline void op_cp_async_wait_group(Thread&, u32, Bits pending) {
 
 // Barriers.
 inline void op_bar_sync(Thread&, Bits) { cpr::sync_block(); }
-inline void op_bar_sync(Thread&, Bits, Bits threads) { cpr::sync_threads(static_cast<int>(threads)); }
+inline void op_bar_sync(Thread&, Bits which, Bits threads) {
+  if (which != 1 && which != 2) fault("a barrier of some threads that has no meaning here");
+  which == 1 ? cpr::sync_threads(static_cast<int>(threads)) : cpr::sync_all_of(static_cast<int>(threads));
+}
 inline void whole(Bits mask) {
   if (get<u32>(mask) != ~0u) fault("a warp-wide instruction without the whole warp");
 }
@@ -96,8 +116,8 @@ inline void op_bar_warp_sync(Thread&, Bits mask) {
   whole(mask);
   cpr::sync_warp();
 }
-inline void op_barrier_cluster_arrive_release_aligned() {}
-inline void op_barrier_cluster_wait_acquire_aligned() { cpr::sync_cluster(); }
+inline void op_barrier_cluster_arrive_release_aligned() { cpr::arrive_at_cluster(); }
+inline void op_barrier_cluster_wait_acquire_aligned() { cpr::wait_for_cluster(); }
 inline void op_trap() { fault("a kernel that is not for this architecture"); }
 inline void op_griddepcontrol_wait() {}
 inline void op_griddepcontrol_launch_dependents() {}

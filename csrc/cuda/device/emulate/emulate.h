@@ -40,7 +40,7 @@ struct Copy {
 struct Block {
   uint32_t index[3];
   std::vector<unsigned char> shared;
-  Barrier all, some;
+  Barrier all, some, all_of;
   AsyncBlock async;
 };
 
@@ -61,6 +61,7 @@ struct Fiber {
   bool started = false, done = false;
   const Barrier* waits_for = nullptr;
   uint32_t seen = 0;
+  uint32_t at_cluster = 0;  // the generation of the cluster's barrier when the thread arrived there
   ucontext_t fresh;
   jmp_buf place;
   std::unique_ptr<unsigned char[]> stack;
@@ -180,7 +181,7 @@ inline void launch(const uint32_t (&grid)[3], uint32_t cluster, int threads, siz
         for (uint32_t c = 0; c < cluster; ++c) {
           w.blocks[c].index[0] = x + c, w.blocks[c].index[1] = y, w.blocks[c].index[2] = z;
           w.blocks[c].shared.assign(shared + BORDER, STALE);  // stale, as on a device
-          w.blocks[c].all = w.blocks[c].some = {};
+          w.blocks[c].all = w.blocks[c].some = w.blocks[c].all_of = {};
           w.blocks[c].async = {};
           for (int t = 0; t < threads; ++t) {
             Fiber& f = w.fibers[c * static_cast<uint32_t>(threads) + static_cast<uint32_t>(t)];
@@ -244,11 +245,10 @@ inline void sync_block() {
 inline void sync_threads(int threads) {
   emulate::arrive(emulate::here().block->some, static_cast<uint32_t>(threads));
 }
-inline void sync_warp() { emulate::arrive(emulate::here().warp->all, 32); }
-inline void sync_cluster() {
-  emulate::arrive(emulate::world()->cluster, static_cast<uint32_t>(emulate::world()->fibers.size()));
+inline void sync_all_of(int threads) {
+  emulate::arrive(emulate::here().block->all_of, static_cast<uint32_t>(threads));
 }
-
+inline void sync_warp() { emulate::arrive(emulate::here().warp->all, 32); }
 inline void await_previous_kernel() {}  // kernels run one after the other
 inline void let_next_kernel_start() {}
 
