@@ -15,6 +15,7 @@ import pytest
 import torch
 from cases import (
     ABSENT_BY_ANOTHER,
+    ABSENT_IN_RING,
     LARGE_CASES,
     LOSS_CASES,
     SMALL_CASES,
@@ -82,7 +83,7 @@ def borders_hold(borders: list[torch.Tensor]) -> None:
 
 
 @pytest.mark.parametrize("device", [H200, A100], ids=["tiny", "ring"])
-@pytest.mark.parametrize("case", [*SMALL_CASES, ABSENT_BY_ANOTHER], ids=name_of)
+@pytest.mark.parametrize("case", [*SMALL_CASES, ABSENT_BY_ANOTHER, ABSENT_IN_RING], ids=name_of)
 def test_small_cascades(
     core: Any, case: CascadeCase, device: tuple[int, ...], guarded: list[torch.Tensor]
 ) -> None:

@@ -39,18 +39,19 @@ def test_the_emulation_sees_a_planted_fault(fault: str, tmp_path: Path) -> None:
     source = tmp_path / "csrc" / "cuda" / name
     assert source.read_text().count(old) == 1
     source.write_text(source.read_text().replace(old, new))
-    unit = "tiny/tiny.cu" if "tiny" in name else "cascade_topk.cu"
+    shared_by_tiny = ("cascade/tiny/tiny.h", "cascade/ring.h", "cascade/select_codes.h")
+    unit = "tiny/tiny.cu" if name in shared_by_tiny else "cascade_topk.cu"  # which serves small calls
     changed, built = tmp_path / "csrc" / "cuda" / "cascade" / unit, tmp_path / "built"
     built.mkdir()
     script = (
         "import cuda_tools, torch; from pathlib import Path\n"
         "from test_select_codes import CALLS\n"
-        "from cases import ABSENT_BY_ANOTHER, SMALL_CASES; from cpr_kernels.mining import native, reference\n"
+        "from cases import ABSENT_BY_ANOTHER, ABSENT_IN_RING, SMALL_CASES; from cpr_kernels.mining import native, reference\n"
         f"core = cuda_tools.emulated_changed(Path({str(changed)!r}), Path({str(built)!r})); core.set_seed(7)\n"
         "def by(call, threads):\n"
         "    core.cuda_tune(select_threads=threads)\n"
         "    return native.run_on_stream(call, core, 0)\n"
-        "calls = [case.call() for case in (ABSENT_BY_ANOTHER, *SMALL_CASES)]\n"
+        "calls = [case.call() for case in (ABSENT_BY_ANOTHER, ABSENT_IN_RING, *SMALL_CASES)]\n"
         "pairs = [(by(call, threads), reference.run(call)) for call in calls for threads in (1024, 0)]\n"
         "pairs += [(by(CALLS[name], 1024), by(CALLS[name], 0)) for name in ('both rows at once', 'odd rows')]\n"
         "raise SystemExit(0 if all(torch.equal(a[0], b[0]) for a, b in pairs) else 7)"

@@ -267,6 +267,7 @@ LARGE_CASES = [
 CASCADE_CASES = SMALL_CASES + LARGE_CASES
 # entries that the first stage's view would keep are absent by the other, and nearly all others are in the result
 ABSENT_BY_ANOTHER = CascadeCase("NaN by the other view", 5, 96, _TWO, few(96, 48, 47), prepare=with_nan)
+ABSENT_IN_RING = replace(ABSENT_BY_ANOTHER, queries=17)  # more than one cluster of CUDA blocks serves
 
 
 def shortened(case: CascadeCase, queries: int, keys: int) -> CascadeCase:

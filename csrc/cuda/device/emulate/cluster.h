@@ -6,12 +6,12 @@ namespace cpr {
 namespace emulate {
 
 // Where a block of the cluster has its `bytes` bytes at an offset of its shared memory. No thread touches
-// another block's before all threads have met at the cluster's barrier once: it might not be there yet.
+// another block's before it has waited at the cluster's barrier once: the block might not be there yet.
 inline unsigned char* of_block(uint32_t block, size_t offset, size_t bytes) {
   World& w = *world();
   if (block >= w.blocks.size()) fault("shared memory of a block that the cluster does not have");
   if (offset + bytes + BORDER > w.blocks[block].shared.size()) fault("beyond another block's shared memory");
-  if (w.cluster.generation == 0)
+  if (!here().waited_for_cluster)
     fault("another block's shared memory before all blocks are known to be there");
   return w.blocks[block].shared.data() + offset;
 }
@@ -29,6 +29,7 @@ inline void arrive_at_cluster() {
 inline void wait_for_cluster() {
   sync_warp();
   const emulate::Barrier& cluster = emulate::world()->cluster;
+  emulate::here().waited_for_cluster = true;
   if (cluster.generation != emulate::here().at_cluster) return;
   emulate::here().waits_for = &cluster;
   emulate::here().seen = cluster.generation;

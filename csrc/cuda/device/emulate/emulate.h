@@ -62,6 +62,7 @@ struct Fiber {
   const Barrier* waits_for = nullptr;
   uint32_t seen = 0;
   uint32_t at_cluster = 0;  // the generation of the cluster's barrier when the thread arrived there
+  bool waited_for_cluster = false;
   ucontext_t fresh;
   jmp_buf place;
   std::unique_ptr<unsigned char[]> stack;
@@ -114,12 +115,17 @@ inline void enter() {
   pause();
 }
 
+// In shuffled orders half of the warps run in every third round only, or rounds would stand in for barriers.
+inline bool slow(ptrdiff_t warp) {
+  return (seed() * 2654435761u + static_cast<uint32_t>(warp) * 2246822519u) >> 31;
+}
+
 inline void run_cluster(World& w) {
   uint32_t state = seed() * 2654435761u + 12345u;
   size_t left = w.fibers.size();
   std::vector<uint32_t> order(w.fibers.size());
   for (uint32_t i = 0; i < order.size(); ++i) order[i] = i;
-  while (left) {
+  for (uint32_t round = 0; left; ++round) {
     bool moved = false;
     if (seed())
       for (size_t i = order.size() - 1; i > 0; --i) {
@@ -129,9 +135,10 @@ inline void run_cluster(World& w) {
     for (const uint32_t at : order) {
       Fiber& f = w.fibers[at];
       if (f.done || (f.waits_for && f.waits_for->generation == f.seen)) continue;
+      moved = true;
+      if (seed() && round % 3 && slow(f.warp - w.warps.data())) continue;
       f.waits_for = nullptr;
       w.current = &f;
-      moved = true;
       if (_setjmp(w.scheduler) == 0) {
         if (f.started) _longjmp(f.place, 1);
         f.started = true;
@@ -189,7 +196,7 @@ inline void launch(const uint32_t (&grid)[3], uint32_t cluster, int threads, siz
             f.warp = &w.warps[(c * static_cast<uint32_t>(threads) + static_cast<uint32_t>(t)) / 32];
             f.thread = t;
             f.turn = 0;
-            f.started = f.done = false;
+            f.started = f.done = f.waited_for_cluster = false;
             f.waits_for = nullptr;
             f.groups.assign(1, {});
             f.async = {};
