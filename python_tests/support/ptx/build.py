@@ -126,7 +126,7 @@ def _compiled(kernel: Kernel) -> Compiled:
 def _compiled_headers() -> Path:
     """The folder of meaning.h, compiled once for all kernels: half of what each would take."""
     state = hashlib.sha256(" ".join(FLAGS).encode())
-    for path in (*sorted(HERE.glob("*.h")), *sorted((CUDA_SOURCES / "device").glob("*.h"))):
+    for path in (*sorted(HERE.glob("*.h")), *sorted((CUDA_SOURCES / "device").rglob("*.h"))):
         state.update(path.read_bytes())
     folder = KEPT / f"headers_{state.hexdigest()[:16]}"
 
