@@ -211,7 +211,7 @@ def test_other_arguments_do_not_mix_with_what_is_there(base: protocol.Budget, do
 def test_every_method_has_the_same_budget(
     data: Path, tmp_path: Path, base: protocol.Budget, document: dict
 ) -> None:
-    for preset in ("cpu", "small", "flow", "gpu"):
+    for preset in protocol.PRESETS:
         budget = protocol.budget(preset, data, base.config.out, "cpu")
         budget.config.check()
         epochs = set()
