@@ -70,7 +70,8 @@ inline void bind(py::module_& m) {
       "whether it has clusters of 16 blocks.");
   m.def(
       "cuda_tune",
-      [](int64_t sweep, int score_queries, int select_threads, bool early_start, int wgmma_parts, int key_splits) {
+      [](int64_t sweep, int score_queries, int select_threads, bool early_start, int wgmma_parts,
+         int key_splits) {
         if (score_queries != 0 && score_queries != 16 && score_queries != 64 && score_queries != 128)
           throw std::invalid_argument("score_queries must be 0, 16, 64 or 128");
         if (select_threads != 0 && select_threads != 256 && select_threads != 512 && select_threads != 1024)

@@ -38,21 +38,24 @@ inline std::string rule_of(const CascadeArgs& args, const DeviceLimits& limits, 
   const std::string codes = layout.coded_entries > 0 ? "; selection by 16-bit codes" : "";
   if (layout.tiny)
     return "at most " + queries + " queries and " + keys +
-           " entries: one launch of 16 blocks that share their keys and hold all scores, since several launches "
+           " entries: one launch of 16 blocks that share their keys and hold all scores, since several "
+           "launches "
            "would wait longer for each other than they work" +
            codes;
   const char* const why_not = why_not_tiny(args, limits, layout);
   std::string text = gathered  ? "candidates are gathered, not multiplied by tiles"
                      : why_not ? why_not
                                : "lists longer than shared memory holds";
-  const int64_t a_query = 4 * layout.pitch * layout.weightings.num_views, room = ring_bytes(limits.cache_bytes);
+  const int64_t a_query = 4 * layout.pitch * layout.weightings.num_views,
+                room = ring_bytes(limits.cache_bytes);
   const std::string sizes =
       " five eighths of the L2 (" + amount(room) + ", and a query's take " + amount(a_query) + ")";
   text += layout.in_cache ? "; scores that fit" + sizes + " stay there from the score kernel to the selection"
                           : "; the scores of neither " + std::to_string(SWEEP_QUERIES) +
                                 " queries nor all fit" + sizes + ", so they go through device memory";
   if (layout.wgmma)
-    text += "; scores by wgmma, " + std::to_string(WGMMA_KEYS) + " keys held by a block while queries stream" +
+    text += "; scores by wgmma, " + std::to_string(WGMMA_KEYS) +
+            " keys held by a block while queries stream" +
             (layout.splits ? ", which splits them itself" : "");
   else if (limits.capability == 90 && !gathered && args.num_keys > 0)
     text += std::string("; scores by mma.sync, not wgmma: ") + why_not_wgmma(args, limits, layout);

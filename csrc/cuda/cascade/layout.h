@@ -197,8 +197,8 @@ inline const char* why_not_wgmma(const CascadeArgs& args, const DeviceLimits& li
 // Do blocks that form scores by wgmma split their keys? Those of every sweep and part do it anew.
 inline bool blocks_split_keys(const CascadeArgs& args, const CascadeLayout& layout) {
   if (!layout.wgmma || args.dtype != DType::float32) return false;
-  const int64_t times = layout.sweeps(args.num_queries) *
-                        wgmma_parts(layout.chunk, args.num_keys, layout.weightings.num_views);
+  const int64_t times =
+      layout.sweeps(args.num_queries) * wgmma_parts(layout.chunk, args.num_keys, layout.weightings.num_views);
   return times <= (tuning().key_splits >= 0 ? tuning().key_splits : KEY_SPLITS);
 }
 

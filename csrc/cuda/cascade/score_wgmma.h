@@ -167,8 +167,7 @@ CPR_DEVICE int split_keys(const ScoreArgs& args, const ScoreView& view, uint32_t
       for (int i = 0; i < SPLIT_AT_ONCE; ++i) {
         const Features one = load(first + static_cast<uint32_t>(row0 + i));
         const RowScale scale(warp_max(largest(one, 0)));
-        if (has_place)
-          store_key(scale.fitting(one), to + i * LINE + ((piece ^ i) << 4));
+        if (has_place) store_key(scale.fitting(one), to + i * LINE + ((piece ^ i) << 4));
       }
     }
   }
