@@ -68,8 +68,10 @@ def test_what_a_call_costs_in_workspace() -> None:
     assert told(64, 16384, "A100", dtype=torch.bfloat16).workspace_bytes == ring
     packed = 2 * 64 * 128 * 2  # queries, for wgmma
     assert told(64, 16384, "H200", dtype=torch.bfloat16).workspace_bytes == ring + packed
-    planes = 2 * (64 + 16384) * (2 * 128 * 2 + 4)  # two views: two float16 planes and an exponent a row
-    assert told(64, 16384, "H200").workspace_bytes == ring + planes
+    planes = 2 * 64 * (2 * 128 * 2 + 4)  # of queries in two views: two float16 planes and an exponent a row
+    assert told(64, 16384, "H200").workspace_bytes == ring + planes  # blocks split keys
+    of_keys = 2 * 16384 * (2 * 128 * 2 + 4)
+    assert told(64, 16384, "A100").workspace_bytes == ring + planes + of_keys
     odd = told(64, 16384, "H200", dtype=torch.bfloat16, dim=126).workspace_bytes
     assert odd == ring + 2 * (64 + 16384) * 128 * 2  # rows not on 16 bytes are copied to where they are
     assert not told(64, 16384, "RTX 3090").lists_in_shared and told(64, 16384, "H200").lists_in_shared
