@@ -38,9 +38,8 @@ inline std::string rule_of(const CascadeArgs& args, const DeviceLimits& limits, 
   const std::string codes = layout.coded_entries > 0 ? "; selection by 16-bit codes" : "";
   if (layout.tiny)
     return "at most " + queries + " queries and " + keys +
-           " entries: one launch of 16 blocks that share their keys and hold all scores, since several "
-           "launches "
-           "would wait longer for each other than they work" +
+           " entries: one launch of 16 blocks that share their keys and hold all scores, since "
+           "several launches would wait longer for each other than they work" +
            codes;
   const char* const why_not = why_not_tiny(args, limits, layout);
   std::string text = gathered  ? "candidates are gathered, not multiplied by tiles"
