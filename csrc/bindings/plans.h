@@ -35,7 +35,7 @@ inline std::string amount(int64_t bytes) {
 inline std::string rule_of(const CascadeArgs& args, const DeviceLimits& limits, bool gathered,
                            const CascadeLayout& layout) {
   const std::string queries = std::to_string(TINY_QUERIES), keys = std::to_string(TINY_KEYS);
-  const std::string codes = layout.coded_entries > 0 ? "; selection by 16-bit codes" : "";
+  const std::string codes = layout.select.coded_entries > 0 ? "; selection by 16-bit codes" : "";
   if (layout.tiny)
     return "at most " + queries + " queries and " + keys +
            " entries: one launch of 16 blocks that share their keys and hold all scores, since "
@@ -45,7 +45,7 @@ inline std::string rule_of(const CascadeArgs& args, const DeviceLimits& limits, 
   std::string text = gathered  ? "candidates are gathered, not multiplied by tiles"
                      : why_not ? why_not
                                : "lists longer than shared memory holds";
-  const int64_t a_query = 4 * layout.pitch * layout.weightings.num_views,
+  const int64_t a_query = 4 * layout.pitch * layout.select.weightings.num_views,
                 room = ring_bytes(limits.cache_bytes);
   const std::string sizes =
       " five eighths of the L2 (" + amount(room) + ", and a query's take " + amount(a_query) + ")";
@@ -75,8 +75,8 @@ inline void bind(py::module_& m) {
         if (const char* reason = plan_cascade(call.args, limits, nullptr, gathered, layout))
           throw std::invalid_argument(reason);
         const char* path = layout.tiny ? "tiny" : layout.in_cache ? "ring" : "huge";
-        return std::make_tuple(path, layout.chunk, layout.sweeps(num_queries), layout.bytes, layout.threads,
-                               layout.longest <= layout.shared_entries,
+        return std::make_tuple(path, layout.chunk, layout.sweeps(num_queries), layout.bytes, layout.select.threads,
+                               layout.select.lists_fit_shared(),
                                rule_of(call.args, limits, gathered, layout));
       },
       "Path, queries a sweep, sweeps, bytes of workspace, threads a selecting block, whether its lists fit "

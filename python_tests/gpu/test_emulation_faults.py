@@ -19,14 +19,14 @@ pytestmark = pytest.mark.skipif(
 )
 FAULTS = {
     "a copy not waited for": ("score.h", "copy_wait<STEPS - 2>();", "copy_wait<STEPS - 1>();"),
-    "no barrier between two halves of a launch": ("cascade/tiny/tiny.h", "  arrive_at_cluster();\n  wait_for_cluster();  // all", "  // all"),
-    "scores written to blocks that may not be there": ("cascade/tiny/tiny.h", "      wait_for_cluster();  // scores", "      // scores"),
-    "queries read before all are split": ("cascade/tiny/tiny.h", "  sync_block();\n}", "}"),
-    "the later of two ties first": ("cascade/select.h", "indices[i] < indices[own]", "indices[i] > indices[own]"),
-    "entries beyond the last key": ("cascade/ring.h", "+ n + thread] = float_of(ABSENT)", "+ n + thread] = 1e30f"),
-    "entries that are absent by the other row alone": ("cascade/stages.h", "n < keep && !careful", "n > keep"),
-    "the same, by codes": ("cascade/select_codes.h", "unordered(a.of[i], b.of[i])", "unordered(a.of[i], a.of[i])"),
-    "a dropped entry that the next stage counts": ("cascade/select_codes.h", "ring, second);", "ring, false);"),
+    "no barrier between two halves of a launch": ("tiny/tiny.h", "  arrive_at_cluster();\n  wait_for_cluster();  // all", "  // all"),
+    "scores written to blocks that may not be there": ("tiny/tiny.h", "      wait_for_cluster();  // scores", "      // scores"),
+    "queries read before all are split": ("tiny/tiny.h", "  sync_block();\n}", "}"),
+    "the later of two ties first": ("select/bins.h", "indices[i] < indices[own]", "indices[i] > indices[own]"),
+    "entries beyond the last key": ("select/ring.h", "+ n + thread] = float_of(ABSENT)", "+ n + thread] = 1e30f"),
+    "entries that are absent by the other row alone": ("select/stages.h", "n < keep && !careful", "n > keep"),
+    "the same, by codes": ("select/by_codes.h", "unordered(a.of[i], b.of[i])", "unordered(a.of[i], a.of[i])"),
+    "a dropped entry that the next stage counts": ("select/by_codes.h", "ring, second);", "ring, false);"),
 }  # fmt: skip
 
 
@@ -39,9 +39,11 @@ def test_the_emulation_sees_a_planted_fault(fault: str, tmp_path: Path) -> None:
     source = tmp_path / "csrc" / "cuda" / name
     assert source.read_text().count(old) == 1
     source.write_text(source.read_text().replace(old, new))
-    shared_by_tiny = ("cascade/tiny/tiny.h", "cascade/ring.h", "cascade/select_codes.h")
-    unit = "tiny/tiny.cu" if name in shared_by_tiny else "cascade_topk.cu"  # which serves small calls
-    changed, built = tmp_path / "csrc" / "cuda" / "cascade" / unit, tmp_path / "built"
+    shared_by_tiny = ("tiny/tiny.h", "select/ring.h", "select/by_codes.h")
+    unit = {"score.h": "cascade/cascade_topk.cu"}.get(name, "select/select.cu")
+    if name in shared_by_tiny:
+        unit = "tiny/tiny.cu"  # which serves small calls
+    changed, built = tmp_path / "csrc" / "cuda" / unit, tmp_path / "built"
     built.mkdir()
     script = (
         "import cuda_tools, torch; from pathlib import Path\n"

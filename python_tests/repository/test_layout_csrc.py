@@ -18,8 +18,8 @@ LAYERS = [
     {"cpu/dispatch.cpp"},
     {"cpu/cascade", "cpu/loss", "cpu/peak_flops.cpp", "cpu/enqueue.cpp", "cpu/plan_steps.cpp", "cuda/cascade",
      "cuda/loss", "cuda/enqueue.cu"},
-    {"cuda/prepare.h"},
-    {"cuda/score.h"},
+    {"cuda/prepare.h", "cuda/tiny"},
+    {"cuda/score.h", "cuda/select"},
     {"cuda/split_rows.h"},
     {"cpu/select"},
     {"cpu/scores"},
@@ -42,8 +42,6 @@ def room_of(path: Path) -> str:
     name, folder = path.relative_to(CSRC).as_posix(), path.parent.relative_to(CSRC).as_posix()
     if folder in ("cpu", "cuda"):
         return "cpu/workspace" if name.startswith("cpu/workspace.") else name
-    if folder == "cuda/cascade/tiny":
-        return "cuda/cascade"  # a part of it: the planner counts its memory, and it selects as others do
     return "" if folder == "." else folder
 
 

@@ -4,8 +4,9 @@
 
 #include "../../cascade_rerank.h"
 #include "../device/host.h"
+#include "../select/launch.h"
 #include "gather.h"
-#include "launch_select.h"
+#include "layout.h"
 
 namespace cpr {
 namespace {
@@ -20,8 +21,8 @@ CascadeArgs over_candidates(const RerankArgs& args) {
 GatherArgs gather_args(const RerankArgs& args, const CascadeLayout& layout) {
   const CascadeArgs& cascade = args.cascade;
   GatherArgs gather{};
-  for (int v = 0; v < layout.weightings.num_views; ++v) {
-    const View& view = cascade.views[layout.used[v]];
+  for (int v = 0; v < layout.select.weightings.num_views; ++v) {
+    const View& view = cascade.views[layout.select.used[v]];
     gather.views[v] = {view.queries, view.keys, view.query_stride, view.key_stride, view.dim};
   }
   gather.listed = args.candidates;
@@ -45,8 +46,11 @@ const char* run(const RerankArgs& args, const CascadeLayout& layout, void* strea
     const int64_t count = std::min(layout.chunk, listed.num_queries - first);
     gather.first_query = first;
     const char* error = nullptr;
-    if (gather.count > 0) error = launch_gather<TYPE>(gather, count, layout.weightings.num_views, stream);
-    if (!error) error = launch_select(select_args(listed, layout, first, count), layout, false, stream);
+    if (gather.count > 0)
+      error = launch_gather<TYPE>(gather, count, layout.select.weightings.num_views, stream);
+    if (!error)
+      error = launch_select(select_args(listed, layout.select, layout.score_rows(), first, count),
+                            layout.select, false, stream);
     if (error) return error;
   }
   return nullptr;

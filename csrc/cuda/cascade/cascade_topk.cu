@@ -1,14 +1,15 @@
 // cpr::cascade_topk on CUDA. Scores of a sweep of queries go to a ring that stays in L2, never B x N at once;
 // then one block a query runs all stages by threshold; for tiny calls one cluster does both. Which way a call
-// goes: cascade_layout.h.
+// goes: layout.h.
 #include <algorithm>
 
 #include "../device/host.h"
 #include "../prepare.h"
 #include "../score.h"
+#include "../select/launch.h"
+#include "../tiny/launch.h"
 #include "launch_score_wgmma.h"
-#include "launch_select.h"
-#include "tiny/launch_tiny.h"
+#include "layout.h"
 
 namespace cpr {
 namespace {
@@ -23,18 +24,6 @@ score_kernel(ScoreArgs args) {
   const uint32_t query_tiles = (args.num_queries + BM - 1) / BM;
   score_tile<BFLOAT, PLANES, BM>(args, static_cast<int>(block_index_y()), block_index() % query_tiles * BM,
                                  block_index() / query_tiles * TILE_KEYS, shared);
-}
-
-// Grid: x over queries. PAIRS: of codes that a thread holds; 0: by scores alone.
-template <int PAIRS>
-CPR_KERNEL(PAIRS ? CODED_THREADS<PAIRS> : LARGE_THREADS, PAIRS == MANY_PAIRS ? 2
-                                                         : PAIRS             ? 4
-                                                                             : 1)
-select_kernel(SelectArgs args) {
-  CPR_SHARED_MEMORY(shared);
-  await_previous_kernel();
-  let_next_kernel_start();
-  select_query<PAIRS, (PAIRS > 0)>(args, block_index(), block_threads(), shared);
 }
 
 // One operand of a view: used where it lies, or prepared, which is then added to the list. float32 rows that
@@ -65,9 +54,9 @@ PrepareArgs rows_of(DType dtype, const void* rows, int64_t stride, int64_t count
 // All of a score kernel's arguments but what changes from sweep to sweep, and what must be prepared before.
 ScoreArgs score_args(const CascadeArgs& args, const CascadeLayout& layout, PrepareList& list, int& count) {
   ScoreArgs score{};
-  score.num_views = layout.weightings.num_views;
+  score.num_views = layout.select.weightings.num_views;
   for (int v = 0; v < score.num_views; ++v) {
-    const View& view = args.views[layout.used[v]];
+    const View& view = args.views[layout.select.used[v]];
     score.views[v].plain_dim = static_cast<int>(view.dim);
     score.views[v].dim = static_cast<int>(rounded_up(view.dim, 8));
     score.views[v].queries = operand(
@@ -109,7 +98,7 @@ template <bool BFLOAT, int PLANES>
 const char* run(const CascadeArgs& args, const CascadeLayout& layout, void* stream) {
   if (layout.tiny) {
     bool took = false;
-    const char* error = launch_tiny(args, layout, &took, stream);
+    const char* error = launch_tiny(args, layout.select, &took, stream);
     if (took) return error;
   }
   PrepareList list{};
@@ -128,49 +117,14 @@ const char* run(const CascadeArgs& args, const CascadeLayout& layout, void* stre
               : layout.tile == 64 ? launch_score<BFLOAT, PLANES, 64>(score, follows, stream)
                                   : launch_score<BFLOAT, PLANES, 128>(score, follows, stream);
     if (!error)
-      error = launch_select(select_args(args, layout, first, count), layout, args.num_keys > 0, stream);
+      error = launch_select(select_args(args, layout.select, layout.score_rows(), first, count),
+                            layout.select, args.num_keys > 0, stream);
     if (error) return error;
   }
   return nullptr;
 }
 
 }  // namespace
-
-SelectArgs select_args(const CascadeArgs& args, const CascadeLayout& layout, int64_t first, int64_t count) {
-  SelectArgs select{};
-  static_cast<Weightings&>(select) = layout.weightings;
-  select.scores = layout.scores;
-  select.plane_stride = layout.chunk * layout.pitch;
-  select.pitch = layout.pitch;
-  for (int r = 0; r < layout.weightings.rows; ++r) select.plane[r] = layout.plane[r];
-  select.mixes = layout.planes > layout.weightings.num_views;
-  select.key_bias = args.key_bias ? args.key_bias + first * args.bias_stride : nullptr;
-  select.bias_a_query = args.bias_stride > 0;
-  select.num_keys = static_cast<uint32_t>(args.num_keys);
-  select.num_queries = static_cast<uint32_t>(count);
-  select.longest = layout.longest;
-  select.lists = layout.lists;
-  select.sorts = layout.sorts;
-  select.sort_size = layout.sort_size;
-  select.shared_entries = layout.shared_entries;
-  select.paired = layout.paired;
-  select.coded_entries = layout.coded_entries;
-  select.k = args.keep[args.num_stages - 1];
-  select.indices = args.indices + first * select.k;
-  select.best = args.scores + first * select.k;
-  return select;
-}
-
-const char* launch_select(const SelectArgs& args, const CascadeLayout& layout, bool follows, void* stream) {
-  Grid grid;
-  grid.x = args.num_queries;
-  grid.threads = layout.threads;
-  grid.shared = layout.select_bytes;
-  grid.follows = follows;
-  if (layout.coded_entries == 0) return launch<select_kernel<0>>(grid, args, stream);
-  return layout.threads == CODED_THREADS<FEW_PAIRS> ? launch<select_kernel<FEW_PAIRS>>(grid, args, stream)
-                                                    : launch<select_kernel<MANY_PAIRS>>(grid, args, stream);
-}
 
 const char* cascade_topk_cuda_workspace(const CascadeArgs& args, int64_t* bytes) {
   CascadeLayout layout;

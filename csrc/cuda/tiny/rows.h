@@ -4,7 +4,7 @@
 #pragma once
 #include <utility>
 
-#include "../../score.h"
+#include "../score.h"
 #include "memory.h"
 
 namespace cpr {

@@ -1,8 +1,8 @@
 // The scores of one query as the score kernels leave them: rows that stages judge by, mixed where they weigh,
 // and their ranges.
 #pragma once
+#include "bins.h"
 #include "layout.h"
-#include "select.h"
 
 namespace cpr {
 

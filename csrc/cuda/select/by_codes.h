@@ -5,7 +5,7 @@
 //
 // A code rises with the score, never falls, so that what the codes decide is what the scores decide. Where
 // they decide too little (too many candidates, or a cut among entries too low for a code of their own), the
-// query begins again by select.h.
+// query begins again by bins.h.
 #pragma once
 #include <utility>
 
@@ -34,7 +34,7 @@ struct CodeCut {
   uint32_t candidates, wanted;
 };
 
-// Where the candidates of select.h are.
+// Where the candidates of bins.h are.
 struct CodeMemory {
   uint32_t scores[CANDIDATES], indices[CANDIDATES], owners[CANDIDATES];
   uint32_t dropped[HALF_THREADS];  // candidates that do not stay, a bit each

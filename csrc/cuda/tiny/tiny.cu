@@ -1,6 +1,6 @@
 // The kernels of tiny calls (tiny.h) and their launch.
-#include "../../device/host.h"
-#include "launch_tiny.h"
+#include "../device/host.h"
+#include "launch.h"
 #include "tiny.h"
 
 namespace cpr {
@@ -22,7 +22,7 @@ TinyRows rows_of(const void* rows, int64_t stride, int64_t dim, int64_t size) {
   return {rows, stride, whole, whole && dim == TINY_DIM};
 }
 
-TinyArgs tiny_args(const CascadeArgs& args, const CascadeLayout& layout) {
+TinyArgs tiny_args(const CascadeArgs& args, const SelectLayout& layout) {
   TinyArgs tiny{};
   const int64_t size = args.dtype == DType::float32 ? 4 : 2;
   tiny.num_views = layout.weightings.num_views;
@@ -37,26 +37,26 @@ TinyArgs tiny_args(const CascadeArgs& args, const CascadeLayout& layout) {
   tiny.key_ids = args.key_ids;
   tiny.exclude = args.exclude;
   tiny.exclude_stride = args.exclude_stride;
-  static_cast<SelectArgs&>(tiny.select) = select_args(args, layout, 0, args.num_queries);
-  tiny.select.plane_stride = tiny_pitch(args.num_keys);
+  const ScoreRows in_shared{nullptr, tiny_pitch(args.num_keys), 0};
+  static_cast<SelectArgs&>(tiny.select) = select_args(args, layout, in_shared, 0, args.num_queries);
   tiny.selection_at = static_cast<uint32_t>(layout.planes * tiny_pitch(args.num_keys) * 4);
   return tiny;
 }
 
 template <bool BFLOAT, int PLANES>
-const char* launch_as(const CascadeArgs& args, const CascadeLayout& layout, bool* took, void* stream) {
+const char* launch_as(const CascadeArgs& args, const SelectLayout& layout, bool* took, void* stream) {
   Grid grid;
   grid.x = grid.cluster = TINY_BLOCKS;
   grid.threads = TINY_THREADS;
   grid.shared = tiny_shared_bytes(PLANES == 2, layout.weightings.num_views, layout.planes, args.num_keys,
-                                  layout.select_bytes);
+                                  layout.shared_bytes);
   *took = cluster_fits(tiny_kernel<BFLOAT, PLANES>, grid);
   return *took ? launch<tiny_kernel<BFLOAT, PLANES>>(grid, tiny_args(args, layout), stream) : nullptr;
 }
 
 }  // namespace
 
-const char* launch_tiny(const CascadeArgs& args, const CascadeLayout& layout, bool* took, void* stream) {
+const char* launch_tiny(const CascadeArgs& args, const SelectLayout& layout, bool* took, void* stream) {
   switch (args.dtype) {
     case DType::float32:
       return launch_as<false, 2>(args, layout, took, stream);

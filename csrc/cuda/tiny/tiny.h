@@ -3,7 +3,7 @@
 // of the block that selects for its query. Products and their order are those of score.h, but for the order
 // of the 16 features that one instruction sums.
 #pragma once
-#include "../stages.h"
+#include "../select/stages.h"
 #include "rows.h"
 
 namespace cpr {
@@ -356,8 +356,8 @@ CPR_DEVICE void cascade_tiny(const TinyArgs& args, unsigned char* memory) {
   arrive_at_cluster();
   wait_for_cluster();  // all scores are there
   if (block_index() < args.num_queries && thread_index() < CODED_THREADS<FEW_PAIRS>)
-    select_query<FEW_PAIRS, true, false>(args.select, block_index(), CODED_THREADS<FEW_PAIRS>,
-                                         shared.selection);
+    select_query<Selection::codes_if_there, FEW_PAIRS>(args.select, block_index(), CODED_THREADS<FEW_PAIRS>,
+                                                       shared.selection);
 }
 
 }  // namespace cpr

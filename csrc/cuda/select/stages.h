@@ -1,6 +1,6 @@
 // All stages of one query, by one block: from its rows of scores to its positives.
 #pragma once
-#include "select_codes.h"
+#include "by_codes.h"
 
 namespace cpr {
 
@@ -45,6 +45,13 @@ CPR_DEVICE void keep_from_ring(const Team& team, SelectMemory& memory, const Rin
     }
   }
 }
+
+// What decides stages, known when a kernel is compiled. Where codes decide too little, scores do.
+enum class Selection {
+  scores,          // whatever the schedule
+  codes,           // every call has lists of codes; results are short
+  codes_if_there,  // only some calls have; results are short
+};
 
 // The survivors in order of rank, then padding. SHORT: at most RANKED.
 template <bool SHORT>
@@ -140,7 +147,7 @@ CPR_DEVICE List select_by_scores(Team& team, SelectMemory& memory, const Args& a
     team.sync();
     n = add_candidates(team, memory, to, args.rows, judge);
     shared_list = fits;
-    team.sync();  // what was written can be read
+    team.sync();                            // what was written can be read
     if (in_ring && n < keep && !careful) {  // some entries that were counted are absent by the other row
       careful = true;
       n = args.num_keys;
@@ -155,10 +162,10 @@ CPR_DEVICE List select_by_scores(Team& team, SelectMemory& memory, const Args& a
   return {shared_list ? in_shared : in_global, n, args.rows, 0};
 }
 
-// All stages of a query, by the first `threads` of a block, where PAIRS are given by codes first. SHORT: as
-// above; CODED: always by codes.
-template <int PAIRS, bool SHORT, bool CODED = SHORT, class Args>
+// All stages of a query, by the first `threads` of a block; by codes, PAIRS of them a thread and row.
+template <Selection BY, int PAIRS, class Args>
 CPR_DEVICE void select_query(const Args& args, uint32_t query, int threads, unsigned char* shared) {
+  constexpr bool SHORT = BY != Selection::scores;
   SelectMemory& memory = *reinterpret_cast<SelectMemory*>(shared);
   Team team{threads};
   clear_bins(team, memory);
@@ -166,9 +173,9 @@ CPR_DEVICE void select_query(const Args& args, uint32_t query, int threads, unsi
   find_ranges(team, memory, Ring(args, query, 0, false));
   List list;
   bool found = false;
-  if constexpr (PAIRS > 0)
-    if (CODED || args.coded_entries > 0) {
-      if constexpr (CODED) assume(args.rows <= 2);
+  if constexpr (BY != Selection::scores)
+    if (BY == Selection::codes || args.coded_entries > 0) {
+      if constexpr (BY == Selection::codes) assume(args.rows <= 2);
       team.sync();
       list = select_by_codes<PAIRS>(team, memory, args, query, shared + SELECT_MEMORY_BYTES);
       sync_all_of(threads);

@@ -4,8 +4,8 @@
 #include <algorithm>
 #include <cstdint>
 
-#include "../../device/carver.h"
-#include "../../device/device_limits.h"
+#include "../device/carver.h"
+#include "../device/device_limits.h"
 
 namespace cpr {
 

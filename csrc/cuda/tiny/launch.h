@@ -1,10 +1,10 @@
 // The launch of a tiny call.
 #pragma once
-#include "../launch_select.h"
+#include "../select/launch.h"
 
 namespace cpr {
 
 // Null with *took false where the device cannot hold the cluster: the other kernels serve then.
-const char* launch_tiny(const CascadeArgs& args, const CascadeLayout& layout, bool* took, void* stream);
+const char* launch_tiny(const CascadeArgs& args, const SelectLayout& layout, bool* took, void* stream);
 
 }  // namespace cpr
