@@ -17,69 +17,25 @@ from cases import (
     ABSENT_BY_ANOTHER,
     ABSENT_IN_RING,
     LARGE_CASES,
-    LOSS_CASES,
     SMALL_CASES,
     CascadeCase,
-    LossCase,
     listed,
     name_of,
 )
+from emulation_fixtures import A100, H200, H200_SLICE, RTX, borders_hold, shape
 from hypothesis import given, settings
 from oracles import cascade_calls, same
 
-from cpr_kernels import cpr_schedule
 from cpr_kernels.dispatch.calls import CascadeCall
 from cpr_kernels.dispatch.launch_plans import CudaCascadePlan, CudaLimits, plan_on_cuda
 from cpr_kernels.losses import native as loss_native
-from cpr_kernels.losses import reference as loss_reference
 from cpr_kernels.memory import enqueue
 from cpr_kernels.mining import native, reference
 
+pytest_plugins = ["emulation_fixtures"]
 pytestmark = pytest.mark.skipif(
     sys.platform != "linux" or shutil.which("g++") is None, reason="the emulation needs g++ on Linux"
 )
-# compute capability, shared memory a block, L2 bytes, clusters of 16 blocks
-H200 = (90, 232_448, 60 << 20, True)
-H200_SLICE = (90, 232_448, 10 << 20, False)
-A100 = (80, 166_912, 40 << 20, False)
-RTX = (86, 101_376, 6 << 20, False)
-
-
-@pytest.fixture(params=[0, 7], ids=["in order", "shuffled"])
-def core(request: pytest.FixtureRequest) -> Any:
-    """The emulated core, its threads in order or shuffled between barriers."""
-    from cuda_tools import emulated
-
-    module = emulated()
-    module.set_seed(request.param)
-    module.set_limits(*H200)
-    return module
-
-
-@pytest.fixture
-def guarded(monkeypatch: pytest.MonkeyPatch) -> list[torch.Tensor]:
-    """Workspaces with a border that nobody may touch; checked by `borders_hold`."""
-    borders: list[torch.Tensor] = []
-    plain = torch.empty
-
-    def empty(*args: Any, **kwargs: Any) -> torch.Tensor:
-        if kwargs.get("dtype") is not torch.uint8:
-            made = plain(*args, **kwargs)
-            return made.fill_(float("nan")) if made.dtype.is_floating_point else made.fill_(2**31 - 1)
-        size = args[0]
-        whole = torch.full((size + 1024,), 0xA5, dtype=torch.uint8)
-        start = -whole.data_ptr() % 256 + 256
-        borders.extend((whole[:start], whole[start + size :]))
-        return whole[start : start + size]
-
-    for module in (native, loss_native):
-        monkeypatch.setattr(module.torch, "empty", empty, raising=False)
-    return borders
-
-
-def borders_hold(borders: list[torch.Tensor]) -> None:
-    assert borders
-    assert all((border == 0xA5).all() for border in borders)
 
 
 @pytest.mark.parametrize("device", [H200, A100], ids=["tiny", "ring"])
@@ -147,22 +103,6 @@ def test_a_bias_that_begins_anywhere(core: Any) -> None:
     shifted = call._replace(key_bias=torch.cat([torch.zeros(1), call.key_bias])[1:])
     assert shifted.key_bias.data_ptr() % native.BIAS_ALIGNMENT == 4
     same(native.run_on_stream(shifted, core, 0), reference.run(call))
-
-
-def shape(queries: int, keys: int, dtype: torch.dtype = torch.bfloat16, dim: int = 64) -> CascadeCall:
-    """A call of two views whose features are never touched."""
-    views = [torch.empty(1, dim, dtype=dtype) for _ in range(2)]
-    schedule = cpr_schedule(num_keys=keys, stages=3)
-    weights, keep = schedule.table(("flow", "rgb"))
-    return CascadeCall(
-        [v.expand(queries, dim) for v in views],
-        [v.expand(keys, dim) for v in views],
-        weights,
-        keep,
-        None,
-        None,
-        None,
-    )
 
 
 @pytest.mark.parametrize(
@@ -364,71 +304,6 @@ def test_what_the_sanitizers_watch_runs_every_kernel() -> None:
         core.cuda_tune()
     enqueue.on_stream([torch.zeros(8, 5)], torch.tensor(3), torch.tensor(3), [torch.ones(11, 5)], core, 0)
     assert core.kernels_launched() == len(REGISTERS) + 1  # prepare_kernel is compiled into two files
-
-
-WIDE_CASES = [
-    LossCase("200 features", 9, 70, 200, ids=9),
-    LossCase("257 features", 66, 70, 257, ids=9),
-    LossCase("wide, large scores", 3, 90, 384, scale=20.0, dtype=torch.bfloat16),
-]
-
-
-@pytest.mark.parametrize("case", WIDE_CASES[:1], ids=name_of)
-def test_losses_where_a_block_has_little_memory(
-    core: Any, case: LossCase, guarded: list[torch.Tensor]
-) -> None:
-    core.set_limits(*RTX)
-    check_loss(core, case)
-    borders_hold(guarded)
-
-
-@pytest.mark.parametrize("case", [*LOSS_CASES, *WIDE_CASES], ids=name_of)
-def test_losses(core: Any, case: LossCase, guarded: list[torch.Tensor]) -> None:
-    check_loss(core, case)
-    if case.queries:
-        borders_hold(guarded)
-
-
-def check_loss(core: Any, case: LossCase) -> None:
-    """Loss, statistics and gradients near the reference in float64."""
-    call, exact_call = case.call(), case.call(dtype=torch.float64)
-    exact = loss_reference.sweep(exact_call, True)
-    grad_loss = torch.linspace(-1, 1, call.query.shape[0])
-    exact_keys = loss_reference.keys_gradient(
-        exact_call, grad_loss.double(), exact.lse_all, exact.lse_positive
-    )
-    got = loss_native.sweep_on_stream(call, True, core, 0)
-    keys = loss_native.keys_gradient_on_stream(call, (grad_loss, got.lse_all, got.lse_positive), core, 0)
-    logits = max([1.0, *(t.abs().max().item() for t in (exact.lse_all, exact.lse_positive) if t.numel())])
-    rounding = {torch.float32: 0.0, torch.bfloat16: 2**-8, torch.float16: 2**-11}[call.keys.dtype]
-    for name, value, wanted in [
-        *((name, getattr(got, name), getattr(exact, name)) for name in got._fields),
-        ("grad_keys", keys, exact_keys),
-    ]:
-        size = wanted.abs().max().item() if wanted.numel() else 0.0
-        slack = (1 + size) * (1e-5 + 4e-7 * logits) + (rounding * size if name == "grad_keys" else 0.0)
-        assert ((value.double() - wanted).abs() <= slack).all(), name
-    without = loss_native.sweep_on_stream(call, False, core, 0)
-    assert without.grad_query.shape[0] == 0 and torch.equal(without.loss, got.loss)
-
-
-@pytest.mark.parametrize("batch", [0, 1, 5, 8, 9, 30])
-def test_enqueue(core: Any, batch: int) -> None:
-    g = torch.Generator().manual_seed(batch)
-    for start in (0, 6):
-        buffers = [torch.randn(8, 5, generator=g), torch.randn(8, 16, generator=g).half(), torch.arange(8)]
-        rows = [
-            torch.randn(batch, 5, generator=g),
-            torch.randn(batch, 16, generator=g).half(),
-            torch.arange(batch) + 50,
-        ]
-        expected = [b.clone() for b in buffers]
-        places = [torch.tensor(start), torch.tensor(min(start, 8))]
-        expected_places = [p.clone() for p in places]
-        enqueue.reference(expected, *expected_places, rows)
-        enqueue.on_stream(buffers, *places, rows, core, 0)
-        for made, wanted in zip([*buffers, *places], [*expected, *expected_places]):
-            assert torch.equal(made, wanted)
 
 
 def test_limits_are_named(core: Any) -> None:

@@ -11,7 +11,7 @@ import pytest
 import torch
 from cases import TIED_CASES, LossCase, name_of
 from cuda_tools import shuffled_core
-from test_cuda_emulated import A100, H200, check_loss
+from emulation_fixtures import A100, H200, check_loss
 
 from cpr_kernels.dispatch.calls import LossCall
 from cpr_kernels.dispatch.launch_plans import CudaLimits, plan_on_cuda

@@ -19,9 +19,9 @@ import pytest
 import torch
 from cases import LARGE_CASES, SMALL_CASES, CascadeCase, LossCase, listed, name_of
 from cuda_tools import last_words, nvcc
+from emulation_fixtures import A100, H200, H200_SLICE, RTX, check_loss
 from oracles import same
 from test_cuda_build import REGISTERS
-from test_cuda_emulated import A100, H200, H200_SLICE, RTX, check_loss
 from test_select_codes import BY_SCORES, CALLS
 from test_tiny import CALLS as TINY_CALLS
 from test_tiny import odd_call

@@ -1,4 +1,4 @@
-"""Selection by 16-bit codes (csrc/cuda/cascade/select_codes.h), emulated, beside selection by scores alone: bit for bit."""
+"""Selection by 16-bit codes (csrc/cuda/select/by_codes.h), emulated, beside selection by scores alone: bit for bit."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import torch
 from cuda_tools import shuffled_core
+from emulation_fixtures import A100, H200, H200_SLICE, RTX, shape
 from oracles import same
-from test_cuda_emulated import A100, H200, H200_SLICE, RTX, shape
 
 from cpr_kernels.dispatch.calls import CascadeCall
 from cpr_kernels.dispatch.launch_plans import CudaLimits, plan_on_cuda

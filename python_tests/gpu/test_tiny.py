@@ -1,4 +1,4 @@
-"""Calls that one cluster serves (csrc/cuda/cascade/tiny), emulated beside the kernels that serve larger ones: bit for bit."""
+"""Calls that one cluster serves (csrc/cuda/tiny), emulated beside the kernels that serve larger ones: bit for bit."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import torch
 from cuda_tools import shuffled_core
+from emulation_fixtures import H200, H200_SLICE
 from oracles import same
-from test_cuda_emulated import H200, H200_SLICE
 
 from cpr_kernels.dispatch.calls import CascadeCall
 from cpr_kernels.dispatch.launch_plans import CudaLimits, plan_on_cuda

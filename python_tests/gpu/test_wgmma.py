@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 import torch
 from cuda_tools import last_words, shuffled_core
+from emulation_fixtures import A100, H200, H200_SLICE, shape
 from oracles import same
-from test_cuda_emulated import A100, H200, H200_SLICE, shape
 
 from cpr_kernels.dispatch.calls import CascadeCall
 from cpr_kernels.dispatch.launch_plans import CudaLimits, plan_on_cuda
