@@ -1,12 +1,13 @@
 """Compares the papers' ways of mining where many runs can be afforded: heads over tables of real embeddings.
 
-    python -m bench heads FOLDER --out OUT [--head residual] [--seeds 0 1 2 3 4]
+    python -m bench heads FOLDER --out OUT [--head residual] [--study factors] [--seeds 0 1 2 3 4]
 
 FOLDER holds .npz tables as for `bench tuning`; those of at least 1,000 rows and 10 classes take part. Each seed draws
 which groups (or rows) are trained on and which are the test, trains a common InfoNCE warm-up by `cpr adapt`'s trainer,
 and every method continues from it with the same batches and the same noise, so that differences are paired. OUT keeps
 a file a table and seed: stopped, the same command continues. It gets NAME.json, NAME.md and NAME.svg; given a NAME.json
-in place of FOLDER, the command draws its NAME.svg anew.
+in place of FOLDER, the command draws its NAME.svg anew. `--study factors` compares no ways of mining: it changes
+settings of the 7-stage cascade, one at a time.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from ..plans.tuning import Table as Labelled
 from ..plans.tuning import read
 from ..tables.readme import write_text
 from .heads_plot import draw
-from .heads_tables import markdown
+from .heads_tables import has_claims, markdown
 
 LEAST_ROWS, LEAST_CLASSES = 1_000, 10
 TRAIN_SHARE = 4 / 7  # of the groups: 4 of UCF101's 7
@@ -50,6 +51,22 @@ METHODS: dict[str, dict[str, Any]] = {
     "tuned": {"method": "auto"},
     "ubernce": {"method": "ubernce"},
 }
+CPR_7 = {"method": "cpr7"}
+FACTORS: dict[str, dict[str, Any]] = {  # the 7-stage cascade, and one setting changed at a time
+    INFONCE: {"method": "infonce"},
+    "cpr-7": CPR_7,
+    "cpr-7, online queries": {**CPR_7, "query": "online"},
+    "cpr-7, own positive dropped 0.9": {**CPR_7, "drop_own_positive": 0.9},
+    "cpr-7, both of these": {**CPR_7, "query": "online", "drop_own_positive": 0.9},
+    "cpr-7, top 1": {**CPR_7, "topk": 1},
+    "cpr-7, top 20": {**CPR_7, "topk": 20},
+    "cpr-7, temperature 0.2": {**CPR_7, "temperature": 0.2},
+    "infonce, temperature 0.2": {"method": "infonce", "temperature": 0.2},
+    "cpr-7, rate x 3": {**CPR_7, "rate": 3.0},
+    "infonce, rate x 3": {"method": "infonce", "rate": 3.0},
+    "cpr-7, momentum 0.9": {**CPR_7, "momentum": 0.9},
+}
+STUDIES = {"methods": METHODS, "factors": FACTORS}
 SETTINGS: dict[HeadKind, AdaptConfig] = {
     "projection": AdaptConfig(head="projection", lr=1e-3, dropout=0.2),
     "residual": AdaptConfig(),
@@ -86,10 +103,16 @@ def _sums(right: Tensor, places: Tensor) -> list[int]:
     return torch.zeros(int(places.max()) + 1, dtype=torch.int64).index_add_(0, places, right.long()).tolist()
 
 
+def changed(base: AdaptConfig, changes: Mapping[str, Any]) -> AdaptConfig:
+    """Returns the settings with changes to fields, and `rate`, which multiplies the learning rate."""
+    fields = {name: value for name, value in changes.items() if name != "rate"}
+    return replace(base, lr=base.lr * changes.get("rate", 1.0), **fields)
+
+
 def run_seed(
-    table: Labelled, config: AdaptConfig, methods: Sequence[str], known: Mapping[str, Any]
+    table: Labelled, config: AdaptConfig, methods: Mapping[str, Mapping[str, Any]], known: Mapping[str, Any]
 ) -> Document:
-    """Returns a seed's results; those of the methods in `known` are taken from there."""
+    """Returns a seed's results by methods {name: settings}; those of the methods in `known` are taken from there."""
     train, test = split(table, config.seed)
     base = replace(config, method="infonce", queue=queue_of(len(train)))
     names, counts = test.sources.unique(return_counts=True)
@@ -105,9 +128,9 @@ def run_seed(
     warm = HeadTrainer(train, base)
     for _ in range(base.warm_up):
         warm.run_epoch()
-    for method in methods:
+    for method, changes in methods.items():
         if method not in found["methods"]:
-            trainer = HeadTrainer(train, replace(base, **METHODS[method]))
+            trainer = HeadTrainer(train, changed(base, changes))
             trainer.load_state_dict(warm.state_dict())
             epochs = [trainer.run_epoch() for _ in range(base.epochs)]
             mined = [epoch.pmr for epoch in epochs if epoch.pmr is not None]
@@ -123,8 +146,17 @@ def takes_part(table: Labelled) -> bool:
     return len(table.labels) >= LEAST_ROWS and len(table.labels.unique()) >= LEAST_CLASSES
 
 
-def run(paths: Sequence[Path], config: AdaptConfig, seeds: Sequence[int], out: Path, name: str) -> None:
+def run(
+    paths: Sequence[Path],
+    config: AdaptConfig,
+    seeds: Sequence[int],
+    out: Path,
+    name: str,
+    study: str = "methods",
+) -> None:
     """Runs tables and seeds, one after the other, and publishes all that OUT holds after each table.
+
+    study: which of `STUDIES`.
 
     Raises:
         ValueError: no table that is large enough, or results of other settings.
@@ -144,7 +176,7 @@ def run(paths: Sequence[Path], config: AdaptConfig, seeds: Sequence[int], out: P
             known: Document = json.loads(kept.read_text()) if kept.is_file() else made
             if known["settings"] != settings:
                 raise ValueError(f"--out: {kept} was made with other settings; give another --out or --name")
-            body = run_seed(table, replace(config, seed=seed), list(METHODS), known.get("methods", {}))
+            body = run_seed(table, replace(config, seed=seed), STUDIES[study], known.get("methods", {}))
             write_atomically(kept, json.dumps({**made, **known, **body}).encode())
             print(f"{table.name}, seed {seed}: {_line(body)}", flush=True)
         publish(collected(out / name), out, name)
@@ -165,7 +197,7 @@ def collected(folder: Path) -> Document:
 
 
 def publish(document: Document, out: Path, name: str) -> None:
-    """Writes the result as JSON, Markdown and a plot; JSON leaves out the hits of every source."""
+    """Writes the result as JSON (without the hits of every source) and Markdown, and of the papers' methods a plot."""
     short = json.loads(json.dumps(document))
     for seeds in short["tables"].values():
         for body in seeds.values():
@@ -174,7 +206,8 @@ def publish(document: Document, out: Path, name: str) -> None:
                 del found["hits"]
     write_text(out / f"{name}.json", json.dumps(short, indent=1) + "\n")
     write_text(out / f"{name}.md", markdown(document, name))
-    draw(short, out / f"{name}.svg")
+    if has_claims(document):
+        draw(short, out / f"{name}.svg")
 
 
 def _line(body: Document) -> str:
@@ -201,7 +234,12 @@ def main(argv: Sequence[str]) -> int:
     )
     parser.add_argument("--out", type=Path, default=None, help="folder of the results")
     parser.add_argument("--head", choices=list(SETTINGS), default="projection", help="what is trained")
-    parser.add_argument("--name", default=None, help="what the results are called (default: as the head)")
+    parser.add_argument(
+        "--study", choices=list(STUDIES), default="methods", help="ways of mining, or settings of one of them"
+    )
+    parser.add_argument(
+        "--name", default=None, help="what the results are called (default: as the head; factors: factors)"
+    )
     parser.add_argument(
         "--seeds", type=int, nargs="+", default=list(range(5)), help="of splits, heads and noise"
     )
@@ -221,9 +259,10 @@ def main(argv: Sequence[str]) -> int:
     ]
     if not paths:
         raise ValueError(f"{args.folder}: holds no such .npz table")
-    config, name = SETTINGS[args.head], args.name or args.head
+    config = SETTINGS[args.head]
+    name = args.name or (args.head if args.study == "methods" else args.study)
     if args.epochs:
         config = replace(config, warm_up=args.epochs[0], epochs=args.epochs[1])
-    run(paths, config, args.seeds, args.out, name)
+    run(paths, config, args.seeds, args.out, name, args.study)
     print((args.out / f"{name}.md").read_text())
     return 0

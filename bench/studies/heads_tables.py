@@ -174,8 +174,41 @@ def claims_table(tables: Mapping[str, Seeds]) -> str:
     return table(["claim", *resampled], rows)
 
 
+def changes_table(tables: Mapping[str, Seeds]) -> str:
+    """Returns a row a method named `BASE, CHANGE`: R@1 of all views above BASE, and above InfoNCE so changed."""
+    resampled = {name: Resampled(seeds) for name, seeds in tables.items()}
+    methods = _methods(tables)
+    rows = []
+    for method in methods:
+        base, _, change = method.partition(", ")
+        if not change or base not in methods:
+            continue
+        same = f"infonce, {change}"
+        beside = same if same in methods else "infonce"
+        cells = []
+        for of in resampled.values():
+            gap = of.difference(method, base, ALL)
+            cells.append(f"**{gap}**" if gap.low > 0 or gap.high < 0 else str(gap))
+            cells.append("" if base == "infonce" else str(of.difference(method, beside, ALL)))
+        rows.append([base, change, *cells])
+    header = ["method", "change", *(cell for name in tables for cell in (name, "above InfoNCE so changed"))]
+    return table(header, rows)
+
+
+def _methods(tables: Mapping[str, Seeds]) -> list[str]:
+    """Returns the methods that a result has, in order."""
+    return list(next(iter(next(iter(tables.values())).values()))["methods"])
+
+
+def has_claims(document: Mapping[str, Any]) -> bool:
+    """Returns whether a result has every method that the papers' claims are of."""
+    wanted = {*MINED, *(name for _, *pair in CLAIMS for name in pair)}
+    return wanted <= set(_methods(document["tables"]))
+
+
 def markdown(document: Mapping[str, Any], name: str) -> str:
-    """Returns the whole page of a result."""
+    """Returns the whole page of a result: of the papers' methods with their claims, else of changes to methods."""
+    claims = has_claims(document)
     settings = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in document["settings"].items())
     parts = [
         f"# Heads over real embeddings: {name}",
@@ -184,7 +217,7 @@ def markdown(document: Mapping[str, Any], name: str) -> str:
         "Retrieval of training rows by test rows of other sources, %. Differences are paired: same split, warm-up, "
         "batches and noise. Intervals are 95 % of a bootstrap over seeds and test sources together. PMR is that of "
         "the positives mined in training, mean over epochs. `raw` is the embeddings, centred.",
-        f"![PMR against R@1]({name}.svg)",
+        f"![PMR against R@1]({name}.svg)" if claims else "",
     ]
     for title, of_seed in document["tables"].items():
         first = next(iter(of_seed.values()))
@@ -195,11 +228,18 @@ def markdown(document: Mapping[str, Any], name: str) -> str:
             f"{first['queue']:,}.",
             methods_table(of_seed),
         ]
-        plans = [body["methods"].get("tuned", {}).get("plan") for body in of_seed.values()]
-        parts.append("Tuned plans: " + "; ".join(sorted({plan for plan in plans if plan})) + ".")
-    parts += [
-        "## Claims",
-        "R@1 of all views, points. Bold: the interval is above 0.",
-        claims_table(document["tables"]),
-    ]
-    return "\n\n".join(parts) + "\n"
+        plans = {body["methods"].get("tuned", {}).get("plan") for body in of_seed.values()} - {None}
+        parts.append(f"Tuned plans: {'; '.join(sorted(plans))}." if plans else "")
+    if claims:
+        parts += [
+            "## Claims",
+            "R@1 of all views, points. Bold: the interval is above 0.",
+            claims_table(document["tables"]),
+        ]
+    else:
+        parts += [
+            "## Changes",
+            "R@1 of all views, points: above the method without the change. Bold: the interval does not hold 0.",
+            changes_table(document["tables"]),
+        ]
+    return "\n\n".join(part for part in parts if part) + "\n"

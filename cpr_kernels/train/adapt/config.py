@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from ...networks.heads import HeadKind
 from .. import TrainError
@@ -33,6 +34,12 @@ class AdaptConfig:
     """Share that each stage of cpr3, cpr5 and cpr7 keeps."""
     progressive: bool = False
     """Mine one positive in the first epoch and `topk` in the last, growing evenly."""
+    query: Literal["key", "online"] = "key"
+    """A row's mining query. key: its momentum embedding, as the paper writes. online: the trained head's, as the
+    published code does.
+    """
+    drop_own_positive: float = 0.0
+    """Chance that a row's own second embedding is left out of its positives where others were mined."""
     batch: int = 256
     queue: int | None = None
     """Past rows that positives and negatives come from (default: a power of two, at most half of the rows)."""
@@ -59,8 +66,10 @@ class AdaptConfig:
         for name in ("lr", "temperature"):
             if not getattr(self, name) > 0:
                 raise TrainError(f"{name}: must be above 0, got {getattr(self, name)}")
-        for name, most in (("momentum", 1.0), ("dropout", 0.95)):
+        for name, most in (("momentum", 1.0), ("drop_own_positive", 1.0), ("dropout", 0.95)):
             if not 0 <= getattr(self, name) <= most:
-                raise TrainError(f"{name}: must lie in [0, {most:g}], got {getattr(self, name)}")
+                raise TrainError(
+                    f"{name.replace('_', '-')}: must lie in [0, {most:g}], got {getattr(self, name)}"
+                )
         if not self.warm_up + self.epochs:
             raise TrainError("warm-up and epochs are both 0: nothing to do")

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -92,27 +93,38 @@ class HeadTrainer:
         if number >= 0:
             positives = positives_of(config, self.heads.views, self.queue.size, topk_of_epoch(config, number))
         miner = self._miner(topk_of_epoch(config, number)) if positives.tuned else None
+        own = _generator(config.seed, self.epoch) if positives.mines and config.drop_own_positive else None
         rate = config.lr * (DECAY if self.epoch >= DECAY_AT * self.epochs else 1.0)
         self.optimizer.param_groups[0]["lr"] = rate
         total, steps, right = torch.zeros(()), 0, torch.zeros(2)
         order = torch.randperm(len(self.table), generator=self.generator)[:EPOCH_ROWS]
         size = min(config.batch, len(order))
         for batch in order[: len(order) // size * size].split(size):
-            loss, counted = self._step(batch, positives, miner)
+            loss, counted = self._step(batch, positives, miner, own)
             total, right, steps = total + loss, right + counted, steps + 1
         self.epoch += 1
         return Epoch(float(total / steps), float(right[0] / right[1]) if right[1] else None)
 
-    def _step(self, batch: Tensor, positives: Positives, miner: Miner | None) -> tuple[Tensor, Tensor]:
-        """Trains on a batch [B] of rows; returns the mean loss over the views, and what `_counted` returns."""
+    def _step(
+        self, batch: Tensor, positives: Positives, miner: Miner | None, own: torch.Generator | None
+    ) -> tuple[Tensor, Tensor]:
+        """Trains on a batch [B] of rows; returns the mean loss over the views, and what `_counted` returns.
+
+        own: draws which rows are left without their own positive; None leaves all with it.
+        """
         ids = self.table.sources[batch]
         labels = None if self.table.labels is None else self.table.labels[batch]
         ema_update_(self.heads, self.momentum, self.config.momentum)
         queries = self._embedded(self.heads, batch)
         with torch.no_grad():
             keys = self._embedded(self.momentum, batch)
-        found = miner(keys, ids) if miner is not None else None
-        mined = self._mined(keys, ids, positives) if found is None else dict.fromkeys(keys, found.indices)
+        online = self.config.query == "online"
+        anchors = {view: query.detach() for view, query in queries.items()} if online else keys
+        found = miner(anchors, ids) if miner is not None else None
+        mined = self._mined(anchors, ids, positives) if found is None else dict.fromkeys(keys, found.indices)
+        use_own = None
+        if own is not None:
+            use_own = torch.rand(len(batch), generator=own) >= self.config.drop_own_positive
         relation: dict[str, Any] = {
             "query_ids": ids,
             "key_ids": self.queue.ids,
@@ -128,6 +140,7 @@ class HeadTrainer:
                 self.queue.views[view],
                 mined.get(view),
                 self.config.temperature,
+                use_own=use_own,
                 **relation,
             )
             for view, query in queries.items()
@@ -138,7 +151,7 @@ class HeadTrainer:
         self.optimizer.step()
         right = self._counted(labels, mined)
         if found is not None and miner is not None:
-            miner.enqueue(found, ids, labels)
+            miner.enqueue(miner(keys, ids) if online else found, ids, labels)
         else:
             self.queue.enqueue(keys, ids, labels)
         return loss.detach(), right
@@ -173,13 +186,15 @@ class HeadTrainer:
             unit = unit + self.config.noise / size**0.5 * torch.randn(unit.shape, generator=self.generator)
         return unit
 
-    def _mined(self, keys: Mapping[str, Tensor], ids: Tensor, positives: Positives) -> dict[str, Tensor]:
-        """Returns ``{view: entries [B, k]}`` that the schedules mine; views of one schedule share them."""
+    def _mined(self, anchors: Mapping[str, Tensor], ids: Tensor, positives: Positives) -> dict[str, Tensor]:
+        """Returns ``{view: entries [B, k]}`` that the schedules mine for mining queries {view: [B, D]}; views of one
+        schedule share them.
+        """
         found: dict[Any, Tensor] = {}
         for schedule in positives.schedules.values():
             if schedule not in found:
                 found[schedule], _ = cascade_topk(
-                    keys, self.queue.views, schedule, query_ids=ids, key_ids=self.queue.ids
+                    anchors, self.queue.views, schedule, query_ids=ids, key_ids=self.queue.ids
                 )
         return {view: found[schedule] for view, schedule in positives.schedules.items()}
 
@@ -219,6 +234,11 @@ class HeadTrainer:
         for name in ("heads", "momentum", "queue", "optimizer"):
             getattr(self, name).load_state_dict(state[name])
         self.generator.set_state(state["generator"])
+
+
+def _generator(seed: int, epoch: int) -> torch.Generator:
+    """Returns the generator of an epoch's own draws, so that batches and noise stay those of other settings."""
+    return torch.Generator().manual_seed(int(np.random.SeedSequence((seed, epoch)).generate_state(1)[0]))
 
 
 def default_queue(rows: int) -> int:

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from bench.plans.tuning import Table, read
-from bench.studies.heads import METHODS, collected, main, publish, queue_of, run_seed, split
+from bench.studies.heads import FACTORS, METHODS, changed, collected, main, publish, queue_of, run_seed, split
 from bench.studies.heads_plot import pmr_of, recall_of
-from bench.studies.heads_tables import ALL, Resampled, claims_table
+from bench.studies.heads_tables import ALL, Resampled, changes_table, claims_table
 from cpr_kernels.train.adapt import AdaptConfig
 
 TINY = AdaptConfig(head="projection", hidden=8, embedding=8, warm_up=1, epochs=1, batch=64, lr=1e-3)
@@ -38,12 +38,12 @@ def test_groups_are_split_whole(table: Table) -> None:
 
 
 def test_a_seed_branches_from_one_warm_up(table: Table) -> None:
-    found = run_seed(table, TINY, ["infonce", "joint"], {})
+    found = run_seed(table, TINY, {name: METHODS[name] for name in ("infonce", "joint")}, {})
     assert list(found["methods"]) == ["raw", "infonce", "joint"] and found["queue"] == 64
     assert found["methods"]["infonce"]["pmr"] is None and 0.1 < found["methods"]["joint"]["pmr"] <= 1
     for of in found["methods"].values():
         assert sum(of["hits"][ALL]) / sum(found["counts"]) == pytest.approx(of["recall"][ALL][1])
-    kept = run_seed(table, TINY, ["infonce"], found["methods"])
+    kept = run_seed(table, TINY, {"infonce": METHODS["infonce"]}, found["methods"])
     assert kept["methods"]["joint"] is found["methods"]["joint"]
 
 
@@ -100,6 +100,42 @@ def test_pages(tmp_path: Path) -> None:
     assert main([str(tmp_path / "heads.json")]) == 0 and (tmp_path / "heads.svg").read_text() == drawn
     with pytest.raises(ValueError, match="--out: give the folder"):
         main([str(tmp_path)])
+
+
+def test_a_changed_setting_is_compared_with_the_same_method_and_with_infonce_so_changed(
+    tmp_path: Path,
+) -> None:
+    made = document(2)
+    names = {
+        "infonce": "infonce",
+        "coclr": "cpr-7",
+        "cpr-3": "cpr-7, warm",
+        "cpr-5": "infonce, warm",
+        "cpr-7": "cpr-7, top 1",
+    }
+    for body in made["tables"]["small"].values():
+        body["methods"] = {
+            "raw": body["methods"]["raw"],
+            **{new: body["methods"][old] for old, new in names.items()},
+        }
+    publish(made, tmp_path, "factors")
+    page, (warm, infonce, top) = (
+        (tmp_path / "factors.md").read_text(),
+        changes_table(made["tables"]).splitlines()[2:],
+    )
+    assert "## Changes" in page and "Claims" not in page and not (tmp_path / "factors.svg").exists()
+    cells = [[cell.strip() for cell in row.split("|")[1:-1]] for row in (warm, infonce, top)]
+    assert cells[0] == ["cpr-7", "warm", "**+2.0 [+2.0, +2.0]**", "-2.0 [-2.0, -2.0]"]
+    assert cells[1] == ["infonce", "warm", "**+6.0 [+6.0, +6.0]**", ""]
+    assert cells[2] == ["cpr-7", "top 1", "**+6.0 [+6.0, +6.0]**", "+8.0 [+8.0, +8.0]"]
+
+
+def test_every_factor_is_a_setting_of_the_trainer() -> None:
+    made = {name: changed(TINY, changes) for name, changes in FACTORS.items()}
+    for config in made.values():
+        config.check()
+    assert made["cpr-7, rate x 3"].lr == pytest.approx(3 * TINY.lr)
+    assert len(set(made.values())) == len(FACTORS)
 
 
 def test_the_plot_s_figures_are_the_table_s() -> None:

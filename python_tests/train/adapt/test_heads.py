@@ -147,3 +147,52 @@ def test_right_positives_of_another_view_raise_retrieval(table: Table) -> None:
         after[method] = r1(trainer)
     assert figures.pmr is not None and 0.4 < figures.pmr < 0.6
     assert after["coclr"] > before + 0.08 and after["coclr"] > after["infonce"] + 0.04
+
+
+def after_training(table: Table, **settings: object) -> tuple[HeadTrainer, dict[str, torch.Tensor]]:
+    trainer = HeadTrainer(table, replace(SMALL, **settings))  # type: ignore[arg-type]
+    for _ in range(trainer.epochs):
+        trainer.run_epoch()
+    return trainer, trainer.heads.embeddings(table.views)
+
+
+@pytest.mark.parametrize("method", ["cpr3", "auto"])
+def test_online_queries_are_the_keys_where_heads_and_noise_are_one(table: Table, method: str) -> None:
+    """Without noise, and with momentum heads that are copies, both queries are the same rows."""
+    alike = {"method": method, "noise": 0.0, "momentum": 0.0, "lr": 1e-3}
+    (_, key), (_, online) = (after_training(table, **alike, query=query) for query in ("key", "online"))
+    assert all(torch.equal(key[view], online[view]) for view in key)
+    noisy = {**alike, "noise": 0.5}
+    (_, key), (_, online) = (after_training(table, **noisy, query=query) for query in ("key", "online"))
+    assert not torch.equal(key["rgb"], online["rgb"])
+
+
+def test_the_own_positive_is_dropped_where_others_are_mined(
+    table: Table, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[torch.Tensor | None] = []
+    plain = training.mil_nce
+
+    def seen(*args: object, use_own: torch.Tensor | None, **kwargs: object) -> torch.Tensor:
+        given.append(use_own)
+        return plain(*args, use_own=use_own, **kwargs)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(training, "mil_nce", seen)
+    kept, _ = after_training(table, method="cpr3")
+    assert all(own is None for own in given)
+    given.clear()
+    dropped, _ = after_training(table, method="cpr3", drop_own_positive=0.75)
+    of_warm_up = 2 * (240 // 32) * SMALL.warm_up
+    assert all(own is None for own in given[:of_warm_up])
+    shares = [own.float().mean().item() for own in given[of_warm_up:] if own is not None]
+    assert len(shares) == 2 * (240 // 32) * SMALL.epochs and sum(shares) / len(shares) == pytest.approx(
+        0.25, abs=0.08
+    )
+    assert torch.equal(
+        kept.generator.get_state(), dropped.generator.get_state()
+    )  # the same batches and noise
+    given.clear()
+    after_training(table, method="infonce", drop_own_positive=0.75)
+    assert all(own is None for own in given)
+    with pytest.raises(TrainError, match=r"drop-own-positive: must lie in \[0, 1\], got 1.5"):
+        HeadTrainer(table, replace(SMALL, drop_own_positive=1.5))
