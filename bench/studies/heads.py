@@ -59,7 +59,7 @@ FACTORS: dict[str, dict[str, Any]] = {  # the 7-stage cascade, and one setting c
     "cpr-7, own positive dropped 0.9": {**CPR_7, "drop_own_positive": 0.9},
     "cpr-7, both of these": {**CPR_7, "query": "online", "drop_own_positive": 0.9},
     "cpr-7, top 1": {**CPR_7, "topk": 1},
-    "cpr-7, top 20": {**CPR_7, "topk": 20},
+    "cpr-7, top 10": {**CPR_7, "topk": 10},
     "cpr-7, temperature 0.2": {**CPR_7, "temperature": 0.2},
     "infonce, temperature 0.2": {"method": "infonce", "temperature": 0.2},
     "cpr-7, rate x 3": {**CPR_7, "rate": 3.0},

@@ -9,10 +9,22 @@ import numpy as np
 import pytest
 
 from bench.plans.tuning import Table, read
-from bench.studies.heads import FACTORS, METHODS, changed, collected, main, publish, queue_of, run_seed, split
+from bench.studies.heads import (
+    FACTORS,
+    METHODS,
+    QUEUE,
+    changed,
+    collected,
+    main,
+    publish,
+    queue_of,
+    run_seed,
+    split,
+)
 from bench.studies.heads_plot import pmr_of, recall_of
 from bench.studies.heads_tables import ALL, Resampled, changes_table, claims_table
 from cpr_kernels.train.adapt import AdaptConfig
+from cpr_kernels.train.adapt.positives import positives_of
 
 TINY = AdaptConfig(head="projection", hidden=8, embedding=8, warm_up=1, epochs=1, batch=64, lr=1e-3)
 
@@ -134,6 +146,7 @@ def test_every_factor_is_a_setting_of_the_trainer() -> None:
     made = {name: changed(TINY, changes) for name, changes in FACTORS.items()}
     for config in made.values():
         config.check()
+        positives_of(config, ("rgb", "flow"), QUEUE, config.topk)  # raises for what cannot be
     assert made["cpr-7, rate x 3"].lr == pytest.approx(3 * TINY.lr)
     assert len(set(made.values())) == len(FACTORS)
 
