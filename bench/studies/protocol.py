@@ -66,7 +66,7 @@ def budget(preset: str, data: Path, out: Path, device: str) -> Budget:
     """Returns the budget of a preset. cpu: a reduced setting for two cores, hours for 1,256 videos. small: a small
     network trained briefly, minutes for 437 videos. flow: the same trained long, then flow alone with positives mined
     with RGB. centred-flow: the view `centred_flow` instead, and cycles twice as long, at twice the rate, on crops of
-    half the frame or more. gpu: the full S3D on 32 x 112 x 112.
+    half the frame or more, the own pair always a positive. gpu: the full S3D on 32 x 112 x 112.
     """
     ignored = Mining(topk=5, siblings="ignore", infonce_siblings="ignore")
     common = TrainConfig(data=data, out=out, mining=ignored, device=device)
@@ -95,7 +95,7 @@ def budget(preset: str, data: Path, out: Path, device: str) -> Budget:
             replace(
                 common, views=("rgb", motion), infonce_epochs=100, cycles=1, cycle_epochs=50 if old else 100,
                 cycle_views=(motion,), queue=384, backbone="conv4", width=0.5,
-                mining=replace(ignored, drop_own_positive=0.9),
+                mining=replace(ignored, drop_own_positive=0.9 if old else 0.0),
                 clips=Clips(frames=8, crop=48, batch=32, cache_mb=4096),
                 optim=Optim(momentum=0.99, cycle_lr=1e-3 if old else 2e-3, warmup=10), augment=Augment(blur=0.0),
             ),
@@ -257,6 +257,7 @@ def described(base: Budget) -> dict[str, Any]:
         told["views trained in cycles"] = list(config.cycle_views)
     if base.cycle_min_area is not None:
         told["rate in cycles"] = config.optim.cycle_lr
+        told["own positive dropped"] = config.mining.drop_own_positive
         told["least crop"] = config.augment.min_area
         told["least crop in cycles"] = base.cycle_min_area
     return told

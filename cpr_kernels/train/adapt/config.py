@@ -39,7 +39,8 @@ class AdaptConfig:
     published code does.
     """
     drop_own_positive: float = 0.0
-    """Chance that a row's own second embedding is left out of its positives where others were mined."""
+    """Chance that a row's own second embedding is left out of its positives, and so is a negative, where others were
+    mined; the published code takes 0.9, which costs more than mining gains in short trainings."""
     batch: int = 256
     queue: int | None = None
     """Past rows that positives and negatives come from (default: a power of two, at most half of the rows)."""
