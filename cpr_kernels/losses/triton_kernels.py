@@ -268,8 +268,11 @@ def keys_gradient_block(
                 is_positive = is_positive | same
             if SIBLINGS == 2:
                 taking = taking & (same == 0)
-        of_all = tl.exp(logit - tl.load(lse_all + b, mask=in_b, other=0.0)[None, :])
-        of_positive = tl.exp(logit - tl.load(lse_positive + b, mask=in_b, other=0.0)[None, :])
+        # at most 1: a score may round to more here than in the sweep's sums, by 1e23 where scores are 1e30; NaN stays
+        from_all = logit - tl.load(lse_all + b, mask=in_b, other=0.0)[None, :]
+        from_positive = logit - tl.load(lse_positive + b, mask=in_b, other=0.0)[None, :]
+        of_all = tl.exp(tl.where(from_all > 0, 0.0, from_all))
+        of_positive = tl.exp(tl.where(from_positive > 0, 0.0, from_positive))
         weight = tl.where(taking, of_all - tl.where(is_positive, of_positive, 0.0), 0.0)
         # a query that is not finite has NaN sums: its weights are NaN, or 0 where a key takes no part
         weight = tl.where(
