@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 import torch
 from cases import CASCADE_CASES, LOSS_CASES, CascadeCase, LossCase, few, integers, listed, name_of
+from exact_losses import check_near, exact_loss
 
 from cpr_kernels import MultiViewQueue, Schedule, _core, cascade_topk, coclr_schedule, cpr_schedule, mil_nce
 from cpr_kernels.dispatch.calls import CascadeCall
 from cpr_kernels.losses import native as loss_native
-from cpr_kernels.losses import reference as loss_reference
 from cpr_kernels.losses import triton_backend as loss_triton
 from cpr_kernels.mining import native, reference, triton_backend
 
@@ -238,27 +238,13 @@ WIDE = [
 @both
 @pytest.mark.parametrize("case", [*LOSS_CASES, *WIDE], ids=name_of)
 def test_loss_is_near_the_reference(case: LossCase, backend: str) -> None:
-    call, exact_call = case.call("cuda"), case.call(dtype=torch.float64)
+    call, exact = case.call("cuda"), exact_loss(case)
     assert LOSSES[backend].why_not(call) is None
-    exact = loss_reference.sweep(exact_call, True)
-    grad_loss = torch.linspace(-1, 1, call.query.shape[0])
-    exact_keys = loss_reference.keys_gradient(
-        exact_call, grad_loss.double(), exact.lse_all, exact.lse_positive
-    )
     got = LOSSES[backend].sweep(call, True)
     again = LOSSES[backend].sweep(call, True)
-    keys = LOSSES[backend].keys_gradient(call, grad_loss.cuda(), got.lse_all, got.lse_positive)
+    keys = LOSSES[backend].keys_gradient(call, exact.grad_loss.cuda(), got.lse_all, got.lse_positive)
     assert all(torch.equal(a, b) for a, b in zip(got, again))
-    logits = max([1.0, *(t.abs().max().item() for t in (exact.lse_all, exact.lse_positive) if t.numel())])
-    rounding = {torch.float32: 0.0, torch.bfloat16: 2**-8, torch.float16: 2**-11}[call.keys.dtype]
-    for name, value, wanted in [
-        *((name, getattr(got, name), getattr(exact, name)) for name in got._fields),
-        ("grad_keys", keys, exact_keys),
-    ]:
-        size = wanted.abs().max().item() if wanted.numel() else 0.0
-        slack = (1 + size) * (1e-5 + 4e-7 * logits) + (rounding * size if name == "grad_keys" else 0.0)
-        error = (value.cpu().double() - wanted).abs()
-        assert (error <= slack).all(), f"{name} is off by {error.max():.3g}, {slack:.3g} allowed"
+    check_near(exact, got, keys, call.keys.dtype)
 
 
 @pytest.mark.parametrize("batch", [0, 1, 5, 8, 9, 30])

@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 import torch
 from cases import LossCase
+from exact_losses import check_near, exact_loss
 
 from cpr_kernels import cpr_schedule
 from cpr_kernels.dispatch.calls import CascadeCall
 from cpr_kernels.losses import native as loss_native
-from cpr_kernels.losses import reference as loss_reference
 from cpr_kernels.mining import native
 
 # compute capability, shared memory a block, L2 bytes, clusters of 16 blocks
@@ -76,22 +76,10 @@ def shape(queries: int, keys: int, dtype: torch.dtype = torch.bfloat16, dim: int
 
 def check_loss(core: Any, case: LossCase) -> None:
     """Loss, statistics and gradients near the reference in float64."""
-    call, exact_call = case.call(), case.call(dtype=torch.float64)
-    exact = loss_reference.sweep(exact_call, True)
-    grad_loss = torch.linspace(-1, 1, call.query.shape[0])
-    exact_keys = loss_reference.keys_gradient(
-        exact_call, grad_loss.double(), exact.lse_all, exact.lse_positive
-    )
+    call, exact = case.call(), exact_loss(case)
     got = loss_native.sweep_on_stream(call, True, core, 0)
-    keys = loss_native.keys_gradient_on_stream(call, (grad_loss, got.lse_all, got.lse_positive), core, 0)
-    logits = max([1.0, *(t.abs().max().item() for t in (exact.lse_all, exact.lse_positive) if t.numel())])
-    rounding = {torch.float32: 0.0, torch.bfloat16: 2**-8, torch.float16: 2**-11}[call.keys.dtype]
-    for name, value, wanted in [
-        *((name, getattr(got, name), getattr(exact, name)) for name in got._fields),
-        ("grad_keys", keys, exact_keys),
-    ]:
-        size = wanted.abs().max().item() if wanted.numel() else 0.0
-        slack = (1 + size) * (1e-5 + 4e-7 * logits) + (rounding * size if name == "grad_keys" else 0.0)
-        assert ((value.double() - wanted).abs() <= slack).all(), name
+    sums = (exact.grad_loss, got.lse_all, got.lse_positive)
+    keys = loss_native.keys_gradient_on_stream(call, sums, core, 0)
+    check_near(exact, got, keys, call.keys.dtype)
     without = loss_native.sweep_on_stream(call, False, core, 0)
     assert without.grad_query.shape[0] == 0 and torch.equal(without.loss, got.loss)
