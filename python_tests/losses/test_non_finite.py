@@ -10,6 +10,7 @@ from typing import Any
 import non_finite
 import pytest
 import torch
+from cases import LossCase
 from cuda_tools import emulated
 from non_finite import CASES, NonFiniteCase
 from torch import Tensor
@@ -69,6 +70,40 @@ def test_cuda_sources(case: NonFiniteCase) -> None:
 
 def _swept(core: Any, call: LossCall, want_gradient: bool) -> Sweep:
     return native.sweep_on_stream(call, want_gradient, core, 0)
+
+
+def check_shares(case: LossCase, sweep: Any, keys_gradient: Any) -> None:
+    """No weight of a key beyond 1 in either sum, though sweep and gradient round scores of 1e30 apart by 1e23."""
+    call = case.call()
+    size = torch.logspace(13, 15, len(call.keys))[:, None]
+    call = call._replace(query=call.query * 1e15, positive=call.positive * 1e15, keys=call.keys * size)
+    got = sweep(call, False)
+    assert got.loss.isfinite().all()
+    grad = keys_gradient(call, torch.ones(len(call.query)), got.lse_all, got.lse_positive)
+    most = 2 / call.temperature * call.query.double().abs().sum(0)
+    assert (grad.double().abs() <= 1.001 * most).all()
+
+
+HUGE = [LossCase("", 40, 150, 100, ids=12, use_own=False), LossCase("", 19, 90, 20, ids=12, use_own=True)]
+
+
+@pytest.mark.parametrize("case", HUGE, ids=["100 features", "20 features"])
+def test_shares_of_huge_scores(case: LossCase, isa: str) -> None:
+    check_shares(case, native.sweep, native.keys_gradient)
+    check_shares(case, reference.sweep, reference.keys_gradient)
+
+
+@pytest.mark.skipif(
+    shutil.which("g++") is None, reason="there is no g++ to build the emulated CUDA kernels with"
+)
+@pytest.mark.parametrize("case", HUGE, ids=["100 features", "20 features"])
+def test_shares_of_huge_scores_on_cuda_sources(case: LossCase) -> None:
+    core = emulated()
+
+    def keys_gradient(call: LossCall, *given: Tensor) -> Tensor:
+        return native.keys_gradient_on_stream(call, given, core, 0)
+
+    check_shares(case, functools.partial(_swept, core), keys_gradient)
 
 
 @pytest.mark.parametrize("backend", ["auto", "native", "reference"])

@@ -147,6 +147,9 @@ CPR_DEVICE uint32_t pairs_taking(const AttendArgs& args, const ColumnFacts& fact
   return taking;
 }
 
+// exp(logit - logsumexp), at most 1: huge scores may round to more here than in the sums. NaN stays NaN.
+CPR_DEVICE float share_of(float excess) { return excess > 0.0f ? 1.0f : expf(excess); }
+
 // Scores of the columns [first, ..) become weights of their features, in the columns' own scale; `shrink` is
 // what the sums so far are worth then.
 template <bool GRADIENT, class R>
@@ -199,8 +202,8 @@ CPR_DEVICE void weigh(const AttendArgs& args, const ColumnFacts& facts, uint32_t
           const float logit = weights[n][c] * args.scale;
           const bool positive = (facts.listed[row_in_tile + c / 2 * 8] >> column & 1u) ||
                                 (args.siblings == 1 && facts.id[column] == rows.id[c / 2]);
-          weight = expf(logit - facts.all[column]);
-          if (positive) weight -= expf(logit - facts.positive[column]);
+          weight = share_of(logit - facts.all[column]);
+          if (positive) weight -= share_of(logit - facts.positive[column]);
           weight *= facts.grad[column];
         } else {
           weight = expf((weights[n][c] - rows.top[c / 2]) * args.scale);
