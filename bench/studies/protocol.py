@@ -253,6 +253,8 @@ def described(base: Budget) -> dict[str, Any]:
         "pixels": config.clips.crop, "width": config.width, "batch": config.clips.batch, "top-k":
         config.mining.topk, "ratio": config.mining.ratio, "test clips a video": base.clips_per_video,
     }  # fmt: skip
+    if config.amp != "off":
+        told["convolutions"] = config.amp
     if config.cycle_views:
         told["views trained in cycles"] = list(config.cycle_views)
     if base.cycle_min_area is not None:
@@ -303,6 +305,9 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--batch", type=int)
     parser.add_argument("--workers", type=int, default=-1)
     parser.add_argument("--device", default="auto")
+    parser.add_argument(
+        "--amp", choices=("off", "bf16"), help="the preset's by default; bf16 is a budget of its own"
+    )
     args = parser.parse_args(argv)
     return run_study("protocol", lambda: _work(args))
 
@@ -336,9 +341,8 @@ def _work(args: argparse.Namespace) -> str:
 def _changed(base: Budget, args: argparse.Namespace) -> Budget:
     config = base.config
     clips = replace(config.clips, batch=args.batch or config.clips.batch, workers=args.workers)
-    given = {"infonce_epochs": args.infonce_epochs, "cycle_epochs": args.cycle_epochs, "queue": args.queue}
-    config = replace(
-        config, clips=clips, **{name: value for name, value in given.items() if value is not None}
-    )
+    names = ("infonce_epochs", "cycle_epochs", "queue", "amp")
+    given = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
+    config = replace(config, clips=clips, **given)
     config.check()
     return replace(base, config=config)

@@ -86,7 +86,7 @@ class Finetune:
     width: float = 1.0
     """With --scratch: multiplies the network's channels."""
     amp: Amp = "off"
-    """bf16: convolutions in bfloat16, on CUDA only (not tried yet)."""
+    """bf16: convolutions in bfloat16, on CUDA (not tried yet) or a CPU with AVX-512 BF16."""
     augment: Augment = field(default_factory=Augment)
     workers: int = -1
     cache_mb: int = 1024

@@ -170,7 +170,7 @@ class TrainConfig:
     device: str = "auto"
     """auto takes CUDA where there is one."""
     amp: Amp = "off"
-    """bf16: convolutions in bfloat16, on CUDA only (not tried yet): torch's gradients of them are wrong on CPUs."""
+    """bf16: convolutions in bfloat16, on CUDA (not tried yet) or a CPU with AVX-512 BF16; weights stay float32."""
     compile: bool = False
     """Compile the encoders with torch.compile; the first steps take minutes."""
     goes_on: Path | None = None
