@@ -104,8 +104,9 @@ struct RowScale {
   }
 };
 
-// Four features below 1 to both planes.
-CPR_DEVICE void store_split(const Features& features, float low_scale, uint16_t* high, uint16_t* low) {
+// Four features below 1 to both planes, or to the high one only.
+CPR_DEVICE void store_split(const Features& features, float low_scale, uint16_t* high, uint16_t* low,
+                            bool both = true) {
   Halves of_high, of_low;
 #pragma unroll
   for (int i = 0; i < 2; ++i) {
@@ -116,11 +117,12 @@ CPR_DEVICE void store_split(const Features& features, float low_scale, uint16_t*
     of_low.of[i] = to_halves((a - high_a) * low_scale, (b - high_b) * low_scale);
   }
   *reinterpret_cast<Halves*>(high) = of_high;
-  *reinterpret_cast<Halves*>(low) = of_low;
+  if (both) *reinterpret_cast<Halves*>(low) = of_low;
 }
 
 // Where feature d of a row goes, row by row.
 struct InRows {
+  static constexpr bool LOW_OF_16_BITS = true;  // the low plane of 16-bit features is read too
   uint16_t *high, *low;
   int padded;
   CPR_DEVICE InRows(const PrepareArgs& args, int64_t row)
@@ -133,6 +135,7 @@ struct InRows {
 // is nothing. A row of a block is as the tensor cores want it in shared memory (device/hopper.h).
 constexpr int PACKED = 64;
 struct Packed {
+  static constexpr bool LOW_OF_16_BITS = false;
   uint16_t* first;  // of the row, in its first block
   int swizzle, planes;
   CPR_DEVICE Packed(const PrepareArgs& args, int64_t at) : planes(args.split ? 2 : 1) {
@@ -171,84 +174,109 @@ CPR_DEVICE void pad_row(const PrepareArgs& args, int64_t row, int lane) {
   for (int d = lane; d < args.padded; d += 32) to[d] = d < args.dim ? from[d] : static_cast<uint16_t>(0);
 }
 
-// Rows that split_short_rows takes: of at most 128 features of float32, padding counted, on 16 bytes.
-CPR_DEVICE bool are_short(const PrepareArgs& args, bool whole) {
-  return args.split && whole && args.dim > 0 && args.padded <= 128;
+// Rows that split_four_rows takes: of at most 128 features, padding counted, four of which are aligned.
+CPR_DEVICE bool are_short(const PrepareArgs& args, bool aligned) {
+  return args.split && aligned && args.dim > 0 && args.padded <= 128;
 }
 
-// A warp splits four rows at a time: what is the same of all is formed once.
-template <class Place>
-CPR_DEVICE void split_short_rows(const PrepareArgs& args, uint32_t block, uint32_t blocks) {
-  const int lane = thread_index() & 31, warp = thread_index() >> 5;
-  const bool real = 4 * lane < args.dim;  // else zeros, where there is a place
-#pragma unroll 1
-  for (int64_t row = block * static_cast<uint32_t>(PREPARED) + static_cast<uint32_t>(warp * PREPARED_AT_ONCE);
-       row < args.count; row += blocks * PREPARED) {
-    Features features[PREPARED_AT_ONCE];
-    uint32_t tops[PREPARED_AT_ONCE], top = SCALABLE;
-    if (row + PREPARED_AT_ONCE <= args.count) {
-      const float* from = static_cast<const float*>(args.rows) + row * args.stride + (real ? 4 * lane : 0);
+// Four rows' features, of which a lane has four each; their loads are in flight together.
+template <bool WIDE>
+CPR_DEVICE void load_four_rows(const PrepareArgs& args, int64_t at, Features (&features)[PREPARED_AT_ONCE]) {
+  if constexpr (WIDE) {
+    const float* from = static_cast<const float*>(args.rows) + at;
 #pragma unroll
-      for (int i = 0; i < PREPARED_AT_ONCE; ++i, from += args.stride)
-        features[i] = *reinterpret_cast<const Features*>(from);
-      top = 0;
+    for (int i = 0; i < PREPARED_AT_ONCE; ++i, from += args.stride)
+      features[i] = *reinterpret_cast<const Features*>(from);
+  } else {
+    const uint16_t* from = static_cast<const uint16_t*>(args.rows) + at;
+    Halves halves[PREPARED_AT_ONCE];
 #pragma unroll
-      for (int i = 0; i < PREPARED_AT_ONCE; ++i) {
-        tops[i] = warp_max(largest(features[i], 0));
-        top = tops[i] > top ? tops[i] : top;
+    for (int i = 0; i < PREPARED_AT_ONCE; ++i, from += args.stride)
+      halves[i] = *reinterpret_cast<const Halves*>(from);
+#pragma unroll
+    for (int i = 0; i < PREPARED_AT_ONCE; ++i)
+#pragma unroll
+      for (int pair = 0; pair < 2; ++pair) {
+        const uint32_t bits = halves[i].of[pair];
+        float &first = features[i].of[2 * pair], &second = features[i].of[2 * pair + 1];
+        if (args.dtype == DType::bfloat16)
+          first = float_of(bits << 16), second = float_of(bits & 0xFFFF0000u);
+        else
+          from_halves(bits, first, second);
       }
-    }
-    if (top < SCALABLE) {
-      if (4 * lane < args.padded) {
-        Place to(args, row);
-#pragma unroll
-        for (int i = 0; i < PREPARED_AT_ONCE; ++i, to.next()) {
-          const float scale = real ? power_of_two(-exponent_of(tops[i])) : 0.0f;
-#pragma unroll
-          for (int f = 0; f < 4; ++f) features[i].of[f] *= scale;
-          store_split(features[i], args.low_scale, to.at(0, 4 * lane), to.at(1, 4 * lane));
-        }
-      }
-      if (lane == 0) {
-        Exponents exponents;
-#pragma unroll
-        for (int i = 0; i < PREPARED_AT_ONCE; ++i) exponents.of[i] = exponent_of(tops[i]);
-        *reinterpret_cast<Exponents*>(args.exponents + row) = exponents;
-      }
-    } else {
-#pragma unroll 1
-      for (int i = 0; i < PREPARED_AT_ONCE && row + i < args.count; ++i)
-        split_row<true, Place>(args, row + i, lane, features_from<true>(args, row + i, 4 * lane));
-    }
   }
 }
 
-// Are rows of float32 that begin and end on 16 bytes?
-CPR_DEVICE bool are_whole(const PrepareArgs& args) {
-  const uint64_t places = reinterpret_cast<uintptr_t>(args.rows) | static_cast<uint64_t>(args.stride * 4) |
-                          static_cast<uint64_t>(args.dim * int64_t{4});
-  return args.dtype == DType::float32 && places % 16 == 0;
+// A warp splits four rows at a time: what is the same of all is formed once. False: one of them needs two scales.
+// WIDE: of float32.
+template <class Place, bool WIDE>
+CPR_DEVICE bool split_four_rows_of(const PrepareArgs& args, int64_t row, int lane) {
+  const bool real = 4 * lane < args.dim;  // else zeros, where there is a place
+  Features features[PREPARED_AT_ONCE];
+  load_four_rows<WIDE>(args, row * args.stride + (real ? 4 * lane : 0), features);
+  uint32_t tops[PREPARED_AT_ONCE], top = 0;
+#pragma unroll
+  for (int i = 0; i < PREPARED_AT_ONCE; ++i) {
+    tops[i] = warp_max(largest(features[i], 0));
+    top = tops[i] > top ? tops[i] : top;
+  }
+  if (top >= SCALABLE) return false;
+  if (4 * lane < args.padded) {
+    Place to(args, row);
+#pragma unroll
+    for (int i = 0; i < PREPARED_AT_ONCE; ++i, to.next()) {
+      const float scale = real ? power_of_two(-exponent_of(tops[i])) : 0.0f;
+#pragma unroll
+      for (int f = 0; f < 4; ++f) features[i].of[f] *= scale;
+      store_split(features[i], args.low_scale, to.at(0, 4 * lane), to.at(1, 4 * lane),
+                  WIDE || Place::LOW_OF_16_BITS);
+    }
+  }
+  if (lane == 0) {
+    Exponents exponents;
+#pragma unroll
+    for (int i = 0; i < PREPARED_AT_ONCE; ++i) exponents.of[i] = exponent_of(tops[i]);
+    *reinterpret_cast<Exponents*>(args.exponents + row) = exponents;
+  }
+  return true;
+}
+
+template <class Place>
+CPR_DEVICE bool split_four_rows(const PrepareArgs& args, int64_t row, int lane) {
+  return args.dtype == DType::float32 ? split_four_rows_of<Place, true>(args, row, lane)
+                                      : split_four_rows_of<Place, false>(args, row, lane);
+}
+
+// Do rows begin and end where four features are aligned?
+CPR_DEVICE bool are_aligned(const PrepareArgs& args) {
+  const int64_t size = args.dtype == DType::float32 ? 4 : 2;
+  const uint64_t places = reinterpret_cast<uintptr_t>(args.rows) | static_cast<uint64_t>(args.stride * size) |
+                          static_cast<uint64_t>(args.dim * size);
+  return places % static_cast<uint64_t>(4 * size) == 0;
+}
+
+// A row of any kind, packed, or zeros behind the last.
+CPR_DEVICE void pack_row(const PrepareArgs& args, int64_t row, int lane) {
+  if (args.split && row < args.count)
+    return split_row<false, Packed>(args, row, lane, features_from<false>(args, row, 4 * lane));
+  const Packed to(args, row);
+  const uint16_t* from = static_cast<const uint16_t*>(args.rows) + row * args.stride;
+  for (int p = 0; p < (args.split ? 2 : 1); ++p)
+    for (int d = lane; d < args.padded; d += 32)
+      *to.at(p, d) = row < args.count && d < args.dim ? from[d] : static_cast<uint16_t>(0);
 }
 
 // Rows of an operand packed, over the warps of `blocks` blocks, and zeros behind them.
 CPR_DEVICE void pack_rows(const PrepareArgs& args, uint32_t block, uint32_t blocks) {
-  const int lane = thread_index() & 31, planes = args.split ? 2 : 1;
-  const uint32_t first = block * (SCORE_THREADS / 32) + static_cast<uint32_t>(thread_index() >> 5),
-                 step = blocks * (SCORE_THREADS / 32);
-  const bool split = are_short(args, are_whole(args));
-  if (split) split_short_rows<Packed>(args, block, blocks);
+  const int lane = thread_index() & 31;
+  const bool at_once = are_short(args, are_aligned(args));
+  const int64_t end = (args.count + args.fill - 1) / args.fill * args.fill;
 #pragma unroll 1
-  for (int64_t row = (split ? args.count : 0) + first;
-       row < (args.count + args.fill - 1) / args.fill * args.fill; row += step) {
-    if (args.split && row < args.count) {
-      split_row<false, Packed>(args, row, lane, features_from<false>(args, row, 4 * lane));
-      continue;
-    }
-    const Packed to(args, row);
-    const uint16_t* from = static_cast<const uint16_t*>(args.rows) + row * args.stride;
-    for (int p = 0; p < planes; ++p)
-      for (int d = lane; d < args.padded; d += 32)
-        *to.at(p, d) = row < args.count && d < args.dim ? from[d] : static_cast<uint16_t>(0);
+  for (int64_t row = block * PREPARED + thread_index() / 32 * PREPARED_AT_ONCE; row < end;
+       row += blocks * PREPARED) {
+    if (at_once && row + PREPARED_AT_ONCE <= args.count && split_four_rows<Packed>(args, row, lane)) continue;
+#pragma unroll 1
+    for (int i = 0; i < PREPARED_AT_ONCE && row + i < end; ++i) pack_row(args, row + i, lane);
   }
 }
 
@@ -256,11 +284,12 @@ CPR_DEVICE void pack_rows(const PrepareArgs& args, uint32_t block, uint32_t bloc
 CPR_DEVICE void prepare_rows(const PrepareArgs& args, uint32_t block, uint32_t blocks) {
   if (block * PREPARED >= args.count) return;  // as soon as that is known: other operands may have more rows
   const int lane = thread_index() & 31;
-  const bool whole = are_whole(args);
-  if (are_short(args, whole)) return split_short_rows<InRows>(args, block, blocks);
+  const bool aligned = are_aligned(args), at_once = are_short(args, aligned);
+  const bool whole = aligned && args.dtype == DType::float32;
 #pragma unroll 1
   for (int64_t row = block * PREPARED + thread_index() / 32 * PREPARED_AT_ONCE; row < args.count;
        row += blocks * PREPARED) {
+    if (at_once && row + PREPARED_AT_ONCE <= args.count && split_four_rows<InRows>(args, row, lane)) continue;
     if (!args.split || !whole) {
 #pragma unroll 1
       for (int i = 0; i < PREPARED_AT_ONCE && row + i < args.count; ++i)

@@ -65,8 +65,9 @@ def trained(config, steps, monkeypatch, kind=MultiViewModel):
 
 
 def batches(config, steps):
-    """The clips of each step, {view: [2, B, ...]}, and their videos and sources."""
+    """The clips of each step, {view: [2, B, ...]}, and their videos and sources; both clips also of frozen views."""
     trainer = build(config)
+    trainer.sampler.second_only = lambda number: frozenset()
     groups = torch.tensor([video.group for video in trainer.dataset.manifest.videos])
     for step, batch in enumerate(_batches(trainer, 0, steps)):
         seed = int(np.random.SeedSequence((config.seed, 2, step)).generate_state(1)[0])

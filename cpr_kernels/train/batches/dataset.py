@@ -19,8 +19,8 @@ from ..data.parts import open_store
 from ..views import Frames, View, chosen
 from .sampler import SampleKey
 
-# Clips by the record that they come from, as stored: `rgb` [B, 2, T, H, W, 3] and `flow` [B, 2, T, H, W, 2], uint8;
-# `video` [B] indices.
+# Clips by the record that they come from, as stored: `rgb` [B, 2, T, H, W, 3] and `flow` [B, 2, T, H, W, 2], uint8, or
+# [B, 1, ...] where only the second clips are read; `video` [B] indices.
 Batch = dict[str, Tensor]
 TWO_VIEWS = ("rgb", "flow")
 
@@ -82,16 +82,18 @@ class ClipDataset(Dataset[dict[str, Any]]):
         return len(self.videos)
 
     def __getitem__(self, key: SampleKey) -> dict[str, Any]:
-        position, seed = key
-        index = self.videos[position]
+        key = SampleKey(*key)
+        index = self.videos[key.position]
         video = self.manifest.videos[index]
-        rng = np.random.default_rng(seed)
+        rng = np.random.default_rng(key.seed)
         clips: dict[str, list[Frames]] = {record: [] for record in self.readers}
         starts = starts_apart(video.frames, self.frames, rng) if self.apart else None
         for number in range(2):
             start = starts[number] if starts else int(rng.integers(video.frames - self.frames + 1))
             box = (rng.random(4), self.min_area)
             for record, view in self.readers.items():
+                if number == 0 and record in key.second_only:
+                    continue
                 signal = self.read(video, view, start) if view.has(video) else None
                 clips[record].append(view.blank() if signal is None else view.clip(signal, self.crop, *box))
         return {

@@ -67,15 +67,19 @@ def clip_batches(dataset: ClipDataset, sampler: ClipSampler, workers: int, steps
 def augmented(
     batch: Batch, views: Mapping[str, View], how: Augment, generator: torch.Generator, device: torch.device
 ) -> dict[str, Tensor]:
-    """Returns {view: encoder input [2, B, ...]}, float32 on `device`.
+    """Returns {view: encoder input [2, B, ...]}, float32 on `device`; [1, B, ...] where the batch has one clip.
 
     All random numbers come from `generator` (on the CPU).
 
     Views are drawn for in order, so a further view leaves the others' clips as they were.
     """
-    draws = Draws(torch.rand(9, 2, len(batch["video"]), generator=generator).to(device), generator)
+    shared = torch.rand(9, 2, len(batch["video"]), generator=generator).to(device)
     clips = {
         record: batch[record].transpose(0, 1).contiguous().to(device, non_blocking=True)
         for record in {view.stored for view in views.values()}
     }
-    return {name: view.augmented(clips[view.stored], draws, how) for name, view in views.items()}
+    made = {}
+    for name, view in views.items():
+        some = clips[view.stored]
+        made[name] = view.augmented(some, Draws(shared[:, 2 - len(some) :], generator), how)
+    return made

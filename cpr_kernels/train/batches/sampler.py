@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -10,7 +11,18 @@ from torch.utils.data import Sampler
 
 from .. import TrainError
 
-SampleKey = tuple[int, int]  # position of the video in the split, seed of its random draws
+Positions = npt.NDArray[np.integer]
+
+
+class SampleKey(NamedTuple):
+    """Names an item of a data set: position of the video in the split, seed of its random draws.
+
+    second_only: the records of which only the second clip is read, as the first is needed by nothing.
+    """
+
+    position: int
+    seed: int
+    second_only: frozenset[str] = frozenset()
 
 
 class ClipSampler(Sampler[list[SampleKey]]):
@@ -18,7 +30,8 @@ class ClipSampler(Sampler[list[SampleKey]]):
 
     Every pass over the split is a new permutation; what does not fill a batch at its end is left out of that
     pass. The consumer moves `position`, so that a checkpoint holds what was used, not what was prefetched.
-    Of `world` processes each takes its `batch / world` keys of every batch.
+    Of `world` processes each takes its `batch / world` keys of every batch. `second_only` returns, for the number of
+    a batch, the records of which its items need the second clip only.
     """
 
     def __init__(self, videos: int, batch: int, seed: int, rank: int = 0, world: int = 1) -> None:
@@ -29,6 +42,7 @@ class ClipSampler(Sampler[list[SampleKey]]):
         self.videos, self.batch, self.seed = videos, batch, seed
         self.rank, self.world = rank, world
         self.position = 0
+        self.second_only: Callable[[int], frozenset[str]] = lambda number: frozenset()
 
     @property
     def steps_per_pass(self) -> int:
@@ -41,9 +55,13 @@ class ClipSampler(Sampler[list[SampleKey]]):
         order = np.random.default_rng((self.seed, 0, turn)).permutation(self.videos)
         chosen = order[place * self.batch : (place + 1) * self.batch]
         seeds = np.random.default_rng((self.seed, 1, number)).integers(1 << 62, size=self.batch)
+        return self._share(chosen, seeds, number)
+
+    def _share(self, chosen: Positions, seeds: Positions, number: int) -> list[SampleKey]:
+        """Returns this rank's keys of a batch."""
         share = self.batch // self.world
-        mine = slice(self.rank * share, (self.rank + 1) * share)
-        return list(zip(chosen[mine].tolist(), seeds[mine].tolist()))
+        mine, second_only = slice(self.rank * share, (self.rank + 1) * share), self.second_only(number)
+        return [SampleKey(*each, second_only) for each in zip(chosen[mine].tolist(), seeds[mine].tolist())]
 
     def __iter__(self) -> Iterator[list[SampleKey]]:
         number = self.position
@@ -104,9 +122,7 @@ class MixedSampler(ClipSampler):
         )
         order = np.random.default_rng((self.seed, 6, number)).permutation(self.batch)
         seeds = np.random.default_rng((self.seed, 1, number)).integers(1 << 62, size=self.batch)
-        share = self.batch // self.world
-        mine = slice(self.rank * share, (self.rank + 1) * share)
-        return list(zip(chosen[order][mine].tolist(), seeds[mine].tolist()))
+        return self._share(chosen[order], seeds, number)
 
     def _drawn(self, kind: np.ndarray, count: int, number: int, stream: int) -> np.ndarray:
         """Returns the `count` videos of a kind in a batch: pass after pass, each a permutation."""

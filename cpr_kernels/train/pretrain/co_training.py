@@ -29,7 +29,8 @@ from .video_queue import VideoQueue
 class Inputs:
     """Holds a batch, augmented, or this rank's share of it.
 
-    clips: {view: [2, B, ...]}, the two clips of each video, as `View.augmented` gives them. sources, videos: [B]
+    clips: {view: [2, B, ...]}, the two clips of each video, as `View.augmented` gives them, or [1, B, ...], the second
+    one, of a view of which the phase needs no more. sources, videos: [B]
     int64; entries of the queue with a clip's source are its siblings. seed: the same on all ranks, another each step.
     """
 
@@ -108,7 +109,7 @@ class MultiViewModel(nn.Module):
         buffers_of_first_rank(self.online)
 
     def first_clips(self, inputs: Inputs, view: str) -> Tensor:
-        """Returns the first clip [B, ...] of every video that has the view."""
+        """Returns the first clip of the batch [B, ...] of every video that has the view."""
         return inputs.clips[view][0]
 
     @property
@@ -148,7 +149,7 @@ class MultiViewModel(nn.Module):
         return seen >= self.config.queue
 
     def encode(self, inputs: Inputs, view: str, clip: int, encode: Callable[[Tensor], Tensor]) -> Tensor:
-        """Returns the embeddings [B, D] of the first (0) or second (1) clips in a view."""
+        """Returns the embeddings [B, D] of the first (0) or second (-1) clips in a view."""
         return encode(inputs.clips[view][clip])
 
     @torch.no_grad()
@@ -158,9 +159,9 @@ class MultiViewModel(nn.Module):
         for view in self.online:
             if view in phase.train:
                 encode = partial(embeddings_of, self.momentum[view], amp=self.config.amp)
-                keys[view] = self.encode(inputs, view, 1, partial(shuffled, encode, seed=inputs.seed))
+                keys[view] = self.encode(inputs, view, -1, partial(shuffled, encode, seed=inputs.seed))
             else:
-                keys[view] = self.encode(inputs, view, 1, self._frozen(view))
+                keys[view] = self.encode(inputs, view, -1, self._frozen(view))
         return keys
 
     def _frozen(self, view: str) -> Callable[[Tensor], Tensor]:

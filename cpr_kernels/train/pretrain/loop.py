@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ from .iic import BankModel
 from .mining.agreement import measured_agreement
 from .mining.meter import MiningMeter, baseline_schedules
 from .missing_views import MissingViewsModel, ViewMask
-from .phases import Moment, Phase, learning_rate, locate, make_plan, total_steps
+from .phases import Moment, Phase, learning_rate, locate, make_plan, second_clip_only, total_steps
 from .run_folder import WarmStart, config_of, encoder_file, plan_file, save_config, warm_start
 
 
@@ -159,6 +160,8 @@ def build(config: TrainConfig, device_name: str | None = None) -> Trainer:
     plan = make_plan(config)
     if any(phase.supervised for phase in plan):
         dataset.manifest.need_classes(config.data, f"mining.method {config.mining.method}")
+    stored = {name: view.stored for name, view in dataset.views.items()}
+    sampler.second_only = partial(second_clip_only, config, plan, sampler.steps_per_pass, stored)
     names = ["mined", *baseline_schedules(config.views, config.mining.topk)]
     return Trainer(
         config=config,

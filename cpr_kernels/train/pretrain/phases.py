@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from math import ceil
 
@@ -142,6 +143,22 @@ def locate(plan: list[Phase], steps_per_epoch: int, step: int) -> Moment:
         step -= total
         behind += phase.epochs * steps_per_epoch
     raise IndexError("step is after the last phase")
+
+
+def second_clip_only(
+    config: TrainConfig, plan: list[Phase], steps_per_epoch: int, stored: Mapping[str, str], step: int
+) -> frozenset[str]:
+    """Returns the records of frozen views, of whose videos a step encodes the second clip alone.
+
+    stored: {view: record that it is cut from}. None in step 0, from whose first clips batch norm begins, and none after
+    the last one, for which workers may prepare.
+    """
+    if config.framework == "iic" or config.mining.frozen_query == "online":
+        return frozenset()
+    if not 0 < step < total_steps(plan, steps_per_epoch):
+        return frozenset()
+    trained = {stored[view] for view in plan[locate(plan, steps_per_epoch, step).phase].train}
+    return frozenset(stored.values()) - trained
 
 
 def total_steps(plan: list[Phase], steps_per_epoch: int) -> int:

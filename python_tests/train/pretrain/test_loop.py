@@ -28,7 +28,7 @@ from cpr_kernels.train.encoders.weights import load_encoder
 from cpr_kernels.train.pretrain import loop
 from cpr_kernels.train.pretrain.config import Mining, Optim, TrainConfig, from_json, to_json
 from cpr_kernels.train.pretrain.loop import build, learning_rate, pretrain, restore, snapshot
-from cpr_kernels.train.pretrain.phases import locate, make_plan, total_steps
+from cpr_kernels.train.pretrain.phases import locate, make_plan, second_clip_only, total_steps
 from cpr_kernels.train.pretrain.presets import small, with_preset
 from cpr_kernels.train.pretrain.run_folder import encoder_files
 from cpr_kernels.train.runtime.checkpoint import load, save
@@ -100,6 +100,25 @@ def test_cycles_train_the_views_that_are_named(data: Path, tmp_path: Path) -> No
     assert [phase.name for phase in turned[1:]] == ["cycle1-flow", "cycle1-rgb"]
     with pytest.raises(TrainError, match=r"cycle-views: the run has no view 'depth'; it has rgb, flow"):
         replace(config, cycle_views=("depth",)).check()
+
+
+def test_of_frozen_views_the_second_clip_is_enough(data: Path, tmp_path: Path) -> None:
+    """But in the first step, and where they are encoded online too: batch norm and mining need the first one."""
+
+    def records(step: int, **changes: Any) -> set[str]:
+        config = tiny(data, tmp_path, **changes)
+        stored = {"rgb": "rgb", "flow": "flow"}
+        return set(second_clip_only(config, make_plan(config), 3, stored, step))
+
+    config = tiny(data, tmp_path)
+    plan = make_plan(config)
+    end = total_steps(plan, 3)
+    by_phase = {plan[locate(plan, 3, step).phase].train: records(step) for step in range(1, end)}
+    assert by_phase == {("rgb", "flow"): set(), ("rgb",): {"flow"}, ("flow",): {"rgb"}}
+    assert records(end) == records(end + 9) == set()
+    assert records(0, infonce_epochs=0) == set() and records(1, infonce_epochs=0) == {"flow"}
+    online = replace(config.mining, frozen_query="online")
+    assert not any(records(step, mining=online) for step in range(end))
 
 
 def test_learning_rate_grows_and_falls(data: Path, tmp_path: Path) -> None:

@@ -115,7 +115,7 @@ def test_every_batch_has_its_share_of_old_videos_and_all_get_their_turn(
     old = WarmStart.load(updated / "goes_on.json").old_videos
     seen: set[int] = set()
     for number in range(40):
-        videos = [trainer.dataset.videos[position] for position, _ in trainer.sampler.sample_keys(number)]
+        videos = [trainer.dataset.videos[position] for position, *_ in trainer.sampler.sample_keys(number)]
         assert len(set(videos)) == 8 and sum(video < old for video in videos) == 6
         seen |= set(videos)
     assert seen == set(trainer.dataset.videos)

@@ -15,7 +15,7 @@ from cpr_kernels.networks.s3d import MEAN, STD
 from cpr_kernels.train import TrainError
 from cpr_kernels.train.batches.dataset import ClipDataset
 from cpr_kernels.train.batches.loader import augmented, clip_loader
-from cpr_kernels.train.batches.sampler import ClipSampler
+from cpr_kernels.train.batches.sampler import ClipSampler, SampleKey
 from cpr_kernels.train.views import KNOWN, base, chosen
 from cpr_kernels.train.views.augment import Augment
 from cpr_kernels.train.views.crops import resized_crop
@@ -117,6 +117,20 @@ def test_an_exported_model_prepares_clips_as_training_does(name: str) -> None:
 def test_residual_is_the_change_from_frame_to_frame() -> None:
     frames = torch.tensor([0.0, 0.25, 0.75, 0.5]).view(4, 1, 1, 1).expand(4, 2, 2, 3)
     assert differences(frames)[:, 0, 0, 0].tolist() == [0.25, 0.5, -0.25, -0.25]
+
+
+def test_second_clips_alone_are_those_of_pairs(data: Path) -> None:
+    """As they are read and augmented for a frozen view; the other view's clips are as ever."""
+    dataset = ClipDataset(data, frames=5, crop=32)
+    pair, single = dataset[SampleKey(3, 7)], dataset[SampleKey(3, 7, frozenset({"rgb"}))]
+    assert (pair["rgb"].shape[0], single["rgb"].shape[0]) == (2, 1)
+    assert torch.equal(single["rgb"][0], pair["rgb"][1]) and torch.equal(single["flow"], pair["flow"])
+    clips = []
+    for item in (pair, single):
+        batch = {name: torch.as_tensor(value)[None] for name, value in item.items()}
+        clips.append(augmented(batch, TWO, Augment(), torch.Generator().manual_seed(1), CPU))
+    assert torch.equal(clips[1]["rgb"], clips[0]["rgb"][1:])
+    assert torch.equal(clips[1]["flow"], clips[0]["flow"])
 
 
 def test_augmentation_is_seeded_and_leaves_flow_colours_alone(data: Path) -> None:
