@@ -207,8 +207,8 @@ CPR_DEVICE void load_four_rows(const PrepareArgs& args, int64_t at, Features (&f
   }
 }
 
-// A warp splits four rows at a time: what is the same of all is formed once. False: one of them needs two scales.
-// WIDE: of float32.
+// A warp splits four rows at a time: what is the same of all is formed once. False: one of them needs two
+// scales. WIDE: of float32.
 template <class Place, bool WIDE>
 CPR_DEVICE bool split_four_rows_of(const PrepareArgs& args, int64_t row, int lane) {
   const bool real = 4 * lane < args.dim;  // else zeros, where there is a place
