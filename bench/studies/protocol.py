@@ -1,6 +1,7 @@
 """Compares the papers' methods in one command: every method under one budget, from each seed's common InfoNCE warm-up.
 
-    python -m bench protocol --data DATA --out FOLDER [--preset cpu|small|flow|centred-flow|gpu] [--seeds 0 1] [--amp bf16]
+    python -m bench protocol --data DATA --out FOLDER [--preset cpu|small|flow|centred-flow|gpu] [--seeds 0 1]
+                             [--amp bf16]
 
 DATA is a set made by `cpr prepare`. Every run is resumable: stopped or killed, the same command continues it.
 FOLDER gets seed<n>/<method>/ (runs), protocol.json, protocol.md, curves.svg and report.html.
