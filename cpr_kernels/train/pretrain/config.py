@@ -74,8 +74,9 @@ class Mining:
     `query online` all views score one clip.
     """
     drop_own_positive: float = 0.0
-    """Chance that a clip's own second clip is left out of its positives where others were mined; the published code
-    takes 0.9 after its long pretraining. In short trainings that costs more than mining gains."""
+    """Chance that a clip's own second clip is left out of its positives where others were mined, or have its label; the
+    published code takes 0.9 for mined ones, after its long pretraining. In short trainings that costs more than mining
+    gains."""
     siblings: Siblings = "positive"
     """Queue entries from the same source video, in the cycles' loss; they are never mined."""
     infonce_siblings: Siblings = "negative"

@@ -197,11 +197,12 @@ def run_step(trainer: Trainer, moment: Moment, step: int, batch: Batch, log: Run
         file = plan_file(config.out, moment.phase, phase.name)
         model.tuned.prepare(phase, moment.step_in_phase - phase.fill_steps, file)
     own = torch.rand(len(inputs.videos), generator=generator) >= config.mining.drop_own_positive
+    has_others = phase.mines or phase.supervised  # positives beside the own pair
     full = model.is_full(moment.step_in_phase * config.clips.batch, moment.phase)
     measured = baseline_schedules(config.views, phase.topk) if full else {}
     entries = model.held_videos.clone()  # before this batch replaces some
     trainer.optimizer.zero_grad(set_to_none=True)
-    result = model.train_step(inputs, phase, measured, own.to(trainer.device) if phase.mines else None)
+    result = model.train_step(inputs, phase, measured, own.to(trainer.device) if has_others else None)
     losses = ranks.means([float(loss) for loss in result.losses.values()], trainer.device)
     figures = {f"loss_{view}": loss for view, loss in zip(result.losses, losses)}
     check_finite(step, figures, model.trained_parameters(phase))
