@@ -60,16 +60,15 @@ def test_cuda_sources(case: NonFiniteCase) -> None:
     """The CUDA kernels, run thread by thread on the CPU."""
     core = emulated()
     core.set_seed(0)
-
-    def keys_gradient(call: LossCall, *given: Tensor) -> Tensor:
-        return native.keys_gradient_on_stream(call, given, core, 0)
-
-    sweep = functools.partial(_swept, core)
-    assert non_finite.wrong(case, sweep, keys_gradient) == ""
+    assert non_finite.wrong(case, functools.partial(_swept, core), functools.partial(_graded, core)) == ""
 
 
 def _swept(core: Any, call: LossCall, want_gradient: bool) -> Sweep:
     return native.sweep_on_stream(call, want_gradient, core, 0)
+
+
+def _graded(core: Any, call: LossCall, *given: Tensor) -> Tensor:
+    return native.keys_gradient_on_stream(call, given, core, 0)
 
 
 def check_shares(case: LossCase, sweep: Any, keys_gradient: Any) -> None:
@@ -99,11 +98,7 @@ def test_shares_of_huge_scores(case: LossCase, isa: str) -> None:
 @pytest.mark.parametrize("case", HUGE, ids=["100 features", "20 features"])
 def test_shares_of_huge_scores_on_cuda_sources(case: LossCase) -> None:
     core = emulated()
-
-    def keys_gradient(call: LossCall, *given: Tensor) -> Tensor:
-        return native.keys_gradient_on_stream(call, given, core, 0)
-
-    check_shares(case, functools.partial(_swept, core), keys_gradient)
+    check_shares(case, functools.partial(_swept, core), functools.partial(_graded, core))
 
 
 @pytest.mark.parametrize("backend", ["auto", "native", "reference"])

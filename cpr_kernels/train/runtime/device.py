@@ -24,7 +24,7 @@ def device_to_train_on(name: str, amp: Amp) -> torch.device:
             float32, and a forward pass of torch 2.13 was wrong once in 2,500 shapes.
     """
     device = device_of(name)
-    if amp == "bf16" and device.type == "cpu" and not _multiplies_bfloat16():
+    if amp == "bf16" and device.type == "cpu" and not multiplies_bfloat16():
         raise TrainError(
             f"amp: bf16 on the device {device} needs a CPU with AVX-512 BF16, and a torch that says so "
             "(`torch.cpu.get_capabilities()`); use --amp off"
@@ -32,11 +32,10 @@ def device_to_train_on(name: str, amp: Amp) -> torch.device:
     return device
 
 
-def _multiplies_bfloat16() -> bool:
-    capabilities: dict[str, Any] = getattr(
-        torch.cpu, "get_capabilities", dict
-    )()  # torch 2.11 has no such function
-    return bool(capabilities.get("avx512_bf16"))
+def multiplies_bfloat16() -> bool:
+    """Returns whether this CPU has instructions for bfloat16 (AVX-512 BF16), and torch says so: 2.11 cannot."""
+    capabilities: Any = getattr(torch.cpu, "get_capabilities", dict)
+    return bool(capabilities().get("avx512_bf16"))
 
 
 def device_of(name: str) -> torch.device:
@@ -77,8 +76,8 @@ def compiling(enabled: bool) -> Iterator[None]:
 def autocast(device: torch.device, amp: Amp) -> Iterator[None]:
     """Computes convolutions and products in bfloat16 inside.
 
-    Weights, batch norm's statistics and losses stay float32, so no loss scaling is needed. On CPUs weight gradients
-    of convolutions are float32 too, see :class:`RightConvolutions`.
+    Weights, batch norm's statistics and losses stay float32, so no loss scaling is needed. On CPUs some convolutions
+    are float32 too, see :class:`RightConvolutions`.
     """
     if amp == "off":
         yield

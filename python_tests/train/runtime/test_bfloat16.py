@@ -11,11 +11,11 @@ from torch import Tensor
 
 from cpr_kernels.networks import Conv4
 from cpr_kernels.train import TrainError
-from cpr_kernels.train.runtime.device import autocast, device_to_train_on
+from cpr_kernels.train.runtime.device import autocast, device_to_train_on, multiplies_bfloat16
 
 CPU = torch.device("cpu")
 needs_bfloat16 = pytest.mark.skipif(
-    not getattr(torch.cpu, "get_capabilities", dict)().get("avx512_bf16"),
+    not multiplies_bfloat16(),
     reason="this CPU has no instructions for bfloat16 (AVX-512 BF16)",
 )
 FORMATS: dict[int, list[Any]] = {
