@@ -1,7 +1,7 @@
 """Compares the papers' methods in one command: every method under one budget, from each seed's common InfoNCE warm-up.
 
     python -m bench protocol --data DATA --out FOLDER [--preset cpu|small|flow|centred-flow|gpu] [--seeds 0 1]
-                             [--amp bf16]
+                             [--amp bf16] [--drop-own-positive 0.9]
 
 DATA is a set made by `cpr prepare`. Every run is resumable: stopped or killed, the same command continues it.
 FOLDER gets seed<n>/<method>/ (runs), protocol.json, protocol.md, curves.svg and report.html.
@@ -142,13 +142,16 @@ def method_config(base: Budget, out: Path, seed: int, method: str) -> TrainConfi
 
 def _what_counts(config: TrainConfig) -> TrainConfig:
     """Returns the settings that a result depends on: not the machine's, and not IIC's queue, which is as long
-    as its data.
+    as its data; without other positives, as in the warm-up and in InfoNCE, the own pair is never left out.
     """
     queue = 0 if config.framework == "iic" else config.queue
+    alone = config.cycles == 0 or config.mining.method == "infonce"
+    drop = 0.0 if alone else config.mining.drop_own_positive
     return replace(
         with_absolute_paths(config),
         device="",
         queue=queue,
+        mining=replace(config.mining, drop_own_positive=drop),
         clips=replace(config.clips, workers=0, cache_mb=0),
     )
 
@@ -258,9 +261,10 @@ def described(base: Budget) -> dict[str, Any]:
         told["convolutions"] = config.amp
     if config.cycle_views:
         told["views trained in cycles"] = list(config.cycle_views)
+    if config.mining.drop_own_positive or base.cycle_min_area is not None:
+        told["own positive dropped"] = config.mining.drop_own_positive
     if base.cycle_min_area is not None:
         told["rate in cycles"] = config.optim.cycle_lr
-        told["own positive dropped"] = config.mining.drop_own_positive
         told["least crop"] = config.augment.min_area
         told["least crop in cycles"] = base.cycle_min_area
     return told
@@ -309,6 +313,11 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument(
         "--amp", choices=("off", "bf16"), help="the preset's by default; bf16 is a budget of its own"
     )
+    parser.add_argument(
+        "--drop-own-positive",
+        type=float,
+        help="chance in 0..1, where other positives exist; the preset's by default",
+    )
     args = parser.parse_args(argv)
     return run_study("protocol", lambda: _work(args))
 
@@ -345,5 +354,7 @@ def _changed(base: Budget, args: argparse.Namespace) -> Budget:
     names = ("infonce_epochs", "cycle_epochs", "queue", "amp")
     given = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
     config = replace(config, clips=clips, **given)
+    if args.drop_own_positive is not None:
+        config = replace(config, mining=replace(config.mining, drop_own_positive=args.drop_own_positive))
     config.check()
     return replace(base, config=config)

@@ -229,3 +229,16 @@ def test_bad_arguments_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert protocol.main(["--data", str(tmp_path), "--out", str(tmp_path / "o")]) == 2
     said = capsys.readouterr().err
     assert said.startswith("bench protocol: data:") and said.count("\n") == 1
+
+
+def test_another_chance_of_leaving_the_own_pair_out(base: protocol.Budget, document: dict) -> None:
+    """It is a budget of its own; InfoNCE and the warm-up, which have no other positives, are not trained again."""
+    config = base.config
+    changed = replace(base, config=replace(config, mining=replace(config.mining, drop_own_positive=0.5)))
+    assert protocol.described(changed) == {**protocol.described(base), "own positive dropped": 0.5}
+    warm_up = config.out / "seed3" / "warm-up" / "log.jsonl"
+    before = warm_up.stat().st_mtime_ns
+    protocol.train(protocol.warm_up_config(changed.config, config.out, 3), 1)
+    assert warm_up.stat().st_mtime_ns == before
+    with pytest.raises(TrainError, match=r"cpr-3 was made with other settings"):
+        protocol.train(protocol.method_config(changed, config.out, 3, "cpr-3"), 1)
