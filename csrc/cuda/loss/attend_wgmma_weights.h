@@ -125,21 +125,36 @@ CPR_DEVICE void weigh_usual(const AttendArgs& args, const StepFacts& facts, cons
   for (int half = 0; half < 2; ++half) sums.mass[half] = fused(sums.mass[half], shrink[half], mass[half]);
 }
 
+// Calls what is given with each four values of a lane and their number, by the same instructions, for paths
+// that are seldom taken: the next four move to where the first were.
+template <class Given>
+CPR_DEVICE void for_each_four(float (&values)[16][4], const Given& given) {
+#pragma unroll 1
+  for (int n = 0; n < 16; ++n) {
+    float four[4] = {values[0][0], values[0][1], values[0][2], values[0][3]};
+    given(four, n);
+#pragma unroll
+    for (int at = 0; at < 16; ++at)
+#pragma unroll
+      for (int c = 0; c < 4; ++c) values[at][c] = at < 15 ? values[at < 15 ? at + 1 : 0][c] : four[c];
+  }
+}
+
 // Products become scores, of any exponents: NaN where one overflows or a row is odd, and where a key takes
 // part in nothing.
 CPR_DEVICE void form_scores(const StepFacts& facts, const StepRows& rows, float (&products)[16][4]) {
   const ColumnPair* pairs = facts.pairs + (thread_index() & 3);
-#pragma unroll
-  for (int n = 0; n < 16; ++n)
+  for_each_four(products, [&](float(&four)[4], int n) {
 #pragma unroll
     for (int c = 0; c < 4; ++c) {
       const float shift = pairs[n * 4].shift[c % 2];
       const bool odd = unordered(shift, shift) || rows.exponent[c / 2] == ODD;
       float score = float_of(0x7FC00000u);
       if (!odd && shift != float_of(0xFF800000u))
-        score = scaled(products[n][c], rows.exponent[c / 2] + static_cast<int>(shift));
-      products[n][c] = fused(score, 0.0f, score);
+        score = scaled(four[c], rows.exponent[c / 2] + static_cast<int>(shift));
+      four[c] = fused(score, 0.0f, score);
     }
+  });
 }
 
 // The statistics of a step: of products where all exponents are usual, else of scores. Nothing changes but
@@ -171,22 +186,24 @@ CPR_DEVICE void rank_step(const AttendArgs& args, const StepFacts& facts, const 
 CPR_DEVICE void weigh_any(const AttendArgs& args, const StepFacts& facts, const StepRows& rows, RowSums& sums,
                           float (&weights)[16][4], float (&shrink)[2]) {
   const ColumnPair* pairs = facts.pairs + (thread_index() & 3);
+  const int64_t* ids = facts.id + (thread_index() & 3) * 2;
   const float to_logits = args.scale * LOG2_E, nothing = float_of(0xFF800000u);
+  const bool left_out = args.siblings == 2;
+  int64_t own[2];
 #pragma unroll
-  for (int n = 0; n < 16; ++n)
+  for (int half = 0; half < 2; ++half) own[half] = args.row_ids ? args.row_ids[rows.at[half]] : -1;
+  float most[2] = {nothing, nothing}, largest[2] = {nothing, nothing};
+  for_each_four(weights, [&](float(&four)[4], int n) {
 #pragma unroll
     for (int c = 0; c < 4; ++c) {
-      float logit = weights[n][c] * to_logits;
+      float logit = four[c] * to_logits;
       if (logit > MOST) logit = MOST;
       if (logit < LEAST) logit = LEAST;
-      weights[n][c] = pairs[n * 4].shift[c % 2] == nothing ? nothing : logit;
+      const bool sibling = left_out && ids[n * 8 + c % 2] == own[c / 2];
+      four[c] = sibling || pairs[n * 4].shift[c % 2] == nothing ? nothing : logit;
+      most[c / 2] = fmaxf(most[c / 2], four[c]);
     }
-  if (args.siblings == 2) leave_siblings_out(args, facts, rows, nothing, weights);
-  float most[2] = {nothing, nothing}, largest[2] = {nothing, nothing};
-#pragma unroll
-  for (int n = 0; n < 16; ++n)
-#pragma unroll
-    for (int c = 0; c < 4; ++c) most[c / 2] = fmaxf(most[c / 2], weights[n][c]);
+  });
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
     const float top = fmaxf(sums.top[half], row_maximum(most[half]));
@@ -194,26 +211,25 @@ CPR_DEVICE void weigh_any(const AttendArgs& args, const StepFacts& facts, const 
     sums.mass[half] *= fast_exp2(shrink[half]);
     sums.top[half] = top;
   }
-#pragma unroll
-  for (int n = 0; n < 16; ++n)
+  for_each_four(weights, [&](float(&four)[4], int n) {
 #pragma unroll
     for (int c = 0; c < 4; ++c) {
-      const float logit =
-          weights[n][c] - sums.top[c / 2];  // differences first: exponents are small beside logits
+      const float logit = four[c] - sums.top[c / 2];  // differences first: exponents are small beside logits
       sums.mass[c / 2] += fast_exp2(logit);
-      weights[n][c] = logit == nothing ? nothing : logit + pairs[n * 4].shift[c % 2];
-      largest[c / 2] = fmaxf(largest[c / 2], weights[n][c]);
+      four[c] = logit == nothing ? nothing : logit + pairs[n * 4].shift[c % 2];
+      largest[c / 2] = fmaxf(largest[c / 2], four[c]);
     }
+  });
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
     const float before = sums.excess[half] + shrink[half];
     sums.excess[half] = fmaxf(before, row_maximum(largest[half]) - HEADROOM);
     shrink[half] = fast_exp2(before - sums.excess[half]);
   }
+  for_each_four(weights, [&](float(&four)[4], int) {
 #pragma unroll
-  for (int n = 0; n < 16; ++n)
-#pragma unroll
-    for (int c = 0; c < 4; ++c) weights[n][c] = fast_exp2(weights[n][c] - sums.excess[c / 2]);
+    for (int c = 0; c < 4; ++c) four[c] = fast_exp2(four[c] - sums.excess[c / 2]);
+  });
 }
 
 }  // namespace cpr
