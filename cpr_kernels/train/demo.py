@@ -112,7 +112,7 @@ def demo_config(settings: Demo, manifest: Manifest) -> TrainConfig:
         width=0.25,
         clips=Clips(frames=frames, crop=48, batch=batch),
         mining=Mining(
-            stages=stages, topk=min(5, queue // 2 ** (stages - 1)), drop_own_positive=0.9,
+            stages=stages, topk=min(5, queue // 2 ** (stages - 1)), drop_own_positive=0.5,
             infonce_siblings="positive",
         ),
         optim=Optim(momentum=0.97, cycle_lr=3e-3, warmup=10),

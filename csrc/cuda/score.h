@@ -34,7 +34,7 @@ struct ScoreArgs {
   int num_views;
   uint32_t num_queries, num_keys;  // of this sweep
   int64_t first_query;             // rows before them
-  float* out;                      // [views][num_queries, pitch]
+  float* out;                      // [views][num_queries, pitch], pitch even: pairs are written
   int64_t view_stride, pitch;
   const int64_t* query_ids;  // from the sweep's first query on, or null
   const int64_t* key_ids;
@@ -42,13 +42,18 @@ struct ScoreArgs {
   int64_t exclude_stride;
 };
 
-// value * 2^exponent for any exponent a pair of rows can have, from -252 to 256, rounded once unless the
-// result is subnormal. A sum of products is 0 or at least 2^-59, so that 2^254 makes it infinite already.
-CPR_DEVICE float scaled(float value, int exponent) {
-  if (exponent > 254) exponent = 254;
-  const int half = exponent >> 1;
-  return value * power_of_two(half) * power_of_two(exponent - half);
-}
+// Times 2^exponent for any exponent a pair of rows can have, from -252 to 256, rounded once unless the result
+// is subnormal. A sum of products is 0 or at least 2^-59, so that 2^254 makes it infinite already.
+struct PowerOfTwo {
+  float first, second;
+  CPR_DEVICE explicit PowerOfTwo(int exponent) {
+    if (exponent > 254) exponent = 254;
+    const int half = exponent >> 1;
+    first = power_of_two(half), second = power_of_two(exponent - half);
+  }
+  CPR_DEVICE float times(float value) const { return value * first * second; }
+};
+CPR_DEVICE float scaled(float value, int exponent) { return PowerOfTwo(exponent).times(value); }
 
 // Shapes of a tile of BM queries by TILE_KEYS keys, 8 warps.
 template <int BM>
@@ -237,10 +242,7 @@ CPR_DEVICE void write_scores(const ScoreArgs& args, const ScoreView& view, const
           pair.of[i] = PLANES == 2 ? (main + rest * (1.0f / LOW_SCALE)) * of_query * of_key[i] : main;
         }
         float* at = to + row * args.pitch + column;
-        if (key0 + static_cast<uint32_t>(column) + 1 < args.num_keys)
-          *reinterpret_cast<Two*>(at) = pair;
-        else if (key0 + static_cast<uint32_t>(column) < args.num_keys)
-          *at = pair.of[0];
+        if (key0 + static_cast<uint32_t>(column) < args.num_keys) *reinterpret_cast<Two*>(at) = pair;
       }
   }
   if (!plain || args.exclude || (args.key_ids && any_never<S>(rows, row0, column0)))

@@ -129,24 +129,34 @@ CPR_DEVICE void store_key(const Features& features, unsigned char* high) {
 }
 
 // A warpgroup splits its keys as split_row does, a warp 32 of them, to where the tensor cores want them; keys
-// beyond the end repeat the last one. Returns the exponent of the key that has the thread's number.
-template <bool WHOLE>
-CPR_DEVICE int split_keys(const ScoreArgs& args, const ScoreView& view, uint32_t key0, unsigned char* to) {
+// beyond the end repeat the last one. `whole`: rows begin and end on 16 bytes. Returns the exponent of the
+// key that has the thread's number.
+CPR_DEVICE int split_keys(const ScoreArgs& args, const ScoreView& view, uint32_t key0, bool whole,
+                          unsigned char* to) {
   const int lane = thread_index() & 31, warp_row = thread_index() % GROUP_THREADS / 32 * 32, d = 4 * lane;
   const bool has_place = d < blocks_of(view.dim) * PACKED;
   to += (d / PACKED * 2) * KEY_BYTES + warp_row * LINE + (d & 4) * 2;
   const uint32_t first = key0 + static_cast<uint32_t>(warp_row), last = args.num_keys - 1;
-  const auto load = [&](uint32_t key) {
+  const auto row_of = [&](uint32_t key) {
     const int64_t at = key < last ? key : last;
-    return plain_features<WHOLE>(view.keys.plain + at * view.keys.plain_stride, d, view.plain_dim);
+    return view.keys.plain + at * view.keys.plain_stride;
   };
   int own = 0;
 #pragma unroll 1
   for (int row0 = 0; row0 < 32; row0 += SPLIT_AT_ONCE, to += SPLIT_AT_ONCE * LINE) {
     Features features[SPLIT_AT_ONCE];
     uint32_t tops[SPLIT_AT_ONCE], top = 0;
+    if (whole) {
 #pragma unroll
-    for (int i = 0; i < SPLIT_AT_ONCE; ++i) features[i] = load(first + static_cast<uint32_t>(row0 + i));
+      for (int i = 0; i < SPLIT_AT_ONCE; ++i)
+        features[i] =
+            plain_features<true>(row_of(first + static_cast<uint32_t>(row0 + i)), d, view.plain_dim);
+    } else {
+#pragma unroll
+      for (int i = 0; i < SPLIT_AT_ONCE; ++i)
+        features[i] =
+            plain_features<false>(row_of(first + static_cast<uint32_t>(row0 + i)), d, view.plain_dim);
+    }
 #pragma unroll
     for (int i = 0; i < SPLIT_AT_ONCE; ++i) {
       tops[i] = warp_max(largest(features[i], 0));
@@ -165,7 +175,8 @@ CPR_DEVICE int split_keys(const ScoreArgs& args, const ScoreView& view, uint32_t
     } else {
 #pragma unroll 1
       for (int i = 0; i < SPLIT_AT_ONCE; ++i) {
-        const Features one = load(first + static_cast<uint32_t>(row0 + i));
+        const Features one =
+            plain_features<false>(row_of(first + static_cast<uint32_t>(row0 + i)), d, view.plain_dim);
         const RowScale scale(warp_max(largest(one, 0)));
         if (has_place) store_key(scale.fitting(one), to + i * LINE + ((piece ^ i) << 4));
       }
@@ -206,8 +217,7 @@ CPR_DEVICE void load_keys(const ScoreArgs& args, const ScoreView& view, uint32_t
     copy_keys<PLANES>(args, view, key0, to);
     if (PLANES == 2 && real) exponent = view.keys.exponents[key];
   } else {
-    exponent = plain_on_sixteen_bytes(view) ? split_keys<true>(args, view, key0, to)
-                                            : split_keys<false>(args, view, key0, to);
+    exponent = split_keys(args, view, key0, plain_on_sixteen_bytes(view), to);
     if (!real) exponent = 0;
   }
   rows.key_id[thread] = real && args.key_ids ? args.key_ids[key] : 0;
@@ -290,10 +300,7 @@ CPR_DEVICE void write_group_scores(const ScoreArgs& args, const ScoreView& view,
           pair.of[i] = (pair.of[i] + cross[n][2 * half + i] * (1.0f / LOW_SCALE)) *
                        (plain ? of_row[half] * keys.of[i] : 1.0f);
       }
-      if (8 * n + 1 < columns)
-        *reinterpret_cast<Two*>(at + 8 * n) = pair;
-      else if (8 * n < columns)
-        at[8 * n] = pair.of[0];
+      if (8 * n < columns) *reinterpret_cast<Two*>(at + 8 * n) = pair;
     }
   }
   if (!plain || args.exclude || (args.key_ids && any_never<GroupShape>(rows, row0, column0)))

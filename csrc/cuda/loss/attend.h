@@ -26,19 +26,20 @@ constexpr int ATTEND_SHARED_BYTES = 2 *
                                      2 * ATTEND_COLUMN_TILE<DEPTHS>)+static_cast<int>(sizeof(ColumnFacts));
 static_assert(ATTEND_SHARED_BYTES<256> == ATTEND_256_BYTES, "as the layout counts it");
 
-// Start copying `count` rows of both planes, DEPTHS features from feature `feature` on. Rows beyond the end
-// repeat the last one.
-template <int DEPTHS>
-CPR_DEVICE void fetch_rows(const Operand& from, uint32_t first, uint32_t total, int count, int feature,
-                           uint16_t* to) {
-  constexpr int PIECES = DEPTHS / 8;
-  for (int i = thread_index(); i < 2 * count * PIECES; i += ATTEND_THREADS) {
-    const int piece = i % PIECES, row = i / PIECES % count, plane = i / PIECES / count;
-    const uint32_t at =
-        first + static_cast<uint32_t>(row) < total ? first + static_cast<uint32_t>(row) : total - 1;
-    copy_async(to + plane * count * DEPTHS + wide_swizzled<DEPTHS>(row, piece),
-               from.planes + plane * from.plane + at * from.pitch + feature + piece * 8, true);
-  }
+// Start copying COUNT rows of both planes, DEPTHS features from feature `feature` on. Rows beyond the end
+// repeat the last one. A thread has one piece of every few rows.
+template <int DEPTHS, int COUNT>
+CPR_DEVICE void fetch_rows(const Operand& from, uint32_t first, uint32_t total, int feature, uint16_t* to) {
+  constexpr int PIECES = DEPTHS / 8, AT_ONCE = ATTEND_THREADS / PIECES;
+  const int piece = thread_index() % PIECES, row0 = thread_index() / PIECES;
+  const uint16_t* planes = from.planes + feature + piece * 8;
+#pragma unroll 1
+  for (int plane = 0; plane < 2; ++plane, planes += from.plane, to += COUNT * DEPTHS)
+#pragma unroll 4
+    for (int row = row0; row < COUNT; row += AT_ONCE) {
+      const uint32_t wanted = first + static_cast<uint32_t>(row), at = wanted < total ? wanted : total - 1;
+      copy_async(to + wide_swizzled<DEPTHS>(row, piece), planes + at * from.pitch, true);
+    }
 }
 
 // One warp's share: 16 rows, the sums of their weights times the columns' features, and what scales them.
@@ -146,12 +147,13 @@ struct Attention {
 
   // Write the lane's sums of row half `half` to `to` [dim], from feature `first` on.
   CPR_DEVICE void store(float* to, int half, int first, int dim) const {
+    const PowerOfTwo unit(power[half]);
 #pragma unroll
     for (int n = 0; n < OUT / 8; ++n)
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
         const int d = first + n * 8 + lane % 4 * 2 + i;
-        if (d < dim) to[d] = scaled(sums[n][2 * half + i], power[half]);
+        if (d < dim) to[d] = unit.times(sums[n][2 * half + i]);
       }
   }
 };
@@ -198,8 +200,8 @@ CPR_DEVICE void attend(const AttendArgs& args, unsigned char* shared) {
   A attention{row_tile, nullptr, lane, warp * 16, out0, {}, {-120, -120}};
   LaneRows rows(args, row0 + static_cast<uint32_t>(row_in_tile));
   Ranks<MODE> ranks(args.ranks, args.num_rows, row0 + static_cast<uint32_t>(row_in_tile));
-  fetch_rows<DEPTHS>(args.rows, row0, args.num_rows, ATTEND_ROWS, 0, row_tile);
-  if (begin < end) fetch_rows<DEPTHS>(args.columns, begin, args.num_columns, ATTEND_COLUMNS, 0, stages);
+  fetch_rows<DEPTHS, ATTEND_ROWS>(args.rows, row0, args.num_rows, 0, row_tile);
+  if (begin < end) fetch_rows<DEPTHS, ATTEND_COLUMNS>(args.columns, begin, args.num_columns, 0, stages);
   copy_commit();
 
   int turn = 0;
@@ -207,8 +209,8 @@ CPR_DEVICE void attend(const AttendArgs& args, unsigned char* shared) {
     copy_wait<0>();
     sync_block();  // this step's columns are there; the last step's facts and columns have been used
     if (first + ATTEND_COLUMNS < end)
-      fetch_rows<DEPTHS>(args.columns, first + ATTEND_COLUMNS, args.num_columns, ATTEND_COLUMNS, 0,
-                         stages + (turn ^ 1) * ATTEND_COLUMN_TILE<DEPTHS>);
+      fetch_rows<DEPTHS, ATTEND_COLUMNS>(args.columns, first + ATTEND_COLUMNS, args.num_columns, 0,
+                                         stages + (turn ^ 1) * ATTEND_COLUMN_TILE<DEPTHS>);
     copy_commit();
     load_facts<GRADIENT>(args, first, row0, facts);
     sync_block();

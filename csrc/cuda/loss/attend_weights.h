@@ -37,6 +37,23 @@ CPR_DEVICE float row_maximum(float most) {
   return fmaxf(most, shuffle_xor(most, 2));
 }
 
+// Calls what is given with each four values of a lane and their number, by the same instructions, for paths
+// that are seldom taken: the next four move to where the first were.
+template <int PIECES, class Given>
+CPR_DEVICE void for_each_four(float (&values)[PIECES][4], const Given& given) {
+#pragma unroll 1
+  for (int n = 0; n < PIECES; ++n) {
+    float four[4] = {values[0][0], values[0][1], values[0][2], values[0][3]};
+    given(four, n);
+#pragma unroll
+    for (int c = 0; c < 4; ++c) {
+#pragma unroll
+      for (int at = 1; at < PIECES; ++at) values[at - 1][c] = values[at][c];
+      values[PIECES - 1][c] = four[c];
+    }
+  }
+}
+
 struct ColumnFacts {
   int64_t id[ATTEND_COLUMNS];
   int exponent[ATTEND_COLUMNS];
@@ -112,15 +129,15 @@ CPR_DEVICE bool scale_scores(const ColumnFacts& facts, const LaneRows& rows,
       for (int c = 0; c < 4; ++c) scores[n][c] *= of_row[c / 2] * of_column[n][c % 2];
     return true;
   }
-#pragma unroll
-  for (int n = 0; n < N8; ++n)
+  for_each_four(scores, [&](float(&four)[4], int n) {
 #pragma unroll
     for (int c = 0; c < 4; ++c) {
       const int of_first = rows.exponent[c / 2], of_second = facts.exponent[column0 + n * 8 + c % 2];
       const bool odd = of_first == ODD || of_second == ODD;
-      const float score = odd ? float_of(0x7FC00000u) : scaled(scores[n][c], of_first + of_second);
-      scores[n][c] = fmaf(score, 0.0f, score);
+      const float score = odd ? float_of(0x7FC00000u) : scaled(four[c], of_first + of_second);
+      four[c] = fmaf(score, 0.0f, score);
     }
+  });
   return false;
 }
 
@@ -209,13 +226,18 @@ CPR_DEVICE void weigh(const AttendArgs& args, const ColumnFacts& facts, uint32_t
           weight = expf((weights[n][c] - rows.top[c / 2]) * args.scale);
           rows.mass[c / 2] += weight;
         }
-        if (plain)
-          weight *= of_column[n][c % 2];
-        else if (facts.exponent[column] != ODD)
-          weight = scaled(weight, facts.exponent[column]);
+        if (plain) weight *= of_column[n][c % 2];
       }
       weights[n][c] = weight;
     }
+  if (plain) return;
+  for_each_four(weights, [&](float(&four)[4], int n) {
+#pragma unroll
+    for (int c = 0; c < 4; ++c) {
+      const int exponent = facts.exponent[n * 8 + lane % 4 * 2 + c % 2];
+      if (exponent != ODD) four[c] = scaled(four[c], exponent);
+    }
+  });
 }
 
 }  // namespace cpr

@@ -125,21 +125,6 @@ CPR_DEVICE void weigh_usual(const AttendArgs& args, const StepFacts& facts, cons
   for (int half = 0; half < 2; ++half) sums.mass[half] = fused(sums.mass[half], shrink[half], mass[half]);
 }
 
-// Calls what is given with each four values of a lane and their number, by the same instructions, for paths
-// that are seldom taken: the next four move to where the first were.
-template <class Given>
-CPR_DEVICE void for_each_four(float (&values)[16][4], const Given& given) {
-#pragma unroll 1
-  for (int n = 0; n < 16; ++n) {
-    float four[4] = {values[0][0], values[0][1], values[0][2], values[0][3]};
-    given(four, n);
-#pragma unroll
-    for (int at = 0; at < 16; ++at)
-#pragma unroll
-      for (int c = 0; c < 4; ++c) values[at][c] = at < 15 ? values[at < 15 ? at + 1 : 0][c] : four[c];
-  }
-}
-
 // Products become scores, of any exponents: NaN where one overflows or a row is odd, and where a key takes
 // part in nothing.
 CPR_DEVICE void form_scores(const StepFacts& facts, const StepRows& rows, float (&products)[16][4]) {

@@ -16,9 +16,9 @@ static_assert(WIDE_SHARED_BYTES <= 99 * 1024, "fits every device from 8.0 on");
 CPR_DEVICE void fetch_item(const AttendArgs& args, uint32_t row0, uint32_t first, int item, int out,
                            uint16_t* to) {
   const int feature = (item < args.chunks ? item : out) * OUT_DEPTH;
-  if (item < args.chunks) fetch_rows<OUT_DEPTH>(args.rows, row0, args.num_rows, ATTEND_ROWS, feature, to);
-  fetch_rows<OUT_DEPTH>(args.columns, first, args.num_columns, ATTEND_COLUMNS, feature,
-                        to + ATTEND_ROW_TILE<OUT_DEPTH>);
+  if (item < args.chunks) fetch_rows<OUT_DEPTH, ATTEND_ROWS>(args.rows, row0, args.num_rows, feature, to);
+  fetch_rows<OUT_DEPTH, ATTEND_COLUMNS>(args.columns, first, args.num_columns, feature,
+                                        to + ATTEND_ROW_TILE<OUT_DEPTH>);
 }
 
 // As attend(); grid z over chunks of features.
