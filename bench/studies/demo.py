@@ -61,13 +61,15 @@ def student(degrees: int) -> float:
     return STUDENT.get(degrees, 1.96 + 2.5 / degrees)
 
 
-def paired(results: Results, better: str, worse: str, view: str) -> tuple[float, float, float]:
-    """Returns the mean over seeds of the difference of R@1, its standard error, and half its 95 % interval (t)."""
-    seeds = results[better]
-    differences = [
-        results[better][seed]["recall"][view]["1"] - results[worse][seed]["recall"][view]["1"]
-        for seed in seeds
-    ]
+def paired(results: Results, better: str, worse: str, *views: str) -> tuple[float, float, float]:
+    """Returns the mean over seeds of the difference of R@1, of several views their mean, its standard error, and half
+    its 95 % interval (t).
+    """
+
+    def recall(method: str, seed: str) -> float:
+        return mean(results[method][seed]["recall"][view]["1"] for view in views)
+
+    differences = [recall(better, seed) - recall(worse, seed) for seed in results[better]]
     if len(differences) < 2:
         return mean(differences), float("nan"), float("nan")
     error = stdev(differences) / len(differences) ** 0.5
@@ -93,15 +95,15 @@ def markdown(document: Mapping[str, Any]) -> str:
     differences = []
     for better, worse in COMPARED:
         cells = []
-        for view in VIEWS:
-            gain, error, half = (100 * value for value in paired(results, better, worse, view))
+        for views in (*((view,) for view in VIEWS), VIEWS):
+            gain, error, half = (100 * value for value in paired(results, better, worse, *views))
             cells.append(f"{gain:+.1f} ± {half:.1f} (se {error:.1f})")
         differences.append([f"{better} - {worse}", *cells])
     count = len(document["seeds"])
     return (
         f"{count} seeds, each with its own clips; mean over seeds.\n\n{table(columns, rows)}\n\n"
         f"Paired differences of R@1 in points: mean ± half the 95 % interval (standard error), over {count} seeds.\n\n"
-        f"{table(['difference', *VIEWS], differences)}\n"
+        f"{table(['difference', *VIEWS, 'mean of the three'], differences)}\n"
     )
 
 

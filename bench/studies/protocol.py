@@ -46,7 +46,10 @@ METHODS: dict[str, dict[str, Any]] = {
     "tuned": {"method": "auto"},
     "cpr-7-progressive": {"method": "cpr", "stages": 7, "progressive": True},
     "ubernce": {"method": "ubernce"},
+    "cpr-7-drop-own": {"method": "cpr", "stages": 7, "drop_own_positive": 0.9},
+    "ubernce-drop-own": {"method": "ubernce", "drop_own_positive": 0.9},
 }
+USUAL = [name for name in METHODS if not name.endswith("drop-own")]
 PRESETS = ("cpu", "small", "flow", "centred-flow", "gpu")
 PROGRESSIVE_CYCLES = 5  # top-1 to top-5, in as many epochs as the others take
 
@@ -303,7 +306,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--out", type=Path, required=True, help="folder of all runs and results")
     parser.add_argument("--preset", choices=PRESETS, default="cpu")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
-    parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=list(METHODS))
+    parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=USUAL)
     parser.add_argument("--infonce-epochs", type=int, help="of the warm-up; the preset's by default")
     parser.add_argument("--cycle-epochs", type=int, help="for each view; the preset's by default")
     parser.add_argument("--queue", type=int, help="entries; keep it well below the number of training videos")

@@ -31,10 +31,13 @@ def test_differences_are_paired_by_seed() -> None:
     gain, error, half = demo.paired(RESULTS, "cascade", "infonce", "rgb")  # 0.1, 0.2, 0.3
     assert (gain, error) == (pytest.approx(0.2), pytest.approx(0.1 / 3**0.5))
     assert half == pytest.approx(4.303 * 0.1 / 3**0.5)
+    mixed = {"a": {"0": run(0.5)}, "b": {"0": run(0.2)}}
+    mixed["a"]["0"]["recall"]["flow"]["1"] = 0.8  # 0.3 of one view, 0.6 of the other
+    assert demo.paired(mixed, "a", "b", "rgb", "flow")[0] == pytest.approx(0.45)
     text = demo.markdown({"results": RESULTS, "seeds": [0, 1, 2]})
     cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines()]
     assert ["cascade", "55.0", "55.0", "55.0", "60.0", "60.0"] in cells
-    assert ["cascade - infonce", *["+20.0 ± 24.8 (se 5.8)"] * 3] in cells
+    assert ["cascade - infonce", *["+20.0 ± 24.8 (se 5.8)"] * 4] in cells
 
 
 @pytest.mark.parametrize(
