@@ -242,3 +242,5 @@ def test_another_chance_of_leaving_the_own_pair_out(base: protocol.Budget, docum
     assert warm_up.stat().st_mtime_ns == before
     with pytest.raises(TrainError, match=r"cpr-3 was made with other settings"):
         protocol.train(protocol.method_config(changed, config.out, 3, "cpr-3"), 1)
+    dropped = protocol.method_config(base, config.out, 3, "cpr-7-drop-own").mining
+    assert dropped == replace(config.mining, stages=7, drop_own_positive=0.9)
