@@ -248,7 +248,7 @@ def test_kernels_are_short(kernels: dict[str, Any]) -> None:
     """What does not fit the cache of instructions is fetched again and again, and takes long to compile."""
     for name, one in kernels.items():
         assert one.kernel.instructions <= LONGER.get(name, LENGTH), name
-    assert kernels.keys() >= LONGER.keys()
+    assert kernels.keys() >= LONGER.keys() or not has_clusters(kernels)
 
 
 def test_budgets(kernels: dict[str, Any]) -> None:
