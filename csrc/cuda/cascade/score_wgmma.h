@@ -137,7 +137,8 @@ CPR_DEVICE int split_keys(const ScoreArgs& args, const ScoreView& view, uint32_t
   const bool has_place = d < blocks_of(view.dim) * PACKED;
   to += (d / PACKED * 2) * KEY_BYTES + warp_row * LINE + (d & 4) * 2;
   const uint32_t first = key0 + static_cast<uint32_t>(warp_row), last = args.num_keys - 1;
-  const auto row_of = [&](uint32_t key) {
+  const auto row_of = [&](int row) {
+    const uint32_t key = first + static_cast<uint32_t>(row);
     const int64_t at = key < last ? key : last;
     return view.keys.plain + at * view.keys.plain_stride;
   };
@@ -149,13 +150,11 @@ CPR_DEVICE int split_keys(const ScoreArgs& args, const ScoreView& view, uint32_t
     if (whole) {
 #pragma unroll
       for (int i = 0; i < SPLIT_AT_ONCE; ++i)
-        features[i] =
-            plain_features<true>(row_of(first + static_cast<uint32_t>(row0 + i)), d, view.plain_dim);
+        features[i] = plain_features<true>(row_of(row0 + i), d, view.plain_dim);
     } else {
 #pragma unroll
       for (int i = 0; i < SPLIT_AT_ONCE; ++i)
-        features[i] =
-            plain_features<false>(row_of(first + static_cast<uint32_t>(row0 + i)), d, view.plain_dim);
+        features[i] = plain_features<false>(row_of(row0 + i), d, view.plain_dim);
     }
 #pragma unroll
     for (int i = 0; i < SPLIT_AT_ONCE; ++i) {
@@ -175,8 +174,7 @@ CPR_DEVICE int split_keys(const ScoreArgs& args, const ScoreView& view, uint32_t
     } else {
 #pragma unroll 1
       for (int i = 0; i < SPLIT_AT_ONCE; ++i) {
-        const Features one =
-            plain_features<false>(row_of(first + static_cast<uint32_t>(row0 + i)), d, view.plain_dim);
+        const Features one = plain_features<false>(row_of(row0 + i), d, view.plain_dim);
         const RowScale scale(warp_max(largest(one, 0)));
         if (has_place) store_key(scale.fitting(one), to + i * LINE + ((piece ^ i) << 4));
       }

@@ -63,6 +63,9 @@ struct StepRows {
       exponent[half] = args.rows.exponents[at[half]];
     }
   }
+  CPR_DEVICE int64_t id(const AttendArgs& args, int half) const {
+    return args.row_ids ? args.row_ids[at[half]] : -1;
+  }
 };
 
 // Pairs of one source are left out: they become `absent`.
@@ -72,7 +75,7 @@ CPR_DEVICE void leave_siblings_out(const AttendArgs& args, const StepFacts& fact
   uint32_t same[2] = {0, 0};  // bit 2 n + i: column i of piece n
   int64_t ids[2];
 #pragma unroll
-  for (int half = 0; half < 2; ++half) ids[half] = args.row_ids ? args.row_ids[rows.at[half]] : -1;
+  for (int half = 0; half < 2; ++half) ids[half] = rows.id(args, half);
 #pragma unroll 1
   for (int bit = 0; bit < 32; ++bit) {
     const int64_t id = of_columns[bit / 2 * 8 + bit % 2];
@@ -174,9 +177,7 @@ CPR_DEVICE void weigh_any(const AttendArgs& args, const StepFacts& facts, const 
   const int64_t* ids = facts.id + (thread_index() & 3) * 2;
   const float to_logits = args.scale * LOG2_E, nothing = float_of(0xFF800000u);
   const bool left_out = args.siblings == 2;
-  int64_t own[2];
-#pragma unroll
-  for (int half = 0; half < 2; ++half) own[half] = args.row_ids ? args.row_ids[rows.at[half]] : -1;
+  const int64_t own[2] = {rows.id(args, 0), rows.id(args, 1)};
   float most[2] = {nothing, nothing}, largest[2] = {nothing, nothing};
   for_each_four(weights, [&](float(&four)[4], int n) {
 #pragma unroll
